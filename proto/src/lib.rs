@@ -1,0 +1,33 @@
+/*! The contract between a teacher and its students: schema, block, frame, fingerprints and limits.
+
+```text
+ teacher logits row ──> block::Rows ──> frame::encode ──┬──> gRPC Block.frame ──┬──> frame::decode ──> block::Rows
+ token ids, mask, text ─────────────────┘               └──> shard file ────────┘
+```
+
+One layout serves the wire and the disk (see `FORMAT.md`); there is no candle in this crate. Bytes from a peer or a
+file never panic here: every length is checked against a named limit before anything is allocated.
+*/
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+pub mod limits;
+pub mod fingerprint;
+pub mod block;
+pub mod frame;
+mod error;
+
+pub use block::{Estimator, Rows, State, StateKind, ValueCoding};
+pub use error::{Error, Result};
+pub use fingerprint::Fingerprint;
+pub use frame::{Frame, FrameContext};
+
+/// The generated gRPC client, server and messages of `distill.v1`.
+pub mod v1 {
+    #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+    tonic::include_proto!("distill.v1");
+    /// The schema's descriptor set, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
+}
+
+/// Version of the frame layout written by this build; older ones are read or cleanly refused.
+pub const FORMAT_VERSION: u32 = 1;

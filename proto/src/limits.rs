@@ -1,0 +1,22 @@
+//! Provides the named limits that every length from a peer or a file is checked against before allocation.
+
+/// Tokens in one sequence.
+pub const SEQUENCE_TOKENS_MAX: usize = 1 << 16;
+/// Kept entries a row (K). A dense row is a `K = V` row, so this is the largest vocabulary too.
+pub const KEPT_ENTRIES_MAX: usize = 1 << 20;
+/// Token ids.
+pub const VOCAB_SIZE_MAX: usize = 1 << 20;
+/// Coordinates a row in `state`.
+pub const STATE_RANK_MAX: usize = 1 << 15;
+/// Stored temperatures.
+pub const TEMPERATURES_MAX: usize = 16;
+/// Text of one frame.
+pub const TEXT_BYTES_MAX: usize = 16 << 20;
+/// One frame, compressed.
+pub const FRAME_BYTES_MAX: usize = 256 << 20;
+/// One frame, decompressed.
+pub const FRAME_DECOMPRESSED_BYTES_MAX: usize = 1 << 30;
+/// One gRPC message; GetBasis chunks aim at about 2 MiB, one block may be larger.
+pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (1 << 20);
+/// GetBasis chunk.
+pub const BASIS_CHUNK_BYTES: usize = 2 << 20;

@@ -40,7 +40,9 @@ impl Fingerprint {
 
     /// Reads 64 hex digits.
     pub fn from_hex(hex: &str) -> Option<Self> {
-        blake3::Hash::from_hex(hex).ok().map(|hash| Self(*hash.as_bytes()))
+        blake3::Hash::from_hex(hex)
+            .ok()
+            .map(|hash| Self(*hash.as_bytes()))
     }
 
     /// 64 hex digits.

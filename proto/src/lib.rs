@@ -8,15 +8,22 @@
 One layout serves the wire and the disk (see `FORMAT.md`); there is no candle in this crate. Bytes from a peer or a
 file never panic here: every length is checked against a named limit before anything is allocated.
 */
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
-pub mod limits;
-pub mod fingerprint;
 pub mod block;
-pub mod frame;
+pub mod cursor;
 mod error;
+pub mod fingerprint;
+pub mod frame;
+pub mod limits;
 
-pub use block::{Estimator, Rows, State, StateKind, ValueCoding};
+pub use block::{Estimator, Rows, State, StateCoding, StateKind, ValueCoding};
+pub use cursor::Cursor;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use frame::{Frame, FrameContext};
@@ -26,7 +33,8 @@ pub mod v1 {
     #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
     tonic::include_proto!("distill.v1");
     /// The schema's descriptor set, for gRPC reflection.
-    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
 }
 
 /// Version of the frame layout written by this build; older ones are read or cleanly refused.

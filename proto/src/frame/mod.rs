@@ -1,0 +1,167 @@
+//! Provides the frame: one sequence's text, tokens, masks and rows as checksummed bytes.
+
+mod body;
+mod header;
+mod planes;
+mod validate;
+mod values;
+
+use crate::{Error, Result, block::Rows, fingerprint::Fingerprint, limits};
+use header::{HEADER_BYTES, Header, length};
+use planes::Reader;
+
+/// zstd level of the body; FORMAT.md has what other levels give.
+const ZSTD_LEVEL: i32 = 12;
+/// Bytes of the truncated blake3 digest that ends a frame.
+const CHECKSUM_BYTES: usize = 16;
+
+/// One sequence with everything a trainer needs about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Content-derived id of the sequence, unique within a plan.
+    pub sequence_id: u64,
+    /// Index in the plan's order.
+    pub index: u64,
+    /// blake3 of `text`.
+    pub text_digest: Fingerprint,
+    /// The window's text; byte offsets point into it.
+    pub text: String,
+    /// T token ids.
+    pub token_ids: Vec<u32>,
+    /// Byte range of every token in `text`; `(0, 0)` for special tokens.
+    pub byte_offsets: Vec<(u32, u32)>,
+    /// T flags; true where the token is a target. The first token never is.
+    pub target_mask: Vec<bool>,
+    /// One row for every target.
+    pub rows: Rows,
+}
+
+/// What the checksum covers beside the bytes, so that a swapped or renamed frame is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameContext {
+    /// Digest of the plan the frame belongs to.
+    pub plan: Fingerprint,
+    /// Shard number; 0 on a live stream.
+    pub shard: u32,
+    /// Index in the plan's order.
+    pub index: u64,
+}
+
+impl Frame {
+    /// Positions t of the targets, increasing; row i describes the token at `target_positions()[i]`.
+    pub fn target_positions(&self) -> Vec<usize> {
+        let flags = self.target_mask.iter().enumerate();
+        flags
+            .filter_map(|(t, &target)| target.then_some(t))
+            .collect()
+    }
+
+    /// Serialises the frame.
+    ///
+    /// # Errors
+    /// `Invalid` or `LimitExceeded` where the frame breaks the rules of FORMAT.md; nothing is written then.
+    pub fn encode(&self, context: &FrameContext) -> Result<Vec<u8>> {
+        self.validate()?;
+        if self.index != context.index {
+            return Err(Error::WrongIndex {
+                expected: context.index,
+                found: self.index,
+            });
+        }
+        let (codes, value_bytes) = values::encode(&self.rows);
+        let mut header = Header::new(self, value_bytes)?;
+        let body = body::write(self, &codes, value_bytes)?;
+        let compression = |e: std::io::Error| Error::Compression {
+            index: self.index,
+            reason: e.to_string(),
+        };
+        let compressed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(compression)?;
+        header.compressed_bytes = length("compressed frame", compressed.len())?;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + compressed.len() + 128);
+        header.write(&mut bytes);
+        bytes.extend(compressed);
+        bytes.extend(checksum(&bytes, context));
+        if bytes.len() > limits::FRAME_BYTES_MAX {
+            let (value, limit) = (bytes.len() as u64, limits::FRAME_BYTES_MAX as u64);
+            return Err(Error::LimitExceeded {
+                what: "frame bytes",
+                value,
+                limit,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a frame, checking every length, id and the checksum against `context`.
+    ///
+    /// # Errors
+    /// Any damage, lying length or misplaced frame; never a panic, and nothing is allocated before it is checked.
+    pub fn decode(bytes: &[u8], context: &FrameContext) -> Result<Frame> {
+        if bytes.len() > limits::FRAME_BYTES_MAX {
+            let (value, limit) = (bytes.len() as u64, limits::FRAME_BYTES_MAX as u64);
+            return Err(Error::LimitExceeded {
+                what: "frame bytes",
+                value,
+                limit,
+            });
+        }
+        let mut reader = Reader::new(bytes, context.index);
+        let header = Header::read(&mut reader)?;
+        if header.index != context.index {
+            return Err(Error::WrongIndex {
+                expected: context.index,
+                found: header.index,
+            });
+        }
+        let compressed = reader.take("compressed body", header.compressed_bytes as usize)?;
+        let stored: [u8; CHECKSUM_BYTES] = reader.array("checksum")?;
+        if reader.remaining() != 0 {
+            let (needed, available) = (0, reader.remaining() as u64);
+            return Err(Error::Length {
+                index: header.index,
+                what: "end of frame",
+                needed,
+                available,
+            });
+        }
+        let covered = bytes
+            .split_at_checked(bytes.len() - CHECKSUM_BYTES)
+            .map_or(bytes, |(head, _)| head);
+        if checksum(covered, context) != stored {
+            return Err(Error::Checksum {
+                index: header.index,
+            });
+        }
+        let compression = |reason: String| Error::Compression {
+            index: header.index,
+            reason,
+        };
+        // The capacity is the length the header's counts add up to: a zstd bomb stops there.
+        let body = zstd::bulk::decompress(compressed, header.body_bytes as usize)
+            .map_err(|e| compression(e.to_string()))?;
+        if body.len() != header.body_bytes as usize {
+            return Err(compression(format!(
+                "{} bytes instead of {}",
+                body.len(),
+                header.body_bytes
+            )));
+        }
+        let frame = body::read(&body, &header)?;
+        frame.validate()?;
+        Ok(frame)
+    }
+}
+
+fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&context.plan.0);
+    hasher.update(&context.shard.to_le_bytes());
+    hasher.update(&context.index.to_le_bytes());
+    hasher.update(bytes);
+    let mut out = [0; CHECKSUM_BYTES];
+    hasher.finalize_xof().fill(&mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Estimator, State, StateCoding, StateKind, ValueCoding};
+
+fn context(index: u64) -> FrameContext {
+    FrameContext {
+        plan: Fingerprint::of(b"plan"),
+        shard: 3,
+        index,
+    }
+}
+
+/// A frame with `rows` targets over `vocab` ids whose logits come from a small linear congruence.
+fn sample(
+    rows: usize,
+    k: usize,
+    vocab: u32,
+    coding: ValueCoding,
+    state: Option<StateCoding>,
+) -> Frame {
+    let mut seed = 0x2545_f491_u64;
+    let mut next = move || {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let mut out = Rows {
+        rows,
+        k,
+        vocab_size: vocab,
+        estimator: Estimator::TopK,
+        coding,
+        ids: vec![],
+        logits: vec![],
+        counts: vec![],
+        max: vec![],
+        mean: vec![],
+        std: vec![],
+        temperatures: vec![1.0, 2.0],
+        logsumexp: vec![vec![], vec![]],
+        state: None,
+    };
+    for _ in 0..rows {
+        let logits: Vec<f32> = (0..vocab).map(|_| 12.0 * next() * next()).collect();
+        let mut order: Vec<u32> = (0..vocab).collect();
+        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+        let mut kept = order[..k].to_vec();
+        kept.sort();
+        out.logits
+            .extend(kept.iter().map(|&id| logits[id as usize]));
+        out.ids.extend(kept);
+        out.max
+            .push(logits.iter().copied().fold(f32::MIN, f32::max));
+        let mean = logits.iter().sum::<f32>() / vocab as f32;
+        out.mean.push(mean);
+        out.std
+            .push((logits.iter().map(|y| (y - mean).powi(2)).sum::<f32>() / vocab as f32).sqrt());
+        for (column, tau) in out.logsumexp.iter_mut().zip([1.0f32, 2.0]) {
+            column.push(
+                logits
+                    .iter()
+                    .map(|y| f64::from(y / tau).exp())
+                    .sum::<f64>()
+                    .ln() as f32,
+            );
+        }
+    }
+    if let Some(coding) = state {
+        let values = (0..rows * 5).map(|_| next() - 0.5).collect();
+        out.state = Some(State {
+            kind: StateKind::Exact,
+            coding,
+            rank: 5,
+            values,
+        });
+    }
+    let text = "héllo 世界".repeat(rows + 1);
+    let byte_offsets = (0..=rows as u32)
+        .map(|t| if t == 2 { (0, 0) } else { (t * 3, t * 3 + 3) })
+        .collect();
+    Frame {
+        sequence_id: 77,
+        index: 5,
+        text_digest: Fingerprint::of(text.as_bytes()),
+        text,
+        token_ids: (0..=rows as u32).map(|t| t * 7919 % vocab).collect(),
+        byte_offsets,
+        target_mask: (0..=rows).map(|t| t > 0).collect(),
+        rows: out,
+    }
+}
+
+fn kept_mass(rows: &Rows, row: usize) -> f64 {
+    let logits = &rows.logits[row * rows.k..(row + 1) * rows.k];
+    logits
+        .iter()
+        .map(|&y| f64::from(y - rows.logsumexp[0][row]).exp())
+        .sum()
+}
+
+#[test]
+fn round_trip_keeps_everything_and_the_kept_mass() {
+    for coding in [ValueCoding::Step(0.125), ValueCoding::F16] {
+        for state in [None, Some(StateCoding::F16), Some(StateCoding::I8)] {
+            let frame = sample(9, 16, 300, coding, state);
+            let read = Frame::decode(&frame.encode(&context(5)).unwrap(), &context(5)).unwrap();
+            for row in 0..9 {
+                let (before, after) = (kept_mass(&frame.rows, row), kept_mass(&read.rows, row));
+                // f32 storage of the mass and of the shifted logits: a few 1e-6.
+                assert!((before - after).abs() < 1e-5, "{before} {after}");
+                assert!(after <= 1.0 + 1e-5);
+            }
+            let step = if coding == ValueCoding::F16 {
+                0.01
+            } else {
+                0.125
+            };
+            let pairs = frame.rows.logits.iter().zip(&read.rows.logits);
+            // Half a step of rounding and at most half a step of shift.
+            assert!(pairs.clone().all(|(a, b)| (a - b).abs() <= step * 1.001));
+            if let (Some(a), Some(b)) = (&frame.rows.state, &read.rows.state) {
+                assert!(
+                    a.values
+                        .iter()
+                        .zip(&b.values)
+                        .all(|(a, b)| (a - b).abs() < 0.003)
+                );
+            }
+            let same = Rows {
+                logits: frame.rows.logits.clone(),
+                state: frame.rows.state.clone(),
+                ..read.rows.clone()
+            };
+            assert_eq!(Frame { rows: same, ..read }, frame);
+        }
+    }
+}
+
+#[test]
+fn counts_of_a_sampled_frame_survive() {
+    let mut frame = sample(4, 8, 50, ValueCoding::F16, None);
+    frame.rows.estimator = Estimator::Sampled;
+    frame.rows.counts = (0..32).map(|i| i * 70_000).collect();
+    let read = Frame::decode(&frame.encode(&context(5)).unwrap(), &context(5)).unwrap();
+    assert_eq!(read.rows.counts, frame.rows.counts);
+}
+
+#[test]
+fn every_single_bit_flip_is_found() {
+    let bytes = sample(3, 4, 40, ValueCoding::Step(0.125), Some(StateCoding::I8))
+        .encode(&context(5))
+        .unwrap();
+    for bit in 0..bytes.len() * 8 {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(Frame::decode(&damaged, &context(5)).is_err(), "bit {bit}");
+    }
+    for length in 0..bytes.len() {
+        assert!(
+            Frame::decode(&bytes[..length], &context(5)).is_err(),
+            "length {length}"
+        );
+    }
+}
+
+#[test]
+fn a_frame_in_another_place_is_refused() {
+    let bytes = sample(3, 4, 40, ValueCoding::Step(0.125), None)
+        .encode(&context(5))
+        .unwrap();
+    assert_eq!(
+        Frame::decode(&bytes, &context(6)),
+        Err(Error::WrongIndex {
+            expected: 6,
+            found: 5
+        })
+    );
+    let other = FrameContext {
+        shard: 4,
+        ..context(5)
+    };
+    assert_eq!(
+        Frame::decode(&bytes, &other),
+        Err(Error::Checksum { index: 5 })
+    );
+    let other = FrameContext {
+        plan: Fingerprint::of(b"other"),
+        ..context(5)
+    };
+    assert_eq!(
+        Frame::decode(&bytes, &other),
+        Err(Error::Checksum { index: 5 })
+    );
+}
+
+/// Rewrites a header field and the checksum, as an attacker would.
+fn forge(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+    let mut forged = bytes[..bytes.len() - CHECKSUM_BYTES].to_vec();
+    forged[at..at + value.len()].copy_from_slice(value);
+    let sum = checksum(&forged, &context(5));
+    [forged, sum.to_vec()].concat()
+}
+
+#[test]
+fn lying_lengths_and_a_zstd_bomb_are_rejected() {
+    let bytes = sample(3, 4, 40, ValueCoding::Step(0.125), None)
+        .encode(&context(5))
+        .unwrap();
+    for at in (16..40).step_by(4).chain([56, 60]) {
+        for value in [0u32, 1, 1 << 20, (1 << 20) + 1, u32::MAX] {
+            let forged = forge(&bytes, at, &value.to_le_bytes());
+            if forged != bytes {
+                assert!(
+                    Frame::decode(&forged, &context(5)).is_err(),
+                    "offset {at} value {value}"
+                );
+            }
+        }
+    }
+    // 1 GiB of zeros behind an honest checksum.
+    let bomb = zstd::bulk::compress(&vec![0; 1 << 30], 1).unwrap();
+    let body_at = HEADER_BYTES + 8;
+    let mut forged = bytes[..body_at].to_vec();
+    forged[60..64].copy_from_slice(&(bomb.len() as u32).to_le_bytes());
+    forged.extend(bomb);
+    forged.extend(checksum(&forged, &context(5)));
+    assert!(matches!(
+        Frame::decode(&forged, &context(5)),
+        Err(Error::Compression { .. })
+    ));
+}
+
+#[test]
+fn rules_are_checked_before_writing() {
+    let good = sample(3, 4, 40, ValueCoding::Step(0.125), None);
+    let broken: [fn(&mut Frame); 8] = [
+        |f| f.rows.ids[1] = f.rows.ids[0],
+        |f| f.rows.ids[3] = 40,
+        |f| f.rows.logits[0] = f32::NAN,
+        |f| f.rows.max[0] = f32::INFINITY,
+        |f| f.target_mask[0] = true,
+        |f| f.byte_offsets[1] = (0, 1000),
+        |f| f.text.push('x'),
+        |f| f.rows.k = 0,
+    ];
+    for (case, damage) in broken.into_iter().enumerate() {
+        let mut frame = good.clone();
+        damage(&mut frame);
+        assert!(
+            matches!(frame.encode(&context(5)), Err(Error::Invalid { .. })),
+            "case {case}"
+        );
+    }
+    assert!(good.check_tokens(40).is_ok() && good.check_tokens(20).is_err());
+}
+
+/// A frame written by the first release stays readable. `REGENERATE=1 cargo test` writes it anew for a new version.
+#[test]
+fn the_golden_frame_of_version_1_is_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden_v1.frame");
+    let frame = sample(6, 8, 100, ValueCoding::Step(0.125), Some(StateCoding::F16));
+    if std::env::var_os("REGENERATE").is_some() {
+        std::fs::write(path, frame.encode(&context(5)).unwrap()).unwrap();
+    }
+    let read = Frame::decode(&std::fs::read(path).unwrap(), &context(5)).unwrap();
+    assert_eq!(
+        (read.token_ids, read.rows.ids),
+        (frame.token_ids, frame.rows.ids)
+    );
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), honest in any::<bool>()) {
+        let mut bytes = bytes;
+        if honest && bytes.len() > HEADER_BYTES {
+            bytes[..4].copy_from_slice(&header::MAGIC);
+            bytes[4..6].copy_from_slice(&header::VERSION.to_le_bytes());
+            bytes[6..12].copy_from_slice(&[1, 1, 1, 0, 0, 1]);
+        }
+        prop_assert!(Frame::decode(&bytes, &context(5)).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bodies_behind_an_honest_checksum_never_panic(noise in proptest::collection::vec(any::<u8>(), 1..400), at in 0usize..300) {
+        let frame = sample(3, 4, 40, ValueCoding::Step(0.125), Some(StateCoding::I8));
+        let (codes, width) = values::encode(&frame.rows);
+        let mut header = Header::new(&frame, width).unwrap();
+        let mut body = body::write(&frame, &codes, width).unwrap();
+        for (byte, noise) in body.iter_mut().skip(at).zip(noise) { *byte = noise; }
+        let compressed = zstd::bulk::compress(&body, 1).unwrap();
+        header.compressed_bytes = compressed.len() as u32;
+        let mut bytes = Vec::new();
+        header.write(&mut bytes);
+        bytes.extend(compressed);
+        bytes.extend(checksum(&bytes, &context(5)));
+        if let Ok(read) = Frame::decode(&bytes, &context(5)) {
+            prop_assert!(read.validate().is_ok());
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Provides the rules every frame obeys, checked before writing and after reading.
+
+use super::Frame;
+use crate::{Error, Estimator, Fingerprint, Result, Rows, ValueCoding, limits};
+
+impl Frame {
+    /// Checks every rule of FORMAT.md that does not depend on the bytes.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field and what is wrong with it.
+    pub fn validate(&self) -> Result<()> {
+        let check = |fine: bool, what, reason: &str| self.rule(fine, what, || reason.to_owned());
+        let tokens = self.token_ids.len();
+        check(tokens > 0, "token ids", "there are none")?;
+        check(
+            self.byte_offsets.len() == tokens,
+            "byte offsets",
+            "not one for every token",
+        )?;
+        check(
+            self.target_mask.len() == tokens,
+            "target mask",
+            "not one for every token",
+        )?;
+        check(
+            self.target_mask.first() != Some(&true),
+            "target mask",
+            "the first token cannot be a target",
+        )?;
+        check(
+            Fingerprint::of(self.text.as_bytes()) == self.text_digest,
+            "text digest",
+            "is not the text's",
+        )?;
+        let ends = self.byte_offsets.iter();
+        let inside = ends
+            .clone()
+            .all(|(start, end)| start <= end && *end as usize <= self.text.len());
+        check(inside, "byte offsets", "outside the text")?;
+        let targets = self.target_mask.iter().filter(|&&target| target).count();
+        self.rule(targets == self.rows.rows, "rows", || {
+            format!("{} for {targets} targets", self.rows.rows)
+        })?;
+        self.validate_rows(&self.rows)
+    }
+
+    /// Checks that every token id is a row of an embedding with `vocab_size` rows.
+    ///
+    /// # Errors
+    /// `Invalid` naming the first id that is not.
+    pub fn check_tokens(&self, vocab_size: usize) -> Result<()> {
+        let outside = self.token_ids.iter().find(|&&id| id as usize >= vocab_size);
+        self.rule(outside.is_none(), "token ids", || {
+            format!(
+                "id {} is outside the vocabulary of {vocab_size}",
+                outside.copied().unwrap_or_default()
+            )
+        })
+    }
+
+    fn validate_rows(&self, rows: &Rows) -> Result<()> {
+        let check = |fine: bool, what, reason: &str| self.rule(fine, what, || reason.to_owned());
+        let entries = rows.rows.saturating_mul(rows.k);
+        check(rows.vocab_size > 0, "vocabulary", "is empty")?;
+        let in_limits =
+            rows.k > 0 && rows.k <= limits::KEPT_ENTRIES_MAX && rows.k <= rows.vocab_size as usize;
+        self.rule(in_limits, "k", || {
+            format!("{} of {} entries", rows.k, rows.vocab_size)
+        })?;
+        check(
+            rows.ids.len() == entries && rows.logits.len() == entries,
+            "rows",
+            "not k ids and logits a row",
+        )?;
+        let counts = if rows.estimator == Estimator::TopK {
+            0
+        } else {
+            entries
+        };
+        check(
+            rows.counts.len() == counts,
+            "counts",
+            "do not fit the estimator",
+        )?;
+        if let ValueCoding::Step(step) = rows.coding {
+            check(
+                step.is_finite() && step > 0.0,
+                "step",
+                "must be a positive number of nats",
+            )?;
+        }
+        for ids in rows.ids.chunks_exact(rows.k.max(1)) {
+            check(
+                ids.is_sorted_by(|a, b| a < b),
+                "ids",
+                "not strictly increasing",
+            )?;
+            check(
+                ids.last().is_none_or(|&id| id < rows.vocab_size),
+                "ids",
+                "outside the vocabulary",
+            )?;
+        }
+        let columns = [&rows.logits, &rows.max, &rows.mean, &rows.std]
+            .into_iter()
+            .chain(&rows.logsumexp);
+        check(
+            columns.clone().flatten().all(|value| value.is_finite()),
+            "rows",
+            "NaN or infinity",
+        )?;
+        check(
+            columns.skip(1).all(|column| column.len() == rows.rows),
+            "row statistics",
+            "not one for every row",
+        )?;
+        check(rows.std.iter().all(|&std| std >= 0.0), "std", "is negative")?;
+        check(
+            rows.logsumexp.len() == rows.temperatures.len(),
+            "logsumexp",
+            "not one column a temperature",
+        )?;
+        let temperatures = rows.temperatures.len() <= limits::TEMPERATURES_MAX
+            && rows
+                .temperatures
+                .iter()
+                .all(|tau| tau.is_finite() && *tau > 0.0);
+        check(
+            temperatures,
+            "temperatures",
+            "must be few, positive and finite",
+        )?;
+        let Some(state) = &rows.state else {
+            return Ok(());
+        };
+        check(
+            state.rank > 0 && state.rank <= limits::STATE_RANK_MAX,
+            "state rank",
+            "outside its limits",
+        )?;
+        check(
+            state.values.len() == rows.rows * state.rank,
+            "state",
+            "not `rank` numbers a row",
+        )?;
+        check(
+            state.values.iter().all(|value| value.is_finite()),
+            "state",
+            "NaN or infinity",
+        )
+    }
+
+    fn rule(&self, fine: bool, what: &'static str, reason: impl FnOnce() -> String) -> Result<()> {
+        if fine {
+            Ok(())
+        } else {
+            Err(Error::Invalid {
+                index: self.index,
+                what,
+                reason: reason(),
+            })
+        }
+    }
+}

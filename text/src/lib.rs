@@ -1,0 +1,1 @@
+//! Provides what both processes must read alike: tokenizer files, chat templates, corpora, windows and target masks.

@@ -4,10 +4,10 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::checkpoint::{Checkpointing, Tape};
 use crate::kv_cache::KvCache;
-use crate::layer::DecoderLayer;
+use crate::layer::{DecoderLayer, load_parameter};
 use crate::norm::RmsNorm;
 use crate::rope::{Angles, Rotary};
-use crate::{Error, LoadOptions, ModelConfig, Parameter, Result, Weights, load_parameter};
+use crate::{Error, LoadOptions, ModelConfig, Parameter, Result, Weights};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";

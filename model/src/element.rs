@@ -11,6 +11,11 @@ pub(crate) trait Element: WithDType {
     fn widen(self) -> f32;
     fn narrow(value: f32) -> Self;
 
+    /// A kernel's result as candle keeps it.
+    fn store(values: Vec<Self>) -> CpuStorage {
+        Self::to_cpu_storage_owned(values)
+    }
+
     /// `value` as it reads after being stored in this type.
     fn round(value: f32) -> f32 {
         Self::narrow(value).widen()

@@ -7,7 +7,7 @@ use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
-use crate::{Error, Linear, LoadOptions, ModelConfig, Result, Weights};
+use crate::{Error, Linear, LoadOptions, ModelConfig, Parameter, Result, Weights};
 
 /// One layer.
 #[derive(Debug)]
@@ -99,4 +99,19 @@ pub(crate) fn load_projection(
         ));
     }
     Ok(linear)
+}
+
+/// Reads the parameter `name` and checks its shape before anything is converted.
+pub(crate) fn load_parameter(
+    weights: &Weights,
+    name: &str,
+    shape: &[usize],
+    options: &LoadOptions,
+) -> Result<Parameter> {
+    let stored = weights.shape(name)?;
+    if stored != shape {
+        let what = format!("tensor `{name}` beside this config.json");
+        return Err(Error::shape(what, shape, stored));
+    }
+    Parameter::load(weights, name, options)
 }

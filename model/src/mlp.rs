@@ -1,7 +1,8 @@
 //! Provides the gated MLP of Shazeer, "GLU Variants Improve Transformer" (2020):
 //! `down(silu(gate(x)) * up(x))`.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor, Var};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element};
@@ -120,7 +121,7 @@ impl CustomOp2 for SwiGlu {
         for_element!("swiglu", gate.dtype(), E => {
             let gate = elements::<E>(gate, gate_layout)?;
             let out = Self::run(gate, elements::<E>(up, up_layout)?);
-            Ok((E::to_cpu_storage_owned(out), gate_layout.shape().clone()))
+            Ok((E::store(out), gate_layout.shape().clone()))
         })
     }
 
@@ -180,7 +181,7 @@ impl CustomOp3 for SwiGluGradient {
             let gate = elements::<E>(gate, gate_layout)?;
             let up = elements::<E>(up, up_layout)?;
             let out = Self::run(gate, up, elements::<E>(grad, grad_layout)?);
-            Ok((E::to_cpu_storage_owned(out), Shape::from(dims)))
+            Ok((E::store(out), Shape::from(dims)))
         })
     }
 }

@@ -3,11 +3,13 @@
 //! From Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019):
 //! `y = w * x / sqrt(mean(x^2) + eps)`.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Shape, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element, lane_sum};
-use crate::{LoadOptions, Parameter, Result, Weights, load_parameter};
+use crate::layer::load_parameter;
+use crate::{LoadOptions, Parameter, Result, Weights};
 
 /// One RMSNorm and its weight [d].
 #[derive(Debug, Clone)]
@@ -114,7 +116,7 @@ impl CustomOp2 for Normalise {
         for_element!("rms-norm", x.dtype(), E => {
             let weight = elements::<E>(weight, weight_layout)?;
             let out = self.run(elements::<E>(x, x_layout)?, weight);
-            Ok((E::to_cpu_storage_owned(out), x_layout.shape().clone()))
+            Ok((E::store(out), x_layout.shape().clone()))
         })
     }
 
@@ -181,7 +183,7 @@ impl CustomOp3 for InputGradient {
             let x = elements::<E>(x, x_layout)?;
             let weight = elements::<E>(weight, weight_layout)?;
             let out = self.run(x, weight, elements::<E>(grad, grad_layout)?);
-            Ok((E::to_cpu_storage_owned(out), x_layout.shape().clone()))
+            Ok((E::store(out), x_layout.shape().clone()))
         })
     }
 }
@@ -236,7 +238,7 @@ impl CustomOp2 for WeightGradient {
         for_element!("rms-norm-weight-gradient", x.dtype(), E => {
             let grad = elements::<E>(grad, grad_layout)?;
             let out = self.run(elements::<E>(x, x_layout)?, grad);
-            Ok((E::to_cpu_storage_owned(out), Shape::from(self.size)))
+            Ok((E::store(out), Shape::from(self.size)))
         })
     }
 }

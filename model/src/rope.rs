@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -188,7 +189,7 @@ impl CustomOp1 for Turn {
         }
         for_element!("rope", storage.dtype(), E => {
             let out = self.run(elements::<E>(storage, layout)?, heads);
-            Ok((E::to_cpu_storage_owned(out), layout.shape().clone()))
+            Ok((E::store(out), layout.shape().clone()))
         })
     }
 

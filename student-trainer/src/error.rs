@@ -82,6 +82,12 @@ pub enum Error {
         /// Directory with the batch and the names.
         dump: PathBuf,
     },
+    /// The student's weights or configuration.
+    #[error("student: {0}")]
+    Model(#[from] distill_model::Error),
+    /// The tokenizer's files or the corpus.
+    #[error(transparent)]
+    Text(#[from] distill_text::Error),
     /// A frame cannot be decoded.
     #[error(transparent)]
     Proto(#[from] distill_proto::Error),

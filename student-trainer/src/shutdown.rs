@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
 /// Exit status after a second signal: 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
@@ -34,16 +37,18 @@ impl Shutdown {
         let _ = self.0.subscribe().wait_for(|requested| *requested).await;
     }
 
-    /// Raises the flag on SIGINT and SIGTERM; a second signal ends the process. Needs a running tokio runtime.
+    /// Raises the flag on SIGINT and SIGTERM; a second signal ends the process. Listens on a thread of its own.
     ///
     /// # Errors
-    /// The system refuses a signal handler.
+    /// The system refuses a signal handler or a thread.
     pub fn on_signals(&self) -> std::io::Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
         let shutdown = self.clone();
-        tokio::spawn(async move {
+        let listen = async move {
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
@@ -55,7 +60,9 @@ impl Shutdown {
                 tracing::warn!("stopping after this step; signal again to exit at once");
                 shutdown.request();
             }
-        });
+        };
+        let thread = std::thread::Builder::new().name("signals".to_owned());
+        thread.spawn(move || runtime.block_on(listen))?;
         Ok(())
     }
 }

@@ -9,4 +9,4 @@ mod train;
 pub use nearest::nearest;
 pub use resolve::{Resolved, resolve, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{Quantize, TrainConfig};
+pub use train::{ComputeDtype, LORA_TARGETS, Quantize, TrainConfig};

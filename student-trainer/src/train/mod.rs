@@ -65,7 +65,8 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
 
     let lora = lora_config(config);
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
-    let geometry = head_geometry(config, &decoder, &info, runtime.block_on(basis(config, &teacher, &info))?)?;
+    let basis = runtime.block_on(basis(config, &teacher, &info))?;
+    let geometry = head_geometry(&decoder, info.vocab_size, basis)?;
     let stream_options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
@@ -137,13 +138,8 @@ async fn basis(config: &TrainConfig, teacher: &Teacher, info: &ServerInfo) -> Re
 }
 
 /// The effective rows of the head, with what the loss makes of them once.
-fn head_geometry(
-    _config: &TrainConfig,
-    decoder: &Decoder,
-    info: &ServerInfo,
-    basis: Option<Tensor>,
-) -> Result<HeadGeometry> {
-    let head = decoder.head().narrow(0, 0, info.vocab_size as usize)?;
+fn head_geometry(decoder: &Decoder, vocab_size: u32, basis: Option<Tensor>) -> Result<HeadGeometry> {
+    let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
     Ok(HeadGeometry::new(&head, basis.as_ref())?)
 }
 

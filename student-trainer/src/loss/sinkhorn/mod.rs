@@ -13,10 +13,12 @@ epsilon: an entry that underflows in K is then below e^-40 of its row whatever t
 after every step (u is computed from v), so the error reported is that of the columns, in L1, at total mass 1.
 */
 
+mod cg;
 mod kernel;
 mod newton;
 mod scaling;
 
+pub(crate) use cg::{CgLimits, CgResult, conjugate_gradients};
 pub(crate) use kernel::Kernel;
 use scaling::Scaling;
 

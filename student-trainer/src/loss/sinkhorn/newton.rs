@@ -7,6 +7,7 @@ the kernel, the same as a Sinkhorn step, so `A delta = b - c` is solved by conju
 solution where rounding hides the dual's rise, when the marginal error falls; otherwise it is halved.
 */
 
+use super::cg::{CgLimits, conjugate_gradients};
 use super::scaling::{Point, Scaling};
 use crate::loss::simd::Real;
 
@@ -22,7 +23,7 @@ impl<R: Real> Scaling<'_, R> {
     pub(super) fn newton_step(&mut self, point: &Point<R>) -> Option<Point<R>> {
         let b = 1.0 / self.kernel.m as f64;
         let gradient: Vec<f64> = point.column_mass.iter().map(|c| b - c).collect();
-        let delta = self.newton_direction(point, &gradient)?;
+        let delta = self.newton_direction(point, &gradient);
         let largest = delta.iter().fold(0.0_f64, |a, d| a.max(d.abs()));
         let slope: f64 = gradient.iter().zip(&delta).map(|(g, d)| g * d).sum();
         if !largest.is_finite() || slope <= 0.0 {
@@ -56,57 +57,30 @@ impl<R: Real> Scaling<'_, R> {
         b * columns + a * rows
     }
 
-    /// Solves `A delta = gradient` by preconditioned conjugate gradients.
-    fn newton_direction(&mut self, point: &Point<R>, gradient: &[f64]) -> Option<Vec<f64>> {
-        let m = self.kernel.m;
-        let c = &point.column_mass;
-        let n = self.kernel.n as f64;
+    /// Solves `A delta = gradient` as exactly as the step deserves.
+    fn newton_direction(&mut self, point: &Point<R>, gradient: &[f64]) -> Vec<f64> {
+        let n = R::from_f64(self.kernel.n as f64);
         // u^2 / a: from row sums of K (v x) to weights of the way back.
-        let row_factor: Vec<R> = point
-            .u
-            .iter()
-            .map(|&u| u * u * R::from_f64(n))
-            .collect();
-        let goal = (0.5 * point.error.sqrt()).min(0.1);
-        let mut delta = vec![0.0; m];
-        let mut residual = gradient.to_vec();
-        let norm = |r: &[f64]| r.iter().zip(c).map(|(r, c)| r * r / c).sum::<f64>();
-        let mut rz = norm(&residual);
-        let stop = rz * goal * goal;
-        let mut direction: Vec<f64> = residual.iter().zip(c).map(|(r, c)| r / c).collect();
-        let mut product = vec![0.0; m];
-        for step in 0..CG_STEPS_MAX {
-            for ((x, d), v) in self.x.iter_mut().zip(&direction).zip(&point.v) {
+        let row_factor: Vec<R> = point.u.iter().map(|&u| u * u * n).collect();
+        let limits = CgLimits {
+            tolerance: (0.5 * point.error.sqrt()).min(0.1),
+            steps: CG_STEPS_MAX.min(self.options.max_iterations.saturating_sub(self.passes)),
+        };
+        let (kernel, x) = (&mut self.kernel, &mut self.x);
+        let result = conjugate_gradients(gradient, &point.column_mass, &limits, |d, out| {
+            for ((x, d), v) in x.iter_mut().zip(d).zip(&point.v) {
                 *x = R::from_f64(d * v);
             }
-            self.kernel
-                .pass(&self.x, &mut product, |i, sum| row_factor[i] * sum);
-            self.passes += 1;
-            for (((p, d), v), c) in product.iter_mut().zip(&direction).zip(&point.v).zip(c) {
-                *p = c * d - v * *p;
+            kernel.pass(x, out, |i, sum| row_factor[i] * sum);
+            for ((out, d), (v, c)) in out
+                .iter_mut()
+                .zip(d)
+                .zip(point.v.iter().zip(&point.column_mass))
+            {
+                *out = c * d - v * *out;
             }
-            let curvature: f64 = product.iter().zip(&direction).map(|(p, d)| p * d).sum();
-            // Rounding, or a direction that A does not see: what there is so far still ascends.
-            if !(curvature > 0.0) {
-                return (step > 0).then_some(delta);
-            }
-            let alpha = rz / curvature;
-            for (delta, d) in delta.iter_mut().zip(&direction) {
-                *delta += alpha * d;
-            }
-            for (r, p) in residual.iter_mut().zip(&product) {
-                *r -= alpha * p;
-            }
-            let next = norm(&residual);
-            if next <= stop || self.passes >= self.options.max_iterations {
-                break;
-            }
-            let beta = next / rz;
-            rz = next;
-            for ((d, r), c) in direction.iter_mut().zip(&residual).zip(c) {
-                *d = r / c + beta * *d;
-            }
-        }
-        Some(delta)
+        });
+        self.passes += result.steps;
+        result.x
     }
 }

@@ -1,1 +1,6 @@
-//! teacher-server
+//! x
+pub mod cli;
+pub mod config;
+mod error;
+pub mod selection;
+pub use error::{Error, Result};

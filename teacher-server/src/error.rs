@@ -100,6 +100,14 @@ pub enum Error {
         "this plan stores no state, so there is no basis; start the server with --state exact"
     )]
     NoState,
+    /// More of something at a time than the server allows.
+    #[error("{limit} {what} are open already; try again when one has ended")]
+    Busy {
+        /// What there is too much of.
+        what: &'static str,
+        /// The named limit.
+        limit: usize,
+    },
     /// Part of a later version.
     #[error("{0}")]
     Unimplemented(&'static str),

@@ -38,8 +38,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    //Text(#[from] distill_text::Error),
-    //Model(#[from] distill_model::Error),
+    /// Tokenizer, template or corpus.
+    #[error(transparent)]
+    Text(#[from] distill_text::Error),
+    /// Weights, configuration or forward pass of the model.
+    #[error(transparent)]
+    Model(#[from] distill_model::Error),
     /// A tensor operation outside the model.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

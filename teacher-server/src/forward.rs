@@ -226,10 +226,10 @@ fn targets<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = usize> + use<'a> {
 
 /// Names the sequence and token behind a row of the batch.
 fn not_finite(batch: &[Tokens<'_>], row: usize) -> Error {
-    let all = batch
+    let mut all = batch
         .iter()
         .flat_map(|tokens| targets(tokens).map(|position| (tokens.id, position)));
-    let (sequence, position) = all.clone().nth(row).unwrap_or_default();
+    let (sequence, position) = all.nth(row).unwrap_or_default();
     Error::NotFinite { sequence, position }
 }
 

@@ -52,6 +52,8 @@ fn transports() -> Vec<OtConfig> {
                     reduction,
                     block_size: 3,
                     position_prior: 0.5,
+                    // Large enough for the reference, which has no Newton, to be quick.
+                    epsilon: 0.3,
                     tolerance: 1e-9,
                     ..cost.clone()
                 });
@@ -228,7 +230,15 @@ fn cross_entropy_alone_needs_no_teacher() {
 
 #[test]
 fn the_literal_preset_is_uninformative_and_says_so() {
-    let case = Case::new(SQUARE, 14);
+    let case = Case::new(
+        Sizes {
+            n: 40,
+            m: 40,
+            vocab: 60,
+            ..SQUARE
+        },
+        14,
+    );
     let loss = head_loss(
         &tensor(&case.hidden),
         &case.labels,
@@ -238,7 +248,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
     )
     .unwrap();
     assert!(loss.report.uninformative);
-    let expected = 1.0 - 1.0 / 5.0;
+    let expected = 1.0 - 1.0 / 40.0;
     assert!((loss.ot - expected).abs() < 0.01 * expected);
     let sharp = LossConfig {
         ot: OtConfig {
@@ -248,6 +258,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
         },
         ..LossConfig::default()
     };
+    let case = Case::new(SQUARE, 14);
     let (h, g) = (tensor(&case.hidden), case.geometry());
     let loss = head_loss(&h, &case.labels, &case.rows, &g, &sharp).unwrap();
     assert!(!loss.report.uninformative);
@@ -281,14 +292,13 @@ fn nan_in_any_input_is_an_error_that_names_it() {
     };
     for config in [LossConfig::default(), cosine, bhattacharyya, ce] {
         assert!(run(&good, &config).is_ok());
-        for bad in [f64::NAN, f64::INFINITY, 1e30] {
+        for bad in [f64::NAN, f64::INFINITY, 3e38] {
             let mut case = Case::new(SQUARE, 15);
             case.hidden.data[8] = bad;
-            let error = run(&case, &config).unwrap_err();
-            assert!(
-                matches!(error, LossError::NonFinite { .. }),
-                "{bad}: {error}"
-            );
+            match run(&case, &config) {
+                Err(LossError::NonFinite { .. }) => {}
+                other => panic!("{bad}: {other:?}"),
+            }
         }
     }
     let mut case = Case::new(SQUARE, 15);

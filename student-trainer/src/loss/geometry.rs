@@ -44,7 +44,11 @@ impl HeadGeometry {
     pub fn new(head: &Tensor, basis: Option<&Tensor>) -> Result<Self> {
         let (vocab_size, hidden_size) = head.dims2()?;
         if vocab_size == 0 || hidden_size == 0 {
-            return Err(LossError::shape("student head", "[V, d], neither 0", format!("{:?}", head.dims())));
+            return Err(LossError::shape(
+                "student head",
+                "[V, d], neither 0",
+                format!("{:?}", head.dims()),
+            ));
         }
         let mut geometry = Self {
             head: head.detach().contiguous()?,
@@ -121,15 +125,21 @@ impl HeadGeometry {
         if self.device().is_cpu() && self.head.dtype() == DType::F32 {
             let mut sums = vec![0.0_f32; m * d];
             with_f32(&self.head, |head| {
-                let kept = teacher.rows.ids.par_chunks(k).zip(teacher.kept.par_chunks(k));
-                sums.par_chunks_mut(d).zip(kept).for_each(|(sum, (ids, p))| {
-                    super::simd::vectorized(|| {
-                        for (&id, &p) in ids.iter().zip(p) {
-                            let row = &head[id as usize * d..(id as usize + 1) * d];
-                            super::simd::add_row(sum, row, p);
-                        }
+                let kept = teacher
+                    .rows
+                    .ids
+                    .par_chunks(k)
+                    .zip(teacher.kept.par_chunks(k));
+                sums.par_chunks_mut(d)
+                    .zip(kept)
+                    .for_each(|(sum, (ids, p))| {
+                        super::simd::vectorized(|| {
+                            for (&id, &p) in ids.iter().zip(p) {
+                                let row = &head[id as usize * d..(id as usize + 1) * d];
+                                super::simd::add_row(sum, row, p);
+                            }
+                        });
                     });
-                });
             })?;
             return Ok(Tensor::from_vec(sums, (m, d), self.device())?);
         }
@@ -144,7 +154,8 @@ impl HeadGeometry {
         for start in (0..m).step_by(step) {
             let count = step.min(m - start);
             let range = start * k..(start + count) * k;
-            let ids = Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
+            let ids =
+                Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
             let p = Tensor::from_slice(&teacher.kept[range], (count, 1, k), self.device())?;
             let rows = self
                 .head
@@ -171,7 +182,11 @@ impl HeadGeometry {
         let (basis_rows, rank) = basis.dims2()?;
         let (vocab_size, d) = (self.vocab_size(), self.hidden_size());
         if basis_rows != vocab_size {
-            return Err(LossError::shape("rows of the teacher's basis", vocab_size, basis_rows));
+            return Err(LossError::shape(
+                "rows of the teacher's basis",
+                vocab_size,
+                basis_rows,
+            ));
         }
         let device = self.device();
         // Sums over V are added in f64 from tile to tile.
@@ -197,7 +212,8 @@ impl HeadGeometry {
             projection = (projection + mean_row.t()?.matmul(&basis.sum_keepdim(0)?)?)?;
         }
         projection = (projection + &centered_projection)?;
-        let finite = gram.sum_all()?.to_scalar::<f32>()? + projection.sum_all()?.to_scalar::<f32>()?;
+        let finite =
+            gram.sum_all()?.to_scalar::<f32>()? + projection.sum_all()?.to_scalar::<f32>()?;
         if !finite.is_finite() {
             return Err(LossError::NonFinite {
                 what: "the student's head or the teacher's basis",

@@ -8,8 +8,8 @@
 
 use candle_core::{DType, Tensor};
 use distill_proto::Rows;
-use rayon::prelude::*;
 
+use super::bhattacharyya::Bhattacharyya;
 use super::config::{Cost, LossConfig, Similarity};
 use super::cost::kl_cost_rows;
 use super::error::{LossError, Result};
@@ -17,8 +17,6 @@ use super::geometry::HeadGeometry;
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, to_host};
 use super::similarity::Bilinear;
-use super::simd::{exp_in_place, max, vectorized};
-use super::sparse;
 use super::teacher::Teacher;
 use super::transport::{SolverReport, Transport, transport};
 
@@ -109,6 +107,7 @@ fn run(
     let teacher = match rows {
         Some(rows) => {
             config.check_rows(rows, geometry.has_basis())?;
+            check_pairs(labels.len(), rows.rows, config)?;
             Some(Teacher::new(rows, geometry.vocab_size())?)
         }
         None => None,
@@ -142,7 +141,7 @@ fn run(
         }
     }
     result.total += config.ot_weight * result.ot;
-    let finite = grad_hidden.sqr()?.sum_all()?.to_scalar::<f32>()?;
+    let finite = grad_hidden.abs()?.sum_all()?.to_scalar::<f32>()?;
     if !(result.total.is_finite() && finite.is_finite()) {
         return Err(LossError::NonFinite {
             what: "loss or its gradient",
@@ -175,12 +174,34 @@ pub(crate) fn sum_up(values: &[RowValues], config: &LossConfig) -> Result<LossVa
 /// Labels that are targets of this vocabulary, one for each of `n` rows.
 pub(crate) fn check_labels(labels: &[u32], n: usize, vocab_size: usize) -> Result<()> {
     if n == 0 || labels.len() != n {
-        return Err(LossError::shape("labels", format!("one for each of {n} rows, at least one"), labels.len()));
+        return Err(LossError::shape(
+            "labels",
+            format!("one for each of {n} rows, at least one"),
+            labels.len(),
+        ));
     }
     match labels.iter().find(|&&label| label as usize >= vocab_size) {
-        Some(label) => Err(LossError::shape("label", format!("below {vocab_size}"), label)),
+        Some(label) => Err(LossError::shape(
+            "label",
+            format!("below {vocab_size}"),
+            label,
+        )),
         None => Ok(()),
     }
+}
+
+/// KL pairs row i with row i.
+pub(crate) fn check_pairs(n: usize, m: usize, config: &LossConfig) -> Result<()> {
+    if config.kl_weight == 0.0 || n == m {
+        return Ok(());
+    }
+    Err(LossError::Unsupported {
+        what: "KL",
+        reason: format!(
+            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight \
+             to 0 (transport takes unequal lengths)"
+        ),
+    })
 }
 
 fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> Result<Tensor> {
@@ -193,30 +214,20 @@ fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> R
 }
 
 /// Solved transport, and how its gradient reaches the hidden states.
-struct HeadTransport {
+struct HeadTransport<'a> {
     transport: Transport,
     /// The part that does not pass through the logits, weighted.
     grad_hidden: Option<Tensor>,
-    /// Whether logsumexp of the student's rows is part of the cost (and its gradient).
+    /// Whether logsumexp of the student's rows is part of the cost, and so of the gradient.
     row_costs: bool,
-    /// Under `bhattacharyya`: what the gradient through the logits needs.
-    roots: Option<Roots>,
+    /// Under `bhattacharyya`: the way through the logits.
+    roots: Option<Bhattacharyya<'a>>,
 }
 
-/// `bhattacharyya` through the logits.
-struct Roots {
-    /// `[M, K]`, sqrt(p).
-    values: Vec<f32>,
-    /// `[N]`.
-    logsumexp: Vec<f64>,
-    /// `[N]`: `sum_j g_ij S_ij / 2`.
-    share: Vec<f64>,
-}
-
-impl HeadTransport {
+impl<'a> HeadTransport<'a> {
     fn solve(
         hidden: &Tensor,
-        teacher: &Teacher,
+        teacher: &'a Teacher,
         geometry: &HeadGeometry,
         config: &LossConfig,
     ) -> Result<Self> {
@@ -230,7 +241,7 @@ impl HeadTransport {
                 let s = similarity.forward()?;
                 let (n, m) = s.dims2()?;
                 let transport = transport(to_host(&s)?, n, m, &config.ot)?;
-                let gradient = weighted(&transport, (n, m), config.ot_weight, hidden)?;
+                let gradient = transport.gradient_tensor(m, config.ot_weight, hidden.device())?;
                 Ok(Self {
                     grad_hidden: Some(similarity.backward(&s, &gradient)?),
                     transport,
@@ -242,7 +253,12 @@ impl HeadTransport {
     }
 
     /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: the plan needs no logits.
-    fn kl(hidden: &Tensor, teacher: &Teacher, geometry: &HeadGeometry, config: &LossConfig) -> Result<Self> {
+    fn kl(
+        hidden: &Tensor,
+        teacher: &Teacher,
+        geometry: &HeadGeometry,
+        config: &LossConfig,
+    ) -> Result<Self> {
         let expectation = geometry.expectation(teacher)?;
         let dots = hidden.matmul(&expectation.t()?)?;
         let (n, m) = dots.dims2()?;
@@ -250,7 +266,7 @@ impl HeadTransport {
         kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
         let transport = transport(cost, n, m, &config.ot)?;
         let factor = -config.ot_weight / config.ot.kappa;
-        let gradient = weighted(&transport, (n, m), factor, hidden)?;
+        let gradient = transport.gradient_tensor(m, factor, hidden.device())?;
         Ok(Self {
             grad_hidden: Some(gradient.matmul(&expectation)?),
             transport,
@@ -259,69 +275,33 @@ impl HeadTransport {
         })
     }
 
-    /// `S_ij = sum_v sqrt(p_jv q_iv)`: one pass over the head before the pass for the gradient.
+    /// One pass over the head for S, before the pass for the gradient.
     fn bhattacharyya(
         hidden: &Tensor,
-        teacher: &Teacher,
+        teacher: &'a Teacher,
         geometry: &HeadGeometry,
         config: &LossConfig,
     ) -> Result<Self> {
-        let (n, m, k) = (hidden.dims()[0], teacher.rows.rows, teacher.rows.k);
-        let values = teacher.roots();
-        let mut s = Vec::with_capacity(n * m);
-        let mut logsumexp = Vec::with_capacity(n);
+        let n = hidden.dims()[0];
+        let mut roots = Bhattacharyya::new(teacher);
         for (start, count) in chunks(n, config.chunk_rows) {
-            let z = geometry.logits(&hidden.narrow(0, start, count)?)?;
-            for (lse, row) in each_row(z, |_, z| root_similarities(z, teacher.rows, &values, k))?.1 {
-                logsumexp.push(lse);
-                s.extend(row);
-            }
+            roots.push(geometry.logits(&hidden.narrow(0, start, count)?)?)?;
         }
-        let transport = transport(s.clone(), n, m, &config.ot)?;
-        let rows = transport.gradient.par_chunks(m).zip(s.par_chunks(m));
-        let share = rows.map(|(g, s)| 0.5 * inner(g, s)).collect();
+        let m = teacher.rows.rows;
         Ok(Self {
-            transport,
+            transport: transport(roots.s.clone(), n, m, &config.ot)?,
             grad_hidden: None,
             row_costs: false,
-            roots: Some(Roots {
-                values,
-                logsumexp,
-                share,
-            }),
+            roots: Some(roots),
         })
     }
-
-    /// Weight of `d logsumexp(z_i) / dz = q_i` in the whole gradient.
-    fn softmax_weight(&self, i: usize, config: &LossConfig) -> f64 {
-        let through_cost = if self.row_costs {
-            self.transport.row_mass[i] / config.ot.kappa
-        } else {
-            0.0
-        };
-        let through_roots = self.roots.as_ref().map_or(0.0, |roots| roots.share[i]);
-        config.ot_weight * (through_cost - through_roots)
-    }
-}
-
-/// logsumexp of one row and its S; z becomes sqrt(q).
-pub(crate) fn root_similarities(z: &mut [f32], rows: &Rows, roots: &[f32], k: usize) -> (f64, Vec<f32>) {
-    let mut copy = z.to_vec();
-    let logsumexp = vectorized(|| {
-        let largest = max(&copy);
-        f64::from(largest) + exp_in_place(&mut copy, largest, 1.0).ln()
-    });
-    vectorized(|| exp_in_place(z, logsumexp as f32, 0.5));
-    let mut s = vec![0.0; rows.rows];
-    sparse::dots(z, &rows.ids, roots, k, &mut s);
-    (logsumexp, s)
 }
 
 /// The pass over the head that yields values and, if asked for, the gradient.
 struct HeadPass<'a> {
     labels: &'a [u32],
     teacher: Option<&'a Teacher<'a>>,
-    ot: Option<&'a HeadTransport>,
+    ot: Option<&'a HeadTransport<'a>>,
     config: &'a LossConfig,
     gradient: bool,
 }
@@ -353,13 +333,22 @@ impl HeadPass<'_> {
         let kl = teacher
             .filter(|_| config.kl_weight > 0.0)
             .and_then(|teacher| teacher.row(i, config.kl_temperature));
+        let costs = self.ot.filter(|ot| ot.row_costs);
+        let softmax = costs.map_or(0.0, |ot| {
+            config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
+        });
         let terms = RowTerms {
             label: self.labels[i],
             ce: config.ce_weight / n,
             kl: kl.map(|row| (row, config.kl_weight / n)),
-            softmax: self.ot.map_or(0.0, |ot| ot.softmax_weight(i, config)),
+            softmax,
         };
-        let through_roots = self.through_roots(i, z);
+        let through_roots = self.ot.filter(|_| self.gradient).and_then(|ot| {
+            let m = ot.transport.gradient.len() / self.labels.len();
+            let gradient = &ot.transport.gradient[i * m..(i + 1) * m];
+            let roots = ot.roots.as_ref()?;
+            Some(roots.backward(i, z, gradient, config.ot_weight))
+        });
         let values = row_pass(z, &terms, self.gradient);
         if let Some(extra) = through_roots {
             for (z, extra) in z.iter_mut().zip(extra) {
@@ -368,35 +357,9 @@ impl HeadPass<'_> {
         }
         values
     }
-
-    /// `sqrt(q_iu) sum_j g_ij sqrt(p_ju) / 2`, the part of `bhattacharyya` at the kept ids.
-    fn through_roots(&self, i: usize, z: &[f32]) -> Option<Vec<f32>> {
-        let (ot, teacher) = (self.ot?, self.teacher.filter(|_| self.gradient)?);
-        let roots = ot.roots.as_ref()?;
-        let m = teacher.rows.rows;
-        let factor = 0.5 * self.config.ot_weight as f32;
-        let gradient = &ot.transport.gradient[i * m..(i + 1) * m];
-        let factors: Vec<f32> = gradient.iter().map(|g| factor * g).collect();
-        let mut extra = vec![0.0; z.len()];
-        sparse::add(&mut extra, &teacher.rows.ids, &roots.values, teacher.rows.k, &factors);
-        let mut root = z.to_vec();
-        vectorized(|| exp_in_place(&mut root, roots.logsumexp[i] as f32, 0.5));
-        for (extra, root) in extra.iter_mut().zip(root) {
-            *extra *= root;
-        }
-        Some(extra)
-    }
 }
 
-fn weighted(transport: &Transport, shape: (usize, usize), weight: f64, like: &Tensor) -> Result<Tensor> {
-    let gradient = Tensor::from_slice(&transport.gradient, shape, like.device())?;
-    Ok((gradient * weight)?)
-}
-
-fn inner(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
-}
-
+/// `(start, length)` of the chunks of `rows` rows.
 pub(crate) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows)
         .step_by(step)

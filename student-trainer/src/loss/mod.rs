@@ -12,25 +12,30 @@ Every gradient is the exact one of the value it comes with, except under the obj
 the preset `literal`.
 */
 
+mod bhattacharyya;
 pub mod config;
-mod error;
-mod teacher;
-mod geometry;
-mod similarity;
-mod sparse;
 mod cost;
-mod simd;
-pub mod sinkhorn;
-mod objective;
-mod transport;
-mod rowwise;
-mod rows;
+mod dense;
+mod error;
+mod geometry;
 mod head;
+mod objective;
 pub mod reference;
+mod rows;
+mod rowwise;
+mod simd;
+mod similarity;
+pub mod sinkhorn;
+mod sparse;
+mod teacher;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+mod transport;
 
 pub use config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
 pub use head::{HeadLoss, LossValues, head_loss, head_values};

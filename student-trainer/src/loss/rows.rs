@@ -88,7 +88,9 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
     };
     let plain = Split::new(tail_max, sum, &kept, 1.0);
     let tempered = Split::new(tail_max, sum_tempered, &kept, temperature);
-    let kl = terms.kl.map(|(row, weight)| Kl::new(row, weight, &kept, &tempered));
+    let kl = terms
+        .kl
+        .map(|(row, weight)| Kl::new(row, weight, &kept, &tempered));
     if gradient {
         let softmax = terms.ce + terms.softmax;
         let own = softmax * (f64::from(tail_max) - plain.all).exp();

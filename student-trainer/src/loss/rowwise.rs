@@ -26,7 +26,10 @@ pub(crate) fn each_row<T: Send>(
         results: Mutex::new(Vec::new()),
     };
     host.inplace_op1(&op)?;
-    let results = op.results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let results = op
+        .results
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     Ok((host.to_device(&device)?, results))
 }
 
@@ -63,7 +66,11 @@ pub(crate) fn with_f32<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Re
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(look(&data[start..end])),
-        _ => Err(LossError::shape("tensor", "contiguous f32 on the CPU", format!("{tensor:?}"))),
+        _ => Err(LossError::shape(
+            "tensor",
+            "contiguous f32 on the CPU",
+            format!("{tensor:?}"),
+        )),
     }
 }
 

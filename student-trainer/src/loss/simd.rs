@@ -321,8 +321,7 @@ mod tests {
                 assert_eq!(dot(&rows[r], &x), expected);
             }
             for j in 0..m as usize {
-                let expected =
-                    0.5 + rows[0][j] + 2.0 * rows[1][j] - rows[2][j] + 0.5 * rows[3][j];
+                let expected = 0.5 + rows[0][j] + 2.0 * rows[1][j] - rows[2][j] + 0.5 * rows[3][j];
                 assert_eq!(out[j], expected);
             }
         }

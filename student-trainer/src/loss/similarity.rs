@@ -61,7 +61,9 @@ impl Bilinear {
                 (coordinates.matmul(&space.centered_projection.t()?)? / root)?
             }
             Similarity::Cosine => {
-                check_statistic("teacher std", &rows.std, rows.rows, |s| s.is_finite() && s > 0.0)?;
+                check_statistic("teacher std", &rows.std, rows.rows, |s| {
+                    s.is_finite() && s > 0.0
+                })?;
                 let normal = hidden.matmul(&space.gram)?;
                 norms = Some((row_norms(hidden, &normal)?, normal));
                 let anchors = coordinates.matmul(&space.centered_projection.t()?)?;
@@ -112,7 +114,9 @@ impl Bilinear {
             return Ok(gradient.matmul(&self.anchors)?);
         };
         let along = gradient.broadcast_div(norms)?.matmul(&self.anchors)?;
-        let share = (gradient * s)?.sum_keepdim(D::Minus1)?.broadcast_div(&norms.sqr()?)?;
+        let share = (gradient * s)?
+            .sum_keepdim(D::Minus1)?
+            .broadcast_div(&norms.sqr()?)?;
         Ok((along - normal.broadcast_mul(&share)?)?)
     }
 }

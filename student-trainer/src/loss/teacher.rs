@@ -92,7 +92,10 @@ fn check(rows: &Rows, vocab_size: usize) -> Result<()> {
         ));
     }
     let entries = rows.rows.saturating_mul(rows.k);
-    for (what, length) in [("teacher ids", rows.ids.len()), ("teacher logits", rows.logits.len())] {
+    for (what, length) in [
+        ("teacher ids", rows.ids.len()),
+        ("teacher logits", rows.logits.len()),
+    ] {
         if length != entries {
             return Err(LossError::shape(what, entries, length));
         }
@@ -102,7 +105,11 @@ fn check(rows: &Rows, vocab_size: usize) -> Result<()> {
     {
         return Err(LossError::shape(
             "teacher logsumexp",
-            format!("{} temperatures of {} rows", rows.temperatures.len(), rows.rows),
+            format!(
+                "{} temperatures of {} rows",
+                rows.temperatures.len(),
+                rows.rows
+            ),
             "other lengths",
         ));
     }
@@ -113,7 +120,12 @@ fn check(rows: &Rows, vocab_size: usize) -> Result<()> {
             vocab_size,
         ));
     }
-    for (j, (ids, logits)) in rows.ids.chunks(rows.k).zip(rows.logits.chunks(rows.k)).enumerate() {
+    for (j, (ids, logits)) in rows
+        .ids
+        .chunks(rows.k)
+        .zip(rows.logits.chunks(rows.k))
+        .enumerate()
+    {
         if ids.windows(2).any(|pair| pair[0] >= pair[1])
             || ids.last().is_some_and(|&id| id >= rows.vocab_size)
         {

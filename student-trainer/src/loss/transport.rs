@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::{Cost, OtConfig, POSITIONS_MAX, Reduction, Scope};
@@ -40,6 +41,14 @@ pub(crate) struct Transport {
     pub(crate) report: SolverReport,
 }
 
+impl Transport {
+    /// The gradient as `[n, m]` times a weight.
+    pub(crate) fn gradient_tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
+        let shape = (self.gradient.len() / m, m);
+        Ok((Tensor::from_slice(&self.gradient, shape, device)? * weight)?)
+    }
+}
+
 /// One problem's rows and columns.
 type Block = (Range<usize>, Range<usize>);
 
@@ -68,7 +77,9 @@ pub(crate) fn transport(
     if n == 0 || m == 0 || n.max(m) > POSITIONS_MAX {
         return Err(LossError::shape(
             "positions of a transport problem",
-            format!("1..={POSITIONS_MAX} on either side (shorter sequences, or target masks, for fewer)"),
+            format!(
+                "1..={POSITIONS_MAX} on either side (shorter sequences, or target masks, for fewer)"
+            ),
             format!("{n} of the student, {m} of the teacher"),
         ));
     }
@@ -82,8 +93,16 @@ pub(crate) fn transport(
         vec![solve_block(matrix, (0, 0), m, &prior, config)?]
     } else {
         let cut = |(i, j): &Block| {
-            let rows = i.clone().flat_map(|i| &matrix[i * m + j.start..i * m + j.end]);
-            solve_block(rows.copied().collect(), (i.start, j.start), j.len(), &prior, config)
+            let rows = i
+                .clone()
+                .flat_map(|i| &matrix[i * m + j.start..i * m + j.end]);
+            solve_block(
+                rows.copied().collect(),
+                (i.start, j.start),
+                j.len(),
+                &prior,
+                config,
+            )
         };
         blocks.par_iter().map(cut).collect::<Result<_>>()?
     };

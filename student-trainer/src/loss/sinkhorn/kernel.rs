@@ -67,7 +67,11 @@ impl<R: Real> Kernel<R> {
         let body = |part: usize, weights: &mut [R], out: &mut [R]| {
             let first = part * PART_ROWS;
             let data = &data[first * m..(first + weights.len()) * m];
-            vectorized(|| part_pass(data, x, weights, out, |offset, sum| row(first + offset, sum)));
+            vectorized(|| {
+                part_pass(data, x, weights, out, |offset, sum| {
+                    row(first + offset, sum)
+                })
+            });
         };
         if data.len() >= PARALLEL_ENTRIES {
             self.weights

@@ -35,8 +35,7 @@ impl<R: Real> Scaling<'_, R> {
             let v = point.v.iter().zip(&delta);
             let trial = self.evaluate(v.map(|(v, d)| v * (step * d).exp()).collect());
             let near = point.error < LOCAL_ERROR && trial.error < 0.9 * point.error;
-            if trial.error.is_finite()
-                && (near || self.dual(&trial) >= dual + 1e-4 * step * slope)
+            if trial.error.is_finite() && (near || self.dual(&trial) >= dual + 1e-4 * step * slope)
             {
                 self.newton_steps += 1;
                 return Some(self.keep_in_range(trial));

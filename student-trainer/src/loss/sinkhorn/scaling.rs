@@ -70,7 +70,8 @@ impl<'a, R: Real> Scaling<'a, R> {
     pub(super) fn run(&mut self) -> Result<bool> {
         let mut point = self.evaluate(vec![1.0; self.kernel.m]);
         let mut previous = f64::INFINITY;
-        let (mut newton_from, mut patience, mut in_newton) = (self.passes + WARM_UP, WARM_UP, false);
+        let (mut newton_from, mut patience, mut in_newton) =
+            (self.passes + WARM_UP, WARM_UP, false);
         let (mut best, mut since_best) = (f64::INFINITY, 0);
         loop {
             if !point.error.is_finite() {
@@ -83,7 +84,11 @@ impl<'a, R: Real> Scaling<'a, R> {
                 self.point = point;
                 return Ok(true);
             }
-            since_best = if point.error < 0.9 * best { 0 } else { since_best + 1 };
+            since_best = if point.error < 0.9 * best {
+                0
+            } else {
+                since_best + 1
+            };
             best = best.min(point.error);
             if in_newton && R::ROUNDING > 1e-12 && best < 1e-4 && since_best >= STALLED {
                 self.point = point;
@@ -92,7 +97,11 @@ impl<'a, R: Real> Scaling<'a, R> {
             let slow = in_newton || self.is_slow(previous, point.error);
             previous = point.error;
             let newton = self.options.newton && slow && self.passes >= newton_from;
-            point = match if newton { self.newton_step(&point) } else { None } {
+            point = match if newton {
+                self.newton_step(&point)
+            } else {
+                None
+            } {
                 Some(next) => {
                     in_newton = true;
                     next

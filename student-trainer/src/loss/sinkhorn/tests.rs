@@ -36,11 +36,21 @@ fn uniform(n: usize, m: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn plans_agree_with_the_log_domain_reference() {
-    for (n, m, epsilon) in [(7, 5, 0.1), (20, 33, 0.05), (1, 4, 0.1), (4, 1, 0.1), (130, 140, 0.1)] {
+    for (n, m, epsilon) in [
+        (7, 5, 0.1),
+        (20, 33, 0.05),
+        (1, 4, 0.1),
+        (4, 1, 0.1),
+        (130, 140, 0.1),
+    ] {
         for cost in [uniform(n, m, 1), matching(n, m, 2)] {
             let solution = solve(&cost, n, m, &options(epsilon, 1e-6)).unwrap();
             assert!(solution.converged);
-            assert!(solution.marginal_error <= 1.1e-6, "{}", solution.marginal_error);
+            assert!(
+                solution.marginal_error <= 1.1e-6,
+                "{}",
+                solution.marginal_error
+            );
             let dense = Matrix::from_fn(n, m, |i, j| f64::from(cost[i * m + j]));
             let expected = reference::sinkhorn(&dense, epsilon);
             let plan: Vec<f64> = solution.plan.iter().map(|&t| f64::from(t)).collect();
@@ -78,7 +88,10 @@ fn tiny_and_huge_costs_over_epsilon_are_solved() {
                 assert!((mass * n as f64 - 1.0).abs() < 1e-5, "{scale}: {mass}");
             }
             // Beyond this the problem is an assignment, and entropic solvers need more steps than the limit.
-            assert!(solution.converged || scale >= 1e3, "{scale} {n}: {solution:?}");
+            assert!(
+                solution.converged || scale >= 1e3,
+                "{scale} {n}: {solution:?}"
+            );
         }
     }
 }
@@ -99,7 +112,10 @@ fn nan_infinity_and_wrong_lengths_are_errors() {
         let mut cost = uniform(5, 4, 6);
         cost[13] = bad;
         let error = solve(&cost, 5, 4, &options(0.1, 1e-6)).unwrap_err();
-        assert!(matches!(error, LossError::NonFinite { position: 3, .. }), "{error}");
+        assert!(
+            matches!(error, LossError::NonFinite { position: 3, .. }),
+            "{error}"
+        );
     }
     assert!(solve(&[], 0, 0, &options(0.1, 1e-6)).is_err());
     assert!(solve(&[1.0; 5], 2, 3, &options(0.1, 1e-6)).is_err());
@@ -110,7 +126,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let (n, m) = (400, 500);
     let cost = matching(n, m, 7);
     let with_threads = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| solve(&cost, n, m, &options(0.1, 1e-6)).unwrap())
     };
     assert_eq!(with_threads(1).plan, with_threads(2).plan);

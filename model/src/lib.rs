@@ -43,6 +43,8 @@ mod checkpoint;
 mod decoder;
 mod gradients;
 
+#[cfg(test)]
+mod test_support;
 #[doc(hidden)]
 pub mod testing;
 

@@ -185,3 +185,53 @@ impl CustomOp3 for SwiGluGradient {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{
+        assert_central_differences, assert_same_function, largest_difference, random,
+    };
+    use candle_core::DType;
+
+    fn fast(x: &[Tensor]) -> Result<Tensor> {
+        swiglu(&x[0], &x[1])
+    }
+
+    fn reference(x: &[Tensor]) -> Result<Tensor> {
+        swiglu_reference(&x[0], &x[1])
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations() {
+        // More than one task.
+        let shape = [2, TASK_ELEMENTS / 2 + 3];
+        let inputs = [(random(&shape, 1) * 6.0).unwrap(), random(&shape, 2)];
+        // A few roundings of numbers below 8.
+        assert_same_function(fast, reference, &inputs, 5e-6);
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        assert_central_differences(fast, &[random(&[4, 5], 1), random(&[4, 5], 2)]);
+    }
+
+    #[test]
+    fn low_precision_rounds_where_plain_operations_round() {
+        let inputs = [random(&[4, 50], 1), random(&[4, 50], 2)];
+        for (dtype, last_bit) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
+            let low = inputs.each_ref().map(|x| x.to_dtype(dtype).unwrap());
+            let difference = largest_difference(&fast(&low).unwrap(), &reference(&low).unwrap());
+            // candle's silu in bf16 may itself be a last place off.
+            assert!(difference <= last_bit, "{dtype:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn extreme_gates_neither_overflow_nor_lose_the_sign() {
+        let gate = Tensor::new(&[-1e4f32, -100.0, 0.0, 100.0, 1e4], &candle_core::Device::Cpu).unwrap();
+        let out = swiglu(&gate, &gate.ones_like().unwrap()).unwrap();
+        let out = out.to_vec1::<f32>().unwrap();
+        assert_eq!(out, [0.0, 0.0, 0.0, 100.0, 1e4]);
+    }
+}

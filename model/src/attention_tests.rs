@@ -48,7 +48,11 @@ fn large_scores_do_not_overflow() {
     let [q, k, v] = inputs(1, 9, 9, 2, 2);
     let inputs = [(q * 1e3).unwrap(), (k * 1e3).unwrap(), v];
     let out = fast(&inputs).unwrap();
-    assert!(crate::test_support::values(&out).iter().all(|x| x.abs() <= 1.0));
+    assert!(
+        crate::test_support::values(&out)
+            .iter()
+            .all(|x| x.abs() <= 1.0)
+    );
 }
 
 #[test]

@@ -69,14 +69,29 @@ fn a_head_dim_need_not_divide_the_hidden_size() {
 
 #[test]
 fn what_is_unsupported_is_refused_by_name() {
-    refused(&with(qwen(), "model_type", json!("gpt2")), &["gpt2", "qwen2", "llama"]);
-    refused(&with(qwen(), "hidden_act", json!("gelu")), &["hidden_act", "gelu", "silu"]);
+    refused(
+        &with(qwen(), "model_type", json!("gpt2")),
+        &["gpt2", "qwen2", "llama"],
+    );
+    refused(
+        &with(qwen(), "hidden_act", json!("gelu")),
+        &["hidden_act", "gelu", "silu"],
+    );
     let scaling = json!({"rope_type": "yarn", "factor": 4.0});
-    refused(&with(qwen(), "rope_scaling", scaling), &["rope_scaling", "yarn", "default"]);
+    refused(
+        &with(qwen(), "rope_scaling", scaling),
+        &["rope_scaling", "yarn", "default"],
+    );
     let partial = json!({"rope_theta": 1e4, "partial_rotary_factor": 0.5});
-    refused(&with(qwen(), "rope_parameters", partial), &["rope_parameters", "0.5"]);
+    refused(
+        &with(qwen(), "rope_parameters", partial),
+        &["rope_parameters", "0.5"],
+    );
     let layers = json!(["full_attention", "sliding_attention"]);
-    refused(&with(qwen(), "layer_types", layers), &["layer_types", "sliding_attention"]);
+    refused(
+        &with(qwen(), "layer_types", layers),
+        &["layer_types", "sliding_attention"],
+    );
 }
 
 #[test]
@@ -112,14 +127,23 @@ fn hostile_numbers_are_refused_by_field() {
         }
     }
     for value in [0.0, -1.0, 1e300] {
-        refused(&with(qwen(), "rms_norm_eps", json!(value)), &["rms_norm_eps"]);
+        refused(
+            &with(qwen(), "rms_norm_eps", json!(value)),
+            &["rms_norm_eps"],
+        );
         let rope = json!({"rope_theta": value});
         refused(&with(qwen(), "rope_parameters", rope), &["rope_theta"]);
     }
-    refused(&with(qwen(), "num_key_value_heads", json!(3)), &["num_key_value_heads", "14"]);
+    refused(
+        &with(qwen(), "num_key_value_heads", json!(3)),
+        &["num_key_value_heads", "14"],
+    );
     refused(&with(qwen(), "hidden_size", json!(897)), &["897", "14"]);
     refused(&with(qwen(), "head_dim", json!(63)), &["head_dim", "63"]);
-    refused(&with(qwen(), "vocab_size", Value::Null), &["vocab_size", "missing"]);
+    refused(
+        &with(qwen(), "vocab_size", Value::Null),
+        &["vocab_size", "missing"],
+    );
     refused(&json!([]), &[]);
     assert!(ModelConfig::parse(b"{", Path::new("m/config.json")).is_err());
 }

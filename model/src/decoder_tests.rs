@@ -1,6 +1,7 @@
 //! Tests of the whole decoder's forward pass on tiny random models.
 
 use super::*;
+use crate::test_support::{largest_difference, values};
 use crate::testing::{TinyModel, write_tiny_model};
 use candle_nn::VarBuilder;
 use tempfile::TempDir;
@@ -21,19 +22,14 @@ fn load(model: &TinyModel, options: &LoadOptions) -> Model {
 
 /// `batch` sequences of pseudo-random ids below the tiny vocabulary.
 fn ids(batch: usize, len: usize) -> Tensor {
-    let ids: Vec<u32> = (0..batch * len).map(|i| ((i * i * 7 + i * 13 + 5) % 96) as u32).collect();
+    let ids: Vec<u32> = (0..batch * len)
+        .map(|i| ((i * i * 7 + i * 13 + 5) % 96) as u32)
+        .collect();
     Tensor::from_vec(ids, (batch, len), &Device::Cpu).unwrap()
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    let (a, b) = (a.to_dtype(DType::F32).unwrap(), b.to_dtype(DType::F32).unwrap());
-    let difference = (a - b).unwrap().abs().unwrap();
-    difference.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 fn bits(x: &Tensor) -> Vec<u32> {
-    let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    values.into_iter().map(f32::to_bits).collect()
+    values(x).into_iter().map(f32::to_bits).collect()
 }
 
 fn logits(decoder: &Decoder, hidden: &Tensor) -> Tensor {
@@ -51,7 +47,8 @@ fn qwen2_agrees_with_candle_transformers() {
     }
     json["use_sliding_window"] = false.into();
     let config = serde_json::from_value(json).unwrap();
-    let tensors = candle_core::safetensors::load(dir.path().join("model.safetensors"), &Device::Cpu);
+    let tensors =
+        candle_core::safetensors::load(dir.path().join("model.safetensors"), &Device::Cpu);
     let weights = VarBuilder::from_tensors(tensors.unwrap(), DType::F32, &Device::Cpu);
     let mut oracle = candle_transformers::models::qwen2::Model::new(&config, weights).unwrap();
     let ids = ids(2, 70);
@@ -68,7 +65,8 @@ fn llama_agrees_with_candle_transformers() {
     let json = std::fs::read(dir.path().join("config.json")).unwrap();
     let config: LlamaConfig = serde_json::from_slice(&json).unwrap();
     let config = config.into_config(false);
-    let tensors = candle_core::safetensors::load(dir.path().join("model.safetensors"), &Device::Cpu);
+    let tensors =
+        candle_core::safetensors::load(dir.path().join("model.safetensors"), &Device::Cpu);
     let weights = VarBuilder::from_tensors(tensors.unwrap(), DType::F32, &Device::Cpu);
     let oracle = Llama::load(weights, &config).unwrap();
     let ids = ids(1, 17);
@@ -79,7 +77,11 @@ fn llama_agrees_with_candle_transformers() {
         let prefix = ids.narrow(1, 0, len).unwrap();
         let expected = oracle.forward(&prefix, 0, &mut cache).unwrap();
         let row = logits.narrow(0, len - 1, 1).unwrap();
-        assert!(largest_difference(&row, &expected) < 2e-5, "position {}", len - 1);
+        assert!(
+            largest_difference(&row, &expected) < 2e-5,
+            "position {}",
+            len - 1
+        );
     }
 }
 
@@ -99,7 +101,10 @@ fn a_token_changes_nothing_before_it() {
     let after = len - changed_at;
     for position in 0..after {
         let at = |x: &Tensor| x.narrow(1, changed_at + position, 1).unwrap();
-        assert!(largest_difference(&at(&a), &at(&b)) > 0.0, "the past has no effect");
+        assert!(
+            largest_difference(&at(&a), &at(&b)) > 0.0,
+            "the past has no effect"
+        );
     }
 }
 
@@ -110,9 +115,17 @@ fn right_padding_is_exact() {
     let padded = ids(3, long);
     let batch = decoder.hidden_states(&padded).unwrap();
     for row in 0..3 {
-        let alone = padded.narrow(0, row, 1).unwrap().narrow(1, 0, short).unwrap();
+        let alone = padded
+            .narrow(0, row, 1)
+            .unwrap()
+            .narrow(1, 0, short)
+            .unwrap();
         let alone = decoder.hidden_states(&alone.contiguous().unwrap()).unwrap();
-        let together = batch.narrow(0, row, 1).unwrap().narrow(1, 0, short).unwrap();
+        let together = batch
+            .narrow(0, row, 1)
+            .unwrap()
+            .narrow(1, 0, short)
+            .unwrap();
         // Mathematically equal; a matrix product of other size may sum in another order.
         assert!(largest_difference(&alone, &together) < 1e-5);
     }
@@ -172,12 +185,21 @@ fn tokens_that_do_not_fit_are_refused() {
     let run = |ids: Tensor| decoder.hidden_states(&ids).unwrap_err().to_string();
     let foreign = Tensor::from_vec(vec![1u32, 2, 3, 96], (2, 2), &Device::Cpu).unwrap();
     let message = run(foreign);
-    for part in ["token id 96", "position 1", "sequence 1", "vocabulary of 96"] {
+    for part in [
+        "token id 96",
+        "position 1",
+        "sequence 1",
+        "vocabulary of 96",
+    ] {
         assert!(message.contains(part), "{message}");
     }
     assert!(run(Tensor::zeros((1, 4097), DType::U32, &Device::Cpu).unwrap()).contains("4096"));
     assert!(run(Tensor::zeros((1, 0), DType::U32, &Device::Cpu).unwrap()).contains("at least"));
-    assert!(decoder.hidden_states(&Tensor::zeros(3, DType::U32, &Device::Cpu).unwrap()).is_err());
+    assert!(
+        decoder
+            .hidden_states(&Tensor::zeros(3, DType::U32, &Device::Cpu).unwrap())
+            .is_err()
+    );
 }
 
 #[test]
@@ -190,7 +212,10 @@ fn a_config_of_other_weights_is_refused() {
         let mut config = right.clone();
         change(&mut config);
         let error = Decoder::load(&config, &weights, &LoadOptions::reference()).unwrap_err();
-        assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
+        assert!(
+            error.to_string().contains(part),
+            "`{part}` is not in: {error}"
+        );
     };
     refused(|c| c.vocab_size = 95, "lm_head.weight");
     refused(|c| c.intermediate_size = 100, "mlp.gate_proj.weight");

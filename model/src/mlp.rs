@@ -34,7 +34,13 @@ impl Mlp {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let load = |name: &str, inputs, outputs| {
             let prefix = format!("{prefix}.{name}");
-            load_projection(weights, &prefix, (inputs, outputs), config.mlp_bias, options)
+            load_projection(
+                weights,
+                &prefix,
+                (inputs, outputs),
+                config.mlp_bias,
+                options,
+            )
         };
         Ok(Self {
             gate_proj: load("gate_proj", hidden, intermediate)?,
@@ -88,7 +94,10 @@ impl SwiGlu {
     fn run<E: Element>(gate: &[E], up: &[E]) -> Vec<E> {
         let mut out = vec![E::zero(); gate.len()];
         out.par_chunks_mut(TASK_ELEMENTS)
-            .zip(gate.par_chunks(TASK_ELEMENTS).zip(up.par_chunks(TASK_ELEMENTS)))
+            .zip(
+                gate.par_chunks(TASK_ELEMENTS)
+                    .zip(up.par_chunks(TASK_ELEMENTS)),
+            )
             .for_each(|(out, (gate, up))| {
                 for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                     let gate = gate.widen();
@@ -229,7 +238,11 @@ mod tests {
 
     #[test]
     fn extreme_gates_neither_overflow_nor_lose_the_sign() {
-        let gate = Tensor::new(&[-1e4f32, -100.0, 0.0, 100.0, 1e4], &candle_core::Device::Cpu).unwrap();
+        let gate = Tensor::new(
+            &[-1e4f32, -100.0, 0.0, 100.0, 1e4],
+            &candle_core::Device::Cpu,
+        )
+        .unwrap();
         let out = swiglu(&gate, &gate.ones_like().unwrap()).unwrap();
         let out = out.to_vec1::<f32>().unwrap();
         assert_eq!(out, [0.0, 0.0, 0.0, 100.0, 1e4]);

@@ -271,7 +271,12 @@ mod tests {
         let inputs = [random(&[rows, size], 1), random(&[size], 2)];
         // Sums of 37 and 69 terms of order 1 in f32, in another order.
         let fast = |x: &[Tensor]| norm(&x[1]).forward(&x[0]);
-        assert_same_function(fast, |x| norm(&x[1]).forward_reference(&x[0]), &inputs, 2e-5);
+        assert_same_function(
+            fast,
+            |x| norm(&x[1]).forward_reference(&x[0]),
+            &inputs,
+            2e-5,
+        );
     }
 
     #[test]
@@ -306,7 +311,13 @@ mod tests {
         };
         assert!(norm.parameters().is_none());
         let x = Var::from_tensor(&random(&[2, 8], 1)).unwrap();
-        let store = norm.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();
+        let store = norm
+            .forward(&x)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
         assert!(store.get(&x).is_some());
         assert!(store.get(&weight).is_none());
     }

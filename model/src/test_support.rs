@@ -25,7 +25,9 @@ pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.elem_count(), b.elem_count());
     let pairs = values(a).into_iter().zip(values(b));
     // `max` would swallow a NaN.
-    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d <= max { max } else { d })
+    pairs
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, d| if d <= max { max } else { d })
 }
 
 /// `sum(f(inputs) * grad)` and its gradients in the inputs.
@@ -40,7 +42,10 @@ pub(crate) fn gradients(
         .collect();
     let loss = (f(&leaves).unwrap() * grad).unwrap().sum_all().unwrap();
     let store = loss.backward().unwrap();
-    leaves.iter().map(|x| store.get(x).unwrap().clone()).collect()
+    leaves
+        .iter()
+        .map(|x| store.get(x).unwrap().clone())
+        .collect()
 }
 
 /// Checks that two implementations agree in value and gradients.
@@ -60,7 +65,10 @@ pub(crate) fn assert_same_function(
     let reference = gradients(reference, inputs, &grad);
     for (i, (a, b)) in fast.iter().zip(&reference).enumerate() {
         let difference = largest_difference(a, b);
-        assert!(difference < tolerance, "gradient {i} differs by {difference}");
+        assert!(
+            difference < tolerance,
+            "gradient {i} differs by {difference}"
+        );
     }
 }
 
@@ -79,7 +87,10 @@ pub(crate) fn assert_central_differences(
     let weights = values(&grad);
     let loss = |inputs: &[Tensor]| -> f64 {
         let out = values(&f(inputs).unwrap());
-        out.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        out.iter()
+            .zip(&weights)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
     };
     for (i, gradient) in gradients(&f, inputs, &grad).iter().enumerate() {
         let gradient = values(gradient);
@@ -94,7 +105,10 @@ pub(crate) fn assert_central_differences(
             let expected = (shifted(STEP) - shifted(-STEP)) / (2.0 * f64::from(STEP));
             let actual = f64::from(gradient[at]);
             let error = (expected - actual).abs() / expected.abs().max(1.0);
-            assert!(error < TOLERANCE, "input {i}, element {at}: {actual}, expected {expected}");
+            assert!(
+                error < TOLERANCE,
+                "input {i}, element {at}: {actual}, expected {expected}"
+            );
         }
     }
 }

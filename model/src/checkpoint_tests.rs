@@ -106,6 +106,11 @@ fn lora_gradients_equal_those_of_the_whole_graph() {
 }
 
 #[test]
+fn lora_gradients_over_nf4_equal_those_of_the_whole_graph() {
+    assert_tape_equals_whole_graph(&load(TinyModel::qwen2(), &lora(Base::QuantizeNf4)));
+}
+
+#[test]
 fn full_parameter_gradients_equal_those_of_the_whole_graph() {
     let tied = load(TinyModel::llama(), &everything());
     assert_tape_equals_whole_graph(&tied);

@@ -1,1 +1,2 @@
 //! student-trainer
+pub mod loss;

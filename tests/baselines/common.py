@@ -5,7 +5,7 @@ import pathlib
 import resource
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def tokenizer_size(directory):
@@ -32,6 +32,23 @@ def windows(directory, text_file, seq_len, count, first=0):
     if len(ids) < needed:
         raise SystemExit(f"{text_file} holds {len(ids)} tokens; {needed} are needed for {first + count} windows of {seq_len}: give a longer file, fewer steps or a shorter --seq-len")
     return torch.tensor(ids[first * seq_len : needed], dtype=torch.long).view(count, seq_len)
+
+
+def load_student(directory, dtype):
+    """A 4-bit (or plain) checkpoint that computes in `dtype` throughout: transformers leaves what a 4-bit checkpoint stores beside the 4-bit weights in bf16."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu")
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            module.support_avx512bf16_for_cpu = False  # that packed layout is for inference: it has no backward
+            # bitsandbytes 0.50's forward dequantises to the compute dtype, its backward to this one: left at the checkpoint's bf16, the gradient of an f32
+            # run would be that of slightly other weights (0.2 % on a projection of SmolLM2).
+            module.weight.quant_state.dtype = dtype
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def memory_bytes(field):

@@ -25,25 +25,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ot
-from common import memory_bytes, mib, tokenizer_size, windows
+from common import load_student, memory_bytes, mib, tokenizer_size, windows
 
 COSTS = ("scaled-dot", "centered-dot", "cosine", "bhattacharyya", "kl")
 
 
 def capture(options):
     """Runs both models over one window and keeps logits on targets, cut to the effective vocabulary."""
-    from transformers import AutoModelForCausalLM
-
-    if (sizes := {tokenizer_size(d) for d in (options.teacher, options.student)}) and len(sizes) != 1:
+    sizes = {tokenizer_size(directory) for directory in (options.teacher, options.student)}
+    if len(sizes) != 1:
         raise SystemExit(f"the tokenizers know {sorted(sizes)} ids: this comparison needs one tokenizer on both sides")
     effective = sizes.pop()
     ids = windows(options.student, options.text, options.seq_len, 1, options.window)
     options.out.mkdir(parents=True, exist_ok=True)
     for side, directory in (("teacher", options.teacher), ("student", options.student)):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu").eval()
-        for module in model.modules():  # a 4-bit layer computes in what its checkpoint says, bf16 as a rule
-            if type(module).__name__ == "Linear4bit":
-                module.compute_dtype, module.compute_type_is_set, module.support_avx512bf16_for_cpu = torch.float32, True, False
+        model = load_student(directory, torch.float32).eval()
         with torch.no_grad():
             hidden = model.model(ids).last_hidden_state[0, :-1].float()
             head = model.lm_head.weight[:effective].float()

@@ -1,1 +1,4 @@
 //! Helpers for the integration tests.
+
+pub mod fixtures;
+pub mod hashed_model;

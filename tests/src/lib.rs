@@ -2,3 +2,4 @@
 
 pub mod fixtures;
 pub mod hashed_model;
+pub mod reference;

@@ -1,3 +1,5 @@
 //! Integration tests.
 
 mod fixtures_models;
+mod harness;
+mod pipeline;

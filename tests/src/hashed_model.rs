@@ -57,8 +57,9 @@ fn write_weights(file: &Path, head_rows: usize, tied: bool) -> Result<()> {
         shapes.push(("lm_head.weight".into(), vec![head_rows, HIDDEN]));
     }
     for layer in 0..LAYERS {
-        let mut add =
-            |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()))
+        };
         for (name, rows) in [("q", HIDDEN), ("k", key_value), ("v", key_value)] {
             add(&format!("self_attn.{name}_proj.weight"), &[rows, HIDDEN]);
             add(&format!("self_attn.{name}_proj.bias"), &[rows]);
@@ -99,7 +100,11 @@ fn values(name: &str, shape: &[usize]) -> Vec<f32> {
         .map(|i| {
             let unit = (splitmix64(seed, i as u64) >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
             let value = offset + scale * unit;
-            if i >= padding_from { 2.0 * value } else { value }
+            if i >= padding_from {
+                2.0 * value
+            } else {
+                value
+            }
         })
         .collect()
 }

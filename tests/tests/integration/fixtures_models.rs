@@ -20,11 +20,17 @@ fn assert_like_transformers(name: &str) -> Result<()> {
     ];
     for (way, hidden) in ways {
         let difference = fixtures::max_abs_difference(&hidden, &expected["hidden"])?;
-        assert!(difference < LOGIT_TOLERANCE, "{name}: {way} is off by {difference:e}");
+        assert!(
+            difference < LOGIT_TOLERANCE,
+            "{name}: {way} is off by {difference:e}"
+        );
     }
     let logits = fixtures::dense_logits(&decoder, ids)?;
     let difference = fixtures::max_abs_difference(&logits, &expected["logits"])?;
-    assert!(difference < LOGIT_TOLERANCE, "{name}: logits are off by {difference:e}");
+    assert!(
+        difference < LOGIT_TOLERANCE,
+        "{name}: logits are off by {difference:e}"
+    );
     Ok(())
 }
 
@@ -61,9 +67,9 @@ fn bf16_loses_no_more_than_pytorch() -> Result<()> {
         let ours: f32 = kl[range.clone()].iter().sum();
         let torch: f32 = positions[range].iter().map(|&p| torch[p as usize]).sum();
         let ratio = ours / torch;
-        // 32 positions of a tiny random network: two right implementations that round differently were seen up to
-        // 1.3 apart; on real weights and 256 positions a quarter the limit is 1.2.
-        assert!(ratio < 1.5, "quarter {quarter}: {ratio} times PyTorch's KL");
+        // Seen: 0.88 to 1.05, the spread of 32 positions that round differently. Rotary frequencies rounded to bf16,
+        // tried in PyTorch, raise the last quarter to 4.
+        assert!(ratio < 1.3, "quarter {quarter}: {ratio} times PyTorch's KL");
     }
     Ok(())
 }
@@ -72,7 +78,9 @@ fn assert_wide_vocabulary(side: &str, head_rows: usize, tied: bool) -> Result<()
     let expected = fixtures::tensors("models/wide-vocabulary.safetensors")?;
     let get = |name: &str| {
         let name = format!("{side}.{name}");
-        expected.get(&name).with_context(|| format!("no tensor {name}"))
+        expected
+            .get(&name)
+            .with_context(|| format!("no tensor {name}"))
     };
     let directory = hashed_model::directory(head_rows, tied)?;
     let decoder = fixtures::decoder(directory.path(), DType::F32)?;
@@ -82,17 +90,36 @@ fn assert_wide_vocabulary(side: &str, head_rows: usize, tied: bool) -> Result<()
     let close = |what: &str, ours: &Tensor, theirs: &Tensor| -> Result<()> {
         let difference = fixtures::max_abs_difference(ours, theirs)?;
         // Logits of -7..7; the padding rows move logsumexp by at least 0.014.
-        assert!(difference < LOGIT_TOLERANCE, "{side}: {what} is off by {difference:e}");
+        assert!(
+            difference < LOGIT_TOLERANCE,
+            "{side}: {what} is off by {difference:e}"
+        );
         Ok(())
     };
     let top_ids = get("top_ids")?;
     let top_logits = get("top_logits")?;
-    close("the top logits", &effective.contiguous()?.gather(top_ids, 1)?, top_logits)?;
+    close(
+        "the top logits",
+        &effective.contiguous()?.gather(top_ids, 1)?,
+        top_logits,
+    )?;
     // Nothing else may be larger: the eighth largest value is the eighth expected one (ids may swap where values tie).
     let (sorted, _) = effective.contiguous()?.sort_last_dim(false)?;
-    close("the sorted top", &sorted.narrow(1, 0, top_logits.dims()[1])?.contiguous()?, top_logits)?;
-    close("logsumexp over the effective vocabulary", &effective.log_sum_exp(1)?, get("logsumexp_effective")?)?;
-    close("logsumexp over all rows", &logits.log_sum_exp(1)?, get("logsumexp_all_rows")?)
+    close(
+        "the sorted top",
+        &sorted.narrow(1, 0, top_logits.dims()[1])?.contiguous()?,
+        top_logits,
+    )?;
+    close(
+        "logsumexp over the effective vocabulary",
+        &effective.log_sum_exp(1)?,
+        get("logsumexp_effective")?,
+    )?;
+    close(
+        "logsumexp over all rows",
+        &logits.log_sum_exp(1)?,
+        get("logsumexp_all_rows")?,
+    )
 }
 
 #[test]

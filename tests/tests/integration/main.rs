@@ -1,3 +1,4 @@
 //! Integration tests.
 
 mod fixtures_models;
+mod fixtures_text;

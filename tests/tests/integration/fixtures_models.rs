@@ -67,9 +67,9 @@ fn bf16_loses_no_more_than_pytorch() -> Result<()> {
         let ours: f32 = kl[range.clone()].iter().sum();
         let torch: f32 = positions[range].iter().map(|&p| torch[p as usize]).sum();
         let ratio = ours / torch;
-        // 32 positions of a tiny random network: two right implementations that round differently were seen up to
-        // 1.3 apart; on real weights and 256 positions a quarter the limit is 1.2.
-        assert!(ratio < 1.5, "quarter {quarter}: {ratio} times PyTorch's KL");
+        // Seen: 0.88 to 1.05, the spread of 32 positions that round differently. Rotary frequencies rounded to bf16,
+        // tried in PyTorch, raise the last quarter to 4.
+        assert!(ratio < 1.3, "quarter {quarter}: {ratio} times PyTorch's KL");
     }
     Ok(())
 }

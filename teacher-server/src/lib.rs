@@ -14,23 +14,23 @@ The teacher runs on a thread of its own, only as far ahead of its readers as the
 is kept, so that a second epoch and a second trainer are answered without it.
 */
 
-pub mod basis;
 pub mod cli;
 pub mod config;
 mod error;
-pub mod forward;
-pub mod frames;
-pub mod listener;
-pub mod load;
 pub mod plan;
+pub mod selection;
+pub mod forward;
+pub mod basis;
+pub mod frames;
+pub mod store;
 pub mod production;
+pub mod load;
+pub mod service;
+pub mod listener;
+pub mod serve;
 pub mod progress;
 pub mod report;
-pub mod selection;
-pub mod serve;
-pub mod service;
 pub mod shutdown;
-pub mod store;
 
 pub use error::{Error, Result};
 pub use serve::{Server, run};

@@ -105,18 +105,13 @@ impl Engine {
 
 /// Hash of weights and configuration.
 fn model_fingerprint(_dir: &Path, weights: &Weights) -> Result<Fingerprint> {
-    Ok(FingerprintBuilder::new("model")
-        .field("weights", &weights.fingerprint()?)
-        .finish())
+    Ok(FingerprintBuilder::new("model").field("weights", &weights.fingerprint()?).finish())
 }
 
 /// Bytes are promised equal for the same of these only.
 fn backend(device: &Device) -> String {
     let place = if device.is_cpu() { "cpu" } else { "cuda" };
-    format!(
-        "{place} candle-0.11 teacher-server-{}",
-        env!("CARGO_PKG_VERSION")
-    )
+    format!("{place} candle-0.11 teacher-server-{}", env!("CARGO_PKG_VERSION"))
 }
 
 fn server_info(

@@ -103,11 +103,7 @@ impl Reporter {
 
     /// Blocks can be had.
     pub fn serving(&self, address: &str) {
-        self.say(
-            "serving",
-            json!({ "address": address }),
-            &format!("serving on {address}"),
-        );
+        self.say("serving", json!({ "address": address }), &format!("serving on {address}"));
     }
 
     /// The server was told to stop.

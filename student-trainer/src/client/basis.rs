@@ -86,13 +86,7 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(basis.dims(), [info.vocab_size as usize, 3]);
-        let values = basis
-            .to_dtype(candle_core::DType::F32)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        let values = basis.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(
             values
                 .iter()

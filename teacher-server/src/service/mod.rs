@@ -144,10 +144,7 @@ impl TeacherService for Service {
     ) -> std::result::Result<Response<Self::FetchBlocksStream>, Status> {
         let request = request.into_inner();
         let engine = self.agreed(&request.plan_fingerprint)?;
-        Ok(Response::new(blocks::fetch(
-            &engine,
-            &request.sequence_ids,
-        )?))
+        Ok(Response::new(blocks::fetch(&engine, &request.sequence_ids)?))
     }
 
     async fn score_tokens(

@@ -108,16 +108,23 @@ pub(crate) fn causal_attention_reference(q: &Tensor, k: &Tensor, v: &Tensor) -> 
     let (batch, keys, key_value_heads, _) = k.dims4()?;
     let group = heads / key_value_heads;
     // Heads of one group become rows of one matrix, so that k and v need not be repeated.
-    let q = q
-        .transpose(1, 2)?
-        .contiguous()?
-        .reshape((batch, key_value_heads, group * queries, head_dim))?;
-    let (k, v) = (k.transpose(1, 2)?.contiguous()?, v.transpose(1, 2)?.contiguous()?);
+    let q = q.transpose(1, 2)?.contiguous()?.reshape((
+        batch,
+        key_value_heads,
+        group * queries,
+        head_dim,
+    ))?;
+    let (k, v) = (
+        k.transpose(1, 2)?.contiguous()?,
+        v.transpose(1, 2)?.contiguous()?,
+    );
     let scores = (q.matmul(&k.t()?)? * (head_dim as f64).powf(-0.5))?
         .to_dtype(DType::F32)?
         .reshape((batch, heads, queries, keys))?
         .broadcast_add(&causal_mask(queries, keys, q.device())?)?;
-    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let shifted = scores
+        .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+        .exp()?;
     let probabilities = shifted
         .broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?
         .to_dtype(v.dtype())?
@@ -133,7 +140,13 @@ fn causal_mask(queries: usize, keys: usize, device: &candle_core::Device) -> Res
     let past = keys - queries;
     let mask: Vec<f32> = (0..queries)
         .flat_map(|i| {
-            (0..keys).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY })
+            (0..keys).map(move |j| {
+                if j <= past + i {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
         })
         .collect();
     Ok(Tensor::from_vec(mask, (queries, keys), device)?)

@@ -44,12 +44,10 @@ impl Dims {
     /// The blocks of queries, each with the number of keys that its last query sees.
     fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
         let past = self.keys - self.queries;
-        (0..self.queries)
-            .step_by(BLOCK_QUERIES)
-            .map(move |start| {
-                let len = BLOCK_QUERIES.min(self.queries - start);
-                (start, len, past + start + len)
-            })
+        (0..self.queries).step_by(BLOCK_QUERIES).map(move |start| {
+            let len = BLOCK_QUERIES.min(self.queries - start);
+            (start, len, past + start + len)
+        })
     }
 
     /// Positions `start..start + len` of one head in a tensor with `heads` heads.
@@ -79,7 +77,8 @@ struct Head<'a> {
 impl<'a> Head<'a> {
     fn of_query(&self, data: &'a [f32], start: usize, len: usize) -> Matrix<'a> {
         let first = self.batch * self.dims.queries + start;
-        self.dims.rows(data, (self.dims.heads, self.head), first, len)
+        self.dims
+            .rows(data, (self.dims.heads, self.head), first, len)
     }
 
     fn of_key(&self, data: &'a [f32], len: usize) -> Matrix<'a> {
@@ -98,7 +97,14 @@ impl<'a> Head<'a> {
     /// [len, seen] into `out`.
     fn probabilities(&self, start: usize, len: usize, seen: usize, out: &mut [f32]) {
         let (q, k) = (self.of_query(self.q, start, len), self.of_key(self.k, seen));
-        product(out, seen, Store::Replace, self.dims.scale(), q, k.transpose());
+        product(
+            out,
+            seen,
+            Store::Replace,
+            self.dims.scale(),
+            q,
+            k.transpose(),
+        );
         for (i, row) in out.chunks_exact_mut(seen).enumerate() {
             let (visible, hidden) = row.split_at_mut(seen - len + i + 1);
             softmax(visible);
@@ -115,7 +121,14 @@ impl<'a> Head<'a> {
             self.probabilities(start, len, seen, probabilities);
             let p = Matrix::new(probabilities, len, seen, seen);
             let out = &mut out[start * head_dim..(start + len) * head_dim];
-            product(out, head_dim, Store::Replace, 1.0, p, self.of_key(self.v, seen));
+            product(
+                out,
+                head_dim,
+                Store::Replace,
+                1.0,
+                p,
+                self.of_key(self.v, seen),
+            );
         }
     }
 
@@ -185,7 +198,13 @@ pub(crate) fn forward(dims: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         .enumerate()
         .for_each(|(index, out)| head(dims, index, q, k, v).forward(out));
     let mut out = vec![0f32; q.len()];
-    scatter_heads(dims, dims.queries, dims.heads, by_head.chunks(dims.query_len()), &mut out);
+    scatter_heads(
+        dims,
+        dims.queries,
+        dims.heads,
+        by_head.chunks(dims.query_len()),
+        &mut out,
+    );
     out
 }
 
@@ -200,7 +219,13 @@ pub(crate) fn backward(dims: Dims, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]
         k: vec![0.0; k.len()],
         v: vec![0.0; v.len()],
     };
-    let Dims { queries, keys, heads, key_value_heads, .. } = dims;
+    let Dims {
+        queries,
+        keys,
+        heads,
+        key_value_heads,
+        ..
+    } = dims;
     let part = |of: fn(&Gradients) -> &[f32]| by_head.iter().map(of);
     scatter_heads(dims, queries, heads, part(|g| &g.q), &mut out.q);
     scatter_heads(dims, keys, key_value_heads, part(|g| &g.k), &mut out.k);
@@ -228,7 +253,9 @@ fn scatter_heads<'a>(
     by_head: impl Iterator<Item = &'a [f32]>,
     out: &mut [f32],
 ) {
-    let Dims { heads, head_dim, .. } = dims;
+    let Dims {
+        heads, head_dim, ..
+    } = dims;
     for (index, rows) in by_head.enumerate() {
         let (batch, head) = (index / heads, index % heads / (heads / out_heads));
         let stride = out_heads * head_dim;

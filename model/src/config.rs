@@ -107,7 +107,8 @@ impl ModelConfig {
     pub fn parse(json: &[u8], path: &Path) -> Result<Self> {
         let raw: RawConfig = serde_json::from_slice(json)
             .map_err(|source| Error::malformed(path, "(JSON)", source.to_string()))?;
-        raw.check().map_err(|Problem { field, problem }| Error::malformed(path, field, problem))
+        raw.check()
+            .map_err(|Problem { field, problem }| Error::malformed(path, field, problem))
     }
 
     /// Width of all query heads together.
@@ -174,8 +175,7 @@ impl RawConfig {
     fn check(&self) -> Result<ModelConfig, Problem> {
         let model_type = self.architecture()?;
         self.refuse_unsupported()?;
-        let num_hidden_layers =
-            required("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?;
+        let num_hidden_layers = required("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?;
         self.refuse_sliding_window(num_hidden_layers)?;
         let hidden_size = required("hidden_size", self.hidden_size, HIDDEN_SIZE_MAX)?;
         let num_attention_heads =
@@ -195,7 +195,12 @@ impl RawConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim: self.head_dim(hidden_size, num_attention_heads)?,
-            rms_norm_eps: within("rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6), 1e-12, 1.0)?,
+            rms_norm_eps: within(
+                "rms_norm_eps",
+                self.rms_norm_eps.unwrap_or(1e-6),
+                1e-12,
+                1.0,
+            )?,
             rope_theta: within("rope_theta", self.rope_theta(), 1.0, 1e12)?,
             max_position_embeddings: required(
                 "max_position_embeddings",
@@ -296,7 +301,9 @@ impl RawConfig {
         if self.head_dim.is_none() && !hidden_size.is_multiple_of(heads) {
             return problem(
                 "num_attention_heads",
-                format!("{heads} does not divide hidden_size = {hidden_size}, and there is no head_dim"),
+                format!(
+                    "{heads} does not divide hidden_size = {hidden_size}, and there is no head_dim"
+                ),
             );
         }
         let head_dim = required(

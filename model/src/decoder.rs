@@ -116,7 +116,11 @@ impl Decoder {
     pub fn extend(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         if cache.layers.len() != self.layers.len() {
             let (expected, actual) = (self.layers.len(), cache.layers.len());
-            return Err(Error::shape("the key-value cache's layers", &[expected], &[actual]));
+            return Err(Error::shape(
+                "the key-value cache's layers",
+                &[expected],
+                &[actual],
+            ));
         }
         let angles = self.angles(ids, cache.positions)?;
         let mut x = self.embed(ids)?.detach();

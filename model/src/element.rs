@@ -94,7 +94,10 @@ pub(crate) fn elements<'a, E: Element>(
     let all = storage.as_slice::<E>()?;
     match all.get(start..end) {
         Some(slice) => Ok(slice),
-        None => bail!("a layout of {start}..{end} reaches past {} elements", all.len()),
+        None => bail!(
+            "a layout of {start}..{end} reaches past {} elements",
+            all.len()
+        ),
     }
 }
 

@@ -54,7 +54,9 @@ impl Gradients {
 
     /// Names and gradients, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.by_name.iter().map(|(name, gradient)| (name.as_str(), gradient))
+        self.by_name
+            .iter()
+            .map(|(name, gradient)| (name.as_str(), gradient))
     }
 
     /// Number of parameters that have a gradient.
@@ -157,7 +159,10 @@ fn silent_adapters(parameters: &[(String, Var)]) -> Result<BTreeSet<String>> {
 
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
     let wide = tensor.detach().to_dtype(DType::F64)?;
-    wide.sqr()?.sum_all()?.to_scalar::<f64>().map_err(Error::from)
+    wide.sqr()?
+        .sum_all()?
+        .to_scalar::<f64>()
+        .map_err(Error::from)
 }
 
 #[cfg(test)]
@@ -185,7 +190,10 @@ mod tests {
             .iter()
             .map(|(name, g)| (name.to_owned(), g.to_vec1::<f32>().unwrap()))
             .collect();
-        let expected = [("a".to_owned(), vec![2.0, 0.0]), ("b".to_owned(), vec![1.5])];
+        let expected = [
+            ("a".to_owned(), vec![2.0, 0.0]),
+            ("b".to_owned(), vec![1.5]),
+        ];
         assert_eq!(halves, expected);
     }
 
@@ -210,8 +218,15 @@ mod tests {
             ("z.weight".to_owned(), var(&[2.0])),
         ];
         let mut gradients = Gradients::new();
-        for (name, value) in [("x.lora_A", 0.0), ("x.lora_B", 1.0), ("y.lora_A", 0.0), ("y.lora_B", 1.0)] {
-            gradients.add(&format!("{name}.weight"), &tensor(&[value])).unwrap();
+        for (name, value) in [
+            ("x.lora_A", 0.0),
+            ("x.lora_B", 1.0),
+            ("y.lora_A", 0.0),
+            ("y.lora_B", 1.0),
+        ] {
+            gradients
+                .add(&format!("{name}.weight"), &tensor(&[value]))
+                .unwrap();
         }
         let check = gradients.check(&parameters).unwrap();
         let expected = GradientCheck {

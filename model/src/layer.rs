@@ -31,7 +31,13 @@ impl DecoderLayer {
     ) -> Result<Self> {
         let norm = |name: &str| {
             let prefix = format!("{prefix}.{name}");
-            RmsNorm::load(weights, &prefix, config.hidden_size, config.rms_norm_eps, options)
+            RmsNorm::load(
+                weights,
+                &prefix,
+                config.hidden_size,
+                config.rms_norm_eps,
+                options,
+            )
         };
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
@@ -58,13 +64,19 @@ impl DecoderLayer {
             .self_attn
             .forward(&self.input_layernorm.forward(x)?, angles, cache)?;
         let x = (x + attended)?;
-        let transformed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        let transformed = self
+            .mlp
+            .forward(&self.post_attention_layernorm.forward(&x)?)?;
         Ok((x + transformed)?)
     }
 
     /// What is trained in this layer, by name.
     pub fn parameters(&self) -> Vec<(String, Var)> {
-        let linears = self.self_attn.linears().into_iter().chain(self.mlp.linears());
+        let linears = self
+            .self_attn
+            .linears()
+            .into_iter()
+            .chain(self.mlp.linears());
         let norms = [&self.input_layernorm, &self.post_attention_layernorm];
         linears
             .flat_map(Linear::parameters)
@@ -83,9 +95,15 @@ pub(crate) fn load_projection(
 ) -> Result<Linear> {
     let name = format!("{prefix}.bias");
     if weights.contains(&name) != bias {
-        let (found, wanted) = if bias { ("none", "one") } else { ("one", "none") };
+        let (found, wanted) = if bias {
+            ("none", "one")
+        } else {
+            ("one", "none")
+        };
         return Err(Error::Unsupported {
-            what: format!("a checkpoint with {found} of `{name}` where config.json asks for {wanted}"),
+            what: format!(
+                "a checkpoint with {found} of `{name}` where config.json asks for {wanted}"
+            ),
             remedy: "check that config.json belongs to these weights".into(),
         });
     }

@@ -22,6 +22,7 @@
 mod config;
 mod error;
 mod frozen;
+mod gemm;
 mod options;
 mod weights;
 
@@ -29,6 +30,7 @@ mod element;
 mod linear;
 mod lora;
 mod matmul;
+mod nf4;
 mod parameter;
 
 mod attention;
@@ -43,6 +45,8 @@ mod checkpoint;
 mod decoder;
 mod gradients;
 
+#[cfg(test)]
+mod test_support;
 #[doc(hidden)]
 pub mod testing;
 
@@ -54,6 +58,7 @@ pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Weight};
 pub use lora::Lora;
+pub use nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, Rounding};
 pub use options::{Base, LORA_RANK_MAX, LoadOptions, LoraConfig};
 pub use parameter::Parameter;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -34,7 +34,13 @@ impl Mlp {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let load = |name: &str, inputs, outputs| {
             let prefix = format!("{prefix}.{name}");
-            load_projection(weights, &prefix, (inputs, outputs), config.mlp_bias, options)
+            load_projection(
+                weights,
+                &prefix,
+                (inputs, outputs),
+                config.mlp_bias,
+                options,
+            )
         };
         Ok(Self {
             gate_proj: load("gate_proj", hidden, intermediate)?,
@@ -88,7 +94,10 @@ impl SwiGlu {
     fn run<E: Element>(gate: &[E], up: &[E]) -> Vec<E> {
         let mut out = vec![E::zero(); gate.len()];
         out.par_chunks_mut(TASK_ELEMENTS)
-            .zip(gate.par_chunks(TASK_ELEMENTS).zip(up.par_chunks(TASK_ELEMENTS)))
+            .zip(
+                gate.par_chunks(TASK_ELEMENTS)
+                    .zip(up.par_chunks(TASK_ELEMENTS)),
+            )
             .for_each(|(out, (gate, up))| {
                 for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                     let gate = gate.widen();
@@ -183,5 +192,59 @@ impl CustomOp3 for SwiGluGradient {
             let out = Self::run(gate, up, elements::<E>(grad, grad_layout)?);
             Ok((E::store(out), Shape::from(dims)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{
+        assert_central_differences, assert_same_function, largest_difference, random,
+    };
+    use candle_core::DType;
+
+    fn fast(x: &[Tensor]) -> Result<Tensor> {
+        swiglu(&x[0], &x[1])
+    }
+
+    fn reference(x: &[Tensor]) -> Result<Tensor> {
+        swiglu_reference(&x[0], &x[1])
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations() {
+        // More than one task.
+        let shape = [2, TASK_ELEMENTS / 2 + 3];
+        let inputs = [(random(&shape, 1) * 6.0).unwrap(), random(&shape, 2)];
+        // A few roundings of numbers below 8.
+        assert_same_function(fast, reference, &inputs, 5e-6);
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        assert_central_differences(fast, &[random(&[4, 5], 1), random(&[4, 5], 2)]);
+    }
+
+    #[test]
+    fn low_precision_rounds_where_plain_operations_round() {
+        let inputs = [random(&[4, 50], 1), random(&[4, 50], 2)];
+        for (dtype, last_bit) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
+            let low = inputs.each_ref().map(|x| x.to_dtype(dtype).unwrap());
+            let difference = largest_difference(&fast(&low).unwrap(), &reference(&low).unwrap());
+            // candle's silu in bf16 may itself be a last place off.
+            assert!(difference <= last_bit, "{dtype:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn extreme_gates_neither_overflow_nor_lose_the_sign() {
+        let gate = Tensor::new(
+            &[-1e4f32, -100.0, 0.0, 100.0, 1e4],
+            &candle_core::Device::Cpu,
+        )
+        .unwrap();
+        let out = swiglu(&gate, &gate.ones_like().unwrap()).unwrap();
+        let out = out.to_vec1::<f32>().unwrap();
+        assert_eq!(out, [0.0, 0.0, 0.0, 100.0, 1e4]);
     }
 }

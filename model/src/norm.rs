@@ -250,3 +250,80 @@ fn check_last_dim(x: &Layout, weight: &Layout) -> candle_core::Result<()> {
         _ => candle_core::bail!("rms-norm: a weight of {size} does not fit {:?}", x.shape()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{assert_central_differences, assert_same_function, random, values};
+
+    fn norm(weight: &Tensor) -> RmsNorm {
+        RmsNorm {
+            name: "norm.weight".into(),
+            weight: Parameter::Trainable(Var::from_tensor(weight).unwrap()),
+            eps: 1e-6,
+        }
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations() {
+        // More rows than one partial sum of the weight's gradient.
+        let (rows, size) = (WEIGHT_GRADIENT_ROWS + 5, 37);
+        let inputs = [random(&[rows, size], 1), random(&[size], 2)];
+        // Sums of 37 and 69 terms of order 1 in f32, in another order.
+        let fast = |x: &[Tensor]| norm(&x[1]).forward(&x[0]);
+        assert_same_function(
+            fast,
+            |x| norm(&x[1]).forward_reference(&x[0]),
+            &inputs,
+            2e-5,
+        );
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        let inputs = [random(&[3, 11], 1), random(&[11], 2)];
+        assert_central_differences(|x| norm(&x[1]).forward(&x[0]), &inputs);
+    }
+
+    #[test]
+    fn low_precision_rounds_before_and_after_the_weight() {
+        let weight = random(&[64], 2);
+        for dtype in [DType::BF16, DType::F16] {
+            let x = random(&[9, 64], 1).to_dtype(dtype).unwrap();
+            let norm = norm(&weight);
+            let (fast, reference) = (
+                values(&norm.forward(&x).unwrap()),
+                values(&norm.forward_reference(&x).unwrap()),
+            );
+            // The mean square is summed in another order, which moves a value across a rounding
+            // boundary now and then, by one unit in the last place.
+            let differing = fast.iter().zip(&reference).filter(|(a, b)| a != b).count();
+            assert!(differing * 50 < fast.len(), "{dtype:?}: {differing}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_weight_gets_no_gradient() {
+        let weight = random(&[8], 2);
+        let norm = RmsNorm {
+            weight: Parameter::Frozen(weight.clone()),
+            ..norm(&weight)
+        };
+        assert!(norm.parameters().is_none());
+        let x = Var::from_tensor(&random(&[2, 8], 1)).unwrap();
+        let store = norm
+            .forward(&x)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
+        assert!(store.get(&x).is_some());
+        assert!(store.get(&weight).is_none());
+    }
+
+    #[test]
+    fn a_weight_of_another_size_is_refused() {
+        assert!(norm(&random(&[8], 2)).forward(&random(&[2, 9], 1)).is_err());
+    }
+}

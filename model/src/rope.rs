@@ -206,3 +206,73 @@ impl CustomOp1 for Turn {
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&back)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{
+        assert_central_differences, assert_same_function, largest_difference, random, values,
+    };
+
+    fn rotary() -> Rotary {
+        let inverse_frequencies = vec![1.0, 0.1, 0.01];
+        Rotary {
+            inverse_frequencies,
+        }
+    }
+
+    fn angles(offset: usize, len: usize, dtype: DType) -> Angles {
+        rotary().angles(offset, len, dtype, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations_bit_for_bit() {
+        let x = random(&[2, 5, 3, 6], 1);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let angles = angles(300, 5, dtype);
+            let x = x.to_dtype(dtype).unwrap();
+            let (fast, reference) = (
+                angles.apply(&x).unwrap(),
+                angles.apply_reference(&x).unwrap(),
+            );
+            assert_eq!(values(&fast), values(&reference), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn gradients_equal_those_of_plain_operations_and_central_differences() {
+        let angles = angles(2, 5, DType::F32);
+        let inputs = [random(&[2, 5, 3, 6], 1)];
+        let fast = |x: &[Tensor]| angles.apply(&x[0]);
+        // Four roundings of numbers below 2.
+        assert_same_function(fast, |x| angles.apply_reference(&x[0]), &inputs, 1e-6);
+        assert_central_differences(fast, &inputs);
+    }
+
+    #[test]
+    fn neighbouring_positions_past_256_differ_in_bf16() {
+        // Angles in bf16 would make them equal: it holds 8 bits of the position.
+        let x = random(&[1, 1, 1, 6], 1).to_dtype(DType::BF16).unwrap();
+        let at = |position| angles(position, 1, DType::BF16).apply(&x).unwrap();
+        assert!(largest_difference(&at(512), &at(513)) > 0.1);
+    }
+
+    #[test]
+    fn a_product_of_turned_heads_depends_on_their_distance_only() {
+        let (q, k) = (random(&[1, 1, 1, 6], 1), random(&[1, 1, 1, 6], 2));
+        let score = |q_at, k_at| {
+            let q = angles(q_at, 1, DType::F32).apply(&q).unwrap();
+            let k = angles(k_at, 1, DType::F32).apply(&k).unwrap();
+            values(&(q * k).unwrap()).iter().sum::<f32>()
+        };
+        assert!((score(7, 3) - score(104, 100)).abs() < 1e-5);
+        assert!((score(7, 3) - score(7, 4)).abs() > 1e-2);
+    }
+
+    #[test]
+    fn other_positions_than_the_table_has_are_refused() {
+        let angles = angles(0, 4, DType::F32);
+        assert!(angles.apply(&random(&[1, 5, 1, 6], 1)).is_err());
+        assert!(angles.apply(&random(&[1, 4, 1, 8], 1)).is_err());
+    }
+}

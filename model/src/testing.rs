@@ -93,7 +93,10 @@ impl TinyModel {
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (d, m) = (self.hidden_size, self.intermediate_size);
         let kv = d / self.num_attention_heads * self.num_key_value_heads;
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
+        let mut tensors = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            vec![self.vocab_size, d],
+        )];
         for layer in 0..self.num_hidden_layers {
             let mut push = |name: &str, shape: &[usize]| {
                 tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));

@@ -1,0 +1,110 @@
+//! Provides the two code books of bitsandbytes' 4-bit format: NF4 for weights and the signed dynamic 8-bit map for scales.
+
+use std::sync::LazyLock;
+
+/// Entries of the NF4 code book.
+pub(super) const NF4_ENTRIES: usize = 16;
+/// Entries of the 8-bit code book.
+pub(super) const DYNAMIC_ENTRIES: usize = 256;
+
+/// NormalFloat4 (Dettmers et al. 2023, "QLoRA"): quantiles of the normal distribution scaled to [-1, 1], ascending.
+pub(super) const NF4: [f32; NF4_ENTRIES] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// The 8-bit "dynamic" map (Dettmers 2015, "8-Bit Approximations for Parallelism in Deep Learning"), ascending: seven decades,
+/// the decade 10^-e with 2^(6-e) steps on either side of zero, and 0 and 1 themselves.
+pub(super) static DYNAMIC: LazyLock<[f32; DYNAMIC_ENTRIES]> = LazyLock::new(|| {
+    const DECADES: i32 = 7;
+    let mut map = [0f32; DYNAMIC_ENTRIES];
+    let mut values = vec![0.0, 1.0];
+    for decade in 0..DECADES {
+        let steps = 1usize << decade;
+        let scale = 10f64.powi(decade - (DECADES - 1)) as f32;
+        for step in 0..steps {
+            let middle = (boundary(step, steps) + boundary(step + 1, steps)) / 2.0;
+            values.extend([scale * middle, -scale * middle]);
+        }
+    }
+    values.sort_by(f32::total_cmp);
+    for (entry, value) in map.iter_mut().zip(values) {
+        *entry = value;
+    }
+    map
+});
+
+/// Point `index` of `torch.linspace(0.1, 1, steps + 1)` in f32, which counts from the nearer end.
+fn boundary(index: usize, steps: usize) -> f32 {
+    let step = (1.0 - 0.1f32) / steps as f32;
+    if index < steps.div_ceil(2) {
+        0.1 + step * index as f32
+    } else {
+        1.0 - step * (steps - index) as f32
+    }
+}
+
+/// The index of the entry nearest to `value` in an ascending code book; the lower one when it lies exactly between two,
+/// as in bitsandbytes' kernels. `value` must not be NaN.
+pub(super) fn nearest<const N: usize>(book: &[f32; N], value: f32) -> u8 {
+    const { assert!(N <= 256) };
+    let above = |pair: &[f32]| match pair {
+        [low, high] => value > (low + high) / 2.0,
+        _ => false,
+    };
+    // Counting instead of searching has no branches, and for 16 entries it vectorises.
+    if N == NF4_ENTRIES {
+        return book.windows(2).map(|pair| u8::from(above(pair))).sum();
+    }
+    let (mut low, mut high) = (0, N - 1);
+    while low < high {
+        let middle = (low + high) / 2;
+        if above(&book[middle..middle + 2]) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_is_the_brute_force_answer_for_every_midpoint_and_entry() {
+        fn brute<const N: usize>(book: &[f32; N], value: f32) -> u8 {
+            let distance = |i: &usize| (f64::from(book[*i]) - f64::from(value)).abs();
+            (0..N)
+                .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+                .unwrap() as u8
+        }
+        for (i, value) in DYNAMIC.iter().enumerate() {
+            assert_eq!(usize::from(nearest(&DYNAMIC, *value)), i);
+        }
+        for step in -1000..=1000 {
+            let value = step as f32 / 1000.0;
+            assert_eq!(
+                nearest(&DYNAMIC, value),
+                brute(&DYNAMIC, value),
+                "dynamic at {value}"
+            );
+            assert_eq!(nearest(&NF4, value), brute(&NF4, value), "NF4 at {value}");
+        }
+    }
+}

@@ -32,5 +32,8 @@ pub mod progress;
 pub mod report;
 pub mod shutdown;
 
+#[cfg(test)]
+mod testing;
+
 pub use error::{Error, Result};
 pub use serve::{Server, run};

@@ -41,6 +41,7 @@ pub struct Server {
     auth: Auth,
     tls: Option<ServerTlsConfig>,
     address: String,
+    service: Service,
 }
 
 /// Binds and serves until `shutdown` resolves; see [`Server::run`].
@@ -79,7 +80,13 @@ impl Server {
             auth,
             tls,
             address,
+            service: Service::default(),
         })
+    }
+
+    /// The service behind the socket, to look at what it has loaded and computed.
+    pub fn service(&self) -> Service {
+        self.service.clone()
     }
 
     /// `HOST:PORT`, with the port that was chosen, or `unix:PATH`.
@@ -99,8 +106,8 @@ impl Server {
             auth,
             tls,
             address,
+            service,
         } = self;
-        let service = Service::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let mut grpc = Grpc::builder()

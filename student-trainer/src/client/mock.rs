@@ -46,7 +46,7 @@ struct State {
     drops: VecDeque<u64>,
     damage: Option<Damage>,
     change_plan: bool,
-    tokenizer: Fingerprint,
+    vocabulary: Fingerprint,
     streams_opened: usize,
 }
 
@@ -111,7 +111,7 @@ impl MockTeacher {
             drops: VecDeque::new(),
             damage: None,
             change_plan: false,
-            tokenizer: Fingerprint::of(b"tokenizer"),
+            vocabulary: Fingerprint::of(b"vocabulary"),
             streams_opened: 0,
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -152,9 +152,9 @@ impl MockTeacher {
         self.state.lock().unwrap().change_plan = true;
     }
 
-    /// Says that its tokenizer is this one.
-    pub fn set_tokenizer(&self, tokenizer: Fingerprint) {
-        self.state.lock().unwrap().tokenizer = tokenizer;
+    /// Says that its vocabulary is this one.
+    pub fn set_vocabulary(&self, vocabulary: Fingerprint) {
+        self.state.lock().unwrap().vocabulary = vocabulary;
     }
 
     /// The frames as they are sent.
@@ -249,7 +249,8 @@ impl TeacherService for Service {
         Ok(Response::new(GetServerInfoResponse {
             format_version: FORMAT_VERSION,
             model_fingerprint: digest("model"),
-            tokenizer_fingerprint: state.tokenizer.to_hex(),
+            tokenizer_fingerprint: digest("tokenizer"),
+            vocabulary_fingerprint: state.vocabulary.to_hex(),
             corpus_fingerprint: digest("corpus"),
             plan_fingerprint: state.plan.to_hex(),
             effective_vocab_size: VOCAB_SIZE,

@@ -119,7 +119,7 @@ async fn agree(
     };
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
-    info.check_student(files.tokenizer.fingerprint(), files.config.vocab_size)?;
+    info.check_student(&files.tokenizer, files.config.vocab_size)?;
     config
         .loss
         .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;

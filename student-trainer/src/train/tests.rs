@@ -39,7 +39,11 @@ impl Bench {
         write_tokenizer(&student);
         let runtime = client::runtime().unwrap();
         let mock = runtime.block_on(MockTeacher::start(frames));
-        mock.set_tokenizer(TokenizerFiles::open(&student).unwrap().fingerprint());
+        mock.set_vocabulary(
+            TokenizerFiles::open(&student)
+                .unwrap()
+                .vocabulary_fingerprint(),
+        );
         Self {
             dir,
             mock,
@@ -211,10 +215,10 @@ fn what_does_not_fit_is_refused_before_any_weight_is_read() {
 
     bench
         .mock
-        .set_tokenizer(distill_proto::Fingerprint::of(b"another"));
+        .set_vocabulary(distill_proto::Fingerprint::of(b"another"));
     let message = train(&bench.config("b")).unwrap_err().to_string();
     assert!(
-        message.contains("tokenizer fingerprint") && message.contains("another tokenizer"),
+        message.contains("vocabulary fingerprint") && message.contains("another one"),
         "{message}"
     );
 }

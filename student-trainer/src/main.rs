@@ -16,7 +16,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Messages carry their causes themselves.
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,11 @@ use crate::{Error, Result};
 /// # Errors
 /// The path and what the system said; the old file is untouched then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    // A bare file name has an empty parent.
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
     let mut temporary = tempfile::NamedTempFile::new_in(directory)
         .map_err(Error::io("create a file in", directory))?;
     temporary

@@ -22,7 +22,7 @@ use distill_model::{Checkpointing, Decoder, LoraConfig};
 use crate::{
     Error, Result,
     client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, fetch_basis},
-    config::TrainConfig,
+    config::{LORA_TARGETS, TrainConfig},
     loss::HeadGeometry,
     run::{AdapterConfig, RunDirectory, save_adapter},
     shutdown::Shutdown,
@@ -60,6 +60,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
 
     let lora = lora_config(config);
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
+    check_targets(&config.lora_targets, &decoder)?;
     let basis = runtime.block_on(basis(config, &teacher, &info))?;
     let geometry = head_geometry(&decoder, info.vocab_size, basis)?;
     let stream_options = StreamOptions {
@@ -164,6 +165,22 @@ fn lora_config(config: &TrainConfig) -> LoraConfig {
         targets: config.lora_targets.clone(),
         seed: config.seed,
         ..LoraConfig::default()
+    }
+}
+
+/// A target that matches no linear would train nothing without a word.
+fn check_targets(targets: &[String], decoder: &Decoder) -> Result<()> {
+    let parameters = decoder.parameters();
+    let adapted = |target: &&String| {
+        let layer = format!(".{target}.lora_A.weight");
+        parameters.iter().any(|(name, _)| name.ends_with(&layer))
+    };
+    match targets.iter().find(|target| !adapted(target)) {
+        Some(target) => Err(Error::Config(format!(
+            "lora_targets: the student has no linear `{target}`; there are {}",
+            LORA_TARGETS.join(", ")
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -222,3 +222,14 @@ fn what_does_not_fit_is_refused_before_any_weight_is_read() {
         "{message}"
     );
 }
+
+#[test]
+fn a_target_that_matches_nothing_is_named() {
+    let bench = Bench::new(1);
+    let config = TrainConfig {
+        lora_targets: vec!["q_proj".into(), "query".into()],
+        ..bench.config("run")
+    };
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.contains("`query`") && message.contains("q_proj"), "{message}");
+}

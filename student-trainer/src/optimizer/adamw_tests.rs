@@ -1,0 +1,108 @@
+use candle_core::Device;
+
+use super::*;
+
+const CONFIG: AdamWConfig = AdamWConfig {
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-6,
+    weight_decay: 0.1,
+};
+
+fn var(values: &[f32]) -> Var {
+    Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap()
+}
+
+fn gradient(step: usize, element: usize) -> f64 {
+    ((3 * step + 7 * element) as f64 * 0.37).sin() * 10f64.powi(element as i32 - 1)
+}
+
+fn train(optimizer: &mut AdamW, steps: std::ops::Range<usize>, scale: f64) {
+    for step in steps {
+        let g: Vec<f32> = (0..3).map(|e| gradient(step, e) as f32).collect();
+        let g = Tensor::new(g, &Device::Cpu).unwrap();
+        let rate = 0.01 / (1.0 + step as f64);
+        optimizer.update(rate, scale, |_| Some(&g)).unwrap();
+    }
+}
+
+/// The formula element by element in f64.
+fn reference(start: [f64; 3], steps: usize, scale: f64) -> [f64; 3] {
+    let (mut p, mut m, mut v) = (start, [0f64; 3], [0f64; 3]);
+    for step in 0..steps {
+        let rate = 0.01 / (1.0 + step as f64);
+        let t = step as i32 + 1;
+        for e in 0..3 {
+            let g = gradient(step, e) * scale;
+            m[e] = 0.9 * m[e] + 0.1 * g;
+            v[e] = 0.99 * v[e] + 0.01 * g * g;
+            let m_hat = m[e] / (1.0 - 0.9f64.powi(t));
+            let v_hat = v[e] / (1.0 - 0.99f64.powi(t));
+            p[e] -= rate * (m_hat / (v_hat.sqrt() + 1e-6) + 0.1 * p[e]);
+        }
+    }
+    p
+}
+
+#[test]
+fn agrees_with_the_formula_in_f64() {
+    for scale in [1.0, 0.25] {
+        let parameter = var(&[1.0, -2.0, 0.5]);
+        let mut optimizer = AdamW::new(vec![("p".into(), parameter.clone())], CONFIG).unwrap();
+        train(&mut optimizer, 0..30, scale);
+        let expected = reference([1.0, -2.0, 0.5], 30, scale);
+        for (got, want) in parameter.to_vec1::<f32>().unwrap().iter().zip(expected) {
+            // f32 rounding of 30 updates of about 0.01.
+            assert!((f64::from(*got) - want).abs() < 2e-6, "{got} {want}");
+        }
+    }
+}
+
+#[test]
+fn agrees_with_torch() {
+    // torch 2.15: AdamW([1, -2, 0.5], betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1), these gradients and rates.
+    let torch = [0.987_328_8, -1.998_093_7, 0.510_083_14];
+    let parameter = var(&[1.0, -2.0, 0.5]);
+    let mut optimizer = AdamW::new(vec![("p".into(), parameter.clone())], CONFIG).unwrap();
+    train(&mut optimizer, 0..30, 1.0);
+    for (got, want) in parameter.to_vec1::<f32>().unwrap().iter().zip(torch) {
+        // Both round in f32, in another order.
+        assert!((got - want).abs() < 1e-6, "{got} {want}");
+    }
+}
+
+#[test]
+fn a_saved_state_continues_bitwise() {
+    let whole = var(&[1.0, -2.0, 0.5]);
+    let mut optimizer = AdamW::new(vec![("p".into(), whole.clone())], CONFIG).unwrap();
+    train(&mut optimizer, 0..9, 1.0);
+
+    let half = var(&[1.0, -2.0, 0.5]);
+    let mut first = AdamW::new(vec![("p".into(), half.clone())], CONFIG).unwrap();
+    train(&mut first, 0..4, 1.0);
+    let mut second = AdamW::new(vec![("p".into(), half.clone())], CONFIG).unwrap();
+    second.load_state(&first.state().unwrap()).unwrap();
+    assert_eq!(second.steps(), 4);
+    train(&mut second, 4..9, 1.0);
+    assert_eq!(
+        half.to_vec1::<f32>().unwrap(),
+        whole.to_vec1::<f32>().unwrap()
+    );
+}
+
+#[test]
+fn a_missing_gradient_is_an_error_not_a_skip() {
+    let mut optimizer = AdamW::new(vec![("some.lora_A".into(), var(&[1.0]))], CONFIG).unwrap();
+    let error = optimizer.update(0.1, 1.0, |_| None).unwrap_err();
+    assert!(error.to_string().contains("some.lora_A"), "{error}");
+}
+
+#[test]
+fn a_foreign_state_is_refused_by_name() {
+    let mut optimizer = AdamW::new(vec![("p".into(), var(&[1.0]))], CONFIG).unwrap();
+    let error = optimizer.load_state(&BTreeMap::new()).unwrap_err();
+    assert!(error.to_string().contains("p.exp_avg"), "{error}");
+    let other = AdamW::new(vec![("p".into(), var(&[1.0, 2.0]))], CONFIG).unwrap();
+    let error = optimizer.load_state(&other.state().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("shape"), "{error}");
+}

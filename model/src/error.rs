@@ -71,6 +71,9 @@ pub enum Error {
         /// The shape that was found.
         actual: Vec<usize>,
     },
+    /// The tokens given to a model do not fit it.
+    #[error("{0}")]
+    Input(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

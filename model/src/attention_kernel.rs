@@ -22,7 +22,7 @@ pub(crate) struct Dims {
 }
 
 /// Gradients of the loss in q, k and v.
-pub(crate) struct Gradients {
+pub(crate) struct InputGradients {
     pub(crate) q: Vec<f32>,
     pub(crate) k: Vec<f32>,
     pub(crate) v: Vec<f32>,
@@ -134,10 +134,10 @@ impl<'a> Head<'a> {
 
     /// With P the probabilities and dO the output's gradient: dV = P^T dO, dP = dO V^T,
     /// dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
-    fn backward(&self, grad: &'a [f32]) -> Gradients {
+    fn backward(&self, grad: &'a [f32]) -> InputGradients {
         let Dims { head_dim, .. } = self.dims;
         let scale = self.dims.scale();
-        let mut out = Gradients {
+        let mut out = InputGradients {
             q: vec![0.0; self.dims.query_len()],
             k: vec![0.0; self.dims.key_len()],
             v: vec![0.0; self.dims.key_len()],
@@ -209,12 +209,18 @@ pub(crate) fn forward(dims: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
 }
 
 /// Gradients in q, k and v from the output's gradient, shaped as they are.
-pub(crate) fn backward(dims: Dims, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]) -> Gradients {
-    let by_head: Vec<Gradients> = (0..dims.batch * dims.heads)
+pub(crate) fn backward(
+    dims: Dims,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    grad: &[f32],
+) -> InputGradients {
+    let by_head: Vec<InputGradients> = (0..dims.batch * dims.heads)
         .into_par_iter()
         .map(|index| head(dims, index, q, k, v).backward(grad))
         .collect();
-    let mut out = Gradients {
+    let mut out = InputGradients {
         q: vec![0.0; q.len()],
         k: vec![0.0; k.len()],
         v: vec![0.0; v.len()],
@@ -226,7 +232,7 @@ pub(crate) fn backward(dims: Dims, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]
         key_value_heads,
         ..
     } = dims;
-    let part = |of: fn(&Gradients) -> &[f32]| by_head.iter().map(of);
+    let part = |of: fn(&InputGradients) -> &[f32]| by_head.iter().map(of);
     scatter_heads(dims, queries, heads, part(|g| &g.q), &mut out.q);
     scatter_heads(dims, keys, key_value_heads, part(|g| &g.k), &mut out.k);
     scatter_heads(dims, keys, key_value_heads, part(|g| &g.v), &mut out.v);

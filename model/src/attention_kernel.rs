@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::matmul::{Matrix, Store, product};
+use crate::matmul::{Matrix, Store, Threads, product};
 
 /// Queries per block. Keys after a block's last query are never touched, which halves the work.
 const BLOCK_QUERIES: usize = 64;
@@ -102,6 +102,7 @@ impl<'a> Head<'a> {
             seen,
             Store::Replace,
             self.dims.scale(),
+            Threads::One,
             q,
             k.transpose(),
         );
@@ -126,6 +127,7 @@ impl<'a> Head<'a> {
                 head_dim,
                 Store::Replace,
                 1.0,
+                Threads::One,
                 p,
                 self.of_key(self.v, seen),
             );
@@ -149,17 +151,33 @@ impl<'a> Head<'a> {
             self.probabilities(start, len, seen, p);
             let grad = self.of_query(grad, start, len);
             let v = self.of_key(self.v, seen);
-            product(ds, seen, Store::Replace, 1.0, grad, v.transpose());
+            product(
+                ds,
+                seen,
+                Store::Replace,
+                1.0,
+                Threads::One,
+                grad,
+                v.transpose(),
+            );
             for (p, ds) in p.chunks_exact(seen).zip(ds.chunks_exact_mut(seen)) {
                 softmax_gradient(p, ds);
             }
             let p = Matrix::new(p, len, seen, seen).transpose();
-            product(&mut out.v, head_dim, Store::Add, 1.0, p, grad);
+            product(&mut out.v, head_dim, Store::Add, 1.0, Threads::One, p, grad);
             let ds = Matrix::new(ds, len, seen, seen);
             let (q, k) = (self.of_query(self.q, start, len), self.of_key(self.k, seen));
             let to_q = &mut out.q[start * head_dim..(start + len) * head_dim];
-            product(to_q, head_dim, Store::Replace, scale, ds, k);
-            product(&mut out.k, head_dim, Store::Add, scale, ds.transpose(), q);
+            product(to_q, head_dim, Store::Replace, scale, Threads::One, ds, k);
+            product(
+                &mut out.k,
+                head_dim,
+                Store::Add,
+                scale,
+                Threads::One,
+                ds.transpose(),
+                q,
+            );
         }
         out
     }

@@ -5,7 +5,7 @@
 
 use super::Nf4Matrix;
 use crate::frozen::Side;
-use crate::gemm::{Right, View, multiply};
+use crate::matmul::{Matrix, Store, Threads, product};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -80,30 +80,29 @@ impl Product {
             self.weight
                 .dequantize_rows(first..first + tile_height, tile)
                 .map_err(candle_core::Error::wrap)?;
-            match self.side {
-                Side::Forward => multiply(
-                    (rows, tile_height, columns),
-                    &mut out[first..],
-                    height,
-                    &View {
-                        data: x,
-                        row_stride: columns,
-                    },
-                    (tile, Right::Transposed),
-                    false,
-                )?,
-                Side::Backward => multiply(
-                    (rows, columns, tile_height),
-                    &mut out,
-                    columns,
-                    &View {
-                        data: &x[first..],
-                        row_stride: height,
-                    },
-                    (tile, Right::AsIs),
-                    first > 0,
-                )?,
-            }
+            let tile = Matrix::new(tile, tile_height, columns, columns);
+            let (out, stride, store, left, right) = match self.side {
+                Side::Forward => {
+                    let x = Matrix::new(x, rows, columns, columns);
+                    (
+                        &mut out[first..],
+                        height,
+                        Store::Replace,
+                        x,
+                        tile.transpose(),
+                    )
+                }
+                Side::Backward => {
+                    let store = if first > 0 {
+                        Store::Add
+                    } else {
+                        Store::Replace
+                    };
+                    let x = Matrix::new(&x[first..], rows, tile_height, height);
+                    (&mut out[..], columns, store, x, tile)
+                }
+            };
+            product(out, stride, store, 1.0, Threads::All, left, right);
         }
         Ok(out)
     }

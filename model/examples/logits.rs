@@ -6,11 +6,11 @@
 //!     --model DIR --ids ids.safetensors --dtype f32|bf16|f16 --out out.safetensors
 //! ```
 //!
-//! `ids.safetensors` holds a tensor `ids` [1, T] (i64, i32 or u32); `out.safetensors` gets `hidden` [T, d]
-//! and `logits` [T, V], both f32.
+//! `ids.safetensors` holds a tensor `ids` [1, T] (i64, i32 or u32); a file of any other name holds T
+//! little-endian u32. `out.safetensors` gets `hidden` [T, d] and `logits` [T, V], both f32.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +60,18 @@ impl Args {
     }
 }
 
+fn read_ids(path: &Path) -> Result<Tensor> {
+    if path.extension().is_some_and(|end| end == "safetensors") {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+        let ids = tensors.get("ids").context("no tensor `ids`")?;
+        return Ok(ids.to_dtype(DType::U32)?);
+    }
+    let bytes = std::fs::read(path)?;
+    let (words, _) = bytes.as_chunks::<{ size_of::<u32>() }>();
+    let ids: Vec<u32> = words.iter().copied().map(u32::from_le_bytes).collect();
+    Ok(Tensor::from_vec(ids, (1, words.len()), &Device::Cpu)?)
+}
+
 fn main() -> Result<()> {
     let args = Args::parse()?;
     let config = ModelConfig::load(&args.model)?;
@@ -71,11 +83,7 @@ fn main() -> Result<()> {
     let decoder = Decoder::load(&config, &Weights::open(&args.model)?, &options)?;
     let load_seconds = started.elapsed().as_secs_f64();
 
-    let tensors = candle_core::safetensors::load(&args.ids, &Device::Cpu)?;
-    let ids = tensors
-        .get("ids")
-        .context("no tensor `ids`")?
-        .to_dtype(DType::U32)?;
+    let ids = read_ids(&args.ids)?;
     let started = Instant::now();
     let hidden = decoder.hidden_states(&ids)?;
     let seconds = started.elapsed().as_secs_f64();

@@ -7,8 +7,8 @@ use clap::{ArgMatches, Command};
 use crate::{
     Result,
     config::{Key, Settings, TrainConfig, resolve, with_flags},
-    dense::{self, LossesConfig},
     eval::{self, EvalConfig},
+    loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     shutdown::Shutdown,
     train,
@@ -52,7 +52,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             let summary = train::run(config, shutdown)?;
             tracing::info!(
                 "{} after {} steps, loss {:.4}; adapter in {}",
-                if summary.interrupted { "stopped" } else { "done" },
+                if summary.interrupted {
+                    "stopped"
+                } else {
+                    "done"
+                },
                 summary.steps,
                 summary.loss.total,
                 summary.adapter.display()
@@ -76,7 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             Ok(())
         }),
         Some(("losses", matches)) => with_config(matches, |config: &LossesConfig| {
-            let report = dense::run(config)?;
+            let report = loss_command::run(config)?;
             match config.json {
                 true => println!("{}", serde_json::json!(report)),
                 false => println!("{report}"),
@@ -88,11 +92,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
 }
 
 /// Resolves a command's settings, and prints or uses them.
-fn with_config<C: Settings>(matches: &ArgMatches, run: impl FnOnce(&C) -> Result<()>) -> Result<()> {
+fn with_config<C: Settings>(
+    matches: &ArgMatches,
+    run: impl FnOnce(&C) -> Result<()>,
+) -> Result<()> {
     let resolved = resolve::<C>(matches, &all_keys())?;
     if resolved.print_only {
-        let text = toml::to_string(&resolved.config)
-            .map_err(|e| crate::Error::Config(format!("the configuration cannot be written as TOML: {e}")))?;
+        let text = toml::to_string(&resolved.config).map_err(|e| {
+            crate::Error::Config(format!("the configuration cannot be written as TOML: {e}"))
+        })?;
         print!("{text}");
         return Ok(());
     }
@@ -101,7 +109,13 @@ fn with_config<C: Settings>(matches: &ArgMatches, run: impl FnOnce(&C) -> Result
 
 /// Every command's settings: one file may hold them all.
 fn all_keys() -> Vec<Key> {
-    [TrainConfig::keys(), EvalConfig::keys(), PlanConfig::keys(), LossesConfig::keys()].concat()
+    [
+        TrainConfig::keys(),
+        EvalConfig::keys(),
+        PlanConfig::keys(),
+        LossesConfig::keys(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
@@ -118,9 +132,13 @@ mod tests {
         let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
                     --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
                     --position-prior 1 --top-k 64 --grad-out g --json";
-        command().try_get_matches_from(args.split_whitespace()).unwrap();
+        command()
+            .try_get_matches_from(args.split_whitespace())
+            .unwrap();
         let args = "student-trainer train --student s --out o --checkpointing off --lora-targets q_proj,v_proj \
                     --max-grad-norm 1.0 --grad-accumulation 2 --chunk-rows 64 --preset literal --print-config";
-        command().try_get_matches_from(args.split_whitespace()).unwrap();
+        command()
+            .try_get_matches_from(args.split_whitespace())
+            .unwrap();
     }
 }

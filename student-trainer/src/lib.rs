@@ -14,6 +14,7 @@
 The modules are listed in this order. `config::TrainConfig` -> `validate` -> [`train::run`] is the whole of a run.
 */
 
+pub mod cli;
 pub mod config;
 mod error;
 pub mod shutdown;
@@ -24,5 +25,9 @@ pub mod optimizer;
 pub mod run;
 pub mod student;
 pub mod train;
+
+pub mod eval;
+pub mod loss_command;
+pub mod plan;
 
 pub use error::{Error, Result};

@@ -31,7 +31,10 @@ impl StudentFiles {
     /// The file that is missing or cannot be used.
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            return Err(Error::file(dir, "is not a directory; name the student's with --student DIR"));
+            return Err(Error::file(
+                dir,
+                "is not a directory; name the student's with --student DIR",
+            ));
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -44,7 +47,12 @@ impl StudentFiles {
     ///
     /// # Errors
     /// A tensor that is missing or does not fit, or an option that the checkpoint cannot meet.
-    pub fn load(&self, quantize: Quantize, place: &Place, lora: Option<LoraConfig>) -> Result<Decoder> {
+    pub fn load(
+        &self,
+        quantize: Quantize,
+        place: &Place,
+        lora: Option<LoraConfig>,
+    ) -> Result<Decoder> {
         let start = Instant::now();
         let options = LoadOptions {
             dtype: place.dtype,
@@ -57,7 +65,11 @@ impl StudentFiles {
         };
         let weights = Weights::open(&self.dir)?;
         let decoder = Decoder::load(&self.config, &weights, &options)?;
-        let trained: usize = decoder.parameters().iter().map(|(_, var)| var.elem_count()).sum();
+        let trained: usize = decoder
+            .parameters()
+            .iter()
+            .map(|(_, var)| var.elem_count())
+            .sum();
         tracing::info!(
             "student: {} layers of width {} from {} in {:.1} s; {trained} trainable parameters",
             self.config.num_hidden_layers,
@@ -99,7 +111,9 @@ impl Place {
                 Some(ordinal) => cuda(ordinal)?,
                 None => {
                     let allowed = "use auto, cpu, cuda or cuda:N";
-                    return Err(Error::Config(format!("device: `{other}` is not known; {allowed}")));
+                    return Err(Error::Config(format!(
+                        "device: `{other}` is not known; {allowed}"
+                    )));
                 }
             },
         };
@@ -122,8 +136,13 @@ mod tests {
     fn the_device_is_read_and_the_type_follows_it() {
         let place = Place::choose("cpu", ComputeDtype::Auto).unwrap();
         assert!(place.device.is_cpu() && place.dtype == DType::F32);
-        assert_eq!(Place::choose("cpu", ComputeDtype::Bf16).unwrap().dtype, DType::BF16);
-        let message = Place::choose("gpu", ComputeDtype::Auto).unwrap_err().to_string();
+        assert_eq!(
+            Place::choose("cpu", ComputeDtype::Bf16).unwrap().dtype,
+            DType::BF16
+        );
+        let message = Place::choose("gpu", ComputeDtype::Auto)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("cuda:N"), "{message}");
     }
 }

@@ -99,7 +99,8 @@ def gradient(options):
         value, entropic, grad, iterations, error = dense_ot_grad(logits, teacher, name, options)
         report[name] = {"transport_cost": value, "entropic_value": entropic, "grad_x_norm": float(grad.norm()), "iterations": iterations, "marginal_error": error}
         if "head" in student:
-            report[name]["grad_h_norm"] = float((grad.to(torch.float32) @ student["head"]).double().norm())
+            norm = grad.norm().clamp(min=torch.finfo(dtype).tiny)  # the product is formed in f32, where a dead cost's gradient would underflow
+            report[name]["grad_h_norm"] = float((grad / norm).float().matmul(student["head"]).double().norm() * norm)
         if options.compare:
             other = load_file(options.compare)["grad_ot"].to(dtype)
             report[name]["compared"] = {

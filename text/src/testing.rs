@@ -1,6 +1,6 @@
 //! Provides a tiny byte-level BPE tokenizer directory for the tests of this crate.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::LazyLock};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -88,4 +88,10 @@ pub fn tokenizer_with(tokenizer: &Value, template: &str) -> (TempDir, TokenizerF
 /// The tiny tokenizer with ChatML.
 pub fn tokenizer() -> (TempDir, TokenizerFiles) {
     tokenizer_with(&tokenizer_json(), CHATML)
+}
+
+/// One tokenizer for all cases of a property.
+pub fn shared() -> &'static TokenizerFiles {
+    static SHARED: LazyLock<TokenizerFiles> = LazyLock::new(|| tokenizer().1);
+    &SHARED
 }

@@ -48,13 +48,13 @@ pub(super) static DYNAMIC: LazyLock<[f32; DYNAMIC_ENTRIES]> = LazyLock::new(|| {
     map
 });
 
-/// Point `index` of `torch.linspace(0.1, 1, steps + 1)` in f32, which counts from the nearer end.
+/// Point `index` of `torch.linspace(0.1, 1, steps + 1)` in f32, which counts from the nearer end with fused multiply-adds.
 fn boundary(index: usize, steps: usize) -> f32 {
     let step = (1.0 - 0.1f32) / steps as f32;
     if index < steps.div_ceil(2) {
-        0.1 + step * index as f32
+        step.mul_add(index as f32, 0.1)
     } else {
-        1.0 - step * (steps - index) as f32
+        (-step).mul_add((steps - index) as f32, 1.0)
     }
 }
 
@@ -87,24 +87,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nearest_is_the_brute_force_answer_for_every_midpoint_and_entry() {
-        fn brute<const N: usize>(book: &[f32; N], value: f32) -> u8 {
-            let distance = |i: &usize| (f64::from(book[*i]) - f64::from(value)).abs();
-            (0..N)
-                .min_by(|a, b| distance(a).total_cmp(&distance(b)))
-                .unwrap() as u8
+    fn no_entry_is_nearer_than_the_one_found() {
+        fn check<const N: usize>(book: &[f32; N]) {
+            for step in -1000..=1000 {
+                let value = step as f32 / 1000.0;
+                let distance = |entry: f32| (f64::from(entry) - f64::from(value)).abs();
+                let found = distance(book[usize::from(nearest(book, value))]);
+                let best = book.iter().map(|entry| distance(*entry)).reduce(f64::min);
+                // The midpoint that decides is rounded to f32, so near it either neighbour may win.
+                assert!(found <= best.unwrap() + 1e-7, "{value}");
+            }
         }
-        for (i, value) in DYNAMIC.iter().enumerate() {
-            assert_eq!(usize::from(nearest(&DYNAMIC, *value)), i);
+        check(&NF4);
+        check(&DYNAMIC);
+    }
+
+    #[test]
+    fn entries_are_their_own_nearest_and_midpoints_go_down() {
+        fn check<const N: usize>(book: &[f32; N]) {
+            for (i, entry) in book.iter().enumerate() {
+                assert_eq!(usize::from(nearest(book, *entry)), i);
+            }
+            for (i, pair) in book.windows(2).enumerate() {
+                assert!(pair[0] < pair[1]);
+                let middle = (pair[0] + pair[1]) / 2.0;
+                assert_eq!(usize::from(nearest(book, middle)), i);
+            }
         }
-        for step in -1000..=1000 {
-            let value = step as f32 / 1000.0;
-            assert_eq!(
-                nearest(&DYNAMIC, value),
-                brute(&DYNAMIC, value),
-                "dynamic at {value}"
-            );
-            assert_eq!(nearest(&NF4, value), brute(&NF4, value), "NF4 at {value}");
-        }
+        check(&NF4);
+        check(&DYNAMIC);
     }
 }

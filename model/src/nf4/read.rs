@@ -12,6 +12,8 @@ use std::ops::RangeInclusive;
 
 /// Block sizes that bitsandbytes writes; always powers of two.
 const BLOCK_SIZES: RangeInclusive<usize> = 32..=4096;
+/// Sizes of nested blocks; bitsandbytes writes 256.
+const NESTED_BLOCK_SIZES: RangeInclusive<usize> = 64..=4096;
 /// Longest quantisation state accepted, in bytes; real ones have about 170.
 const STATE_BYTES_MAX: usize = 1 << 16;
 /// How far a checkpoint's NF4 table may be from the constant one. bitsandbytes ignores the stored table, so a larger
@@ -121,9 +123,10 @@ fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize)
         return floats(weights, &absmax_name, blocks).map(Scales::Plain);
     };
     let offset = offset as f32;
-    if block_size == 0 || !offset.is_finite() {
-        let message =
-            format!("nested_blocksize {block_size} or nested_offset {offset} is unusable");
+    if !NESTED_BLOCK_SIZES.contains(&block_size) || !offset.is_finite() {
+        let message = format!(
+            "nested_blocksize {block_size} is outside {NESTED_BLOCK_SIZES:?} or nested_offset {offset} is not finite"
+        );
         return Err(weights.error(&state_name(name), message));
     }
     let (dtype, _, codes) = weights.raw(&absmax_name)?;

@@ -39,6 +39,18 @@ fn quantized(weights: &Weights, case: &str, double_quant: bool) -> Nf4Matrix {
     Nf4Matrix::quantize(&source, shape[0], shape[1], double_quant, rounding).unwrap()
 }
 
+/// Equality without printing thousands of numbers. A zero block's sign of zero is no property of the format.
+fn assert_same(actual: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let difference = actual.iter().zip(expected).position(|(a, e)| a != e);
+    if let Some(i) = difference {
+        panic!(
+            "{what}: element {i} is {}, expected {}",
+            actual[i], expected[i]
+        );
+    }
+}
+
 #[test]
 fn stored_matrices_dequantise_bit_for_bit_as_bitsandbytes_does() {
     let weights = fixture();
@@ -51,8 +63,7 @@ fn stored_matrices_dequantise_bit_for_bit_as_bitsandbytes_does() {
             assert_eq!(actual.to_bits(), expected.to_bits(), "{case} scale {block}");
         }
         let expected = values(&weights, &format!("{case}.dequantized"));
-        // == and not to_bits: a zero block's sign of zero is no property of the format.
-        assert_eq!(dequantize(&matrix), expected, "{case}");
+        assert_same(&dequantize(&matrix), &expected, case);
     }
 }
 
@@ -66,25 +77,35 @@ fn quantising_gives_the_codes_of_bitsandbytes() {
         assert_eq!(matrix.codes, codes, "{case}");
         match &matrix.scales {
             Scales::Plain(absmax) => {
-                assert_eq!(absmax, &values(&weights, &format!("{case}.weight.absmax")));
+                let expected = values(&weights, &format!("{case}.weight.absmax"));
+                assert_same(absmax, &expected, case);
             }
             Scales::Nested(nested) => {
-                let (_, _, expected) = weights.raw(&format!("{case}.weight.absmax")).unwrap();
-                assert_eq!(nested.codes, expected, "{case}");
+                let map = values(&weights, &format!("{case}.weight.nested_quant_map"));
+                assert_same(&nested.map, &map, case);
                 let (_, _, nearest) = weights.raw(&format!("{case}.nearest")).unwrap();
                 assert_eq!(nested.codes, nearest, "{case}");
-                let map = values(&weights, &format!("{case}.weight.nested_quant_map"));
-                assert_eq!(nested.map.as_slice(), map, "{case}");
                 let stored = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
-                for (block, expected) in (0..nested.codes.len()).map(|b| (b, stored.scale(b))) {
-                    // The offset is torch's f32 mean there and the exact mean here: a few units in the last place.
-                    let error = (matrix.scale(block) - expected).abs();
-                    assert!(
-                        error <= 4.0 * f32::EPSILON * expected.abs(),
-                        "{case} {block}"
-                    );
-                }
+                assert_close_to_cpu_kernel(nested, &stored);
             }
+        }
+    }
+}
+
+/// The CPU kernel of bitsandbytes looks scales up in a table of 65536 steps and may take the entry beside the nearest one.
+fn assert_close_to_cpu_kernel(nested: &NestedScales, stored: &Nf4Matrix) {
+    let Scales::Nested(expected) = &stored.scales else {
+        panic!("{stored:?}");
+    };
+    for (block, (code, expected_code)) in nested.codes.iter().zip(&expected.codes).enumerate() {
+        assert!(code.abs_diff(*expected_code) <= 1, "block {block}");
+        if code == expected_code {
+            // The offset is torch's f32 mean there and the exact mean here: a few units in the last place.
+            let (scale, expected) = (nested.scale(block), expected.scale(block));
+            assert!(
+                (scale - expected).abs() <= 4.0 * f32::EPSILON * expected,
+                "block {block}"
+            );
         }
     }
 }
@@ -128,7 +149,7 @@ fn dequantising_across_tasks_equals_the_definition() {
             codebook::NF4[usize::from(code)] * matrix.scale(i / BLOCK_SIZE)
         })
         .collect();
-    assert_eq!(dequantize(&matrix), expected);
+    assert_same(&dequantize(&matrix), &expected, "61x1001");
 }
 
 #[test]

@@ -40,12 +40,11 @@ pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<
     {
         let row_bytes = rank * size_of::<f16>();
         let next_row = values.len() / rank;
-        let sized = (chunk.rows as usize, chunk.rank as usize) == (rows, rank);
-        let whole = chunk.values_f16.len() % row_bytes == 0;
-        let fits = chunk.values_f16.len() / row_bytes <= rows - next_row;
-        if !sized || !whole || !fits || chunk.first_row as usize != next_row {
+        let whole = chunk.values_f16.len() == chunk.rows as usize * row_bytes;
+        let fits = chunk.rows as usize <= rows - next_row;
+        if chunk.rank as usize != rank || chunk.first_row as usize != next_row || !whole || !fits {
             return Err(Error::Stream(format!(
-                "GetBasis: expected rows of [{rows}, {rank}] from row {next_row}, got {} bytes of [{}, {}] from row {}",
+                "GetBasis: expected rows of [{rows}, {rank}] from row {next_row}, got {} bytes for {} rows of rank {} from row {}",
                 chunk.values_f16.len(),
                 chunk.rows,
                 chunk.rank,
@@ -81,12 +80,15 @@ mod tests {
             .await
             .unwrap();
         let info = teacher.info().await.unwrap();
-        let basis = fetch_basis(&teacher, &info, &Device::Cpu)
-            .await
-            .unwrap()
-            .unwrap();
+        let basis = fetch_basis(&teacher, &info).await.unwrap().unwrap();
         assert_eq!(basis.dims(), [info.vocab_size as usize, 3]);
-        let values = basis.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = basis
+            .to_dtype(candle_core::DType::F32)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert!(
             values
                 .iter()
@@ -96,10 +98,7 @@ mod tests {
 
         let mut wrong = info.clone();
         wrong.vocab_size += 1;
-        let message = fetch_basis(&teacher, &wrong, &Device::Cpu)
-            .await
-            .unwrap_err()
-            .to_string();
+        let message = fetch_basis(&teacher, &wrong).await.unwrap_err().to_string();
         assert!(message.contains("GetBasis"), "{message}");
     }
 }

@@ -285,7 +285,7 @@ impl TeacherService for Service {
             .enumerate()
             .map(|(chunk, bytes)| {
                 Ok(GetBasisResponse {
-                    rows: VOCAB_SIZE,
+                    rows: (bytes.len() / RANK / 2) as u32,
                     rank: RANK as u32,
                     first_row: (chunk * rows_a_chunk) as u32,
                     values_f16: bytes.to_vec().into(),

@@ -17,8 +17,22 @@ mod stream;
 pub use basis::fetch_basis;
 pub use connect::{ConnectOptions, Teacher};
 pub use handshake::ServerInfo;
-pub use score::{ScoredSequence, SequenceToScore};
+pub use score::SequenceToScore;
 pub use stream::{BlockStream, Position, Received, StreamOptions};
+
+use crate::{Error, Result};
+
+/// The runtime for the network: one thread, beside the blocking ones that decode.
+///
+/// # Errors
+/// The system refuses a thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Config(format!("the network runtime cannot start: {e}")))
+}
 
 #[cfg(test)]
 mod mock;

@@ -1,7 +1,7 @@
 //! Provides the teacher's rows for sequences that this side brings.
 
 use distill_proto::{
-    Frame, FrameContext,
+    Frame, FrameContext, Rows,
     v1::{ScoreTokensRequest, TokenSequence},
 };
 
@@ -17,13 +17,6 @@ pub struct SequenceToScore<'a> {
     pub target_mask: &'a [bool],
 }
 
-/// What came back for one sequence.
-#[derive(Clone, Debug)]
-pub struct ScoredSequence {
-    /// Its rows, one a target.
-    pub rows: distill_proto::Rows,
-}
-
 impl Teacher {
     /// Scores sequences with the teacher's weights; the answers come in the order of the questions.
     ///
@@ -33,7 +26,7 @@ impl Teacher {
         &self,
         info: &ServerInfo,
         sequences: &[SequenceToScore<'_>],
-    ) -> Result<Vec<ScoredSequence>> {
+    ) -> Result<Vec<Rows>> {
         let asked = sequences.iter().map(|sequence| TokenSequence {
             token_ids: sequence.token_ids.to_vec(),
             target_mask: sequence.target_mask.to_vec(),
@@ -67,7 +60,7 @@ impl Teacher {
                     "ScoreTokens answered about other tokens".into(),
                 ));
             }
-            scored.push(ScoredSequence { rows: frame.rows });
+            scored.push(frame.rows);
         }
         Ok(scored)
     }

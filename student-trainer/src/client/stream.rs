@@ -256,9 +256,12 @@ impl Pump {
             )));
         }
         match &self.digest {
-            Some(own) if own.finalize().as_bytes() != digest => Err(Error::Stream(format!(
-                "the digest over all {count} frames differs from the teacher's; start the pass again"
-            ))),
+            // A server that was restarted in mid-plan has no digest over the whole.
+            Some(own) if !digest.is_empty() && own.finalize().as_bytes() != digest => {
+                Err(Error::Stream(format!(
+                    "the digest over all {count} frames differs from the teacher's; start the pass again"
+                )))
+            }
             _ => Ok(()),
         }
     }

@@ -8,7 +8,10 @@
 
 mod report;
 
-use std::{path::PathBuf, time::{Duration, Instant}};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use candle_core::{DType, Tensor};
 use distill_model::Decoder;
@@ -26,8 +29,10 @@ use crate::{
 };
 pub use report::EvalReport;
 
-/// Sequences in one question to the teacher.
+/// Sequences in one question to the teacher, at most.
 const SEQUENCES_A_CALL: usize = 4;
+/// Tokens in one question to the teacher, at most; it refuses more than 65536.
+const TOKENS_A_CALL: usize = 1 << 15;
 
 settings! {
     /// Everything `eval` can be told.
@@ -71,7 +76,9 @@ settings! {
 /// A file that cannot be used, or a teacher that does not fit.
 pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     if config.data.is_empty() {
-        return Err(Error::Config("data: name at least one file with --data".into()));
+        return Err(Error::Config(
+            "data: name at least one file with --data".into(),
+        ));
     }
     let loss = loss_config(config);
     loss.validate()?;
@@ -83,21 +90,30 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     };
     let windowing = Windowing::new(config.seq_len);
     let corpus = read_corpus(&config.data, &files.tokenizer, &windowing, &mut |_| {})?;
-    let count = config.max_sequences.unwrap_or(usize::MAX).min(corpus.sequences.len());
+    let count = config
+        .max_sequences
+        .unwrap_or(usize::MAX)
+        .min(corpus.sequences.len());
 
     let decoder = load(config, &files, &place)?;
-    let head = decoder.head().narrow(0, 0, files.tokenizer.size() as usize)?;
+    let head = decoder
+        .head()
+        .narrow(0, 0, files.tokenizer.size() as usize)?;
     let geometry = HeadGeometry::new(&head, None)?;
     let evaluation = Evaluation {
         decoder: &decoder,
         geometry: &geometry,
         loss: &loss,
     };
+    let sequences_a_call = (TOKENS_A_CALL / config.seq_len).clamp(1, SEQUENCES_A_CALL);
     let mut report = EvalReport::default();
     let mut progress = Progress::start(count as u64, "sequence");
     let start = Instant::now();
-    for sequences in corpus.sequences[..count].chunks(SEQUENCES_A_CALL) {
-        let rows = asker.as_ref().map(|asker| asker.score(sequences)).transpose()?;
+    for sequences in corpus.sequences[..count].chunks(sequences_a_call) {
+        let rows = asker
+            .as_ref()
+            .map(|asker| asker.score(sequences))
+            .transpose()?;
         for (i, sequence) in sequences.iter().enumerate() {
             evaluation.add(sequence, rows.as_ref().map(|rows| &rows[i]), &mut report)?;
             progress.advance(|| format!("CE {:.4}", report.ce()));
@@ -178,7 +194,8 @@ impl Asker {
                 target_mask: &sequence.target_mask,
             })
             .collect();
-        self.runtime.block_on(self.teacher.score(&self.info, &asked))
+        self.runtime
+            .block_on(self.teacher.score(&self.info, &asked))
     }
 }
 
@@ -198,7 +215,11 @@ impl Evaluation<'_> {
         let ids = Tensor::new(sequence.token_ids.as_slice(), device)?.unsqueeze(0)?;
         let outputs: Vec<u32> = targets.iter().map(|&t| t as u32 - 1).collect();
         let outputs = Tensor::new(outputs, device)?;
-        let hidden = self.decoder.hidden_states(&ids)?.squeeze(0)?.index_select(&outputs, 0)?;
+        let hidden = self
+            .decoder
+            .hidden_states(&ids)?
+            .squeeze(0)?
+            .index_select(&outputs, 0)?;
         let values = head_values(&hidden, &labels, rows, self.geometry, self.loss)?;
         report.add(sequence.token_ids.len(), labels.len(), values.ce);
         if let Some(rows) = rows {
@@ -209,7 +230,10 @@ impl Evaluation<'_> {
 
     /// Positions where student and teacher prefer the same token.
     fn agreements(&self, hidden: &Tensor, rows: &Rows) -> Result<usize> {
-        let teacher = rows.logits.chunks_exact(rows.k).zip(rows.ids.chunks_exact(rows.k));
+        let teacher = rows
+            .logits
+            .chunks_exact(rows.k)
+            .zip(rows.ids.chunks_exact(rows.k));
         let teacher: Vec<u32> = teacher
             .map(|(logits, ids)| {
                 let best = (0..rows.k).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
@@ -223,7 +247,9 @@ impl Evaluation<'_> {
             let chunk = hidden.narrow(0, start, count)?.to_dtype(DType::F32)?;
             let best = self.geometry.logits(&chunk)?.argmax(1)?.to_vec1::<u32>()?;
             let pairs = best.iter().zip(&teacher[start..start + count]);
-            agreements += pairs.filter(|(student, teacher)| student == teacher).count();
+            agreements += pairs
+                .filter(|(student, teacher)| student == teacher)
+                .count();
         }
         Ok(agreements)
     }

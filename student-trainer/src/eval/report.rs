@@ -98,7 +98,10 @@ mod tests {
         assert_eq!(report.ce(), 2.5);
         assert_eq!(report.kl(), None);
         report.add_teacher(4, 0.5, 3);
-        assert_eq!((report.kl(), report.top1_agreement()), (Some(0.5), Some(0.75)));
+        assert_eq!(
+            (report.kl(), report.top1_agreement()),
+            (Some(0.5), Some(0.75))
+        );
         assert!(report.to_string().contains("75.0 %"));
     }
 }

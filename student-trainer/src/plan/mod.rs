@@ -70,7 +70,12 @@ pub fn run(config: &PlanConfig) -> Result<PlanReport> {
     config.loss.validate()?;
     let teacher = read_shape("teacher", &config.teacher)?;
     let student = read_shape("student", &config.student)?;
-    Ok(PlanReport::new(&teacher, &student, &workload(config, &teacher), config.vram_mib))
+    Ok(PlanReport::new(
+        &teacher,
+        &student,
+        &workload(config, &teacher),
+        config.vram_mib,
+    ))
 }
 
 fn workload(config: &PlanConfig, teacher: &ModelConfig) -> Workload {
@@ -86,14 +91,19 @@ fn workload(config: &PlanConfig, teacher: &ModelConfig) -> Workload {
             Quantize::None => StudentBase::Dense,
         },
         chunk_rows: config.loss.chunk_rows as u64,
-        state_rank: config.loss.needs_state().then_some(teacher.hidden_size as u64),
+        state_rank: config
+            .loss
+            .needs_state()
+            .then_some(teacher.hidden_size as u64),
         transport: config.loss.ot_weight > 0.0,
     }
 }
 
 fn read_shape(whose: &str, path: &Path) -> Result<ModelConfig> {
     if path.as_os_str().is_empty() {
-        return Err(Error::Config(format!("{whose}: name a directory or config.json with --{whose}")));
+        return Err(Error::Config(format!(
+            "{whose}: name a directory or config.json with --{whose}"
+        )));
     }
     if path.is_dir() {
         return Ok(ModelConfig::load(path)?);

@@ -37,7 +37,12 @@ pub struct Saving {
 
 impl PlanReport {
     /// Adds everything up for one card of `vram_mib`.
-    pub fn new(teacher: &ModelConfig, student: &ModelConfig, workload: &Workload, vram_mib: u64) -> Self {
+    pub fn new(
+        teacher: &ModelConfig,
+        student: &ModelConfig,
+        workload: &Workload,
+        vram_mib: u64,
+    ) -> Self {
         let parts = parts(teacher, student, workload);
         let resident_bytes = total(&parts);
         let of = |owner: &str| -> u64 {
@@ -60,7 +65,12 @@ impl PlanReport {
 }
 
 /// Tries the settings that trade memory for something else.
-fn savings(teacher: &ModelConfig, student: &ModelConfig, now: &Workload, total_bytes: u64) -> Vec<Saving> {
+fn savings(
+    teacher: &ModelConfig,
+    student: &ModelConfig,
+    now: &Workload,
+    total_bytes: u64,
+) -> Vec<Saving> {
     let mut alternatives = Vec::new();
     let mut offer = |setting: String, workload: Workload| {
         let bytes = total_bytes.saturating_sub(total(&parts(teacher, student, &workload)));
@@ -68,13 +78,32 @@ fn savings(teacher: &ModelConfig, student: &ModelConfig, now: &Workload, total_b
             alternatives.push(Saving { setting, bytes });
         }
     };
-    offer("--checkpointing on".into(), Workload { checkpointing: true, ..*now });
-    offer("--quantize nf4".into(), Workload { student_base: StudentBase::Nf4, ..*now });
-    for (setting, bytes) in [("the teacher in f16 or bf16", now.teacher_weight_bytes), ("--dtype bf16", now.student_bytes)] {
+    offer(
+        "--checkpointing on".into(),
+        Workload {
+            checkpointing: true,
+            ..*now
+        },
+    );
+    offer(
+        "--quantize nf4".into(),
+        Workload {
+            student_base: StudentBase::Nf4,
+            ..*now
+        },
+    );
+    for (setting, bytes) in [
+        ("the teacher in f16 or bf16", now.teacher_weight_bytes),
+        ("--dtype bf16", now.student_bytes),
+    ] {
         if bytes > 2 {
             let teacher_side = setting.starts_with("the");
             let half = Workload {
-                teacher_weight_bytes: if teacher_side { 2 } else { now.teacher_weight_bytes },
+                teacher_weight_bytes: if teacher_side {
+                    2
+                } else {
+                    now.teacher_weight_bytes
+                },
                 student_bytes: if teacher_side { now.student_bytes } else { 2 },
                 ..*now
             };
@@ -83,7 +112,10 @@ fn savings(teacher: &ModelConfig, student: &ModelConfig, now: &Workload, total_b
     }
     let halved = |value: u64| (value > 1).then_some(value / 2);
     if let Some(seq_len) = halved(now.seq_len) {
-        offer(format!("--seq-len {seq_len} at the teacher"), Workload { seq_len, ..*now });
+        offer(
+            format!("--seq-len {seq_len} at the teacher"),
+            Workload { seq_len, ..*now },
+        );
     }
     if let Some(batch_size) = halved(now.batch_size) {
         offer(
@@ -92,10 +124,16 @@ fn savings(teacher: &ModelConfig, student: &ModelConfig, now: &Workload, total_b
         );
     }
     if let Some(chunk_rows) = halved(now.chunk_rows) {
-        offer(format!("--chunk-rows {chunk_rows}"), Workload { chunk_rows, ..*now });
+        offer(
+            format!("--chunk-rows {chunk_rows}"),
+            Workload { chunk_rows, ..*now },
+        );
     }
     if let Some(lora_rank) = halved(now.lora_rank) {
-        offer(format!("--lora-rank {lora_rank}"), Workload { lora_rank, ..*now });
+        offer(
+            format!("--lora-rank {lora_rank}"),
+            Workload { lora_rank, ..*now },
+        );
     }
     alternatives.sort_by(|a, b| b.bytes.cmp(&a.bytes));
     alternatives
@@ -115,9 +153,17 @@ impl fmt::Display for PlanReport {
         ] {
             let verdict = match bytes <= self.vram_bytes {
                 true => format!("fits, {} MiB free", mib(self.vram_bytes - bytes)),
-                false => format!("does not fit, {} MiB too much", mib(bytes - self.vram_bytes)),
+                false => format!(
+                    "does not fit, {} MiB too much",
+                    mib(bytes - self.vram_bytes)
+                ),
             };
-            writeln!(f, "{mode:<53} {:>10}  of {} MiB: {verdict}", mib(bytes), mib(self.vram_bytes))?;
+            writeln!(
+                f,
+                "{mode:<53} {:>10}  of {} MiB: {verdict}",
+                mib(bytes),
+                mib(self.vram_bytes)
+            )?;
         }
         writeln!(f, "\nwhat lowers it:")?;
         for Saving { setting, bytes } in &self.savings {
@@ -146,10 +192,15 @@ mod tests {
         let report = PlanReport::new(&qwen_7b(), &qwen_1_5b(), &wasteful, 24_564);
         assert!(!report.fits_resident && report.savings[0].setting == "--checkpointing on");
         let text = report.to_string();
-        assert!(text.contains("does not fit") && text.contains("--chunk-rows 64"), "{text}");
+        assert!(
+            text.contains("does not fit") && text.contains("--chunk-rows 64"),
+            "{text}"
+        );
 
         let report = PlanReport::new(&qwen_7b(), &qwen_1_5b(), &REFERENCE, 24_564);
         assert!(report.fits_resident);
-        assert!(report.cached_bytes < report.swap_bytes && report.swap_bytes < report.resident_bytes);
+        assert!(
+            report.cached_bytes < report.swap_bytes && report.swap_bytes < report.resident_bytes
+        );
     }
 }

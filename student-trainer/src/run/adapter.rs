@@ -1,10 +1,6 @@
 //! Provides the adapter as Hugging Face PEFT writes and reads it: `adapter_model.safetensors` and `adapter_config.json`.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::Path,
-};
+use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{DType, Device, Tensor, Var};
 use distill_model::LoraConfig;
@@ -101,7 +97,8 @@ impl AdapterConfig {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_FILE);
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let config: Self = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        let config: Self =
+            serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         let unsupported = [
             (config.peft_type != "LORA", "peft_type other than LORA"),
             (config.use_dora, "use_dora"),
@@ -151,7 +148,8 @@ pub fn save_adapter(
     let weights = safetensors::serialize(tensors, Some(metadata))?;
     write_atomically(&directory.join(WEIGHTS_FILE), &weights)?;
     let path = directory.join(CONFIG_FILE);
-    let json = serde_json::to_string_pretty(config).map_err(|e| Error::file(&path, e.to_string()))?;
+    let json =
+        serde_json::to_string_pretty(config).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, json.as_bytes())
 }
 
@@ -164,13 +162,20 @@ pub fn load_adapter(directory: &Path, parameters: &[(String, Var)]) -> Result<()
     let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
     for (name, var) in parameters {
-        let view = file
-            .tensor(name)
-            .map_err(|_| Error::file(&path, format!("there is no tensor {name}; the base or target_modules differ")))?;
+        let view = file.tensor(name).map_err(|_| {
+            Error::file(
+                &path,
+                format!("there is no tensor {name}; the base or target_modules differ"),
+            )
+        })?;
         if view.shape() != var.dims() {
             return Err(Error::file(
                 &path,
-                format!("{name} has shape {:?}, the student needs {:?}", view.shape(), var.dims()),
+                format!(
+                    "{name} has shape {:?}, the student needs {:?}",
+                    view.shape(),
+                    var.dims()
+                ),
             ));
         }
         use candle_core::safetensors::Load;
@@ -179,7 +184,10 @@ pub fn load_adapter(directory: &Path, parameters: &[(String, Var)]) -> Result<()
     }
     let known = |name: &&str| parameters.iter().any(|(known, _)| known == name);
     match file.names().into_iter().find(|name| !known(name)) {
-        Some(name) => Err(Error::file(&path, format!("tensor {name} has no place in the student"))),
+        Some(name) => Err(Error::file(
+            &path,
+            format!("tensor {name} has no place in the student"),
+        )),
         None => Ok(()),
     }
 }
@@ -213,7 +221,10 @@ mod tests {
         save_adapter(dir.path(), &config, &parameters(0.25)).unwrap();
         let read = AdapterConfig::read(dir.path()).unwrap();
         assert_eq!(read, config);
-        assert_eq!((read.lora().rank, read.lora().targets), (2, vec!["q_proj".to_owned()]));
+        assert_eq!(
+            (read.lora().rank, read.lora().targets),
+            (2, vec!["q_proj".to_owned()])
+        );
 
         let empty = parameters(0.0);
         load_adapter(dir.path(), &empty).unwrap();
@@ -222,7 +233,9 @@ mod tests {
         let more = [parameters(0.0), vec![("other".into(), empty[0].1.clone())]].concat();
         let message = load_adapter(dir.path(), &more).unwrap_err().to_string();
         assert!(message.contains("no tensor other"), "{message}");
-        let message = load_adapter(dir.path(), &empty[..1]).unwrap_err().to_string();
+        let message = load_adapter(dir.path(), &empty[..1])
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("lora_B.weight has no place"), "{message}");
     }
 

@@ -14,13 +14,23 @@ use crate::{Error, Result};
 /// The path and what the system said; the old file is untouched then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(directory).map_err(Error::io("create a file in", directory))?;
-    temporary.write_all(bytes).map_err(Error::io("write", path))?;
+    let mut temporary = tempfile::NamedTempFile::new_in(directory)
+        .map_err(Error::io("create a file in", directory))?;
+    temporary
+        .write_all(bytes)
+        .map_err(Error::io("write", path))?;
     readable_by_all(temporary.as_file()).map_err(Error::io("set the mode of", path))?;
-    temporary.as_file().sync_all().map_err(Error::io("sync", path))?;
-    temporary.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
+    temporary
+        .as_file()
+        .sync_all()
+        .map_err(Error::io("sync", path))?;
+    temporary
+        .persist(path)
+        .map_err(|e| Error::io("rename to", path)(e.error))?;
     let directory_handle = File::open(directory).map_err(Error::io("open", directory))?;
-    directory_handle.sync_all().map_err(Error::io("sync", directory))
+    directory_handle
+        .sync_all()
+        .map_err(Error::io("sync", directory))
 }
 
 /// Temporary files are private; results are as readable as any other file.

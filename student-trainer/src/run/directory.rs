@@ -41,8 +41,9 @@ impl RunDirectory {
     /// # Errors
     /// The file system refuses.
     pub fn write_config(&self, config: &impl Serialize) -> Result<()> {
-        let text = toml::to_string(config)
-            .map_err(|e| Error::Config(format!("the configuration cannot be written as TOML: {e}")))?;
+        let text = toml::to_string(config).map_err(|e| {
+            Error::Config(format!("the configuration cannot be written as TOML: {e}"))
+        })?;
         write_atomically(&self.join("config.toml"), text.as_bytes())
     }
 
@@ -82,7 +83,10 @@ impl RunDirectory {
             "parameters": parameters,
             "frames": frames,
         });
-        write_atomically(&directory.join("report.json"), format!("{report:#}").as_bytes())?;
+        write_atomically(
+            &directory.join("report.json"),
+            format!("{report:#}").as_bytes(),
+        )?;
         Ok(directory)
     }
 }
@@ -100,8 +104,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
         let run = RunDirectory::create(&path).unwrap();
-        run.write_config(&std::collections::BTreeMap::from([("lr", 1.0)])).unwrap();
+        run.write_config(&std::collections::BTreeMap::from([("lr", 1.0)]))
+            .unwrap();
         let message = RunDirectory::create(&path).unwrap_err().to_string();
-        assert!(message.contains("earlier run") && message.contains("--out"), "{message}");
+        assert!(
+            message.contains("earlier run") && message.contains("--out"),
+            "{message}"
+        );
     }
 }

@@ -78,7 +78,9 @@ impl MetricsLog {
         let mut line = serde_json::to_vec(metrics)
             .map_err(|e| Error::file(&self.path, format!("metrics as JSON: {e}")))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io("write", &self.path))
+        self.file
+            .write_all(&line)
+            .map_err(Error::io("write", &self.path))
     }
 }
 
@@ -99,8 +101,12 @@ mod tests {
             };
             log.append(&metrics).unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
-            let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-            assert_eq!((text.lines().count(), last["step"].as_u64()), (step, Some(step as u64)));
+            let last: serde_json::Value =
+                serde_json::from_str(text.lines().last().unwrap()).unwrap();
+            assert_eq!(
+                (text.lines().count(), last["step"].as_u64()),
+                (step, Some(step as u64))
+            );
             assert!(last["ot_iterations"].is_null());
         }
     }

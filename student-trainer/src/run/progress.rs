@@ -25,7 +25,8 @@ impl Progress {
     pub fn start(total: u64, unit: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ETA {eta}");
-            ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            ProgressBar::new(total)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         Self {
             bar,
@@ -45,7 +46,9 @@ impl Progress {
             bar.inc(1);
             return;
         }
-        let due = self.last_line.is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
+        let due = self
+            .last_line
+            .is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
         if due || self.done == self.total {
             self.last_line = Some(Instant::now());
             eprintln!(

@@ -125,8 +125,15 @@ mod tests {
     fn a_missing_gradient_fails_at_once_by_name() {
         let parameters = parameters();
         let mut watch = GradientWatch::new(&parameters);
-        let error = watch.check(1, &parameters, &gradients(None, 1.0)).unwrap_err();
-        assert!(error.to_string().contains("x.lora_A.weight got no gradient"), "{error}");
+        let error = watch
+            .check(1, &parameters, &gradients(None, 1.0))
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("x.lora_A.weight got no gradient"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -134,21 +141,34 @@ mod tests {
         let parameters = parameters();
         let mut fine = GradientWatch::new(&parameters);
         for (step, a) in [(1, 0.0), (2, 0.5), (3, 0.0), (9, 0.0)] {
-            fine.check(step, &parameters, &gradients(Some(a), 1.0)).unwrap();
+            fine.check(step, &parameters, &gradients(Some(a), 1.0))
+                .unwrap();
         }
         let mut severed = GradientWatch::new(&parameters);
         for step in 1..STEPS_TO_SHOW {
-            severed.check(step, &parameters, &gradients(Some(0.0), 1.0)).unwrap();
+            severed
+                .check(step, &parameters, &gradients(Some(0.0), 1.0))
+                .unwrap();
         }
-        let error = severed.check(STEPS_TO_SHOW, &parameters, &gradients(Some(0.0), 1.0)).unwrap_err();
-        assert!(error.to_string().contains("x.lora_A.weight got only a zero"), "{error}");
+        let error = severed
+            .check(STEPS_TO_SHOW, &parameters, &gradients(Some(0.0), 1.0))
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("x.lora_A.weight got only a zero"),
+            "{error}"
+        );
     }
 
     #[test]
     fn one_nan_is_named() {
         assert!(not_finite(&gradients(Some(3e38), 1.0)).unwrap().is_empty());
         for bad in [f32::NAN, f32::INFINITY] {
-            assert_eq!(not_finite(&gradients(Some(1.0), bad)).unwrap(), ["x.lora_B.weight"]);
+            assert_eq!(
+                not_finite(&gradients(Some(1.0), bad)).unwrap(),
+                ["x.lora_B.weight"]
+            );
         }
     }
 }

@@ -21,11 +21,14 @@ use distill_model::{Checkpointing, Decoder, Gradients, LoraConfig};
 
 use crate::{
     Error, Result,
-    client::{ConnectOptions, Received, ServerInfo, StreamOptions, Teacher, fetch_basis},
+    client::{self, ConnectOptions, Received, ServerInfo, StreamOptions, Teacher, fetch_basis},
     config::TrainConfig,
     loss::{HeadGeometry, LossError},
     optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
-    run::{AdapterConfig, Memory, MetricsLog, Progress, RunDirectory, StepMetrics, save_adapter, write_atomically},
+    run::{
+        AdapterConfig, Memory, MetricsLog, Progress, RunDirectory, StepMetrics, save_adapter,
+        write_atomically,
+    },
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -55,11 +58,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let run_directory = RunDirectory::create(&config.out)?;
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::open(&config.student)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| Error::Config(format!("the network runtime cannot start: {e}")))?;
+    let runtime = client::runtime()?;
     let (teacher, info) = runtime.block_on(agree(config, &files, shutdown))?;
     run_directory.write_config(config)?;
 
@@ -73,7 +72,13 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         embedding_rows: files.config.vocab_size,
     };
     let handle = runtime.handle().clone();
-    let frames = FrameSource::new(handle, teacher, info.clone(), stream_options, shutdown.clone());
+    let frames = FrameSource::new(
+        handle,
+        teacher,
+        info.clone(),
+        stream_options,
+        shutdown.clone(),
+    );
     let trainer = Trainer {
         config,
         run_directory: &run_directory,
@@ -89,7 +94,10 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let (steps, loss) = trainer.train(frames, shutdown)?;
 
     let adapter = run_directory.join("adapter");
-    let base = files.dir.canonicalize().unwrap_or_else(|_| files.dir.clone());
+    let base = files
+        .dir
+        .canonicalize()
+        .unwrap_or_else(|_| files.dir.clone());
     let adapter_config = AdapterConfig::new(&lora, &base.to_string_lossy());
     save_adapter(&adapter, &adapter_config, &trainer.parameters)?;
     files.tokenizer.copy_to(&adapter)?;
@@ -116,7 +124,9 @@ async fn agree(
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
     info.check_student(files.tokenizer.fingerprint(), files.config.vocab_size)?;
-    config.loss.check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
+    config
+        .loss
+        .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
     tracing::info!(
         "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
         info.model_name,
@@ -130,7 +140,11 @@ async fn agree(
     Ok((teacher, info))
 }
 
-async fn basis(config: &TrainConfig, teacher: &Teacher, info: &ServerInfo) -> Result<Option<Tensor>> {
+async fn basis(
+    config: &TrainConfig,
+    teacher: &Teacher,
+    info: &ServerInfo,
+) -> Result<Option<Tensor>> {
     match config.loss.needs_state() {
         true => fetch_basis(teacher, info).await,
         false => Ok(None),
@@ -138,7 +152,11 @@ async fn basis(config: &TrainConfig, teacher: &Teacher, info: &ServerInfo) -> Re
 }
 
 /// The effective rows of the head, with what the loss makes of them once.
-fn head_geometry(decoder: &Decoder, vocab_size: u32, basis: Option<Tensor>) -> Result<HeadGeometry> {
+fn head_geometry(
+    decoder: &Decoder,
+    vocab_size: u32,
+    basis: Option<Tensor>,
+) -> Result<HeadGeometry> {
     let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
     Ok(HeadGeometry::new(&head, basis.as_ref())?)
 }
@@ -163,7 +181,9 @@ fn checkpointing(config: &TrainConfig) -> Checkpointing {
 /// `steps`, or as many as `epochs` passes take; a step never reaches across the end of a pass.
 fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
     if sequence_count == 0 {
-        return Err(Error::Stream("the teacher's corpus has no sequence with a target".into()));
+        return Err(Error::Stream(
+            "the teacher's corpus has no sequence with a target".into(),
+        ));
     }
     let sequences_a_step = (config.batch_size * config.grad_accumulation) as u64;
     let steps_a_pass = sequence_count.div_ceil(sequences_a_step) as usize;
@@ -201,7 +221,9 @@ impl Trainer<'_> {
             let mut gradients = Gradients::new();
             loss = self.forward_backward(step + 1, &batch, &mut gradients)?;
             self.check_finite(step + 1, &batch, &loss, &gradients)?;
-            if step == 0 && let Some(path) = &config.first_step_grad_out {
+            if step == 0
+                && let Some(path) = &config.first_step_grad_out
+            {
                 write_gradients(path, &gradients)?;
             }
             watch.check(step + 1, &self.parameters, &gradients)?;
@@ -221,7 +243,10 @@ impl Trainer<'_> {
             };
             metrics.append(&line)?;
             progress.advance(|| {
-                format!("loss {:.4}  {:.1} tokens/s", line.loss, line.tokens_per_second)
+                format!(
+                    "loss {:.4}  {:.1} tokens/s",
+                    line.loss, line.tokens_per_second
+                )
             });
             if shutdown.is_requested() {
                 break;
@@ -235,7 +260,12 @@ impl Trainer<'_> {
         let config = self.config;
         let by_ratio = (config.warmup_ratio * self.total_steps as f64).ceil() as usize;
         let warmup_steps = config.warmup_steps.unwrap_or(by_ratio);
-        Schedule::new(config.lr, config.lr_floor_ratio, warmup_steps, self.total_steps)
+        Schedule::new(
+            config.lr,
+            config.lr_floor_ratio,
+            warmup_steps,
+            self.total_steps,
+        )
     }
 
     fn forward_backward(
@@ -245,7 +275,9 @@ impl Trainer<'_> {
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
         let frames: Vec<_> = batch.iter().map(|received| &received.frame).collect();
-        let result = self.objective.forward_backward(&frames, self.config.batch_size, gradients);
+        let result = self
+            .objective
+            .forward_backward(&frames, self.config.batch_size, gradients);
         match result {
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(step, what.to_owned(), &[], batch)?)
@@ -275,8 +307,16 @@ impl Trainer<'_> {
         }
     }
 
-    fn refuse(&self, step: usize, what: String, names: &[&str], batch: &[Received]) -> Result<Error> {
-        let dump = self.run_directory.dump_failed_step(step, &what, names, batch)?;
+    fn refuse(
+        &self,
+        step: usize,
+        what: String,
+        names: &[&str],
+        batch: &[Received],
+    ) -> Result<Error> {
+        let dump = self
+            .run_directory
+            .dump_failed_step(step, &what, names, batch)?;
         Ok(Error::NotFinite { step, what, dump })
     }
 }

@@ -87,7 +87,10 @@ impl Objective<'_> {
             let weight = frame.rows.rows as f64 / sum.targets.max(1) as f64;
             let targets = frame.target_positions();
             // The output at t - 1 speaks of the token at t; the frame's rules exclude a target at 0.
-            let outputs: Vec<u32> = targets.iter().map(|t| (row * length + t - 1) as u32).collect();
+            let outputs: Vec<u32> = targets
+                .iter()
+                .map(|t| (row * length + t - 1) as u32)
+                .collect();
             let outputs = Tensor::from_vec(outputs, targets.len(), hidden.device())?;
             let labels: Vec<u32> = targets.iter().map(|&t| frame.token_ids[t]).collect();
             let rows = hidden.index_select(&outputs, 0)?;
@@ -130,13 +133,20 @@ impl StepLoss {
             ("the loss's transport", self.ot),
             ("the loss", self.total),
         ];
-        parts.iter().find(|(_, value)| !value.is_finite()).map(|(name, _)| *name)
+        parts
+            .iter()
+            .find(|(_, value)| !value.is_finite())
+            .map(|(name, _)| *name)
     }
 }
 
 /// Token ids `[B, T]`, shorter sequences padded at the end: a position never sees what comes after it.
 fn padded_ids(batch: &[&Frame], device: &Device) -> Result<Tensor> {
-    let length = batch.iter().map(|frame| frame.token_ids.len()).max().unwrap_or(0);
+    let length = batch
+        .iter()
+        .map(|frame| frame.token_ids.len())
+        .max()
+        .unwrap_or(0);
     let mut ids = Vec::with_capacity(batch.len() * length);
     for frame in batch {
         ids.extend(&frame.token_ids);

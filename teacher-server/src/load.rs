@@ -58,6 +58,7 @@ impl Engine {
         let identity = Identity {
             model: model_fingerprint(&weights)?,
             tokenizer: tokenizer.fingerprint(),
+            vocabulary: tokenizer.vocabulary_fingerprint(),
             vocab_size: tokenizer.size(),
             backend: backend(&device),
         };
@@ -171,5 +172,6 @@ fn server_info(
         server_version: format!("{} ({})", env!("CARGO_PKG_VERSION"), identity.backend),
         model_name: name.to_string_lossy().into_owned(),
         hidden_size: model.hidden_size as u32,
+        vocabulary_fingerprint: identity.vocabulary.to_hex(),
     }
 }

@@ -14,6 +14,8 @@ pub struct Identity {
     pub model: Fingerprint,
     /// What the tokenizer does.
     pub tokenizer: Fingerprint,
+    /// Which id means which token; follows from the tokenizer, so the plan does not count it again.
+    pub vocabulary: Fingerprint,
     /// Effective vocabulary: ids that logits are computed for.
     pub vocab_size: u32,
     /// Device and arithmetic library: bytes are promised equal for equal backends only.

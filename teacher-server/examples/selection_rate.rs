@@ -29,7 +29,10 @@ fn main() {
         let (rows, rate) = (ROWS as f64 / seconds, bytes / seconds / 1e9);
         println!("{name:<28} {rows:>8.0} rows/s {rate:>7.2} GB/s");
     };
-    println!("V={VOCAB_SIZE} K={K} threads={}", rayon::current_num_threads());
+    println!(
+        "V={VOCAB_SIZE} K={K} threads={}",
+        rayon::current_num_threads()
+    );
     best("selection, 3 temperatures", &|| {
         black_box(select_rows(&logits, VOCAB_SIZE, K, &TEMPERATURES).is_ok());
     });
@@ -44,5 +47,8 @@ fn main() {
     let mut order: Vec<u32> = (0..VOCAB_SIZE as u32).collect();
     order.sort_unstable_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
     black_box(order);
-    println!("full sort, one thread        {:>8.0} rows/s", 1.0 / start.elapsed().as_secs_f64());
+    println!(
+        "full sort, one thread        {:>8.0} rows/s",
+        1.0 / start.elapsed().as_secs_f64()
+    );
 }

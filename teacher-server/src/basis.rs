@@ -62,7 +62,9 @@ impl Basis {
     pub fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = self.rows;
         let step = (BASIS_CHUNK_BYTES / (2 * self.rank.max(1))).max(1);
-        (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+        (0..rows)
+            .step_by(step)
+            .map(move |start| start..(start + step).min(rows))
     }
 
     /// Rows of B as f16, row-major, little-endian.
@@ -72,8 +74,13 @@ impl Basis {
     pub fn bytes(&self, rows: Range<usize>) -> Result<Bytes> {
         let part = self.head.narrow(0, rows.start, rows.len())?;
         let part = part.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        let values = part.broadcast_sub(&self.mean)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes = values.into_iter().flat_map(|value| f16::from_f32(value).to_le_bytes());
+        let values = part
+            .broadcast_sub(&self.mean)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let bytes = values
+            .into_iter()
+            .flat_map(|value| f16::from_f32(value).to_le_bytes());
         Ok(bytes.collect::<Vec<u8>>().into())
     }
 }

@@ -70,9 +70,7 @@ pub enum Error {
     #[error(transparent)]
     Production(Arc<Error>),
     /// A client that agreed to something else.
-    #[error(
-        "{what} fingerprint is {served} here, but the client asked for {requested}; {remedy}"
-    )]
+    #[error("{what} fingerprint is {served} here, but the client asked for {requested}; {remedy}")]
     FingerprintMismatch {
         /// `plan` or `tokenizer`.
         what: &'static str,
@@ -84,7 +82,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// No such sequence in the plan.
-    #[error("sequence id {id} is not in plan {plan}; ask for ids of frames that this plan streamed")]
+    #[error(
+        "sequence id {id} is not in plan {plan}; ask for ids of frames that this plan streamed"
+    )]
     UnknownSequence {
         /// The id asked for.
         id: u64,
@@ -100,9 +100,7 @@ pub enum Error {
         reason: String,
     },
     /// The basis was asked for, but the plan stores no `state`.
-    #[error(
-        "this plan stores no state, so there is no basis; start the server with --state exact"
-    )]
+    #[error("this plan stores no state, so there is no basis; start the server with --state exact")]
     NoState,
     /// More of something at a time than the server allows.
     #[error("{limit} {what} are open already; try again when one has ended")]

@@ -98,7 +98,11 @@ impl Teacher {
     /// # Shapes
     /// `[N, D]` in the model's dtype, N the number of targets.
     fn target_states(&self, batch: &[Tokens<'_>]) -> Result<Tensor> {
-        let longest = batch.iter().map(|tokens| tokens.token_ids.len()).max().unwrap_or(1);
+        let longest = batch
+            .iter()
+            .map(|tokens| tokens.token_ids.len())
+            .max()
+            .unwrap_or(1);
         let mut ids = Vec::with_capacity(batch.len() * longest);
         let mut rows: Vec<u32> = Vec::new();
         for tokens in batch {
@@ -133,7 +137,9 @@ impl Teacher {
         let parts = (0..rows)
             .step_by(WIDENED_HEAD_ROWS)
             .map(|start| {
-                let head = self.head.narrow(0, start, WIDENED_HEAD_ROWS.min(rows - start))?;
+                let head = self
+                    .head
+                    .narrow(0, start, WIDENED_HEAD_ROWS.min(rows - start))?;
                 Ok(states.matmul(&head.to_dtype(DType::F32)?.t()?)?)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -148,7 +154,9 @@ impl Teacher {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
             let selected = on_host(&logits, |logits| {
-                let Capture { k, temperatures, .. } = &self.capture;
+                let Capture {
+                    k, temperatures, ..
+                } = &self.capture;
                 select_rows(logits, self.vocab_size as usize, *k, temperatures)
             })?
             .map_err(|NotFinite { row }| not_finite(batch, start + row))?;
@@ -166,7 +174,13 @@ impl Teacher {
         states: &Tensor,
         rows: Range<usize>,
     ) -> Result<Rows> {
-        let Capture { k, temperatures, coding, state, .. } = &self.capture;
+        let Capture {
+            k,
+            temperatures,
+            coding,
+            state,
+            ..
+        } = &self.capture;
         let kept = rows.start * k..rows.end * k;
         let outside = || Error::Internal("selection lost rows of its batch".into());
         let statistics = selected.statistics.get(rows.clone()).ok_or_else(outside)?;
@@ -241,7 +255,9 @@ fn on_host<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
             let values = storage.as_slice::<f32>()?.get(start..end);
             Ok(f(values.unwrap_or_default()))
         }
-        _ => Err(Error::Internal("logits are not contiguous in host memory".into())),
+        _ => Err(Error::Internal(
+            "logits are not contiguous in host memory".into(),
+        )),
     }
 }
 

@@ -16,18 +16,26 @@ is kept, so that a second epoch and a second trainer are answered without it.
 
 pub mod cli;
 pub mod config;
+
 mod error;
 pub mod plan;
-pub mod selection;
+
 pub mod forward;
+
+pub mod selection;
+
 pub mod basis;
 pub mod frames;
 pub mod store;
+
 pub mod production;
+
 pub mod load;
 pub mod service;
+
 pub mod listener;
 pub mod serve;
+
 pub mod progress;
 pub mod report;
 pub mod shutdown;

@@ -78,7 +78,11 @@ async fn remove_stale(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(Error::io("look at", path))?.file_type(),
     };
-    let in_use = |why: &str| Err(Error::io("listen on", path)(io::Error::other(why.to_owned())));
+    let in_use = |why: &str| {
+        Err(Error::io("listen on", path)(io::Error::other(
+            why.to_owned(),
+        )))
+    };
     if !kind.is_socket() {
         return in_use("there is a file that is no socket");
     }

@@ -1,6 +1,6 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
@@ -31,6 +31,8 @@ pub struct Engine {
     pub info: v1::GetServerInfoResponse,
     /// Names what the tokenizer does.
     pub tokenizer: Fingerprint,
+    /// Names which id means which token.
+    pub vocabulary: Fingerprint,
     /// Longest sequence the model takes.
     pub positions_max: usize,
 }
@@ -51,9 +53,10 @@ impl Engine {
         )?;
         reporter.corpus(&corpus);
         let weights = Weights::open(&config.model)?;
+        reporter.weights(parameter_count(&weights)?);
         let device = Device::Cpu;
         let identity = Identity {
-            model: model_fingerprint(&config.model, &weights)?,
+            model: model_fingerprint(&weights)?,
             tokenizer: tokenizer.fingerprint(),
             vocabulary: tokenizer.vocabulary_fingerprint(),
             vocab_size: tokenizer.size(),
@@ -99,20 +102,39 @@ impl Engine {
             basis,
             info,
             tokenizer: identity.tokenizer,
+            vocabulary: identity.vocabulary,
             positions_max: model.max_position_embeddings,
         })
     }
 }
 
 /// Hash of weights and configuration.
-fn model_fingerprint(_dir: &Path, weights: &Weights) -> Result<Fingerprint> {
-    Ok(FingerprintBuilder::new("model").field("weights", &weights.fingerprint()?).finish())
+fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
+    Ok(FingerprintBuilder::new("model")
+        .field("weights", &weights.fingerprint()?)
+        .finish())
+}
+
+/// Numbers in the checkpoint, tied heads once; a packed 4-bit byte holds two.
+fn parameter_count(weights: &Weights) -> Result<u64> {
+    let mut count = 0;
+    for name in weights.names() {
+        if name.ends_with(".weight") || name.ends_with(".bias") {
+            let elements = weights.shape(name)?.iter().product::<usize>() as u64;
+            let packed = weights.contains(&format!("{name}.quant_state.bitsandbytes__nf4"));
+            count += if packed { 2 * elements } else { elements };
+        }
+    }
+    Ok(count)
 }
 
 /// Bytes are promised equal for the same of these only.
 fn backend(device: &Device) -> String {
     let place = if device.is_cpu() { "cpu" } else { "cuda" };
-    format!("{place} candle-0.11 teacher-server-{}", env!("CARGO_PKG_VERSION"))
+    format!(
+        "{place} candle-0.11 teacher-server-{}",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 fn server_info(

@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use distill_proto::{
-    Fingerprint, ValueCoding,
-    fingerprint::FingerprintBuilder,
-};
+use distill_proto::{Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
 use distill_text::{Corpus, Sequence};
 
 use crate::{Error, Result, config::Config};
@@ -110,7 +107,10 @@ impl Plan {
 
     /// Tokens over all sequences.
     pub fn token_count(&self) -> u64 {
-        self.sequences.iter().map(|s| s.token_ids.len() as u64).sum()
+        self.sequences
+            .iter()
+            .map(|s| s.token_ids.len() as u64)
+            .sum()
     }
 
     /// Targets over all sequences: rows that will be computed.
@@ -121,7 +121,11 @@ impl Plan {
 
     /// Longest sequence in tokens.
     pub fn longest(&self) -> usize {
-        self.sequences.iter().map(|s| s.token_ids.len()).max().unwrap_or_default()
+        self.sequences
+            .iter()
+            .map(|s| s.token_ids.len())
+            .max()
+            .unwrap_or_default()
     }
 }
 

@@ -85,7 +85,9 @@ impl Progress {
             return;
         };
         let complete = self.sequences_done >= self.sequences;
-        let due = self.last_line.is_none_or(|last| now - last >= LINE_INTERVAL);
+        let due = self
+            .last_line
+            .is_none_or(|last| now - last >= LINE_INTERVAL);
         if !due && !complete {
             return;
         }

@@ -59,6 +59,18 @@ impl Reporter {
         );
     }
 
+    /// The checkpoint is open; hashing and reading it takes a while.
+    pub fn weights(&self, parameters: u64) {
+        self.say(
+            "weights",
+            json!({ "parameters": parameters }),
+            &format!(
+                "weights: {:.1} M parameters; reading them",
+                parameters as f64 / 1e6
+            ),
+        );
+    }
+
     /// The weights are in.
     pub fn model(&self, config: &Config, model: &ModelConfig, info: &GetServerInfoResponse) {
         let vocabulary = if info.effective_vocab_size == info.head_rows {
@@ -103,7 +115,11 @@ impl Reporter {
 
     /// Blocks can be had.
     pub fn serving(&self, address: &str) {
-        self.say("serving", json!({ "address": address }), &format!("serving on {address}"));
+        self.say(
+            "serving",
+            json!({ "address": address }),
+            &format!("serving on {address}"),
+        );
     }
 
     /// The server was told to stop.

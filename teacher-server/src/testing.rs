@@ -29,7 +29,9 @@ pub fn sequence(id: u64, tokens: usize) -> Sequence {
     Sequence {
         id,
         text: "x".repeat(tokens),
-        token_ids: (0..tokens as u64).map(|t| ((id * 7 + t * 3) % 10) as u32).collect(),
+        token_ids: (0..tokens as u64)
+            .map(|t| ((id * 7 + t * 3) % 10) as u32)
+            .collect(),
         byte_offsets: (0..tokens as u32).map(|t| (t, t + 1)).collect(),
         target_mask: (0..tokens).map(|t| t > 0).collect(),
     }
@@ -37,7 +39,9 @@ pub fn sequence(id: u64, tokens: usize) -> Sequence {
 
 /// A plan of `count` sequences with ids 100, 101, ...
 pub fn plan(count: u64, batch_size: usize) -> Arc<Plan> {
-    let sequences = (0..count).map(|i| sequence(100 + i, 3 + i as usize % 3)).collect();
+    let sequences = (0..count)
+        .map(|i| sequence(100 + i, 3 + i as usize % 3))
+        .collect();
     let fingerprint = Fingerprint::of(b"plan");
     Arc::new(Plan::of_sequences(fingerprint, fingerprint, sequences, batch_size).unwrap())
 }
@@ -55,17 +59,25 @@ impl Forward for FakeTeacher {
     fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
         self.batches.fetch_add(1, Ordering::SeqCst);
         let fails_on = self.fails_on.load(Ordering::SeqCst);
-        batch.iter().map(|tokens| match tokens.id {
-            id if id == fails_on => Err(Error::NotFinite { sequence: id, position: 1 }),
-            _ => Ok(rows(tokens)),
-        })
-        .collect()
+        batch
+            .iter()
+            .map(|tokens| match tokens.id {
+                id if fails_on != 0 && id == fails_on => Err(Error::NotFinite {
+                    sequence: id,
+                    position: 1,
+                }),
+                _ => Ok(rows(tokens)),
+            })
+            .collect()
     }
 }
 
 fn rows(tokens: &Tokens<'_>) -> Rows {
     let pairs = tokens.token_ids.iter().zip(tokens.target_mask);
-    let ids: Vec<u32> = pairs.filter(|(_, target)| **target).map(|(id, _)| *id).collect();
+    let ids: Vec<u32> = pairs
+        .filter(|(_, target)| **target)
+        .map(|(id, _)| *id)
+        .collect();
     let n = ids.len();
     Rows {
         rows: n,
@@ -109,9 +121,7 @@ fn tokenizer() -> Value {
         .zip(0u32..)
         .map(|(code, id)| (char::from_u32(code).unwrap().to_string(), json!(id)))
         .collect();
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
-    };
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false});
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,

@@ -30,13 +30,20 @@ impl BindAddress {
             // `unix:///path` is the URI form that gRPC clients use.
             let path = path.strip_prefix("//").unwrap_or(path);
             if path.is_empty() {
-                return Err(refuse("bind", "unix: needs a path, e.g. unix:/tmp/teacher.sock"));
+                return Err(refuse(
+                    "bind",
+                    "unix: needs a path, e.g. unix:/tmp/teacher.sock",
+                ));
             }
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
+        let found = text
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut found| found.next());
         found.map(Self::Tcp).ok_or_else(|| {
-            let reason = format!("`{text}` is neither HOST:PORT, e.g. 127.0.0.1:50051, nor unix:PATH");
+            let reason =
+                format!("`{text}` is neither HOST:PORT, e.g. 127.0.0.1:50051, nor unix:PATH");
             refuse("bind", reason)
         })
     }

@@ -18,21 +18,31 @@ pub(super) fn read(path: &Path) -> Result<Settings> {
         path: path.to_owned(),
         reason,
     };
-    let bytes = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    let bytes = std::fs::metadata(path)
+        .map_err(Error::io("read", path))?
+        .len();
     if bytes > FILE_BYTES_MAX {
-        return Err(refuse(format!("{bytes} bytes are more than a settings file holds")));
+        return Err(refuse(format!(
+            "{bytes} bytes are more than a settings file holds"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| refuse(e.to_string()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| refuse(e.to_string()))?;
     let known = known_keys();
     for key in table.keys() {
         if !known.contains(key) {
             let nearest = known.iter().min_by_key(|known| edit_distance(key, known));
             let nearest = nearest.map(String::as_str).unwrap_or_default();
-            return Err(refuse(format!("unknown key `{key}`; the nearest known one is `{nearest}`")));
+            return Err(refuse(format!(
+                "unknown key `{key}`; the nearest known one is `{nearest}`"
+            )));
         }
     }
-    table.try_into().map_err(|e: toml::de::Error| refuse(e.to_string()))
+    table
+        .try_into()
+        .map_err(|e: toml::de::Error| refuse(e.to_string()))
 }
 
 impl Settings {
@@ -41,11 +51,14 @@ impl Settings {
     /// # Errors
     /// `Config` where a path is not UTF-8 and so cannot go through TOML.
     pub(super) fn overlaid_with(&self, over: &Settings) -> Result<Settings> {
-        let table = |settings: &Settings| toml::Table::try_from(settings).map_err(|e| e.to_string());
+        let table =
+            |settings: &Settings| toml::Table::try_from(settings).map_err(|e| e.to_string());
         let merge = || -> std::result::Result<Settings, String> {
             let mut merged = table(self)?;
             merged.extend(table(over)?);
-            merged.try_into().map_err(|e: toml::de::Error| e.to_string())
+            merged
+                .try_into()
+                .map_err(|e: toml::de::Error| e.to_string())
         };
         merge().map_err(|reason| super::refuse("config", reason))
     }
@@ -54,7 +67,10 @@ impl Settings {
 /// Names of all settings, from the definition of the flags.
 fn known_keys() -> Vec<String> {
     let command = Settings::augment_args(clap::Command::new("settings"));
-    command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
+    command
+        .get_arguments()
+        .map(|argument| argument.get_id().to_string())
+        .collect()
 }
 
 /// Levenshtein distance, one row of the table at a time.
@@ -65,7 +81,9 @@ fn edit_distance(a: &str, b: &str) -> usize {
         let mut left = i + 1;
         for (j, to) in b.chars().enumerate() {
             let above = row.get(j + 1).copied().unwrap_or(usize::MAX - 1);
-            let best = (diagonal + usize::from(from != to)).min(above + 1).min(left + 1);
+            let best = (diagonal + usize::from(from != to))
+                .min(above + 1)
+                .min(left + 1);
             diagonal = above;
             if let Some(cell) = row.get_mut(j) {
                 *cell = left;

@@ -118,7 +118,10 @@ impl Config {
     /// Who may connect: anything but this machine needs a token and encryption.
     fn check_access(&self) -> Result<()> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
-            return Err(refuse("tls-cert", "goes together with --tls-key; give both or neither"));
+            return Err(refuse(
+                "tls-cert",
+                "goes together with --tls-key; give both or neither",
+            ));
         }
         let protected = self.token_file.is_some() && self.tls_cert.is_some();
         if !self.bind.is_local() && !protected {
@@ -136,7 +139,10 @@ impl Config {
 
     fn check_numbers(&self) -> Result<()> {
         if self.corpus.is_empty() {
-            return Err(refuse("corpus", "name at least one .txt, .md or .jsonl file"));
+            return Err(refuse(
+                "corpus",
+                "name at least one .txt, .md or .jsonl file",
+            ));
         }
         within("seq-len", self.seq_len, 2, SEQUENCE_TOKENS_MAX)?;
         within("batch-size", self.batch_size, 1, BATCH_SIZE_MAX)?;
@@ -145,10 +151,16 @@ impl Config {
         within("chunk-rows", self.chunk_rows, 1, CHUNK_ROWS_MAX)?;
         within("threads", self.threads.unwrap_or(1), 1, THREADS_MAX)?;
         within("temperatures", self.temperatures.len(), 1, TEMPERATURES_MAX)?;
-        let positive = self.temperatures.iter().all(|tau| tau.is_finite() && *tau > 0.0);
+        let positive = self
+            .temperatures
+            .iter()
+            .all(|tau| tau.is_finite() && *tau > 0.0);
         let distinct: HashSet<u32> = self.temperatures.iter().map(|tau| tau.to_bits()).collect();
         if !positive || distinct.len() != self.temperatures.len() {
-            return Err(refuse("temperatures", "must be positive, finite and different"));
+            return Err(refuse(
+                "temperatures",
+                "must be positive, finite and different",
+            ));
         }
         Ok(())
     }

@@ -23,10 +23,14 @@ impl FromStr for ValueCodingSetting {
         if text == "f16" {
             return Ok(Self(ValueCoding::F16));
         }
-        let step = text.strip_prefix("step:").and_then(|step| step.parse::<f32>().ok());
+        let step = text
+            .strip_prefix("step:")
+            .and_then(|step| step.parse::<f32>().ok());
         match step {
             Some(step) if step.is_finite() && step > 0.0 => Ok(Self(ValueCoding::Step(step))),
-            _ => Err(format!("`{text}` is neither `f16` nor `step:NATS` with a positive number")),
+            _ => Err(format!(
+                "`{text}` is neither `f16` nor `step:NATS` with a positive number"
+            )),
         }
     }
 }
@@ -64,7 +68,9 @@ impl FromStr for StateSetting {
             "none" => Ok(Self::None),
             "exact" | "exact:f16" => Ok(Self::Exact(StateCoding::F16)),
             "exact:i8" => Ok(Self::Exact(StateCoding::I8)),
-            _ => Err(format!("`{text}` is none of `none`, `exact:f16`, `exact:i8`")),
+            _ => Err(format!(
+                "`{text}` is none of `none`, `exact:f16`, `exact:i8`"
+            )),
         }
     }
 }

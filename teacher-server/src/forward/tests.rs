@@ -53,7 +53,10 @@ fn tokens(batch: &[(Vec<u32>, Vec<bool>)]) -> Vec<Tokens<'_>> {
 
 /// The slow reference: every logit of every position, one sequence at a time.
 fn dense_logits(decoder: &Decoder, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
-    let ids = Tensor::new(token_ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let ids = Tensor::new(token_ids, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
     let hidden = decoder.hidden_states(&ids).unwrap().squeeze(0).unwrap();
     let logits = hidden.matmul(&decoder.head().t().unwrap()).unwrap();
     let logits = logits.narrow(1, 0, VOCAB_SIZE as usize).unwrap();
@@ -77,13 +80,29 @@ fn rows_are_those_of_dense_logits_before_every_target() {
                 // Other shapes of the product round differently; logits are of order ten.
                 assert!((rows.max[row] - max).abs() < 1e-4);
                 let kept = &rows.ids[row * 5..(row + 1) * 5];
-                let smallest = kept.iter().map(|&id| dense[id as usize]).fold(f32::MAX, f32::min);
+                let smallest = kept
+                    .iter()
+                    .map(|&id| dense[id as usize])
+                    .fold(f32::MAX, f32::min);
                 let above = dense.iter().filter(|&&y| y > smallest + 1e-4).count();
-                assert!(above <= 5 && kept.is_sorted(), "{above} logits above the kept ones");
-                let lse = dense.iter().map(|y| f64::from((y - max) / 2.0).exp()).sum::<f64>().ln();
-                assert!((f64::from(rows.logsumexp[1][row]) - lse - f64::from(max / 2.0)).abs() < 1e-4);
+                assert!(
+                    above <= 5 && kept.is_sorted(),
+                    "{above} logits above the kept ones"
+                );
+                let lse = dense
+                    .iter()
+                    .map(|y| f64::from((y - max) / 2.0).exp())
+                    .sum::<f64>()
+                    .ln();
+                assert!(
+                    (f64::from(rows.logsumexp[1][row]) - lse - f64::from(max / 2.0)).abs() < 1e-4
+                );
                 let c = &state.values[row * state.rank..(row + 1) * state.rank];
-                assert!(c.iter().zip(&hidden[t - 1]).all(|(a, b)| (a - b).abs() < 1e-4));
+                assert!(
+                    c.iter()
+                        .zip(&hidden[t - 1])
+                        .all(|(a, b)| (a - b).abs() < 1e-4)
+                );
             }
         }
     }
@@ -95,7 +114,10 @@ fn centred_logits_are_basis_times_state() {
     let (logits, hidden) = dense_logits(&decoder, &[5, 6, 7]);
     let teacher = Teacher::new(decoder, VOCAB_SIZE, capture(1, 8)).unwrap();
     let basis = Basis::new(teacher.head().clone()).unwrap();
-    let bytes: Vec<u8> = basis.chunks().flat_map(|rows| basis.bytes(rows).unwrap()).collect();
+    let bytes: Vec<u8> = basis
+        .chunks()
+        .flat_map(|rows| basis.bytes(rows).unwrap())
+        .collect();
     assert_eq!(bytes.len(), 2 * VOCAB_SIZE as usize * basis.rank());
     let values: Vec<f32> = bytes
         .chunks_exact(2)
@@ -115,7 +137,12 @@ fn a_half_precision_head_gives_unrounded_logits() {
     let teacher = Teacher::new(load(DType::BF16), VOCAB_SIZE, capture(5, 16)).unwrap();
     let rows = teacher.rows(&tokens(&batch)).unwrap();
     let state = rows[0].state.as_ref().unwrap();
-    let head = teacher.head().to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    let head = teacher
+        .head()
+        .to_dtype(DType::F32)
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
     let id = rows[0].ids[0] as usize;
     let logit: f32 = head[id].iter().zip(&state.values).map(|(w, h)| w * h).sum();
     assert!((logit - rows[0].logits[0]).abs() < 1e-4 * (1.0 + logit.abs()));

@@ -18,7 +18,9 @@ impl Order {
     /// Index of the `position`-th frame asked for.
     pub fn at(&self, position: usize, count: u64) -> Option<u64> {
         match self {
-            Self::From(first) => first.checked_add(position as u64).filter(|index| *index < count),
+            Self::From(first) => first
+                .checked_add(position as u64)
+                .filter(|index| *index < count),
             Self::List(indices) => indices.get(position).copied(),
         }
     }

@@ -94,7 +94,8 @@ impl Shared {
     }
 
     fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
@@ -110,7 +111,9 @@ impl Production {
         queue: usize,
         progress: Progress,
     ) -> Result<Self> {
-        let done = (0..plan.count()).filter(|&index| store.contains(index)).count();
+        let done = (0..plan.count())
+            .filter(|&index| store.contains(index))
+            .count();
         let shared = Arc::new(Shared {
             plan,
             store,

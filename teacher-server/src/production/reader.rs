@@ -108,7 +108,10 @@ impl Reader {
     }
 
     async fn wait(&mut self) -> Result<()> {
-        self.changes.changed().await.map_err(|_| Error::ShuttingDown)
+        self.changes
+            .changed()
+            .await
+            .map_err(|_| Error::ShuttingDown)
     }
 }
 

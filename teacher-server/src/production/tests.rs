@@ -11,7 +11,14 @@ use crate::{
 fn start(plan: &Arc<Plan>, queue: usize, teacher: &FakeTeacher) -> Production {
     let store = Spool::create(None, plan.count()).unwrap();
     let teacher = Box::new(teacher.clone());
-    Production::start(teacher, plan.clone(), Box::new(store), queue, Progress::hidden()).unwrap()
+    Production::start(
+        teacher,
+        plan.clone(),
+        Box::new(store),
+        queue,
+        Progress::hidden(),
+    )
+    .unwrap()
 }
 
 async fn next(reader: &mut Reader) -> Result<StoredBlock> {
@@ -46,7 +53,11 @@ async fn a_second_reader_gets_the_same_bytes_without_the_teacher() {
     let production = start(&plan, 4, &teacher);
     let mut reader = production.reader(Order::From(0)).unwrap();
     let first = drain(&mut reader).await;
-    let digest = reader.digest().await.unwrap().expect("all frames are there");
+    let digest = reader
+        .digest()
+        .await
+        .unwrap()
+        .expect("all frames are there");
     for (index, block) in first.iter().enumerate() {
         let context = FrameContext {
             plan: plan.fingerprint,
@@ -57,10 +68,19 @@ async fn a_second_reader_gets_the_same_bytes_without_the_teacher() {
         assert_eq!(frame.sequence_id, 100 + index as u64);
         assert_eq!(frame.rows.ids, frame.token_ids[1..]);
     }
-    let bytes: Vec<u8> = first.iter().flat_map(|block| block.frame.to_vec()).collect();
+    let bytes: Vec<u8> = first
+        .iter()
+        .flat_map(|block| block.frame.to_vec())
+        .collect();
     assert_eq!(digest, Fingerprint::of(&bytes));
-    assert_eq!(drain(&mut production.reader(Order::From(0)).unwrap()).await, first);
-    assert_eq!(drain(&mut production.reader(Order::From(3)).unwrap()).await, first[3..]);
+    assert_eq!(
+        drain(&mut production.reader(Order::From(0)).unwrap()).await,
+        first
+    );
+    assert_eq!(
+        drain(&mut production.reader(Order::From(3)).unwrap()).await,
+        first[3..]
+    );
     assert_eq!(teacher.batches.load(Ordering::SeqCst), 4);
     assert_eq!(production.sequences_computed(), 7);
 }
@@ -102,12 +122,19 @@ async fn fetching_computes_only_the_batches_asked_for() {
     let production = start(&plan, 8, &teacher);
     let order = Order::List(vec![15, 2, 15, 3].into());
     let blocks = drain(&mut production.reader(order).unwrap()).await;
-    assert_eq!(blocks.iter().map(|block| block.index).collect::<Vec<_>>(), [15, 2, 15, 3]);
+    assert_eq!(
+        blocks.iter().map(|block| block.index).collect::<Vec<_>>(),
+        [15, 2, 15, 3]
+    );
     assert_eq!(blocks[0], blocks[2]);
     assert_eq!(teacher.batches.load(Ordering::SeqCst), 2);
     let mut reader = production.reader(Order::From(20)).unwrap();
     assert_eq!(reader.upcoming(), None);
-    assert_eq!(reader.digest().await.unwrap(), None, "no digest over what was never computed");
+    assert_eq!(
+        reader.digest().await.unwrap(),
+        None,
+        "no digest over what was never computed"
+    );
 }
 
 #[tokio::test]
@@ -120,10 +147,23 @@ async fn a_failing_batch_fails_its_readers_only() {
     next(&mut reader).await.unwrap();
     let error = next(&mut reader).await.unwrap_err();
     assert!(error.to_string().contains("NaN"), "{error}");
-    assert_eq!(drain(&mut production.reader(Order::From(3)).unwrap()).await.len(), 3);
+    assert_eq!(
+        drain(&mut production.reader(Order::From(3)).unwrap())
+            .await
+            .len(),
+        3
+    );
     let before = teacher.batches.load(Ordering::SeqCst);
-    assert!(next(&mut production.reader(Order::From(2)).unwrap()).await.is_err());
-    assert_eq!(teacher.batches.load(Ordering::SeqCst), before, "NaN is not tried again");
+    assert!(
+        next(&mut production.reader(Order::From(2)).unwrap())
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        teacher.batches.load(Ordering::SeqCst),
+        before,
+        "NaN is not tried again"
+    );
 }
 
 /// A store whose disk is full until told otherwise.
@@ -162,10 +202,17 @@ async fn a_full_disk_is_told_and_tried_again_when_there_is_room() {
     let teacher = Box::new(FakeTeacher::default());
     let production =
         Production::start(teacher, plan, Box::new(store), 2, Progress::hidden()).unwrap();
-    let error = next(&mut production.reader(Order::From(0)).unwrap()).await.unwrap_err();
+    let error = next(&mut production.reader(Order::From(0)).unwrap())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("--spool-dir"), "{error}");
     full.store(false, Ordering::SeqCst);
-    assert_eq!(drain(&mut production.reader(Order::From(0)).unwrap()).await.len(), 2);
+    assert_eq!(
+        drain(&mut production.reader(Order::From(0)).unwrap())
+            .await
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -176,8 +223,14 @@ async fn scoring_goes_beside_the_plan_in_its_batches() {
         token_ids: (0..n).collect(),
         target_mask: (0..n).map(|t| t > 0).collect(),
     };
-    let rows = production.score(vec![tokens(3), tokens(5), tokens(2)]).await.unwrap();
-    assert_eq!(rows.iter().map(|rows| rows.rows).collect::<Vec<_>>(), [2, 4, 1]);
+    let rows = production
+        .score(vec![tokens(3), tokens(5), tokens(2)])
+        .await
+        .unwrap();
+    assert_eq!(
+        rows.iter().map(|rows| rows.rows).collect::<Vec<_>>(),
+        [2, 4, 1]
+    );
     assert_eq!(rows[1].ids, [1, 2, 3, 4]);
     assert_eq!(teacher.batches.load(Ordering::SeqCst), 2);
     assert_eq!(production.sequences_done(), 0);
@@ -192,7 +245,13 @@ async fn closing_tells_readers_and_ends_the_threads() {
     next(&mut reader).await.unwrap();
     production.close();
     assert!(matches!(reader.ready().await, Err(Error::ShuttingDown)));
-    assert!(matches!(production.reader(Order::From(0)), Err(Error::ShuttingDown)));
-    assert!(matches!(production.score(vec![]).await, Err(Error::ShuttingDown)));
+    assert!(matches!(
+        production.reader(Order::From(0)),
+        Err(Error::ShuttingDown)
+    ));
+    assert!(matches!(
+        production.score(vec![]).await,
+        Err(Error::ShuttingDown)
+    ));
     production.join();
 }

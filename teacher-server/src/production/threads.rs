@@ -74,7 +74,11 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
                 match run(shared, teacher, &tokens) {
                     Ok(rows) => {
                         if packing.send(Computed { batch, rows }).is_err() {
-                            finish(shared, batch, Err(Error::Internal("packing has ended".into())));
+                            finish(
+                                shared,
+                                batch,
+                                Err(Error::Internal("packing has ended".into())),
+                            );
                         }
                     }
                     Err(error) => finish(shared, batch, Err(error)),
@@ -97,7 +101,10 @@ fn next_work(shared: &Shared) -> Work {
             return Work::Score(job);
         }
         let contains = |index| shared.store.contains(index);
-        if let Some(batch) = state.demand.next_batch(&shared.plan, shared.queue, contains) {
+        if let Some(batch) = state
+            .demand
+            .next_batch(&shared.plan, shared.queue, contains)
+        {
             return Work::Batch(batch);
         }
         state = shared
@@ -135,7 +142,9 @@ fn run(shared: &Shared, teacher: &dyn Forward, batch: &[Tokens<'_>]) -> Result<V
         return Err(Error::Internal(message));
     }
     let count = batch.len() as u64;
-    shared.sequences_computed.fetch_add(count, Ordering::Relaxed);
+    shared
+        .sequences_computed
+        .fetch_add(count, Ordering::Relaxed);
     Ok(rows)
 }
 
@@ -150,7 +159,10 @@ fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) 
         if kept.is_ok() {
             let range = shared.plan.batch(batch);
             let done = shared.plan.sequences.get(range).unwrap_or_default();
-            let tokens = done.iter().map(|sequence| sequence.token_ids.len() as u64).sum();
+            let tokens = done
+                .iter()
+                .map(|sequence| sequence.token_ids.len() as u64)
+                .sum();
             progress.advance(done.len() as u64, tokens);
             // A digest that cannot be read is no reason to hold frames back.
             match digest.advance(shared.store.as_ref(), shared.plan.count()) {

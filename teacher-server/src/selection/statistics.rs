@@ -55,7 +55,11 @@ impl BlockScan {
             for lanes in block.chunks_exact(LANES) {
                 for lane in 0..LANES {
                     let value = lanes[lane];
-                    maxima[lane] = if value > maxima[lane] { value } else { maxima[lane] };
+                    maxima[lane] = if value > maxima[lane] {
+                        value
+                    } else {
+                        maxima[lane]
+                    };
                     add(lane, value);
                 }
             }
@@ -64,7 +68,9 @@ impl BlockScan {
         let rest = blocks.remainder();
         if !rest.is_empty() {
             block_maxima.push(largest(rest));
-            rest.iter().enumerate().for_each(|(i, &value)| add(i % LANES, value));
+            rest.iter()
+                .enumerate()
+                .for_each(|(i, &value)| add(i % LANES, value));
         }
         Self {
             max: largest(block_maxima),
@@ -109,7 +115,8 @@ fn largest(values: &[f32]) -> f32 {
 pub(super) fn logsumexp(row: &[f32], max: f32, temperatures: &[f32]) -> [f32; TEMPERATURES_MAX] {
     let mut out = [0f32; TEMPERATURES_MAX];
     let largest_tau = temperatures.iter().copied().fold(0f32, f32::max);
-    let squarings_of = |tau: f32| (0..=SQUARINGS_MAX).find(|&n| tau * (1u32 << n) as f32 == largest_tau);
+    let squarings_of =
+        |tau: f32| (0..=SQUARINGS_MAX).find(|&n| tau * (1u32 << n) as f32 == largest_tau);
     let shared = sums_of_powers(row, max, largest_tau);
     for (out, &tau) in out.iter_mut().zip(temperatures) {
         let sum = match squarings_of(tau) {

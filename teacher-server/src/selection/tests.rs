@@ -6,7 +6,11 @@ use super::*;
 const TEMPERATURES: [f32; 4] = [1.0, 2.0, 4.0, 1.7];
 
 /// The slow reference: a full sort, and sums in f64.
-fn reference(row: &[f32], k: usize, temperatures: &[f32]) -> (Vec<u32>, Vec<f32>, [f64; 3], Vec<f64>) {
+fn reference(
+    row: &[f32],
+    k: usize,
+    temperatures: &[f32],
+) -> (Vec<u32>, Vec<f32>, [f64; 3], Vec<f64>) {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap().then(a.cmp(&b)));
     let mut ids: Vec<u32> = order[..k].iter().map(|&id| id as u32).collect();
@@ -19,9 +23,19 @@ fn reference(row: &[f32], k: usize, temperatures: &[f32]) -> (Vec<u32>, Vec<f32>
     let variance = values.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / n;
     let logsumexp = temperatures.iter().map(|&tau| {
         let tau = f64::from(tau);
-        max / tau + values.iter().map(|y| ((y - max) / tau).exp()).sum::<f64>().ln()
+        max / tau
+            + values
+                .iter()
+                .map(|y| ((y - max) / tau).exp())
+                .sum::<f64>()
+                .ln()
     });
-    (ids, logits, [max, mean, variance.sqrt()], logsumexp.collect())
+    (
+        ids,
+        logits,
+        [max, mean, variance.sqrt()],
+        logsumexp.collect(),
+    )
 }
 
 fn check(logits: &[f32], vocab: usize, k: usize) {
@@ -39,7 +53,10 @@ fn check(logits: &[f32], vocab: usize, k: usize) {
         for (found, expected) in statistics.logsumexp.iter().zip(logsumexp) {
             // The shared exponential is squared up to twice: four times its 2e-7, plus rounding of the result.
             let tolerance = 2e-6 + 1e-7 * expected.abs();
-            assert!((f64::from(*found) - expected).abs() <= tolerance, "{found} {expected}");
+            assert!(
+                (f64::from(*found) - expected).abs() <= tolerance,
+                "{found} {expected}"
+            );
         }
     }
 }
@@ -80,7 +97,15 @@ fn negative_zero_ties_with_zero() {
 
 #[test]
 fn all_large_entries_in_one_block_are_found() {
-    let row: Vec<f32> = (0..4096).map(|i| if (640..704).contains(&i) { i as f32 } else { 0.0 }).collect();
+    let row: Vec<f32> = (0..4096)
+        .map(|i| {
+            if (640..704).contains(&i) {
+                i as f32
+            } else {
+                0.0
+            }
+        })
+        .collect();
     check(&row, 4096, 64);
     check(&row, 4096, 65);
 }
@@ -99,7 +124,10 @@ fn nan_and_infinity_are_named_by_row() {
         for place in [0usize, 1, 64, 199] {
             let mut rows = vec![1.0f32; 600];
             rows[200 + place] = bad;
-            assert_eq!(select_rows(&rows, 200, 4, &[1.0]), Err(NotFinite { row: 1 }));
+            assert_eq!(
+                select_rows(&rows, 200, 4, &[1.0]),
+                Err(NotFinite { row: 1 })
+            );
         }
     }
     let extreme = [f32::MAX, f32::MIN, 0.0, 1.0];

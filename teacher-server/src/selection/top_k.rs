@@ -55,6 +55,10 @@ fn kth_largest(maxima: &[f32], k: usize, scratch: &mut Vec<f32>) -> f32 {
 fn descending_key(value: f32, id: u32) -> u64 {
     // Adding zero turns -0.0 into 0.0, which compares equal to it but has other bits.
     let bits = (value + 0.0).to_bits();
-    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    let ascending = if bits >> 31 == 0 {
+        bits | 1 << 31
+    } else {
+        !bits
+    };
     u64::from(!ascending) << 32 | u64::from(id)
 }

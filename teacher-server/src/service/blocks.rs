@@ -46,7 +46,10 @@ pub(super) fn stream(engine: &Engine, cursor: &[u8]) -> Result<Messages<v1::Stre
 /// The frames of these sequences, in this order.
 pub(super) fn fetch(engine: &Engine, ids: &[u64]) -> Result<Messages<v1::FetchBlocksResponse>> {
     if ids.len() > FETCH_IDS_MAX {
-        let reason = format!("{} ids, above the limit of {FETCH_IDS_MAX} a request", ids.len());
+        let reason = format!(
+            "{} ids, above the limit of {FETCH_IDS_MAX} a request",
+            ids.len()
+        );
         return Err(Error::request("sequence_ids", reason));
     }
     let plan = engine.plan.fingerprint;
@@ -88,7 +91,11 @@ async fn send_plan(
     while reader.upcoming().is_some() {
         if !ready(reader, sender).await? {
             let sequences_done = reader.sequences_done();
-            send(sender, message(Event::Heartbeat(v1::Heartbeat { sequences_done }))).await?;
+            send(
+                sender,
+                message(Event::Heartbeat(v1::Heartbeat { sequences_done })),
+            )
+            .await?;
             continue;
         }
         if let Some(block) = reader.take().await? {

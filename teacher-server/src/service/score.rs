@@ -19,9 +19,10 @@ pub(super) async fn score(
     engine: &Engine,
     request: v1::ScoreTokensRequest,
 ) -> Result<v1::ScoreTokensResponse> {
+    // Where only the vocabularies agree, ids mean the same, and nothing else came.
     check_fingerprint(
         "tokenizer",
-        engine.tokenizer,
+        &[engine.tokenizer, engine.vocabulary],
         &request.tokenizer_fingerprint,
         "tokenize with the teacher's tokenizer and send its fingerprint",
     )?;
@@ -49,10 +50,16 @@ pub(super) async fn score(
 /// Checks every length and id before the teacher sees one.
 fn check(engine: &Engine, sequences: Vec<v1::TokenSequence>) -> Result<Vec<OwnedTokens>> {
     if sequences.is_empty() || sequences.len() > SCORE_SEQUENCES_MAX {
-        let reason = format!("{} of them; send 1 to {SCORE_SEQUENCES_MAX}", sequences.len());
+        let reason = format!(
+            "{} of them; send 1 to {SCORE_SEQUENCES_MAX}",
+            sequences.len()
+        );
         return Err(Error::request("sequences", reason));
     }
-    let total: usize = sequences.iter().map(|sequence| sequence.token_ids.len()).sum();
+    let total: usize = sequences
+        .iter()
+        .map(|sequence| sequence.token_ids.len())
+        .sum();
     if total > SCORE_TOKENS_MAX {
         let reason = format!("{total} tokens, above the limit of {SCORE_TOKENS_MAX} a request");
         return Err(Error::request("sequences", reason));
@@ -66,7 +73,10 @@ fn check(engine: &Engine, sequences: Vec<v1::TokenSequence>) -> Result<Vec<Owned
         };
         match complaint(&tokens, vocab_size, tokens_max) {
             None => Ok(tokens),
-            Some((field, reason)) => Err(Error::request(format!("sequences[{number}].{field}"), reason)),
+            Some((field, reason)) => Err(Error::request(
+                format!("sequences[{number}].{field}"),
+                reason,
+            )),
         }
     };
     sequences.into_iter().enumerate().map(check).collect()
@@ -84,7 +94,10 @@ fn complaint(
     } = tokens;
     let count = token_ids.len();
     if count < 2 || count > tokens_max {
-        return Some(("token_ids", format!("{count} tokens; the teacher takes 2 to {tokens_max}")));
+        return Some((
+            "token_ids",
+            format!("{count} tokens; the teacher takes 2 to {tokens_max}"),
+        ));
     }
     let outside = token_ids.iter().position(|&id| id >= vocab_size);
     if let Some((at, id)) = outside.and_then(|at| Some((at, token_ids.get(at)?))) {

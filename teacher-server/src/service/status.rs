@@ -74,11 +74,17 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::Production(inner) => return metadata(inner),
         _ => Vec::new(),
     };
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 fn hides(error: &Error) -> bool {
-    matches!(error, Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_))
+    matches!(
+        error,
+        Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
+    )
 }
 
 fn hidden(error: &Error) -> String {

@@ -2,9 +2,7 @@ use std::time::Duration;
 
 use distill_proto::{
     Cursor, Frame, FrameContext,
-    v1::{
-        stream_blocks_response::Event, teacher_service_client::TeacherServiceClient,
-    },
+    v1::{stream_blocks_response::Event, teacher_service_client::TeacherServiceClient},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{
@@ -17,7 +15,12 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt;
 
 use super::*;
-use crate::{cli::Settings, config::Config, serve::Server, testing::{VOCAB_SIZE, write_model}};
+use crate::{
+    cli::Settings,
+    config::Config,
+    serve::Server,
+    testing::{VOCAB_SIZE, write_model},
+};
 
 type Client = TeacherServiceClient<InterceptedService<Channel, Bearer>>;
 
@@ -61,7 +64,9 @@ async fn start(change: impl FnOnce(&mut Settings)) -> Running {
         ..Settings::default()
     };
     change(&mut settings);
-    let server = Server::bind(Config::from_settings(settings).unwrap()).await.unwrap();
+    let server = Server::bind(Config::from_settings(settings).unwrap())
+        .await
+        .unwrap();
     let address = match server.address() {
         unix if unix.starts_with("unix:") => unix.to_owned(),
         tcp => format!("http://{tcp}"),
@@ -108,7 +113,12 @@ impl Running {
             cursor: cursor.to_vec().into(),
             plan_fingerprint: self.plan(),
         };
-        let mut stream = self.client(None).stream_blocks(request).await.unwrap().into_inner();
+        let mut stream = self
+            .client(None)
+            .stream_blocks(request)
+            .await
+            .unwrap()
+            .into_inner();
         let mut blocks = Vec::new();
         loop {
             match stream.message().await.unwrap().unwrap().event.unwrap() {
@@ -121,15 +131,24 @@ impl Running {
 }
 
 fn reason(status: &Status) -> String {
-    status.get_details_error_info().expect("ErrorInfo is attached").reason
+    status
+        .get_details_error_info()
+        .expect("ErrorInfo is attached")
+        .reason
 }
 
 #[tokio::test]
 async fn a_plan_is_streamed_resumed_and_fetched_with_the_same_bytes_and_one_run() {
     let server = start(|_| {}).await;
-    let info = server.client(None).get_server_info(v1::GetServerInfoRequest {}).await;
+    let info = server
+        .client(None)
+        .get_server_info(v1::GetServerInfoRequest {})
+        .await;
     let info = info.unwrap().into_inner();
-    assert_eq!((info.effective_vocab_size, info.head_rows), (VOCAB_SIZE, 272));
+    assert_eq!(
+        (info.effective_vocab_size, info.head_rows),
+        (VOCAB_SIZE, 272)
+    );
     let (blocks, end) = server.stream(b"").await;
     assert_eq!(blocks.len() as u64, info.sequence_count);
     assert_eq!(end.count, info.sequence_count);
@@ -142,10 +161,16 @@ async fn a_plan_is_streamed_resumed_and_fetched_with_the_same_bytes_and_one_run(
         };
         let frame = Frame::decode(&block.frame, &context).unwrap();
         assert_eq!(frame.rows.k, 4);
-        assert_eq!(frame.rows.state.as_ref().unwrap().rank as u32, info.state_rank);
+        assert_eq!(
+            frame.rows.state.as_ref().unwrap().rank as u32,
+            info.state_rank
+        );
         ids.push(frame.sequence_id);
     }
-    let all: Vec<u8> = blocks.iter().flat_map(|block| block.frame.to_vec()).collect();
+    let all: Vec<u8> = blocks
+        .iter()
+        .flat_map(|block| block.frame.to_vec())
+        .collect();
     assert_eq!(end.digest, Fingerprint::of(&all).0.to_vec());
     for from in [0, 3, blocks.len() - 1] {
         let (rest, again) = server.stream(&blocks[from].cursor).await;
@@ -156,13 +181,23 @@ async fn a_plan_is_streamed_resumed_and_fetched_with_the_same_bytes_and_one_run(
         sequence_ids: vec![ids[5], ids[1], ids[5]],
         plan_fingerprint: info.plan_fingerprint,
     };
-    let mut fetched = server.client(None).fetch_blocks(request).await.unwrap().into_inner();
+    let mut fetched = server
+        .client(None)
+        .fetch_blocks(request)
+        .await
+        .unwrap()
+        .into_inner();
     for expected in [5, 1, 5] {
         let block = fetched.message().await.unwrap().unwrap().block.unwrap();
         assert_eq!(block, blocks[expected]);
     }
     assert!(fetched.message().await.unwrap().is_none());
-    let computed = server.service.engine().unwrap().production.sequences_computed();
+    let computed = server
+        .service
+        .engine()
+        .unwrap()
+        .production
+        .sequences_computed();
     assert_eq!(computed, info.sequence_count, "every sequence once");
     server.stop().await;
 }
@@ -173,7 +208,12 @@ async fn the_basis_arrives_whole_and_only_where_there_is_state() {
     let request = v1::GetBasisRequest {
         plan_fingerprint: server.plan(),
     };
-    let mut stream = server.client(None).get_basis(request).await.unwrap().into_inner();
+    let mut stream = server
+        .client(None)
+        .get_basis(request)
+        .await
+        .unwrap()
+        .into_inner();
     let (mut rows, mut bytes) = (0, 0);
     while let Some(chunk) = stream.message().await.unwrap() {
         assert_eq!(chunk.first_row, rows);
@@ -189,7 +229,10 @@ async fn the_basis_arrives_whole_and_only_where_there_is_state() {
         plan_fingerprint: server.plan(),
     };
     let status = server.client(None).get_basis(request).await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_STATE"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::FailedPrecondition, "NO_STATE")
+    );
     server.stop().await;
 }
 
@@ -205,7 +248,12 @@ async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
         }],
         tokenizer_fingerprint: engine.tokenizer.to_hex(),
     };
-    let scored = server.client(None).score_tokens(request).await.unwrap().into_inner();
+    let scored = server
+        .client(None)
+        .score_tokens(request)
+        .await
+        .unwrap()
+        .into_inner();
     let decode = |block: &v1::Block| {
         let context = FrameContext {
             plan: engine.plan.fingerprint,
@@ -231,16 +279,29 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
     for token in [None, Some("0123456789abcdef0123456789abcdeg"), Some("")] {
         let mut client = server.client(token);
         let plan_fingerprint = plan.clone();
-        let basis = v1::GetBasisRequest {
-            plan_fingerprint,
-        };
+        let basis = v1::GetBasisRequest { plan_fingerprint };
         let answers = [
-            client.get_server_info(v1::GetServerInfoRequest {}).await.map(drop),
-            client.stream_blocks(v1::StreamBlocksRequest::default()).await.map(drop),
+            client
+                .get_server_info(v1::GetServerInfoRequest {})
+                .await
+                .map(drop),
+            client
+                .stream_blocks(v1::StreamBlocksRequest::default())
+                .await
+                .map(drop),
             client.get_basis(basis).await.map(drop),
-            client.fetch_blocks(v1::FetchBlocksRequest::default()).await.map(drop),
-            client.score_tokens(v1::ScoreTokensRequest::default()).await.map(drop),
-            client.hold_device(v1::HoldDeviceRequest::default()).await.map(drop),
+            client
+                .fetch_blocks(v1::FetchBlocksRequest::default())
+                .await
+                .map(drop),
+            client
+                .score_tokens(v1::ScoreTokensRequest::default())
+                .await
+                .map(drop),
+            client
+                .hold_device(v1::HoldDeviceRequest::default())
+                .await
+                .map(drop),
             HealthClient::new(server.channel.clone())
                 .check(HealthCheckRequest::default())
                 .await
@@ -252,7 +313,10 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
             assert!(!format!("{status:?}").contains(TOKEN));
         }
     }
-    let info = server.client(Some(TOKEN)).get_server_info(v1::GetServerInfoRequest {}).await;
+    let info = server
+        .client(Some(TOKEN))
+        .get_server_info(v1::GetServerInfoRequest {})
+        .await;
     assert_eq!(info.unwrap().into_inner().plan_fingerprint, plan);
     server.stop().await;
 }
@@ -277,9 +341,20 @@ async fn hostile_requests_are_answered_with_their_reason() {
         assert!(status.message().contains("GetServerInfo") && status.message().len() < 1000);
     }
 
-    let past_the_end = Cursor { plan, next: u64::MAX };
-    let foreign = Cursor { plan: other, next: 0 };
-    for cursor in [vec![1, 2, 3], vec![0; 1 << 20], past_the_end.encode(), foreign.encode()] {
+    let past_the_end = Cursor {
+        plan,
+        next: u64::MAX,
+    };
+    let foreign = Cursor {
+        plan: other,
+        next: 0,
+    };
+    for cursor in [
+        vec![1, 2, 3],
+        vec![0; 1 << 20],
+        past_the_end.encode(),
+        foreign.encode(),
+    ] {
         let request = v1::StreamBlocksRequest {
             cursor: cursor.into(),
             plan_fingerprint: plan.to_hex(),
@@ -293,11 +368,20 @@ async fn hostile_requests_are_answered_with_their_reason() {
         plan_fingerprint: plan.to_hex(),
     };
     let status = client.fetch_blocks(fetch(vec![42])).await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "UNKNOWN_SEQUENCE"));
-    let status = client.fetch_blocks(fetch(vec![42; 70_000])).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "UNKNOWN_SEQUENCE")
+    );
+    let status = client
+        .fetch_blocks(fetch(vec![42; 70_000]))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 
-    let status = client.hold_device(v1::HoldDeviceRequest::default()).await.unwrap_err();
+    let status = client
+        .hold_device(v1::HoldDeviceRequest::default())
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
 
     let tokens = |token_ids: Vec<u32>, target_mask: Vec<bool>| v1::TokenSequence {
@@ -307,14 +391,29 @@ async fn hostile_requests_are_answered_with_their_reason() {
     for (sequences, complaint) in [
         (vec![], "sequences"),
         (vec![tokens(vec![1], vec![false])], "2 to 4096"),
-        (vec![tokens(vec![1, VOCAB_SIZE], vec![false, true])], "outside the vocabulary of 258"),
-        (vec![tokens(vec![1, u32::MAX], vec![false, true])], "outside the vocabulary"),
+        (
+            vec![tokens(vec![1, VOCAB_SIZE], vec![false, true])],
+            "outside the vocabulary of 258",
+        ),
+        (
+            vec![tokens(vec![1, u32::MAX], vec![false, true])],
+            "outside the vocabulary",
+        ),
         (vec![tokens(vec![1, 2], vec![true, true])], "first token"),
-        (vec![tokens(vec![1, 2], vec![false])], "1 flags for 2 tokens"),
+        (
+            vec![tokens(vec![1, 2], vec![false])],
+            "1 flags for 2 tokens",
+        ),
         (vec![tokens(vec![1, 2], vec![false, false])], "no target"),
         (vec![tokens(vec![1; 5000], vec![true; 5000])], "5000 tokens"),
-        (vec![tokens(vec![1, 2], vec![false, true]); 300], "300 of them"),
-        (vec![tokens(vec![1; 4000], vec![true; 4000]); 40], "160000 tokens"),
+        (
+            vec![tokens(vec![1, 2], vec![false, true]); 300],
+            "300 of them",
+        ),
+        (
+            vec![tokens(vec![1; 4000], vec![true; 4000]); 40],
+            "160000 tokens",
+        ),
     ] {
         let request = v1::ScoreTokensRequest {
             sequences,
@@ -327,7 +426,11 @@ async fn hostile_requests_are_answered_with_their_reason() {
     let request = v1::ScoreTokensRequest::default();
     let status = client.score_tokens(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert_eq!(engine.production.sequences_computed(), 0, "nothing was run for any of them");
+    assert_eq!(
+        engine.production.sequences_computed(),
+        0,
+        "nothing was run for any of them"
+    );
     drop(engine);
     server.stop().await;
 }
@@ -347,12 +450,20 @@ async fn a_unix_socket_serves_health_and_a_stop_ends_streams() {
         service: "distill.v1.TeacherService".into(),
     };
     let status = health.check(request).await.unwrap().into_inner().status();
-    assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving);
+    assert_eq!(
+        status,
+        tonic_health::pb::health_check_response::ServingStatus::Serving
+    );
     let request = v1::StreamBlocksRequest {
         cursor: Default::default(),
         plan_fingerprint: server.plan(),
     };
-    let mut stream = server.client(None).stream_blocks(request).await.unwrap().into_inner();
+    let mut stream = server
+        .client(None)
+        .stream_blocks(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert!(stream.message().await.unwrap().is_some());
     server.service.engine().unwrap().production.close();
     let mut last = Ok(Some(v1::StreamBlocksResponse::default()));
@@ -360,7 +471,10 @@ async fn a_unix_socket_serves_health_and_a_stop_ends_streams() {
         last = stream.message().await;
     }
     let status = last.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unavailable, "SHUTTING_DOWN")
+    );
     server.stop().await;
     assert!(!path.exists());
 }

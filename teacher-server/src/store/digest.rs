@@ -43,6 +43,9 @@ mod tests {
             assert_eq!(digest.advance(&spool, 3).unwrap(), None);
         }
         spool.put(2, b"c").unwrap();
-        assert_eq!(digest.advance(&spool, 3).unwrap(), Some(Fingerprint::of(b"abc")));
+        assert_eq!(
+            digest.advance(&spool, 3).unwrap(),
+            Some(Fingerprint::of(b"abc"))
+        );
     }
 }

@@ -81,7 +81,11 @@ impl BlockStore for Spool {
     }
 
     fn put(&self, index: u64, frame: &[u8]) -> Result<()> {
-        let known = self.extents.read().unwrap_or_else(PoisonError::into_inner).len();
+        let known = self
+            .extents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
         if index as usize >= known || frame.len() > FRAME_BYTES_MAX {
             return Err(Error::Internal(format!(
                 "frame {index} of {} bytes does not belong in a spool of {known}",
@@ -134,7 +138,10 @@ mod tests {
         let file = File::open(&path).unwrap();
         let spool = Spool::over(file, path.clone(), 1);
         let error = spool.put(0, b"frame").unwrap_err();
-        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
         assert!(error.is_transient() && !spool.contains(0));
     }
 

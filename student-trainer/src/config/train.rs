@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn every_broken_setting_is_named() {
         valid().validate().unwrap();
-        let broken: [(&str, fn(&mut TrainConfig)); 8] = [
+        type Break = fn(&mut TrainConfig);
+        let broken: [(&str, Break); 8] = [
             ("student", |c| c.student = PathBuf::new()),
             ("out", |c| c.out = PathBuf::new()),
             ("steps", |c| c.steps = Some(0)),

@@ -135,7 +135,7 @@ fn savings(
             Workload { lora_rank, ..*now },
         );
     }
-    alternatives.sort_by(|a, b| b.bytes.cmp(&a.bytes));
+    alternatives.sort_by_key(|saving| std::cmp::Reverse(saving.bytes));
     alternatives
 }
 

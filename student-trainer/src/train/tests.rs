@@ -231,5 +231,8 @@ fn a_target_that_matches_nothing_is_named() {
         ..bench.config("run")
     };
     let message = train(&config).unwrap_err().to_string();
-    assert!(message.contains("`query`") && message.contains("q_proj"), "{message}");
+    assert!(
+        message.contains("`query`") && message.contains("q_proj"),
+        "{message}"
+    );
 }

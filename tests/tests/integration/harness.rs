@@ -1,0 +1,169 @@
+//! Provides the two real processes under test: started with flags, read through their files, killed when dropped.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longest wait for a process to become ready or to end; a debug build on two busy cores is slow.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// The address a teacher listens on.
+pub enum Listen {
+    /// A free port of the loopback interface.
+    Loopback,
+    /// A unix socket at this path.
+    Socket(PathBuf),
+}
+
+/// A running `teacher-server serve`.
+pub struct Teacher {
+    child: Child,
+    log: PathBuf,
+    address: String,
+}
+
+impl Teacher {
+    /// Starts `serve` with `flags` and waits until it listens; its log lies in `dir`.
+    pub fn serve(dir: &Path, listen: &Listen, flags: &[&str]) -> Self {
+        let port_file = dir.join("port");
+        let _ = std::fs::remove_file(&port_file);
+        let bind = match listen {
+            Listen::Loopback => "127.0.0.1:0".to_owned(),
+            Listen::Socket(path) => format!("unix:{}", path.display()),
+        };
+        let log = dir.join("teacher.log");
+        let out = File::create(&log).expect("log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
+            .args(["serve", "--bind", &bind, "--port-file"])
+            .arg(&port_file)
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("log file"))
+            .stderr(out)
+            .spawn()
+            .expect("teacher-server starts");
+        let mut teacher = Self {
+            child,
+            log,
+            address: bind,
+        };
+        match listen {
+            Listen::Loopback => {
+                let port = teacher.wait_for("its port", || {
+                    let text = std::fs::read_to_string(&port_file).ok()?;
+                    text.trim().parse::<u16>().ok()
+                });
+                teacher.address = format!("http://127.0.0.1:{port}");
+            }
+            Listen::Socket(path) => teacher.wait_for("its socket", || path.exists().then_some(())),
+        }
+        teacher
+    }
+
+    /// What the trainer takes as `--teacher`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends SIGKILL, as a crash would end it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn signal(&mut self, signal: libc::c_int) -> ExitStatus {
+        send_signal(&self.child, signal);
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(
+                start.elapsed() < DEADLINE,
+                "the teacher did not end: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What it has printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn wait_for<T>(&mut self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = ready() {
+                return value;
+            }
+            let ended = self.child.try_wait().expect("wait");
+            assert!(
+                ended.is_none() && start.elapsed() < DEADLINE,
+                "no sign of {what} ({ended:?}): {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Teacher {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A command line of the trainer, not yet run.
+pub fn trainer(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_student-trainer-under-test"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs the trainer to its end and fails the test with its output where it did not succeed.
+pub fn trainer_succeeds(args: &[&str]) -> Output {
+    let output = trainer(args).output().expect("student-trainer starts");
+    assert!(
+        output.status.success(),
+        "student-trainer {args:?} failed: {}",
+        text(&output)
+    );
+    output
+}
+
+/// Runs the trainer, which must fail without a panic, and returns what it printed.
+pub fn trainer_refuses(args: &[&str]) -> String {
+    let output = trainer(args).output().expect("student-trainer starts");
+    let text = text(&output);
+    assert!(
+        !output.status.success(),
+        "student-trainer {args:?} should have refused: {text}"
+    );
+    assert!(
+        !text.contains("panicked"),
+        "student-trainer {args:?} panicked: {text}"
+    );
+    text
+}
+
+/// Both streams of a finished process.
+pub fn text(output: &Output) -> String {
+    [&output.stdout, &output.stderr]
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .concat()
+}
+
+/// Sends `signal` to a process that this test started.
+pub fn send_signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: kill(2) takes two integers and has no memory effects here; the child is not reaped yet, so the process
+    // id is still its own.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+    assert_eq!(result, 0, "signal {signal}");
+}

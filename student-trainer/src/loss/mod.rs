@@ -17,6 +17,8 @@ pub mod config;
 mod cost;
 mod dense;
 mod error;
+#[cfg(test)]
+mod fixture_tests;
 mod geometry;
 mod head;
 mod objective;

@@ -63,7 +63,8 @@ pub(crate) fn evaluate(
             converged: true,
         },
         Objective::Sharp => {
-            let (gradient, converged) = sharp_gradient(cost, plan, solution, epsilon);
+            let size = (solution.row_mass.len(), solution.column_mass.len());
+            let (gradient, converged) = sharp_gradient(cost, plan, size, epsilon);
             Value {
                 value: transport_cost,
                 transport_cost,
@@ -78,14 +79,15 @@ pub(crate) fn evaluate(
 fn sharp_gradient(
     cost: &[f32],
     mut plan: Vec<f32>,
-    solution: &Solution,
+    (n, m): (usize, usize),
     epsilon: f64,
 ) -> (Vec<f32>, bool) {
-    let (r, c) = (&solution.row_mass, &solution.column_mass);
-    let (n, m) = (r.len(), c.len());
-    let wide = plan.iter().map(|&t| f64::from(t)).collect();
+    let wide: Vec<f64> = plan.iter().map(|&t| f64::from(t)).collect();
+    // Of the plan as it is stored: the equations are consistent with these only.
+    let (r, c) = marginals(wide.iter().copied(), n, m);
+    let costs = wide.iter().zip(cost).map(|(t, &c)| t * f64::from(c));
+    let (row_cost, column_cost) = marginals(costs, n, m);
     let mut kernel = Kernel::<f64>::new(n, m, wide);
-    let (row_cost, column_cost) = marginal_costs(&plan, cost, n, m);
     let inverse_r: Vec<f64> = r.iter().map(|r| 1.0 / r).collect();
 
     // With x = 0 the weights do not depend on the row sums, and the pass gives T^T (W 1 / r).
@@ -96,9 +98,9 @@ fn sharp_gradient(
     }
     let CgResult {
         x: beta, converged, ..
-    } = conjugate_gradients(&rhs, c, &ADJOINT, |x, out| {
+    } = conjugate_gradients(&rhs, &c, &ADJOINT, |x, out| {
         kernel.pass(x, out, |i, sum| sum * inverse_r[i]);
-        for ((out, x), c) in out.iter_mut().zip(x).zip(c) {
+        for ((out, x), c) in out.iter_mut().zip(x).zip(&c) {
             *out = c * x - *out;
         }
     });
@@ -114,18 +116,12 @@ fn sharp_gradient(
     (plan, converged)
 }
 
-/// `W 1` and `W^T 1` of `W = T o C`.
-fn marginal_costs(plan: &[f32], cost: &[f32], n: usize, m: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut row = Vec::with_capacity(n);
-    let mut column = vec![0.0; m];
-    for (plan, cost) in plan.chunks(m).zip(cost.chunks(m)) {
-        let mut sum = 0.0;
-        for ((&t, &c), column) in plan.iter().zip(cost).zip(&mut column) {
-            let w = f64::from(t) * f64::from(c);
-            sum += w;
-            *column += w;
-        }
-        row.push(sum);
+/// Row and column sums of an `[n, m]` matrix.
+fn marginals(entries: impl Iterator<Item = f64>, n: usize, m: usize) -> (Vec<f64>, Vec<f64>) {
+    let (mut row, mut column) = (vec![0.0; n], vec![0.0; m]);
+    for (k, entry) in entries.enumerate() {
+        row[k / m] += entry;
+        column[k % m] += entry;
     }
     (row, column)
 }

@@ -143,16 +143,16 @@ pub fn sinkhorn(cost: &Matrix, epsilon: f64) -> Matrix {
     let (ln_a, ln_b) = (-(n as f64).ln(), -(m as f64).ln());
     let (mut f, mut g) = (vec![0.0; n], vec![0.0; m]);
     for _ in 0..200_000 {
-        for i in 0..n {
+        for (i, f) in f.iter_mut().enumerate() {
             let terms: Vec<f64> = (0..m).map(|j| g[j] - cost.at(i, j) / epsilon).collect();
-            f[i] = ln_a - logsumexp(&terms);
+            *f = ln_a - logsumexp(&terms);
         }
         let mut error = 0.0;
-        for j in 0..m {
+        for (j, g) in g.iter_mut().enumerate() {
             let terms: Vec<f64> = (0..n).map(|i| f[i] - cost.at(i, j) / epsilon).collect();
             let lse = logsumexp(&terms);
-            error += ((g[j] + lse).exp() - 1.0 / m as f64).abs();
-            g[j] = ln_b - lse;
+            error += ((*g + lse).exp() - 1.0 / m as f64).abs();
+            *g = ln_b - lse;
         }
         if error < 1e-13 {
             break;

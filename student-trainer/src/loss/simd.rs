@@ -63,8 +63,8 @@ pub(crate) trait Real:
     fn from_f32(value: f32) -> Self;
     /// Widens; exact.
     fn to_f64(self) -> f64;
-    /// Rounds to f32.
-    fn to_f32(self) -> f32;
+    /// Rounds all to f32; free where they are.
+    fn into_f32(values: Vec<Self>) -> Vec<f32>;
     /// Four dot products of equal lengths; the compiler does not find this one by itself.
     fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4];
     /// e to this power; 0 where it would be subnormal; NaN stays NaN.
@@ -86,9 +86,8 @@ impl Real for f32 {
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
+    fn into_f32(values: Vec<Self>) -> Vec<f32> {
+        values
     }
     #[inline(always)]
     fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4] {
@@ -151,9 +150,8 @@ impl Real for f64 {
     fn to_f64(self) -> f64 {
         self
     }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self as f32
+    fn into_f32(values: Vec<Self>) -> Vec<f32> {
+        values.into_iter().map(|x| x as f32).collect()
     }
     #[inline(always)]
     fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4] {
@@ -265,28 +263,27 @@ pub(crate) fn add_row<R: Real>(out: &mut [R], row: &[R], weight: R) {
     }
 }
 
+/// Folds a slice in lanes; `step` must not mind the order.
+#[inline(always)]
+pub(crate) fn lanes_fold(values: &[f32], start: f32, step: impl Fn(f32, f32) -> f32) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [start; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = step(lanes[lane], chunk[lane]);
+        }
+    }
+    lanes
+        .into_iter()
+        .chain(rest.iter().copied())
+        .fold(start, step)
+}
+
 vectorized! {
     /// The largest element; `-inf` of an empty slice. NaN is passed over: a later sum finds it.
     pub(crate) fn max<'a>(values: &'a [f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let chunks = values.chunks_exact(LANES);
-        let rest = chunks
-            .remainder()
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        for chunk in chunks {
-            for lane in 0..LANES {
-                lanes[lane] = if chunk[lane] > lanes[lane] {
-                    chunk[lane]
-                } else {
-                    lanes[lane]
-                };
-            }
-        }
-        lanes
-            .into_iter()
-            .fold(rest, |a, b| if b > a { b } else { a })
-}
+        lanes_fold(values, f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+    }
 }
 
 vectorized! {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::loss::simd::{Real, add_row, add_rows4, dot4, gibbs_row, vectorized};
 
 /// Rows that add into one partial result. Fixed, so that results do not depend on the number of threads.
-const PART_ROWS: usize = 128;
+pub(super) const PART_ROWS: usize = 128;
 /// Entries below which starting other threads costs more than it saves.
 const PARALLEL_ENTRIES: usize = 1 << 17;
 
@@ -60,6 +60,24 @@ impl<R: Real> Kernel<R> {
         }
     }
 
+    /// `K_ij <- u_i K_ij v_j`; returns its row and column sums, added in f64 from part to part.
+    pub(crate) fn scale(&mut self, u: &[R], v: &[R]) -> (Vec<f64>, Vec<f64>) {
+        let m = self.m;
+        let mut row_mass = vec![0.0; self.n];
+        self.data
+            .par_chunks_mut(PART_ROWS * m)
+            .zip(self.partial.par_chunks_mut(m))
+            .zip(
+                row_mass
+                    .par_chunks_mut(PART_ROWS)
+                    .zip(u.par_chunks(PART_ROWS)),
+            )
+            .for_each(|((data, column), (row, u))| scale_part(data, column, row, u, v));
+        let mut column_mass = vec![0.0; m];
+        self.collect(&mut column_mass);
+        (row_mass, column_mass)
+    }
+
     /// `w_i = row(i, sum_j K_ij x_j)` into `self.weights` and `out_j = sum_i w_i K_ij`.
     pub(crate) fn pass(&mut self, x: &[R], out: &mut [f64], row: impl Fn(usize, R) -> R + Sync) {
         let m = self.m;
@@ -88,8 +106,13 @@ impl<R: Real> Kernel<R> {
                 .enumerate()
                 .for_each(body);
         }
+        self.collect(out);
+    }
+
+    /// The sum of the parts' results.
+    fn collect(&self, out: &mut [f64]) {
         out.fill(0.0);
-        for partial in self.partial.chunks(m) {
+        for partial in self.partial.chunks(self.m) {
             for (out, &partial) in out.iter_mut().zip(partial) {
                 *out += partial.to_f64();
             }
@@ -111,6 +134,26 @@ vectorized! {
         let rows = out.chunks_mut(m).zip(cost.chunks(m));
         for ((out, cost), (&base, &row)) in rows.zip(base.iter().zip(row)) {
             gibbs_row(out, cost, (base, R::from_f64(row)), column, inverse_epsilon);
+        }
+    }
+}
+
+vectorized! {
+    /// One part of [`Kernel::scale`].
+    fn scale_part<'a, R>(
+        data: &'a mut [R],
+        column: &'a mut [R],
+        row: &'a mut [f64],
+        u: &'a [R],
+        v: &'a [R],
+    ) -> () {
+        column.fill(R::default());
+        for ((data, row), &u) in data.chunks_mut(v.len()).zip(row).zip(u) {
+            for ((k, &v), column) in data.iter_mut().zip(v).zip(column.iter_mut()) {
+                *k = u * *k * v;
+                *column += *k;
+            }
+            *row = data.iter().map(|k| k.to_f64()).sum();
         }
     }
 }

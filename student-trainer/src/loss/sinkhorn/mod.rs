@@ -22,8 +22,12 @@ pub(crate) use cg::{CgLimits, CgResult, conjugate_gradients};
 pub(crate) use kernel::Kernel;
 use scaling::Scaling;
 
+use rayon::prelude::*;
+
 use super::config::OtConfig;
 use super::error::{LossError, Result};
+use super::simd::{lanes_fold, vectorized};
+use kernel::PART_ROWS;
 
 /// Problems smaller than this are solved in f64: they cost nothing.
 const F32_ENTRIES_MIN: usize = 1 << 14;
@@ -120,27 +124,42 @@ pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Resul
 /// The least cost of each row, and column potentials in units of epsilon, that leave every row and every column of
 /// `C - base - g >= 0` a zero.
 fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f32>, Vec<f64>)> {
-    let mut column = vec![f32::INFINITY; m];
-    let mut row = Vec::with_capacity(cost.len() / m);
-    for (i, costs) in cost.chunks(m).enumerate() {
-        // The sum is finite exactly when all are, short of an overflow that is as useless.
-        if !costs.iter().sum::<f32>().is_finite() {
-            return Err(LossError::NonFinite {
-                what: "transport cost",
-                position: i,
-            });
-        }
-        let least = costs.iter().fold(f32::INFINITY, |a, &b| a.min(b));
-        for (column, &cost) in column.iter_mut().zip(costs) {
-            *column = column.min(cost - least);
-        }
-        row.push(least);
+    let mut base = vec![0.0; cost.len() / m];
+    let part = |(cost, base): (&[f32], &mut [f32])| {
+        let mut column = vec![f32::INFINITY; m];
+        least_costs(cost, base, &mut column);
+        column
+    };
+    let parts = cost
+        .par_chunks(PART_ROWS * m)
+        .zip(base.par_chunks_mut(PART_ROWS));
+    let columns: Vec<Vec<f32>> = parts.map(part).collect();
+    if let Some(position) = base.iter().position(|base| !base.is_finite()) {
+        return Err(LossError::NonFinite {
+            what: "transport cost",
+            position,
+        });
     }
-    let column = column
-        .into_iter()
-        .map(|least| f64::from(least) / epsilon)
-        .collect();
-    Ok((row, column))
+    let least = |j: usize| columns.iter().fold(f32::INFINITY, |a, c| a.min(c[j]));
+    let column = (0..m).map(|j| f64::from(least(j)) / epsilon).collect();
+    Ok((base, column))
+}
+
+vectorized! {
+    /// The least cost of each row (NaN when a cost of the row is not finite) and, where they are smaller than what is
+    /// there, the least of each column above its row's.
+    fn least_costs<'a>(cost: &'a [f32], base: &'a mut [f32], column: &'a mut [f32]) -> () {
+        for (costs, base) in cost.chunks(column.len()).zip(base) {
+            // 0 x is 0 for a finite x and NaN for all others.
+            let probe = lanes_fold(costs, 0.0, |sum, cost| sum + 0.0 * cost);
+            let least = lanes_fold(costs, f32::INFINITY, |a, b| if b < a { b } else { a });
+            *base = least + probe;
+            for (column, &cost) in column.iter_mut().zip(costs) {
+                let above = cost - least;
+                *column = if above < *column { above } else { *column };
+            }
+        }
+    }
 }
 
 #[cfg(test)]

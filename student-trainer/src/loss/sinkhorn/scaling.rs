@@ -209,30 +209,16 @@ impl<'a, R: Real> Scaling<'a, R> {
         (self.row, self.column)
     }
 
-    /// The plan `u K v` with its own marginals.
-    pub(super) fn into_solution(self) -> Solution {
+    /// The plan `u K v`, written over the kernel, with its own marginals.
+    pub(super) fn into_solution(mut self) -> Solution {
         let epsilon = self.options.epsilon;
-        let (n, m) = (self.kernel.n, self.kernel.m);
-        let mut plan = vec![0.0_f32; n * m];
-        let mut row_mass = Vec::with_capacity(n);
-        let mut column_mass = vec![0.0; m];
-        let rows = plan.chunks_mut(m).zip(self.kernel.data.chunks(m));
-        for ((plan, kernel), u) in rows.zip(&self.point.u) {
-            let mut mass = 0.0;
-            for ((t, &k), (&v, column)) in plan
-                .iter_mut()
-                .zip(kernel)
-                .zip(self.point.v.iter().zip(&mut column_mass))
-            {
-                *t = (*u * k * R::from_f64(v)).to_f32();
-                let t = f64::from(*t);
-                mass += t;
-                *column += t;
-            }
-            row_mass.push(mass);
+        for (x, &v) in self.x.iter_mut().zip(&self.point.v) {
+            *x = R::from_f64(v);
         }
-        let b = 1.0 / m as f64;
-        let marginal_error = column_mass.iter().map(|mass: &f64| (mass - b).abs()).sum();
+        let (row_mass, column_mass) = self.kernel.scale(&self.point.u, &self.x);
+        let plan = R::into_f32(std::mem::take(&mut self.kernel.data));
+        let b = 1.0 / column_mass.len() as f64;
+        let marginal_error = column_mass.iter().map(|mass| (mass - b).abs()).sum();
         let converged = self.point.error <= self.options.tolerance;
         let (iterations, newton_steps) = (self.passes, self.newton_steps);
         let base = self.base;

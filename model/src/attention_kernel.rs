@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::matmul::{Matrix, Store, product};
+use crate::matmul::{Matrix, Store, Threads, product};
 
 /// Queries per block. Keys after a block's last query are never touched, which halves the work.
 const BLOCK_QUERIES: usize = 64;
@@ -22,7 +22,7 @@ pub(crate) struct Dims {
 }
 
 /// Gradients of the loss in q, k and v.
-pub(crate) struct Gradients {
+pub(crate) struct InputGradients {
     pub(crate) q: Vec<f32>,
     pub(crate) k: Vec<f32>,
     pub(crate) v: Vec<f32>,
@@ -102,6 +102,7 @@ impl<'a> Head<'a> {
             seen,
             Store::Replace,
             self.dims.scale(),
+            Threads::One,
             q,
             k.transpose(),
         );
@@ -126,6 +127,7 @@ impl<'a> Head<'a> {
                 head_dim,
                 Store::Replace,
                 1.0,
+                Threads::One,
                 p,
                 self.of_key(self.v, seen),
             );
@@ -134,10 +136,10 @@ impl<'a> Head<'a> {
 
     /// With P the probabilities and dO the output's gradient: dV = P^T dO, dP = dO V^T,
     /// dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
-    fn backward(&self, grad: &'a [f32]) -> Gradients {
+    fn backward(&self, grad: &'a [f32]) -> InputGradients {
         let Dims { head_dim, .. } = self.dims;
         let scale = self.dims.scale();
-        let mut out = Gradients {
+        let mut out = InputGradients {
             q: vec![0.0; self.dims.query_len()],
             k: vec![0.0; self.dims.key_len()],
             v: vec![0.0; self.dims.key_len()],
@@ -149,17 +151,33 @@ impl<'a> Head<'a> {
             self.probabilities(start, len, seen, p);
             let grad = self.of_query(grad, start, len);
             let v = self.of_key(self.v, seen);
-            product(ds, seen, Store::Replace, 1.0, grad, v.transpose());
+            product(
+                ds,
+                seen,
+                Store::Replace,
+                1.0,
+                Threads::One,
+                grad,
+                v.transpose(),
+            );
             for (p, ds) in p.chunks_exact(seen).zip(ds.chunks_exact_mut(seen)) {
                 softmax_gradient(p, ds);
             }
             let p = Matrix::new(p, len, seen, seen).transpose();
-            product(&mut out.v, head_dim, Store::Add, 1.0, p, grad);
+            product(&mut out.v, head_dim, Store::Add, 1.0, Threads::One, p, grad);
             let ds = Matrix::new(ds, len, seen, seen);
             let (q, k) = (self.of_query(self.q, start, len), self.of_key(self.k, seen));
             let to_q = &mut out.q[start * head_dim..(start + len) * head_dim];
-            product(to_q, head_dim, Store::Replace, scale, ds, k);
-            product(&mut out.k, head_dim, Store::Add, scale, ds.transpose(), q);
+            product(to_q, head_dim, Store::Replace, scale, Threads::One, ds, k);
+            product(
+                &mut out.k,
+                head_dim,
+                Store::Add,
+                scale,
+                Threads::One,
+                ds.transpose(),
+                q,
+            );
         }
         out
     }
@@ -209,12 +227,18 @@ pub(crate) fn forward(dims: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
 }
 
 /// Gradients in q, k and v from the output's gradient, shaped as they are.
-pub(crate) fn backward(dims: Dims, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]) -> Gradients {
-    let by_head: Vec<Gradients> = (0..dims.batch * dims.heads)
+pub(crate) fn backward(
+    dims: Dims,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    grad: &[f32],
+) -> InputGradients {
+    let by_head: Vec<InputGradients> = (0..dims.batch * dims.heads)
         .into_par_iter()
         .map(|index| head(dims, index, q, k, v).backward(grad))
         .collect();
-    let mut out = Gradients {
+    let mut out = InputGradients {
         q: vec![0.0; q.len()],
         k: vec![0.0; k.len()],
         v: vec![0.0; v.len()],
@@ -226,7 +250,7 @@ pub(crate) fn backward(dims: Dims, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]
         key_value_heads,
         ..
     } = dims;
-    let part = |of: fn(&Gradients) -> &[f32]| by_head.iter().map(of);
+    let part = |of: fn(&InputGradients) -> &[f32]| by_head.iter().map(of);
     scatter_heads(dims, queries, heads, part(|g| &g.q), &mut out.q);
     scatter_heads(dims, keys, key_value_heads, part(|g| &g.k), &mut out.k);
     scatter_heads(dims, keys, key_value_heads, part(|g| &g.v), &mut out.v);

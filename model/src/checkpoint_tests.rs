@@ -233,6 +233,22 @@ fn bf16_gradients_are_f32_and_point_the_same_way() {
 }
 
 #[test]
+fn bf16_activations_reach_every_f32_parameter() {
+    let options = LoadOptions {
+        dtype: DType::BF16,
+        ..everything()
+    };
+    let decoder = load(TinyModel::llama(), &options);
+    let gradients = taped(&decoder, Checkpointing::Every(1));
+    assert!(gradients.check(&decoder.parameters()).unwrap().passed());
+    assert!(
+        gradients
+            .iter()
+            .all(|(_, gradient)| gradient.dtype() == DType::F32)
+    );
+}
+
+#[test]
 fn nothing_trained_gives_no_gradients() {
     let decoder = load(TinyModel::llama(), &LoadOptions::reference());
     assert!(taped(&decoder, Checkpointing::Every(1)).is_empty());

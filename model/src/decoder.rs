@@ -122,6 +122,11 @@ impl Decoder {
                 &[actual],
             ));
         }
+        let batch = ids.dim(0)?;
+        if let Some(held) = cache.batch().filter(|held| *held != batch) {
+            let what = "sequences to extend the key-value cache with";
+            return Err(Error::shape(what, &[held], &[batch]));
+        }
         let angles = self.angles(ids, cache.positions)?;
         let mut x = self.embed(ids)?.detach();
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {

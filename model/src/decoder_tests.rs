@@ -143,6 +143,15 @@ fn a_cache_continues_where_it_stopped() {
         let piece = ids.narrow(1, start, len).unwrap();
         pieces.push(decoder.extend(&piece, &mut cache).unwrap());
     }
+    assert!(decoder.extend(&self::ids(3, 1), &mut cache).is_err());
+    let other = load(
+        &TinyModel {
+            num_hidden_layers: 1,
+            ..TinyModel::qwen2()
+        },
+        &LoadOptions::reference(),
+    );
+    assert!(other.decoder.extend(&self::ids(2, 1), &mut cache).is_err());
     let pieces = Tensor::cat(&pieces, 1).unwrap();
     // The same sums, over pieces of other size.
     assert!(largest_difference(&whole, &pieces) < 1e-5);

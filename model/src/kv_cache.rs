@@ -26,7 +26,8 @@ impl LayerCache {
 }
 
 /// The caches of all layers of one batch of sequences; made by
-/// [`Decoder::new_cache`](crate::Decoder::new_cache).
+/// [`Decoder::new_cache`](crate::Decoder::new_cache). After an error in
+/// [`Decoder::extend`](crate::Decoder::extend) some layers may be ahead of others: start anew.
 #[derive(Debug)]
 pub struct KvCache {
     pub(crate) layers: Vec<LayerCache>,
@@ -39,6 +40,12 @@ impl KvCache {
             layers: (0..layers).map(|_| LayerCache::default()).collect(),
             positions: 0,
         }
+    }
+
+    /// Sequences held; `None` while the cache is empty.
+    pub(crate) fn batch(&self) -> Option<usize> {
+        let (keys, _) = self.layers.first()?.kept.as_ref()?;
+        keys.dims().first().copied()
     }
 
     /// Positions held, which is where the next token goes.

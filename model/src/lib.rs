@@ -22,7 +22,6 @@
 mod config;
 mod error;
 mod frozen;
-mod gemm;
 mod options;
 mod weights;
 

@@ -1,5 +1,5 @@
-//! Provides a bounds-checked f32 matrix product on strided slices, for kernels that work within one
-//! attention head and must neither copy their operands nor start threads.
+//! Provides a bounds-checked f32 matrix product on strided slices, for kernels that write into parts of
+//! a result and must not copy their operands: the `gemm` crate, called as candle calls it.
 
 /// A read-only matrix inside a slice: element (i, j) lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -43,7 +43,25 @@ pub(crate) enum Store {
     Add,
 }
 
-/// `out = scale * a b`, or `out += scale * a b`, on the calling thread.
+/// Who computes a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The calling thread alone: the kernel itself runs in parallel.
+    One,
+    /// As many as candle uses.
+    All,
+}
+
+impl Threads {
+    fn parallelism(self) -> gemm::Parallelism {
+        match (self, candle_core::utils::get_num_threads()) {
+            (Self::One, _) | (Self::All, 0 | 1) => gemm::Parallelism::None,
+            (Self::All, threads) => gemm::Parallelism::Rayon(threads),
+        }
+    }
+}
+
+/// `out = scale * a b`, or `out += scale * a b`. The result does not depend on `threads`.
 ///
 /// # Shapes
 /// a [m, k], b [k, n], out [m, n] with adjacent columns and rows `row_stride` apart.
@@ -55,6 +73,7 @@ pub(crate) fn product(
     row_stride: usize,
     store: Store,
     scale: f32,
+    threads: Threads,
     a: Matrix<'_>,
     b: Matrix<'_>,
 ) {
@@ -87,7 +106,7 @@ pub(crate) fn product(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            threads.parallelism(),
         );
     }
 }
@@ -116,10 +135,24 @@ mod tests {
         let a = Matrix::new(&[1., 2., -1., 3., 4., -1.], 2, 2, 3);
         let b = Matrix::new(&[5., 7., 6., 8.], 2, 2, 2).transpose();
         let mut out = [100.; 5];
-        product(&mut out, 3, Store::Replace, 1.0, a, b);
+        product(&mut out, 3, Store::Replace, 1.0, Threads::One, a, b);
         assert_eq!(out, [19., 22., 100., 43., 50.]);
-        product(&mut out, 3, Store::Add, 2.0, a, b);
+        product(&mut out, 3, Store::Add, 2.0, Threads::All, a, b);
         assert_eq!(out, [57., 66., 100., 129., 150.]);
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_change_a_bit() {
+        let (m, n, k) = (130, 150, 170);
+        let data: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+        let other: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.11).cos()).collect();
+        let run = |threads| {
+            let (a, b) = (Matrix::new(&data, m, k, k), Matrix::new(&other, k, n, n));
+            let mut out = vec![0f32; m * n];
+            product(&mut out, n, Store::Replace, 1.0, threads, a, b);
+            out
+        };
+        assert_eq!(run(Threads::One), run(Threads::All));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use student_trainer::loss::sinkhorn::{SolverOptions, solve};
 use student_trainer::loss::{HeadGeometry, LossConfig, head_loss};
 
 /// Cosines of paired random vectors, student = teacher + noise.
-fn cosines(n: usize, d: usize, noise: f32) -> Vec<f32> {
+pub fn cosines(n: usize, d: usize, noise: f32) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(7);
     let mut normal = move || (0..4).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 1.732;
     let unit = |v: &mut [f32]| {
@@ -30,7 +30,7 @@ fn cosines(n: usize, d: usize, noise: f32) -> Vec<f32> {
     rows.collect()
 }
 
-fn softmax_cost(s: &[f32], n: usize, temperature: f32) -> Vec<f32> {
+pub fn softmax_cost(s: &[f32], n: usize, temperature: f32) -> Vec<f32> {
     let row = |row: &[f32]| {
         let exps: Vec<f32> = row.iter().map(|s| (s / temperature).exp()).collect();
         let sum: f32 = exps.iter().sum();

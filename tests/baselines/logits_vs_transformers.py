@@ -78,6 +78,8 @@ def main():
     arguments.add_argument("--float64", action="store_true")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
+    if options.binary and not pathlib.Path(options.binary).is_file():
+        raise SystemExit(f"--binary {options.binary} is not there: build it with cargo build --release -p distill-model --example logits")
     ids = windows(options.model, options.text, options.tokens, 1)[0]
     effective = tokenizer_size(options.model)
     with tempfile.TemporaryDirectory() as folder:

@@ -78,7 +78,7 @@ impl Linear {
     /// A layer from its parts; `prefix` names its parameters.
     ///
     /// # Shapes
-    /// weight [out, in], bias [out]
+    /// weight `[out, in]`, bias `[out]`
     ///
     /// # Errors
     /// [`Error::Shape`] when the bias does not fit the weight.

@@ -58,63 +58,73 @@ fn boundary(index: usize, steps: usize) -> f32 {
     }
 }
 
-/// The index of the entry nearest to `value` in an ascending code book; the lower one when it lies exactly between two,
-/// as in bitsandbytes' kernels. `value` must not be NaN.
-pub(super) fn nearest<const N: usize>(book: &[f32; N], value: f32) -> u8 {
-    const { assert!(N <= 256) };
-    let above = |pair: &[f32]| match pair {
-        [low, high] => value > (low + high) / 2.0,
-        _ => false,
-    };
-    // Counting instead of searching has no branches, and for 16 entries it vectorises.
-    if N == NF4_ENTRIES {
-        return book.windows(2).map(|pair| u8::from(above(pair))).sum();
+/// The midpoints between NF4's entries, rounded to f32 as bitsandbytes has them: the code of x is how many lie below x.
+pub(super) const NF4_MIDPOINTS: [f32; NF4_ENTRIES - 1] = {
+    let mut midpoints = [0f32; NF4_ENTRIES - 1];
+    let mut i = 0;
+    while i < midpoints.len() {
+        midpoints[i] = (NF4[i] + NF4[i + 1]) / 2.0;
+        i += 1;
     }
-    let (mut low, mut high) = (0, N - 1);
+    midpoints
+};
+
+/// The index of the entry of [`DYNAMIC`] nearest to `value`, the lower one at a midpoint. `value` must not be NaN.
+pub(super) fn nearest_dynamic(value: f32) -> u8 {
+    let map = &*DYNAMIC;
+    let (mut low, mut high) = (0u8, u8::MAX);
     while low < high {
-        let middle = (low + high) / 2;
-        if above(&book[middle..middle + 2]) {
+        let middle = low + (high - low) / 2;
+        let (below, above) = (map[usize::from(middle)], map[usize::from(middle) + 1]);
+        if value > (below + above) / 2.0 {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    low as u8
+    low
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn nearest_nf4(value: f32) -> u8 {
+        NF4_MIDPOINTS
+            .iter()
+            .map(|middle| u8::from(value > *middle))
+            .sum()
+    }
+
     #[test]
     fn no_entry_is_nearer_than_the_one_found() {
-        fn check<const N: usize>(book: &[f32; N]) {
+        fn check(book: &[f32], nearest: fn(f32) -> u8) {
             for step in -1000..=1000 {
                 let value = step as f32 / 1000.0;
                 let distance = |entry: f32| (f64::from(entry) - f64::from(value)).abs();
-                let found = distance(book[usize::from(nearest(book, value))]);
+                let found = distance(book[usize::from(nearest(value))]);
                 let best = book.iter().map(|entry| distance(*entry)).reduce(f64::min);
                 // The midpoint that decides is rounded to f32, so near it either neighbour may win.
                 assert!(found <= best.unwrap() + 1e-7, "{value}");
             }
         }
-        check(&NF4);
-        check(&DYNAMIC);
+        check(&NF4, nearest_nf4);
+        check(&*DYNAMIC, nearest_dynamic);
     }
 
     #[test]
     fn entries_are_their_own_nearest_and_midpoints_go_down() {
-        fn check<const N: usize>(book: &[f32; N]) {
+        fn check(book: &[f32], nearest: fn(f32) -> u8) {
             for (i, entry) in book.iter().enumerate() {
-                assert_eq!(usize::from(nearest(book, *entry)), i);
+                assert_eq!(usize::from(nearest(*entry)), i);
             }
             for (i, pair) in book.windows(2).enumerate() {
                 assert!(pair[0] < pair[1]);
                 let middle = (pair[0] + pair[1]) / 2.0;
-                assert_eq!(usize::from(nearest(book, middle)), i);
+                assert_eq!(usize::from(nearest(middle)), i);
             }
         }
-        check(&NF4);
-        check(&DYNAMIC);
+        check(&NF4, nearest_nf4);
+        check(&*DYNAMIC, nearest_dynamic);
     }
 }

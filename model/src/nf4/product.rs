@@ -5,7 +5,7 @@
 
 use super::Nf4Matrix;
 use crate::frozen::Side;
-use crate::gemm::{Right, View, multiply};
+use crate::matmul::{Matrix, Store, Threads, product};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -13,12 +13,16 @@ use candle_core::{
     Tensor,
 };
 use half::{bf16, f16};
+use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Elements of the tile of dequantised weights; 1 MiB as f32 stays in a core's cache while it is multiplied.
+/// Elements of the tile of dequantised weights: 1 MiB as f32, about what a core's cache holds.
 const TILE_ELEMENTS: usize = 1 << 18;
-/// Bounds on the tile's rows, so that the product keeps a useful shape for very wide and very narrow matrices.
-const TILE_ROWS: std::ops::RangeInclusive<usize> = 64..=1024;
+/// Bounds on the tile's rows. Wide matrices get 256 rows all the same: the backward product reads and writes all of dX once
+/// a tile, and with 64 rows that costs a tenth of its time.
+const TILE_ROWS: std::ops::RangeInclusive<usize> = 256..=1024;
+/// Activations one task widens or narrows at a time.
+const CONVERT_ELEMENTS: usize = 1 << 14;
 
 /// y = x W^T for a frozen NF4 matrix W. The product is computed in f32 and rounded to x's type.
 ///
@@ -76,33 +80,40 @@ impl Product {
             self.weight
                 .dequantize_rows(first..first + tile_height, tile)
                 .map_err(candle_core::Error::wrap)?;
-            match self.side {
-                Side::Forward => multiply(
-                    (rows, tile_height, columns),
-                    &mut out[first..],
-                    height,
-                    &View {
-                        data: x,
-                        row_stride: columns,
-                    },
-                    (tile, Right::Transposed),
-                    false,
-                )?,
-                Side::Backward => multiply(
-                    (rows, columns, tile_height),
-                    &mut out,
-                    columns,
-                    &View {
-                        data: &x[first..],
-                        row_stride: height,
-                    },
-                    (tile, Right::AsIs),
-                    first > 0,
-                )?,
-            }
+            let tile = Matrix::new(tile, tile_height, columns, columns);
+            let (out, stride, store, left, right) = match self.side {
+                Side::Forward => {
+                    let x = Matrix::new(x, rows, columns, columns);
+                    (
+                        &mut out[first..],
+                        height,
+                        Store::Replace,
+                        x,
+                        tile.transpose(),
+                    )
+                }
+                Side::Backward => {
+                    let store = if first > 0 {
+                        Store::Add
+                    } else {
+                        Store::Replace
+                    };
+                    let x = Matrix::new(&x[first..], rows, tile_height, height);
+                    (&mut out[..], columns, store, x, tile)
+                }
+            };
+            product(out, stride, store, 1.0, Threads::All, left, right);
         }
         Ok(out)
     }
+}
+
+fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {
+    values
+        .par_iter()
+        .with_min_len(CONVERT_ELEMENTS)
+        .map(|value| to(*value))
+        .collect()
 }
 
 impl CustomOp1 for Product {
@@ -120,14 +131,14 @@ impl CustomOp1 for Product {
                 CpuStorage::F32(self.multiply(&x[start..end], rows, out_width)?)
             }
             CpuStorage::BF16(x) => {
-                let x: Vec<f32> = x[start..end].iter().map(|v| v.to_f32()).collect();
+                let x = convert(&x[start..end], bf16::to_f32);
                 let y = self.multiply(&x, rows, out_width)?;
-                CpuStorage::BF16(y.into_iter().map(bf16::from_f32).collect())
+                CpuStorage::BF16(convert(&y, bf16::from_f32))
             }
             CpuStorage::F16(x) => {
-                let x: Vec<f32> = x[start..end].iter().map(|v| v.to_f32()).collect();
+                let x = convert(&x[start..end], f16::to_f32);
                 let y = self.multiply(&x, rows, out_width)?;
-                CpuStorage::F16(y.into_iter().map(f16::from_f32).collect())
+                CpuStorage::F16(convert(&y, f16::from_f32))
             }
             other => candle_core::bail!(
                 "NF4 linear: activations must be f32, bf16 or f16, got {:?}",

@@ -258,6 +258,18 @@ fn rules_are_checked_before_writing() {
 }
 
 #[test]
+fn a_mass_too_small_for_f32_moves_nothing() {
+    let mut frame = sample(1, 2, 40, ValueCoding::F16, None);
+    let rows = &mut frame.rows;
+    // Both kept entries are e^-100 of the mass: a subnormal f32, whose last digits once moved the logits by 0.2.
+    rows.logits = vec![rows.logsumexp[0][0] - 100.3; 2];
+    let before = rows.logits[0];
+    let read = Frame::decode(&frame.encode(&context(5)).unwrap(), &context(5)).unwrap();
+    // An f16 near 100 has steps of 1/16.
+    assert!((read.rows.logits[0] - before).abs() <= 0.04);
+}
+
+#[test]
 fn padding_of_a_sampled_row_carries_no_mass() {
     let mut frame = sample(4, 8, 50, ValueCoding::Step(0.125), None);
     frame.rows.estimator = Estimator::Sampled;

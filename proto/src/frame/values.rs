@@ -63,8 +63,11 @@ fn restore_mass(logits: &mut [f32], rows: &Rows, row: usize, mass: f32) {
         return;
     };
     let found = mass_of(logits, counts_of(rows, row), tau, lse);
+    // Below f32's normal range the stored mass has lost its digits, and there is nothing that a tail could miss.
+    if !mass.is_normal() {
+        return;
+    }
     let shift = f64::from(tau) * (f64::from(mass) / found).ln();
-    // No mass was stored, or every entry is so far down that it has none.
     if shift.is_finite() {
         for logit in logits {
             *logit = (f64::from(*logit) + shift) as f32;

@@ -5,6 +5,8 @@ use distill_proto::{
     v1::{self, GetServerInfoResponse},
 };
 
+use distill_text::TokenizerFiles;
+
 use crate::{Error, Result};
 
 /// The teacher's handshake in this crate's types.
@@ -12,8 +14,10 @@ use crate::{Error, Result};
 pub struct ServerInfo {
     /// Weights and configuration.
     pub model: Fingerprint,
-    /// What the tokenizer does.
+    /// What the tokenizer does: equal ids for every text.
     pub tokenizer: Fingerprint,
+    /// Which id means which token.
+    pub vocabulary: Fingerprint,
     /// Documents.
     pub corpus: Fingerprint,
     /// Windows, masks, K, estimator, numerics: what the stream is.
@@ -69,6 +73,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
         Ok(Self {
             model: digest(&info.model_fingerprint, "model fingerprint")?,
             tokenizer: digest(&info.tokenizer_fingerprint, "tokenizer fingerprint")?,
+            vocabulary: digest(&info.vocabulary_fingerprint, "vocabulary fingerprint")?,
             corpus: digest(&info.corpus_fingerprint, "corpus fingerprint")?,
             plan: digest(&info.plan_fingerprint, "plan fingerprint")?,
             vocab_size: info.effective_vocab_size,
@@ -98,21 +103,33 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
 }
 
 impl ServerInfo {
-    /// Checks that the student reads the same token ids and has a head row for every one.
+    /// Checks that ids mean the same tokens on both sides and that the student has a head row for every one.
+    ///
+    /// Frames carry ids, so it is the vocabulary that must agree. Uploads of one tokenizer may still cut text in another
+    /// way (one Qwen2.5 normalises to NFC, another does not); that is worth a warning, not a refusal.
     ///
     /// `head_rows` are the rows of the student's lm_head, padding included: 151936 of Qwen2.5-1.5B under a teacher
     /// with 152064 is fine, as both stop at the 151665 ids that the tokenizer knows.
     ///
     /// # Errors
     /// `Mismatch` with both values and the remedy.
-    pub fn check_student(&self, tokenizer: Fingerprint, head_rows: usize) -> Result<()> {
-        if tokenizer != self.tokenizer {
+    pub fn check_student(&self, tokenizer: &TokenizerFiles, head_rows: usize) -> Result<()> {
+        let vocabulary = tokenizer.vocabulary_fingerprint();
+        if vocabulary != self.vocabulary {
             return Err(Error::Mismatch {
-                what: "tokenizer fingerprint",
-                teacher: self.tokenizer.to_string(),
-                student: tokenizer.to_string(),
-                remedy: "use a student with the teacher's tokenizer; another tokenizer is not supported yet",
+                what: "vocabulary fingerprint",
+                teacher: self.vocabulary.to_string(),
+                student: vocabulary.to_string(),
+                remedy: "use a student with the teacher's vocabulary; another one is not supported yet",
             });
+        }
+        if tokenizer.fingerprint() != self.tokenizer {
+            tracing::warn!(
+                "the tokenizers share a vocabulary but cut some texts differently (teacher {}, student {}); training \
+                 uses the teacher's ids",
+                self.tokenizer,
+                tokenizer.fingerprint()
+            );
         }
         if self.vocab_size as usize > head_rows {
             return Err(Error::Mismatch {

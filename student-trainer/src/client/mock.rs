@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status};
 
 use super::ConnectOptions;
 
-const VOCAB_SIZE: u32 = 32;
+/// Effective vocabulary of its frames.
+pub const VOCAB_SIZE: u32 = 32;
 const RANK: usize = 3;
 
 /// What is wrong with the stream.
@@ -45,6 +46,7 @@ struct State {
     drops: VecDeque<u64>,
     damage: Option<Damage>,
     change_plan: bool,
+    vocabulary: Fingerprint,
     streams_opened: usize,
 }
 
@@ -109,6 +111,7 @@ impl MockTeacher {
             drops: VecDeque::new(),
             damage: None,
             change_plan: false,
+            vocabulary: Fingerprint::of(b"vocabulary"),
             streams_opened: 0,
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -147,6 +150,11 @@ impl MockTeacher {
     /// Serves another plan from the first broken connection on.
     pub fn change_plan_after_drop(&self) {
         self.state.lock().unwrap().change_plan = true;
+    }
+
+    /// Says that its vocabulary is this one.
+    pub fn set_vocabulary(&self, vocabulary: Fingerprint) {
+        self.state.lock().unwrap().vocabulary = vocabulary;
     }
 
     /// The frames as they are sent.
@@ -242,6 +250,7 @@ impl TeacherService for Service {
             format_version: FORMAT_VERSION,
             model_fingerprint: digest("model"),
             tokenizer_fingerprint: digest("tokenizer"),
+            vocabulary_fingerprint: state.vocabulary.to_hex(),
             corpus_fingerprint: digest("corpus"),
             plan_fingerprint: state.plan.to_hex(),
             effective_vocab_size: VOCAB_SIZE,

@@ -35,4 +35,4 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 #[cfg(test)]
-mod mock;
+pub(crate) mod mock;

@@ -177,7 +177,7 @@ impl Asker {
             let info = teacher.info().await?;
             Ok::<_, Error>((teacher, info))
         })?;
-        info.check_student(files.tokenizer.fingerprint(), files.config.vocab_size)?;
+        info.check_student(&files.tokenizer, files.config.vocab_size)?;
         loss.check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
         Ok(Self {
             runtime,

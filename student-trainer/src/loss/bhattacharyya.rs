@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::error::Result;
 use super::rowwise::each_row;
-use super::simd::{exp_in_place, max, vectorized};
+use super::simd::{exp_in_place, max};
 use super::sparse;
 use super::teacher::Teacher;
 
@@ -37,11 +37,10 @@ impl<'a> Bhattacharyya<'a> {
         let rows = self.teacher.rows;
         let similarities = |_, z: &mut [f32]| {
             let mut exps = z.to_vec();
-            let logsumexp = vectorized(|| {
-                let largest = max(&exps);
-                f64::from(largest) + exp_in_place(&mut exps, largest, 1.0).ln()
-            });
-            vectorized(|| exp_in_place(z, logsumexp as f32, 0.5));
+            let largest = max(&exps);
+            let sum = exp_in_place(&mut exps, largest, 1.0);
+            let logsumexp = f64::from(largest) + sum.ln();
+            exp_in_place(z, logsumexp as f32, 0.5);
             let mut s = vec![0.0; rows.rows];
             sparse::dots(z, &rows.ids, &self.roots, rows.k, &mut s);
             (logsumexp, s)
@@ -72,12 +71,10 @@ impl<'a> Bhattacharyya<'a> {
         let mut out = vec![0.0; z.len()];
         sparse::add(&mut out, &rows.ids, &self.roots, rows.k, &factors);
         let mut root = z.to_vec();
-        vectorized(|| {
-            exp_in_place(&mut root, self.logsumexp[i] as f32, 0.5);
-            for (out, root) in out.iter_mut().zip(root) {
-                *out = root * (*out - share * root);
-            }
-        });
+        exp_in_place(&mut root, self.logsumexp[i] as f32, 0.5);
+        for (out, root) in out.iter_mut().zip(root) {
+            *out = root * (*out - share * root);
+        }
         out
     }
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{exp_in_place, max, scale_in_place, vectorized};
+use super::simd::{exp_in_place, max, scale_in_place};
 
 /// Replaces every row of S by `softmax(row / temperature)`.
 ///
@@ -11,11 +11,9 @@ use super::simd::{exp_in_place, max, scale_in_place, vectorized};
 pub(crate) fn softmax_rows(s: &mut [f32], m: usize, temperature: f64) {
     let scale = (1.0 / temperature) as f32;
     s.par_chunks_mut(m).for_each(|row| {
-        vectorized(|| {
-            let largest = max(row);
-            let sum = exp_in_place(row, largest, scale);
-            scale_in_place(row, (1.0 / sum) as f32);
-        });
+        let largest = max(row);
+        let sum = exp_in_place(row, largest, scale);
+        scale_in_place(row, (1.0 / sum) as f32);
     });
 }
 

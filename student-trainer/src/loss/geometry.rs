@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::error::{LossError, Result};
 use super::rowwise::with_f32;
+use super::simd::{add_row, vectorized};
 use super::teacher::Teacher;
 
 /// Rows of the head that are widened to f32, or multiplied with the basis, at one time.
@@ -133,12 +134,7 @@ impl HeadGeometry {
                 sums.par_chunks_mut(d)
                     .zip(kept)
                     .for_each(|(sum, (ids, p))| {
-                        super::simd::vectorized(|| {
-                            for (&id, &p) in ids.iter().zip(p) {
-                                let row = &head[id as usize * d..(id as usize + 1) * d];
-                                super::simd::add_row(sum, row, p);
-                            }
-                        });
+                        add_head_rows(sum, head, ids, p);
                     });
             })?;
             return Ok(Tensor::from_vec(sums, (m, d), self.device())?);
@@ -226,6 +222,17 @@ impl HeadGeometry {
             row_sum: row_sum.to_dtype(DType::F32)?,
             gram,
         })
+    }
+}
+
+vectorized! {
+    /// `sum += sum_k p_k W_(id_k)`.
+    fn add_head_rows<'a>(sum: &'a mut [f32], head: &'a [f32], ids: &'a [u32], p: &'a [f32]) -> () {
+        let d = sum.len();
+        for (&id, &p) in ids.iter().zip(p) {
+            let row = &head[id as usize * d..(id as usize + 1) * d];
+            add_row(sum, row, p);
+        }
     }
 }
 

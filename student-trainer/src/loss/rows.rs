@@ -11,7 +11,7 @@ whole mass, p_t its tail, q the student at tau and q_u|tail = q_u / q_t:
 `d(tau^2 KL)/dz_u = tau (P q_u - p_u)` for kept u, `tau (P q_u - p_t q_u|tail)` for the others.
 */
 
-use super::simd::{combine_exps, exp_in_place, exp_sums, max, scale_in_place, vectorized};
+use super::simd::{combine_exps, exp_in_place, exp_sums, max, scale_in_place};
 use super::teacher::TeacherRow;
 
 /// What one row contributes, with the weights of the whole loss already in them.
@@ -74,17 +74,17 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
     }
     let temperature = terms.kl.map_or(1.0, |(row, _)| row.temperature);
     let inverse = (1.0 / temperature) as f32;
-    let mut tail_max = vectorized(|| max(z));
+    let mut tail_max = max(z);
     if ids.len() == z.len() || tail_max == f32::NEG_INFINITY {
         // Nothing but kept entries: any finite number leaves exp(-inf) = 0.
         tail_max = 0.0;
     }
     // At tau = 1 one exponential serves CE, KL and transport, and stays in z.
     let (sum, sum_tempered) = if temperature == 1.0 {
-        let sum = vectorized(|| exp_in_place(z, tail_max, 1.0));
+        let sum = exp_in_place(z, tail_max, 1.0);
         (sum, sum)
     } else {
-        vectorized(|| exp_sums(z, tail_max, inverse))
+        exp_sums(z, tail_max, inverse)
     };
     let plain = Split::new(tail_max, sum, &kept, 1.0);
     let tempered = Split::new(tail_max, sum_tempered, &kept, temperature);
@@ -96,9 +96,9 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
         let own = softmax * (f64::from(tail_max) - plain.all).exp();
         let tail = kl.as_ref().map_or(0.0, |kl| kl.tail_factor(tail_max));
         if temperature == 1.0 {
-            vectorized(|| scale_in_place(z, (own + tail) as f32));
+            scale_in_place(z, (own + tail) as f32);
         } else {
-            vectorized(|| combine_exps(z, tail_max, inverse, own as f32, tail as f32));
+            combine_exps(z, tail_max, inverse, [own as f32, tail as f32]);
         }
         for (k, (&id, &logit)) in ids.iter().zip(&kept).enumerate() {
             let kl = kl.as_ref().map_or(0.0, |kl| kl.kept_gradient(k, logit));

@@ -10,11 +10,32 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 /// Lanes of the partial sums: a multiple of every vector width, so that sums do not depend on the CPU.
 const LANES: usize = 16;
 
-/// Runs a loop compiled for the widest vectors of this CPU.
-#[inline]
-pub(crate) fn vectorized<T>(body: impl FnOnce() -> T) -> T {
-    pulp::Arch::new().dispatch(body)
+/// Defines a function whose body is compiled for every instruction set and run with the widest one of this CPU.
+///
+/// The body becomes a method marked `inline(always)`: that of a closure or of a function passed as a value would stay a
+/// function of its own, compiled for the narrowest vectors.
+macro_rules! vectorized {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$life:lifetime $(, $real:ident)?>(
+        $($argument:ident: $kind:ty),* $(,)?
+    ) -> $output:ty $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<$life $(, $real: $crate::loss::simd::Real)?>($($argument: $kind),*) -> $output {
+            struct Body<$life $(, $real)?> {
+                $($argument: $kind),*
+            }
+            impl<$life $(, $real: $crate::loss::simd::Real)?> pulp::WithSimd for Body<$life $(, $real)?> {
+                type Output = $output;
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $output {
+                    let Self { $($argument),* } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Body { $($argument),* })
+        }
+    };
 }
+pub(crate) use vectorized;
 
 /// f32 or f64, as far as the solver needs them.
 pub(crate) trait Real:
@@ -39,9 +60,13 @@ pub(crate) trait Real:
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
     /// Widens; exact.
+    fn from_f32(value: f32) -> Self;
+    /// Widens; exact.
     fn to_f64(self) -> f64;
     /// Rounds to f32.
     fn to_f32(self) -> f32;
+    /// Four dot products of equal lengths; the compiler does not find this one by itself.
+    fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4];
     /// e to this power; 0 where it would be subnormal; NaN stays NaN.
     fn exp(self) -> Self;
 }
@@ -54,12 +79,40 @@ impl Real for f32 {
         value as f32
     }
     #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+    #[inline(always)]
+    fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4] {
+        let (x, x_rest) = S::as_simd_f32s(x);
+        let [a, b, c, d] = rows;
+        let (a, a_rest) = S::as_simd_f32s(a);
+        let (b, b_rest) = S::as_simd_f32s(b);
+        let (c, c_rest) = S::as_simd_f32s(c);
+        let (d, d_rest) = S::as_simd_f32s(d);
+        let zero = simd.splat_f32s(0.0);
+        let (mut sa, mut sb, mut sc, mut sd) = (zero, zero, zero, zero);
+        for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+            sa = simd.mul_add_e_f32s(a, x, sa);
+            sb = simd.mul_add_e_f32s(b, x, sb);
+            sc = simd.mul_add_e_f32s(c, x, sc);
+            sd = simd.mul_add_e_f32s(d, x, sd);
+        }
+        let rest = |row: &[Self]| row.iter().zip(x_rest).map(|(k, x)| k * x).sum::<Self>();
+        [
+            simd.reduce_sum_f32s(sa) + rest(a_rest),
+            simd.reduce_sum_f32s(sb) + rest(b_rest),
+            simd.reduce_sum_f32s(sc) + rest(c_rest),
+            simd.reduce_sum_f32s(sd) + rest(d_rest),
+        ]
     }
     /// Cephes `expf`: n = round(x / ln 2), a degree-6 polynomial for the rest, 2^n put into the exponent bits; within
     /// 2 units in the last place.
@@ -91,12 +144,40 @@ impl Real for f64 {
         value
     }
     #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        f64::from(value)
+    }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self as f32
+    }
+    #[inline(always)]
+    fn dot4<S: pulp::Simd>(simd: S, rows: [&[Self]; 4], x: &[Self]) -> [Self; 4] {
+        let (x, x_rest) = S::as_simd_f64s(x);
+        let [a, b, c, d] = rows;
+        let (a, a_rest) = S::as_simd_f64s(a);
+        let (b, b_rest) = S::as_simd_f64s(b);
+        let (c, c_rest) = S::as_simd_f64s(c);
+        let (d, d_rest) = S::as_simd_f64s(d);
+        let zero = simd.splat_f64s(0.0);
+        let (mut sa, mut sb, mut sc, mut sd) = (zero, zero, zero, zero);
+        for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+            sa = simd.mul_add_e_f64s(a, x, sa);
+            sb = simd.mul_add_e_f64s(b, x, sb);
+            sc = simd.mul_add_e_f64s(c, x, sc);
+            sd = simd.mul_add_e_f64s(d, x, sd);
+        }
+        let rest = |row: &[Self]| row.iter().zip(x_rest).map(|(k, x)| k * x).sum::<Self>();
+        [
+            simd.reduce_sum_f64s(sa) + rest(a_rest),
+            simd.reduce_sum_f64s(sb) + rest(b_rest),
+            simd.reduce_sum_f64s(sc) + rest(c_rest),
+            simd.reduce_sum_f64s(sd) + rest(d_rest),
+        ]
     }
     /// As for f32 with the Taylor polynomial of degree 12, whose remainder at |r| <= ln(2)/2 is 2e-16.
     #[inline(always)]
@@ -123,59 +204,46 @@ impl Real for f64 {
     }
 }
 
-/// `out_j = exp(row + column_j - cost_j * inverse_epsilon)`.
+/// `out_j = exp((base - cost_j) / epsilon + row + column_j)`.
+///
+/// The base, a cost of the same row, is taken off before anything is rounded: f32 then keeps its digits for the
+/// differences, which are all that a plan depends on.
 #[inline(always)]
 pub(crate) fn gibbs_row<R: Real>(
     out: &mut [R],
     cost: &[f32],
-    row: R,
+    (base, row): (f32, R),
     column: &[R],
     inverse_epsilon: R,
 ) {
+    let base = R::from_f32(base);
     for ((out, &cost), &column) in out.iter_mut().zip(cost).zip(column) {
-        *out = ((row - R::from_f64(f64::from(cost)) * inverse_epsilon) + column).exp();
+        *out = (((base - R::from_f32(cost)) * inverse_epsilon + row) + column).exp();
     }
 }
+
+/// Elements of one running sum: bounds what f32 loses on a CPU with short vectors.
+const SEGMENT: usize = 1024;
 
 /// `sum_j k_j x_j` for four rows at once, so that x is loaded once.
 #[inline(always)]
-pub(crate) fn dot4<R: Real>(rows: [&[R]; 4], x: &[R]) -> [R; 4] {
-    let mut sums = [[R::default(); LANES]; 4];
-    let whole = x.len() / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        let x = &x[start..start + LANES];
-        for (sum, row) in sums.iter_mut().zip(rows) {
-            let row = &row[start..start + LANES];
-            for lane in 0..LANES {
-                sum[lane] += row[lane] * x[lane];
-            }
+pub(crate) fn dot4<S: pulp::Simd, R: Real>(simd: S, rows: [&[R]; 4], x: &[R]) -> [R; 4] {
+    let mut total = [R::default(); 4];
+    for start in (0..x.len()).step_by(SEGMENT) {
+        let segment = start..(start + SEGMENT).min(x.len());
+        let [a, b, c, d] = rows;
+        let rows = [
+            &a[segment.clone()],
+            &b[segment.clone()],
+            &c[segment.clone()],
+            &d[segment.clone()],
+        ];
+        let sums = R::dot4(simd, rows, &x[segment]);
+        for (total, sum) in total.iter_mut().zip(sums) {
+            *total += sum;
         }
     }
-    let mut dots = [R::default(); 4];
-    for ((dot, sum), row) in dots.iter_mut().zip(sums).zip(rows) {
-        let rest: R = (whole..x.len()).map(|j| row[j] * x[j]).sum();
-        *dot = sum.into_iter().sum::<R>() + rest;
-    }
-    dots
-}
-
-/// `sum_j k_j x_j`.
-#[inline(always)]
-pub(crate) fn dot<R: Real>(row: &[R], x: &[R]) -> R {
-    let mut sums = [R::default(); LANES];
-    let (row_lanes, x_lanes) = (row.chunks_exact(LANES), x.chunks_exact(LANES));
-    let rest: R = row_lanes
-        .remainder()
-        .iter()
-        .zip(x_lanes.remainder())
-        .map(|(&k, &x)| k * x)
-        .sum();
-    for (row, x) in row_lanes.zip(x_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += row[lane] * x[lane];
-        }
-    }
-    sums.into_iter().sum::<R>() + rest
+    total
 }
 
 /// `out_j += sum_r w_r k_rj` for four rows at once, so that out is loaded and stored once.
@@ -197,97 +265,114 @@ pub(crate) fn add_row<R: Real>(out: &mut [R], row: &[R], weight: R) {
     }
 }
 
-/// The largest element; `-inf` of an empty slice. NaN is passed over: a later sum finds it.
-#[inline(always)]
-pub(crate) fn max(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks
-        .remainder()
-        .iter()
-        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] = if chunk[lane] > lanes[lane] {
-                chunk[lane]
-            } else {
-                lanes[lane]
-            };
-        }
-    }
-    lanes
-        .into_iter()
-        .fold(rest, |a, b| if b > a { b } else { a })
-}
-
-/// Replaces every z by `exp((z - max) * scale)` and returns their sum, added in f64 by pieces of 1024.
-#[inline(always)]
-pub(crate) fn exp_in_place(values: &mut [f32], max: f32, scale: f32) -> f64 {
-    let mut total = 0.0;
-    for piece in values.chunks_mut(1024) {
-        let mut lanes = [0.0_f32; LANES];
-        let mut chunks = piece.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            for lane in 0..LANES {
-                let e = Real::exp((chunk[lane] - max) * scale);
-                chunk[lane] = e;
-                lanes[lane] += e;
-            }
-        }
-        let mut sum: f32 = lanes.into_iter().sum();
-        for z in chunks.into_remainder() {
-            *z = Real::exp((*z - max) * scale);
-            sum += *z;
-        }
-        total += f64::from(sum);
-    }
-    total
-}
-
-/// `(sum exp(z - max), sum exp((z - max) * scale))` without a change, added as in [`exp_in_place`].
-#[inline(always)]
-pub(crate) fn exp_sums(values: &[f32], max: f32, scale: f32) -> (f64, f64) {
-    let (mut total, mut total_scaled) = (0.0, 0.0);
-    for piece in values.chunks(1024) {
-        let (mut lanes, mut lanes_scaled) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        let chunks = piece.chunks_exact(LANES);
-        let (mut sum, mut sum_scaled) = (0.0, 0.0);
-        for &z in chunks.remainder() {
-            sum += Real::exp(z - max);
-            sum_scaled += Real::exp((z - max) * scale);
-        }
+vectorized! {
+    /// The largest element; `-inf` of an empty slice. NaN is passed over: a later sum finds it.
+    pub(crate) fn max<'a>(values: &'a [f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = values.chunks_exact(LANES);
+        let rest = chunks
+            .remainder()
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         for chunk in chunks {
             for lane in 0..LANES {
-                lanes[lane] += Real::exp(chunk[lane] - max);
-                lanes_scaled[lane] += Real::exp((chunk[lane] - max) * scale);
+                lanes[lane] = if chunk[lane] > lanes[lane] {
+                    chunk[lane]
+                } else {
+                    lanes[lane]
+                };
             }
         }
-        total += f64::from(sum + lanes.into_iter().sum::<f32>());
-        total_scaled += f64::from(sum_scaled + lanes_scaled.into_iter().sum::<f32>());
-    }
-    (total, total_scaled)
+        lanes
+            .into_iter()
+            .fold(rest, |a, b| if b > a { b } else { a })
+}
 }
 
-/// `z <- a exp(z - max) + b exp((z - max) * scale)`.
-#[inline(always)]
-pub(crate) fn combine_exps(values: &mut [f32], max: f32, scale: f32, a: f32, b: f32) {
-    for z in values {
-        let x = *z - max;
-        *z = a * Real::exp(x) + b * Real::exp(x * scale);
-    }
+vectorized! {
+    /// Replaces every z by `exp((z - max) * scale)` and returns their sum, added in f64 by pieces of 1024.
+    pub(crate) fn exp_in_place<'a>(values: &'a mut [f32], max: f32, scale: f32) -> f64 {
+        let mut total = 0.0;
+        for piece in values.chunks_mut(1024) {
+            let mut lanes = [0.0_f32; LANES];
+            let mut chunks = piece.chunks_exact_mut(LANES);
+            for chunk in &mut chunks {
+                for lane in 0..LANES {
+                    let e = Real::exp((chunk[lane] - max) * scale);
+                    chunk[lane] = e;
+                    lanes[lane] += e;
+                }
+            }
+            let mut sum: f32 = lanes.into_iter().sum();
+            for z in chunks.into_remainder() {
+                *z = Real::exp((*z - max) * scale);
+                sum += *z;
+            }
+            total += f64::from(sum);
+        }
+        total
+}
 }
 
-/// `z <- a z`.
-#[inline(always)]
-pub(crate) fn scale_in_place(values: &mut [f32], a: f32) {
-    for z in values {
-        *z *= a;
-    }
+vectorized! {
+    /// `(sum exp(z - max), sum exp((z - max) * scale))` without a change, added as in [`exp_in_place`].
+    pub(crate) fn exp_sums<'a>(values: &'a [f32], max: f32, scale: f32) -> (f64, f64) {
+        let (mut total, mut total_scaled) = (0.0, 0.0);
+        for piece in values.chunks(1024) {
+            let (mut lanes, mut lanes_scaled) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            let chunks = piece.chunks_exact(LANES);
+            let (mut sum, mut sum_scaled) = (0.0, 0.0);
+            for &z in chunks.remainder() {
+                sum += Real::exp(z - max);
+                sum_scaled += Real::exp((z - max) * scale);
+            }
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    lanes[lane] += Real::exp(chunk[lane] - max);
+                    lanes_scaled[lane] += Real::exp((chunk[lane] - max) * scale);
+                }
+            }
+            total += f64::from(sum + lanes.into_iter().sum::<f32>());
+            total_scaled += f64::from(sum_scaled + lanes_scaled.into_iter().sum::<f32>());
+        }
+        (total, total_scaled)
+}
+}
+
+vectorized! {
+    /// `z <- a exp(z - max) + b exp((z - max) * scale)` with factors `[a, b]`.
+    pub(crate) fn combine_exps<'a>(values: &'a mut [f32], max: f32, scale: f32, factors: [f32; 2]) -> () {
+        for z in values {
+            let x = *z - max;
+            *z = factors[0] * Real::exp(x) + factors[1] * Real::exp(x * scale);
+        }
+}
+}
+
+vectorized! {
+    /// `z <- a z`.
+    pub(crate) fn scale_in_place<'a>(values: &'a mut [f32], factor: f32) -> () {
+        for z in values {
+            *z *= factor;
+        }
+}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct WideDots<'a> {
+        rows: [&'a [f64]; 4],
+        x: &'a [f64],
+    }
+
+    impl pulp::WithSimd for WideDots<'_> {
+        type Output = [f64; 4];
+        fn with_simd<S: pulp::Simd>(self, simd: S) -> [f64; 4] {
+            dot4(simd, self.rows, self.x)
+        }
+    }
 
     #[test]
     fn exponentials_agree_with_the_standard_library() {
@@ -306,19 +391,20 @@ mod tests {
 
     #[test]
     fn loops_agree_with_their_definition_at_ragged_lengths() {
-        for m in [0, 1, 15, 16, 17, 100] {
+        for m in [0, 1, 15, 16, 17, 100, 1024, 2051] {
             let rows: Vec<Vec<f64>> = (0..4)
                 .map(|r| (0..m).map(|j| f64::from(j * 7 % 5 + r)).collect())
                 .collect();
             let x: Vec<f64> = (0..m).map(|j| f64::from(j % 3) - 1.0).collect();
             let refs = [&rows[0][..], &rows[1], &rows[2], &rows[3]];
-            let dots = vectorized(|| dot4(refs, &x));
+            let dots = dot4(pulp::Scalar::new(), refs, &x);
+            let wide = pulp::Arch::new().dispatch(WideDots { rows: refs, x: &x });
             let mut out = vec![0.5; m as usize];
-            vectorized(|| add_rows4(&mut out, refs, [1.0, 2.0, -1.0, 0.5]));
+            add_rows4(&mut out, refs, [1.0, 2.0, -1.0, 0.5]);
             for r in 0..4 {
                 let expected: f64 = rows[r].iter().zip(&x).map(|(a, b)| a * b).sum();
                 assert_eq!(dots[r], expected);
-                assert_eq!(dot(&rows[r], &x), expected);
+                assert_eq!(wide[r], expected);
             }
             for j in 0..m as usize {
                 let expected = 0.5 + rows[0][j] + 2.0 * rows[1][j] - rows[2][j] + 0.5 * rows[3][j];

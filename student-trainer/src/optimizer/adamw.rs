@@ -233,6 +233,19 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_torch() {
+        // torch 2.15: AdamW([1, -2, 0.5], betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1), these gradients and rates.
+        let torch = [0.987_328_8, -1.998_093_7, 0.510_083_14];
+        let parameter = var(&[1.0, -2.0, 0.5]);
+        let mut optimizer = AdamW::new(vec![("p".into(), parameter.clone())], CONFIG).unwrap();
+        train(&mut optimizer, 0..30, 1.0);
+        for (got, want) in parameter.to_vec1::<f32>().unwrap().iter().zip(torch) {
+            // Both round in f32, in another order.
+            assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+    }
+
+    #[test]
     fn a_saved_state_continues_bitwise() {
         let whole = var(&[1.0, -2.0, 0.5]);
         let mut optimizer = AdamW::new(vec![("p".into(), whole.clone())], CONFIG).unwrap();

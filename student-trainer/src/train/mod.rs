@@ -9,32 +9,28 @@
 mod guard;
 mod source;
 mod step;
+mod trainer;
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+#[cfg(test)]
+mod tests;
 
-use candle_core::{Tensor, Var};
-use distill_model::{Checkpointing, Decoder, Gradients, LoraConfig};
+use std::{path::PathBuf, time::Duration};
+
+use candle_core::Tensor;
+use distill_model::{Checkpointing, Decoder, LoraConfig};
 
 use crate::{
     Error, Result,
-    client::{self, ConnectOptions, Received, ServerInfo, StreamOptions, Teacher, fetch_basis},
+    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, fetch_basis},
     config::TrainConfig,
-    loss::{HeadGeometry, LossError},
-    optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
-    run::{
-        AdapterConfig, Memory, MetricsLog, Progress, RunDirectory, StepMetrics, save_adapter,
-        write_atomically,
-    },
+    loss::HeadGeometry,
+    run::{AdapterConfig, RunDirectory, save_adapter},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use guard::GradientWatch;
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
+use trainer::Trainer;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +119,7 @@ async fn agree(
     };
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
-    info.check_student(files.tokenizer.fingerprint(), files.config.vocab_size)?;
+    info.check_student(&files.tokenizer, files.config.vocab_size)?;
     config
         .loss
         .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
@@ -188,168 +184,4 @@ fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
     let sequences_a_step = (config.batch_size * config.grad_accumulation) as u64;
     let steps_a_pass = sequence_count.div_ceil(sequences_a_step) as usize;
     Ok(config.steps.unwrap_or(config.epochs * steps_a_pass))
-}
-
-struct Trainer<'a> {
-    config: &'a TrainConfig,
-    run_directory: &'a RunDirectory,
-    parameters: Vec<(String, Var)>,
-    objective: Objective<'a>,
-    total_steps: usize,
-}
-
-impl Trainer<'_> {
-    /// Steps until all are done or someone asks to stop. Gives the steps done and the last loss.
-    fn train(&self, mut frames: FrameSource, shutdown: &Shutdown) -> Result<(usize, StepLoss)> {
-        let config = self.config;
-        let mut optimizer = AdamW::new(self.parameters.clone(), adamw_config(config))?;
-        let schedule = self.schedule();
-        let mut watch = GradientWatch::new(&self.parameters);
-        let mut metrics = MetricsLog::create(&self.run_directory.join("metrics.jsonl"))?;
-        let mut progress = Progress::start(self.total_steps as u64, "step");
-        let mut loss = StepLoss::default();
-
-        for step in 0..self.total_steps {
-            let waiting = Instant::now();
-            let Some(batch) = frames.next(config.batch_size * config.grad_accumulation)? else {
-                break;
-            };
-            let wait_seconds = waiting.elapsed().as_secs_f64();
-            let start = Instant::now();
-            let learning_rate = schedule.learning_rate(step);
-
-            let mut gradients = Gradients::new();
-            loss = self.forward_backward(step + 1, &batch, &mut gradients)?;
-            self.check_finite(step + 1, &batch, &loss, &gradients)?;
-            if step == 0
-                && let Some(path) = &config.first_step_grad_out
-            {
-                write_gradients(path, &gradients)?;
-            }
-            watch.check(step + 1, &self.parameters, &gradients)?;
-            let grad_norm = gradients.global_norm()?;
-            let clip = clip_factor(grad_norm, config.max_grad_norm);
-            optimizer.update(learning_rate, clip, |name| gradients.get(name))?;
-
-            let seconds = start.elapsed().as_secs_f64();
-            let line = StepMetrics {
-                step: step + 1,
-                epoch: frames.epoch(),
-                lr: learning_rate,
-                grad_norm,
-                seconds,
-                wait_seconds,
-                ..step_metrics(&loss, seconds)
-            };
-            metrics.append(&line)?;
-            progress.advance(|| {
-                format!(
-                    "loss {:.4}  {:.1} tokens/s",
-                    line.loss, line.tokens_per_second
-                )
-            });
-            if shutdown.is_requested() {
-                break;
-            }
-        }
-        progress.finish();
-        Ok((optimizer.steps(), loss))
-    }
-
-    fn schedule(&self) -> Schedule {
-        let config = self.config;
-        let by_ratio = (config.warmup_ratio * self.total_steps as f64).ceil() as usize;
-        let warmup_steps = config.warmup_steps.unwrap_or(by_ratio);
-        Schedule::new(
-            config.lr,
-            config.lr_floor_ratio,
-            warmup_steps,
-            self.total_steps,
-        )
-    }
-
-    fn forward_backward(
-        &self,
-        step: usize,
-        batch: &[Received],
-        gradients: &mut Gradients,
-    ) -> Result<StepLoss> {
-        let frames: Vec<_> = batch.iter().map(|received| &received.frame).collect();
-        let result = self
-            .objective
-            .forward_backward(&frames, self.config.batch_size, gradients);
-        match result {
-            Err(Error::Loss(LossError::NonFinite { what, .. })) => {
-                Err(self.refuse(step, what.to_owned(), &[], batch)?)
-            }
-            other => other,
-        }
-    }
-
-    /// Stops before the update when anything is NaN or infinite.
-    fn check_finite(
-        &self,
-        step: usize,
-        batch: &[Received],
-        loss: &StepLoss,
-        gradients: &Gradients,
-    ) -> Result<()> {
-        if let Some(part) = loss.not_finite() {
-            return Err(self.refuse(step, part.to_owned(), &[], batch)?);
-        }
-        let names = guard::not_finite(gradients)?;
-        match names.first() {
-            None => Ok(()),
-            Some(first) => {
-                let what = format!("the gradient of {} parameters, first {first},", names.len());
-                Err(self.refuse(step, what, &names, batch)?)
-            }
-        }
-    }
-
-    fn refuse(
-        &self,
-        step: usize,
-        what: String,
-        names: &[&str],
-        batch: &[Received],
-    ) -> Result<Error> {
-        let dump = self
-            .run_directory
-            .dump_failed_step(step, &what, names, batch)?;
-        Ok(Error::NotFinite { step, what, dump })
-    }
-}
-
-fn adamw_config(config: &TrainConfig) -> AdamWConfig {
-    AdamWConfig {
-        beta1: config.beta1,
-        beta2: config.beta2,
-        eps: config.eps,
-        weight_decay: config.weight_decay,
-    }
-}
-
-fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
-    let memory = Memory::now();
-    StepMetrics {
-        loss: loss.total,
-        ce: loss.ce,
-        kl: loss.kl,
-        ot: loss.ot,
-        tokens: loss.tokens,
-        targets: loss.targets,
-        tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
-        ot_iterations: loss.solver.map(|solver| solver.iterations),
-        ot_marginal_error: loss.solver.map(|solver| solver.marginal_error),
-        ot_converged: loss.solver.map(|solver| solver.converged),
-        rss_bytes: memory.rss_bytes,
-        peak_rss_bytes: memory.peak_rss_bytes,
-        ..StepMetrics::default()
-    }
-}
-
-fn write_gradients(path: &std::path::Path, gradients: &Gradients) -> Result<()> {
-    let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
-    write_atomically(path, &safetensors::serialize(tensors, None)?)
 }

@@ -49,6 +49,8 @@ pub struct SolverSummary {
     pub marginal_error: f64,
     /// Whether all converged.
     pub converged: bool,
+    /// Whether any is at the value of a plan that knows nothing.
+    pub uninformative: bool,
 }
 
 impl Objective<'_> {
@@ -119,10 +121,12 @@ impl StepLoss {
             iterations: 0,
             marginal_error: 0.0,
             converged: true,
+            uninformative: false,
         });
         worst.iterations = worst.iterations.max(report.iterations);
         worst.marginal_error = worst.marginal_error.max(report.marginal_error);
         worst.converged &= report.converged;
+        worst.uninformative |= report.uninformative;
     }
 
     /// Names the first part that is not finite.

@@ -194,7 +194,8 @@ fn a_begin_of_text_of_the_post_processor_is_kept_as_prefix() {
 #[test]
 fn damaged_files_are_named_with_their_field() {
     let good = tokenizer_json();
-    let cases: [(fn(&mut Value), &str); 10] = [
+    type Damage = fn(&mut Value);
+    let cases: [(Damage, &str); 10] = [
         (|t| t["model"] = json!(null), "model: is missing"),
         (
             |t| t["model"]["vocab"]["a"] = json!(4_000_000_000u64),

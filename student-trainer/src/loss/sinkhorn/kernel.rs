@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::loss::simd::{Real, add_row, add_rows4, dot, dot4, gibbs_row, vectorized};
+use crate::loss::simd::{Real, add_row, add_rows4, dot4, gibbs_row, vectorized};
 
 /// Rows that add into one partial result. Fixed, so that results do not depend on the number of threads.
 const PART_ROWS: usize = 128;
@@ -33,30 +33,30 @@ impl<R: Real> Kernel<R> {
         }
     }
 
-    /// `K_ij = exp(row_i + column_j - cost_ij / epsilon)`, potentials in units of epsilon.
-    pub(crate) fn fill(&mut self, cost: &[f32], row: &[f64], column: &[f64], epsilon: f64) {
+    /// `K_ij = exp((base_i - cost_ij) / epsilon + row_i + column_j)`, potentials in units of epsilon.
+    pub(crate) fn fill(
+        &mut self,
+        cost: &[f32],
+        base: &[f32],
+        row: &[f64],
+        column: &[f64],
+        epsilon: f64,
+    ) {
         let m = self.m;
         let column: Vec<R> = column.iter().map(|&g| R::from_f64(g)).collect();
         let inverse = R::from_f64(1.0 / epsilon);
-        let body = |part: usize, out: &mut [R]| {
-            vectorized(|| {
-                for (offset, out) in out.chunks_mut(m).enumerate() {
-                    let i = part * PART_ROWS + offset;
-                    let cost = &cost[i * m..(i + 1) * m];
-                    gibbs_row(out, cost, R::from_f64(row[i]), &column, inverse);
-                }
-            });
+        let body = |(part, out): (usize, &mut [R])| {
+            let rows = part * PART_ROWS..part * PART_ROWS + out.len() / m;
+            let cost = &cost[rows.start * m..rows.end * m];
+            let (base, row) = (&base[rows.clone()], &row[rows]);
+            fill_part(out, cost, base, row, &column, inverse);
         };
         if self.data.len() >= PARALLEL_ENTRIES {
-            self.data
-                .par_chunks_mut(PART_ROWS * m)
-                .enumerate()
-                .for_each(|(part, out)| body(part, out));
+            let parts = self.data.par_chunks_mut(PART_ROWS * m).enumerate();
+            parts.for_each(body);
         } else {
-            self.data
-                .chunks_mut(PART_ROWS * m)
-                .enumerate()
-                .for_each(|(part, out)| body(part, out));
+            let parts = self.data.chunks_mut(PART_ROWS * m).enumerate();
+            parts.for_each(body);
         }
     }
 
@@ -64,27 +64,29 @@ impl<R: Real> Kernel<R> {
     pub(crate) fn pass(&mut self, x: &[R], out: &mut [f64], row: impl Fn(usize, R) -> R + Sync) {
         let m = self.m;
         let data = &self.data;
-        let body = |part: usize, weights: &mut [R], out: &mut [R]| {
+        let body = |(part, (weights, out)): (usize, (&mut [R], &mut [R]))| {
             let first = part * PART_ROWS;
             let data = &data[first * m..(first + weights.len()) * m];
-            vectorized(|| {
-                part_pass(data, x, weights, out, |offset, sum| {
-                    row(first + offset, sum)
-                })
+            pulp::Arch::new().dispatch(PartPass {
+                data,
+                x,
+                weights,
+                out,
+                row: |offset, sum| row(first + offset, sum),
             });
         };
         if data.len() >= PARALLEL_ENTRIES {
-            self.weights
-                .par_chunks_mut(PART_ROWS)
+            let weights = self.weights.par_chunks_mut(PART_ROWS);
+            weights
                 .zip(self.partial.par_chunks_mut(m))
                 .enumerate()
-                .for_each(|(part, (weights, out))| body(part, weights, out));
+                .for_each(body);
         } else {
-            self.weights
-                .chunks_mut(PART_ROWS)
+            let weights = self.weights.chunks_mut(PART_ROWS);
+            weights
                 .zip(self.partial.chunks_mut(m))
                 .enumerate()
-                .for_each(|(part, (weights, out))| body(part, weights, out));
+                .for_each(body);
         }
         out.fill(0.0);
         for partial in self.partial.chunks(m) {
@@ -95,29 +97,72 @@ impl<R: Real> Kernel<R> {
     }
 }
 
-/// One part of a pass, four rows at a time.
-#[inline(always)]
-fn part_pass<R: Real>(
-    data: &[R],
-    x: &[R],
-    weights: &mut [R],
-    out: &mut [R],
-    row: impl Fn(usize, R) -> R,
-) {
-    let m = x.len();
-    out.fill(R::default());
-    let quads = weights.len() / 4;
-    for quad in 0..quads {
-        let base = quad * 4;
-        let rows = [0, 1, 2, 3].map(|r| &data[(base + r) * m..(base + r + 1) * m]);
-        let sums = dot4(rows, x);
-        let made = [0, 1, 2, 3].map(|r| row(base + r, sums[r]));
-        add_rows4(out, rows, made);
-        weights[base..base + 4].copy_from_slice(&made);
+vectorized! {
+    /// The kernel of one part's rows.
+    fn fill_part<'a, R>(
+        out: &'a mut [R],
+        cost: &'a [f32],
+        base: &'a [f32],
+        row: &'a [f64],
+        column: &'a [R],
+        inverse_epsilon: R,
+    ) -> () {
+        let m = column.len();
+        let rows = out.chunks_mut(m).zip(cost.chunks(m));
+        for ((out, cost), (&base, &row)) in rows.zip(base.iter().zip(row)) {
+            gibbs_row(out, cost, (base, R::from_f64(row)), column, inverse_epsilon);
+        }
     }
-    for i in quads * 4..weights.len() {
-        let one = &data[i * m..(i + 1) * m];
-        weights[i] = row(i, dot(one, x));
-        add_row(out, one, weights[i]);
+}
+
+/// One part of a pass.
+struct PartPass<'a, R, F> {
+    data: &'a [R],
+    x: &'a [R],
+    weights: &'a mut [R],
+    out: &'a mut [R],
+    row: F,
+}
+
+impl<R: Real, F: Fn(usize, R) -> R> pulp::WithSimd for PartPass<'_, R, F> {
+    type Output = ();
+
+    /// Four rows at a time.
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self {
+            data,
+            x,
+            weights,
+            out,
+            row,
+        } = self;
+        let m = x.len();
+        out.fill(R::default());
+        let quads = weights.len() / 4;
+        for quad in 0..quads {
+            let base = quad * 4;
+            let [a, b, c, d] = [0, 1, 2, 3].map(|r| (base + r) * m);
+            let rows = [
+                &data[a..a + m],
+                &data[b..b + m],
+                &data[c..c + m],
+                &data[d..d + m],
+            ];
+            let sums = dot4(simd, rows, x);
+            let made = [
+                row(base, sums[0]),
+                row(base + 1, sums[1]),
+                row(base + 2, sums[2]),
+                row(base + 3, sums[3]),
+            ];
+            add_rows4(out, rows, made);
+            weights[base..base + 4].copy_from_slice(&made);
+        }
+        for i in quads * 4..weights.len() {
+            let one = &data[i * m..(i + 1) * m];
+            weights[i] = row(i, dot4(simd, [one; 4], x)[0]);
+            add_row(out, one, weights[i]);
+        }
     }
 }

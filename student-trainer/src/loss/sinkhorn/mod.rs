@@ -95,18 +95,15 @@ pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Resul
             cost.len(),
         ));
     }
-    let (row, column) = reduced_potentials(cost, m, options.epsilon)?;
-    let largest = row
-        .iter()
-        .chain(&column)
-        .fold(0.0_f64, |largest, p| largest.max(p.abs()));
+    let (base, column) = reduced_potentials(cost, m, options.epsilon)?;
+    let largest = column.iter().fold(0.0, |a, &b| f64::max(a, b));
     let single = cost.len() >= F32_ENTRIES_MIN
         && options.tolerance >= F32_TOLERANCE_MIN
         && largest <= F32_POTENTIAL_MAX;
     let (mut passes, mut newton_steps) = (0, 0);
-    let (mut row, mut column) = (row, column);
+    let (mut row, mut column) = (vec![0.0; n], column);
     if single {
-        let mut scaling = Scaling::<f32>::new(cost, row, column, options);
+        let mut scaling = Scaling::<f32>::new(cost, &base, row, column, options);
         if scaling.run()? {
             return Ok(scaling.into_solution());
         }
@@ -114,14 +111,15 @@ pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Resul
         (passes, newton_steps) = (scaling.passes, scaling.newton_steps);
         (row, column) = scaling.into_potentials();
     }
-    let mut scaling = Scaling::<f64>::new(cost, row, column, options);
+    let mut scaling = Scaling::<f64>::new(cost, &base, row, column, options);
     (scaling.passes, scaling.newton_steps) = (passes, newton_steps);
     scaling.run()?;
     Ok(scaling.into_solution())
 }
 
-/// Potentials in units of epsilon that leave every row and every column of `C - f - g >= 0` a zero.
-fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+/// The least cost of each row, and column potentials in units of epsilon, that leave every row and every column of
+/// `C - base - g >= 0` a zero.
+fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f32>, Vec<f64>)> {
     let mut column = vec![f32::INFINITY; m];
     let mut row = Vec::with_capacity(cost.len() / m);
     for (i, costs) in cost.chunks(m).enumerate() {
@@ -136,7 +134,7 @@ fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f64>,
         for (column, &cost) in column.iter_mut().zip(costs) {
             *column = column.min(cost - least);
         }
-        row.push(f64::from(least) / epsilon);
+        row.push(least);
     }
     let column = column
         .into_iter()

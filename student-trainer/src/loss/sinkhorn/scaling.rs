@@ -27,7 +27,9 @@ pub(super) struct Point<R> {
 
 /// The state of one solve. Potentials are in units of epsilon.
 pub(super) struct Scaling<'a, R> {
-    pub(super) cost: &'a [f32],
+    cost: &'a [f32],
+    /// Least cost of each row.
+    base: &'a [f32],
     pub(super) options: &'a SolverOptions,
     pub(super) kernel: Kernel<R>,
     pub(super) x: Vec<R>,
@@ -41,15 +43,17 @@ pub(super) struct Scaling<'a, R> {
 impl<'a, R: Real> Scaling<'a, R> {
     pub(super) fn new(
         cost: &'a [f32],
+        base: &'a [f32],
         row: Vec<f64>,
         column: Vec<f64>,
         options: &'a SolverOptions,
     ) -> Self {
         let (n, m) = (row.len(), column.len());
         let mut kernel = Kernel::new(n, m, vec![R::default(); n * m]);
-        kernel.fill(cost, &row, &column, options.epsilon);
+        kernel.fill(cost, base, &row, &column, options.epsilon);
         Self {
             cost,
+            base,
             options,
             kernel,
             x: vec![R::default(); m],
@@ -160,8 +164,13 @@ impl<'a, R: Real> Scaling<'a, R> {
         for (potential, v) in self.column.iter_mut().zip(v) {
             *potential += v.ln();
         }
-        self.kernel
-            .fill(self.cost, &self.row, &self.column, self.options.epsilon);
+        self.kernel.fill(
+            self.cost,
+            self.base,
+            &self.row,
+            &self.column,
+            self.options.epsilon,
+        );
     }
 
     /// One pass: rows from v, and the columns that follow.
@@ -226,10 +235,14 @@ impl<'a, R: Real> Scaling<'a, R> {
         let marginal_error = column_mass.iter().map(|mass: &f64| (mass - b).abs()).sum();
         let converged = self.point.error <= self.options.tolerance;
         let (iterations, newton_steps) = (self.passes, self.newton_steps);
+        let base = self.base;
         let (row, column) = self.into_potentials();
+        let row = row.into_iter().zip(base);
         Solution {
             plan,
-            row_potential: row.into_iter().map(|f| f * epsilon).collect(),
+            row_potential: row
+                .map(|(f, &base)| f64::from(base) + f * epsilon)
+                .collect(),
             column_potential: column.into_iter().map(|g| g * epsilon).collect(),
             row_mass,
             column_mass,

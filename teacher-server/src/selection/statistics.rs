@@ -156,8 +156,8 @@ fn sums_of_powers<const N: usize>(row: &[f32], max: f32, tau: f32) -> [f64; POWE
         };
         let mut lanes = part.chunks_exact(LANES);
         for chunk in &mut lanes {
-            for lane in 0..LANES {
-                add(lane, chunk[lane]);
+            for (lane, &value) in chunk.iter().enumerate() {
+                add(lane, value);
             }
         }
         let rest = lanes.remainder().iter().enumerate();

@@ -8,7 +8,7 @@ use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
-    Result,
+    Error, Result,
     basis::Basis,
     config::{Config, StateSetting},
     forward::{Capture, Teacher},
@@ -45,6 +45,13 @@ impl Engine {
     pub fn load(config: &Config, reporter: &Reporter) -> Result<Self> {
         let tokenizer = TokenizerFiles::open(&config.model)?;
         let model = ModelConfig::load(&config.model)?;
+        if config.seq_len > model.max_position_embeddings {
+            let (asked, most) = (config.seq_len, model.max_position_embeddings);
+            return Err(Error::Config {
+                key: "seq-len",
+                reason: format!("{asked} tokens are more than the {most} positions of this model"),
+            });
+        }
         let corpus = read_corpus(
             &config.corpus,
             &tokenizer,

@@ -10,9 +10,14 @@ use tokio::sync::oneshot;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{
     service::InterceptorLayer,
-    transport::{Identity, Server as Grpc, ServerTlsConfig},
+    transport::{Identity as Certificate, Server as Grpc, ServerTlsConfig},
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
     Error, Result,
@@ -99,73 +104,100 @@ impl Server {
     /// # Errors
     /// What loading or the transport says.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let Self {
-            config,
-            reporter,
-            listener,
-            auth,
-            tls,
-            address,
-            service,
-        } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
-        let mut grpc = Grpc::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_concurrent_streams(STREAMS_MAX);
-        if let Some(tls) = tls {
-            grpc = grpc.tls_config(tls)?;
-        }
-        let teacher = TeacherServiceServer::new(service.clone())
-            .max_decoding_message_size(REQUEST_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .map_err(|e| Error::Internal(e.to_string()))?;
-        let router = grpc
-            .layer(InterceptorLayer::new(auth))
-            .add_service(health_service)
-            .add_service(reflection)
-            .add_service(teacher);
+        let router = router(&self.service, self.auth, self.tls, health_service)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let stopped = async {
-            // A dropped sender stops the transport as well.
-            let _ = stopped.await;
-        };
-        let transport = async move {
-            match listener {
-                Listener::Tcp(tcp) => {
-                    let incoming = TcpListenerStream::new(tcp);
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-                Listener::Unix(unix, _file) => {
-                    let incoming = UnixListenerStream::new(unix);
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
+        let mut transport = tokio::spawn(transport(router, self.listener, stopped));
+        let serving = supervise(
+            &self.config,
+            self.reporter,
+            &self.service,
+            &health,
+            &self.address,
+            shutdown,
+        );
+        let outcome = tokio::select! {
+            outcome = serving => outcome,
+            ended = &mut transport => {
+                let ended = ended.map_err(|e| Error::Internal(e.to_string()))?;
+                return ended.and(Err(Error::Internal("the transport ended by itself".into())));
             }
         };
-        let transport = tokio::spawn(transport);
-        let outcome = supervise(&config, reporter, &service, &health, &address, shutdown).await;
         set_health(&health, ServingStatus::NotServing).await;
-        if let Ok(engine) = service.engine() {
+        if let Ok(engine) = self.service.engine() {
             engine.production.close();
             let joined = tokio::task::spawn_blocking(move || engine.production.join()).await;
             joined.map_err(|e| Error::Internal(e.to_string()))?;
         }
+        // The transport may have ended meanwhile; then there is nobody to tell.
         let _ = stop.send(());
         let abort = transport.abort_handle();
         match tokio::time::timeout(CLOSING_GRACE, transport).await {
             Ok(ended) => ended.map_err(|e| Error::Internal(e.to_string()))??,
-            Err(_) => {
-                // A client that holds its connection open, e.g. to watch health, does not hold the server.
-                abort.abort();
-            }
+            // A client that holds its connection open, e.g. to watch health, does not hold the server.
+            Err(_) => abort.abort(),
         }
         outcome
     }
+}
+
+type Router = tonic::transport::server::Router<Stack<InterceptorLayer<Auth>, Identity>>;
+
+/// All services behind the token's check.
+fn router(
+    service: &Service,
+    auth: Auth,
+    tls: Option<ServerTlsConfig>,
+    health: HealthServer<impl Health>,
+) -> Result<Router> {
+    let mut grpc = Grpc::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_MAX);
+    if let Some(tls) = tls {
+        grpc = grpc.tls_config(tls)?;
+    }
+    let teacher = TeacherServiceServer::new(service.clone())
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|e| Error::Internal(e.to_string()))?;
+    Ok(grpc
+        .layer(InterceptorLayer::new(auth))
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(teacher))
+}
+
+/// Accepts connections until told to stop, then until the last stream has ended.
+async fn transport(
+    router: Router,
+    listener: Listener,
+    stopped: oneshot::Receiver<()>,
+) -> Result<()> {
+    let stopped = async {
+        // A dropped sender stops the transport as well.
+        let _ = stopped.await;
+    };
+    match listener {
+        Listener::Tcp(tcp) => {
+            let incoming = TcpListenerStream::new(tcp);
+            router
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await?;
+        }
+        Listener::Unix(unix, _file) => {
+            let incoming = UnixListenerStream::new(unix);
+            router
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await?;
+        }
+    }
+    Ok(())
 }
 
 /// Loads the teacher beside the running transport, then waits for the signal.
@@ -222,7 +254,7 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
         return Ok(None);
     };
     let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
-    let identity = Identity::from_pem(read(cert)?, read(key)?);
+    let identity = Certificate::from_pem(read(cert)?, read(key)?);
     Ok(Some(ServerTlsConfig::new().identity(identity)))
 }
 

@@ -6,7 +6,8 @@ mod values;
 
 use std::{collections::HashSet, path::PathBuf};
 
-use distill_proto::limits::{KEPT_ENTRIES_MAX, SEQUENCE_TOKENS_MAX, TEMPERATURES_MAX};
+use distill_proto::limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX};
+use distill_text::limits::{SEQ_LEN_MAX, SEQ_LEN_MIN};
 use serde::Serialize;
 
 use crate::{
@@ -144,7 +145,7 @@ impl Config {
                 "name at least one .txt, .md or .jsonl file",
             ));
         }
-        within("seq-len", self.seq_len, 2, SEQUENCE_TOKENS_MAX)?;
+        within("seq-len", self.seq_len, SEQ_LEN_MIN, SEQ_LEN_MAX)?;
         within("batch-size", self.batch_size, 1, BATCH_SIZE_MAX)?;
         within("top-k", self.top_k, 1, KEPT_ENTRIES_MAX)?;
         within("queue", self.queue, 1, QUEUE_MAX)?;

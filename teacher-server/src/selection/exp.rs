@@ -5,7 +5,7 @@ const ARGUMENT_MIN: f32 = -87.0;
 /// Adding and subtracting it rounds to an integer, which then sits in the low bits of the sum.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 as a short head and a tail, so that `n * HEAD` is exact (Cody and Waite).
-const LN_2_HEAD: f32 = 0.693_359_375;
+const LN_2_HEAD: f32 = 355.0 / 512.0;
 const LN_2_TAIL: f32 = -2.121_944_4e-4;
 
 /// e^x for x <= 0, relative error below 2e-7.

@@ -10,8 +10,11 @@ pub(super) const BLOCK: usize = 64;
 const LANES: usize = 16;
 /// Exponentials added in f32 before the sum goes to f64: at most 64 terms a lane, an error below 4e-6 of the part.
 const SUM_BLOCK: usize = 64 * LANES;
-/// Squarings of one exponential that are cheaper, and still exact enough, than another exponential.
-const SQUARINGS_MAX: u32 = 3;
+/// Powers e, e^2, e^4, e^8 of one exponential: a squaring is cheaper than another exponential, and three of them still
+/// exact enough.
+const POWERS: usize = 4;
+/// Smallest number whose square is a normal f32.
+const SQUARED_MIN: f32 = 1.1e-19;
 
 /// Statistics over the whole effective vocabulary, before any quantisation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,47 +118,60 @@ fn largest(values: &[f32]) -> f32 {
 pub(super) fn logsumexp(row: &[f32], max: f32, temperatures: &[f32]) -> [f32; TEMPERATURES_MAX] {
     let mut out = [0f32; TEMPERATURES_MAX];
     let largest_tau = temperatures.iter().copied().fold(0f32, f32::max);
-    let squarings_of =
-        |tau: f32| (0..=SQUARINGS_MAX).find(|&n| tau * (1u32 << n) as f32 == largest_tau);
-    let shared = sums_of_powers(row, max, largest_tau);
+    let squarings_of = |tau: f32| (0..POWERS).find(|&n| tau * (1u32 << n) as f32 == largest_tau);
+    // Squarings that no temperature needs are not made.
+    let most = temperatures
+        .iter()
+        .filter_map(|&tau| squarings_of(tau))
+        .max();
+    let shared = match most.unwrap_or_default() {
+        0 => sums_of_powers::<1>(row, max, largest_tau),
+        1 => sums_of_powers::<2>(row, max, largest_tau),
+        2 => sums_of_powers::<3>(row, max, largest_tau),
+        _ => sums_of_powers::<POWERS>(row, max, largest_tau),
+    };
     for (out, &tau) in out.iter_mut().zip(temperatures) {
         let sum = match squarings_of(tau) {
-            Some(n) => shared[n as usize],
-            None => sums_of_powers(row, max, tau)[0],
+            Some(n) => shared[n],
+            None => sums_of_powers::<1>(row, max, tau)[0],
         };
         *out = (f64::from(max) / f64::from(tau) + sum.ln()) as f32;
     }
     out
 }
 
-/// Sums over the row of e, e^2, e^4 and e^8, where e = exp((y - max) / tau).
+/// Sums over the row of the first `N` of e, e^2, e^4 and e^8, where e = exp((y - max) / tau).
 #[inline(always)]
-fn sums_of_powers(row: &[f32], max: f32, tau: f32) -> [f64; SQUARINGS_MAX as usize + 1] {
+fn sums_of_powers<const N: usize>(row: &[f32], max: f32, tau: f32) -> [f64; POWERS] {
     let scale = 1.0 / tau;
-    let mut totals = [0f64; SQUARINGS_MAX as usize + 1];
-    let mut part = |values: &[f32]| {
-        let mut sums = [[0f32; LANES]; SQUARINGS_MAX as usize + 1];
-        let mut lanes = values.chunks_exact(LANES);
-        for chunk in &mut lanes {
-            for lane in 0..LANES {
-                let mut power = exp_non_positive((chunk[lane] - max) * scale);
-                for sum in &mut sums {
-                    sum[lane] += power;
-                    power *= power;
-                }
-            }
-        }
-        for (lane, value) in lanes.remainder().iter().enumerate() {
+    let mut totals = [0f64; POWERS];
+    for part in row.chunks(SUM_BLOCK) {
+        let mut sums = [[0f32; LANES]; N];
+        let mut add = |lane: usize, value: f32| {
             let mut power = exp_non_positive((value - max) * scale);
             for sum in &mut sums {
                 sum[lane] += power;
-                power *= power;
+                power = square(power);
+            }
+        };
+        let mut lanes = part.chunks_exact(LANES);
+        for chunk in &mut lanes {
+            for (lane, &value) in chunk.iter().enumerate() {
+                add(lane, value);
             }
         }
+        let rest = lanes.remainder().iter().enumerate();
+        rest.for_each(|(lane, &value)| add(lane, value));
         for (total, sum) in totals.iter_mut().zip(&sums) {
             *total += sum.iter().copied().map(f64::from).sum::<f64>();
         }
-    };
-    row.chunks(SUM_BLOCK).for_each(&mut part);
+    }
     totals
+}
+
+/// The square of a power of e, zero where it would be a denormal number: those are slow, and change no sum.
+#[inline(always)]
+fn square(power: f32) -> f32 {
+    let kept = if power < SQUARED_MIN { 0.0 } else { power };
+    kept * kept
 }

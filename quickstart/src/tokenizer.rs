@@ -120,7 +120,7 @@ mod tests {
     use crate::corpus::{Split, generate};
 
     /// Longest problem with its solution and the end of text, in tokens.
-    const TOKENS_MAX: usize = 128;
+    const TOKENS_MAX: usize = 120;
 
     fn problems(split: Split) -> Vec<Problem> {
         generate(split, 3000, 5).expect("problems")

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Draws before a template counts as impossible; the rarest fits once in some hundred.
 const ATTEMPTS_MAX: u32 = 100_000;
 /// Longest worked solution in characters without its answer line, which bounds the sequences.
-const WORKED_CHARS_MAX: usize = 64;
+const WORKED_CHARS_MAX: usize = 56;
 /// Largest age that a person, or all persons together, may have.
 const AGE_MAX: u32 = 120;
 /// One in so many operand tuples is kept out of training.

@@ -254,11 +254,11 @@ fn the_seed_decides() {
 #[test]
 fn the_first_problem_stays_the_same() {
     let problem = generate(Split::Train, 1, 1).expect("problems").remove(0);
-    assert_eq!(problem.completion.lines().next(), Some("46×4=160+24=184"));
+    assert_eq!(problem.completion.lines().next(), Some("68×3=180+24=204"));
     assert!(
         problem
             .prompt
-            .starts_with("Ruth buys 4 books at 46 dollars each.")
+            .starts_with("Ivan buys 3 shells at 68 dollars each.")
     );
 }
 

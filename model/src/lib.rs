@@ -1,1 +1,63 @@
-//! model
+//! One decoder for every architecture that shares its shape, driven by `config.json`; frozen (dense or
+//! NF4) with LoRA adapters for the student, plain for the teacher.
+//!
+//! ```text
+//!  config.json ──> ModelConfig ─┐
+//!  *.safetensors ─> Weights ────┼─> Decoder ── hidden_states(ids) ───────────> [B, T, d]
+//!  LoadOptions ─────────────────┘      │
+//!     dtype, device, NF4, LoRA         └─ checkpointed(ids) ─> Tape
+//!                                                               │ hidden()      [B, T, d]
+//!              dL/dhidden (from the fused head and its losses) ─┤
+//!                                                               └ backward() ─> Gradients, by name
+//!
+//!  ids ─> embedding ─> n x DecoderLayer ─> RmsNorm ─> hidden
+//!                        x + Attention(RmsNorm(x)), RoPE angles in f32
+//!                        x + Mlp(RmsNorm(x))
+//! ```
+//!
+//! candle's fused normalisation, softmax and rotary operations cut the gradient without a word, so
+//! everything here is either plain candle operations or an operation with its own backward pass,
+//! tested against them. f32 on the CPU is the reference.
+
+mod config;
+mod error;
+mod frozen;
+mod options;
+mod weights;
+
+mod element;
+mod linear;
+mod lora;
+mod matmul;
+mod nf4;
+mod parameter;
+
+mod attention;
+mod attention_kernel;
+mod kv_cache;
+mod layer;
+mod mlp;
+mod norm;
+mod rope;
+
+mod checkpoint;
+mod decoder;
+mod gradients;
+
+#[cfg(test)]
+mod test_support;
+#[doc(hidden)]
+pub mod testing;
+
+pub use checkpoint::{Checkpointing, Tape};
+pub use config::{Architecture, ModelConfig};
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use gradients::{GradientCheck, Gradients};
+pub use kv_cache::KvCache;
+pub use linear::{Linear, Weight};
+pub use lora::Lora;
+pub use nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, Rounding};
+pub use options::{Base, LORA_RANK_MAX, LoadOptions, LoraConfig};
+pub use parameter::Parameter;
+pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -1,15 +1,40 @@
 //! Provides the decoded form of what a teacher says about the targets of one sequence.
 
+use crate::v1;
+
 /// How a row stands for the teacher's distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Estimator {
     /// The K largest logits.
     TopK = 1,
-    /// Draws from the teacher's distribution: ids with counts; unbiased.
+    /// Draws from the teacher's distribution: ids with counts; unbiased. A row with fewer distinct ids than K is filled
+    /// up with ids of count 0, which say nothing.
     Sampled = 2,
-    /// The largest logits plus draws from the rest.
+    /// The largest logits (count 0, exactly known) plus draws from the distribution without them (count 1 and more).
     HeadSampled = 3,
+}
+
+impl From<Estimator> for v1::Estimator {
+    fn from(estimator: Estimator) -> Self {
+        match estimator {
+            Estimator::TopK => Self::TopK,
+            Estimator::Sampled => Self::Sampled,
+            Estimator::HeadSampled => Self::HeadSampled,
+        }
+    }
+}
+
+impl Estimator {
+    /// The estimator of a handshake; `None` for a value that this build does not know.
+    pub fn from_schema(value: v1::Estimator) -> Option<Self> {
+        match value {
+            v1::Estimator::TopK => Some(Self::TopK),
+            v1::Estimator::Sampled => Some(Self::Sampled),
+            v1::Estimator::HeadSampled => Some(Self::HeadSampled),
+            v1::Estimator::Unspecified => None,
+        }
+    }
 }
 
 /// What `state` holds.
@@ -20,6 +45,15 @@ pub enum StateKind {
     Exact = 2,
     /// Coordinates in the leading directions of the centred logits.
     Sketch = 3,
+}
+
+impl From<StateKind> for v1::StateKind {
+    fn from(kind: StateKind) -> Self {
+        match kind {
+            StateKind::Exact => Self::Exact,
+            StateKind::Sketch => Self::Sketch,
+        }
+    }
 }
 
 /// How the kept logits are stored.
@@ -77,7 +111,8 @@ pub struct Rows {
     pub ids: Vec<u32>,
     /// Raw logits. After decoding, kept entries carry the probability mass they had before quantisation.
     pub logits: Vec<f32>,
-    /// Draws per id; empty for `Estimator::TopK`.
+    /// Draws per id; empty for `Estimator::TopK`. Count 0 is padding in `Sampled` rows and an exactly known head entry in
+    /// `HeadSampled` rows.
     pub counts: Vec<u32>,
     /// Largest logit over the effective vocabulary, before quantisation.
     pub max: Vec<f32>,

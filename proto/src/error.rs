@@ -80,5 +80,22 @@ pub enum Error {
     Cursor(&'static str),
 }
 
+impl Error {
+    /// What went wrong in one word, for `google.rpc.ErrorInfo.reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::LimitExceeded { .. } => "LIMIT_EXCEEDED",
+            Self::Length { .. } => "FRAME_TRUNCATED",
+            Self::BadMagic => "NOT_A_FRAME",
+            Self::UnsupportedVersion { .. } => "UNSUPPORTED_FORMAT_VERSION",
+            Self::Checksum { .. } => "CHECKSUM_MISMATCH",
+            Self::WrongIndex { .. } => "WRONG_FRAME_INDEX",
+            Self::Invalid { .. } => "INVALID_FRAME",
+            Self::Compression { .. } => "BAD_COMPRESSION",
+            Self::Cursor(_) => "BAD_CURSOR",
+        }
+    }
+}
+
 /// This crate's result.
 pub type Result<T> = std::result::Result<T, Error>;

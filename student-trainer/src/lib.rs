@@ -1,1 +1,33 @@
-//! student-trainer
+/*! Distils a 4-bit student from streamed logit blocks with a chunked optimal-transport loss.
+
+```text
+ args, TOML ──> config
+ teacher ──gRPC──> client: frames ──┐
+ student directory ──> student ─────┼──> train: forward ──> loss: CE + KL + OT, dL/dhidden ──> backward
+                                    │           ^                                                 │ gradients
+                                    │           └──────── adapters <── optimizer <── guards <─────┘
+                                    ├──> run: metrics.jsonl, progress, adapter/
+                                    └──> eval: CE, perplexity, KL to the teacher
+ two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
+```
+
+The modules are listed in this order. `config::TrainConfig` -> `validate` -> [`train::run`] is the whole of a run.
+*/
+
+pub mod cli;
+pub mod config;
+mod error;
+pub mod shutdown;
+
+pub mod client;
+pub mod loss;
+pub mod optimizer;
+pub mod run;
+pub mod student;
+pub mod train;
+
+pub mod eval;
+pub mod loss_command;
+pub mod plan;
+
+pub use error::{Error, Result};

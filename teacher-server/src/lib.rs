@@ -1,1 +1,47 @@
-//! teacher-server
+/*! The teacher's process: runs a model over a corpus once and serves what it says about every token.
+
+```text
+ cli, config ──> serve ──> listener, health ─────────────────────────────────────────────────┐
+                   │                                                                         │
+                   └─> load: tokenizer, corpus (distill-text), weights (distill-model)       │
+                                      │                                                      │
+ corpus ──> plan ──> production ──> forward ──> selection ──> frames ──> store ──> service ──┴──> gRPC
+            order,   what readers   hidden,     top-k and     encode     spool     streams,
+            batches  need next      head chunks statistics               file      basis, scores
+```
+
+The teacher runs on a thread of its own, only as far ahead of its readers as the queue allows; whatever it has computed
+is kept, so that a second epoch and a second trainer are answered without it.
+*/
+
+pub mod cli;
+pub mod config;
+
+mod error;
+pub mod plan;
+
+pub mod forward;
+
+pub mod selection;
+
+pub mod basis;
+pub mod frames;
+pub mod store;
+
+pub mod production;
+
+pub mod load;
+pub mod service;
+
+pub mod listener;
+pub mod serve;
+
+pub mod progress;
+pub mod report;
+pub mod shutdown;
+
+#[cfg(test)]
+mod testing;
+
+pub use error::{Error, Result};
+pub use serve::{Server, run};

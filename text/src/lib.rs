@@ -1,1 +1,36 @@
-//! Provides what both processes must read alike: tokenizer files, chat templates, corpora, windows and target masks.
+/*! What both processes must read alike: tokenizer files, chat templates, corpora, windows and target masks.
+
+```text
+ model directory ──> tokenizer::TokenizerFiles ──┬── fingerprint() ──> handshake
+                                                 │
+ .txt .md ─────────> corpus::lines ──┐           │
+ .jsonl text ────────────────────────┼──> corpus::windows ──> Sequence { text, ids, byte offsets, targets } ──> Corpus
+ .jsonl prompt+completion ───────────┤           │
+ .jsonl messages ──> chat::template ─┘── chat::turns (what of the rendering is a target)
+```
+
+The teacher reads a corpus with these functions and puts the result into frames; the trainer's `eval --data FILE` reads
+its held-out text with the same functions. There is no candle in this crate, and nothing in a corpus or a tokenizer
+directory may make it panic: bad input is an error that names the file and the line or field.
+*/
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::panic))]
+
+mod error;
+pub mod limits;
+
+pub mod chat;
+pub mod corpus;
+pub mod tokenizer;
+
+#[cfg(test)]
+mod testing;
+
+pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
+pub use error::{Error, Result};
+pub use tokenizer::{Encoded, TokenizerFiles};

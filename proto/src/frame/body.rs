@@ -146,6 +146,13 @@ fn read_rows(reader: &mut Reader<'_>, header: &Header) -> Result<Rows> {
     let mean = reader.floats("mean", count)?;
     let std = reader.floats("std", count)?;
     let mass = reader.floats("kept mass", count)?;
+    if !mass.iter().all(|mass| (0.0..=1.0).contains(mass)) {
+        return Err(Error::Invalid {
+            index: header.index,
+            what: "kept mass",
+            reason: "not from 0 to 1".into(),
+        });
+    }
     let logsumexp = header
         .temperatures
         .iter()

@@ -2,9 +2,8 @@
 
 use super::planes::Reader;
 use crate::{
-    Error, Estimator, Fingerprint, Frame, Result, StateKind, ValueCoding,
-    block::StateCoding,
-    limits::{self, FRAME_DECOMPRESSED_BYTES_MAX},
+    Error, Estimator, Fingerprint, Frame, Result, StateKind, ValueCoding, block::StateCoding,
+    limits,
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";

@@ -28,7 +28,8 @@ pub struct Frame {
     pub text: String,
     /// T token ids.
     pub token_ids: Vec<u32>,
-    /// Byte range of every token in `text`; `(0, 0)` for special tokens.
+    /// Byte range of every token in `text`, empty for tokens without text of their own. It may begin or end inside a
+    /// character that is divided between tokens.
     pub byte_offsets: Vec<(u32, u32)>,
     /// T flags; true where the token is a target. The first token never is.
     pub target_mask: Vec<bool>,
@@ -62,6 +63,7 @@ impl Frame {
     /// `Invalid` or `LimitExceeded` where the frame breaks the rules of FORMAT.md; nothing is written then.
     pub fn encode(&self, context: &FrameContext) -> Result<Vec<u8>> {
         self.validate()?;
+        self.validate_codings()?;
         if self.index != context.index {
             return Err(Error::WrongIndex {
                 expected: context.index,
@@ -164,4 +166,8 @@ fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod properties;
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests;

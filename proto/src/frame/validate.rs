@@ -1,7 +1,9 @@
 //! Provides the rules every frame obeys, checked before writing and after reading.
 
+use half::f16;
+
 use super::Frame;
-use crate::{Error, Estimator, Fingerprint, Result, Rows, ValueCoding, limits};
+use crate::{Error, Estimator, Fingerprint, Result, Rows, StateCoding, ValueCoding, limits};
 
 impl Frame {
     /// Checks every rule of FORMAT.md that does not depend on the bytes.
@@ -42,6 +44,36 @@ impl Frame {
             format!("{} for {targets} targets", self.rows.rows)
         })?;
         self.validate_rows(&self.rows)
+    }
+
+    /// Checks what the codings can hold; decoded frames may break it by rounding, so only a writer asks.
+    pub(super) fn validate_codings(&self) -> Result<()> {
+        let check = |fine: bool, what, reason: &str| self.rule(fine, what, || reason.to_owned());
+        let rows = &self.rows;
+        let mut row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(&rows.max);
+        check(
+            row_of.all(|(logits, max)| logits.iter().all(|logit| logit <= max)),
+            "logits",
+            "above the row's maximum",
+        )?;
+        let mut counts = rows.counts.chunks_exact(rows.k.max(1));
+        check(
+            rows.estimator != Estimator::Sampled
+                || counts.all(|counts| counts.iter().any(|&count| count > 0)),
+            "counts",
+            "a sampled row has no draw",
+        )?;
+        let halves = rows
+            .state
+            .iter()
+            .filter(|state| state.coding == StateCoding::F16);
+        check(
+            halves
+                .flat_map(|state| &state.values)
+                .all(|value| value.abs() <= f16::MAX.to_f32()),
+            "state",
+            "beyond the range of half precision; store it as i8",
+        )
     }
 
     /// Checks that every token id is a row of an embedding with `vocab_size` rows.

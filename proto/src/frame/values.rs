@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::{Rows, ValueCoding};
+use crate::{Estimator, Rows, ValueCoding};
 
 /// Largest distance code; logits further below the maximum saturate (8,192 nats at 1/8).
 const CODE_MAX: f32 = 65_535.0;
@@ -27,51 +27,69 @@ pub(super) fn kept_mass(rows: &Rows) -> Vec<f32> {
     let (Some(&tau), Some(logsumexp)) = (rows.temperatures.first(), rows.logsumexp.first()) else {
         return vec![0.0; rows.rows];
     };
-    let mut mass = Vec::with_capacity(rows.rows);
-    for (logits, lse) in rows.logits.chunks_exact(rows.k.max(1)).zip(logsumexp) {
-        mass.push(mass_of(logits, tau, *lse).min(1.0) as f32);
-    }
-    mass.resize(rows.rows, 0.0);
-    mass
+    let row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(logsumexp);
+    row_of
+        .enumerate()
+        .map(|(row, (logits, lse))| {
+            mass_of(logits, counts_of(rows, row), tau, *lse).min(1.0) as f32
+        })
+        .collect()
 }
 
 /// Logits from codes, shifted per row so that they carry `mass` again: a rounded logit would else take mass from the
 /// tail, which goes negative in one row of eleven.
+///
+/// At the other stored temperatures the same shift leaves an error of second order in the step, so a tail there must be
+/// kept from going below zero by its reader.
 pub(super) fn decode(codes: &[u32], rows: &mut Rows, mass: &[f32]) {
-    let k = rows.k.max(1);
-    let reference = rows
-        .temperatures
-        .first()
-        .copied()
-        .zip(rows.logsumexp.first());
-    rows.logits = Vec::with_capacity(codes.len());
-    for (row, (codes, max)) in codes.chunks_exact(k).zip(&rows.max).enumerate() {
-        let mut logits: Vec<f32> = codes
-            .iter()
-            .map(|&code| match rows.coding {
-                ValueCoding::Step(step) => max - code as f32 * step,
-                ValueCoding::F16 => max - f16::from_bits(code as u16).to_f32(),
-            })
-            .collect();
-        if let (Some((tau, lse)), Some(&mass)) = (reference, mass.get(row))
-            && let Some(&lse) = lse.get(row)
-            && mass > 0.0
-        {
-            let shift = f64::from(tau) * (f64::from(mass) / mass_of(&logits, tau, lse)).ln();
-            if shift.is_finite() {
-                logits
-                    .iter_mut()
-                    .for_each(|logit| *logit = (f64::from(*logit) + shift) as f32);
-            }
+    let mut decoded = Vec::with_capacity(codes.len());
+    let row_of = codes.chunks_exact(rows.k.max(1)).zip(&rows.max).zip(mass);
+    for (row, ((codes, max), mass)) in row_of.enumerate() {
+        let start = decoded.len();
+        decoded.extend(codes.iter().map(|&code| match rows.coding {
+            ValueCoding::Step(step) => max - code as f32 * step,
+            ValueCoding::F16 => max - f16::from_bits(code as u16).to_f32(),
+        }));
+        if let Some(logits) = decoded.get_mut(start..) {
+            restore_mass(logits, rows, row, *mass);
         }
-        rows.logits.extend(logits);
+    }
+    rows.logits = decoded;
+}
+
+fn restore_mass(logits: &mut [f32], rows: &Rows, row: usize, mass: f32) {
+    let column = rows.logsumexp.first().and_then(|column| column.get(row));
+    let (Some(&tau), Some(&lse)) = (rows.temperatures.first(), column) else {
+        return;
+    };
+    let found = mass_of(logits, counts_of(rows, row), tau, lse);
+    // Below f32's normal range the stored mass has lost its digits, and there is nothing that a tail could miss.
+    if !mass.is_normal() {
+        return;
+    }
+    let shift = f64::from(tau) * (f64::from(mass) / found).ln();
+    if shift.is_finite() {
+        for logit in logits {
+            *logit = (f64::from(*logit) + shift) as f32;
+        }
     }
 }
 
-fn mass_of(logits: &[f32], tau: f32, lse: f32) -> f64 {
+/// Draws of one row where entries without a draw are padding; empty where every entry counts.
+fn counts_of(rows: &Rows, row: usize) -> &[u32] {
+    if rows.estimator != Estimator::Sampled {
+        return &[];
+    }
+    let counts = rows.counts.chunks_exact(rows.k.max(1)).nth(row);
+    counts.unwrap_or_default()
+}
+
+/// `sum exp(y / tau - logsumexp)` over the entries that are no padding.
+fn mass_of(logits: &[f32], counts: &[u32], tau: f32, lse: f32) -> f64 {
     let (tau, lse) = (f64::from(tau), f64::from(lse));
-    logits
-        .iter()
-        .map(|&logit| (f64::from(logit) / tau - lse).exp())
+    let counts = counts.iter().map(|&count| count > 0);
+    let kept = logits.iter().zip(counts.chain(std::iter::repeat(true)));
+    kept.filter(|(_, kept)| *kept)
+        .map(|(&logit, _)| (f64::from(logit) / tau - lse).exp())
         .sum()
 }

@@ -1,1 +1,6 @@
 //! Integration tests.
+
+mod fixtures_models;
+mod fixtures_text;
+mod harness;
+mod pipeline;

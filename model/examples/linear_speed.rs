@@ -1,0 +1,75 @@
+//! Provides a timing of one frozen linear layer, NF4 beside dense: forward, and the gradient with respect to the input.
+//!
+//! usage: cargo run --release -p distill-model --example linear_speed [ROWS IN OUT]     (default 512 896 4864)
+//! Prints the best of ten runs, in milliseconds; candle's own matmul with its backward is there for comparison.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor, Var};
+use distill_model::{Linear, Nf4Matrix, Rounding, Weight};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const RUNS: usize = 10;
+
+fn main() -> Result<()> {
+    let sizes: Vec<usize> = std::env::args()
+        .skip(1)
+        .map(|argument| argument.parse())
+        .collect::<Result<_, _>>()?;
+    let [rows, columns, height] = match sizes[..] {
+        [] => [512, 896, 4864],
+        [rows, columns, height] => [rows, columns, height],
+        _ => anyhow::bail!("give three sizes: ROWS IN OUT"),
+    };
+    let device = Device::Cpu;
+    let values = Tensor::randn(0f32, 0.05, (height, columns), &device)?;
+    let flat = values.flatten_all()?.to_vec1::<f32>()?;
+    let matrix = Nf4Matrix::quantize(&flat, height, columns, true, Rounding::BF16)?;
+    println!(
+        "x [{rows}, {columns}], W [{height}, {columns}]: {} bytes dense, {} in NF4",
+        size_of_val(flat.as_slice()),
+        matrix.bytes()
+    );
+    let mut out = vec![0f32; flat.len()];
+    let dequantise = best(|| Ok(matrix.dequantize_rows(0..height, &mut out)?))?;
+    println!("dequantise      {:7.2}", milliseconds(dequantise));
+
+    let x = Var::from_tensor(&Tensor::randn(0f32, 1.0, (rows, columns), &device)?)?;
+    let dense = Linear::new("dense", Weight::Dense(values.clone()), None)?;
+    let nf4 = Linear::new("nf4", Weight::Nf4(Arc::new(matrix)), None)?;
+    let transposed = values.t()?;
+    let report = |name: &str, forward: &dyn Fn() -> Result<Tensor>| -> Result<()> {
+        let time = best(|| forward().map(drop))?;
+        let both = best(|| {
+            forward()?.sum_all()?.backward()?;
+            Ok(())
+        })?;
+        println!(
+            "{name:<15} {:7.2} forward {:7.2} forward and backward",
+            milliseconds(time),
+            milliseconds(both)
+        );
+        Ok(())
+    };
+    report("candle matmul", &|| Ok(x.matmul(&transposed)?))?;
+    report("frozen dense", &|| Ok(dense.forward(&x)?))?;
+    report("frozen NF4", &|| Ok(nf4.forward(&x)?))?;
+    let narrow = x.to_dtype(DType::BF16)?;
+    report("NF4, bf16 input", &|| {
+        Ok(nf4.forward(&narrow)?.to_dtype(DType::F32)?)
+    })
+}
+
+fn best(mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        run()?;
+        best = best.min(start.elapsed());
+    }
+    Ok(best)
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,77 @@
+//! Tests of the attention kernel against the matrices written out, and against central differences.
+
+use super::*;
+use crate::test_support::{assert_central_differences, assert_same_function, random};
+
+/// q, k, v of [batch, queries or keys, heads, 8].
+fn inputs(batch: usize, queries: usize, keys: usize, heads: usize, shared: usize) -> [Tensor; 3] {
+    [
+        random(&[batch, queries, heads, 8], 1),
+        random(&[batch, keys, shared, 8], 2),
+        random(&[batch, keys, shared, 8], 3),
+    ]
+}
+
+fn fast(x: &[Tensor]) -> Result<Tensor> {
+    causal_attention(&x[0], &x[1], &x[2])
+}
+
+fn reference(x: &[Tensor]) -> Result<Tensor> {
+    causal_attention_reference(&x[0], &x[1], &x[2])
+}
+
+#[test]
+fn the_kernel_equals_the_matrices() {
+    // Below, at and above one block of queries; one head, groups, and no groups; with a past.
+    for (batch, queries, keys, heads, shared) in [
+        (1, 1, 1, 1, 1),
+        (2, 5, 5, 4, 2),
+        (1, 64, 64, 2, 1),
+        (1, 130, 130, 3, 3),
+        (2, 3, 70, 6, 2),
+        (1, 1, 9, 4, 1),
+    ] {
+        let inputs = inputs(batch, queries, keys, heads, shared);
+        // Sums of up to 130 terms of order 1 in f32, in another order.
+        assert_same_function(fast, reference, &inputs, 2e-5);
+    }
+}
+
+#[test]
+fn gradients_equal_central_differences() {
+    assert_central_differences(fast, &inputs(1, 6, 6, 4, 2));
+    assert_central_differences(fast, &inputs(1, 2, 5, 2, 1));
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let [q, k, v] = inputs(1, 9, 9, 2, 2);
+    let inputs = [(q * 1e3).unwrap(), (k * 1e3).unwrap(), v];
+    let out = fast(&inputs).unwrap();
+    assert!(
+        crate::test_support::values(&out)
+            .iter()
+            .all(|x| x.abs() <= 1.0)
+    );
+}
+
+#[test]
+fn low_precision_differs_by_rounding_only() {
+    let inputs = inputs(1, 20, 20, 4, 2);
+    let expected = fast(&inputs).unwrap();
+    let low = inputs.map(|x| x.to_dtype(DType::BF16).unwrap());
+    let out = fast(&low).unwrap();
+    assert_eq!(out.dtype(), DType::BF16);
+    // Inputs and output below 1 are rounded to 8 bits.
+    assert!(crate::test_support::largest_difference(&out, &expected) < 1e-2);
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let [q, k, v] = inputs(1, 6, 6, 4, 2);
+    let narrow = |x: &Tensor| x.narrow(1, 0, 5).unwrap();
+    assert!(causal_attention(&q, &narrow(&k), &v).is_err());
+    // More queries than keys: some would see nothing.
+    assert!(causal_attention(&q, &narrow(&k), &narrow(&v)).is_err());
+    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v).is_err());
+}

@@ -1,0 +1,266 @@
+//! Provides backpropagation through the decoder in pieces, so that the graph of only one piece exists
+//! at a time (layer checkpointing; Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
+
+use crate::gradients::Gradients;
+use crate::rope::Angles;
+use crate::{Decoder, Error, Result};
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// The graph of every layer: fastest, and most memory.
+    Off,
+    /// The input of every n-th layer; the n layers from there are computed again when needed.
+    Every(usize),
+}
+
+/// A forward pass that can be differentiated once.
+#[derive(Debug)]
+pub struct Tape<'a> {
+    decoder: &'a Decoder,
+    angles: Angles,
+    ids: Tensor,
+    segments: Vec<Segment>,
+    /// Input of the final norm.
+    last: Tensor,
+    hidden: Tensor,
+}
+
+/// Some consecutive layers, with what is needed to differentiate them.
+#[derive(Debug)]
+struct Segment {
+    layers: Range<usize>,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// The segment's input, to compute it again.
+    Input(Tensor),
+    /// Its input as the graph's leaf, and its output with the graph.
+    Graph { input: Tensor, output: Tensor },
+}
+
+impl<'a> Tape<'a> {
+    pub(crate) fn record(
+        decoder: &'a Decoder,
+        ids: &Tensor,
+        checkpointing: Checkpointing,
+    ) -> Result<Self> {
+        let every = match checkpointing {
+            Checkpointing::Off => 1,
+            Checkpointing::Every(0) => {
+                return Err(Error::InvalidOption {
+                    option: "checkpointing",
+                    message: "0 layers a piece; use at least 1".into(),
+                });
+            }
+            Checkpointing::Every(every) => every,
+        };
+        let angles = decoder.angles(ids, 0)?;
+        let mut x = decoder.embed(ids)?.detach();
+        let count = decoder.layers().len();
+        let mut segments = Vec::with_capacity(count.div_ceil(every));
+        for start in (0..count).step_by(every) {
+            let layers = start..count.min(start.saturating_add(every));
+            let kept = match checkpointing {
+                Checkpointing::Off => {
+                    let input = leaf(decoder, start, &x)?;
+                    let output = run(decoder, &layers, &angles, &input, Graph::Keep)?;
+                    x = output.detach();
+                    Kept::Graph { input, output }
+                }
+                Checkpointing::Every(_) => {
+                    let output = run(decoder, &layers, &angles, &x, Graph::Drop)?;
+                    Kept::Input(std::mem::replace(&mut x, output))
+                }
+            };
+            segments.push(Segment { layers, kept });
+        }
+        let hidden = decoder.norm().forward(&x)?.detach();
+        Ok(Self {
+            decoder,
+            angles,
+            ids: ids.clone(),
+            segments,
+            last: x,
+            hidden,
+        })
+    }
+
+    /// Hidden states after the final norm.
+    ///
+    /// # Shapes
+    /// [B, T, d]
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+
+    /// Adds to `gradients` what every trained parameter below the head gets from the loss.
+    ///
+    /// # Shapes
+    /// grad_hidden [B, T, d]: the loss's gradient in [`hidden`](Self::hidden).
+    ///
+    /// # Errors
+    /// When `grad_hidden` has another shape.
+    pub fn backward(self, grad_hidden: &Tensor, gradients: &mut Gradients) -> Result<()> {
+        if grad_hidden.dims() != self.hidden.dims() {
+            let what = "the gradient of the hidden states";
+            return Err(Error::shape(what, self.hidden.dims(), grad_hidden.dims()));
+        }
+        let Self {
+            decoder,
+            angles,
+            ids,
+            segments,
+            last,
+            hidden,
+        } = self;
+        let mut grad = grad_hidden.detach().to_dtype(hidden.dtype())?;
+        drop(hidden);
+
+        let input = Var::from_tensor(&last)?.into_inner();
+        drop(last);
+        let output = decoder.norm().forward(&input)?;
+        let trained: Vec<_> = decoder.norm().parameters().into_iter().collect();
+        let Some(below) = pull_back(&input, output, &grad, &trained, gradients)? else {
+            return Ok(());
+        };
+        grad = below;
+
+        for Segment { layers, kept } in segments.into_iter().rev() {
+            let (input, output) = match kept {
+                Kept::Graph { input, output } => (input, output),
+                Kept::Input(input) => {
+                    let input = leaf(decoder, layers.start, &input)?;
+                    let output = run(decoder, &layers, &angles, &input, Graph::Keep)?;
+                    (input, output)
+                }
+            };
+            let trained: Vec<_> = decoder.layers()[layers]
+                .iter()
+                .flat_map(|layer| layer.parameters())
+                .collect();
+            match pull_back(&input, output, &grad, &trained, gradients)? {
+                Some(below) => grad = below,
+                // Nothing below is trained.
+                None => return Ok(()),
+            }
+        }
+        embedding_gradient(decoder, &ids, &grad, gradients)
+    }
+}
+
+/// Whether a forward pass leaves a graph behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Graph {
+    Keep,
+    Drop,
+}
+
+fn run(
+    decoder: &Decoder,
+    layers: &Range<usize>,
+    angles: &Angles,
+    input: &Tensor,
+    graph: Graph,
+) -> Result<Tensor> {
+    let mut x = input.clone();
+    for layer in &decoder.layers()[layers.clone()] {
+        x = layer.forward(&x, angles, None)?;
+        if graph == Graph::Drop {
+            x = x.detach();
+        }
+    }
+    Ok(x)
+}
+
+/// The input of the layers from `first` on: a variable where something below is trained and so needs
+/// the gradient here, a constant otherwise, which spares the lowest layer the way to its input.
+fn leaf(decoder: &Decoder, first: usize, input: &Tensor) -> Result<Tensor> {
+    let trained_below = decoder.trained_embedding().is_some()
+        || decoder.layers()[..first]
+            .iter()
+            .any(|layer| !layer.parameters().is_empty());
+    if trained_below {
+        Ok(Var::from_tensor(input)?.into_inner())
+    } else {
+        Ok(input.clone())
+    }
+}
+
+/// Given dL/d output, adds the gradients of `trained` and returns dL/d input, where that was asked for.
+fn pull_back(
+    input: &Tensor,
+    output: Tensor,
+    grad: &Tensor,
+    trained: &[(String, Var)],
+    gradients: &mut Gradients,
+) -> Result<Option<Tensor>> {
+    let store = seed(&output, grad)?.backward()?;
+    drop(output);
+    gradients.add_from(&store, trained)?;
+    Ok(store.get(input).map(Tensor::detach))
+}
+
+/// A scalar whose gradient in `output` is `grad`.
+fn seed(output: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    if output.device().is_cpu() {
+        Ok(output.apply_op1(Seed { grad: grad.clone() })?)
+    } else {
+        Ok((output * grad)?.sum_all()?)
+    }
+}
+
+/// Stands for `sum(output * grad)`; its value is never read, so it is not computed.
+struct Seed {
+    grad: Tensor,
+}
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "gradient-seed"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _output: &CpuStorage,
+        _layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        _output: &Tensor,
+        _seed: &Tensor,
+        _one: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.grad.clone()))
+    }
+}
+
+/// Adds each position's gradient to the row of its id, where the embedding is trained.
+fn embedding_gradient(
+    decoder: &Decoder,
+    ids: &Tensor,
+    grad: &Tensor,
+    gradients: &mut Gradients,
+) -> Result<()> {
+    let Some((name, embedding)) = decoder.trained_embedding() else {
+        return Ok(());
+    };
+    let rows = grad.flatten_to(1)?.to_dtype(embedding.dtype())?;
+    let sum = embedding
+        .zeros_like()?
+        .index_add(&ids.flatten_all()?, &rows, 0)?;
+    gradients.add(name, &sum)
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! Tests of the tape: its gradients against the graph of the whole model, and against central
+//! differences.
+
+use super::*;
+use crate::test_support::{largest_difference, random, values};
+use crate::testing::{TinyModel, write_tiny_model};
+use crate::{Base, LoadOptions, LoraConfig, ModelConfig, Weights};
+use candle_core::{DType, Device};
+
+/// A model with three layers, and with every B away from zero, so that every A has a gradient too.
+fn load(model: TinyModel, options: &LoadOptions) -> Decoder {
+    let model = TinyModel {
+        num_hidden_layers: 3,
+        ..model
+    };
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path(), &model, 1).unwrap();
+    let config = ModelConfig::load(dir.path()).unwrap();
+    let weights = Weights::open(dir.path()).unwrap();
+    let decoder = Decoder::load(&config, &weights, options).unwrap();
+    for (i, (name, var)) in decoder.parameters().into_iter().enumerate() {
+        if name.ends_with("lora_B.weight") {
+            var.set(&(random(var.dims(), i as u64) * 0.1).unwrap())
+                .unwrap();
+        }
+    }
+    decoder
+}
+
+fn lora(base: Base) -> LoadOptions {
+    LoadOptions {
+        base,
+        lora: Some(LoraConfig {
+            rank: 4,
+            ..LoraConfig::default()
+        }),
+        ..LoadOptions::reference()
+    }
+}
+
+fn everything() -> LoadOptions {
+    LoadOptions {
+        base: Base::Trainable,
+        ..LoadOptions::reference()
+    }
+}
+
+fn ids() -> Tensor {
+    let ids: Vec<u32> = (0..2 * 70).map(|i| (i * i + 3 * i) % 96).collect();
+    Tensor::from_vec(ids, (2, 70), &Device::Cpu).unwrap()
+}
+
+fn upstream() -> Tensor {
+    random(&[2, 70, 64], 7)
+}
+
+/// The slow reference: one graph over the whole model.
+fn whole_graph(decoder: &Decoder) -> Gradients {
+    let grad = upstream().to_dtype(decoder.dtype()).unwrap();
+    let loss = (decoder.forward_graph(&ids()).unwrap() * grad).unwrap();
+    let store = loss.sum_all().unwrap().backward().unwrap();
+    let mut gradients = Gradients::new();
+    gradients.add_from(&store, &decoder.parameters()).unwrap();
+    gradients
+}
+
+fn taped(decoder: &Decoder, checkpointing: Checkpointing) -> Gradients {
+    let tape = decoder.tape(&ids(), checkpointing).unwrap();
+    let expected = decoder.hidden_states(&ids()).unwrap();
+    assert_eq!(values(tape.hidden()), values(&expected));
+    let mut gradients = Gradients::new();
+    tape.backward(&upstream(), &mut gradients).unwrap();
+    gradients
+}
+
+#[track_caller]
+fn assert_tape_equals_whole_graph(decoder: &Decoder) {
+    let expected = whole_graph(decoder);
+    let parameters = decoder.parameters();
+    assert_eq!(expected.len(), parameters.len());
+    let every = [1, 2, 3, 100].map(Checkpointing::Every);
+    for checkpointing in [&[Checkpointing::Off], &every[..]].concat() {
+        let gradients = taped(decoder, checkpointing);
+        assert!(gradients.check(&parameters).unwrap().passed());
+        assert_eq!(gradients.len(), expected.len());
+        for (name, gradient) in gradients.iter() {
+            let expected = expected.get(name).unwrap();
+            let size = values(expected)
+                .into_iter()
+                .fold(0f32, |max, x| max.max(x.abs()));
+            let difference = largest_difference(gradient, expected) / size;
+            // The same kernels on the same numbers: only sums of gradients (residual branches, q,
+            // k and v) may be taken in another order.
+            assert!(difference < 1e-5, "{checkpointing:?}, {name}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn lora_gradients_equal_those_of_the_whole_graph() {
+    let decoder = load(TinyModel::qwen2(), &lora(Base::AsStored));
+    // Seven adapters of two matrices in each of three layers.
+    assert_eq!(decoder.parameters().len(), 7 * 2 * 3);
+    assert_tape_equals_whole_graph(&decoder);
+    assert_tape_equals_whole_graph(&load(TinyModel::llama(), &lora(Base::AsStored)));
+}
+
+#[test]
+fn lora_gradients_over_nf4_equal_those_of_the_whole_graph() {
+    assert_tape_equals_whole_graph(&load(TinyModel::qwen2(), &lora(Base::QuantizeNf4)));
+}
+
+#[test]
+fn full_parameter_gradients_equal_those_of_the_whole_graph() {
+    let tied = load(TinyModel::llama(), &everything());
+    assert_tape_equals_whole_graph(&tied);
+    let names: Vec<String> = tied
+        .parameters()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert!(names.is_sorted());
+    // The head is beyond the tape: its gradient comes from the loss.
+    let untied = load(TinyModel::qwen2(), &everything());
+    let gradients = taped(&untied, Checkpointing::Every(1));
+    let check = gradients.check(&untied.parameters()).unwrap();
+    assert_eq!(check.missing, ["lm_head.weight"]);
+    assert!(check.zero.is_empty());
+}
+
+#[test]
+fn adapters_on_some_projections_only() {
+    for target in ["v_proj", "down_proj"] {
+        let mut options = lora(Base::AsStored);
+        options.lora.as_mut().unwrap().targets = vec![target.into()];
+        assert_tape_equals_whole_graph(&load(TinyModel::qwen2(), &options));
+    }
+}
+
+#[test]
+fn lora_gradients_equal_central_differences() {
+    let decoder = load(TinyModel::qwen2(), &lora(Base::AsStored));
+    let gradients = taped(&decoder, Checkpointing::Every(1));
+    let weights = values(&upstream());
+    let loss = || -> f64 {
+        let hidden = values(&decoder.hidden_states(&ids()).unwrap());
+        hidden
+            .iter()
+            .zip(&weights)
+            .map(|(h, w)| f64::from(*h) * f64::from(*w))
+            .sum()
+    };
+    for (name, var) in decoder.parameters() {
+        if !(name.contains("layers.0.self_attn") || name.contains("layers.1.mlp")) {
+            continue;
+        }
+        let original = values(&var);
+        let at = original.len() / 2 + 1;
+        let shifted = |by: f32| {
+            let mut moved = original.clone();
+            moved[at] += by;
+            var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap())
+                .unwrap();
+            loss()
+        };
+        let step = 1e-2;
+        let expected = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
+        shifted(0.0);
+        let gradient = f64::from(values(gradients.get(&name).unwrap())[at]);
+        // 9,000 outputs with f32 errors of 1e-6 sum to some 1e-4, divided by 2e-2; truncation
+        // is below that.
+        let tolerance = 2e-2 * expected.abs().max(1.0);
+        assert!(
+            (gradient - expected).abs() < tolerance,
+            "{name}: {gradient}, expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn fresh_adapters_pass_the_start_up_check() {
+    let decoder = load(TinyModel::qwen2(), &lora(Base::AsStored));
+    let parameters = decoder.parameters();
+    for (name, var) in &parameters {
+        if name.ends_with("lora_B.weight") {
+            var.set(&var.zeros_like().unwrap()).unwrap();
+        }
+    }
+    let check = taped(&decoder, Checkpointing::Every(1))
+        .check(&parameters)
+        .unwrap();
+    assert!(check.passed());
+    assert_eq!(check.expected_zero.len(), parameters.len() / 2);
+}
+
+#[test]
+fn gradients_of_several_passes_add_up() {
+    let decoder = load(TinyModel::llama(), &lora(Base::AsStored));
+    let once = taped(&decoder, Checkpointing::Every(1));
+    let mut twice = Gradients::new();
+    for _ in 0..2 {
+        let tape = decoder.checkpointed(&ids()).unwrap();
+        tape.backward(&upstream(), &mut twice).unwrap();
+    }
+    twice.scale(0.5).unwrap();
+    for (name, gradient) in twice.iter() {
+        assert_eq!(values(gradient), values(once.get(name).unwrap()), "{name}");
+    }
+}
+
+#[test]
+fn bf16_gradients_are_f32_and_point_the_same_way() {
+    let reference = taped(
+        &load(TinyModel::qwen2(), &lora(Base::AsStored)),
+        Checkpointing::Off,
+    );
+    let options = LoadOptions {
+        dtype: DType::BF16,
+        ..lora(Base::AsStored)
+    };
+    let low = taped(&load(TinyModel::qwen2(), &options), Checkpointing::Every(1));
+    let dot = |a: &Gradients, b: &Gradients| -> f64 {
+        let products = a.iter().map(|(name, x)| {
+            assert_eq!(x.dtype(), DType::F32);
+            let pairs = values(x).into_iter().zip(values(b.get(name).unwrap()));
+            pairs.map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>()
+        });
+        products.sum()
+    };
+    let cosine = dot(&low, &reference) / (dot(&low, &low) * dot(&reference, &reference)).sqrt();
+    // Eight significant bits, rounded some sixty times on the way.
+    assert!(cosine > 0.99, "{cosine}");
+}
+
+#[test]
+fn bf16_activations_reach_every_f32_parameter() {
+    let options = LoadOptions {
+        dtype: DType::BF16,
+        ..everything()
+    };
+    let decoder = load(TinyModel::llama(), &options);
+    let gradients = taped(&decoder, Checkpointing::Every(1));
+    assert!(gradients.check(&decoder.parameters()).unwrap().passed());
+    assert!(
+        gradients
+            .iter()
+            .all(|(_, gradient)| gradient.dtype() == DType::F32)
+    );
+}
+
+#[test]
+fn nothing_trained_gives_no_gradients() {
+    let decoder = load(TinyModel::llama(), &LoadOptions::reference());
+    assert!(taped(&decoder, Checkpointing::Every(1)).is_empty());
+}
+
+#[test]
+fn a_gradient_of_another_shape_is_refused() {
+    let decoder = load(TinyModel::llama(), &lora(Base::AsStored));
+    let tape = decoder.checkpointed(&ids()).unwrap();
+    let error = tape.backward(&random(&[2, 69, 64], 1), &mut Gradients::new());
+    assert!(error.unwrap_err().to_string().contains("hidden states"));
+    assert!(decoder.tape(&ids(), Checkpointing::Every(0)).is_err());
+}

@@ -1,0 +1,249 @@
+//! Provides the decoder: token ids in, hidden states of all positions out.
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::checkpoint::{Checkpointing, Tape};
+use crate::kv_cache::KvCache;
+use crate::layer::{DecoderLayer, load_parameter};
+use crate::norm::RmsNorm;
+use crate::rope::{Angles, Rotary};
+use crate::{Error, LoadOptions, ModelConfig, Parameter, Result, Weights};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A causal language model up to its hidden states, with the head's matrix beside it.
+///
+/// Logits are `hidden head^T`; they are left to the caller, who forms them for a few rows at a time
+/// or not at all.
+#[derive(Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    embedding: Parameter,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    /// `None` when the head is the embedding.
+    head: Option<Parameter>,
+    rotary: Rotary,
+    dtype: DType,
+    device: Device,
+}
+
+impl Decoder {
+    /// Reads the weights under the names that Hugging Face checkpoints use.
+    ///
+    /// # Errors
+    /// When an option is invalid, or a tensor is missing or has another shape than `config` says.
+    pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
+        options.validate()?;
+        let rows = [config.vocab_size, config.hidden_size];
+        let head = (!config.tie_word_embeddings)
+            .then(|| load_parameter(weights, HEAD, &rows, options))
+            .transpose()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| DecoderLayer::load(config, weights, &format!("model.layers.{i}"), options))
+            .collect::<Result<Vec<_>>>()?;
+        let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            embedding: load_parameter(weights, EMBEDDING, &rows, options)?,
+            layers,
+            norm: RmsNorm::load(weights, "model.norm", hidden, eps, options)?,
+            head,
+            rotary: Rotary::new(config),
+            dtype: options.dtype,
+            device: options.device.clone(),
+            config: config.clone(),
+        })
+    }
+
+    /// The shape of this decoder.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The type of the hidden states.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The rows of the head: the embedding when tied. In the model's dtype, or f32 when trained.
+    ///
+    /// # Shapes
+    /// [vocab_size, d]
+    pub fn head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding).tensor()
+    }
+
+    /// The name under which [`head`](Self::head) is trained: what a loss that computes the head's
+    /// gradient itself must add it to.
+    pub fn head_name(&self) -> &'static str {
+        if self.head.is_some() { HEAD } else { EMBEDDING }
+    }
+
+    /// Hidden states of all positions after the final norm; no graph is kept.
+    ///
+    /// Right padding is exact: a position never sees what comes after it, so pad shorter sequences at
+    /// the end with any id and ignore those rows.
+    ///
+    /// # Shapes
+    /// ids [B, T] u32 -> [B, T, d]
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
+    pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
+        let angles = self.angles(ids, 0)?;
+        let mut x = self.embed(ids)?.detach();
+        for layer in &self.layers {
+            x = layer.forward(&x, &angles, None)?.detach();
+        }
+        Ok(self.norm.forward(&x)?.detach())
+    }
+
+    /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
+    /// which then holds these too.
+    ///
+    /// # Shapes
+    /// ids [B, T] u32 -> [B, T, d]
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states), and when B is not the batch that `cache` holds or
+    /// the cache belongs to a model with another number of layers.
+    pub fn extend(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        if cache.layers.len() != self.layers.len() {
+            let (expected, actual) = (self.layers.len(), cache.layers.len());
+            return Err(Error::shape(
+                "the key-value cache's layers",
+                &[expected],
+                &[actual],
+            ));
+        }
+        let batch = ids.dim(0)?;
+        if let Some(held) = cache.batch().filter(|held| *held != batch) {
+            let what = "sequences to extend the key-value cache with";
+            return Err(Error::shape(what, &[held], &[batch]));
+        }
+        let angles = self.angles(ids, cache.positions)?;
+        let mut x = self.embed(ids)?.detach();
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            x = layer.forward(&x, &angles, Some(cache))?.detach();
+        }
+        cache.positions += ids.dim(1)?;
+        Ok(self.norm.forward(&x)?.detach())
+    }
+
+    /// An empty cache for [`extend`](Self::extend).
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.layers.len())
+    }
+
+    /// Hidden states with the graph of the whole model behind them: the slow reference for
+    /// [`checkpointed`](Self::checkpointed), in memory proportional to the number of layers.
+    ///
+    /// # Shapes
+    /// ids [B, T] u32 -> [B, T, d]
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states).
+    pub fn forward_graph(&self, ids: &Tensor) -> Result<Tensor> {
+        let angles = self.angles(ids, 0)?;
+        let mut x = self.embed(ids)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, &angles, None)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// Hidden states that can be differentiated layer by layer, keeping only each layer's input.
+    ///
+    /// # Shapes
+    /// ids [B, T] u32; [`Tape::hidden`] is [B, T, d]
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states).
+    pub fn checkpointed(&self, ids: &Tensor) -> Result<Tape<'_>> {
+        self.tape(ids, Checkpointing::Every(1))
+    }
+
+    /// As [`checkpointed`](Self::checkpointed), with the choice of what is kept.
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states).
+    pub fn tape(&self, ids: &Tensor, checkpointing: Checkpointing) -> Result<Tape<'_>> {
+        Tape::record(self, ids, checkpointing)
+    }
+
+    /// Everything that is trained, sorted by name.
+    pub fn parameters(&self) -> Vec<(String, Var)> {
+        let named = |name: &str, parameter: &Parameter| {
+            let var = parameter.var()?;
+            Some((name.to_owned(), var.clone()))
+        };
+        let head = self.head.as_ref().and_then(|head| named(HEAD, head));
+        let mut parameters: Vec<_> = self
+            .layers
+            .iter()
+            .flat_map(DecoderLayer::parameters)
+            .chain(named(EMBEDDING, &self.embedding))
+            .chain(self.norm.parameters())
+            .chain(head)
+            .collect();
+        parameters.sort_by(|(a, _), (b, _)| a.cmp(b));
+        parameters
+    }
+
+    pub(crate) fn layers(&self) -> &[DecoderLayer] {
+        &self.layers
+    }
+
+    pub(crate) fn norm(&self) -> &RmsNorm {
+        &self.norm
+    }
+
+    /// The embedding's variable, where it is trained.
+    pub(crate) fn trained_embedding(&self) -> Option<(&'static str, &Var)> {
+        self.embedding.var().map(|var| (EMBEDDING, var))
+    }
+
+    /// Looks ids up: [B, T] -> [B, T, d] in the model's dtype.
+    pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, len) = ids.dims2()?;
+        let rows = self
+            .embedding
+            .tensor()
+            .index_select(&ids.flatten_all()?, 0)?
+            .to_dtype(self.dtype)?;
+        Ok(rows.reshape((batch, len, self.config.hidden_size))?)
+    }
+
+    /// Checks `ids` and returns the rotary angles of the positions they take, from `offset` on.
+    pub(crate) fn angles(&self, ids: &Tensor, offset: usize) -> Result<Angles> {
+        let (batch, len) = ids.dims2()?;
+        let max = self.config.max_position_embeddings;
+        if batch == 0 || len == 0 || offset.saturating_add(len) > max {
+            return Err(Error::Input(format!(
+                "{batch} sequences of {len} tokens after {offset} earlier ones: there must be at \
+                 least one of each, and at most {max} positions (max_position_embeddings)"
+            )));
+        }
+        // candle checks this on the CPU only, and then without saying where.
+        let vocab = self.config.vocab_size;
+        let flat = ids.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(at) = flat.iter().position(|id| *id as usize >= vocab) {
+            let (sequence, position, id) = (at / len, at % len, flat[at]);
+            return Err(Error::Input(format!(
+                "token id {id} at position {position} of sequence {sequence} is outside this \
+                 model's vocabulary of {vocab}: was the text encoded for another model?"
+            )));
+        }
+        self.rotary.angles(offset, len, self.dtype, &self.device)
+    }
+}
+
+#[cfg(test)]
+#[path = "decoder_tests.rs"]
+mod tests;

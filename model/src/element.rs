@@ -1,0 +1,130 @@
+//! Provides the element types a CPU kernel accepts, with the rounding each implies.
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, bail};
+use half::{bf16, f16};
+
+/// A float that kernels read as f32 and round back to when they store.
+///
+/// Kernels compute in f32 and call [`round`](Element::round) at the places where transformers
+/// rounds to the model's dtype; for f32 that is the identity.
+pub(crate) trait Element: WithDType {
+    fn widen(self) -> f32;
+    fn narrow(value: f32) -> Self;
+
+    /// A kernel's result as candle keeps it.
+    fn store(values: Vec<Self>) -> CpuStorage {
+        Self::to_cpu_storage_owned(values)
+    }
+
+    /// `value` as it reads after being stored in this type.
+    fn round(value: f32) -> f32 {
+        Self::narrow(value).widen()
+    }
+}
+
+impl Element for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Element for bf16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+}
+
+impl Element for f16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+}
+
+/// Rounds `value` to `dtype` and back, for constants prepared before a kernel knows its type.
+pub(crate) fn round_to(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::round(value),
+        DType::F16 => f16::round(value),
+        _ => value,
+    }
+}
+
+/// Evaluates a body once for the element type that a dtype names.
+macro_rules! for_element {
+    ($op:expr, $dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $element = f32;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $element = half::bf16;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $element = half::f16;
+                $body
+            }
+            other => Err(candle_core::Error::UnsupportedDTypeForOp(other, $op)),
+        }
+    };
+}
+pub(crate) use for_element;
+
+/// The elements of a contiguous CPU tensor, in order.
+///
+/// # Errors
+/// When the layout has gaps or the storage holds another type.
+pub(crate) fn elements<'a, E: Element>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<&'a [E]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a CPU kernel was given a tensor that is not contiguous: {layout:?}")
+    };
+    let all = storage.as_slice::<E>()?;
+    match all.get(start..end) {
+        Some(slice) => Ok(slice),
+        None => bail!(
+            "a layout of {start}..{end} reaches past {} elements",
+            all.len()
+        ),
+    }
+}
+
+/// As [`elements`], for a tensor's own storage.
+pub(crate) fn host_elements<'a, E: Element>(
+    storage: &'a Storage,
+    layout: &Layout,
+) -> Result<&'a [E]> {
+    match storage {
+        Storage::Cpu(storage) => elements(storage, layout),
+        _ => bail!("a CPU kernel was given a tensor on another device"),
+    }
+}
+
+/// Sum of `term(i)` over `0..len`, in eight running sums so that the compiler can vectorise it.
+///
+/// The order is fixed by `len` alone, so the result does not depend on the number of threads.
+#[inline]
+pub(crate) fn lane_sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    const LANES: usize = 8;
+    let mut lanes = [0f32; LANES];
+    let whole = len - len % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+    }
+    let tail: f32 = (whole..len).map(&term).sum();
+    lanes.iter().sum::<f32>() + tail
+}

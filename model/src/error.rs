@@ -1,0 +1,120 @@
+//! Provides the crate's error type: what was wrong, in which file, tensor or option, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong while a model is read, built or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to open, read or map a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's content is not what its format demands.
+    #[error("{}: {field}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The field or part of the file, such as `header` or `weight_map`.
+        field: String,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// A tensor's description or content is wrong.
+    #[error("{}: tensor `{tensor}`: {message}", path.display())]
+    Tensor {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// A tensor that the model needs is in none of the files.
+    #[error(
+        "{}: there is no tensor `{tensor}`; check that config.json belongs to these weights and that no shard is missing",
+        path.display()
+    )]
+    MissingTensor {
+        /// The directory or file that was searched.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// The model or checkpoint uses something that this crate does not do.
+    #[error("{what} is not supported: {remedy}")]
+    Unsupported {
+        /// The feature, with the value that was found.
+        what: String,
+        /// What to do instead.
+        remedy: String,
+    },
+    /// An option's value makes no sense, alone or beside another one.
+    #[error("option `{option}`: {message}")]
+    InvalidOption {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong and which values are allowed.
+        message: String,
+    },
+    /// Two sizes that must agree do not.
+    #[error("{what}: expected shape {expected:?}, got {actual:?}")]
+    Shape {
+        /// What has the wrong shape.
+        what: String,
+        /// The shape that was needed.
+        expected: Vec<usize>,
+        /// The shape that was found.
+        actual: Vec<usize>,
+    },
+    /// The tokens given to a model do not fit it.
+    #[error("{0}")]
+    Input(String),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// The crate's result type.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(
+        path: &Path,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, message: impl Into<String>) -> Self {
+        Self::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn shape(what: impl Into<String>, expected: &[usize], actual: &[usize]) -> Self {
+        Self::Shape {
+            what: what.into(),
+            expected: expected.to_owned(),
+            actual: actual.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Provides one pre-norm decoder layer: attention and MLP, each added to the residual stream.
+
+use candle_core::{Tensor, Var};
+
+use crate::attention::Attention;
+use crate::kv_cache::LayerCache;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::rope::Angles;
+use crate::{Error, Linear, LoadOptions, ModelConfig, Parameter, Result, Weights};
+
+/// One layer.
+#[derive(Debug)]
+pub struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl DecoderLayer {
+    /// Reads the layer below `prefix`, such as `model.layers.0`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than the config says.
+    pub fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        prefix: &str,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let norm = |name: &str| {
+            let prefix = format!("{prefix}.{name}");
+            RmsNorm::load(
+                weights,
+                &prefix,
+                config.hidden_size,
+                config.rms_norm_eps,
+                options,
+            )
+        };
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(config, weights, &format!("{prefix}.self_attn"), options)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(config, weights, &format!("{prefix}.mlp"), options)?,
+        })
+    }
+
+    /// `h = x + attention(norm(x)); h + mlp(norm(h))`
+    ///
+    /// # Shapes
+    /// x [B, T, d] -> [B, T, d]
+    ///
+    /// # Errors
+    /// When shapes disagree.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        angles: &Angles,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
+        let attended = self
+            .self_attn
+            .forward(&self.input_layernorm.forward(x)?, angles, cache)?;
+        let x = (x + attended)?;
+        let transformed = self
+            .mlp
+            .forward(&self.post_attention_layernorm.forward(&x)?)?;
+        Ok((x + transformed)?)
+    }
+
+    /// What is trained in this layer, by name.
+    pub fn parameters(&self) -> Vec<(String, Var)> {
+        let linears = self
+            .self_attn
+            .linears()
+            .into_iter()
+            .chain(self.mlp.linears());
+        let norms = [&self.input_layernorm, &self.post_attention_layernorm];
+        linears
+            .flat_map(Linear::parameters)
+            .chain(norms.into_iter().flat_map(RmsNorm::parameters))
+            .collect()
+    }
+}
+
+/// Reads one projection and checks it against the config: its shape, and whether it has a bias.
+pub(crate) fn load_projection(
+    weights: &Weights,
+    prefix: &str,
+    (inputs, outputs): (usize, usize),
+    bias: bool,
+    options: &LoadOptions,
+) -> Result<Linear> {
+    let name = format!("{prefix}.bias");
+    if weights.contains(&name) != bias {
+        let (found, wanted) = if bias {
+            ("none", "one")
+        } else {
+            ("one", "none")
+        };
+        return Err(Error::Unsupported {
+            what: format!(
+                "a checkpoint with {found} of `{name}` where config.json asks for {wanted}"
+            ),
+            remedy: "check that config.json belongs to these weights".into(),
+        });
+    }
+    let linear = Linear::load(weights, prefix, options)?;
+    let (actual_outputs, actual_inputs) = (linear.out_features(), linear.in_features());
+    if (actual_outputs, actual_inputs) != (outputs, inputs) {
+        return Err(Error::shape(
+            format!("tensor `{prefix}.weight` beside this config.json"),
+            &[outputs, inputs],
+            &[actual_outputs, actual_inputs],
+        ));
+    }
+    Ok(linear)
+}
+
+/// Reads the parameter `name` and checks its shape before anything is converted.
+pub(crate) fn load_parameter(
+    weights: &Weights,
+    name: &str,
+    shape: &[usize],
+    options: &LoadOptions,
+) -> Result<Parameter> {
+    let stored = weights.shape(name)?;
+    if stored != shape {
+        let what = format!("tensor `{name}` beside this config.json");
+        return Err(Error::shape(what, shape, stored));
+    }
+    Parameter::load(weights, name, options)
+}

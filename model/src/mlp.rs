@@ -1,0 +1,250 @@
+//! Provides the gated MLP of Shazeer, "GLU Variants Improve Transformer" (2020):
+//! `down(silu(gate(x)) * up(x))`.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+use crate::element::{Element, elements, for_element};
+use crate::layer::load_projection;
+use crate::{Linear, LoadOptions, ModelConfig, Result, Weights};
+
+/// Elements that one task works through.
+const TASK_ELEMENTS: usize = 1 << 14;
+
+/// The gated MLP of one layer.
+#[derive(Debug)]
+pub struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    /// Reads the projections below `prefix`, such as `model.layers.0.mlp`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        prefix: &str,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let load = |name: &str, inputs, outputs| {
+            let prefix = format!("{prefix}.{name}");
+            load_projection(
+                weights,
+                &prefix,
+                (inputs, outputs),
+                config.mlp_bias,
+                options,
+            )
+        };
+        Ok(Self {
+            gate_proj: load("gate_proj", hidden, intermediate)?,
+            up_proj: load("up_proj", hidden, intermediate)?,
+            down_proj: load("down_proj", intermediate, hidden)?,
+        })
+    }
+
+    /// # Shapes
+    /// x [.., d] -> [.., d]
+    ///
+    /// # Errors
+    /// When the last dimension is not d.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
+        self.down_proj.forward(&gated)
+    }
+
+    pub(crate) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+}
+
+/// `silu(gate) * up`, with its gradient.
+///
+/// # Shapes
+/// gate and up of one shape -> the same.
+///
+/// # Errors
+/// When the shapes differ.
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.device().is_cpu() {
+        Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)?)
+    } else {
+        swiglu_reference(gate, up)
+    }
+}
+
+/// The same in candle's own operations: for other devices, and to test the kernel against.
+pub(crate) fn swiglu_reference(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok((gate.silu()? * up)?)
+}
+
+struct SwiGlu;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl SwiGlu {
+    fn run<E: Element>(gate: &[E], up: &[E]) -> Vec<E> {
+        let mut out = vec![E::zero(); gate.len()];
+        out.par_chunks_mut(TASK_ELEMENTS)
+            .zip(
+                gate.par_chunks(TASK_ELEMENTS)
+                    .zip(up.par_chunks(TASK_ELEMENTS)),
+            )
+            .for_each(|(out, (gate, up))| {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    let gate = gate.widen();
+                    *out = E::narrow(E::round(gate * sigmoid(gate)) * up.widen());
+                }
+            });
+        out
+    }
+}
+
+impl CustomOp2 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        if gate_layout.shape() != up_layout.shape() {
+            candle_core::bail!(
+                "swiglu: gate is {:?}, up is {:?}",
+                gate_layout.shape(),
+                up_layout.shape()
+            );
+        }
+        for_element!("swiglu", gate.dtype(), E => {
+            let gate = elements::<E>(gate, gate_layout)?;
+            let out = Self::run(gate, elements::<E>(up, up_layout)?);
+            Ok((E::store(out), gate_layout.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _out: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let both = gate.apply_op3_no_bwd(up, &grad.contiguous()?, &SwiGluGradient)?;
+        Ok((Some(both.get(0)?), Some(both.get(1)?)))
+    }
+}
+
+/// With s = sigmoid(gate): dL/dgate = g up s (1 + gate (1 - s)) and dL/dup = g gate s, stacked.
+struct SwiGluGradient;
+
+impl SwiGluGradient {
+    fn run<E: Element>(gate: &[E], up: &[E], grad: &[E]) -> Vec<E> {
+        let mut out = vec![E::zero(); 2 * gate.len()];
+        let (to_gate, to_up) = out.split_at_mut(gate.len());
+        to_gate
+            .par_chunks_mut(TASK_ELEMENTS)
+            .zip(to_up.par_chunks_mut(TASK_ELEMENTS))
+            .enumerate()
+            .for_each(|(task, (to_gate, to_up))| {
+                let start = task * TASK_ELEMENTS;
+                for (i, (to_gate, to_up)) in to_gate.iter_mut().zip(to_up).enumerate() {
+                    let at = start + i;
+                    let (gate, grad) = (gate[at].widen(), grad[at].widen());
+                    let s = sigmoid(gate);
+                    *to_gate = E::narrow(grad * up[at].widen() * s * (1.0 + gate * (1.0 - s)));
+                    *to_up = E::narrow(grad * gate * s);
+                }
+            });
+        out
+    }
+}
+
+impl CustomOp3 for SwiGluGradient {
+    fn name(&self) -> &'static str {
+        "swiglu-gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let dims = [&[2], gate_layout.dims()].concat();
+        for_element!("swiglu-gradient", gate.dtype(), E => {
+            let gate = elements::<E>(gate, gate_layout)?;
+            let up = elements::<E>(up, up_layout)?;
+            let out = Self::run(gate, up, elements::<E>(grad, grad_layout)?);
+            Ok((E::store(out), Shape::from(dims)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{
+        assert_central_differences, assert_same_function, largest_difference, random,
+    };
+    use candle_core::DType;
+
+    fn fast(x: &[Tensor]) -> Result<Tensor> {
+        swiglu(&x[0], &x[1])
+    }
+
+    fn reference(x: &[Tensor]) -> Result<Tensor> {
+        swiglu_reference(&x[0], &x[1])
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations() {
+        // More than one task.
+        let shape = [2, TASK_ELEMENTS / 2 + 3];
+        let inputs = [(random(&shape, 1) * 6.0).unwrap(), random(&shape, 2)];
+        // A few roundings of numbers below 8.
+        assert_same_function(fast, reference, &inputs, 5e-6);
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        assert_central_differences(fast, &[random(&[4, 5], 1), random(&[4, 5], 2)]);
+    }
+
+    #[test]
+    fn low_precision_rounds_where_plain_operations_round() {
+        let inputs = [random(&[4, 50], 1), random(&[4, 50], 2)];
+        for (dtype, last_bit) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
+            let low = inputs.each_ref().map(|x| x.to_dtype(dtype).unwrap());
+            let difference = largest_difference(&fast(&low).unwrap(), &reference(&low).unwrap());
+            // candle's silu in bf16 may itself be a last place off.
+            assert!(difference <= last_bit, "{dtype:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn extreme_gates_neither_overflow_nor_lose_the_sign() {
+        let gate = Tensor::new(
+            &[-1e4f32, -100.0, 0.0, 100.0, 1e4],
+            &candle_core::Device::Cpu,
+        )
+        .unwrap();
+        let out = swiglu(&gate, &gate.ones_like().unwrap()).unwrap();
+        let out = out.to_vec1::<f32>().unwrap();
+        assert_eq!(out, [0.0, 0.0, 0.0, 100.0, 1e4]);
+    }
+}

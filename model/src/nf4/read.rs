@@ -1,0 +1,168 @@
+//! Provides the reader of NF4 matrices in bitsandbytes checkpoints, single or double quantised.
+//!
+//! For the weight W: `W` u8 codes, `W.absmax` (u8 codes when double quantised, else f32 scales), `W.nested_absmax` f32,
+//! `W.nested_quant_map` f32[256], `W.quant_map` f32[16], `W.quant_state.bitsandbytes__nf4` JSON text as u8.
+
+use super::codebook::{DYNAMIC_ENTRIES, NF4};
+use super::{NestedScales, Nf4Matrix, Rounding, Scales};
+use crate::{Result, Weights, weights};
+use safetensors::Dtype;
+use serde::Deserialize;
+use std::ops::RangeInclusive;
+
+/// Block sizes that bitsandbytes writes; always powers of two.
+const BLOCK_SIZES: RangeInclusive<usize> = 32..=4096;
+/// Sizes of nested blocks; bitsandbytes writes 256.
+const NESTED_BLOCK_SIZES: RangeInclusive<usize> = 64..=4096;
+/// Longest quantisation state accepted, in bytes; real ones have about 170.
+const STATE_BYTES_MAX: usize = 1 << 16;
+/// How far a checkpoint's NF4 table may be from the constant one. bitsandbytes ignores the stored table, so a larger
+/// difference means that the checkpoint is something else.
+const TABLE_TOLERANCE: f32 = 1e-6;
+
+#[derive(Deserialize)]
+struct QuantState {
+    quant_type: String,
+    blocksize: usize,
+    dtype: String,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f64>,
+}
+
+impl Nf4Matrix {
+    /// Whether the tensor `name` is stored in NF4.
+    pub fn is_stored(weights: &Weights, name: &str) -> bool {
+        weights.contains(&state_name(name))
+    }
+
+    /// Reads the matrix `name`, such as `model.layers.0.mlp.up_proj.weight`.
+    ///
+    /// # Errors
+    /// Names the file and the tensor that is missing or inconsistent.
+    pub fn read(weights: &Weights, name: &str) -> Result<Self> {
+        let state = read_state(weights, name)?;
+        let state_error = |message| weights.error(&state_name(name), message);
+        let [rows, columns] = state.shape[..] else {
+            return Err(state_error(format!("shape {:?} is no matrix", state.shape)));
+        };
+        let count = super::element_count(&state_name(name), rows, columns)?;
+        if !state.blocksize.is_power_of_two() || !BLOCK_SIZES.contains(&state.blocksize) {
+            return Err(state_error(format!(
+                "blocksize {} is no power of two in {BLOCK_SIZES:?}",
+                state.blocksize
+            )));
+        }
+        let rounding = match state.dtype.as_str() {
+            "float32" => Rounding::F32,
+            "bfloat16" => Rounding::BF16,
+            "float16" => Rounding::F16,
+            other => {
+                return Err(state_error(format!(
+                    "dtype {other:?} is not one of float32, bfloat16, float16"
+                )));
+            }
+        };
+        check_table(weights, name)?;
+        // The storage type does not matter: FSDP checkpoints keep the same bytes as bf16.
+        let (_, _, codes) = weights.raw(name)?;
+        if codes.len() != count.div_ceil(2) {
+            return Err(weights.error(
+                name,
+                format!(
+                    "holds {} bytes of codes, a matrix {rows}x{columns} needs {}",
+                    codes.len(),
+                    count.div_ceil(2)
+                ),
+            ));
+        }
+        Ok(Self {
+            rows,
+            columns,
+            block_size: state.blocksize,
+            codes: codes.to_vec(),
+            scales: read_scales(weights, name, &state, count.div_ceil(state.blocksize))?,
+            rounding,
+        })
+    }
+}
+
+fn state_name(name: &str) -> String {
+    format!("{name}.quant_state.bitsandbytes__nf4")
+}
+
+fn read_state(weights: &Weights, name: &str) -> Result<QuantState> {
+    let state_name = state_name(name);
+    let (_, _, json) = weights.raw(&state_name)?;
+    if json.len() > STATE_BYTES_MAX {
+        let message = format!("{} bytes exceed the limit of {STATE_BYTES_MAX}", json.len());
+        return Err(weights.error(&state_name, message));
+    }
+    let state: QuantState =
+        serde_json::from_slice(json).map_err(|e| weights.error(&state_name, e.to_string()))?;
+    if state.quant_type != "nf4" {
+        let message = format!("quant_type {:?} is not nf4", state.quant_type);
+        return Err(weights.error(&state_name, message));
+    }
+    Ok(state)
+}
+
+fn check_table(weights: &Weights, name: &str) -> Result<()> {
+    let table_name = format!("{name}.quant_map");
+    let table = floats(weights, &table_name, NF4.len())?;
+    let differs = |(stored, constant): (&f32, &f32)| (stored - constant).abs() > TABLE_TOLERANCE;
+    if table.iter().zip(&NF4).any(differs) {
+        return Err(weights.error(&table_name, "is not the NF4 table"));
+    }
+    Ok(())
+}
+
+fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize) -> Result<Scales> {
+    let absmax_name = format!("{name}.absmax");
+    let (Some(block_size), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
+        return floats(weights, &absmax_name, blocks).map(Scales::Plain);
+    };
+    let offset = offset as f32;
+    if !NESTED_BLOCK_SIZES.contains(&block_size) || !offset.is_finite() {
+        let message = format!(
+            "nested_blocksize {block_size} is outside {NESTED_BLOCK_SIZES:?} or nested_offset {offset} is not finite"
+        );
+        return Err(weights.error(&state_name(name), message));
+    }
+    let (dtype, _, codes) = weights.raw(&absmax_name)?;
+    if dtype != Dtype::U8 || codes.len() != blocks {
+        let message = format!("expected {blocks} u8 codes, got {} of {dtype}", codes.len());
+        return Err(weights.error(&absmax_name, message));
+    }
+    let map_name = format!("{name}.nested_quant_map");
+    let map = floats(weights, &map_name, DYNAMIC_ENTRIES)?;
+    Ok(Scales::Nested(Box::new(NestedScales {
+        codes: codes.to_vec(),
+        map: map
+            .try_into()
+            .map_err(|_| weights.error(&map_name, "has another length than 256"))?,
+        absmax: floats(
+            weights,
+            &format!("{name}.nested_absmax"),
+            blocks.div_ceil(block_size),
+        )?,
+        block_size,
+        offset,
+    })))
+}
+
+/// Exactly `count` finite floats.
+fn floats(weights: &Weights, name: &str, count: usize) -> Result<Vec<f32>> {
+    let (dtype, _, bytes) = weights.raw(name)?;
+    let values = weights::to_f32(dtype, bytes)
+        .ok_or_else(|| weights.error(name, format!("{dtype} is not a float type")))?;
+    if values.len() != count {
+        let message = format!("expected {count} values, got {}", values.len());
+        return Err(weights.error(name, message));
+    }
+    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+        let message = format!("value {index} is {}, not a finite number", values[index]);
+        return Err(weights.error(name, message));
+    }
+    Ok(values)
+}

@@ -1,0 +1,278 @@
+//! Provides rotary position embeddings (RoPE), with angles in f32 whatever the model's dtype.
+//!
+//! From Su et al., "RoFormer" (2021), in the half-split form of the published Llama and Qwen2
+//! weights: element i of a head turns together with element i + head_dim/2.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+use crate::element::{Element, elements, for_element, round_to};
+use crate::{ModelConfig, Result};
+
+/// The frequencies of one model.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    inverse_frequencies: Vec<f32>,
+}
+
+impl Rotary {
+    /// Frequencies `theta^(-2i / head_dim)`, in f64 and then rounded to f32.
+    pub fn new(config: &ModelConfig) -> Self {
+        let dim = config.head_dim;
+        let inverse_frequencies = (0..dim / 2)
+            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64) as f32)
+            .collect();
+        Self {
+            inverse_frequencies,
+        }
+    }
+
+    /// Cosines and sines of the positions `offset..offset + len`, rounded to `dtype` for use.
+    ///
+    /// The angle is an f32 product, as in transformers. Computed in bf16 it would be wrong from
+    /// position 257 on, where bf16 no longer tells neighbouring positions apart.
+    ///
+    /// # Errors
+    /// When the device refuses the tables.
+    pub fn angles(
+        &self,
+        offset: usize,
+        len: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Angles> {
+        let half = self.inverse_frequencies.len();
+        let angles = (offset..offset + len)
+            .flat_map(|position| {
+                let position = position as f32;
+                self.inverse_frequencies.iter().map(move |f| position * f)
+            })
+            .collect::<Vec<f32>>();
+        let table = |function: fn(f64) -> f64| -> Arc<[f32]> {
+            angles
+                .iter()
+                .map(|angle| round_to(dtype, function(f64::from(*angle)) as f32))
+                .collect()
+        };
+        let turn = Turn {
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+            half,
+            direction: Direction::Forward,
+        };
+        let tensor = |values: &[f32]| -> Result<Tensor> {
+            Ok(Tensor::from_slice(values, (len, 1, half), device)?.to_dtype(dtype)?)
+        };
+        Ok(Angles {
+            cos: tensor(&turn.cos)?,
+            sin: tensor(&turn.sin)?,
+            turn,
+        })
+    }
+}
+
+/// Cosines and sines for one range of positions; made once a forward pass, used by every layer.
+#[derive(Debug, Clone)]
+pub struct Angles {
+    turn: Turn,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Angles {
+    /// Turns every head by its position: `[x1 cos - x2 sin, x2 cos + x1 sin]`.
+    ///
+    /// # Shapes
+    /// x [B, T, heads, head_dim] -> the same, where T is the number of positions.
+    ///
+    /// # Errors
+    /// When the shapes disagree.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            Ok(x.contiguous()?.apply_op1(self.turn.clone())?)
+        } else {
+            self.apply_reference(x)
+        }
+    }
+
+    /// The same in candle's own operations: for other devices, and to test the kernel against.
+    pub(crate) fn apply_reference(&self, x: &Tensor) -> Result<Tensor> {
+        let half = self.turn.half;
+        let (first, second) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+        let turn = |straight: &Tensor, crossed: &Tensor| -> Result<(Tensor, Tensor)> {
+            Ok((
+                straight.broadcast_mul(&self.cos)?,
+                crossed.broadcast_mul(&self.sin)?,
+            ))
+        };
+        let (a, b) = turn(&first, &second)?;
+        let (c, d) = turn(&second, &first)?;
+        Ok(Tensor::cat(&[(a - b)?, (c + d)?], 3)?)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Back,
+}
+
+/// The rotation as one pass over the rows. It is orthogonal, so its gradient is the rotation back.
+#[derive(Debug, Clone)]
+struct Turn {
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+    half: usize,
+    direction: Direction,
+}
+
+impl Turn {
+    fn run<E: Element>(&self, x: &[E], heads: usize) -> Vec<E> {
+        let positions = self.cos.len() / self.half;
+        let row_len = heads * 2 * self.half;
+        let sign = match self.direction {
+            Direction::Forward => 1.0,
+            Direction::Back => -1.0,
+        };
+        let mut out = vec![E::zero(); x.len()];
+        out.par_chunks_mut(row_len)
+            .zip(x.par_chunks(row_len))
+            .enumerate()
+            .for_each(|(row, (out, x))| {
+                let start = (row % positions) * self.half;
+                let cos = &self.cos[start..start + self.half];
+                let sin = &self.sin[start..start + self.half];
+                for (out, x) in out
+                    .chunks_exact_mut(2 * self.half)
+                    .zip(x.chunks_exact(2 * self.half))
+                {
+                    turn_head(out, x, cos, sin, sign);
+                }
+            });
+        out
+    }
+}
+
+fn turn_head<E: Element>(out: &mut [E], x: &[E], cos: &[f32], sin: &[f32], sign: f32) {
+    let (x1, x2) = x.split_at(cos.len());
+    let (out1, out2) = out.split_at_mut(cos.len());
+    for i in 0..cos.len() {
+        let (a, b) = (x1[i].widen(), x2[i].widen());
+        let (cos, sin) = (cos[i], sign * sin[i]);
+        // Each product is rounded before the sum, as transformers' tensors are.
+        out1[i] = E::narrow(E::round(a * cos) - E::round(b * sin));
+        out2[i] = E::narrow(E::round(b * cos) + E::round(a * sin));
+    }
+}
+
+impl CustomOp1 for Turn {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (_, len, heads, head_dim) = layout.shape().dims4()?;
+        if head_dim != 2 * self.half || len * self.half != self.cos.len() {
+            candle_core::bail!(
+                "rope: {:?} does not fit {} positions of head_dim {}",
+                layout.shape(),
+                self.cos.len() / self.half,
+                2 * self.half
+            );
+        }
+        for_element!("rope", storage.dtype(), E => {
+            let out = self.run(elements::<E>(storage, layout)?, heads);
+            Ok((E::store(out), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        _x: &Tensor,
+        _out: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        let back = Self {
+            direction: Direction::Back,
+            ..self.clone()
+        };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&back)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{
+        assert_central_differences, assert_same_function, largest_difference, random, values,
+    };
+
+    fn rotary() -> Rotary {
+        let inverse_frequencies = vec![1.0, 0.1, 0.01];
+        Rotary {
+            inverse_frequencies,
+        }
+    }
+
+    fn angles(offset: usize, len: usize, dtype: DType) -> Angles {
+        rotary().angles(offset, len, dtype, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations_bit_for_bit() {
+        let x = random(&[2, 5, 3, 6], 1);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let angles = angles(300, 5, dtype);
+            let x = x.to_dtype(dtype).unwrap();
+            let (fast, reference) = (
+                angles.apply(&x).unwrap(),
+                angles.apply_reference(&x).unwrap(),
+            );
+            assert_eq!(values(&fast), values(&reference), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn gradients_equal_those_of_plain_operations_and_central_differences() {
+        let angles = angles(2, 5, DType::F32);
+        let inputs = [random(&[2, 5, 3, 6], 1)];
+        let fast = |x: &[Tensor]| angles.apply(&x[0]);
+        // Four roundings of numbers below 2.
+        assert_same_function(fast, |x| angles.apply_reference(&x[0]), &inputs, 1e-6);
+        assert_central_differences(fast, &inputs);
+    }
+
+    #[test]
+    fn neighbouring_positions_past_256_differ_in_bf16() {
+        // Angles in bf16 would make them equal: it holds 8 bits of the position.
+        let x = random(&[1, 1, 1, 6], 1).to_dtype(DType::BF16).unwrap();
+        let at = |position| angles(position, 1, DType::BF16).apply(&x).unwrap();
+        assert!(largest_difference(&at(512), &at(513)) > 0.1);
+    }
+
+    #[test]
+    fn a_product_of_turned_heads_depends_on_their_distance_only() {
+        let (q, k) = (random(&[1, 1, 1, 6], 1), random(&[1, 1, 1, 6], 2));
+        let score = |q_at, k_at| {
+            let q = angles(q_at, 1, DType::F32).apply(&q).unwrap();
+            let k = angles(k_at, 1, DType::F32).apply(&k).unwrap();
+            values(&(q * k).unwrap()).iter().sum::<f32>()
+        };
+        assert!((score(7, 3) - score(104, 100)).abs() < 1e-5);
+        assert!((score(7, 3) - score(7, 4)).abs() > 1e-2);
+    }
+
+    #[test]
+    fn other_positions_than_the_table_has_are_refused() {
+        let angles = angles(0, 4, DType::F32);
+        assert!(angles.apply(&random(&[1, 5, 1, 6], 1)).is_err());
+        assert!(angles.apply(&random(&[1, 4, 1, 8], 1)).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! Provides tiny random models on disk, for the tests of this crate and of those above it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::{Architecture, Error, Result};
+
+/// The shape of a tiny model.
+#[derive(Debug, Clone)]
+pub struct TinyModel {
+    /// Whose tensor names, biases and config it gets.
+    pub architecture: Architecture,
+    /// Rows of embedding and head.
+    pub vocab_size: usize,
+    /// Width d.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Type of the stored weights.
+    pub dtype: DType,
+}
+
+impl TinyModel {
+    /// Two layers, grouped queries, an untied head and biases, as Qwen2.5-7B has them.
+    pub fn qwen2() -> Self {
+        Self {
+            architecture: Architecture::Qwen2,
+            vocab_size: 96,
+            hidden_size: 64,
+            intermediate_size: 128,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            tie_word_embeddings: false,
+            rope_theta: 1e6,
+            dtype: DType::F32,
+        }
+    }
+
+    /// The same without biases and with a tied head, as SmolLM2 has them.
+    pub fn llama() -> Self {
+        Self {
+            architecture: Architecture::Llama,
+            tie_word_embeddings: true,
+            rope_theta: 1e5,
+            ..Self::qwen2()
+        }
+    }
+
+    fn config(&self) -> Value {
+        let dtype = match self.dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        };
+        json!({
+            "architectures": [match self.architecture {
+                Architecture::Qwen2 => "Qwen2ForCausalLM",
+                Architecture::Llama => "LlamaForCausalLM",
+            }],
+            "model_type": self.architecture.name(),
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": self.rope_theta,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": dtype,
+        })
+    }
+
+    /// Names and shapes of all tensors, in a fixed order.
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, m) = (self.hidden_size, self.intermediate_size);
+        let kv = d / self.num_attention_heads * self.num_key_value_heads;
+        let mut tensors = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            vec![self.vocab_size, d],
+        )];
+        for layer in 0..self.num_hidden_layers {
+            let mut push = |name: &str, shape: &[usize]| {
+                tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+            };
+            push("input_layernorm.weight", &[d]);
+            for (name, rows) in [("q_proj", d), ("k_proj", kv), ("v_proj", kv)] {
+                push(&format!("self_attn.{name}.weight"), &[rows, d]);
+                if self.architecture == Architecture::Qwen2 {
+                    push(&format!("self_attn.{name}.bias"), &[rows]);
+                }
+            }
+            push("self_attn.o_proj.weight", &[d, d]);
+            push("post_attention_layernorm.weight", &[d]);
+            push("mlp.gate_proj.weight", &[m, d]);
+            push("mlp.up_proj.weight", &[m, d]);
+            push("mlp.down_proj.weight", &[d, m]);
+        }
+        tensors.push(("model.norm.weight".to_owned(), vec![d]));
+        if !self.tie_word_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
+        }
+        tensors
+    }
+}
+
+/// Writes `config.json` and `model.safetensors` of a random model to `dir`, which must exist. The
+/// same seed gives the same model.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_tiny_model(dir: &Path, model: &TinyModel, seed: u64) -> Result<()> {
+    let path = dir.join("config.json");
+    std::fs::write(&path, format!("{:#}\n", model.config()))
+        .map_err(|source| Error::io(&path, source))?;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut tensors = HashMap::new();
+    for (name, shape) in model.tensors() {
+        let tensor = random_tensor(&mut random, &name, &shape)?.to_dtype(model.dtype)?;
+        tensors.insert(name, tensor);
+    }
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors"))?;
+    Ok(())
+}
+
+/// Norms near one, everything else uniform around zero; matrices so that activations keep their size.
+fn random_tensor(random: &mut StdRng, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let (middle, spread) = match shape {
+        [_] if name.ends_with("norm.weight") => (1.0, 0.3),
+        [_, columns] => (0.0, (3.0 / *columns as f32).sqrt()),
+        _ => (0.0, 0.3),
+    };
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..count)
+        .map(|_| middle + random.random_range(-spread..spread))
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}

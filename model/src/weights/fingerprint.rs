@@ -1,0 +1,81 @@
+//! Provides the model fingerprint: one digest over what a forward pass depends on, config.json and every tensor.
+
+use super::Weights;
+use crate::{Error, Result};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::path::Path;
+
+/// Longest config.json accepted, in bytes.
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+/// Tensors are hashed in pieces of this size on all cores.
+const SEGMENT_BYTES: usize = 4 << 20;
+/// Names the definition below; a change of it changes every fingerprint.
+const DOMAIN: &[u8] = b"ot-distill model fingerprint v1";
+
+/// Top-level keys that no forward pass reads and that differ between saves of the same model. `dtype` (`torch_dtype` before
+/// transformers 5) repeats what the tensors' own types say, which are hashed. Keys that begin with `_` are provenance too.
+const VOLATILE_KEYS: [&str; 4] = ["transformers_version", "dtype", "torch_dtype", "use_cache"];
+
+/// BLAKE3 over, each preceded by its length as u64 little-endian: the domain, the canonical config (empty without
+/// config.json), and for every tensor in name order its name, type, shape and the digests of its 4 MiB segments.
+pub(super) fn fingerprint(weights: &Weights, config: Option<&Path>) -> Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    update(&mut hasher, DOMAIN);
+    let config = config.map(canonical_config).transpose()?;
+    update(&mut hasher, config.unwrap_or_default().as_bytes());
+    for name in weights.names() {
+        let (dtype, shape, bytes) = weights.raw(name)?;
+        update(&mut hasher, name.as_bytes());
+        update(&mut hasher, dtype.to_string().as_bytes());
+        let shape: Vec<u8> = shape
+            .iter()
+            .flat_map(|d| (*d as u64).to_le_bytes())
+            .collect();
+        update(&mut hasher, &shape);
+        let segments: Vec<[u8; 32]> = bytes
+            .par_chunks(SEGMENT_BYTES)
+            .map(|segment| *blake3::hash(segment).as_bytes())
+            .collect();
+        update(&mut hasher, segments.as_flattened());
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+/// The config without volatile keys, keys sorted, no white space, integral numbers without a fraction.
+fn canonical_config(path: &Path) -> Result<String> {
+    let bytes = super::read_capped(path, CONFIG_BYTES_MAX)?;
+    let mut config: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::malformed(path, "JSON", e.to_string()))?;
+    if let Value::Object(fields) = &mut config {
+        fields.retain(|key, _| !key.starts_with('_') && !VOLATILE_KEYS.contains(&key.as_str()));
+    }
+    canonicalise(&mut config);
+    Ok(config.to_string())
+}
+
+fn canonicalise(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.sort_keys();
+            fields.values_mut().for_each(canonicalise);
+        }
+        Value::Array(items) => items.iter_mut().for_each(canonicalise),
+        // 1000000 and 1000000.0 are the same rope_theta; beyond 2^53 an f64 is no longer exact.
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64()
+                && number.is_f64()
+                && float.fract() == 0.0
+                && float.abs() < 9e15
+            {
+                *value = Value::from(float as i64);
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,185 @@
+//! Properties of the codec: valid frames round-trip, and no bytes make the decoder panic.
+
+use proptest::prelude::*;
+
+use super::{
+    tests::{context, sample},
+    *,
+};
+use crate::{Estimator, State, StateCoding, StateKind, ValueCoding};
+
+/// Settings of a random frame.
+#[derive(Clone, Debug)]
+struct Settings {
+    mask: Vec<bool>,
+    vocab: u32,
+    k: usize,
+    coding: ValueCoding,
+    estimator: Estimator,
+    temperatures: Vec<f32>,
+    state: Option<(StateKind, StateCoding, usize)>,
+    text: String,
+    seed: u64,
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let coding = prop_oneof![
+        Just(ValueCoding::F16),
+        prop::sample::select(vec![0.01f32, 0.125, 1.0]).prop_map(ValueCoding::Step)
+    ];
+    let estimator = prop::sample::select(vec![
+        Estimator::TopK,
+        Estimator::Sampled,
+        Estimator::HeadSampled,
+    ]);
+    let kind = prop::sample::select(vec![StateKind::Exact, StateKind::Sketch]);
+    let state_coding = prop::sample::select(vec![StateCoding::F16, StateCoding::I8]);
+    let shape = (1u32..70).prop_flat_map(|vocab| (Just(vocab), 1..=vocab as usize));
+    (
+        prop::collection::vec(any::<bool>(), 0..12),
+        shape,
+        coding,
+        estimator,
+        prop::collection::vec(prop::sample::select(vec![0.5f32, 1.0, 2.0, 4.0]), 0..4),
+        prop::option::of((kind, state_coding, 1usize..9)),
+        "[a-z世é😀 ]{0,30}",
+        any::<u64>(),
+    )
+        .prop_map(
+            |(targets, (vocab, k), coding, estimator, temperatures, state, text, seed)| Settings {
+                mask: std::iter::once(false).chain(targets).collect(),
+                vocab,
+                k,
+                coding,
+                estimator,
+                temperatures,
+                state,
+                text,
+                seed,
+            },
+        )
+}
+
+/// A frame whose rows are what a teacher would say of random dense logits.
+fn frame(settings: &Settings) -> Frame {
+    use rand::{Rng, SeedableRng, rngs::StdRng, seq::index::sample};
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let (vocab, k) = (settings.vocab as usize, settings.k);
+    let count = settings.mask.iter().filter(|&&target| target).count();
+    let mut rows = Rows {
+        rows: count,
+        k,
+        vocab_size: settings.vocab,
+        estimator: settings.estimator,
+        coding: settings.coding,
+        ids: vec![],
+        logits: vec![],
+        counts: vec![],
+        max: vec![],
+        mean: vec![],
+        std: vec![],
+        temperatures: settings.temperatures.clone(),
+        logsumexp: vec![vec![]; settings.temperatures.len()],
+        state: settings.state.map(|(kind, coding, rank)| State {
+            kind,
+            coding,
+            rank,
+            values: (0..count * rank)
+                .map(|_| rng.random_range(-30.0..30.0))
+                .collect(),
+        }),
+    };
+    for _ in 0..count {
+        let logits: Vec<f32> = (0..vocab).map(|_| rng.random_range(-40.0..40.0)).collect();
+        let mut ids = sample(&mut rng, vocab, k).into_vec();
+        ids.sort_unstable();
+        rows.logits.extend(ids.iter().map(|&id| logits[id]));
+        rows.ids.extend(ids.iter().map(|&id| id as u32));
+        if settings.estimator != Estimator::TopK {
+            rows.counts.extend((0..k).map(|entry| {
+                if entry == 0 {
+                    1
+                } else {
+                    rng.random_range(0..4)
+                }
+            }));
+        }
+        rows.max
+            .push(logits.iter().copied().fold(f32::MIN, f32::max));
+        rows.mean.push(logits.iter().sum::<f32>() / vocab as f32);
+        rows.std.push(rng.random_range(0.0..9.0));
+        for (column, tau) in rows.logsumexp.iter_mut().zip(&rows.temperatures) {
+            let terms = logits.iter().map(|y| f64::from(y / tau).exp());
+            column.push(terms.sum::<f64>().ln() as f32);
+        }
+    }
+    let end = settings.text.len() as u32;
+    let byte_offsets = settings.mask.iter().map(|_| {
+        let start = rng.random_range(0..=end);
+        (start, rng.random_range(start..=end))
+    });
+    Frame {
+        sequence_id: settings.seed,
+        index: 5,
+        text_digest: Fingerprint::of(settings.text.as_bytes()),
+        text: settings.text.clone(),
+        byte_offsets: byte_offsets.collect(),
+        token_ids: settings.mask.iter().map(|_| rng.random()).collect(),
+        target_mask: settings.mask.clone(),
+        rows,
+    }
+}
+
+proptest! {
+    #[test]
+    fn valid_frames_round_trip(settings in settings()) {
+        let frame = frame(&settings);
+        let read = Frame::decode(&frame.encode(&context(5)).unwrap(), &context(5)).unwrap();
+        for (row, (before, after)) in frame.rows.logits.chunks(settings.k).zip(read.rows.logits.chunks(settings.k)).enumerate() {
+            for (before, after) in before.iter().zip(after) {
+                let tolerance = match settings.coding {
+                    // Half a step of rounding, and at most half a step of shift.
+                    ValueCoding::Step(step) => step * 1.01 + 1e-4,
+                    // Eleven significant bits of a distance of up to 80, twice for the shift.
+                    ValueCoding::F16 => 2.0 * (frame.rows.max[row] - before).max(1.0) * 0.5f32.powi(11) + 0.04,
+                };
+                prop_assert!((before - after).abs() <= tolerance, "{} {}", before, after);
+            }
+        }
+        if let (Some(before), Some(after)) = (&frame.rows.state, &read.rows.state) {
+            // Values are below 30: an i8 step is 30/127, a half's last bit is 1/64.
+            prop_assert!(before.values.iter().zip(&after.values).all(|(a, b)| (a - b).abs() <= 0.12));
+        }
+        let rows = Rows { logits: frame.rows.logits.clone(), state: frame.rows.state.clone(), ..read.rows.clone() };
+        prop_assert_eq!(Frame { rows, ..read }, frame);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), honest in any::<bool>()) {
+        let mut bytes = bytes;
+        if honest && bytes.len() > HEADER_BYTES {
+            bytes[..4].copy_from_slice(&header::MAGIC);
+            bytes[4..6].copy_from_slice(&header::VERSION.to_le_bytes());
+            bytes[6..12].copy_from_slice(&[1, 1, 1, 0, 0, 1]);
+        }
+        prop_assert!(Frame::decode(&bytes, &context(5)).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bodies_behind_an_honest_checksum_never_panic(noise in proptest::collection::vec(any::<u8>(), 1..400), at in 0usize..300) {
+        let frame = sample(3, 4, 40, ValueCoding::Step(0.125), Some(StateCoding::I8));
+        let (codes, width) = values::encode(&frame.rows);
+        let mut header = Header::new(&frame, width).unwrap();
+        let mut body = body::write(&frame, &codes, width).unwrap();
+        for (byte, noise) in body.iter_mut().skip(at).zip(noise) { *byte = noise; }
+        let compressed = zstd::bulk::compress(&body, 1).unwrap();
+        header.compressed_bytes = compressed.len() as u32;
+        let mut bytes = Vec::new();
+        header.write(&mut bytes);
+        bytes.extend(compressed);
+        bytes.extend(checksum(&bytes, &context(5)));
+        if let Ok(read) = Frame::decode(&bytes, &context(5)) {
+            prop_assert!(read.validate().is_ok());
+        }
+    }
+}

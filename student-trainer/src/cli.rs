@@ -1,0 +1,144 @@
+//! Provides the command line: subcommands, their settings as flags, and where each goes.
+
+use std::ffi::OsString;
+
+use clap::{ArgMatches, Command};
+
+use crate::{
+    Result,
+    config::{Key, Settings, TrainConfig, resolve, with_flags},
+    eval::{self, EvalConfig},
+    loss_command::{self, LossesConfig},
+    plan::{self, PlanConfig},
+    shutdown::Shutdown,
+    train,
+};
+
+/// The whole command line.
+pub fn command() -> Command {
+    let about = |name: &'static str, about: &'static str| Command::new(name).about(about);
+    Command::new("student-trainer")
+        .about("Distils a 4-bit student from a teacher's streamed logits")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(with_flags::<TrainConfig>(about(
+            "train",
+            "Train adapters on a teacher's blocks",
+        )))
+        .subcommand(with_flags::<EvalConfig>(about(
+            "eval",
+            "Cross-entropy and perplexity on text, and the distance to a teacher",
+        )))
+        .subcommand(with_flags::<PlanConfig>(about(
+            "plan",
+            "What every part takes on one card, before anything is loaded",
+        )))
+        .subcommand(with_flags::<LossesConfig>(about(
+            "losses",
+            "Evaluate any loss setting on dense logits",
+        )))
+}
+
+/// Parses `args` (the program's name first) and does what they say. Mistakes of the command line end the process, as
+/// clap does.
+///
+/// # Errors
+/// What stopped the command.
+pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Result<()> {
+    let matches = command().get_matches_from(args);
+    match matches.subcommand() {
+        Some(("train", matches)) => with_config(matches, |config| {
+            let summary = train::run(config, shutdown)?;
+            tracing::info!(
+                "{} after {} steps, loss {:.4}; adapter in {}",
+                if summary.interrupted {
+                    "stopped"
+                } else {
+                    "done"
+                },
+                summary.steps,
+                summary.loss.total,
+                summary.adapter.display()
+            );
+            Ok(())
+        }),
+        Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
+            let report = eval::run(config, shutdown)?;
+            match config.json {
+                true => println!("{}", report.to_json()),
+                false => println!("{report}"),
+            }
+            Ok(())
+        }),
+        Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
+            let report = plan::run(config)?;
+            match config.json {
+                true => println!("{}", serde_json::json!(report)),
+                false => print!("{report}"),
+            }
+            Ok(())
+        }),
+        Some(("losses", matches)) => with_config(matches, |config: &LossesConfig| {
+            let report = loss_command::run(config)?;
+            match config.json {
+                true => println!("{}", serde_json::json!(report)),
+                false => println!("{report}"),
+            }
+            Ok(())
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Resolves a command's settings, and prints or uses them.
+fn with_config<C: Settings>(
+    matches: &ArgMatches,
+    run: impl FnOnce(&C) -> Result<()>,
+) -> Result<()> {
+    let resolved = resolve::<C>(matches, &all_keys())?;
+    if resolved.print_only {
+        let text = toml::to_string(&resolved.config).map_err(|e| {
+            crate::Error::Config(format!("the configuration cannot be written as TOML: {e}"))
+        })?;
+        print!("{text}");
+        return Ok(());
+    }
+    run(&resolved.config)
+}
+
+/// Every command's settings: one file may hold them all.
+fn all_keys() -> Vec<Key> {
+    [
+        TrainConfig::keys(),
+        EvalConfig::keys(),
+        PlanConfig::keys(),
+        LossesConfig::keys(),
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_every_command_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_issue_s_flags_are_there() {
+        let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
+                    --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
+                    --position-prior 1 --top-k 64 --grad-out g --json";
+        command()
+            .try_get_matches_from(args.split_whitespace())
+            .unwrap();
+        let args = "student-trainer train --student s --out o --checkpointing off --lora-targets q_proj,v_proj \
+                    --max-grad-norm 1.0 --grad-accumulation 2 --chunk-rows 64 --preset literal --print-config";
+        command()
+            .try_get_matches_from(args.split_whitespace())
+            .unwrap();
+    }
+}

@@ -1,0 +1,279 @@
+//! Provides the connection to a teacher: TCP, TLS or a unix socket, a token, and waiting until it is ready.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use distill_proto::{limits, v1::teacher_service_client::TeacherServiceClient};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{handshake::ServerInfo, retry};
+use crate::{Error, Result, shutdown::Shutdown};
+
+/// Name that the teacher's health is asked by.
+const SERVICE_NAME: &str = "distill.v1.TeacherService";
+/// Between two questions whether the teacher is ready.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two messages that it is not.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// One attempt at a connection, and one short call.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that answers no ping for this long is gone.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Where a teacher is, and how to get in.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH`.
+    pub address: String,
+    /// PEM of the authority behind an https teacher.
+    pub ca_cert: Option<PathBuf>,
+    /// File with the token.
+    pub token_file: Option<PathBuf>,
+    /// How long to wait for a teacher that is not ready.
+    pub timeout: Duration,
+}
+
+/// A teacher that was ready at least once; the channel reconnects by itself on the next call.
+#[derive(Clone, Debug)]
+pub struct Teacher {
+    address: String,
+    timeout: Duration,
+    channel: Channel,
+    token: BearerToken,
+}
+
+/// The client of every call but health.
+pub type Service = TeacherServiceClient<InterceptedService<Channel, BearerToken>>;
+
+/// Adds the token to every call. Its `Debug` never shows it.
+#[derive(Clone)]
+pub struct BearerToken(Option<MetadataValue<Ascii>>);
+
+impl std::fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "BearerToken(set)"
+        } else {
+            "BearerToken(none)"
+        })
+    }
+}
+
+impl Interceptor for BearerToken {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Teacher {
+    /// Reaches a teacher and waits until it is ready.
+    ///
+    /// # Errors
+    /// An address, certificate or token that cannot be used; a teacher that is not ready in time; a shutdown.
+    pub async fn connect(options: &ConnectOptions, shutdown: &Shutdown) -> Result<Self> {
+        let teacher = Self {
+            address: options.address.clone(),
+            timeout: options.timeout,
+            channel: endpoint(options)?.connect_lazy(),
+            token: BearerToken(read_token(options)?),
+        };
+        teacher.wait_until_serving(shutdown).await?;
+        Ok(teacher)
+    }
+
+    /// What the teacher says about itself.
+    ///
+    /// # Errors
+    /// A lost connection, or an answer that cannot be understood.
+    pub async fn info(&self) -> Result<ServerInfo> {
+        let request = distill_proto::v1::GetServerInfoRequest {};
+        let answer = self.service().get_server_info(request).await;
+        let answer = answer.map_err(|status| self.failed("GetServerInfo", &status))?;
+        ServerInfo::try_from(answer.into_inner())
+    }
+
+    /// Waits until health says SERVING, with a message now and then.
+    ///
+    /// # Errors
+    /// Not ready within the timeout, refused for good (e.g. a wrong token), or a shutdown.
+    pub async fn wait_until_serving(&self, shutdown: &Shutdown) -> Result<()> {
+        let start = Instant::now();
+        let mut reported: Option<Instant> = None;
+        loop {
+            let reason = match self.health().await {
+                Ok(ServingStatus::Serving) => return Ok(()),
+                Ok(_) => "it is up but not ready yet (loading its weights?)".to_owned(),
+                Err(status) if retry::is_transient(status.code()) => retry::describe(&status),
+                Err(status) => return Err(self.failed("the health check", &status)),
+            };
+            let (waited, limit) = (start.elapsed().as_secs(), self.timeout.as_secs());
+            if start.elapsed() >= self.timeout {
+                return Err(self.error(format!(
+                    "not ready after {limit} s: {reason}; is teacher-server running there? --connect-timeout-seconds waits longer"
+                )));
+            }
+            if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+                tracing::info!(
+                    "waiting for the teacher at {}: {reason} ({waited} s, giving up after {limit} s)",
+                    self.address
+                );
+                reported = Some(Instant::now());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = shutdown.requested() => return Err(self.error("stopped while waiting for it")),
+            }
+        }
+    }
+
+    async fn health(&self) -> std::result::Result<ServingStatus, Status> {
+        let mut client = HealthClient::with_interceptor(self.channel.clone(), self.token.clone());
+        let request = HealthCheckRequest {
+            service: SERVICE_NAME.to_owned(),
+        };
+        let answer = tokio::time::timeout(ATTEMPT_TIMEOUT, client.check(request)).await;
+        let answer = answer.map_err(|_| Status::deadline_exceeded("no answer"))??;
+        Ok(answer.into_inner().status())
+    }
+
+    pub(super) fn service(&self) -> Service {
+        TeacherServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
+    }
+
+    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+        Error::Teacher {
+            address: self.address.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn failed(&self, call: &str, status: &Status) -> Error {
+        self.error(format!("{call} failed: {}", retry::describe(status)))
+    }
+}
+
+fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
+    let address = &options.address;
+    let bad = |reason: String| Error::Teacher {
+        address: address.clone(),
+        reason,
+    };
+    let known = ["http://", "https://", "unix:"];
+    if !known.iter().any(|scheme| address.starts_with(scheme)) {
+        return Err(bad(
+            "write the address as http://HOST:PORT, https://HOST:PORT or unix:/PATH".into(),
+        ));
+    }
+    let endpoint = Endpoint::from_shared(address.clone())
+        .map_err(|e| bad(format!("not an address: {e}")))?
+        .connect_timeout(ATTEMPT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    if !address.starts_with("https://") {
+        return Ok(endpoint);
+    }
+    let Some(path) = &options.ca_cert else {
+        return Err(bad(
+            "https needs --ca-cert FILE, the PEM of the authority that signed its certificate"
+                .into(),
+        ));
+    };
+    let pem = std::fs::read(path).map_err(Error::io("read", path))?;
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    endpoint
+        .tls_config(tls)
+        .map_err(|e| Error::file(path, format!("not a usable PEM certificate: {e}")))
+}
+
+fn read_token(options: &ConnectOptions) -> Result<Option<MetadataValue<Ascii>>> {
+    let Some(path) = &options.token_file else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(Error::file(path, "holds no token"));
+    }
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
+        .parse()
+        .map_err(|_| Error::file(path, "the token has characters that no header can carry"))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(address: &str) -> ConnectOptions {
+        ConnectOptions {
+            address: address.into(),
+            ca_cert: None,
+            token_file: None,
+            timeout: Duration::from_millis(100),
+        }
+    }
+
+    #[test]
+    fn bad_addresses_say_what_is_allowed() {
+        for (address, expected) in [
+            ("127.0.0.1:50051", "http://HOST:PORT"),
+            ("https://localhost:1", "--ca-cert"),
+            ("http://", "not an address"),
+        ] {
+            let message = endpoint(&options(address)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        endpoint(&options("unix:/tmp/socket")).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_trimmed_and_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let mut with_token = options("http://x:1");
+        with_token.token_file = Some(path.clone());
+        let token = read_token(&with_token).unwrap().unwrap();
+        assert_eq!(token.to_str().unwrap(), "Bearer s3cret");
+        assert!(!format!("{token:?}{:?}", BearerToken(Some(token.clone()))).contains("s3cret"));
+        std::fs::write(&path, " \n").unwrap();
+        assert!(
+            read_token(&with_token)
+                .unwrap_err()
+                .to_string()
+                .contains("no token")
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_error_with_the_remedy() {
+        // Port 1 is never bound by an unprivileged test.
+        let options = options("http://127.0.0.1:1");
+        let result = Teacher::connect(&options, &Shutdown::default()).await;
+        let message = result.unwrap_err().to_string();
+        assert!(
+            message.contains("teacher-server") && message.contains("127.0.0.1:1"),
+            "{message}"
+        );
+    }
+}

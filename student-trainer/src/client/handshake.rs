@@ -1,0 +1,165 @@
+//! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
+
+use distill_proto::{
+    Estimator, FORMAT_VERSION, Fingerprint, StateKind, limits,
+    v1::{self, GetServerInfoResponse},
+};
+
+use distill_text::TokenizerFiles;
+
+use crate::{Error, Result};
+
+/// The teacher's handshake in this crate's types.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerInfo {
+    /// Weights and configuration.
+    pub model: Fingerprint,
+    /// What the tokenizer does: equal ids for every text.
+    pub tokenizer: Fingerprint,
+    /// Which id means which token.
+    pub vocabulary: Fingerprint,
+    /// Documents.
+    pub corpus: Fingerprint,
+    /// Windows, masks, K, estimator, numerics: what the stream is.
+    pub plan: Fingerprint,
+    /// Effective vocabulary V: columns of every softmax.
+    pub vocab_size: u32,
+    /// Rows of the teacher's lm_head, padding included.
+    pub head_rows: u32,
+    /// Kept entries a row.
+    pub top_k: u32,
+    /// How a row stands for the distribution.
+    pub estimator: Estimator,
+    /// Temperatures with a stored logsumexp.
+    pub temperatures: Vec<f32>,
+    /// Kind and rank of `state`, where there is one.
+    pub state: Option<(StateKind, u32)>,
+    /// Frames of one pass.
+    pub sequence_count: u64,
+    /// Tokens of one pass.
+    pub token_count: u64,
+    /// Targets of one pass.
+    pub target_count: u64,
+    /// Longest sequence in tokens.
+    pub seq_len: u32,
+    /// For messages.
+    pub model_name: String,
+    /// For messages.
+    pub server_version: String,
+}
+
+impl TryFrom<GetServerInfoResponse> for ServerInfo {
+    type Error = Error;
+
+    fn try_from(info: GetServerInfoResponse) -> Result<Self> {
+        if info.format_version != FORMAT_VERSION {
+            return Err(Error::Mismatch {
+                what: "frame format version",
+                teacher: info.format_version.to_string(),
+                student: FORMAT_VERSION.to_string(),
+                remedy: "use teacher-server and student-trainer of one release",
+            });
+        }
+        let estimator = info.estimator();
+        let state_kind = info.state_kind();
+        let bad =
+            |what: &str| Error::Stream(format!("the handshake's {what} cannot be understood"));
+        let digest = |hex: &str, what| Fingerprint::from_hex(hex).ok_or_else(|| bad(what));
+        if info.effective_vocab_size == 0
+            || info.effective_vocab_size as usize > limits::VOCAB_SIZE_MAX
+        {
+            return Err(bad("effective vocabulary"));
+        }
+        Ok(Self {
+            model: digest(&info.model_fingerprint, "model fingerprint")?,
+            tokenizer: digest(&info.tokenizer_fingerprint, "tokenizer fingerprint")?,
+            vocabulary: digest(&info.vocabulary_fingerprint, "vocabulary fingerprint")?,
+            corpus: digest(&info.corpus_fingerprint, "corpus fingerprint")?,
+            plan: digest(&info.plan_fingerprint, "plan fingerprint")?,
+            vocab_size: info.effective_vocab_size,
+            head_rows: info.head_rows,
+            top_k: info.top_k,
+            estimator: match estimator {
+                v1::Estimator::TopK => Estimator::TopK,
+                v1::Estimator::Sampled => Estimator::Sampled,
+                v1::Estimator::HeadSampled => Estimator::HeadSampled,
+                v1::Estimator::Unspecified => return Err(bad("estimator")),
+            },
+            state: match state_kind {
+                v1::StateKind::None => None,
+                v1::StateKind::Exact => Some((StateKind::Exact, info.state_rank)),
+                v1::StateKind::Sketch => Some((StateKind::Sketch, info.state_rank)),
+                v1::StateKind::Unspecified => return Err(bad("state kind")),
+            },
+            temperatures: info.temperatures,
+            sequence_count: info.sequence_count,
+            token_count: info.token_count,
+            target_count: info.target_count,
+            seq_len: info.seq_len,
+            model_name: info.model_name,
+            server_version: info.server_version,
+        })
+    }
+}
+
+impl ServerInfo {
+    /// Checks that ids mean the same tokens on both sides and that the student has a head row for every one.
+    ///
+    /// Frames carry ids, so it is the vocabulary that must agree. Uploads of one tokenizer may still cut text in another
+    /// way (one Qwen2.5 normalises to NFC, another does not); that is worth a warning, not a refusal.
+    ///
+    /// `head_rows` are the rows of the student's lm_head, padding included: 151936 of Qwen2.5-1.5B under a teacher
+    /// with 152064 is fine, as both stop at the 151665 ids that the tokenizer knows.
+    ///
+    /// # Errors
+    /// `Mismatch` with both values and the remedy.
+    pub fn check_student(&self, tokenizer: &TokenizerFiles, head_rows: usize) -> Result<()> {
+        let vocabulary = tokenizer.vocabulary_fingerprint();
+        if vocabulary != self.vocabulary {
+            return Err(Error::Mismatch {
+                what: "vocabulary fingerprint",
+                teacher: self.vocabulary.to_string(),
+                student: vocabulary.to_string(),
+                remedy: "use a student with the teacher's vocabulary; another one is not supported yet",
+            });
+        }
+        if tokenizer.fingerprint() != self.tokenizer {
+            tracing::warn!(
+                "the tokenizers share a vocabulary but cut some texts differently (teacher {}, student {}); training \
+                 uses the teacher's ids",
+                self.tokenizer,
+                tokenizer.fingerprint()
+            );
+        }
+        if self.vocab_size as usize > head_rows {
+            return Err(Error::Mismatch {
+                what: "vocabulary",
+                teacher: format!("{} ids", self.vocab_size),
+                student: format!("{head_rows} rows in its lm_head"),
+                remedy: "use a student whose lm_head covers every id of the tokenizer",
+            });
+        }
+        tracing::info!(
+            "vocabulary: {} ids count; the rest of the teacher's {} and the student's {head_rows} head rows is padding",
+            self.vocab_size,
+            self.head_rows
+        );
+        Ok(())
+    }
+
+    /// Refuses another plan after a reconnection.
+    ///
+    /// # Errors
+    /// `Mismatch` with both plans.
+    pub fn check_same_plan(&self, plan: Fingerprint) -> Result<()> {
+        if self.plan == plan {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: "plan fingerprint after reconnecting",
+            teacher: self.plan.to_string(),
+            student: plan.to_string(),
+            remedy: "start the teacher again with the settings and corpus of before, or start a new run",
+        })
+    }
+}

@@ -1,0 +1,38 @@
+/*! The trainer's side of the contract: reach the teacher, agree with it, and take its frames in order.
+
+```text
+ connect ──> handshake ──> basis (once, if the loss needs it)
+                  └──────> stream: receive ─> check index ─> decode ─> bounded queue ─> training loop
+                              └── connection lost: back off, wait until ready, go on after the last cursor
+```
+*/
+
+mod basis;
+mod connect;
+mod handshake;
+mod retry;
+mod score;
+mod stream;
+
+pub use basis::fetch_basis;
+pub use connect::{ConnectOptions, Teacher};
+pub use handshake::ServerInfo;
+pub use score::SequenceToScore;
+pub use stream::{BlockStream, Position, Received, StreamOptions};
+
+use crate::{Error, Result};
+
+/// The runtime for the network: one thread, beside the blocking ones that decode.
+///
+/// # Errors
+/// The system refuses a thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Config(format!("the network runtime cannot start: {e}")))
+}
+
+#[cfg(test)]
+pub(crate) mod mock;

@@ -1,0 +1,132 @@
+//! Provides the flags of the loss settings: one line of help for each.
+
+use super::settings::{Key, Kind};
+
+/// Key under `[loss]`, kind and help of every loss setting.
+const LOSS_KEYS: [(&str, Kind, &str); 18] = [
+    (
+        "ce_weight",
+        Kind::Float,
+        "Weight of cross-entropy with the corpus' own tokens",
+    ),
+    (
+        "kl_weight",
+        Kind::Float,
+        "Weight of tau^2 KL(teacher || student)",
+    ),
+    (
+        "kl_temperature",
+        Kind::Float,
+        "tau of KL; one of the temperatures that the teacher stores",
+    ),
+    ("ot_weight", Kind::Float, "Weight of optimal transport"),
+    (
+        "chunk_rows",
+        Kind::Integer,
+        "Rows whose logits exist at one time",
+    ),
+    (
+        "ot.cost",
+        Kind::Text,
+        "Cost of transport: softmax-similarity or kl",
+    ),
+    (
+        "ot.similarity",
+        Kind::Text,
+        "Under softmax-similarity: scaled-dot, centered-dot, cosine or bhattacharyya",
+    ),
+    (
+        "ot.temperature",
+        Kind::Float,
+        "Divides the similarity before its softmax",
+    ),
+    (
+        "ot.kappa",
+        Kind::Float,
+        "Nats of KL that count as cost 1 under kl",
+    ),
+    (
+        "ot.epsilon",
+        Kind::Float,
+        "Entropic regularisation, in units of the cost",
+    ),
+    (
+        "ot.lambda",
+        Kind::Float,
+        "1 / epsilon, the other usual name; give one of the two",
+    ),
+    (
+        "ot.scope",
+        Kind::Text,
+        "Positions of one problem: row (all) or block",
+    ),
+    (
+        "ot.block_size",
+        Kind::Integer,
+        "Positions of a block under scope block",
+    ),
+    ("ot.reduction", Kind::Text, "Over block pairs: mean or sum"),
+    (
+        "ot.objective",
+        Kind::Text,
+        "What is minimised: entropic, sharp, or detached (in the preset literal only)",
+    ),
+    (
+        "ot.position_prior",
+        Kind::Float,
+        "gamma of gamma (i/N - j/M)^2, added to the cost when solving; 0 is off",
+    ),
+    (
+        "ot.max_iterations",
+        Kind::Integer,
+        "Most passes of the solver over the kernel",
+    ),
+    (
+        "ot.tolerance",
+        Kind::Float,
+        "L1 marginal error at which the solver stops",
+    ),
+];
+
+/// The keys of the loss section.
+pub fn loss_keys() -> Vec<Key> {
+    LOSS_KEYS
+        .iter()
+        .map(|(path, kind, help)| Key::new(*path, help, *kind))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::loss::{LossConfig, OtConfig};
+
+    fn paths(table: &toml::Table, prefix: &str, out: &mut BTreeSet<String>) {
+        for (name, value) in table {
+            match value {
+                toml::Value::Table(inner) => paths(inner, &format!("{prefix}{name}."), out),
+                _ => {
+                    out.insert(format!("{prefix}{name}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_loss_setting_has_a_flag_and_every_flag_a_setting() {
+        // Every optional setting is set, so that it shows.
+        let full = LossConfig {
+            ot: OtConfig {
+                lambda: Some(10.0),
+                ..OtConfig::default()
+            },
+            ..LossConfig::default()
+        };
+        let mut settings = BTreeSet::new();
+        paths(&toml::Table::try_from(full).unwrap(), "", &mut settings);
+        let keys: BTreeSet<String> = loss_keys().into_iter().map(|key| key.path).collect();
+        assert_eq!(keys, settings);
+    }
+}

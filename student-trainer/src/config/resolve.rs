@@ -1,0 +1,321 @@
+//! Provides the way from flags and a TOML file to a resolved configuration: defaults, then the file, then the flags.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use toml::{Table, Value};
+
+use super::{
+    nearest::nearest,
+    settings::{Key, Kind, Settings},
+};
+use crate::{Error, Result, loss::LossConfig};
+
+/// What the command line asked for beside settings.
+pub struct Resolved<C> {
+    /// Defaults, overlaid by the file, overlaid by the flags.
+    pub config: C,
+    /// `--print-config` was given: print and stop.
+    pub print_only: bool,
+}
+
+/// Adds `--config`, `--print-config` and one flag a setting.
+pub fn with_flags<C: Settings>(command: Command) -> Command {
+    let command = command
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("TOML file with any of the settings below; flags win over it"),
+        )
+        .arg(
+            Arg::new("print-config")
+                .long("print-config")
+                .action(ArgAction::SetTrue)
+                .help("Print the resolved configuration as TOML and stop"),
+        );
+    C::keys()
+        .iter()
+        .fold(command, |command, key| command.arg(flag(key)))
+}
+
+fn flag(key: &Key) -> Arg {
+    let kind = key.kind;
+    let arg = Arg::new(key.path.clone())
+        .long(key.flag())
+        .help(key.help.clone())
+        .value_parser(move |text: &str| parse(text, kind));
+    match kind {
+        Kind::Integer => arg.value_name("N"),
+        Kind::Float => arg.value_name("NUMBER").allow_negative_numbers(true),
+        Kind::Boolean => arg
+            .value_name("on|off")
+            .num_args(0..=1)
+            .default_missing_value("true"),
+        Kind::Text => arg.value_name("VALUE"),
+        Kind::List => arg
+            .value_name("A,B")
+            .action(ArgAction::Append)
+            .value_delimiter(','),
+    }
+}
+
+/// A flag's text as the TOML value it stands for.
+fn parse(text: &str, kind: Kind) -> std::result::Result<Value, String> {
+    match kind {
+        Kind::Integer => {
+            let parsed = text.parse::<u64>().ok().and_then(|n| i64::try_from(n).ok());
+            parsed
+                .map(Value::Integer)
+                .ok_or_else(|| "expected an integer of at least 0".to_owned())
+        }
+        Kind::Float => match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => Ok(Value::Float(number)),
+            _ => Err("expected a finite number such as 2e-4".to_owned()),
+        },
+        Kind::Boolean => match text {
+            "true" | "on" => Ok(Value::Boolean(true)),
+            "false" | "off" => Ok(Value::Boolean(false)),
+            _ => Err("expected on or off".to_owned()),
+        },
+        Kind::Text | Kind::List => Ok(Value::String(text.to_owned())),
+    }
+}
+
+/// Resolves the settings of one command. Keys of the file that belong to another command are left alone, so that one
+/// file serves all of them; `known` lists every command's keys.
+///
+/// # Errors
+/// A file that cannot be read or parsed, a key that no command has (with the nearest one that exists), or a value of
+/// the wrong type.
+pub fn resolve<C: Settings>(matches: &ArgMatches, known: &[Key]) -> Result<Resolved<C>> {
+    let mut values = Table::try_from(C::default())
+        .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
+    let own = C::keys();
+    let file = match matches.get_one::<PathBuf>("config") {
+        Some(path) => read_file(path, known)?,
+        None => Table::new(),
+    };
+    let flags = given_flags(matches, &own);
+    if let Some(name) = flags.get("preset").or_else(|| file.get("preset")) {
+        overlay(&mut values, preset(name)?);
+    }
+    overlay(&mut values, file);
+    overlay(&mut values, flags);
+    keep_only(&mut values, "", &own);
+    let config = values.try_into().map_err(|e: toml::de::Error| {
+        Error::Config(format!("configuration: {}", e.to_string().trim_end()))
+    })?;
+    Ok(Resolved {
+        config,
+        print_only: matches.get_flag("print-config"),
+    })
+}
+
+/// The settings that a preset stands for; file and flags win over it.
+fn preset(name: &Value) -> Result<Table> {
+    let loss = LossConfig::preset(name.as_str().unwrap_or_default())?;
+    let loss = Value::try_from(loss)
+        .map_err(|e| Error::Config(format!("the preset cannot be written as TOML: {e}")))?;
+    Ok(Table::from_iter([("loss".to_owned(), loss)]))
+}
+
+fn read_file(path: &Path, known: &[Key]) -> Result<Table> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let table: Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| Error::Config(format!("{}: {e}", path.display())))?;
+    refuse_unknown(&table, "", known, path)?;
+    Ok(table)
+}
+
+/// Fails on the first key that is neither a setting nor a table with settings in it.
+fn refuse_unknown(table: &Table, prefix: &str, known: &[Key], file: &Path) -> Result<()> {
+    for (name, value) in table {
+        let path = format!("{prefix}{name}");
+        let section = format!("{path}.");
+        match value {
+            Value::Table(inner) if known.iter().any(|key| key.path.starts_with(&section)) => {
+                refuse_unknown(inner, &section, known, file)?;
+            }
+            _ if known.iter().any(|key| key.path == path) => {}
+            _ => {
+                let candidates = known.iter().map(|key| key.path.as_str());
+                let hint = nearest(&path, candidates)
+                    .map(|key| format!("; the nearest setting is `{key}`"))
+                    .unwrap_or_default();
+                return Err(Error::Config(format!(
+                    "{}: there is no setting `{path}`{hint}",
+                    file.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn given_flags(matches: &ArgMatches, keys: &[Key]) -> Table {
+    let mut table = Table::new();
+    for key in keys {
+        let Ok(Some(given)) = matches.try_get_many::<Value>(&key.path) else {
+            continue;
+        };
+        let given: Vec<Value> = given.cloned().collect();
+        let value = match (key.kind, given.as_slice()) {
+            (Kind::List, _) => Value::Array(given),
+            (_, [.., last]) => last.clone(),
+            _ => continue,
+        };
+        insert(&mut table, &key.path, value);
+    }
+    table
+}
+
+fn insert(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let inner = table
+                .entry(section.to_owned())
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn overlay(under: &mut Table, over: Table) {
+    for (name, value) in over {
+        match (under.get_mut(&name), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            (_, value) => {
+                under.insert(name, value);
+            }
+        }
+    }
+}
+
+/// Drops what belongs to other commands, so that a strict section can refuse unknown fields of its own.
+fn keep_only(table: &mut Table, prefix: &str, keys: &[Key]) {
+    table.retain(|name, value| {
+        let path = format!("{prefix}{name}");
+        let section = format!("{path}.");
+        if let Value::Table(inner) = value {
+            keep_only(inner, &section, keys);
+        }
+        keys.iter()
+            .any(|key| key.path == path || key.path.starts_with(&section))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::settings;
+
+    settings! {
+        /// Inner.
+        pub struct Inner {
+            /// How much.
+            weight: f64 = 1.0,
+        }
+    }
+    settings! {
+        /// Outer.
+        pub struct Outer {
+            /// Learning rate.
+            lr: f64 = 2e-4,
+            /// Steps.
+            steps: Option<usize> = None,
+            /// Where.
+            out: Option<PathBuf> = None,
+            /// Names.
+            targets: Vec<String> = vec!["q".to_owned()],
+            /// Whether.
+            checkpointing: bool = true,
+        }
+        sections {
+            /// The loss.
+            loss: Inner = Inner::keys,
+        }
+    }
+
+    fn resolve_from(file: &str, flags: &[&str]) -> Result<Outer> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, file).unwrap();
+        let command = with_flags::<Outer>(Command::new("x"));
+        let path = path.to_str().unwrap();
+        let args = ["x", "--config", path]
+            .into_iter()
+            .chain(flags.iter().copied());
+        let matches = command
+            .try_get_matches_from(args)
+            .map_err(|e| Error::Config(e.to_string()))?;
+        let mut known = Outer::keys();
+        known.push(Key::new("elsewhere", "of another command", Kind::Text));
+        Ok(resolve::<Outer>(&matches, &known)?.config)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let config = resolve_from(
+            "lr = 1e-3\nsteps = 7\nelsewhere = \"x\"\n[loss]\nweight = 3",
+            &[
+                "--lr",
+                "5e-5",
+                "--targets",
+                "a,b",
+                "--targets",
+                "c",
+                "--checkpointing",
+                "off",
+                "--out",
+                "123",
+            ],
+        )
+        .unwrap();
+        assert_eq!((config.lr, config.steps), (5e-5, Some(7)));
+        assert_eq!(config.targets, ["a", "b", "c"]);
+        assert_eq!(config.loss.weight, 3.0);
+        assert_eq!(config.out.as_deref(), Some(Path::new("123")));
+        assert!(!config.checkpointing);
+        assert_eq!(
+            resolve_from("", &["--weight=0.5"]).unwrap().loss.weight,
+            0.5
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let message = resolve_from("stesp = 7", &[]).unwrap_err().to_string();
+        assert!(
+            message.contains("`stesp`") && message.contains("`steps`"),
+            "{message}"
+        );
+        let message = resolve_from("[loss]\nwieght = 7", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("`loss.weight`"), "{message}");
+    }
+
+    #[test]
+    fn wrong_values_are_errors_that_name_the_key() {
+        for (file, flags, expected) in [
+            ("lr = \"fast\"", vec![], "lr"),
+            ("steps = -1", vec![], "steps"),
+            ("loss = 1", vec![], "loss"),
+            ("", vec!["--lr", "nan"], "--lr"),
+            ("", vec!["--steps", "1.5"], "--steps"),
+            ("", vec!["--checkpointing=maybe"], "--checkpointing"),
+            ("lr = ", vec![], "c.toml"),
+        ] {
+            let message = resolve_from(file, &flags).unwrap_err().to_string();
+            assert!(message.contains(expected), "{file} {flags:?}: {message}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Provides what `train` can be told, with the defaults, and the check that it makes sense before any work.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    loss_keys::loss_keys,
+    settings::{setting_kinds, settings},
+};
+use crate::{Error, Result, loss::LossConfig};
+
+/// How a base that is stored in full precision is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// 4-bit NormalFloat, quantised while loading.
+    #[default]
+    Nf4,
+    /// As stored, frozen.
+    None,
+}
+
+/// The type that activations and frozen weights are computed in; adapters are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// f32 on the CPU, bf16 on a GPU.
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// Half precision.
+    F16,
+}
+
+setting_kinds! {
+    Text: Quantize, ComputeDtype;
+}
+
+settings! {
+    /// Everything `train` can be told; the resolved form is written into the run directory.
+    pub struct TrainConfig {
+        /// Teacher's address: http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
+        teacher: String = "http://127.0.0.1:50051".to_owned(),
+        /// PEM file with the authority that signed an https teacher's certificate.
+        ca_cert: Option<PathBuf> = None,
+        /// File with the token that the teacher asks for.
+        token_file: Option<PathBuf> = None,
+        /// Seconds to wait for the teacher to be ready, at the start and after a lost connection.
+        connect_timeout_seconds: u64 = 1800,
+        /// Lost connections in a row, without a frame in between, before giving up.
+        reconnect_attempts: u32 = 10,
+        /// Decoded frames held ready; beyond them the teacher waits.
+        prefetch_frames: usize = 8,
+
+        /// Directory of the student: a bitsandbytes NF4 checkpoint, or safetensors in bf16, f16 or f32.
+        student: PathBuf = PathBuf::new(),
+        /// How a full-precision student is held: nf4 or none.
+        quantize: Quantize = Quantize::Nf4,
+        /// Compute type: auto, f32, bf16 or f16.
+        dtype: ComputeDtype = ComputeDtype::Auto,
+        /// Where to compute: auto, cpu, cuda or cuda:N.
+        device: String = "auto".to_owned(),
+        /// Run directory to create.
+        out: PathBuf = PathBuf::new(),
+
+        /// Optimiser steps; unset: as many as `epochs` takes.
+        steps: Option<usize> = None,
+        /// Passes over the teacher's corpus.
+        epochs: usize = 1,
+        /// Sequences in one forward pass.
+        batch_size: usize = 1,
+        /// Forward passes summed into one optimiser step.
+        grad_accumulation: usize = 1,
+        /// Recompute each layer in the backward pass instead of keeping its activations.
+        checkpointing: bool = true,
+
+        /// Peak learning rate.
+        lr: f64 = 2e-4,
+        /// Steps of linear warm-up; unset: `warmup_ratio` of all steps.
+        warmup_steps: Option<usize> = None,
+        /// Share of all steps that is warm-up, where `warmup_steps` is unset.
+        warmup_ratio: f64 = 0.03,
+        /// Share of the peak at which the cosine ends.
+        lr_floor_ratio: f64 = 0.1,
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.0,
+        /// Decay of AdamW's first moment.
+        beta1: f64 = 0.9,
+        /// Decay of AdamW's second moment.
+        beta2: f64 = 0.999,
+        /// Added to the root of AdamW's second moment.
+        eps: f64 = 1e-8,
+        /// Largest norm of the whole gradient; 0 leaves it alone.
+        max_grad_norm: f64 = 1.0,
+
+        /// LoRA rank r.
+        lora_rank: usize = 16,
+        /// LoRA alpha: adapters count alpha / r.
+        lora_alpha: f64 = 32.0,
+        /// Projections that get an adapter.
+        lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(),
+        /// Seed of everything random.
+        seed: u64 = 42,
+
+        /// Loss settings to start from: default, or literal (the method's formula word for word).
+        preset: String = "default".to_owned(),
+        /// Safetensors file for the gradients of the first step, before clipping, to check against other implementations.
+        first_step_grad_out: Option<PathBuf> = None,
+    }
+    sections {
+        /// The loss.
+        loss: LossConfig = loss_keys,
+    }
+}
+
+/// Every linear of a decoder layer.
+pub const LORA_TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+impl TrainConfig {
+    /// Checks what can be checked without touching the teacher or the student.
+    ///
+    /// # Errors
+    /// The first setting that is missing or outside its meaning, by name, with what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let check = |fine: bool, message: &str| {
+            if fine {
+                Ok(())
+            } else {
+                Err(Error::Config(message.to_owned()))
+            }
+        };
+        let missing = |path: &PathBuf| path.as_os_str().is_empty();
+        check(
+            !missing(&self.student),
+            "student: name the student's directory with --student DIR",
+        )?;
+        check(
+            !missing(&self.out),
+            "out: name the run directory with --out DIR",
+        )?;
+        check(
+            self.prefetch_frames > 0,
+            "prefetch_frames: must be at least 1",
+        )?;
+        check(self.steps != Some(0), "steps: must be at least 1")?;
+        check(self.epochs > 0, "epochs: must be at least 1")?;
+        check(self.batch_size > 0, "batch_size: must be at least 1")?;
+        check(
+            self.grad_accumulation > 0,
+            "grad_accumulation: must be at least 1",
+        )?;
+        check(self.lora_rank > 0, "lora_rank: must be at least 1")?;
+        check(self.lora_alpha > 0.0, "lora_alpha: must be above 0")?;
+        check(
+            !self.lora_targets.is_empty(),
+            "lora_targets: name at least one projection",
+        )?;
+        self.check_optimizer(&check)?;
+        Ok(self.loss.validate()?)
+    }
+
+    fn check_optimizer(&self, check: &dyn Fn(bool, &str) -> Result<()>) -> Result<()> {
+        let share = 0.0..=1.0;
+        let decay = 0.0..1.0;
+        check(
+            self.lr > 0.0 && self.lr.is_finite(),
+            "lr: must be a positive number",
+        )?;
+        check(
+            share.contains(&self.warmup_ratio),
+            "warmup_ratio: must lie in 0..=1",
+        )?;
+        check(
+            share.contains(&self.lr_floor_ratio),
+            "lr_floor_ratio: must lie in 0..=1",
+        )?;
+        check(self.weight_decay >= 0.0, "weight_decay: must be at least 0")?;
+        check(decay.contains(&self.beta1), "beta1: must lie in 0..1")?;
+        check(decay.contains(&self.beta2), "beta2: must lie in 0..1")?;
+        check(self.eps > 0.0, "eps: must be above 0")?;
+        check(
+            self.max_grad_norm >= 0.0,
+            "max_grad_norm: must be at least 0",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::Settings;
+
+    fn valid() -> TrainConfig {
+        TrainConfig {
+            student: "s".into(),
+            out: "o".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_broken_setting_is_named() {
+        valid().validate().unwrap();
+        let broken: [(&str, fn(&mut TrainConfig)); 8] = [
+            ("student", |c| c.student = PathBuf::new()),
+            ("out", |c| c.out = PathBuf::new()),
+            ("steps", |c| c.steps = Some(0)),
+            ("lr", |c| c.lr = f64::NAN),
+            ("beta2", |c| c.beta2 = 1.0),
+            ("warmup_ratio", |c| c.warmup_ratio = 1.5),
+            ("eps", |c| c.eps = 0.0),
+            ("lora_targets", |c| c.lora_targets.clear()),
+        ];
+        for (name, breaks) in broken {
+            let mut config = valid();
+            breaks(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{name}:")), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_key_has_its_own_flag_and_help() {
+        let keys = TrainConfig::keys();
+        let mut flags: Vec<String> = keys.iter().map(crate::config::Key::flag).collect();
+        flags.sort();
+        let count = flags.len();
+        flags.dedup();
+        assert_eq!(flags.len(), count, "two settings share a flag");
+        assert!(keys.iter().all(|key| !key.help.is_empty()));
+    }
+
+    #[test]
+    fn the_resolved_file_reads_back_as_itself() {
+        let config = TrainConfig {
+            steps: Some(3),
+            ..valid()
+        };
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<TrainConfig>(&text).unwrap(), config);
+    }
+}

@@ -1,0 +1,119 @@
+//! Provides the error of this crate: what went wrong, where, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+use crate::loss::LossError;
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong while a student is trained, evaluated or planned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is unknown, missing or outside its meaning.
+    #[error("{0}")]
+    Config(String),
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is there but does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The teacher could not be reached, or stopped answering.
+    #[error("teacher at {address}: {reason}")]
+    Teacher {
+        /// Where.
+        address: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
+    /// Teacher and student do not fit each other.
+    #[error(
+        "the teacher does not fit this run: {what}: the teacher has {teacher}, the student has {student}; {remedy}"
+    )]
+    Mismatch {
+        /// Which property.
+        what: &'static str,
+        /// The teacher's value.
+        teacher: String,
+        /// The student's value.
+        student: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A loss that cannot be computed, by its settings or by what the teacher sends.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// The stream broke a rule: a wrong index, a damaged frame, a digest that does not agree.
+    #[error("block stream: {0}")]
+    Stream(String),
+    /// A parameter takes no part in the loss.
+    #[error(
+        "step {step}: {names} got {what} gradient; the graph is cut between them and the loss, so they would never learn"
+    )]
+    Gradient {
+        /// Optimiser step, from 1.
+        step: usize,
+        /// Parameter names, shortened.
+        names: String,
+        /// `no` or `only a zero`.
+        what: &'static str,
+    },
+    /// NaN or infinity before an update.
+    #[error("step {step}: {what} is not finite; nothing was updated, and the batch is in {}", dump.display())]
+    NotFinite {
+        /// Optimiser step, from 1.
+        step: usize,
+        /// The loss part or the parameters concerned.
+        what: String,
+        /// Directory with the batch and the names.
+        dump: PathBuf,
+    },
+    /// The student's weights or configuration.
+    #[error("student: {0}")]
+    Model(#[from] distill_model::Error),
+    /// The tokenizer's files or the corpus.
+    #[error(transparent)]
+    Text(#[from] distill_text::Error),
+    /// A frame cannot be decoded.
+    #[error(transparent)]
+    Proto(#[from] distill_proto::Error),
+    /// The tensor library.
+    #[error("tensor: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A safetensors file cannot be read or written.
+    #[error("safetensors: {0}")]
+    Safetensors(#[from] safetensors::SafeTensorError),
+}
+
+impl Error {
+    /// For `map_err` on file operations: `fs::read(path).map_err(Error::io("read", path))`.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// For a file that does not hold what it should.
+    pub fn file(path: &Path, reason: impl Into<String>) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Provides what an evaluation found, as people and programs read it.
+
+use std::fmt;
+
+use serde_json::json;
+
+/// Sums over all targets, and the means that follow.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvalReport {
+    sequences: usize,
+    tokens: usize,
+    targets: usize,
+    ce_sum: f64,
+    compared: usize,
+    kl_sum: f64,
+    agreements: usize,
+    /// Entries that the teacher keeps a position; KL counts the rest as one bucket.
+    pub teacher_top_k: Option<u32>,
+    /// Time for all sequences.
+    pub seconds: f64,
+}
+
+impl EvalReport {
+    pub(super) fn add(&mut self, tokens: usize, targets: usize, ce: f64) {
+        self.sequences += 1;
+        self.tokens += tokens;
+        self.targets += targets;
+        self.ce_sum += ce * targets as f64;
+    }
+
+    pub(super) fn add_teacher(&mut self, targets: usize, kl: f64, agreements: usize) {
+        self.compared += targets;
+        self.kl_sum += kl * targets as f64;
+        self.agreements += agreements;
+    }
+
+    /// Mean cross-entropy in nats a target.
+    pub fn ce(&self) -> f64 {
+        self.ce_sum / self.targets.max(1) as f64
+    }
+
+    /// `e^CE`.
+    pub fn perplexity(&self) -> f64 {
+        self.ce().exp()
+    }
+
+    /// Mean KL to the teacher, where one was asked.
+    pub fn kl(&self) -> Option<f64> {
+        (self.compared > 0).then(|| self.kl_sum / self.compared as f64)
+    }
+
+    /// Share of targets where student and teacher prefer the same token.
+    pub fn top1_agreement(&self) -> Option<f64> {
+        (self.compared > 0).then(|| self.agreements as f64 / self.compared as f64)
+    }
+
+    /// For programs.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "ce": self.ce(),
+            "perplexity": self.perplexity(),
+            "kl": self.kl(),
+            "top1_agreement": self.top1_agreement(),
+            "teacher_top_k": self.teacher_top_k,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "seconds": self.seconds,
+        })
+    }
+}
+
+impl fmt::Display for EvalReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "cross-entropy    {:.4} nats a target", self.ce())?;
+        writeln!(f, "perplexity       {:.3}", self.perplexity())?;
+        if let (Some(kl), Some(agreement)) = (self.kl(), self.top1_agreement()) {
+            writeln!(f, "KL to teacher    {kl:.4} nats a target")?;
+            writeln!(f, "top-1 agreement  {:.1} %", 100.0 * agreement)?;
+        }
+        write!(
+            f,
+            "over {} targets of {} tokens in {} sequences, {:.1} s",
+            self.targets, self.tokens, self.sequences, self.seconds
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_are_over_targets_not_over_sequences() {
+        let mut report = EvalReport::default();
+        report.add(10, 1, 4.0);
+        report.add(10, 3, 2.0);
+        assert_eq!(report.ce(), 2.5);
+        assert_eq!(report.kl(), None);
+        report.add_teacher(4, 0.5, 3);
+        assert_eq!(
+            (report.kl(), report.top1_agreement()),
+            (Some(0.5), Some(0.75))
+        );
+        assert!(report.to_string().contains("75.0 %"));
+    }
+}

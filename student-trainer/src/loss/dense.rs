@@ -1,0 +1,291 @@
+//! Provides the same losses from dense logits, with gradients to them: what the `losses` command shows the world.
+
+use candle_core::{DType, Device, Tensor};
+use distill_proto::{Estimator, Rows, ValueCoding};
+use rayon::prelude::*;
+
+use super::bhattacharyya::Bhattacharyya;
+use super::config::{Cost, LossConfig, Similarity};
+use super::cost::kl_cost_rows;
+use super::error::{LossError, Result};
+use super::head::{LossValues, check_labels, check_pairs, sum_up};
+use super::rows::{RowTerms, RowValues, row_pass};
+use super::rowwise::{each_row, to_host};
+use super::similarity::Bilinear;
+use super::sparse;
+use super::teacher::Teacher;
+use super::transport::{Transport, transport};
+
+/// The losses of dense logits.
+#[derive(Clone, Debug)]
+pub struct DenseLoss {
+    /// Without labels `ce` is 0 and not part of `total`.
+    pub values: LossValues,
+    /// d ot / dX `[N, V]`, without its weight.
+    pub grad_ot: Tensor,
+    /// d total / dX `[N, V]`.
+    pub grad_total: Tensor,
+}
+
+/// The losses of dense logits on the host, in f32.
+///
+/// `labels` are the targets of the N rows; `top_k` cuts the teacher to its K largest logits first, as a capture would.
+///
+/// # Shapes
+/// `student`: X `[N, V]`; `teacher`: Y `[M, V]`.
+///
+/// # Errors
+/// Settings that this teacher cannot feed, shapes that do not fit, and NaN or infinity anywhere.
+pub fn dense_loss(
+    student: &Tensor,
+    teacher: &Tensor,
+    labels: Option<&[u32]>,
+    top_k: Option<usize>,
+    config: &LossConfig,
+) -> Result<DenseLoss> {
+    let x = host_logits(student)?;
+    let y = host_logits(teacher)?;
+    let ((n, vocab_size), (m, teacher_vocab)) = (x.dims2()?, y.dims2()?);
+    if vocab_size != teacher_vocab {
+        return Err(LossError::shape(
+            "columns of the teacher's logits",
+            vocab_size,
+            teacher_vocab,
+        ));
+    }
+    let k = top_k.unwrap_or(vocab_size);
+    if k == 0 || k > vocab_size {
+        return Err(LossError::shape("top_k", format!("1..={vocab_size}"), k));
+    }
+    config.check_teacher(
+        Estimator::TopK,
+        &[1.0, config.kl_temperature as f32],
+        top_k.is_none(),
+    )?;
+    check_pairs(n, m, config)?;
+    if let Some(labels) = labels {
+        check_labels(labels, n, vocab_size)?;
+    }
+    let rows = compress(&y, k, &[1.0, config.kl_temperature as f32])?;
+    let teacher = Teacher::new(&rows, vocab_size)?;
+
+    let (values, mut grad_total) = cross_terms(&x, &teacher, labels, config)?;
+    let mut result = sum_up(&values, config)?;
+    if labels.is_none() {
+        result.ce = 0.0;
+        result.total = config.kl_weight * result.kl;
+    }
+    let mut grad_ot = grad_total.zeros_like()?;
+    if config.ot_weight > 0.0 {
+        let part = DenseTransport {
+            x: &x,
+            y: &y,
+            teacher: &teacher,
+            config,
+        };
+        let transport;
+        (transport, grad_ot) = part.run()?;
+        result.ot = transport.value;
+        result.report = transport.report;
+        if config.ot.cost == Cost::Kl {
+            let rows = values.iter().zip(&transport.row_mass);
+            let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
+            result.ot += constant / config.ot.kappa;
+            result.report.transport_cost += constant / config.ot.kappa;
+        }
+        result.total += config.ot_weight * result.ot;
+        grad_total = (grad_total + (&grad_ot * config.ot_weight)?)?;
+    }
+    Ok(DenseLoss {
+        values: result,
+        grad_ot,
+        grad_total,
+    })
+}
+
+fn host_logits(logits: &Tensor) -> Result<Tensor> {
+    let host = logits
+        .detach()
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .contiguous()?;
+    let (n, _) = host.dims2()?;
+    if n == 0 {
+        return Err(LossError::shape("logits", "at least one row", n));
+    }
+    Ok(host)
+}
+
+/// CE and KL, and their gradient.
+fn cross_terms(
+    x: &Tensor,
+    teacher: &Teacher,
+    labels: Option<&[u32]>,
+    config: &LossConfig,
+) -> Result<(Vec<RowValues>, Tensor)> {
+    let n = x.dims()[0] as f64;
+    let (gradient, values) = each_row(x.copy()?, |i, z| {
+        let kl = (config.kl_weight > 0.0)
+            .then(|| teacher.row(i, config.kl_temperature))
+            .flatten();
+        let terms = RowTerms {
+            label: labels.map_or(0, |labels| labels[i]),
+            ce: labels.map_or(0.0, |_| config.ce_weight / n),
+            kl: kl.map(|row| (row, config.kl_weight / n)),
+            softmax: 0.0,
+        };
+        row_pass(z, &terms, true)
+    })?;
+    Ok((values, gradient))
+}
+
+/// Transport between dense logits.
+struct DenseTransport<'a> {
+    x: &'a Tensor,
+    y: &'a Tensor,
+    teacher: &'a Teacher<'a>,
+    config: &'a LossConfig,
+}
+
+impl DenseTransport<'_> {
+    fn run(&self) -> Result<(Transport, Tensor)> {
+        let config = &self.config.ot;
+        let (n, m) = (self.x.dims()[0], self.y.dims()[0]);
+        match (config.cost, config.similarity) {
+            (Cost::Kl, _) => self.kl(n, m),
+            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
+                let mut roots = Bhattacharyya::new(self.teacher);
+                roots.push(self.x.copy()?)?;
+                let transport = transport(roots.s.clone(), n, m, config)?;
+                let (gradient, _) = each_row(self.x.copy()?, |i, z| {
+                    let g = &transport.gradient[i * m..(i + 1) * m];
+                    z.copy_from_slice(&roots.backward(i, z, g, 1.0));
+                })?;
+                Ok((transport, gradient))
+            }
+            (Cost::SoftmaxSimilarity, kind) => {
+                let similarity = Bilinear::from_logits(kind, self.x, self.y)?;
+                let s = similarity.forward()?;
+                let transport = transport(to_host(&s)?, n, m, config)?;
+                let gradient = transport.gradient_tensor(m, 1.0, self.x.device())?;
+                let gradient = similarity.backward(&s, &gradient)?;
+                Ok((transport, gradient))
+            }
+        }
+    }
+
+    /// `C = (sum p ln p - x_i . p_j + lse_i) / kappa`; dX = (row_mass q - G p) / kappa.
+    fn kl(&self, n: usize, m: usize) -> Result<(Transport, Tensor)> {
+        let (teacher, kappa) = (self.teacher, self.config.ot.kappa);
+        let (rows, p) = (teacher.rows, &teacher.kept);
+        let dense = rows.k == self.x.dims()[1];
+        let p_dense = if dense {
+            Some(Tensor::from_slice(p, (m, rows.k), self.x.device())?)
+        } else {
+            None
+        };
+        let mut cost = match &p_dense {
+            Some(p) => to_host(&self.x.matmul(&p.t()?)?)?,
+            None => {
+                let dots = |_, z: &mut [f32]| {
+                    let mut out = vec![0.0; m];
+                    sparse::dots(z, &rows.ids, p, rows.k, &mut out);
+                    out
+                };
+                each_row(self.x.copy()?, dots)?.1.concat()
+            }
+        };
+        kl_cost_rows(&mut cost, &teacher.negative_entropy, kappa);
+        let transport = transport(cost, n, m, &self.config.ot)?;
+        let (gradient, _) = each_row(self.x.copy()?, |i, z| {
+            let terms = RowTerms {
+                label: 0,
+                ce: 0.0,
+                kl: None,
+                softmax: transport.row_mass[i] / kappa,
+            };
+            row_pass(z, &terms, true);
+            if !dense {
+                let g = &transport.gradient[i * m..(i + 1) * m];
+                let factors: Vec<f32> = g.iter().map(|g| -g / kappa as f32).collect();
+                sparse::add(z, &rows.ids, p, rows.k, &factors);
+            }
+        })?;
+        let gradient = match &p_dense {
+            Some(p) => {
+                let g = transport.gradient_tensor(m, -1.0 / kappa, self.x.device())?;
+                (gradient + g.matmul(p)?)?
+            }
+            None => gradient,
+        };
+        Ok((transport, gradient))
+    }
+}
+
+/// The rows that a teacher with these logits would send, without quantisation: the K largest of each row (the lower id
+/// first among equals), and the statistics of the whole row.
+///
+/// # Shapes
+/// `y`: `[M, V]`, contiguous f32 on the host.
+pub(crate) fn compress(y: &Tensor, k: usize, temperatures: &[f32]) -> Result<Rows> {
+    let (m, vocab_size) = y.dims2()?;
+    let y = to_host(y)?;
+    if let Some(position) = y
+        .par_chunks(vocab_size)
+        .position_first(|row| row.iter().any(|y| !y.is_finite()))
+    {
+        return Err(LossError::NonFinite {
+            what: "teacher logits",
+            position,
+        });
+    }
+    let top = |row: &[f32]| {
+        let mut ids: Vec<u32> = (0..vocab_size as u32).collect();
+        if k < vocab_size {
+            let logit = |id: u32| row[id as usize];
+            ids.select_nth_unstable_by(k, |&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+            ids.truncate(k);
+            ids.sort_unstable();
+        }
+        ids
+    };
+    let ids: Vec<u32> = y.par_chunks(vocab_size).flat_map_iter(top).collect();
+    let logits = ids.iter().enumerate();
+    let logits = logits
+        .map(|(entry, &id)| y[entry / k * vocab_size + id as usize])
+        .collect();
+    let statistic = |of: &(dyn Fn(&[f32]) -> f64 + Sync)| -> Vec<f32> {
+        y.par_chunks(vocab_size).map(|row| of(row) as f32).collect()
+    };
+    let size = vocab_size as f64;
+    let mean = |row: &[f32]| row.iter().map(|&y| f64::from(y)).sum::<f64>() / size;
+    let top = |row: &[f32]| f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let logsumexp = |row: &[f32], tau: f64| {
+        let top = top(row);
+        let exps = row.iter().map(|&y| ((f64::from(y) - top) / tau).exp());
+        top / tau + exps.sum::<f64>().ln()
+    };
+    Ok(Rows {
+        rows: m,
+        k,
+        vocab_size: vocab_size as u32,
+        estimator: Estimator::TopK,
+        coding: ValueCoding::F16,
+        ids,
+        logits,
+        counts: Vec::new(),
+        max: statistic(&top),
+        mean: statistic(&mean),
+        std: statistic(&|row| {
+            let mean = mean(row);
+            let squares = row.iter().map(|&y| (f64::from(y) - mean).powi(2));
+            (squares.sum::<f64>() / size).sqrt()
+        }),
+        logsumexp: temperatures
+            .iter()
+            .map(|&tau| statistic(&|row| logsumexp(row, f64::from(tau))))
+            .collect(),
+        temperatures: temperatures.to_vec(),
+        state: None,
+    })
+}

@@ -1,0 +1,242 @@
+//! Provides the student's head and what follows from it alone: logits and their way back, chunk by chunk, and the small
+//! matrices that let similarities of whole logit rows be computed without the V axis.
+
+use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::error::{LossError, Result};
+use super::rowwise::with_f32;
+use super::simd::{add_row, vectorized};
+use super::teacher::Teacher;
+
+/// Rows of the head that are widened to f32, or multiplied with the basis, at one time.
+const TILE_ROWS: usize = 8_192;
+
+/// The frozen head W `[V, d]` of the student, made once a run.
+///
+/// Full-parameter training moves W: make it anew after each step.
+#[derive(Clone, Debug)]
+pub struct HeadGeometry {
+    head: Tensor,
+    logit_space: Option<LogitSpace>,
+}
+
+/// Inner products of student and teacher logits, with the V axis summed out.
+#[derive(Clone, Debug)]
+pub(crate) struct LogitSpace {
+    /// `P = W^T B`, `[d, r]`.
+    pub(crate) projection: Tensor,
+    /// The same of the centred head, `(W - 1 w^T)^T B`.
+    pub(crate) centered_projection: Tensor,
+    /// `V w = W^T 1`, `[1, d]`.
+    pub(crate) row_sum: Tensor,
+    /// `G = (W - 1 w^T)^T (W - 1 w^T)`, `[d, d]`: `h^T G h` is the squared norm of the centred logits.
+    pub(crate) gram: Tensor,
+}
+
+impl HeadGeometry {
+    /// From the head's effective rows and, for similarities of logits, the teacher's basis.
+    ///
+    /// # Shapes
+    /// `head`: `[V, d]` in any float dtype, rows beyond the effective vocabulary already cut; `basis`: B `[V, r]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; NaN in the head or the basis.
+    pub fn new(head: &Tensor, basis: Option<&Tensor>) -> Result<Self> {
+        let (vocab_size, hidden_size) = head.dims2()?;
+        if vocab_size == 0 || hidden_size == 0 {
+            return Err(LossError::shape(
+                "student head",
+                "[V, d], neither 0",
+                format!("{:?}", head.dims()),
+            ));
+        }
+        let mut geometry = Self {
+            head: head.detach().contiguous()?,
+            logit_space: None,
+        };
+        if let Some(basis) = basis {
+            geometry.logit_space = Some(geometry.logit_space(basis)?);
+        }
+        Ok(geometry)
+    }
+
+    /// The head, `[V, d]`.
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+
+    /// V.
+    pub fn vocab_size(&self) -> usize {
+        self.head.dims()[0]
+    }
+
+    /// d.
+    pub fn hidden_size(&self) -> usize {
+        self.head.dims()[1]
+    }
+
+    /// Whether the teacher's basis was given.
+    pub fn has_basis(&self) -> bool {
+        self.logit_space.is_some()
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.head.device()
+    }
+
+    pub(crate) fn space(&self) -> Option<&LogitSpace> {
+        self.logit_space.as_ref()
+    }
+
+    /// `h W^T`, `[c, V]` in f32.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if self.head.dtype() == DType::F32 {
+            return Ok(hidden.matmul(&self.head.t()?)?);
+        }
+        let tiles: Vec<Tensor> = self
+            .tiles()
+            .map(|(start, length)| Ok(hidden.matmul(&self.tile(start, length)?.t()?)?))
+            .collect::<Result<_>>()?;
+        Ok(Tensor::cat(&tiles, 1)?)
+    }
+
+    /// `D W`, `[c, d]` in f32.
+    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        if self.head.dtype() == DType::F32 {
+            return Ok(gradient.matmul(&self.head)?);
+        }
+        let mut total: Option<Tensor> = None;
+        for (start, length) in self.tiles() {
+            let part = gradient
+                .narrow(1, start, length)?
+                .contiguous()?
+                .matmul(&self.tile(start, length)?)?;
+            total = Some(match total {
+                Some(total) => (total + part)?,
+                None => part,
+            });
+        }
+        total.ok_or_else(|| LossError::shape("student head", "at least one row", 0))
+    }
+
+    /// `E [M, d]`, `e_j = sum_v p_jv W_v` over the teacher's kept entries.
+    pub(crate) fn expectation(&self, teacher: &Teacher) -> Result<Tensor> {
+        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
+        if self.device().is_cpu() && self.head.dtype() == DType::F32 {
+            let mut sums = vec![0.0_f32; m * d];
+            with_f32(&self.head, |head| {
+                let kept = teacher
+                    .rows
+                    .ids
+                    .par_chunks(k)
+                    .zip(teacher.kept.par_chunks(k));
+                sums.par_chunks_mut(d)
+                    .zip(kept)
+                    .for_each(|(sum, (ids, p))| {
+                        add_head_rows(sum, head, ids, p);
+                    });
+            })?;
+            return Ok(Tensor::from_vec(sums, (m, d), self.device())?);
+        }
+        self.expectation_gathered(teacher)
+    }
+
+    /// The same by tensor operations, at most a tile of gathered rows at a time.
+    pub(crate) fn expectation_gathered(&self, teacher: &Teacher) -> Result<Tensor> {
+        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
+        let step = (TILE_ROWS / k).max(1);
+        let mut parts = Vec::new();
+        for start in (0..m).step_by(step) {
+            let count = step.min(m - start);
+            let range = start * k..(start + count) * k;
+            let ids =
+                Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
+            let p = Tensor::from_slice(&teacher.kept[range], (count, 1, k), self.device())?;
+            let rows = self
+                .head
+                .index_select(&ids, 0)?
+                .to_dtype(DType::F32)?
+                .reshape((count, k, d))?;
+            parts.push(p.matmul(&rows)?.squeeze(1)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rows = self.vocab_size();
+        (0..rows)
+            .step_by(TILE_ROWS)
+            .map(move |start| (start, TILE_ROWS.min(rows - start)))
+    }
+
+    fn tile(&self, start: usize, length: usize) -> Result<Tensor> {
+        Ok(self.head.narrow(0, start, length)?.to_dtype(DType::F32)?)
+    }
+
+    fn logit_space(&self, basis: &Tensor) -> Result<LogitSpace> {
+        let (basis_rows, rank) = basis.dims2()?;
+        let (vocab_size, d) = (self.vocab_size(), self.hidden_size());
+        if basis_rows != vocab_size {
+            return Err(LossError::shape(
+                "rows of the teacher's basis",
+                vocab_size,
+                basis_rows,
+            ));
+        }
+        let device = self.device();
+        // Sums over V are added in f64 from tile to tile.
+        let mut row_sum = Tensor::zeros((1, d), DType::F64, device)?;
+        for (start, length) in self.tiles() {
+            let tile = self.tile(start, length)?.sum_keepdim(0)?;
+            row_sum = (row_sum + tile.to_dtype(DType::F64)?)?;
+        }
+        let mean_row = (&row_sum / vocab_size as f64)?.to_dtype(DType::F32)?;
+        let mut projection = Tensor::zeros((d, rank), DType::F32, device)?;
+        let mut centered_projection = projection.clone();
+        let mut gram = Tensor::zeros((d, d), DType::F32, device)?;
+        for (start, length) in self.tiles() {
+            let tile = self.tile(start, length)?;
+            let basis = basis
+                .narrow(0, start, length)?
+                .to_device(device)?
+                .to_dtype(DType::F32)?;
+            let centered = tile.broadcast_sub(&mean_row)?;
+            let centered_t = centered.t()?;
+            centered_projection = (centered_projection + centered_t.matmul(&basis)?)?;
+            gram = (gram + centered_t.matmul(&centered)?)?;
+            projection = (projection + mean_row.t()?.matmul(&basis.sum_keepdim(0)?)?)?;
+        }
+        projection = (projection + &centered_projection)?;
+        let finite =
+            gram.sum_all()?.to_scalar::<f32>()? + projection.sum_all()?.to_scalar::<f32>()?;
+        if !finite.is_finite() {
+            return Err(LossError::NonFinite {
+                what: "the student's head or the teacher's basis",
+                position: 0,
+            });
+        }
+        Ok(LogitSpace {
+            projection,
+            centered_projection,
+            row_sum: row_sum.to_dtype(DType::F32)?,
+            gram,
+        })
+    }
+}
+
+vectorized! {
+    /// `sum += sum_k p_k W_(id_k)`.
+    fn add_head_rows<'a>(sum: &'a mut [f32], head: &'a [f32], ids: &'a [u32], p: &'a [f32]) -> () {
+        let d = sum.len();
+        for (&id, &p) in ids.iter().zip(p) {
+            let row = &head[id as usize * d..(id as usize + 1) * d];
+            add_row(sum, row, p);
+        }
+    }
+}
+
+/// Euclidean norms of the rows, `[n, 1]`, from `sum(x o y)`.
+pub(crate) fn row_norms(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    Ok((x * y)?.sum_keepdim(D::Minus1)?.sqrt()?)
+}

@@ -1,0 +1,367 @@
+/*! Provides the fused head: from hidden states to the losses and dL/dH, in chunks of rows; `[N, V]` never exists.
+
+```text
+ H ──> S or H E^T ──> costs ──> plan T ──> dH (through E or the anchors) ──┐
+ H ──> chunk: Z = h W^T ──> logsumexp, CE, KL ──> D (and T's softmax part) ──> D W ──> + ──> dL/dH
+```
+*/
+
+use candle_core::{DType, Tensor};
+use distill_proto::Rows;
+
+use super::bhattacharyya::Bhattacharyya;
+use super::config::{Cost, LossConfig, Similarity};
+use super::cost::kl_cost_rows;
+use super::error::{LossError, Result};
+use super::geometry::HeadGeometry;
+use super::rows::{RowTerms, RowValues, row_pass};
+use super::rowwise::{each_row, to_host};
+use super::similarity::Bilinear;
+use super::teacher::Teacher;
+use super::transport::{SolverReport, Transport, transport};
+
+/// The losses of a sequence, without weights except in `total`. A part whose weight is 0 is not computed: 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct LossValues {
+    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
+    pub total: f64,
+    /// Mean cross-entropy in nats; always computed.
+    pub ce: f64,
+    /// `tau^2 KL`, mean over targets.
+    pub kl: f64,
+    /// The transport objective.
+    pub ot: f64,
+    /// How the solver fared.
+    pub report: SolverReport,
+}
+
+/// The losses with their gradient.
+#[derive(Clone, Debug)]
+pub struct HeadLoss {
+    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
+    pub total: f64,
+    /// Mean cross-entropy in nats; always computed.
+    pub ce: f64,
+    /// `tau^2 KL`, mean over targets; 0 when its weight is 0.
+    pub kl: f64,
+    /// The transport objective; 0 when its weight is 0.
+    pub ot: f64,
+    /// How the solver fared.
+    pub report: SolverReport,
+    /// dtotal/dH `[N, d]`, f32.
+    pub grad_hidden: Tensor,
+}
+
+/// The losses of one sequence and dL/dH.
+///
+/// # Shapes
+/// `hidden`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets; `rows`:
+/// M teacher rows, M = N in the same order for KL.
+///
+/// # Errors
+/// Settings that these rows cannot feed, shapes that do not fit, and NaN or infinity anywhere.
+pub fn head_loss(
+    hidden: &Tensor,
+    labels: &[u32],
+    rows: &Rows,
+    geometry: &HeadGeometry,
+    config: &LossConfig,
+) -> Result<HeadLoss> {
+    let (values, gradient) = run(hidden, labels, Some(rows), geometry, config, true)?;
+    Ok(HeadLoss {
+        total: values.total,
+        ce: values.ce,
+        kl: values.kl,
+        ot: values.ot,
+        report: values.report,
+        grad_hidden: gradient,
+    })
+}
+
+/// The losses alone, at half the work: for evaluation. Without rows only cross-entropy is computed.
+///
+/// # Shapes
+/// As [`head_loss`].
+///
+/// # Errors
+/// As [`head_loss`].
+pub fn head_values(
+    hidden: &Tensor,
+    labels: &[u32],
+    rows: Option<&Rows>,
+    geometry: &HeadGeometry,
+    config: &LossConfig,
+) -> Result<LossValues> {
+    Ok(run(hidden, labels, rows, geometry, config, false)?.0)
+}
+
+fn run(
+    hidden: &Tensor,
+    labels: &[u32],
+    rows: Option<&Rows>,
+    geometry: &HeadGeometry,
+    config: &LossConfig,
+    gradient: bool,
+) -> Result<(LossValues, Tensor)> {
+    let hidden = checked_hidden(hidden, labels, geometry)?;
+    let teacher = match rows {
+        Some(rows) => {
+            config.check_rows(rows, geometry.has_basis())?;
+            check_pairs(labels.len(), rows.rows, config)?;
+            Some(Teacher::new(rows, geometry.vocab_size())?)
+        }
+        None => None,
+    };
+    let ot = match &teacher {
+        Some(teacher) if config.ot_weight > 0.0 => {
+            Some(HeadTransport::solve(&hidden, teacher, geometry, config)?)
+        }
+        _ => None,
+    };
+    let pass = HeadPass {
+        labels,
+        teacher: teacher.as_ref(),
+        ot: ot.as_ref(),
+        config,
+        gradient,
+    };
+    let (values, mut grad_hidden) = pass.run(&hidden, geometry)?;
+    let mut result = sum_up(&values, config)?;
+    if let Some(ot) = ot {
+        result.ot = ot.transport.value;
+        result.report = ot.transport.report;
+        if ot.row_costs {
+            let rows = values.iter().zip(&ot.transport.row_mass);
+            let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
+            result.ot += constant / config.ot.kappa;
+            result.report.transport_cost += constant / config.ot.kappa;
+        }
+        if let (true, Some(direct)) = (gradient, &ot.grad_hidden) {
+            grad_hidden = (grad_hidden + direct)?;
+        }
+    }
+    result.total += config.ot_weight * result.ot;
+    let finite = grad_hidden.abs()?.sum_all()?.to_scalar::<f32>()?;
+    if !(result.total.is_finite() && finite.is_finite()) {
+        return Err(LossError::NonFinite {
+            what: "loss or its gradient",
+            position: 0,
+        });
+    }
+    Ok((result, grad_hidden))
+}
+
+/// Means over the rows; the first row that is not finite is named.
+pub(crate) fn sum_up(values: &[RowValues], config: &LossConfig) -> Result<LossValues> {
+    let bad = |v: &RowValues| !(v.ce.is_finite() && v.kl.is_finite() && v.logsumexp.is_finite());
+    if let Some(position) = values.iter().position(bad) {
+        return Err(LossError::NonFinite {
+            what: "student logits",
+            position,
+        });
+    }
+    let n = values.len() as f64;
+    let ce = values.iter().map(|v| v.ce).sum::<f64>() / n;
+    let kl = values.iter().map(|v| v.kl).sum::<f64>() / n;
+    Ok(LossValues {
+        total: config.ce_weight * ce + config.kl_weight * kl,
+        ce,
+        kl,
+        ..LossValues::default()
+    })
+}
+
+/// Labels that are targets of this vocabulary, one for each of `n` rows.
+pub(crate) fn check_labels(labels: &[u32], n: usize, vocab_size: usize) -> Result<()> {
+    if n == 0 || labels.len() != n {
+        return Err(LossError::shape(
+            "labels",
+            format!("one for each of {n} rows, at least one"),
+            labels.len(),
+        ));
+    }
+    match labels.iter().find(|&&label| label as usize >= vocab_size) {
+        Some(label) => Err(LossError::shape(
+            "label",
+            format!("below {vocab_size}"),
+            label,
+        )),
+        None => Ok(()),
+    }
+}
+
+/// KL pairs row i with row i.
+pub(crate) fn check_pairs(n: usize, m: usize, config: &LossConfig) -> Result<()> {
+    if config.kl_weight == 0.0 || n == m {
+        return Ok(());
+    }
+    Err(LossError::Unsupported {
+        what: "KL",
+        reason: format!(
+            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight \
+             to 0 (transport takes unequal lengths)"
+        ),
+    })
+}
+
+fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> Result<Tensor> {
+    let (n, d) = hidden.dims2()?;
+    if d != geometry.hidden_size() {
+        return Err(LossError::shape("hidden size", geometry.hidden_size(), d));
+    }
+    check_labels(labels, n, geometry.vocab_size())?;
+    Ok(hidden.detach().to_dtype(DType::F32)?.contiguous()?)
+}
+
+/// Solved transport, and how its gradient reaches the hidden states.
+struct HeadTransport<'a> {
+    transport: Transport,
+    /// The part that does not pass through the logits, weighted.
+    grad_hidden: Option<Tensor>,
+    /// Whether logsumexp of the student's rows is part of the cost, and so of the gradient.
+    row_costs: bool,
+    /// Under `bhattacharyya`: the way through the logits.
+    roots: Option<Bhattacharyya<'a>>,
+}
+
+impl<'a> HeadTransport<'a> {
+    fn solve(
+        hidden: &Tensor,
+        teacher: &'a Teacher,
+        geometry: &HeadGeometry,
+        config: &LossConfig,
+    ) -> Result<Self> {
+        match (config.ot.cost, config.ot.similarity) {
+            (Cost::Kl, _) => Self::kl(hidden, teacher, geometry, config),
+            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
+                Self::bhattacharyya(hidden, teacher, geometry, config)
+            }
+            (Cost::SoftmaxSimilarity, kind) => {
+                let similarity = Bilinear::from_state(kind, hidden, teacher.rows, geometry)?;
+                let s = similarity.forward()?;
+                let (n, m) = s.dims2()?;
+                let transport = transport(to_host(&s)?, n, m, &config.ot)?;
+                let gradient = transport.gradient_tensor(m, config.ot_weight, hidden.device())?;
+                Ok(Self {
+                    grad_hidden: Some(similarity.backward(&s, &gradient)?),
+                    transport,
+                    row_costs: false,
+                    roots: None,
+                })
+            }
+        }
+    }
+
+    /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: the plan needs no logits.
+    fn kl(
+        hidden: &Tensor,
+        teacher: &Teacher,
+        geometry: &HeadGeometry,
+        config: &LossConfig,
+    ) -> Result<Self> {
+        let expectation = geometry.expectation(teacher)?;
+        let dots = hidden.matmul(&expectation.t()?)?;
+        let (n, m) = dots.dims2()?;
+        let mut cost = to_host(&dots)?;
+        kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
+        let transport = transport(cost, n, m, &config.ot)?;
+        let factor = -config.ot_weight / config.ot.kappa;
+        let gradient = transport.gradient_tensor(m, factor, hidden.device())?;
+        Ok(Self {
+            grad_hidden: Some(gradient.matmul(&expectation)?),
+            transport,
+            row_costs: true,
+            roots: None,
+        })
+    }
+
+    /// One pass over the head for S, before the pass for the gradient.
+    fn bhattacharyya(
+        hidden: &Tensor,
+        teacher: &'a Teacher,
+        geometry: &HeadGeometry,
+        config: &LossConfig,
+    ) -> Result<Self> {
+        let n = hidden.dims()[0];
+        let mut roots = Bhattacharyya::new(teacher);
+        for (start, count) in chunks(n, config.chunk_rows) {
+            roots.push(geometry.logits(&hidden.narrow(0, start, count)?)?)?;
+        }
+        let m = teacher.rows.rows;
+        Ok(Self {
+            transport: transport(roots.s.clone(), n, m, &config.ot)?,
+            grad_hidden: None,
+            row_costs: false,
+            roots: Some(roots),
+        })
+    }
+}
+
+/// The pass over the head that yields values and, if asked for, the gradient.
+struct HeadPass<'a> {
+    labels: &'a [u32],
+    teacher: Option<&'a Teacher<'a>>,
+    ot: Option<&'a HeadTransport<'a>>,
+    config: &'a LossConfig,
+    gradient: bool,
+}
+
+impl HeadPass<'_> {
+    fn run(&self, hidden: &Tensor, geometry: &HeadGeometry) -> Result<(Vec<RowValues>, Tensor)> {
+        let n = hidden.dims()[0];
+        let mut values = Vec::with_capacity(n);
+        let mut gradients = Vec::new();
+        for (start, count) in chunks(n, self.config.chunk_rows) {
+            let z = geometry.logits(&hidden.narrow(0, start, count)?)?;
+            let (d, chunk) = each_row(z, |i, z| self.row(start + i, z))?;
+            values.extend(chunk);
+            if self.gradient {
+                gradients.push(geometry.backward(&d)?);
+            }
+        }
+        let gradient = if self.gradient {
+            Tensor::cat(&gradients, 0)?
+        } else {
+            Tensor::zeros(1, DType::F32, hidden.device())?
+        };
+        Ok((values, gradient))
+    }
+
+    fn row(&self, i: usize, z: &mut [f32]) -> RowValues {
+        let n = self.labels.len() as f64;
+        let (config, teacher) = (self.config, self.teacher);
+        let kl = teacher
+            .filter(|_| config.kl_weight > 0.0)
+            .and_then(|teacher| teacher.row(i, config.kl_temperature));
+        let costs = self.ot.filter(|ot| ot.row_costs);
+        let softmax = costs.map_or(0.0, |ot| {
+            config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
+        });
+        let terms = RowTerms {
+            label: self.labels[i],
+            ce: config.ce_weight / n,
+            kl: kl.map(|row| (row, config.kl_weight / n)),
+            softmax,
+        };
+        let through_roots = self.ot.filter(|_| self.gradient).and_then(|ot| {
+            let m = ot.transport.gradient.len() / self.labels.len();
+            let gradient = &ot.transport.gradient[i * m..(i + 1) * m];
+            let roots = ot.roots.as_ref()?;
+            Some(roots.backward(i, z, gradient, config.ot_weight))
+        });
+        let values = row_pass(z, &terms, self.gradient);
+        if let Some(extra) = through_roots {
+            for (z, extra) in z.iter_mut().zip(extra) {
+                *z += extra;
+            }
+        }
+        values
+    }
+}
+
+/// `(start, length)` of the chunks of `rows` rows.
+pub(crate) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows)
+        .step_by(step)
+        .map(move |start| (start, step.min(rows - start)))
+}

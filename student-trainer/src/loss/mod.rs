@@ -1,0 +1,42 @@
+/*! The losses: cross-entropy, Kullback-Leibler and optimal transport on one sequence, and their exact gradient.
+
+```text
+ LossConfig ── validate ──> check_teacher (handshake) ──> check_rows (every sequence)
+ teacher Rows ──> teacher (kept distribution) ──┐
+ student head ──> geometry (E; P, G) ───────────┼──> similarity / cost ──> sinkhorn ──> objective ──> transport
+ hidden states H ───────────────────────────────┴──> head: chunks of Z = H W^T ──> rows (CE, KL, softmax part) ──> dL/dH
+ reference: all of it dense, in f64, slow and obvious; dense: the same costs from dense logits
+```
+
+Every gradient is the exact one of the value it comes with, except under the objective `detached`, which exists only in
+the preset `literal`.
+*/
+
+mod bhattacharyya;
+pub mod config;
+mod cost;
+mod dense;
+mod error;
+mod geometry;
+mod head;
+mod objective;
+pub mod reference;
+mod rows;
+mod rowwise;
+mod simd;
+mod similarity;
+pub mod sinkhorn;
+mod sparse;
+mod teacher;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+pub use dense::{DenseLoss, dense_loss};
+pub use error::{LossError, Result};
+pub use geometry::HeadGeometry;
+pub use head::{HeadLoss, LossValues, head_loss, head_values};
+pub use transport::SolverReport;

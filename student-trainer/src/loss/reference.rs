@@ -1,0 +1,255 @@
+//! Provides the losses in their slow, obvious form: dense, in f64, one line of mathematics after the other.
+//!
+//! Everything fast in this module is tested against this file, and gradients against its central differences.
+
+use super::config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+
+/// A dense matrix, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Row-major.
+    pub data: Vec<f64>,
+}
+
+impl Matrix {
+    /// From a function of row and column.
+    pub fn from_fn(rows: usize, columns: usize, f: impl Fn(usize, usize) -> f64) -> Self {
+        let data = (0..rows * columns).map(|k| f(k / columns, k % columns));
+        Self {
+            rows,
+            columns,
+            data: data.collect(),
+        }
+    }
+
+    /// One row.
+    pub fn row(&self, i: usize) -> &[f64] {
+        &self.data[i * self.columns..(i + 1) * self.columns]
+    }
+
+    /// One entry.
+    pub fn at(&self, i: usize, j: usize) -> f64 {
+        self.data[i * self.columns + j]
+    }
+
+    /// `self other^T`.
+    pub fn times_transposed(&self, other: &Self) -> Self {
+        Self::from_fn(self.rows, other.rows, |i, j| dot(self.row(i), other.row(j)))
+    }
+
+    /// Rows `i` and columns `j` of the given ranges.
+    fn block(&self, i: std::ops::Range<usize>, j: std::ops::Range<usize>) -> Self {
+        Self::from_fn(i.len(), j.len(), |a, b| self.at(i.start + a, j.start + b))
+    }
+}
+
+/// The teacher: its logits `[M, V]`, and which ids of each row are kept.
+#[derive(Clone, Debug)]
+pub struct Teacher {
+    /// Dense logits.
+    pub logits: Matrix,
+    /// Kept ids a row, increasing.
+    pub kept: Vec<Vec<usize>>,
+}
+
+/// `ln sum exp`.
+pub fn logsumexp(values: &[f64]) -> f64 {
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY {
+        return max;
+    }
+    max + values.iter().map(|v| (v - max).exp()).sum::<f64>().ln()
+}
+
+/// `softmax(values / temperature)`.
+pub fn softmax(values: &[f64], temperature: f64) -> Vec<f64> {
+    let scaled: Vec<f64> = values.iter().map(|v| v / temperature).collect();
+    let lse = logsumexp(&scaled);
+    scaled.iter().map(|v| (v - lse).exp()).collect()
+}
+
+/// Mean over rows of `logsumexp(x) - x_label`.
+pub fn cross_entropy(x: &Matrix, labels: &[u32]) -> f64 {
+    let row = |i: usize| logsumexp(x.row(i)) - x.at(i, labels[i] as usize);
+    (0..x.rows).map(row).sum::<f64>() / x.rows as f64
+}
+
+/// `tau^2` times the mean over rows of KL(teacher || student) on the kept ids and one bucket for all others.
+pub fn kl(x: &Matrix, teacher: &Teacher, temperature: f64) -> f64 {
+    let mut total = 0.0;
+    for i in 0..x.rows {
+        let p = softmax(teacher.logits.row(i), temperature);
+        let q = softmax(x.row(i), temperature);
+        let kept = &teacher.kept[i];
+        let term = |p: f64, q: f64| if p > 0.0 { p * (p / q).ln() } else { 0.0 };
+        total += kept.iter().map(|&v| term(p[v], q[v])).sum::<f64>();
+        let rest = |d: &[f64]| -> f64 {
+            let outside = (0..d.len()).filter(|v| !kept.contains(v));
+            outside.map(|v| d[v]).sum()
+        };
+        total += term(rest(&p), rest(&q));
+    }
+    temperature * temperature * total / x.rows as f64
+}
+
+/// `S [N, M]`.
+pub fn similarity(x: &Matrix, teacher: &Teacher, kind: Similarity) -> Matrix {
+    let y = &teacher.logits;
+    let root = (x.columns as f64).sqrt();
+    match kind {
+        Similarity::ScaledDot => scaled(&x.times_transposed(y), 1.0 / root),
+        Similarity::CenteredDot => scaled(&centered(x).times_transposed(&centered(y)), 1.0 / root),
+        Similarity::Cosine => {
+            let (x, y) = (centered(x), centered(y));
+            let norm = |row: &[f64]| dot(row, row).sqrt();
+            Matrix::from_fn(x.rows, y.rows, |i, j| {
+                dot(x.row(i), y.row(j)) / (norm(x.row(i)) * norm(y.row(j)))
+            })
+        }
+        Similarity::Bhattacharyya => Matrix::from_fn(x.rows, y.rows, |i, j| {
+            let (q, p) = (softmax(x.row(i), 1.0), softmax(y.row(j), 1.0));
+            teacher.kept[j].iter().map(|&v| (p[v] * q[v]).sqrt()).sum()
+        }),
+    }
+}
+
+/// `1 - softmax` of the rows.
+pub fn softmax_cost(s: &Matrix, temperature: f64) -> Matrix {
+    let rows: Vec<Vec<f64>> = (0..s.rows)
+        .map(|i| softmax(s.row(i), temperature))
+        .collect();
+    Matrix::from_fn(s.rows, s.columns, |i, j| 1.0 - rows[i][j])
+}
+
+/// `KL(p_j || q_i) / kappa`, p_j being the kept entries at temperature 1 renormalised to 1.
+pub fn kl_cost(x: &Matrix, teacher: &Teacher, kappa: f64) -> Matrix {
+    Matrix::from_fn(x.rows, teacher.logits.rows, |i, j| {
+        let kept = &teacher.kept[j];
+        let logits: Vec<f64> = kept.iter().map(|&v| teacher.logits.at(j, v)).collect();
+        let p = softmax(&logits, 1.0);
+        let q = softmax(x.row(i), 1.0);
+        let terms = kept.iter().zip(&p).map(|(&v, p)| p * (p / q[v]).ln());
+        terms.sum::<f64>() / kappa
+    })
+}
+
+/// Log-domain Sinkhorn to an L1 marginal error of 1e-13, or 200,000 steps.
+pub fn sinkhorn(cost: &Matrix, epsilon: f64) -> Matrix {
+    let (n, m) = (cost.rows, cost.columns);
+    let (ln_a, ln_b) = (-(n as f64).ln(), -(m as f64).ln());
+    let (mut f, mut g) = (vec![0.0; n], vec![0.0; m]);
+    for _ in 0..200_000 {
+        for i in 0..n {
+            let terms: Vec<f64> = (0..m).map(|j| g[j] - cost.at(i, j) / epsilon).collect();
+            f[i] = ln_a - logsumexp(&terms);
+        }
+        let mut error = 0.0;
+        for j in 0..m {
+            let terms: Vec<f64> = (0..n).map(|i| f[i] - cost.at(i, j) / epsilon).collect();
+            let lse = logsumexp(&terms);
+            error += ((g[j] + lse).exp() - 1.0 / m as f64).abs();
+            g[j] = ln_b - lse;
+        }
+        if error < 1e-13 {
+            break;
+        }
+    }
+    Matrix::from_fn(n, m, |i, j| (f[i] + g[j] - cost.at(i, j) / epsilon).exp())
+}
+
+/// `F = <T,C> - epsilon H(T)` or `L = <T*,C>` of one problem, with `prior` added to C as the objectives say.
+pub fn objective(cost: &Matrix, prior: &Matrix, config: &OtConfig) -> f64 {
+    let epsilon = config.epsilon();
+    let solved = Matrix::from_fn(cost.rows, cost.columns, |i, j| {
+        cost.at(i, j) + prior.at(i, j)
+    });
+    let plan = sinkhorn(&solved, epsilon);
+    match config.objective {
+        Objective::Entropic => {
+            let entropy: f64 = plan.data.iter().map(|t| xlogx(*t)).sum();
+            dot(&plan.data, &solved.data) + epsilon * entropy
+        }
+        Objective::Sharp | Objective::Detached => dot(&plan.data, &cost.data),
+    }
+}
+
+/// The optimal-transport loss of dense logits, over all its problems.
+pub fn transport(x: &Matrix, teacher: &Teacher, config: &OtConfig) -> f64 {
+    let (n, m) = (x.rows, teacher.logits.rows);
+    let step = match config.scope {
+        Scope::Row => n.max(m),
+        Scope::Block => config.block_size,
+    };
+    let similarity = || similarity(x, teacher, config.similarity);
+    let whole = match config.cost {
+        Cost::SoftmaxSimilarity => similarity(),
+        Cost::Kl => kl_cost(x, teacher, config.kappa),
+    };
+    let prior = Matrix::from_fn(n, m, |i, j| {
+        config.position_prior * (i as f64 / n as f64 - j as f64 / m as f64).powi(2)
+    });
+    let mut values = Vec::new();
+    for i in (0..n).step_by(step) {
+        for j in (0..m).step_by(step) {
+            let (i, j) = (i..(i + step).min(n), j..(j + step).min(m));
+            let block = whole.block(i.clone(), j.clone());
+            let cost = match config.cost {
+                Cost::SoftmaxSimilarity => softmax_cost(&block, config.temperature),
+                Cost::Kl => block,
+            };
+            values.push(objective(&cost, &prior.block(i, j), config));
+        }
+    }
+    let sum: f64 = values.iter().sum();
+    match config.reduction {
+        Reduction::Mean => sum / values.len() as f64,
+        Reduction::Sum => sum,
+    }
+}
+
+/// The whole loss of dense logits.
+pub fn total(x: &Matrix, teacher: &Teacher, labels: &[u32], config: &LossConfig) -> f64 {
+    let part = |weight: f64, value: &dyn Fn() -> f64| {
+        if weight > 0.0 { weight * value() } else { 0.0 }
+    };
+    part(config.ce_weight, &|| cross_entropy(x, labels))
+        + part(config.kl_weight, &|| kl(x, teacher, config.kl_temperature))
+        + part(config.ot_weight, &|| transport(x, teacher, &config.ot))
+}
+
+/// The gradient of `value` at `x`, by central differences.
+pub fn central_differences(x: &Matrix, step: f64, value: impl Fn(&Matrix) -> f64) -> Matrix {
+    let mut gradient = x.clone();
+    let mut moved = x.clone();
+    for k in 0..x.data.len() {
+        moved.data[k] = x.data[k] + step;
+        let above = value(&moved);
+        moved.data[k] = x.data[k] - step;
+        gradient.data[k] = (above - value(&moved)) / (2.0 * step);
+        moved.data[k] = x.data[k];
+    }
+    gradient
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn xlogx(t: f64) -> f64 {
+    if t > 0.0 { t * t.ln() } else { 0.0 }
+}
+
+fn scaled(s: &Matrix, factor: f64) -> Matrix {
+    Matrix::from_fn(s.rows, s.columns, |i, j| s.at(i, j) * factor)
+}
+
+fn centered(x: &Matrix) -> Matrix {
+    let means: Vec<f64> = (0..x.rows)
+        .map(|i| x.row(i).iter().sum::<f64>() / x.columns as f64)
+        .collect();
+    Matrix::from_fn(x.rows, x.columns, |i, j| x.at(i, j) - means[i])
+}

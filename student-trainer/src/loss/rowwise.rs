@@ -1,0 +1,83 @@
+//! Provides the host's hands on tensors: a function over the rows of a matrix in place, and a look at its numbers.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
+use rayon::prelude::*;
+
+use super::error::{LossError, Result};
+
+/// Applies `row(i, z_i)` to every row of a contiguous f32 matrix in place, on all cores, and returns what it returns.
+///
+/// On the CPU nothing is copied; from another device the matrix goes to the host and back.
+///
+/// # Shapes
+/// `matrix`: `[n, columns]`. The returned tensor is the changed matrix.
+pub(crate) fn each_row<T: Send>(
+    matrix: Tensor,
+    row: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> Result<(Tensor, Vec<T>)> {
+    let device = matrix.device().clone();
+    let host = matrix.to_device(&candle_core::Device::Cpu)?;
+    let (_, columns) = host.dims2()?;
+    let op = EachRow {
+        columns,
+        row,
+        results: Mutex::new(Vec::new()),
+    };
+    host.inplace_op1(&op)?;
+    let results = op
+        .results
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    Ok((host.to_device(&device)?, results))
+}
+
+struct EachRow<F, T> {
+    columns: usize,
+    row: F,
+    results: Mutex<Vec<T>>,
+}
+
+impl<F: Fn(usize, &mut [f32]) -> T + Sync, T: Send> InplaceOp1 for EachRow<F, T> {
+    fn name(&self) -> &'static str {
+        "each-row"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("each-row needs a contiguous f32 matrix");
+        };
+        let results = data[start..end]
+            .par_chunks_mut(self.columns)
+            .enumerate()
+            .map(|(i, z)| (self.row)(i, z))
+            .collect();
+        if let Ok(mut slot) = self.results.lock() {
+            *slot = results;
+        }
+        Ok(())
+    }
+}
+
+/// Lends the numbers of a contiguous f32 tensor on the CPU.
+pub(crate) fn with_f32<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(look(&data[start..end])),
+        _ => Err(LossError::shape(
+            "tensor",
+            "contiguous f32 on the CPU",
+            format!("{tensor:?}"),
+        )),
+    }
+}
+
+/// The numbers of a float tensor, on the host, row-major.
+pub(crate) fn to_host(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1()?)
+}

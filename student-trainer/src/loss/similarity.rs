@@ -1,0 +1,149 @@
+/*! Provides similarities of whole logit rows as `S = scale (left anchors^T) / norms`, with their way back.
+
+With `state` the V axis is summed out beforehand: `left` is the hidden states H and the anchors are the teacher's
+positions seen from the student's hidden space. With dense logits `left` is X or its centred form.
+
+```text
+ scaled-dot    X Y^T / sqrt V:    Y_j = B c_j + mean_j 1    anchor_j = P c_j + mean_j W^T 1
+ centered-dot  Xc Yc^T / sqrt V:                            anchor_j = (W - 1 w^T)^T B c_j
+ cosine        Xc Yc^T / (|Xc| |Yc|):  the same / (std_j sqrt V),   |Xc_i| = sqrt(h_i^T G h_i)
+```
+*/
+
+use candle_core::{D, DType, Tensor};
+use distill_proto::{Rows, State};
+
+use super::config::Similarity;
+use super::error::{LossError, Result};
+use super::geometry::{HeadGeometry, row_norms};
+
+/// A similarity that is bilinear up to the norms of the student's rows.
+pub(crate) struct Bilinear {
+    /// `[n, e]`.
+    left: Tensor,
+    /// `[m, e]`, the scale already in it.
+    anchors: Tensor,
+    /// Under cosine: norms `[n, 1]`, and half the gradient of their squares `[n, e]`.
+    norms: Option<(Tensor, Tensor)>,
+}
+
+impl Bilinear {
+    /// From hidden states `[n, d]` (f32) and the teacher's `state`.
+    pub(crate) fn from_state(
+        kind: Similarity,
+        hidden: &Tensor,
+        rows: &Rows,
+        geometry: &HeadGeometry,
+    ) -> Result<Self> {
+        let missing = |reason: &str| LossError::Unsupported {
+            what: "a similarity of logits",
+            reason: reason.into(),
+        };
+        let state = rows.state.as_ref().ok_or_else(|| {
+            missing("the rows carry no `state`; use cost `kl`, or capture the teacher with a state")
+        })?;
+        let space = geometry
+            .space()
+            .ok_or_else(|| missing("the teacher's basis was not given to the head's geometry"))?;
+        let root = (geometry.vocab_size() as f64).sqrt();
+        let coordinates = coordinates(state, rows.rows, space.projection.dims()[1], hidden)?;
+        let device = hidden.device();
+        let column = |values: &[f32]| Tensor::from_slice(values, (rows.rows, 1), device);
+        let mut norms = None;
+        let anchors = match kind {
+            Similarity::ScaledDot => {
+                check_statistic("teacher mean", &rows.mean, rows.rows, f32::is_finite)?;
+                let anchors = coordinates.matmul(&space.projection.t()?)?;
+                let means = column(&rows.mean)?.matmul(&space.row_sum)?;
+                ((anchors + means)? / root)?
+            }
+            Similarity::CenteredDot => {
+                (coordinates.matmul(&space.centered_projection.t()?)? / root)?
+            }
+            Similarity::Cosine => {
+                check_statistic("teacher std", &rows.std, rows.rows, |s| {
+                    s.is_finite() && s > 0.0
+                })?;
+                let normal = hidden.matmul(&space.gram)?;
+                norms = Some((row_norms(hidden, &normal)?, normal));
+                let anchors = coordinates.matmul(&space.centered_projection.t()?)?;
+                anchors.broadcast_div(&(column(&rows.std)? * root)?)?
+            }
+            Similarity::Bhattacharyya => return Err(missing("`bhattacharyya` is not bilinear")),
+        };
+        Ok(Self {
+            left: hidden.clone(),
+            anchors,
+            norms,
+        })
+    }
+
+    /// From dense logits X `[n, V]` and Y `[m, V]` (f32).
+    pub(crate) fn from_logits(kind: Similarity, x: &Tensor, y: &Tensor) -> Result<Self> {
+        let root = (x.dims2()?.1 as f64).sqrt();
+        let centered = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(D::Minus1)?);
+        let (left, anchors, norms) = match kind {
+            Similarity::Cosine => {
+                let (x, y) = (centered(x)?, centered(y)?);
+                let norms = row_norms(&x, &x)?;
+                let anchors = y.broadcast_div(&row_norms(&y, &y)?)?;
+                (x.clone(), anchors, Some((norms, x)))
+            }
+            Similarity::CenteredDot => (centered(x)?, (centered(y)? / root)?, None),
+            _ => (x.clone(), (y / root)?, None),
+        };
+        Ok(Self {
+            left,
+            anchors,
+            norms,
+        })
+    }
+
+    /// S `[n, m]`.
+    pub(crate) fn forward(&self) -> Result<Tensor> {
+        let s = self.left.matmul(&self.anchors.t()?)?;
+        Ok(match &self.norms {
+            Some((norms, _)) => s.broadcast_div(norms)?,
+            None => s,
+        })
+    }
+
+    /// From S and dL/dS `[n, m]` to dL/dleft `[n, e]`: `(dS / n) anchors - rowsum(dS o S) / n^2 normal`.
+    pub(crate) fn backward(&self, s: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        let Some((norms, normal)) = &self.norms else {
+            return Ok(gradient.matmul(&self.anchors)?);
+        };
+        let along = gradient.broadcast_div(norms)?.matmul(&self.anchors)?;
+        let share = (gradient * s)?
+            .sum_keepdim(D::Minus1)?
+            .broadcast_div(&norms.sqr()?)?;
+        Ok((along - normal.broadcast_mul(&share)?)?)
+    }
+}
+
+/// c `[m, r]` on the student's device.
+fn coordinates(state: &State, rows: usize, rank: usize, like: &Tensor) -> Result<Tensor> {
+    if state.rank != rank || state.values.len() != rows * rank {
+        return Err(LossError::shape(
+            "teacher state",
+            format!("{rows} rows of the basis' {rank} coordinates"),
+            format!("{} values of rank {}", state.values.len(), state.rank),
+        ));
+    }
+    Ok(Tensor::from_slice(&state.values, (rows, rank), like.device())?.to_dtype(DType::F32)?)
+}
+
+fn check_statistic(
+    what: &'static str,
+    values: &[f32],
+    rows: usize,
+    good: impl Fn(f32) -> bool,
+) -> Result<()> {
+    if values.len() != rows {
+        return Err(LossError::shape(what, rows, values.len()));
+    }
+    match values.iter().position(|&value| !good(value)) {
+        Some(position) => Err(LossError::NonFinite { what, position }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,147 @@
+/*! Provides the solver of entropic optimal transport with uniform marginals.
+
+```text
+ cost C [n, m] ──> potentials f, g from row and column minima ──> K = exp((f + g - C) / epsilon)
+      a few Sinkhorn steps (v = b / K^T u, u = a / K v) ──> converging fast? go on
+                                                       └──> slow: damped Newton-CG on the dual, Sinkhorn where it fails
+      scalings that grow large move into f and g, and K is built anew ──> plan T = u K v
+```
+
+The scaling form costs one multiplication an entry where the log domain costs an exponential. Moving large scalings
+into the potentials (absorption: Schmitzer, "Stabilized sparse scaling algorithms", 2019) makes it safe at every
+epsilon: an entry that underflows in K is then below e^-40 of its row whatever the scalings do next. Rows are exact
+after every step (u is computed from v), so the error reported is that of the columns, in L1, at total mass 1.
+*/
+
+mod cg;
+mod kernel;
+mod newton;
+mod scaling;
+
+pub(crate) use cg::{CgLimits, CgResult, conjugate_gradients};
+pub(crate) use kernel::Kernel;
+use scaling::Scaling;
+
+use super::config::OtConfig;
+use super::error::{LossError, Result};
+
+/// Problems smaller than this are solved in f64: they cost nothing.
+const F32_ENTRIES_MIN: usize = 1 << 14;
+/// f32 cannot promise less than this.
+const F32_TOLERANCE_MIN: f64 = 5e-7;
+/// Potentials above this many units of epsilon round to more than 4e-6 in f32.
+const F32_POTENTIAL_MAX: f64 = 64.0;
+
+/// How to solve.
+#[derive(Clone, Copy, Debug)]
+pub struct SolverOptions {
+    /// Entropic regularisation, in units of the cost.
+    pub epsilon: f64,
+    /// L1 marginal error at which to stop.
+    pub tolerance: f64,
+    /// Most passes over the kernel.
+    pub max_iterations: usize,
+    /// Whether Newton may take over where Sinkhorn is slow.
+    pub newton: bool,
+}
+
+impl From<&OtConfig> for SolverOptions {
+    fn from(config: &OtConfig) -> Self {
+        Self {
+            epsilon: config.epsilon(),
+            tolerance: config.tolerance,
+            max_iterations: config.max_iterations,
+            newton: true,
+        }
+    }
+}
+
+/// What the solver found.
+#[derive(Clone, Debug)]
+pub struct Solution {
+    /// `T [n, m]`, row-major.
+    pub plan: Vec<f32>,
+    /// `f [n]` in units of the cost: `T_ij = exp((f_i + g_j - C_ij) / epsilon)`.
+    pub row_potential: Vec<f64>,
+    /// `g [m]`.
+    pub column_potential: Vec<f64>,
+    /// Row sums of the plan.
+    pub row_mass: Vec<f64>,
+    /// Column sums of the plan.
+    pub column_mass: Vec<f64>,
+    /// Passes over the kernel: Sinkhorn steps, line searches and conjugate-gradient steps.
+    pub iterations: usize,
+    /// Newton steps taken.
+    pub newton_steps: usize,
+    /// `sum_j |column_mass_j - 1/m|`.
+    pub marginal_error: f64,
+    /// Whether the error met the tolerance.
+    pub converged: bool,
+}
+
+/// Solves `min <T,C> - epsilon H(T)` over plans with marginals 1/n and 1/m.
+///
+/// # Shapes
+/// `cost`: `[n, m]`, row-major.
+///
+/// # Errors
+/// [`LossError::NonFinite`] if a cost is NaN or infinite, [`LossError::Shape`] if the lengths do not fit. Not meeting
+/// the tolerance is no error: `converged` says so.
+pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Result<Solution> {
+    if n == 0 || m == 0 || cost.len() != n * m {
+        return Err(LossError::shape(
+            "cost matrix",
+            format!("{n} x {m} entries, at least one"),
+            cost.len(),
+        ));
+    }
+    let (base, column) = reduced_potentials(cost, m, options.epsilon)?;
+    let largest = column.iter().fold(0.0, |a, &b| f64::max(a, b));
+    let single = cost.len() >= F32_ENTRIES_MIN
+        && options.tolerance >= F32_TOLERANCE_MIN
+        && largest <= F32_POTENTIAL_MAX;
+    let (mut passes, mut newton_steps) = (0, 0);
+    let (mut row, mut column) = (vec![0.0; n], column);
+    if single {
+        let mut scaling = Scaling::<f32>::new(cost, &base, row, column, options);
+        if scaling.run()? {
+            return Ok(scaling.into_solution());
+        }
+        // Rounding drowned the last digits: go on in f64 from here.
+        (passes, newton_steps) = (scaling.passes, scaling.newton_steps);
+        (row, column) = scaling.into_potentials();
+    }
+    let mut scaling = Scaling::<f64>::new(cost, &base, row, column, options);
+    (scaling.passes, scaling.newton_steps) = (passes, newton_steps);
+    scaling.run()?;
+    Ok(scaling.into_solution())
+}
+
+/// The least cost of each row, and column potentials in units of epsilon, that leave every row and every column of
+/// `C - base - g >= 0` a zero.
+fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f32>, Vec<f64>)> {
+    let mut column = vec![f32::INFINITY; m];
+    let mut row = Vec::with_capacity(cost.len() / m);
+    for (i, costs) in cost.chunks(m).enumerate() {
+        // The sum is finite exactly when all are, short of an overflow that is as useless.
+        if !costs.iter().sum::<f32>().is_finite() {
+            return Err(LossError::NonFinite {
+                what: "transport cost",
+                position: i,
+            });
+        }
+        let least = costs.iter().fold(f32::INFINITY, |a, &b| a.min(b));
+        for (column, &cost) in column.iter_mut().zip(costs) {
+            *column = column.min(cost - least);
+        }
+        row.push(least);
+    }
+    let column = column
+        .into_iter()
+        .map(|least| f64::from(least) / epsilon)
+        .collect();
+    Ok((row, column))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+//! The fused head and the dense form against the f64 reference: values, and gradients by central differences.
+
+use super::testing::{Case, Sizes, relative, tensor, widened};
+use super::*;
+
+const SQUARE: Sizes = Sizes {
+    n: 5,
+    m: 5,
+    vocab: 13,
+    d: 4,
+    rank: 3,
+    k: 4,
+};
+const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
+const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
+
+/// f32 arithmetic on sums of a few dozen terms.
+const VALUE: f64 = 1e-5;
+const GRADIENT: f64 = 1e-4;
+
+/// Every cost and similarity, under both objectives and scopes.
+fn transports() -> Vec<OtConfig> {
+    let mut all = Vec::new();
+    let similarities = [
+        (Similarity::ScaledDot, 0.5),
+        (Similarity::CenteredDot, 0.5),
+        (Similarity::Cosine, 0.2),
+        (Similarity::Bhattacharyya, 0.1),
+    ];
+    let mut costs: Vec<OtConfig> = similarities
+        .map(|(similarity, temperature)| OtConfig {
+            cost: Cost::SoftmaxSimilarity,
+            similarity,
+            temperature,
+            ..OtConfig::default()
+        })
+        .into();
+    costs.push(OtConfig {
+        kappa: 4.0,
+        ..OtConfig::default()
+    });
+    for cost in costs {
+        for objective in [Objective::Entropic, Objective::Sharp] {
+            // Blocks of 3 leave ragged ones of 2 and 1.
+            for (scope, reduction) in [
+                (Scope::Row, Reduction::Mean),
+                (Scope::Block, Reduction::Sum),
+            ] {
+                all.push(OtConfig {
+                    objective,
+                    scope,
+                    reduction,
+                    block_size: 3,
+                    position_prior: 0.5,
+                    // Large enough for the reference, which has no Newton, to be quick.
+                    epsilon: 0.3,
+                    tolerance: 1e-9,
+                    ..cost.clone()
+                });
+            }
+        }
+    }
+    all
+}
+
+fn check(sizes: Sizes, config: &LossConfig) {
+    let case = Case::new(sizes, 11);
+    let loss = head_loss(
+        &tensor(&case.hidden),
+        &case.labels,
+        &case.rows,
+        &case.geometry(),
+        config,
+    )
+    .unwrap();
+    assert!(
+        loss.report.converged || config.ot_weight == 0.0,
+        "{config:?} {:?}",
+        loss.report
+    );
+    let expected = case.value(&case.hidden, config);
+    assert!(
+        (loss.total - expected).abs() <= VALUE * expected.abs().max(0.1),
+        "{config:?}: {} against {expected}",
+        loss.total
+    );
+    let slow = reference::central_differences(&case.hidden, 1e-5, |h| case.value(h, config));
+    let distance = relative(&widened(&loss.grad_hidden), &slow.data);
+    assert!(
+        distance < GRADIENT,
+        "{config:?}: gradient off by {distance:e}"
+    );
+
+    let values = head_values(
+        &tensor(&case.hidden),
+        &case.labels,
+        Some(&case.rows),
+        &case.geometry(),
+        config,
+    )
+    .unwrap();
+    assert_eq!(values.total, loss.total);
+}
+
+fn check_dense(sizes: Sizes, config: &LossConfig) {
+    let case = Case::new(sizes, 12);
+    let x = case.hidden.times_transposed(&case.head);
+    let top_k = (sizes.k < sizes.vocab).then_some(sizes.k);
+    let loss = dense_loss(
+        &tensor(&x),
+        &tensor(&case.teacher.logits),
+        Some(&case.labels),
+        top_k,
+        config,
+    )
+    .unwrap();
+    // The dense side sees X in f32.
+    let x = reference::Matrix {
+        data: widened(&tensor(&x)),
+        ..x
+    };
+    let value = |x: &reference::Matrix| reference::total(x, &case.teacher, &case.labels, config);
+    let expected = value(&x);
+    assert!(
+        (loss.values.total - expected).abs() <= VALUE * expected.abs().max(0.1),
+        "{config:?}: {} against {expected}",
+        loss.values.total
+    );
+    let slow = reference::central_differences(&x, 1e-5, value);
+    let distance = relative(&widened(&loss.grad_total), &slow.data);
+    assert!(
+        distance < GRADIENT,
+        "{config:?}: gradient off by {distance:e}"
+    );
+    if config.ce_weight + config.kl_weight == 0.0 {
+        let unweighted = slow.data.iter().map(|g| g / config.ot_weight);
+        let distance = relative(&widened(&loss.grad_ot), &unweighted.collect::<Vec<_>>());
+        assert!(
+            distance < GRADIENT,
+            "{config:?}: gradient of OT off by {distance:e}"
+        );
+    }
+}
+
+fn only_ot(ot: OtConfig) -> LossConfig {
+    LossConfig {
+        ce_weight: 0.0,
+        kl_weight: 0.0,
+        ot_weight: 0.7,
+        ot,
+        chunk_rows: 3,
+        ..LossConfig::default()
+    }
+}
+
+#[test]
+fn transport_from_hidden_states_matches_the_reference() {
+    for ot in transports() {
+        check(SQUARE, &only_ot(ot.clone()));
+        check(LONGER_TEACHER, &only_ot(ot));
+    }
+}
+
+#[test]
+fn transport_from_dense_logits_matches_the_reference() {
+    for ot in transports() {
+        check_dense(ALL_KEPT, &only_ot(ot.clone()));
+        if ot.cost == Cost::Kl || ot.similarity == Similarity::Bhattacharyya {
+            check_dense(LONGER_TEACHER, &only_ot(ot));
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_and_kl_match_the_reference() {
+    for sizes in [
+        SQUARE,
+        ALL_KEPT,
+        Sizes { k: 12, ..SQUARE },
+        Sizes { k: 1, ..SQUARE },
+    ] {
+        for kl_temperature in [1.0, 2.0] {
+            for (ce_weight, kl_weight) in [(1.0, 0.0), (0.0, 1.0), (0.3, 0.9)] {
+                let config = LossConfig {
+                    ce_weight,
+                    kl_weight,
+                    kl_temperature,
+                    ot_weight: 0.0,
+                    chunk_rows: 2,
+                    ..LossConfig::default()
+                };
+                check(sizes, &config);
+                check_dense(sizes, &config);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_whole_loss_with_defaults_matches_the_reference() {
+    let config = LossConfig::default();
+    check(SQUARE, &config);
+    check(ALL_KEPT, &config);
+    check_dense(SQUARE, &config);
+    // At another temperature CE and the transport's softmax part are at 1 while KL is not.
+    let config = LossConfig {
+        kl_temperature: 2.0,
+        ..config
+    };
+    check(SQUARE, &config);
+    check_dense(ALL_KEPT, &config);
+}
+
+#[test]
+fn cross_entropy_alone_needs_no_teacher() {
+    let case = Case::new(SQUARE, 13);
+    let geometry = HeadGeometry::new(&tensor(&case.head), None).unwrap();
+    let values = head_values(
+        &tensor(&case.hidden),
+        &case.labels,
+        None,
+        &geometry,
+        &LossConfig::default(),
+    )
+    .unwrap();
+    let x = case.hidden.times_transposed(&case.head);
+    let expected = reference::cross_entropy(&x, &case.labels);
+    assert!((values.ce / expected - 1.0).abs() < VALUE);
+}
+
+#[test]
+fn the_literal_preset_is_uninformative_and_says_so() {
+    let case = Case::new(
+        Sizes {
+            n: 40,
+            m: 40,
+            vocab: 60,
+            ..SQUARE
+        },
+        14,
+    );
+    let loss = head_loss(
+        &tensor(&case.hidden),
+        &case.labels,
+        &case.rows,
+        &case.geometry(),
+        &LossConfig::literal(),
+    )
+    .unwrap();
+    assert!(loss.report.uninformative);
+    let expected = 1.0 - 1.0 / 40.0;
+    assert!((loss.ot - expected).abs() < 0.01 * expected);
+    let sharp = LossConfig {
+        ot: OtConfig {
+            cost: Cost::SoftmaxSimilarity,
+            temperature: 0.2,
+            ..OtConfig::default()
+        },
+        ..LossConfig::default()
+    };
+    let case = Case::new(SQUARE, 14);
+    let (h, g) = (tensor(&case.hidden), case.geometry());
+    let loss = head_loss(&h, &case.labels, &case.rows, &g, &sharp).unwrap();
+    assert!(!loss.report.uninformative);
+}
+
+#[test]
+fn nan_in_any_input_is_an_error_that_names_it() {
+    let good = Case::new(SQUARE, 15);
+    let run = |case: &Case, config: &LossConfig| {
+        let (h, g) = (tensor(&case.hidden), case.geometry());
+        head_loss(&h, &case.labels, &case.rows, &g, config).map(|loss| loss.total)
+    };
+    let cosine = LossConfig {
+        ot: OtConfig {
+            cost: Cost::SoftmaxSimilarity,
+            ..OtConfig::default()
+        },
+        ..LossConfig::default()
+    };
+    let bhattacharyya = LossConfig {
+        ot: OtConfig {
+            similarity: Similarity::Bhattacharyya,
+            ..cosine.ot.clone()
+        },
+        ..LossConfig::default()
+    };
+    let ce = LossConfig {
+        kl_weight: 0.0,
+        ot_weight: 0.0,
+        ..LossConfig::default()
+    };
+    for config in [LossConfig::default(), cosine, bhattacharyya, ce] {
+        assert!(run(&good, &config).is_ok());
+        for bad in [f64::NAN, f64::INFINITY, 3e38] {
+            let mut case = Case::new(SQUARE, 15);
+            case.hidden.data[8] = bad;
+            match run(&case, &config) {
+                Err(LossError::NonFinite { .. }) => {}
+                other => panic!("{bad}: {other:?}"),
+            }
+        }
+    }
+    let mut case = Case::new(SQUARE, 15);
+    case.rows.logits[4] = f32::NAN;
+    assert!(run(&case, &LossConfig::default()).is_err());
+    let mut case = Case::new(SQUARE, 15);
+    case.rows.ids[3] = 13;
+    assert!(run(&case, &LossConfig::default()).is_err());
+}
+
+#[test]
+fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
+    let mut case = Case::new(SQUARE, 16);
+    let refusal = |case: &Case, config: &LossConfig| {
+        let (h, g) = (tensor(&case.hidden), case.geometry());
+        let error = head_loss(&h, &case.labels, &case.rows, &g, config).unwrap_err();
+        error.to_string()
+    };
+    let at_three = LossConfig {
+        kl_temperature: 3.0,
+        ..LossConfig::default()
+    };
+    assert!(refusal(&case, &at_three).contains("[1.0, 2.0]"));
+    case.rows.state = None;
+    let cosine = only_ot(OtConfig {
+        cost: Cost::SoftmaxSimilarity,
+        ..OtConfig::default()
+    });
+    assert!(refusal(&case, &cosine).contains("state"));
+    case.rows.estimator = distill_proto::Estimator::Sampled;
+    assert!(refusal(&case, &cosine).contains("sampled"));
+    let unequal = Case::new(LONGER_TEACHER, 16);
+    assert!(refusal(&unequal, &LossConfig::default()).contains("kl_weight"));
+    let mut labels = Case::new(SQUARE, 16);
+    labels.labels[2] = 13;
+    assert!(refusal(&labels, &LossConfig::default()).contains("label"));
+    labels.labels.pop();
+    assert!(refusal(&labels, &LossConfig::default()).contains("labels"));
+}
+
+#[test]
+fn settings_without_meaning_are_refused_by_key() {
+    let key = |change: &dyn Fn(&mut LossConfig)| {
+        let mut config = LossConfig::default();
+        change(&mut config);
+        match config.validate() {
+            Err(LossError::Setting { key, .. }) => key,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(key(&|c| c.ce_weight = -1.0), "ce_weight");
+    assert_eq!(key(&|c| c.kl_temperature = f64::NAN), "kl_temperature");
+    assert_eq!(key(&|c| c.chunk_rows = 0), "chunk_rows");
+    assert_eq!(key(&|c| c.ot.epsilon = 0.0), "epsilon");
+    assert_eq!(
+        key(&|c| (c.ot.epsilon, c.ot.lambda) = (0.2, Some(10.0))),
+        "lambda"
+    );
+    assert_eq!(key(&|c| c.ot.objective = Objective::Detached), "objective");
+    assert_eq!(key(&|c| c.ot.position_prior = -1.0), "position_prior");
+    assert_eq!(
+        key(&|c| (c.ce_weight, c.kl_weight, c.ot_weight) = (0.0, 0.0, 0.0)),
+        "ce_weight"
+    );
+    assert!(LossConfig::literal().validate().is_ok());
+    assert_eq!(LossConfig::literal().ot.epsilon(), 10.0);
+    assert!(LossConfig::preset("other").is_err());
+}
+
+#[test]
+fn settings_survive_their_file() {
+    for config in [LossConfig::default(), LossConfig::literal()] {
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<LossConfig>(&text).unwrap(), config);
+    }
+    assert!(toml::from_str::<LossConfig>("[ot]\nepsillon = 0.1").is_err());
+}
+
+#[test]
+fn a_half_precision_head_is_widened_by_tiles() {
+    let case = Case::new(SQUARE, 17);
+    let head = tensor(&case.head)
+        .to_dtype(candle_core::DType::BF16)
+        .unwrap();
+    let widened_head = head.to_dtype(candle_core::DType::F32).unwrap();
+    let run = |head| {
+        let geometry = HeadGeometry::new(&head, Some(&tensor(&case.basis))).unwrap();
+        let h = tensor(&case.hidden);
+        head_loss(
+            &h,
+            &case.labels,
+            &case.rows,
+            &geometry,
+            &LossConfig::default(),
+        )
+        .unwrap()
+    };
+    let (half, full) = (run(head), run(widened_head));
+    assert!((half.total / full.total - 1.0).abs() < 1e-6);
+    assert!(relative(&widened(&half.grad_hidden), &widened(&full.grad_hidden)) < 1e-5);
+}

@@ -1,0 +1,15 @@
+//! Provides what a run leaves behind: the directory, the adapter, the metrics and the progress that people watch.
+
+mod adapter;
+mod atomic;
+mod directory;
+mod memory;
+mod metrics;
+mod progress;
+
+pub use adapter::{AdapterConfig, load_adapter, save_adapter};
+pub use atomic::write_atomically;
+pub use directory::RunDirectory;
+pub use memory::Memory;
+pub use metrics::{MetricsLog, StepMetrics};
+pub use progress::Progress;

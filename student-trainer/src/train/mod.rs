@@ -1,0 +1,187 @@
+/*! The training run: agree with the teacher, then step by step frames -> loss -> gradients -> update.
+
+```text
+ FrameSource ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
+   (passes)        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
+```
+*/
+
+mod guard;
+mod source;
+mod step;
+mod trainer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{path::PathBuf, time::Duration};
+
+use candle_core::Tensor;
+use distill_model::{Checkpointing, Decoder, LoraConfig};
+
+use crate::{
+    Error, Result,
+    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, fetch_basis},
+    config::TrainConfig,
+    loss::HeadGeometry,
+    run::{AdapterConfig, RunDirectory, save_adapter},
+    shutdown::Shutdown,
+    student::{Place, StudentFiles},
+};
+use source::FrameSource;
+pub use step::{Objective, SolverSummary, StepLoss};
+use trainer::Trainer;
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Optimiser steps done.
+    pub steps: usize,
+    /// Loss of the last one.
+    pub loss: StepLoss,
+    /// Where the adapter is.
+    pub adapter: PathBuf,
+    /// Whether someone asked to stop before all steps were done.
+    pub interrupted: bool,
+}
+
+/// Trains as `config` says. Blocks the thread; makes its own runtime for the network, so call it outside of one.
+///
+/// # Errors
+/// Whatever stops the run; what was saved before stays.
+pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
+    config.validate()?;
+    let run_directory = RunDirectory::create(&config.out)?;
+    let place = Place::choose(&config.device, config.dtype)?;
+    let files = StudentFiles::open(&config.student)?;
+    let runtime = client::runtime()?;
+    let (teacher, info) = runtime.block_on(agree(config, &files, shutdown))?;
+    run_directory.write_config(config)?;
+
+    let lora = lora_config(config);
+    let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
+    let basis = runtime.block_on(basis(config, &teacher, &info))?;
+    let geometry = head_geometry(&decoder, info.vocab_size, basis)?;
+    let stream_options = StreamOptions {
+        prefetch_frames: config.prefetch_frames,
+        reconnect_attempts: config.reconnect_attempts,
+        embedding_rows: files.config.vocab_size,
+    };
+    let handle = runtime.handle().clone();
+    let frames = FrameSource::new(
+        handle,
+        teacher,
+        info.clone(),
+        stream_options,
+        shutdown.clone(),
+    );
+    let trainer = Trainer {
+        config,
+        run_directory: &run_directory,
+        parameters: decoder.parameters(),
+        objective: Objective {
+            decoder: &decoder,
+            geometry: &geometry,
+            loss: &config.loss,
+            checkpointing: checkpointing(config),
+        },
+        total_steps: total_steps(config, info.sequence_count)?,
+    };
+    let (steps, loss) = trainer.train(frames, shutdown)?;
+
+    let adapter = run_directory.join("adapter");
+    let base = files
+        .dir
+        .canonicalize()
+        .unwrap_or_else(|_| files.dir.clone());
+    let adapter_config = AdapterConfig::new(&lora, &base.to_string_lossy());
+    save_adapter(&adapter, &adapter_config, &trainer.parameters)?;
+    files.tokenizer.copy_to(&adapter)?;
+    Ok(Summary {
+        steps,
+        loss,
+        adapter,
+        interrupted: steps < trainer.total_steps,
+    })
+}
+
+/// Connects and checks everything that can be checked before any weight is read.
+async fn agree(
+    config: &TrainConfig,
+    files: &StudentFiles,
+    shutdown: &Shutdown,
+) -> Result<(Teacher, ServerInfo)> {
+    let options = ConnectOptions {
+        address: config.teacher.clone(),
+        ca_cert: config.ca_cert.clone(),
+        token_file: config.token_file.clone(),
+        timeout: Duration::from_secs(config.connect_timeout_seconds),
+    };
+    let teacher = Teacher::connect(&options, shutdown).await?;
+    let info = teacher.info().await?;
+    info.check_student(&files.tokenizer, files.config.vocab_size)?;
+    config
+        .loss
+        .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
+    tracing::info!(
+        "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
+        info.model_name,
+        info.server_version,
+        info.sequence_count,
+        info.target_count,
+        info.token_count,
+        info.top_k,
+        info.vocab_size
+    );
+    Ok((teacher, info))
+}
+
+async fn basis(
+    config: &TrainConfig,
+    teacher: &Teacher,
+    info: &ServerInfo,
+) -> Result<Option<Tensor>> {
+    match config.loss.needs_state() {
+        true => fetch_basis(teacher, info).await,
+        false => Ok(None),
+    }
+}
+
+/// The effective rows of the head, with what the loss makes of them once.
+fn head_geometry(
+    decoder: &Decoder,
+    vocab_size: u32,
+    basis: Option<Tensor>,
+) -> Result<HeadGeometry> {
+    let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
+    Ok(HeadGeometry::new(&head, basis.as_ref())?)
+}
+
+fn lora_config(config: &TrainConfig) -> LoraConfig {
+    LoraConfig {
+        rank: config.lora_rank,
+        alpha: config.lora_alpha,
+        targets: config.lora_targets.clone(),
+        seed: config.seed,
+        ..LoraConfig::default()
+    }
+}
+
+fn checkpointing(config: &TrainConfig) -> Checkpointing {
+    match config.checkpointing {
+        true => Checkpointing::Every(1),
+        false => Checkpointing::Off,
+    }
+}
+
+/// `steps`, or as many as `epochs` passes take; a step never reaches across the end of a pass.
+fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
+    if sequence_count == 0 {
+        return Err(Error::Stream(
+            "the teacher's corpus has no sequence with a target".into(),
+        ));
+    }
+    let sequences_a_step = (config.batch_size * config.grad_accumulation) as u64;
+    let steps_a_pass = sequence_count.div_ceil(sequences_a_step) as usize;
+    Ok(config.steps.unwrap_or(config.epochs * steps_a_pass))
+}

@@ -1,0 +1,215 @@
+//! Provides the training loop: step by step, frames to update, with the checks in between.
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use candle_core::{Tensor, Var};
+use distill_model::Gradients;
+
+use super::{
+    guard::{self, GradientWatch},
+    source::FrameSource,
+    step::{Objective, StepLoss},
+};
+use crate::{
+    Error, Result,
+    client::Received,
+    config::TrainConfig,
+    loss::LossError,
+    optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
+    run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics, write_atomically},
+    shutdown::Shutdown,
+};
+
+/// What a run trains, with what, and where it leaves its traces.
+pub(super) struct Trainer<'a> {
+    pub config: &'a TrainConfig,
+    pub run_directory: &'a RunDirectory,
+    pub parameters: Vec<(String, Var)>,
+    pub objective: Objective<'a>,
+    pub total_steps: usize,
+}
+
+impl Trainer<'_> {
+    /// Steps until all are done or someone asks to stop. Gives the steps done and the last loss.
+    pub fn train(&self, mut frames: FrameSource, shutdown: &Shutdown) -> Result<(usize, StepLoss)> {
+        let config = self.config;
+        let mut optimizer = AdamW::new(self.parameters.clone(), adamw_config(config))?;
+        let schedule = self.schedule();
+        let mut watch = GradientWatch::new(&self.parameters);
+        let mut metrics = MetricsLog::create(&self.run_directory.join("metrics.jsonl"))?;
+        let mut progress = Progress::start(self.total_steps as u64, "step");
+        let mut loss = StepLoss::default();
+        let mut warnings = Warnings::default();
+
+        for step in 0..self.total_steps {
+            let waiting = Instant::now();
+            let Some(batch) = frames.next(config.batch_size * config.grad_accumulation)? else {
+                break;
+            };
+            let wait_seconds = waiting.elapsed().as_secs_f64();
+            let start = Instant::now();
+            let learning_rate = schedule.learning_rate(step);
+
+            let mut gradients = Gradients::new();
+            loss = self.forward_backward(step + 1, &batch, &mut gradients)?;
+            self.check_finite(step + 1, &batch, &loss, &gradients)?;
+            if step == 0
+                && let Some(path) = &config.first_step_grad_out
+            {
+                write_gradients(path, &gradients)?;
+            }
+            watch.check(step + 1, &self.parameters, &gradients)?;
+            let grad_norm = gradients.global_norm()?;
+            let clip = clip_factor(grad_norm, config.max_grad_norm);
+            optimizer.update(learning_rate, clip, |name| gradients.get(name))?;
+
+            let seconds = start.elapsed().as_secs_f64();
+            let line = StepMetrics {
+                step: step + 1,
+                epoch: frames.epoch(),
+                lr: learning_rate,
+                grad_norm,
+                seconds,
+                wait_seconds,
+                ..step_metrics(&loss, seconds)
+            };
+            metrics.append(&line)?;
+            warnings.look_at(&loss);
+            progress.advance(|| {
+                format!(
+                    "loss {:.4}  {:.1} tokens/s",
+                    line.loss, line.tokens_per_second
+                )
+            });
+            if shutdown.is_requested() {
+                break;
+            }
+        }
+        progress.finish();
+        Ok((optimizer.steps(), loss))
+    }
+
+    fn schedule(&self) -> Schedule {
+        let config = self.config;
+        let by_ratio = (config.warmup_ratio * self.total_steps as f64).ceil() as usize;
+        let warmup_steps = config.warmup_steps.unwrap_or(by_ratio);
+        Schedule::new(
+            config.lr,
+            config.lr_floor_ratio,
+            warmup_steps,
+            self.total_steps,
+        )
+    }
+
+    fn forward_backward(
+        &self,
+        step: usize,
+        batch: &[Received],
+        gradients: &mut Gradients,
+    ) -> Result<StepLoss> {
+        let frames: Vec<_> = batch.iter().map(|received| &received.frame).collect();
+        let result = self
+            .objective
+            .forward_backward(&frames, self.config.batch_size, gradients);
+        match result {
+            Err(Error::Loss(LossError::NonFinite { what, .. })) => {
+                Err(self.refuse(step, what.to_owned(), &[], batch)?)
+            }
+            other => other,
+        }
+    }
+
+    /// Stops before the update when anything is NaN or infinite.
+    fn check_finite(
+        &self,
+        step: usize,
+        batch: &[Received],
+        loss: &StepLoss,
+        gradients: &Gradients,
+    ) -> Result<()> {
+        if let Some(part) = loss.not_finite() {
+            return Err(self.refuse(step, part.to_owned(), &[], batch)?);
+        }
+        let names = guard::not_finite(gradients)?;
+        match names.first() {
+            None => Ok(()),
+            Some(first) => {
+                let what = format!("the gradient of {} parameters, first {first},", names.len());
+                Err(self.refuse(step, what, &names, batch)?)
+            }
+        }
+    }
+
+    fn refuse(
+        &self,
+        step: usize,
+        what: String,
+        names: &[&str],
+        batch: &[Received],
+    ) -> Result<Error> {
+        let dump = self
+            .run_directory
+            .dump_failed_step(step, &what, names, batch)?;
+        Ok(Error::NotFinite { step, what, dump })
+    }
+}
+
+fn adamw_config(config: &TrainConfig) -> AdamWConfig {
+    AdamWConfig {
+        beta1: config.beta1,
+        beta2: config.beta2,
+        eps: config.eps,
+        weight_decay: config.weight_decay,
+    }
+}
+
+fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
+    let memory = Memory::now();
+    StepMetrics {
+        loss: loss.total,
+        ce: loss.ce,
+        kl: loss.kl,
+        ot: loss.ot,
+        tokens: loss.tokens,
+        targets: loss.targets,
+        tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
+        ot_iterations: loss.solver.map(|solver| solver.iterations),
+        ot_marginal_error: loss.solver.map(|solver| solver.marginal_error),
+        ot_converged: loss.solver.map(|solver| solver.converged),
+        rss_bytes: memory.rss_bytes,
+        peak_rss_bytes: memory.peak_rss_bytes,
+        ..StepMetrics::default()
+    }
+}
+
+fn write_gradients(path: &Path, gradients: &Gradients) -> Result<()> {
+    let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
+    write_atomically(path, &safetensors::serialize(tensors, None)?)
+}
+
+/// What is said once a run, not once a step.
+#[derive(Default)]
+struct Warnings {
+    uninformative: bool,
+    not_converged: bool,
+}
+
+impl Warnings {
+    fn look_at(&mut self, loss: &StepLoss) {
+        let Some(solver) = loss.solver else { return };
+        if solver.uninformative && !std::mem::replace(&mut self.uninformative, true) {
+            tracing::warn!(
+                "transport is within 1 % of 1 - 1/M, the value of a plan that knows nothing: it does not teach; lower \
+                 --epsilon or --temperature, or use another --similarity"
+            );
+        }
+        if !solver.converged && !std::mem::replace(&mut self.not_converged, true) {
+            tracing::warn!(
+                "transport did not converge in {} iterations (marginal error {:.1e}); raise --max-iterations or \
+                 --epsilon",
+                solver.iterations,
+                solver.marginal_error
+            );
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Measures row selection beside a full sort: `cargo run --release -p teacher-server --example selection_rate`.
+
+use std::{hint::black_box, time::Instant};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use teacher_server::selection::select_rows;
+
+const VOCAB_SIZE: usize = 151_936;
+const K: usize = 64;
+const ROWS: usize = 128;
+const TEMPERATURES: [f32; 3] = [1.0, 2.0, 4.0];
+
+fn main() {
+    let mut rng = StdRng::seed_from_u64(1);
+    // Sums of uniforms: a bell with a thin right tail, the shape that logits have.
+    let logits: Vec<f32> = (0..ROWS * VOCAB_SIZE)
+        .map(|_| (0..4).map(|_| rng.random::<f32>()).sum::<f32>() * 6.0 - 12.0)
+        .collect();
+    let bytes = size_of_val(logits.as_slice()) as f64;
+    let best = |name: &str, run: &dyn Fn()| {
+        run();
+        let seconds = (0..5)
+            .map(|_| {
+                let start = Instant::now();
+                run();
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min);
+        let (rows, rate) = (ROWS as f64 / seconds, bytes / seconds / 1e9);
+        println!("{name:<28} {rows:>8.0} rows/s {rate:>7.2} GB/s");
+    };
+    println!(
+        "V={VOCAB_SIZE} K={K} threads={}",
+        rayon::current_num_threads()
+    );
+    best("selection, 3 temperatures", &|| {
+        black_box(select_rows(&logits, VOCAB_SIZE, K, &TEMPERATURES).is_ok());
+    });
+    best("selection, 1 temperature", &|| {
+        black_box(select_rows(&logits, VOCAB_SIZE, K, &TEMPERATURES[..1]).is_ok());
+    });
+    best("copy of the same bytes", &|| {
+        black_box(logits.clone());
+    });
+    let row = &logits[..VOCAB_SIZE];
+    let start = Instant::now();
+    let mut order: Vec<u32> = (0..VOCAB_SIZE as u32).collect();
+    order.sort_unstable_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
+    black_box(order);
+    println!(
+        "full sort, one thread        {:>8.0} rows/s",
+        1.0 / start.elapsed().as_secs_f64()
+    );
+}

@@ -1,0 +1,191 @@
+//! Provides the checked configuration: flags over file over defaults.
+
+mod address;
+mod file;
+mod values;
+
+use std::{collections::HashSet, path::PathBuf};
+
+use distill_proto::limits::{KEPT_ENTRIES_MAX, SEQUENCE_TOKENS_MAX, TEMPERATURES_MAX};
+use serde::Serialize;
+
+use crate::{
+    Error, Result,
+    cli::{ServeArgs, Settings},
+};
+pub use address::BindAddress;
+pub use values::{Precision, StateSetting, ValueCodingSetting};
+
+/// Sequences in one forward pass.
+pub const BATCH_SIZE_MAX: usize = 4096;
+/// Sequences the teacher may be ahead.
+pub const QUEUE_MAX: usize = 1 << 16;
+/// Rows of logits at a time.
+pub const CHUNK_ROWS_MAX: usize = 1 << 16;
+/// Threads for the arithmetic.
+pub const THREADS_MAX: usize = 1024;
+
+/// Everything `serve` needs, checked. Serialises to the TOML that `--config` reads.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// Directory of the teacher.
+    pub model: PathBuf,
+    /// Corpus files, in order.
+    pub corpus: Vec<PathBuf>,
+    /// Tokens in a window.
+    pub seq_len: usize,
+    /// Sequences in one forward pass.
+    pub batch_size: usize,
+    /// Kept logits a token, K.
+    pub top_k: usize,
+    /// Temperatures at which logsumexp is stored.
+    pub temperatures: Vec<f32>,
+    /// How kept logits are stored.
+    pub value_coding: ValueCodingSetting,
+    /// Whether and how the hidden state is sent along.
+    pub state: StateSetting,
+    /// Arithmetic of the teacher.
+    pub dtype: Precision,
+    /// Where to listen.
+    pub bind: BindAddress,
+    /// File with the bearer token.
+    pub token_file: Option<PathBuf>,
+    /// PEM certificate chain.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM private key.
+    pub tls_key: Option<PathBuf>,
+    /// Sequences the teacher may be ahead of a reader.
+    pub queue: usize,
+    /// Rows of logits at a time.
+    pub chunk_rows: usize,
+    /// Threads for the arithmetic; absent: one a core.
+    pub threads: Option<usize>,
+    /// Directory of the spool; absent: the system's temporary directory.
+    pub spool_dir: Option<PathBuf>,
+    /// File for the port listened on.
+    pub port_file: Option<PathBuf>,
+    /// Report as JSON lines.
+    pub json: bool,
+}
+
+impl Config {
+    /// Reads the file that `--config` names, lays the flags over it, and checks the result.
+    ///
+    /// # Errors
+    /// `Config` naming the flag, or `ConfigFile` naming the file and the key.
+    pub fn validate(args: &ServeArgs) -> Result<Self> {
+        let settings = match &args.config {
+            Some(path) => file::read(path)?.overlaid_with(&args.settings)?,
+            None => args.settings.clone(),
+        };
+        Self::from_settings(settings)
+    }
+
+    /// Fills defaults in and checks every setting.
+    ///
+    /// # Errors
+    /// `Config` naming the flag and what to do.
+    pub fn from_settings(settings: Settings) -> Result<Self> {
+        let bind = settings.bind.as_deref().unwrap_or("127.0.0.1:50051");
+        let config = Self {
+            model: settings
+                .model
+                .ok_or_else(|| refuse("model", "name the teacher's directory"))?,
+            corpus: settings.corpus.unwrap_or_default(),
+            seq_len: settings.seq_len.unwrap_or(512),
+            batch_size: settings.batch_size.unwrap_or(1),
+            top_k: settings.top_k.unwrap_or(64),
+            temperatures: settings.temperatures.unwrap_or_else(|| vec![1.0, 2.0, 4.0]),
+            value_coding: settings.value_coding.unwrap_or_default(),
+            state: settings.state.unwrap_or_default(),
+            dtype: settings.dtype.unwrap_or_default(),
+            bind: BindAddress::parse(bind)?,
+            token_file: settings.token_file,
+            tls_cert: settings.tls_cert,
+            tls_key: settings.tls_key,
+            queue: settings.queue.unwrap_or(32),
+            chunk_rows: settings.chunk_rows.unwrap_or(128),
+            threads: settings.threads,
+            spool_dir: settings.spool_dir,
+            port_file: settings.port_file,
+            json: settings.json.unwrap_or_default(),
+        };
+        config.check_access()?;
+        config.check_numbers()?;
+        Ok(config)
+    }
+
+    /// Who may connect: anything but this machine needs a token and encryption.
+    fn check_access(&self) -> Result<()> {
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err(refuse(
+                "tls-cert",
+                "goes together with --tls-key; give both or neither",
+            ));
+        }
+        let protected = self.token_file.is_some() && self.tls_cert.is_some();
+        if !self.bind.is_local() && !protected {
+            let reason = format!(
+                "{} can be reached from other machines; give --token-file, --tls-cert and --tls-key, or bind to 127.0.0.1 or unix:PATH",
+                self.bind
+            );
+            return Err(refuse("bind", reason));
+        }
+        if self.port_file.is_some() && matches!(self.bind, BindAddress::Unix(_)) {
+            return Err(refuse("port-file", "a unix socket has no port"));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        if self.corpus.is_empty() {
+            return Err(refuse(
+                "corpus",
+                "name at least one .txt, .md or .jsonl file",
+            ));
+        }
+        within("seq-len", self.seq_len, 2, SEQUENCE_TOKENS_MAX)?;
+        within("batch-size", self.batch_size, 1, BATCH_SIZE_MAX)?;
+        within("top-k", self.top_k, 1, KEPT_ENTRIES_MAX)?;
+        within("queue", self.queue, 1, QUEUE_MAX)?;
+        within("chunk-rows", self.chunk_rows, 1, CHUNK_ROWS_MAX)?;
+        within("threads", self.threads.unwrap_or(1), 1, THREADS_MAX)?;
+        within("temperatures", self.temperatures.len(), 1, TEMPERATURES_MAX)?;
+        let positive = self
+            .temperatures
+            .iter()
+            .all(|tau| tau.is_finite() && *tau > 0.0);
+        let distinct: HashSet<u32> = self.temperatures.iter().map(|tau| tau.to_bits()).collect();
+        if !positive || distinct.len() != self.temperatures.len() {
+            return Err(refuse(
+                "temperatures",
+                "must be positive, finite and different",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The settings as the TOML that `--config` reads.
+    ///
+    /// # Errors
+    /// `Config` naming a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| refuse("print-config", e.to_string()))
+    }
+}
+
+fn refuse(key: &'static str, reason: impl Into<String>) -> Error {
+    let reason = reason.into();
+    Error::Config { key, reason }
+}
+
+fn within(key: &'static str, value: usize, min: usize, max: usize) -> Result<()> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(refuse(key, format!("{value} is outside {min} to {max}")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

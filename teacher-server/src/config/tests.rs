@@ -1,0 +1,126 @@
+use std::io::Write;
+
+use clap::Parser;
+use distill_proto::{StateCoding, ValueCoding};
+
+use super::*;
+use crate::cli::{Args, Command};
+
+fn serve(flags: &[&str]) -> Result<Config> {
+    let args = ["teacher-server", "serve"].iter().chain(flags);
+    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command;
+    Config::validate(&args)
+}
+
+fn file(content: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let file = file(
+        "model = 'm'\ncorpus = ['a.txt']\ntop_k = 8\nseq_len = 100\ntemperatures = [1, 2]\nstate = 'exact:i8'\n",
+    );
+    let path = file.path().to_str().unwrap();
+    let config = serve(&["--config", path, "--top-k", "16", "--value-coding", "f16"]).unwrap();
+    assert_eq!((config.top_k, config.seq_len, config.queue), (16, 100, 32));
+    assert_eq!(config.temperatures, [1.0, 2.0]);
+    assert_eq!(config.state, StateSetting::Exact(StateCoding::I8));
+    assert_eq!(config.value_coding.0, ValueCoding::F16);
+}
+
+#[test]
+fn the_printed_configuration_reads_back_to_itself() {
+    let flags = [
+        "--model",
+        "m",
+        "--corpus",
+        "a",
+        "b",
+        "--temperatures",
+        "1,0.5",
+        "--bind",
+        "unix:/x",
+        "--json",
+    ];
+    let printed = serve(&flags).unwrap().to_toml().unwrap();
+    let file = file(&printed);
+    let again = serve(&["--config", file.path().to_str().unwrap()]).unwrap();
+    assert_eq!(again.to_toml().unwrap(), printed);
+    assert_eq!(again.corpus.len(), 2);
+    assert!(again.json);
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_known_one() {
+    let file = file("topk = 3\n");
+    let error = serve(&["--config", file.path().to_str().unwrap()]).unwrap_err();
+    assert!(
+        error.to_string().contains("`topk`") && error.to_string().contains("`top_k`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_reachable_address_needs_token_and_tls() {
+    let base = ["--model", "m", "--corpus", "a", "--bind"];
+    let with =
+        |bind: &'static str, more: &[&'static str]| serve(&[&base, &[bind][..], more].concat());
+    for open in [
+        "0.0.0.0:1",
+        "[::]:1",
+        "192.0.2.7:50051",
+        "[::ffff:192.0.2.7]:1",
+    ] {
+        assert!(with(open, &[]).is_err(), "{open}");
+        assert!(with(open, &["--token-file", "t"]).is_err());
+        assert!(with(open, &["--tls-cert", "c", "--tls-key", "k"]).is_err());
+        assert!(
+            with(
+                open,
+                &["--token-file", "t", "--tls-cert", "c", "--tls-key", "k"]
+            )
+            .is_ok()
+        );
+    }
+    for local in [
+        "127.0.0.1:0",
+        "localhost:0",
+        "[::1]:0",
+        "unix:/tmp/x",
+        "unix:///tmp/x",
+    ] {
+        assert!(with(local, &[]).is_ok(), "{local}");
+    }
+    assert!(with("127.0.0.1:0", &["--tls-cert", "c"]).is_err());
+    assert!(with("nonsense", &[]).is_err());
+}
+
+#[test]
+fn senseless_numbers_are_refused_by_name() {
+    let base = ["--model", "m", "--corpus", "a"];
+    for (flag, value) in [
+        ("--seq-len", "1"),
+        ("--batch-size", "0"),
+        ("--top-k", "0"),
+        ("--queue", "0"),
+        ("--chunk-rows", "0"),
+        ("--threads", "0"),
+        ("--temperatures", "1,1"),
+        ("--temperatures", "0"),
+        ("--temperatures", "NaN"),
+    ] {
+        let error = serve(&[&base[..], &[flag, value]].concat())
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(flag), "{error}");
+    }
+    assert!(
+        serve(&["--model", "m"])
+            .unwrap_err()
+            .to_string()
+            .starts_with("--corpus")
+    );
+}

@@ -1,0 +1,166 @@
+//! Provides the error of this crate: what can go wrong between a corpus and a client.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use distill_proto::Fingerprint;
+
+/// What can go wrong between a corpus and a client.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting that cannot be followed.
+    #[error("--{key}: {reason}")]
+    Config {
+        /// The flag, without its dashes.
+        key: &'static str,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A configuration file that cannot be read as one.
+    #[error("{}: {reason}", path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The operating system refused something about a file or an address.
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was tried, e.g. `write`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Tokenizer, template or corpus.
+    #[error(transparent)]
+    Text(#[from] distill_text::Error),
+    /// Weights, configuration or forward pass of the model.
+    #[error(transparent)]
+    Model(#[from] distill_model::Error),
+    /// A tensor operation outside the model.
+    #[error("tensor operation: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A block that cannot be written, or a cursor that cannot be read.
+    #[error(transparent)]
+    Proto(#[from] distill_proto::Error),
+    /// The gRPC transport.
+    #[error("gRPC transport: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Model and tokenizer do not belong together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// The model put out something that is no number.
+    #[error(
+        "the teacher's logits for token {position} of sequence {sequence:016x} hold NaN or infinity; try --dtype f32, or check the weights"
+    )]
+    NotFinite {
+        /// Id of the sequence.
+        sequence: u64,
+        /// Token that the row describes.
+        position: usize,
+    },
+    /// What stopped the production of a block, told to everyone who waits for it.
+    #[error(transparent)]
+    Production(Arc<Error>),
+    /// A client that agreed to something else.
+    #[error("{what} fingerprint is {served} here, but the client asked for {requested}; {remedy}")]
+    FingerprintMismatch {
+        /// `plan` or `tokenizer`.
+        what: &'static str,
+        /// What this server has.
+        served: Fingerprint,
+        /// What the client sent, cut to a printable length.
+        requested: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// No such sequence in the plan.
+    #[error(
+        "sequence id {id} is not in plan {plan}; ask for ids of frames that this plan streamed"
+    )]
+    UnknownSequence {
+        /// The id asked for.
+        id: u64,
+        /// The plan served.
+        plan: Fingerprint,
+    },
+    /// A request that cannot be answered as it stands.
+    #[error("{field}: {reason}")]
+    Request {
+        /// Field of the message.
+        field: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The basis was asked for, but the plan stores no `state`.
+    #[error("this plan stores no state, so there is no basis; start the server with --state exact")]
+    NoState,
+    /// More of something at a time than the server allows.
+    #[error("{limit} {what} are open already; try again when one has ended")]
+    Busy {
+        /// What there is too much of.
+        what: &'static str,
+        /// The named limit.
+        limit: usize,
+    },
+    /// Part of a later version.
+    #[error("{0}")]
+    Unimplemented(&'static str),
+    /// The weights are not in yet.
+    #[error("the teacher is still loading; wait until the health service says SERVING")]
+    Loading,
+    /// The server was told to stop.
+    #[error(
+        "the server is shutting down; reconnect with the last cursor when it is back, nothing is lost"
+    )]
+    ShuttingDown,
+    /// A thread of the server died.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// For `map_err` on file operations.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// For `map_err` and plain returns about one field of a request.
+    pub(crate) fn request(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        let (field, reason) = (field.into(), reason.into());
+        Self::Request { field, reason }
+    }
+
+    /// Whether asking again may help: a full disk can be emptied, NaN in a model stays.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::ShuttingDown | Self::Loading => true,
+            Self::Production(inner) => inner.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free some space or name another place with --spool-dir"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,170 @@
+use candle_core::DType;
+use distill_model::{Base, LoadOptions, ModelConfig, Weights};
+use distill_proto::{StateCoding, ValueCoding};
+
+use super::*;
+use crate::{
+    basis::Basis,
+    testing::{VOCAB_SIZE, write_model},
+};
+
+fn load(dtype: DType) -> Decoder {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    let options = LoadOptions {
+        dtype,
+        device: Device::Cpu,
+        base: Base::AsStored,
+        lora: None,
+    };
+    let weights = Weights::open(dir.path()).unwrap();
+    Decoder::load(&ModelConfig::load(dir.path()).unwrap(), &weights, &options).unwrap()
+}
+
+fn capture(k: usize, chunk_rows: usize) -> Capture {
+    Capture {
+        k,
+        temperatures: vec![1.0, 2.0],
+        coding: ValueCoding::F16,
+        state: StateSetting::Exact(StateCoding::F16),
+        chunk_rows,
+    }
+}
+
+/// Two sequences of different lengths with gaps in their masks.
+fn batch() -> [(Vec<u32>, Vec<bool>); 2] {
+    let mask = |n: usize, every: usize| (0..n).map(|t| t > 0 && t % every == 0).collect();
+    [
+        ((0..19).map(|t| t * 13 % 250).collect(), mask(19, 2)),
+        ((0..7).map(|t| 100 + t * 5).collect(), mask(7, 1)),
+    ]
+}
+
+fn tokens(batch: &[(Vec<u32>, Vec<bool>)]) -> Vec<Tokens<'_>> {
+    (0..)
+        .zip(batch)
+        .map(|(id, (token_ids, target_mask))| Tokens {
+            id,
+            token_ids,
+            target_mask,
+        })
+        .collect()
+}
+
+/// The slow reference: every logit of every position, one sequence at a time.
+fn dense_logits(decoder: &Decoder, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let ids = Tensor::new(token_ids, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
+    let hidden = decoder.hidden_states(&ids).unwrap().squeeze(0).unwrap();
+    let logits = hidden.matmul(&decoder.head().t().unwrap()).unwrap();
+    let logits = logits.narrow(1, 0, VOCAB_SIZE as usize).unwrap();
+    (logits.to_vec2().unwrap(), hidden.to_vec2().unwrap())
+}
+
+#[test]
+fn rows_are_those_of_dense_logits_before_every_target() {
+    let batch = batch();
+    for chunk_rows in [1, 4, 100] {
+        let teacher = Teacher::new(load(DType::F32), VOCAB_SIZE, capture(5, chunk_rows)).unwrap();
+        let found = teacher.rows(&tokens(&batch)).unwrap();
+        for ((token_ids, mask), rows) in batch.iter().zip(&found) {
+            let (logits, hidden) = dense_logits(&teacher.decoder, token_ids);
+            let positions: Vec<usize> = (0..mask.len()).filter(|&t| mask[t]).collect();
+            assert_eq!(rows.rows, positions.len());
+            let state = rows.state.as_ref().unwrap();
+            for (row, &t) in positions.iter().enumerate() {
+                let dense = &logits[t - 1];
+                let max = dense.iter().copied().fold(f32::MIN, f32::max);
+                // Other shapes of the product round differently; logits are of order ten.
+                assert!((rows.max[row] - max).abs() < 1e-4);
+                let kept = &rows.ids[row * 5..(row + 1) * 5];
+                let smallest = kept
+                    .iter()
+                    .map(|&id| dense[id as usize])
+                    .fold(f32::MAX, f32::min);
+                let above = dense.iter().filter(|&&y| y > smallest + 1e-4).count();
+                assert!(
+                    above <= 5 && kept.is_sorted(),
+                    "{above} logits above the kept ones"
+                );
+                let lse = dense
+                    .iter()
+                    .map(|y| f64::from((y - max) / 2.0).exp())
+                    .sum::<f64>()
+                    .ln();
+                assert!(
+                    (f64::from(rows.logsumexp[1][row]) - lse - f64::from(max / 2.0)).abs() < 1e-4
+                );
+                let c = &state.values[row * state.rank..(row + 1) * state.rank];
+                assert!(
+                    c.iter()
+                        .zip(&hidden[t - 1])
+                        .all(|(a, b)| (a - b).abs() < 1e-4)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn centred_logits_are_basis_times_state() {
+    let decoder = load(DType::F32);
+    let (logits, hidden) = dense_logits(&decoder, &[5, 6, 7]);
+    let teacher = Teacher::new(decoder, VOCAB_SIZE, capture(1, 8)).unwrap();
+    let basis = Basis::new(teacher.head().clone()).unwrap();
+    let bytes: Vec<u8> = basis
+        .chunks()
+        .flat_map(|rows| basis.bytes(rows).unwrap())
+        .collect();
+    assert_eq!(bytes.len(), 2 * VOCAB_SIZE as usize * basis.rank());
+    let values: Vec<f32> = bytes
+        .chunks_exact(2)
+        .map(|pair| half::f16::from_le_bytes([pair[0], pair[1]]).to_f32())
+        .collect();
+    let mean = logits[2].iter().sum::<f32>() / VOCAB_SIZE as f32;
+    for (id, row) in values.chunks_exact(basis.rank()).enumerate() {
+        let product: f32 = row.iter().zip(&hidden[2]).map(|(b, c)| b * c).sum();
+        // f16 rounds 64 entries of order 0.2 by 1e-4 each, against states of order one.
+        assert!((product - (logits[2][id] - mean)).abs() < 5e-3);
+    }
+}
+
+#[test]
+fn a_half_precision_head_gives_unrounded_logits() {
+    let batch = batch();
+    let teacher = Teacher::new(load(DType::BF16), VOCAB_SIZE, capture(5, 16)).unwrap();
+    let rows = teacher.rows(&tokens(&batch)).unwrap();
+    let state = rows[0].state.as_ref().unwrap();
+    let head = teacher
+        .head()
+        .to_dtype(DType::F32)
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
+    let id = rows[0].ids[0] as usize;
+    let logit: f32 = head[id].iter().zip(&state.values).map(|(w, h)| w * h).sum();
+    assert!((logit - rows[0].logits[0]).abs() < 1e-4 * (1.0 + logit.abs()));
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_head_and_a_k_larger_than_the_vocabulary_are_refused() {
+    let refusal = |vocab_size, k| match Teacher::new(load(DType::F32), vocab_size, capture(k, 1)) {
+        Ok(_) => panic!("accepted"),
+        Err(error) => error.to_string(),
+    };
+    assert!(refusal(100_000, 1).contains("100000 ids"));
+    assert!(refusal(10, 11).contains("--top-k"));
+}
+
+#[test]
+fn nan_names_the_sequence_and_the_token() {
+    let batch = batch();
+    let tokens = tokens(&batch);
+    // Nine targets in the first sequence; row 10 is the second target of the second.
+    let Error::NotFinite { sequence, position } = not_finite(&tokens, 10) else {
+        panic!("another error");
+    };
+    assert_eq!((sequence, position), (1, 2));
+}

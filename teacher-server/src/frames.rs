@@ -1,0 +1,62 @@
+//! Provides the assembly of frames: a sequence of the plan, or one that a client brought, with its rows.
+
+use distill_proto::{Fingerprint, Frame, FrameContext, Rows};
+use distill_text::Sequence;
+
+use crate::{Error, Result, plan::Plan, production::OwnedTokens};
+
+/// Shard that frames of `ScoreTokens` name, so that none can be taken for a frame of the plan.
+pub const SCORED_SHARD: u32 = u32::MAX;
+
+/// The bytes of the plan's frame at `index`.
+///
+/// # Errors
+/// What the frame's rules say.
+pub fn encode(plan: &Plan, index: u64, shard: u32, rows: Rows) -> Result<Vec<u8>> {
+    let outside = || Error::Internal(format!("frame {index} is outside the plan"));
+    let sequence: &Sequence = plan.sequences.get(index as usize).ok_or_else(outside)?;
+    let frame = Frame {
+        sequence_id: sequence.id,
+        index,
+        text_digest: Fingerprint::of(sequence.text.as_bytes()),
+        text: sequence.text.clone(),
+        token_ids: sequence.token_ids.clone(),
+        byte_offsets: sequence.byte_offsets.clone(),
+        target_mask: sequence.target_mask.clone(),
+        rows,
+    };
+    let context = FrameContext {
+        plan: plan.fingerprint,
+        shard,
+        index,
+    };
+    Ok(frame.encode(&context)?)
+}
+
+/// The bytes of a frame for a sequence that a client brought: without text, since only ids came.
+///
+/// # Errors
+/// What the frame's rules say.
+pub fn encode_scored(
+    plan: Fingerprint,
+    index: u64,
+    tokens: OwnedTokens,
+    rows: Rows,
+) -> Result<Vec<u8>> {
+    let frame = Frame {
+        sequence_id: index,
+        index,
+        text_digest: Fingerprint::of(b""),
+        text: String::new(),
+        byte_offsets: vec![(0, 0); tokens.token_ids.len()],
+        token_ids: tokens.token_ids,
+        target_mask: tokens.target_mask,
+        rows,
+    };
+    let context = FrameContext {
+        plan,
+        shard: SCORED_SHARD,
+        index,
+    };
+    Ok(frame.encode(&context)?)
+}

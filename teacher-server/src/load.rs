@@ -1,0 +1,177 @@
+//! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
+use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
+
+use crate::{
+    Result,
+    basis::Basis,
+    config::{Config, StateSetting},
+    forward::{Capture, Teacher},
+    plan::{Identity, Plan},
+    production::Production,
+    progress::Progress,
+    report::Reporter,
+    store::Spool,
+};
+
+/// Everything behind the service once the weights are in.
+pub struct Engine {
+    /// What is served.
+    pub plan: Arc<Plan>,
+    /// Computes and keeps it.
+    pub production: Production,
+    /// The matrix behind `state`.
+    pub basis: Option<Arc<Basis>>,
+    /// The handshake.
+    pub info: v1::GetServerInfoResponse,
+    /// Names what the tokenizer does.
+    pub tokenizer: Fingerprint,
+    /// Names which id means which token.
+    pub vocabulary: Fingerprint,
+    /// Longest sequence the model takes.
+    pub positions_max: usize,
+}
+
+impl Engine {
+    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found.
+    ///
+    /// # Errors
+    /// The first thing wrong with any of them.
+    pub fn load(config: &Config, reporter: &Reporter) -> Result<Self> {
+        let tokenizer = TokenizerFiles::open(&config.model)?;
+        let model = ModelConfig::load(&config.model)?;
+        let corpus = read_corpus(
+            &config.corpus,
+            &tokenizer,
+            &Windowing::new(config.seq_len),
+            &mut |_| {},
+        )?;
+        reporter.corpus(&corpus);
+        let weights = Weights::open(&config.model)?;
+        reporter.weights(parameter_count(&weights)?);
+        let device = Device::Cpu;
+        let identity = Identity {
+            model: model_fingerprint(&weights)?,
+            tokenizer: tokenizer.fingerprint(),
+            vocabulary: tokenizer.vocabulary_fingerprint(),
+            vocab_size: tokenizer.size(),
+            backend: backend(&device),
+        };
+        let options = LoadOptions {
+            dtype: config.dtype.dtype(),
+            device,
+            base: Base::AsStored,
+            lora: None,
+        };
+        let decoder = Decoder::load(&model, &weights, &options)?;
+        let teacher = Teacher::new(decoder, tokenizer.size(), Capture::new(config))?;
+        Self::start(config, reporter, &model, identity, corpus, teacher)
+    }
+
+    fn start(
+        config: &Config,
+        reporter: &Reporter,
+        model: &ModelConfig,
+        identity: Identity,
+        corpus: Corpus,
+        teacher: Teacher,
+    ) -> Result<Self> {
+        let basis = match config.state {
+            StateSetting::None => None,
+            StateSetting::Exact(_) => Some(Arc::new(Basis::new(teacher.head().clone())?)),
+        };
+        let plan = Arc::new(Plan::new(config, &identity, corpus)?);
+        let info = server_info(config, model, &identity, &plan, basis.as_deref());
+        reporter.model(config, model, &info);
+        let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
+        let production = Production::start(
+            Box::new(teacher),
+            plan.clone(),
+            Box::new(store),
+            config.queue,
+            Progress::new(plan.count(), plan.token_count()),
+        )?;
+        Ok(Self {
+            plan,
+            production,
+            basis,
+            info,
+            tokenizer: identity.tokenizer,
+            vocabulary: identity.vocabulary,
+            positions_max: model.max_position_embeddings,
+        })
+    }
+}
+
+/// Hash of weights and configuration.
+fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
+    Ok(FingerprintBuilder::new("model")
+        .field("weights", &weights.fingerprint()?)
+        .finish())
+}
+
+/// Numbers in the checkpoint, tied heads once; a packed 4-bit byte holds two.
+fn parameter_count(weights: &Weights) -> Result<u64> {
+    let mut count = 0;
+    for name in weights.names() {
+        if name.ends_with(".weight") || name.ends_with(".bias") {
+            let elements = weights.shape(name)?.iter().product::<usize>() as u64;
+            let packed = weights.contains(&format!("{name}.quant_state.bitsandbytes__nf4"));
+            count += if packed { 2 * elements } else { elements };
+        }
+    }
+    Ok(count)
+}
+
+/// Bytes are promised equal for the same of these only.
+fn backend(device: &Device) -> String {
+    let place = if device.is_cpu() { "cpu" } else { "cuda" };
+    format!(
+        "{place} candle-0.11 teacher-server-{}",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn server_info(
+    config: &Config,
+    model: &ModelConfig,
+    identity: &Identity,
+    plan: &Plan,
+    basis: Option<&Basis>,
+) -> v1::GetServerInfoResponse {
+    let kind = match config.state {
+        StateSetting::None => v1::StateKind::None,
+        StateSetting::Exact(_) => v1::StateKind::Exact,
+    };
+    let name = config.model.file_name().unwrap_or(config.model.as_os_str());
+    v1::GetServerInfoResponse {
+        format_version: distill_proto::FORMAT_VERSION,
+        model_fingerprint: identity.model.to_hex(),
+        tokenizer_fingerprint: identity.tokenizer.to_hex(),
+        corpus_fingerprint: plan.corpus.to_hex(),
+        plan_fingerprint: plan.fingerprint.to_hex(),
+        effective_vocab_size: identity.vocab_size,
+        head_rows: model.vocab_size as u32,
+        tokenizer_size: identity.vocab_size,
+        top_k: config.top_k as u32,
+        estimator: v1::Estimator::TopK.into(),
+        temperatures: config.temperatures.clone(),
+        state_kind: kind.into(),
+        state_rank: basis.map_or(0, |basis| basis.rank() as u32),
+        state_error: 0.0,
+        sequence_count: plan.count(),
+        token_count: plan.token_count(),
+        seq_len: plan.longest() as u32,
+        target_count: plan.target_count(),
+        vram_mode: v1::VramMode::Resident.into(),
+        server_version: format!("{} ({})", env!("CARGO_PKG_VERSION"), identity.backend),
+        model_name: name.to_string_lossy().into_owned(),
+        hidden_size: model.hidden_size as u32,
+        vocabulary_fingerprint: identity.vocabulary.to_hex(),
+    }
+}

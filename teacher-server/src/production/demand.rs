@@ -1,0 +1,126 @@
+//! Provides the decision which batch is computed next: what readers need soonest, never far ahead of them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::{Error, plan::Plan};
+
+/// What a reader asks for, in its order.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// Every frame of the plan from this index on.
+    From(u64),
+    /// These indices.
+    List(Arc<[u64]>),
+}
+
+impl Order {
+    /// Index of the `position`-th frame asked for.
+    pub fn at(&self, position: usize, count: u64) -> Option<u64> {
+        match self {
+            Self::From(first) => first
+                .checked_add(position as u64)
+                .filter(|index| *index < count),
+            Self::List(indices) => indices.get(position).copied(),
+        }
+    }
+}
+
+/// One reader's place in its order.
+struct Place {
+    order: Order,
+    position: usize,
+    /// When a batch was last chosen for this reader, for fairness among equals.
+    served: u64,
+}
+
+/// Readers and batches under way.
+#[derive(Default)]
+pub(super) struct Demand {
+    readers: BTreeMap<u64, Place>,
+    next_reader: u64,
+    clock: u64,
+    in_flight: HashSet<u64>,
+    failed: HashMap<u64, Arc<Error>>,
+}
+
+impl Demand {
+    /// Number of open readers.
+    pub fn readers(&self) -> usize {
+        self.readers.len()
+    }
+
+    /// Adds a reader. What failed for a reason that may have passed is tried again for it.
+    pub fn open(&mut self, order: Order) -> u64 {
+        self.failed.retain(|_, error| !error.is_transient());
+        let id = self.next_reader;
+        self.next_reader += 1;
+        let place = Place {
+            order,
+            position: 0,
+            served: 0,
+        };
+        self.readers.insert(id, place);
+        id
+    }
+
+    /// Moves a reader to its next frame.
+    pub fn advance(&mut self, reader: u64) {
+        if let Some(place) = self.readers.get_mut(&reader) {
+            place.position += 1;
+        }
+    }
+
+    /// Removes a reader, and with it the reason to compute for it.
+    pub fn close(&mut self, reader: u64) {
+        self.readers.remove(&reader);
+    }
+
+    /// What stopped a batch, if something did.
+    pub fn failure(&self, batch: u64) -> Option<Arc<Error>> {
+        self.failed.get(&batch).cloned()
+    }
+
+    /// A batch has left the teacher and the packer, well or not.
+    pub fn finish(&mut self, batch: u64, failure: Option<Arc<Error>>) {
+        self.in_flight.remove(&batch);
+        if let Some(error) = failure {
+            self.failed.insert(batch, error);
+        }
+    }
+
+    /// The batch to compute now, marked as under way; `None` where nobody needs one.
+    ///
+    /// Of all readers the one whose next missing frame is nearest comes first; among equals the one served longest ago.
+    /// A batch is started only when its last frame is at most `queue` frames ahead of that reader, or when the reader
+    /// stands at the batch itself.
+    pub fn next_batch(
+        &mut self,
+        plan: &Plan,
+        queue: usize,
+        contains: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let missing = |place: &Place| {
+            (0..queue.max(1)).find_map(|ahead| {
+                let index = place.order.at(place.position + ahead, plan.count())?;
+                let batch = plan.batch_of(index);
+                let open = !contains(index)
+                    && !self.in_flight.contains(&batch)
+                    && !self.failed.contains_key(&batch);
+                open.then_some((ahead, batch))
+            })
+        };
+        let candidates = self.readers.iter().filter_map(|(&reader, place)| {
+            let (ahead, batch) = missing(place)?;
+            let near = ahead == 0 || ahead + plan.batch(batch).len() <= queue;
+            near.then_some((ahead, place.served, reader, batch))
+        });
+        let (_, _, reader, batch) = candidates.min()?;
+        self.clock += 1;
+        if let Some(place) = self.readers.get_mut(&reader) {
+            place.served = self.clock;
+        }
+        self.in_flight.insert(batch);
+        Some(batch)
+    }
+}

@@ -1,0 +1,188 @@
+/*! Provides the production of frames on demand: readers say what they need, two threads compute and pack it.
+
+```text
+ Reader (async, one a stream) ── Demand ──> compute thread ── rows ──> packing thread ──> BlockStore ──> Reader
+ ScoreTokens ───────────────── score jobs ──┘  (Forward)               (encode frames)
+```
+
+Nothing is computed that no reader is about to need, so a server without clients rests within one batch, and a slow
+reader, which reads from the store at its own pace, costs no memory.
+*/
+
+mod demand;
+mod reader;
+mod score;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use distill_proto::{Fingerprint, Rows};
+use tokio::sync::watch;
+
+use crate::{Error, Result, plan::Plan, progress::Progress, store::BlockStore};
+use demand::Demand;
+pub use demand::Order;
+pub use reader::Reader;
+pub use score::OwnedTokens;
+use score::ScoreJob;
+
+/// Streams and fetches open at a time.
+pub const READERS_MAX: usize = 256;
+/// ScoreTokens requests that wait at a time.
+pub const SCORE_JOBS_MAX: usize = 16;
+
+/// A sequence as the teacher needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens<'a> {
+    /// For messages.
+    pub id: u64,
+    /// T ids below the effective vocabulary.
+    pub token_ids: &'a [u32],
+    /// T flags; the first is false.
+    pub target_mask: &'a [bool],
+}
+
+/// The teacher: rows for the targets of a batch of sequences.
+pub trait Forward: Send {
+    /// One `Rows` for every sequence.
+    ///
+    /// # Errors
+    /// What the model or the selection says.
+    fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>>;
+}
+
+/// Computes frames on demand and keeps them.
+pub struct Production {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the threads and the readers share.
+struct Shared {
+    plan: Arc<Plan>,
+    store: Box<dyn BlockStore>,
+    queue: usize,
+    state: Mutex<State>,
+    /// Wakes the compute thread: somebody may need something.
+    work: Condvar,
+    /// Wakes readers: a batch is done, failed, or the server stops. The value only counts.
+    changes: watch::Sender<u64>,
+    sequences_done: AtomicU64,
+    sequences_computed: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    demand: Demand,
+    scores: VecDeque<ScoreJob>,
+    digest: Option<Fingerprint>,
+    closing: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Production {
+    /// Starts the two threads over a loaded teacher and a store.
+    ///
+    /// # Errors
+    /// `Io` where the system gives no thread.
+    pub fn start(
+        teacher: Box<dyn Forward>,
+        plan: Arc<Plan>,
+        store: Box<dyn BlockStore>,
+        queue: usize,
+        progress: Progress,
+    ) -> Result<Self> {
+        let done = (0..plan.count())
+            .filter(|&index| store.contains(index))
+            .count();
+        let shared = Arc::new(Shared {
+            plan,
+            store,
+            queue,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            changes: watch::Sender::new(0),
+            sequences_done: AtomicU64::new(done as u64),
+            sequences_computed: AtomicU64::new(0),
+        });
+        let threads = threads::spawn(&shared, teacher, progress)?;
+        Ok(Self {
+            shared,
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Opens a reader.
+    ///
+    /// # Errors
+    /// `Busy` above `READERS_MAX`, `ShuttingDown`.
+    pub fn reader(&self, order: Order) -> Result<Reader> {
+        let mut state = self.shared.state();
+        if state.closing {
+            return Err(Error::ShuttingDown);
+        }
+        if state.demand.readers() >= READERS_MAX {
+            return Err(Error::Busy {
+                what: "streams",
+                limit: READERS_MAX,
+            });
+        }
+        let id = state.demand.open(order.clone());
+        drop(state);
+        self.shared.work.notify_all();
+        Ok(Reader::new(self.shared.clone(), id, order))
+    }
+
+    /// Sequences kept so far.
+    pub fn sequences_done(&self) -> u64 {
+        self.shared.sequences_done.load(Ordering::Relaxed)
+    }
+
+    /// Sequences that the teacher has run on, scored ones included.
+    pub fn sequences_computed(&self) -> u64 {
+        self.shared.sequences_computed.load(Ordering::Relaxed)
+    }
+
+    /// Finishes the batch under way, then stops; readers are told. Returns at once.
+    pub fn close(&self) {
+        self.shared.state().closing = true;
+        self.shared.work.notify_all();
+        self.shared.changed();
+    }
+
+    /// Waits until both threads have ended, after `close`.
+    pub fn join(&self) {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a production thread ended in a panic");
+            }
+        }
+    }
+}
+
+impl Drop for Production {
+    fn drop(&mut self) {
+        self.close();
+        self.join();
+    }
+}

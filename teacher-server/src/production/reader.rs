@@ -1,0 +1,122 @@
+//! Provides a reader: one client's place in the plan.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use distill_proto::Fingerprint;
+use tokio::sync::watch;
+
+use super::{Order, Shared};
+use crate::{Error, Result, store::StoredBlock};
+
+/// One client's place in the plan; what it needs next is computed while it is open.
+pub struct Reader {
+    shared: Arc<Shared>,
+    id: u64,
+    order: Order,
+    position: usize,
+    changes: watch::Receiver<u64>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, id: u64, order: Order) -> Self {
+        let changes = shared.changes.subscribe();
+        Self {
+            shared,
+            id,
+            order,
+            position: 0,
+            changes,
+        }
+    }
+
+    /// Index of the next frame; `None` at the end.
+    pub fn upcoming(&self) -> Option<u64> {
+        self.order.at(self.position, self.shared.plan.count())
+    }
+
+    /// Waits until the next frame is kept; true at the end of the order. May be dropped and called again.
+    ///
+    /// # Errors
+    /// What stopped its batch, or `ShuttingDown`.
+    pub async fn ready(&mut self) -> Result<()> {
+        let Some(index) = self.upcoming() else {
+            return Ok(());
+        };
+        loop {
+            self.changes.borrow_and_update();
+            {
+                let state = self.shared.state();
+                if state.closing {
+                    return Err(Error::ShuttingDown);
+                }
+                if self.shared.store.contains(index) {
+                    return Ok(());
+                }
+                let batch = self.shared.plan.batch_of(index);
+                if let Some(error) = state.demand.failure(batch) {
+                    return Err(Error::Production(error));
+                }
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// The next frame, after `ready`; moves on.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn take(&mut self) -> Result<Option<StoredBlock>> {
+        let Some(index) = self.upcoming() else {
+            return Ok(None);
+        };
+        let shared = self.shared.clone();
+        let block = tokio::task::spawn_blocking(move || shared.store.get(index))
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))??;
+        if block.is_some() {
+            self.position += 1;
+            self.shared.state().demand.advance(self.id);
+            self.shared.work.notify_all();
+        }
+        Ok(block)
+    }
+
+    /// The digest over the whole plan; `None` where this process has not computed all of it.
+    ///
+    /// # Errors
+    /// `ShuttingDown`.
+    pub async fn digest(&mut self) -> Result<Option<Fingerprint>> {
+        loop {
+            self.changes.borrow_and_update();
+            let done = self.shared.sequences_done.load(Ordering::Acquire);
+            {
+                let state = self.shared.state();
+                if state.digest.is_some() || done < self.shared.plan.count() {
+                    return Ok(state.digest);
+                }
+                if state.closing {
+                    return Err(Error::ShuttingDown);
+                }
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Sequences kept so far, for heartbeats.
+    pub fn sequences_done(&self) -> u64 {
+        self.shared.sequences_done.load(Ordering::Relaxed)
+    }
+
+    async fn wait(&mut self) -> Result<()> {
+        self.changes
+            .changed()
+            .await
+            .map_err(|_| Error::ShuttingDown)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.state().demand.close(self.id);
+    }
+}

@@ -1,0 +1,68 @@
+//! Provides scoring of sequences that a trainer brings, a batch at a time between the plan's own.
+
+use distill_proto::Rows;
+use tokio::sync::oneshot;
+
+use super::{Production, SCORE_JOBS_MAX, Tokens};
+use crate::{Error, Result};
+
+/// A sequence that a client brought.
+#[derive(Debug, Clone)]
+pub struct OwnedTokens {
+    /// T ids, checked against the effective vocabulary.
+    pub token_ids: Vec<u32>,
+    /// T flags.
+    pub target_mask: Vec<bool>,
+}
+
+/// A request under way.
+pub(super) struct ScoreJob {
+    pub sequences: Vec<OwnedTokens>,
+    pub done: Vec<Rows>,
+    pub reply: oneshot::Sender<Result<Vec<Rows>>>,
+}
+
+impl ScoreJob {
+    /// The sequences of the next batch.
+    pub fn batch(&self, batch_size: usize) -> Vec<Tokens<'_>> {
+        let rest = self.sequences.iter().enumerate().skip(self.done.len());
+        rest.take(batch_size)
+            .map(|(index, sequence)| Tokens {
+                id: index as u64,
+                token_ids: &sequence.token_ids,
+                target_mask: &sequence.target_mask,
+            })
+            .collect()
+    }
+}
+
+impl Production {
+    /// Runs the teacher on `sequences`; dropping the future stops the work within one batch.
+    ///
+    /// # Errors
+    /// `Busy` above `SCORE_JOBS_MAX`, `ShuttingDown`, or what the teacher says.
+    pub async fn score(&self, sequences: Vec<OwnedTokens>) -> Result<Vec<Rows>> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut state = self.shared.state();
+            if state.closing {
+                return Err(Error::ShuttingDown);
+            }
+            // Jobs whose client went away make room first.
+            state.scores.retain(|job| !job.reply.is_closed());
+            if state.scores.len() >= SCORE_JOBS_MAX {
+                return Err(Error::Busy {
+                    what: "ScoreTokens requests",
+                    limit: SCORE_JOBS_MAX,
+                });
+            }
+            state.scores.push_back(ScoreJob {
+                sequences,
+                done: Vec::new(),
+                reply,
+            });
+        }
+        self.shared.work.notify_all();
+        answer.await.map_err(|_| Error::ShuttingDown)?
+    }
+}

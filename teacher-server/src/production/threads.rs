@@ -1,0 +1,197 @@
+//! Provides the two threads behind the readers: one runs the teacher, one packs and keeps what it says.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use distill_proto::Rows;
+
+use super::{Forward, ScoreJob, Shared, Tokens};
+use crate::{Error, Result, frames::encode, progress::Progress, store::OrderDigest};
+
+/// Batches that wait for packing while the teacher runs on.
+const PACKING_QUEUE: usize = 1;
+
+/// Rows of one batch on their way to the store.
+struct Computed {
+    batch: u64,
+    rows: Vec<Rows>,
+}
+
+enum Work {
+    Batch(u64),
+    Score(ScoreJob),
+    Stop,
+}
+
+/// Starts both threads.
+///
+/// # Errors
+/// `Io` where the system gives no thread.
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    teacher: Box<dyn Forward>,
+    progress: Progress,
+) -> Result<Vec<JoinHandle<()>>> {
+    let (sender, receiver) = sync_channel(PACKING_QUEUE);
+    let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    let failed = |e| Error::io("start a thread for", Path::new("the teacher"))(e);
+    let (computing, packing) = (shared.clone(), shared.clone());
+    Ok(vec![
+        named("teacher")
+            .spawn(move || compute(&computing, teacher.as_ref(), &sender))
+            .map_err(failed)?,
+        named("packing")
+            .spawn(move || pack(&packing, &receiver, progress))
+            .map_err(failed)?,
+    ])
+}
+
+/// Runs the teacher until the server stops; ends the packing thread by dropping the sender.
+fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed>) {
+    loop {
+        match next_work(shared) {
+            Work::Stop => return,
+            Work::Score(job) => score(shared, teacher, job),
+            Work::Batch(batch) => {
+                let sequences = shared.plan.sequences.get(shared.plan.batch(batch));
+                let tokens: Vec<Tokens<'_>> = sequences
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|sequence| Tokens {
+                        id: sequence.id,
+                        token_ids: &sequence.token_ids,
+                        target_mask: &sequence.target_mask,
+                    })
+                    .collect();
+                match run(shared, teacher, &tokens) {
+                    Ok(rows) => {
+                        if packing.send(Computed { batch, rows }).is_err() {
+                            finish(
+                                shared,
+                                batch,
+                                Err(Error::Internal("packing has ended".into())),
+                            );
+                        }
+                    }
+                    Err(error) => finish(shared, batch, Err(error)),
+                }
+            }
+        }
+    }
+}
+
+/// Waits for something to do. Scoring comes first: a trainer stands still for it.
+fn next_work(shared: &Shared) -> Work {
+    let mut state = shared.state();
+    loop {
+        if state.closing {
+            // Dropping the jobs tells those who wait for them.
+            state.scores.clear();
+            return Work::Stop;
+        }
+        if let Some(job) = state.scores.pop_front() {
+            return Work::Score(job);
+        }
+        let contains = |index| shared.store.contains(index);
+        if let Some(batch) = state
+            .demand
+            .next_batch(&shared.plan, shared.queue, contains)
+        {
+            return Work::Batch(batch);
+        }
+        state = shared
+            .work
+            .wait(state)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+}
+
+/// One batch of a job; the rest goes to the end of the line.
+fn score(shared: &Shared, teacher: &dyn Forward, mut job: ScoreJob) {
+    if job.reply.is_closed() {
+        return;
+    }
+    let rows = run(shared, teacher, &job.batch(shared.plan.batch_size()));
+    match rows {
+        Err(error) => drop(job.reply.send(Err(error))),
+        Ok(rows) => {
+            job.done.extend(rows);
+            if job.done.len() < job.sequences.len() {
+                shared.state().scores.push_back(job);
+            } else {
+                drop(job.reply.send(Ok(job.done)));
+            }
+        }
+    }
+}
+
+/// The teacher on one batch; a panic below becomes an error of this batch alone.
+fn run(shared: &Shared, teacher: &dyn Forward, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
+    let panicked = |_| Error::Internal("the teacher's forward pass panicked; see the log".into());
+    let rows = catch_unwind(AssertUnwindSafe(|| teacher.rows(batch))).map_err(panicked)??;
+    if rows.len() != batch.len() {
+        let message = format!("{} rows for {} sequences", rows.len(), batch.len());
+        return Err(Error::Internal(message));
+    }
+    let count = batch.len() as u64;
+    shared
+        .sequences_computed
+        .fetch_add(count, Ordering::Relaxed);
+    Ok(rows)
+}
+
+/// Encodes and keeps what arrives until the teacher's thread ends.
+fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) {
+    let mut digest = OrderDigest::default();
+    while let Ok(Computed { batch, rows }) = computed.recv() {
+        let panicked = |_| Error::Internal("packing panicked; see the log".into());
+        let kept = catch_unwind(AssertUnwindSafe(|| keep(shared, batch, rows)))
+            .map_err(panicked)
+            .flatten();
+        if kept.is_ok() {
+            let range = shared.plan.batch(batch);
+            let done = shared.plan.sequences.get(range).unwrap_or_default();
+            let tokens = done
+                .iter()
+                .map(|sequence| sequence.token_ids.len() as u64)
+                .sum();
+            progress.advance(done.len() as u64, tokens);
+            // A digest that cannot be read is no reason to hold frames back.
+            match digest.advance(shared.store.as_ref(), shared.plan.count()) {
+                Ok(found) => shared.state().digest = found,
+                Err(error) => tracing::warn!("digest over the plan: {error}"),
+            }
+        }
+        finish(shared, batch, kept);
+    }
+}
+
+fn keep(shared: &Shared, batch: u64, rows: Vec<Rows>) -> Result<()> {
+    for (index, rows) in shared.plan.batch(batch).zip(rows) {
+        let index = index as u64;
+        if !shared.store.contains(index) {
+            let frame = encode(&shared.plan, index, shared.store.shard_of(index), rows)?;
+            shared.store.put(index, &frame)?;
+            shared.sequences_done.fetch_add(1, Ordering::Release);
+        }
+    }
+    Ok(())
+}
+
+fn finish(shared: &Shared, batch: u64, result: Result<()>) {
+    let failure = result.err().map(|error| {
+        tracing::error!("batch {batch}: {error}");
+        Arc::new(error)
+    });
+    shared.state().demand.finish(batch, failure);
+    shared.changed();
+    shared.work.notify_all();
+}

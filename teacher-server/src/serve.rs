@@ -1,0 +1,240 @@
+//! Provides the server: binds, answers health while the teacher loads, serves, and stops in order.
+
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
+
+use distill_proto::{
+    limits::MESSAGE_BYTES_MAX,
+    v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer},
+};
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::{
+    service::InterceptorLayer,
+    transport::{Identity, Server as Grpc, ServerTlsConfig},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    Error, Result,
+    config::Config,
+    listener::Listener,
+    load::Engine,
+    report::Reporter,
+    service::{Auth, Service},
+};
+
+/// Time between pings to a silent client, and how long it may take to answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time that connections get to close once their streams have ended.
+const CLOSING_GRACE: Duration = Duration::from_secs(5);
+/// Streams of one connection.
+const STREAMS_MAX: u32 = 128;
+/// One request message: 65,536 tokens with their flags, several times over.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
+
+/// A server that is bound but not running yet.
+pub struct Server {
+    config: Config,
+    reporter: Reporter,
+    listener: Listener,
+    auth: Auth,
+    tls: Option<ServerTlsConfig>,
+    address: String,
+    service: Service,
+}
+
+/// Binds and serves until `shutdown` resolves; see [`Server::run`].
+///
+/// # Errors
+/// As [`Server::bind`] and [`Server::run`].
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    Server::bind(config).await?.run(shutdown).await
+}
+
+impl Server {
+    /// Reads token and certificate, binds, and reports the address.
+    ///
+    /// # Errors
+    /// `Io` or `Config` naming the file or address.
+    pub async fn bind(config: Config) -> Result<Self> {
+        if let Some(threads) = config.threads {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            if let Err(error) = pool.build_global() {
+                tracing::warn!("--threads: {error}");
+            }
+        }
+        let auth = Auth::read(config.token_file.as_deref())?;
+        let tls = tls(&config)?;
+        let listener = Listener::bind(&config.bind).await?;
+        let (address, port) = listener.address()?;
+        if let (Some(path), Some(port)) = (&config.port_file, port) {
+            write_port(path, port)?;
+        }
+        let reporter = Reporter::new(config.json);
+        reporter.listening(&address, port);
+        Ok(Self {
+            config,
+            reporter,
+            listener,
+            auth,
+            tls,
+            address,
+            service: Service::default(),
+        })
+    }
+
+    /// The service behind the socket, to look at what it has loaded and computed.
+    pub fn service(&self) -> Service {
+        self.service.clone()
+    }
+
+    /// `HOST:PORT`, with the port that was chosen, or `unix:PATH`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Loads the teacher and serves until `shutdown` resolves, then finishes the batch under way and ends every stream.
+    ///
+    /// # Errors
+    /// What loading or the transport says.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let Self {
+            config,
+            reporter,
+            listener,
+            auth,
+            tls,
+            address,
+            service,
+        } = self;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
+        let mut grpc = Grpc::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_MAX);
+        if let Some(tls) = tls {
+            grpc = grpc.tls_config(tls)?;
+        }
+        let teacher = TeacherServiceServer::new(service.clone())
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let router = grpc
+            .layer(InterceptorLayer::new(auth))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(teacher);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            // A dropped sender stops the transport as well.
+            let _ = stopped.await;
+        };
+        let transport = async move {
+            match listener {
+                Listener::Tcp(tcp) => {
+                    let incoming = TcpListenerStream::new(tcp);
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+                Listener::Unix(unix, _file) => {
+                    let incoming = UnixListenerStream::new(unix);
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+            }
+        };
+        let transport = tokio::spawn(transport);
+        let outcome = supervise(&config, reporter, &service, &health, &address, shutdown).await;
+        set_health(&health, ServingStatus::NotServing).await;
+        if let Ok(engine) = service.engine() {
+            engine.production.close();
+            let joined = tokio::task::spawn_blocking(move || engine.production.join()).await;
+            joined.map_err(|e| Error::Internal(e.to_string()))?;
+        }
+        let _ = stop.send(());
+        let abort = transport.abort_handle();
+        match tokio::time::timeout(CLOSING_GRACE, transport).await {
+            Ok(ended) => ended.map_err(|e| Error::Internal(e.to_string()))??,
+            Err(_) => {
+                // A client that holds its connection open, e.g. to watch health, does not hold the server.
+                abort.abort();
+            }
+        }
+        outcome
+    }
+}
+
+/// Loads the teacher beside the running transport, then waits for the signal.
+async fn supervise(
+    config: &Config,
+    reporter: Reporter,
+    service: &Service,
+    health: &HealthReporter,
+    address: &str,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let loading = load(config.clone(), reporter)?;
+    let engine = tokio::select! {
+        loaded = loading => loaded.map_err(|_| Error::Internal("loading ended in a panic".into()))??,
+        () = &mut shutdown => {
+            reporter.stopping();
+            return Ok(());
+        }
+    };
+    service.set_engine(Arc::new(engine));
+    set_health(health, ServingStatus::Serving).await;
+    reporter.serving(address);
+    shutdown.await;
+    reporter.stopping();
+    Ok(())
+}
+
+/// Loads on a plain thread: the runtime would wait for a blocking task at exit, and loading cannot be interrupted.
+fn load(config: Config, reporter: Reporter) -> Result<oneshot::Receiver<Result<Engine>>> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("loading".into())
+        .spawn(move || {
+            // The receiver is gone when the server was told to stop meanwhile.
+            let _ = sender.send(Engine::load(&config, &reporter));
+        })
+        .map_err(Error::io("start a thread for", Path::new("loading")))?;
+    Ok(receiver)
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health
+        .set_service_status(
+            <TeacherServiceServer<Service> as tonic::server::NamedService>::NAME,
+            status,
+        )
+        .await;
+}
+
+fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return Ok(None);
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
+    let identity = Identity::from_pem(read(cert)?, read(key)?);
+    Ok(Some(ServerTlsConfig::new().identity(identity)))
+}
+
+/// Writes the port so that a reader sees all of it or nothing.
+fn write_port(path: &Path, port: u16) -> Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let refuse = || Error::io("write", path);
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(refuse())?;
+    std::io::Write::write_all(&mut file, format!("{port}\n").as_bytes()).map_err(refuse())?;
+    file.persist(path).map_err(|e| refuse()(e.error))?;
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! Provides the one place where an error of this crate becomes a gRPC status.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::Error;
+
+/// Domain of every `google.rpc.ErrorInfo` that this server sends.
+pub const ERROR_DOMAIN: &str = "ot-distill";
+
+/// The status that tells a client about `error`, with `google.rpc.ErrorInfo` details.
+pub fn status(error: &Error) -> Status {
+    let (code, reason) = classify(error);
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata(error));
+    // Paths and addresses of this machine are for its own log.
+    let message = match error {
+        Error::Production(inner) if hides(inner) => hidden(inner),
+        inner if hides(inner) => hidden(inner),
+        told => told.to_string(),
+    };
+    Status::with_error_details(code, message, details)
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        status(&error)
+    }
+}
+
+fn classify(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::FingerprintMismatch { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
+        Error::NoState => (Code::FailedPrecondition, "NO_STATE"),
+        Error::UnknownSequence { .. } => (Code::NotFound, "UNKNOWN_SEQUENCE"),
+        Error::Request { .. } => (Code::InvalidArgument, "INVALID_REQUEST"),
+        Error::Proto(distill_proto::Error::Cursor(_)) => (Code::InvalidArgument, "INVALID_CURSOR"),
+        Error::Busy { .. } => (Code::ResourceExhausted, "BUSY"),
+        Error::Unimplemented(_) => (Code::Unimplemented, "UNIMPLEMENTED"),
+        Error::Loading => (Code::Unavailable, "LOADING"),
+        Error::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+        Error::Io { .. } => (Code::ResourceExhausted, "STORAGE"),
+        Error::NotFinite { .. } => (Code::DataLoss, "NOT_FINITE"),
+        Error::Production(inner) => classify(inner),
+        _ => (Code::Internal, "INTERNAL"),
+    }
+}
+
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pairs = match error {
+        Error::FingerprintMismatch {
+            what,
+            served,
+            requested,
+            remedy,
+        } => vec![
+            ("fingerprint", (*what).to_owned()),
+            ("served", served.to_hex()),
+            ("requested", requested.clone()),
+            ("remedy", (*remedy).to_owned()),
+        ],
+        Error::UnknownSequence { id, plan } => {
+            vec![("sequence_id", id.to_string()), ("plan", plan.to_hex())]
+        }
+        Error::Request { field, .. } => vec![("field", field.clone())],
+        Error::Busy { what, limit } => {
+            vec![("what", (*what).to_owned()), ("limit", limit.to_string())]
+        }
+        Error::NotFinite { sequence, position } => vec![
+            ("sequence_id", sequence.to_string()),
+            ("position", position.to_string()),
+        ],
+        Error::Production(inner) => return metadata(inner),
+        _ => Vec::new(),
+    };
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+fn hides(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
+    )
+}
+
+fn hidden(error: &Error) -> String {
+    match error {
+        Error::Io { source, .. } => format!(
+            "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
+            source.kind()
+        ),
+        _ => "the teacher failed; the server's log says why".to_owned(),
+    }
+}

@@ -1,0 +1,487 @@
+use std::time::Duration;
+
+use distill_proto::{
+    Cursor, Frame, FrameContext,
+    v1::{stream_blocks_response::Event, teacher_service_client::TeacherServiceClient},
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{
+    Code,
+    metadata::MetadataValue,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt;
+
+use super::*;
+use crate::{
+    cli::Settings,
+    config::Config,
+    serve::Server,
+    testing::{VOCAB_SIZE, write_model},
+};
+
+type Client = TeacherServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// Sends a token along.
+#[derive(Clone, Default)]
+struct Bearer(Option<String>);
+
+impl tonic::service::Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let value = MetadataValue::try_from(format!("Bearer {token}")).unwrap();
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+/// A server over a tiny model and a corpus of about a dozen sequences, in this process.
+struct Running {
+    channel: Channel,
+    service: Service,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<()>>,
+    _directory: tempfile::TempDir,
+}
+
+async fn start(change: impl FnOnce(&mut Settings)) -> Running {
+    let directory = tempfile::tempdir().unwrap();
+    write_model(directory.path());
+    let corpus = directory.path().join("corpus.txt");
+    let text = "It was a bright cold day in April, and the clocks were striking thirteen. ";
+    std::fs::write(&corpus, text.repeat(4)).unwrap();
+    let mut settings = Settings {
+        model: Some(directory.path().to_owned()),
+        corpus: Some(vec![corpus]),
+        seq_len: Some(24),
+        batch_size: Some(2),
+        top_k: Some(4),
+        bind: Some("127.0.0.1:0".into()),
+        json: Some(true),
+        ..Settings::default()
+    };
+    change(&mut settings);
+    let server = Server::bind(Config::from_settings(settings).unwrap())
+        .await
+        .unwrap();
+    let address = match server.address() {
+        unix if unix.starts_with("unix:") => unix.to_owned(),
+        tcp => format!("http://{tcp}"),
+    };
+    let channel = Endpoint::from_shared(address).unwrap().connect_lazy();
+    let service = server.service();
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(server.run(async {
+        stopped.await.unwrap();
+    }));
+    for _ in 0..500 {
+        if service.engine().is_ok() || task.is_finished() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Running {
+        channel,
+        service,
+        stop,
+        task,
+        _directory: directory,
+    }
+}
+
+impl Running {
+    fn client(&self, token: Option<&str>) -> Client {
+        let bearer = Bearer(token.map(str::to_owned));
+        TeacherServiceClient::with_interceptor(self.channel.clone(), bearer)
+    }
+
+    fn plan(&self) -> String {
+        self.service.engine().unwrap().plan.fingerprint.to_hex()
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// Streams from `cursor` to the end.
+    async fn stream(&self, cursor: &[u8]) -> (Vec<v1::Block>, v1::End) {
+        let request = v1::StreamBlocksRequest {
+            cursor: cursor.to_vec().into(),
+            plan_fingerprint: self.plan(),
+        };
+        let mut stream = self
+            .client(None)
+            .stream_blocks(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let mut blocks = Vec::new();
+        loop {
+            match stream.message().await.unwrap().unwrap().event.unwrap() {
+                Event::Block(block) => blocks.push(block),
+                Event::Heartbeat(_) => {}
+                Event::End(end) => return (blocks, end),
+            }
+        }
+    }
+}
+
+fn reason(status: &Status) -> String {
+    status
+        .get_details_error_info()
+        .expect("ErrorInfo is attached")
+        .reason
+}
+
+#[tokio::test]
+async fn a_plan_is_streamed_resumed_and_fetched_with_the_same_bytes_and_one_run() {
+    let server = start(|_| {}).await;
+    let info = server
+        .client(None)
+        .get_server_info(v1::GetServerInfoRequest {})
+        .await;
+    let info = info.unwrap().into_inner();
+    assert_eq!(
+        (info.effective_vocab_size, info.head_rows),
+        (VOCAB_SIZE, 272)
+    );
+    let (blocks, end) = server.stream(b"").await;
+    assert_eq!(blocks.len() as u64, info.sequence_count);
+    assert_eq!(end.count, info.sequence_count);
+    let mut ids = Vec::new();
+    for block in &blocks {
+        let context = FrameContext {
+            plan: Fingerprint::from_hex(&info.plan_fingerprint).unwrap(),
+            shard: block.shard,
+            index: block.index,
+        };
+        let frame = Frame::decode(&block.frame, &context).unwrap();
+        assert_eq!(frame.rows.k, 4);
+        assert_eq!(
+            frame.rows.state.as_ref().unwrap().rank as u32,
+            info.state_rank
+        );
+        ids.push(frame.sequence_id);
+    }
+    let all: Vec<u8> = blocks
+        .iter()
+        .flat_map(|block| block.frame.to_vec())
+        .collect();
+    assert_eq!(end.digest, Fingerprint::of(&all).0.to_vec());
+    for from in [0, 3, blocks.len() - 1] {
+        let (rest, again) = server.stream(&blocks[from].cursor).await;
+        assert_eq!(rest, blocks[from + 1..]);
+        assert_eq!(again, end);
+    }
+    let request = v1::FetchBlocksRequest {
+        sequence_ids: vec![ids[5], ids[1], ids[5]],
+        plan_fingerprint: info.plan_fingerprint,
+    };
+    let mut fetched = server
+        .client(None)
+        .fetch_blocks(request)
+        .await
+        .unwrap()
+        .into_inner();
+    for expected in [5, 1, 5] {
+        let block = fetched.message().await.unwrap().unwrap().block.unwrap();
+        assert_eq!(block, blocks[expected]);
+    }
+    assert!(fetched.message().await.unwrap().is_none());
+    let computed = server
+        .service
+        .engine()
+        .unwrap()
+        .production
+        .sequences_computed();
+    assert_eq!(computed, info.sequence_count, "every sequence once");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_basis_arrives_whole_and_only_where_there_is_state() {
+    let server = start(|_| {}).await;
+    let request = v1::GetBasisRequest {
+        plan_fingerprint: server.plan(),
+    };
+    let mut stream = server
+        .client(None)
+        .get_basis(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let (mut rows, mut bytes) = (0, 0);
+    while let Some(chunk) = stream.message().await.unwrap() {
+        assert_eq!(chunk.first_row, rows);
+        assert_eq!(chunk.values_f16.len() as u32, 2 * chunk.rows * chunk.rank);
+        rows += chunk.rows;
+        bytes += chunk.values_f16.len();
+    }
+    assert_eq!((rows, bytes), (VOCAB_SIZE, 2 * 64 * VOCAB_SIZE as usize));
+    server.stop().await;
+
+    let server = start(|settings| settings.state = Some("none".parse().unwrap())).await;
+    let request = v1::GetBasisRequest {
+        plan_fingerprint: server.plan(),
+    };
+    let status = server.client(None).get_basis(request).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::FailedPrecondition, "NO_STATE")
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
+    let server = start(|settings| settings.batch_size = Some(1)).await;
+    let engine = server.service.engine().unwrap();
+    let sequence = &engine.plan.sequences[0];
+    let request = v1::ScoreTokensRequest {
+        sequences: vec![v1::TokenSequence {
+            token_ids: sequence.token_ids.clone(),
+            target_mask: sequence.target_mask.clone(),
+        }],
+        tokenizer_fingerprint: engine.tokenizer.to_hex(),
+    };
+    let scored = server
+        .client(None)
+        .score_tokens(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let decode = |block: &v1::Block| {
+        let context = FrameContext {
+            plan: engine.plan.fingerprint,
+            shard: block.shard,
+            index: block.index,
+        };
+        Frame::decode(&block.frame, &context).unwrap()
+    };
+    let (blocks, _) = server.stream(b"").await;
+    assert_eq!(decode(&scored.blocks[0]).rows, decode(&blocks[0]).rows);
+    assert_ne!(scored.blocks[0].shard, blocks[0].shard);
+    drop(engine);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_rpc_needs_the_token_when_one_is_set() {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{TOKEN}\n")).unwrap();
+    let server = start(|settings| settings.token_file = Some(file.path().to_owned())).await;
+    let plan = server.plan();
+    for token in [None, Some("0123456789abcdef0123456789abcdeg"), Some("")] {
+        let mut client = server.client(token);
+        let plan_fingerprint = plan.clone();
+        let basis = v1::GetBasisRequest { plan_fingerprint };
+        let answers = [
+            client
+                .get_server_info(v1::GetServerInfoRequest {})
+                .await
+                .map(drop),
+            client
+                .stream_blocks(v1::StreamBlocksRequest::default())
+                .await
+                .map(drop),
+            client.get_basis(basis).await.map(drop),
+            client
+                .fetch_blocks(v1::FetchBlocksRequest::default())
+                .await
+                .map(drop),
+            client
+                .score_tokens(v1::ScoreTokensRequest::default())
+                .await
+                .map(drop),
+            client
+                .hold_device(v1::HoldDeviceRequest::default())
+                .await
+                .map(drop),
+            HealthClient::new(server.channel.clone())
+                .check(HealthCheckRequest::default())
+                .await
+                .map(drop),
+        ];
+        for answer in answers {
+            let status = answer.unwrap_err();
+            assert_eq!(status.code(), Code::Unauthenticated);
+            assert!(!format!("{status:?}").contains(TOKEN));
+        }
+    }
+    let info = server
+        .client(Some(TOKEN))
+        .get_server_info(v1::GetServerInfoRequest {})
+        .await;
+    assert_eq!(info.unwrap().into_inner().plan_fingerprint, plan);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn hostile_requests_are_answered_with_their_reason() {
+    let server = start(|_| {}).await;
+    let engine = server.service.engine().unwrap();
+    let (plan, tokenizer) = (engine.plan.fingerprint, engine.tokenizer.to_hex());
+    let mut client = server.client(None);
+
+    let other = Fingerprint::of(b"other");
+    for wrong in [other.to_hex(), String::new(), "é".repeat(100_000)] {
+        let request = v1::StreamBlocksRequest {
+            cursor: Default::default(),
+            plan_fingerprint: wrong,
+        };
+        let status = client.stream_blocks(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let details = status.get_details_error_info().unwrap();
+        assert_eq!(details.metadata["served"], plan.to_hex());
+        assert!(status.message().contains("GetServerInfo") && status.message().len() < 1000);
+    }
+
+    let past_the_end = Cursor {
+        plan,
+        next: u64::MAX,
+    };
+    let foreign = Cursor {
+        plan: other,
+        next: 0,
+    };
+    for cursor in [
+        vec![1, 2, 3],
+        vec![0; 1 << 20],
+        past_the_end.encode(),
+        foreign.encode(),
+    ] {
+        let request = v1::StreamBlocksRequest {
+            cursor: cursor.into(),
+            plan_fingerprint: plan.to_hex(),
+        };
+        let status = client.stream_blocks(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    }
+
+    let fetch = |sequence_ids| v1::FetchBlocksRequest {
+        sequence_ids,
+        plan_fingerprint: plan.to_hex(),
+    };
+    let status = client.fetch_blocks(fetch(vec![42])).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "UNKNOWN_SEQUENCE")
+    );
+    let status = client
+        .fetch_blocks(fetch(vec![42; 70_000]))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+
+    let status = client
+        .hold_device(v1::HoldDeviceRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+
+    let tokens = |token_ids: Vec<u32>, target_mask: Vec<bool>| v1::TokenSequence {
+        token_ids,
+        target_mask,
+    };
+    for (sequences, complaint) in [
+        (vec![], "sequences"),
+        (vec![tokens(vec![1], vec![false])], "2 to 4096"),
+        (
+            vec![tokens(vec![1, VOCAB_SIZE], vec![false, true])],
+            "outside the vocabulary of 258",
+        ),
+        (
+            vec![tokens(vec![1, u32::MAX], vec![false, true])],
+            "outside the vocabulary",
+        ),
+        (vec![tokens(vec![1, 2], vec![true, true])], "first token"),
+        (
+            vec![tokens(vec![1, 2], vec![false])],
+            "1 flags for 2 tokens",
+        ),
+        (vec![tokens(vec![1, 2], vec![false, false])], "no target"),
+        (vec![tokens(vec![1; 5000], vec![true; 5000])], "5000 tokens"),
+        (
+            vec![tokens(vec![1, 2], vec![false, true]); 300],
+            "300 of them",
+        ),
+        (
+            vec![tokens(vec![1; 4000], vec![true; 4000]); 40],
+            "160000 tokens",
+        ),
+    ] {
+        let request = v1::ScoreTokensRequest {
+            sequences,
+            tokenizer_fingerprint: tokenizer.clone(),
+        };
+        let status = client.score_tokens(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(complaint), "{status}");
+    }
+    let request = v1::ScoreTokensRequest::default();
+    let status = client.score_tokens(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(
+        engine.production.sequences_computed(),
+        0,
+        "nothing was run for any of them"
+    );
+    drop(engine);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_health_and_a_stop_ends_streams() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("teacher.sock");
+    let bind = format!("unix:{}", path.display());
+    let server = start(|settings| {
+        settings.bind = Some(bind);
+        settings.queue = Some(1);
+    })
+    .await;
+    let mut health = HealthClient::new(server.channel.clone());
+    let request = HealthCheckRequest {
+        service: "distill.v1.TeacherService".into(),
+    };
+    let status = health.check(request).await.unwrap().into_inner().status();
+    assert_eq!(
+        status,
+        tonic_health::pb::health_check_response::ServingStatus::Serving
+    );
+    let request = v1::StreamBlocksRequest {
+        cursor: Default::default(),
+        plan_fingerprint: server.plan(),
+    };
+    let mut stream = server
+        .client(None)
+        .stream_blocks(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    server.service.engine().unwrap().production.close();
+    let mut last = Ok(Some(v1::StreamBlocksResponse::default()));
+    while let Ok(Some(_)) = last {
+        last = stream.message().await;
+    }
+    let status = last.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unavailable, "SHUTTING_DOWN")
+    );
+    server.stop().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_missing_model_ends_the_server_with_its_name() {
+    let server = start(|settings| settings.model = Some("/no/such/model".into())).await;
+    let error = server.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("/no/such/model"), "{error}");
+}

@@ -1,0 +1,188 @@
+//! Provides the last step of reading a corpus: drafts are checked, counted, named and digested in order.
+
+use std::collections::{HashMap, HashSet};
+
+use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder};
+
+use super::{
+    Progress, Sequence, Skipped, Summary, Windowing,
+    document::Document,
+    files::{CorpusFile, is_piece},
+    masked::Draft,
+    windows::TextWindows,
+};
+use crate::{Result, TokenizerFiles, chat::render_conversation};
+
+/// Receives documents and drafts, and passes sequences on.
+pub(super) struct Collector<'a> {
+    tokenizer: &'a TokenizerFiles,
+    windowing: &'a Windowing,
+    report: &'a mut dyn FnMut(&Progress),
+    sink: &'a mut dyn FnMut(Sequence) -> Result<()>,
+    progress: Progress,
+    documents: u64,
+    targets: u64,
+    skipped: Skipped,
+    names: Names,
+    digest: FingerprintBuilder,
+}
+
+impl<'a> Collector<'a> {
+    pub fn new(
+        tokenizer: &'a TokenizerFiles,
+        windowing: &'a Windowing,
+        files: &[CorpusFile],
+        report: &'a mut dyn FnMut(&Progress),
+        sink: &'a mut dyn FnMut(Sequence) -> Result<()>,
+    ) -> Self {
+        let total_bytes = files.iter().map(|file| file.bytes).sum();
+        Self {
+            tokenizer,
+            windowing,
+            report,
+            sink,
+            progress: Progress {
+                total_bytes,
+                ..Progress::default()
+            },
+            documents: 0,
+            targets: 0,
+            skipped: Skipped::default(),
+            names: Names::default(),
+            digest: FingerprintBuilder::new("corpus"),
+        }
+    }
+
+    pub fn tokenizer(&self) -> &'a TokenizerFiles {
+        self.tokenizer
+    }
+
+    pub fn windowing(&self) -> &'a Windowing {
+        self.windowing
+    }
+
+    /// Counts a document that is read in pieces.
+    pub fn count_document(&mut self) {
+        self.documents += 1;
+    }
+
+    /// Notes that bytes were read, and reports.
+    pub fn advance(&mut self, bytes: u64) {
+        self.progress.bytes += bytes;
+        (self.report)(&self.progress);
+    }
+
+    /// Turns a document into sequences.
+    pub fn document(&mut self, document: Document) -> Result<()> {
+        self.count_document();
+        let draft = match document {
+            Document::Text(text) => return self.text(&text),
+            Document::Completion { prompt, completion } => {
+                Draft::completion(self.tokenizer, prompt, &completion)?
+            }
+            Document::Chat { messages, tools } => {
+                let conversation = render_conversation(self.tokenizer, &messages, &tools)?;
+                Draft::conversation(self.tokenizer, conversation)?
+            }
+        };
+        let mut draft = draft;
+        if draft.truncate(self.windowing.seq_len) {
+            self.skipped.truncated += 1;
+        }
+        self.accept(draft)
+    }
+
+    fn text(&mut self, text: &str) -> Result<()> {
+        let mut windows = TextWindows::new(self.tokenizer, self.windowing);
+        let mut piece = String::new();
+        for line in text.split_inclusive('\n') {
+            if is_piece(&piece, line) {
+                windows.push(&std::mem::take(&mut piece), self)?;
+            }
+            piece += line;
+        }
+        windows.push(&piece, self)?;
+        windows.finish(self)
+    }
+
+    /// Takes a draft that fits the window: drops it, or names it and passes it on.
+    pub fn accept(&mut self, draft: Draft) -> Result<()> {
+        let Draft {
+            text,
+            ids,
+            ranges,
+            mut mask,
+        } = draft;
+        if let Some(first) = mask.first_mut() {
+            *first = false;
+        }
+        let targets = mask.iter().filter(|&&target| target).count();
+        if ids.len() < self.windowing.min_tokens {
+            self.skipped.too_short += 1;
+            return Ok(());
+        }
+        if targets == 0 {
+            self.skipped.without_target += 1;
+            return Ok(());
+        }
+        let content = content_digest(&ids, &mask);
+        let digest = std::mem::take(&mut self.digest);
+        self.digest = digest.field("sequence", &content.0);
+        self.progress.sequences += 1;
+        self.progress.tokens += ids.len() as u64;
+        self.targets += targets as u64;
+        (self.sink)(Sequence {
+            id: self.names.next(content),
+            text,
+            token_ids: ids,
+            byte_offsets: ranges,
+            target_mask: mask,
+        })
+    }
+
+    pub fn finish(self) -> Summary {
+        Summary {
+            fingerprint: self.digest.finish(),
+            documents: self.documents,
+            sequences: self.progress.sequences,
+            tokens: self.progress.tokens,
+            targets: self.targets,
+            skipped: self.skipped,
+        }
+    }
+}
+
+fn content_digest(ids: &[u32], mask: &[bool]) -> Fingerprint {
+    let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let mask: Vec<u8> = mask.iter().copied().map(u8::from).collect();
+    FingerprintBuilder::new("sequence")
+        .field("token_ids", &ids)
+        .field("target_mask", &mask)
+        .finish()
+}
+
+/// Names of sequences: equal content gets another name at every occurrence.
+#[derive(Default)]
+struct Names {
+    occurrences: HashMap<Fingerprint, u64>,
+    used: HashSet<u64>,
+}
+
+impl Names {
+    fn next(&mut self, content: Fingerprint) -> u64 {
+        let occurrence = self.occurrences.entry(content).or_default();
+        loop {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&content.0);
+            hasher.update(&occurrence.to_le_bytes());
+            *occurrence += 1;
+            let mut bytes = [0; 8];
+            hasher.finalize_xof().fill(&mut bytes);
+            let id = u64::from_le_bytes(bytes);
+            // Two contents can share 64 bits; the next occurrence number tells them apart.
+            if self.used.insert(id) {
+                return id;
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Provides the walk over corpus files: which there are, of which kind, and their reading line by line.
+
+use std::{
+    fs::{self, File},
+    io::BufReader,
+    path::{Path, PathBuf},
+};
+
+use super::{collector::Collector, document::Document, lines::Lines, windows::TextWindows};
+use crate::{
+    Error, Result,
+    error::io_at,
+    limits::{LINE_BYTES_MAX, PIECE_BYTES},
+};
+
+/// Kinds of corpus files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One document.
+    Text,
+    /// One document a line.
+    Jsonl,
+}
+
+/// A file of the corpus.
+pub(super) struct CorpusFile {
+    path: PathBuf,
+    kind: Kind,
+    pub bytes: u64,
+}
+
+/// The files of `paths`, directories replaced by what they hold.
+pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(corpus_file(
+                path,
+                kind_of(path).ok_or_else(|| unknown(path))?,
+            )?);
+            continue;
+        }
+        let entries = fs::read_dir(path).map_err(io_at(path))?;
+        let entries = entries.map(|entry| entry.map(|entry| entry.path()));
+        let mut entries: Vec<PathBuf> = entries
+            .collect::<std::io::Result<_>>()
+            .map_err(io_at(path))?;
+        entries.sort();
+        let found = files.len();
+        for entry in entries.iter().filter(|entry| entry.is_file()) {
+            if let Some(kind) = kind_of(entry) {
+                files.push(corpus_file(entry, kind)?);
+            }
+        }
+        if files.len() == found {
+            let reason = "the directory has no .txt, .md or .jsonl file".to_owned();
+            return Err(Error::CorpusFile {
+                path: path.clone(),
+                reason,
+            });
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::EmptyCorpus("no file was named".to_owned()));
+    }
+    Ok(files)
+}
+
+fn corpus_file(path: &Path, kind: Kind) -> Result<CorpusFile> {
+    let bytes = fs::metadata(path).map_err(io_at(path))?.len();
+    Ok(CorpusFile {
+        path: path.to_owned(),
+        kind,
+        bytes,
+    })
+}
+
+fn kind_of(path: &Path) -> Option<Kind> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    match ending.as_str() {
+        "txt" | "md" => Some(Kind::Text),
+        "jsonl" | "ndjson" => Some(Kind::Jsonl),
+        _ => None,
+    }
+}
+
+fn unknown(path: &Path) -> Error {
+    let reason =
+        "a corpus file ends in .txt or .md (plain text) or in .jsonl (one JSON object a line)";
+    Error::CorpusFile {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Reads one file into the collector.
+pub(super) fn read(file: &CorpusFile, collector: &mut Collector<'_>) -> Result<()> {
+    let opened = File::open(&file.path).map_err(io_at(&file.path))?;
+    let mut lines = Lines::new(BufReader::new(opened), &file.path);
+    match file.kind {
+        Kind::Text => read_text(&mut lines, collector),
+        Kind::Jsonl => read_jsonl(&mut lines, collector),
+    }
+}
+
+fn read_jsonl(lines: &mut Lines<'_>, collector: &mut Collector<'_>) -> Result<()> {
+    while let Some(line) = lines.next(LINE_BYTES_MAX)? {
+        let (bytes, blank) = (line.len() as u64, line.trim().is_empty());
+        if !blank {
+            let document = Document::parse(line).map_err(|reason| lines.error(reason))?;
+            let outcome = collector.document(document);
+            outcome.map_err(|e| lines.locate(e))?;
+        }
+        collector.advance(bytes);
+    }
+    Ok(())
+}
+
+fn read_text(lines: &mut Lines<'_>, collector: &mut Collector<'_>) -> Result<()> {
+    collector.count_document();
+    let mut windows = TextWindows::new(collector.tokenizer(), collector.windowing());
+    let mut piece = String::new();
+    while let Some(line) = lines.next(LINE_BYTES_MAX)? {
+        let bytes = line.len() as u64;
+        let full = is_piece(&piece, line);
+        let line = line.to_owned();
+        if full {
+            let outcome = windows.push(&piece, collector);
+            outcome.map_err(|e| lines.locate(e))?;
+            piece.clear();
+        }
+        piece += &line;
+        collector.advance(bytes);
+    }
+    let outcome = windows
+        .push(&piece, collector)
+        .and_then(|()| windows.finish(collector));
+    outcome.map_err(|e| lines.locate(e))
+}
+
+/// Whether `piece` is long enough to be tokenised without `next`, a line that tokens do not join to it.
+///
+/// The pre-tokenizers in use never join a line break with what follows it, white space excepted, so a cut before a line
+/// that begins with another character does not change a token. White space alone must not make a piece grow for ever.
+pub(super) fn is_piece(piece: &str, next: &str) -> bool {
+    let clean = next.chars().next().is_some_and(|c| !c.is_whitespace());
+    piece.len() >= PIECE_BYTES && (clean || piece.len() >= 4 * PIECE_BYTES)
+}

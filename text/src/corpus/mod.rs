@@ -1,0 +1,212 @@
+//! Provides the reading of a corpus: files to documents to windows with target masks, in order, with one fingerprint.
+
+mod collector;
+mod document;
+mod files;
+mod lines;
+mod masked;
+mod windows;
+
+use std::path::PathBuf;
+
+use distill_proto::Fingerprint;
+
+use crate::{
+    Error, Result, TokenizerFiles,
+    limits::{CORPUS_TOKENS_MAX, SEQ_LEN_MAX, SEQ_LEN_MIN},
+};
+use collector::Collector;
+
+/// One window of text with everything that a teacher or an evaluation needs of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// First eight bytes of blake3 over token ids, mask and an occurrence number; unique within a corpus.
+    pub id: u64,
+    /// The window's text.
+    pub text: String,
+    /// T token ids.
+    pub token_ids: Vec<u32>,
+    /// Byte range of every token in `text`, `T` of them; empty for tokens without text of their own (a begin-of-text that
+    /// the tokenizer adds, the end-of-sequence after a completion).
+    pub byte_offsets: Vec<(u32, u32)>,
+    /// T flags; true where the token is a target. The first never is, and at least one is.
+    pub target_mask: Vec<bool>,
+}
+
+impl Sequence {
+    /// Number of targets.
+    pub fn targets(&self) -> usize {
+        self.target_mask.iter().filter(|&&target| target).count()
+    }
+}
+
+/// How documents become sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Windowing {
+    /// Longest sequence in tokens. Plain text is cut into windows of it; prompts with completions and conversations are
+    /// truncated to it.
+    pub seq_len: usize,
+    /// Shorter sequences are left out; at least 2, as a target needs a token before it.
+    pub min_tokens: usize,
+}
+
+impl Windowing {
+    /// Windows of `seq_len` tokens, nothing left out that has a target.
+    pub fn new(seq_len: usize) -> Self {
+        Self {
+            seq_len,
+            min_tokens: 2,
+        }
+    }
+
+    /// Checks the settings against the named limits and the tokenizer.
+    ///
+    /// # Errors
+    /// `Windowing` with what contradicts what.
+    pub fn validate(&self, tokenizer: &TokenizerFiles) -> Result<()> {
+        let Self {
+            seq_len,
+            min_tokens,
+        } = *self;
+        let shortest = SEQ_LEN_MIN + tokenizer.prefix_ids().len();
+        if !(shortest..=SEQ_LEN_MAX).contains(&seq_len) {
+            let reason =
+                format!("seq_len is {seq_len}; it must be from {shortest} to {SEQ_LEN_MAX}");
+            return Err(Error::Windowing(reason));
+        }
+        if !(2..=seq_len).contains(&min_tokens) {
+            let reason =
+                format!("min_tokens is {min_tokens}; it must be from 2 to seq_len ({seq_len})");
+            return Err(Error::Windowing(reason));
+        }
+        Ok(())
+    }
+}
+
+/// What was left out or shortened, in sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Prompts with completions and conversations that were cut at `seq_len`.
+    pub truncated: u64,
+    /// Sequences dropped because no target was left in them.
+    pub without_target: u64,
+    /// Sequences dropped because they have fewer than `min_tokens` tokens.
+    pub too_short: u64,
+}
+
+/// How far the reading is; handed to the progress callback after every line or piece of text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read so far.
+    pub bytes: u64,
+    /// Bytes of all files.
+    pub total_bytes: u64,
+    /// Sequences made so far.
+    pub sequences: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+}
+
+/// What a corpus amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Digest over all sequences (ids and masks) in order.
+    pub fingerprint: Fingerprint,
+    /// Text files and lines of JSONL that were read.
+    pub documents: u64,
+    /// Sequences made.
+    pub sequences: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// Targets among the tokens.
+    pub targets: u64,
+    /// What was left out or shortened.
+    pub skipped: Skipped,
+}
+
+/// A corpus in memory.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    /// All sequences in order of the files.
+    pub sequences: Vec<Sequence>,
+    /// Digest over all sequences (ids and masks) in order.
+    pub fingerprint: Fingerprint,
+    /// Text files and lines of JSONL that were read.
+    pub documents: u64,
+    /// Tokens in all sequences.
+    pub tokens: u64,
+    /// Targets among the tokens.
+    pub targets: u64,
+    /// What was left out or shortened.
+    pub skipped: Skipped,
+}
+
+/// Reads a corpus into memory; see [`stream_corpus`].
+///
+/// # Errors
+/// As [`stream_corpus`]; `EmptyCorpus` where no sequence is left; `CorpusTooLarge`.
+pub fn read_corpus(
+    paths: &[PathBuf],
+    tokenizer: &TokenizerFiles,
+    windowing: &Windowing,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Corpus> {
+    let mut sequences = Vec::new();
+    let mut tokens = 0;
+    let summary = stream_corpus(paths, tokenizer, windowing, progress, &mut |sequence| {
+        tokens += sequence.token_ids.len() as u64;
+        if tokens > CORPUS_TOKENS_MAX {
+            let limit = CORPUS_TOKENS_MAX;
+            return Err(Error::CorpusTooLarge { limit });
+        }
+        sequences.push(sequence);
+        Ok(())
+    })?;
+    if sequences.is_empty() {
+        return Err(Error::EmptyCorpus(format!(
+            "{} documents were read, {} sequences had no target, {} were shorter than {} tokens",
+            summary.documents,
+            summary.skipped.without_target,
+            summary.skipped.too_short,
+            windowing.min_tokens
+        )));
+    }
+    Ok(Corpus {
+        sequences,
+        fingerprint: summary.fingerprint,
+        documents: summary.documents,
+        tokens: summary.tokens,
+        targets: summary.targets,
+        skipped: summary.skipped,
+    })
+}
+
+/// Reads a corpus and hands every sequence to `sink` in order, without holding more than one document or piece of text.
+///
+/// - `.txt`, `.md`: a file is one document, cut into windows of `seq_len` tokens; every token but the first of a window is
+///   a target.
+/// - `.jsonl`, `.ndjson`, one object a line: `messages` (with optional `tools`) goes through the chat template, targets are
+///   the assistant's turns; `prompt` and `completion`: targets are the completion and an end-of-sequence token; `text` is
+///   a document as above. The first of these forms that a line has is taken, other fields are ignored.
+/// - a directory: its files with these endings, in order of name.
+///
+/// # Errors
+/// Names the file and line and what was expected there; errors of `sink` end the reading.
+pub fn stream_corpus(
+    paths: &[PathBuf],
+    tokenizer: &TokenizerFiles,
+    windowing: &Windowing,
+    progress: &mut dyn FnMut(&Progress),
+    sink: &mut dyn FnMut(Sequence) -> Result<()>,
+) -> Result<Summary> {
+    windowing.validate(tokenizer)?;
+    let files = files::expand(paths)?;
+    let mut collector = Collector::new(tokenizer, windowing, &files, progress, sink);
+    for file in &files {
+        files::read(file, &mut collector)?;
+    }
+    Ok(collector.finish())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! Provides the error of this crate: what is wrong, in which file and line or field, and what to do.
+
+use std::{io, path::PathBuf};
+
+/// What can be wrong with a tokenizer directory or a corpus.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the tokenizer directory cannot be used.
+    #[error("{}: {field}: {reason}", path.display())]
+    TokenizerFile {
+        /// Which file.
+        path: PathBuf,
+        /// Which field of it, `file` for the file as a whole.
+        field: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A corpus file cannot be used at all.
+    #[error("{}: {reason}", path.display())]
+    CorpusFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A line of a corpus file cannot be used.
+    #[error("{}:{line}: {reason}", path.display())]
+    CorpusLine {
+        /// Which file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: u64,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The chat template is missing or cannot render these messages.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// The tokenizer cannot encode a text.
+    #[error("tokenizer: {0}")]
+    Encode(String),
+    /// The windowing settings contradict themselves.
+    #[error("windowing: {0}")]
+    Windowing(String),
+    /// Nothing is left to train or evaluate on.
+    #[error("the corpus has no sequence with a target: {0}")]
+    EmptyCorpus(String),
+    /// The corpus does not fit in memory.
+    #[error("the corpus has more than {limit} tokens; split it into several runs")]
+    CorpusTooLarge {
+        /// `limits::CORPUS_TOKENS_MAX`.
+        limit: u64,
+    },
+}
+
+/// Turns an I/O error into this crate's, with the path it concerns.
+pub(crate) fn io_at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::Io { path, source }
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,22 @@
+//! Provides the named limits of what is read from a tokenizer directory and a corpus.
+
+/// One tokenizer file; the largest in use (Gemma's) has 33 MB.
+pub const TOKENIZER_FILE_BYTES_MAX: u64 = 256 << 20;
+/// Largest token id plus one, as in the frame format.
+pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX as u32;
+/// One line of a corpus, and so the longest prompt, completion or conversation.
+pub const LINE_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
+/// Text that is tokenised in one call; a longer document is cut at line breaks first.
+pub const PIECE_BYTES: usize = 1 << 20;
+/// Turns of one conversation.
+pub const MESSAGES_MAX: usize = 512;
+/// Rendered conversation.
+pub const RENDERING_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
+/// Work of one rendering, in minijinja's fuel: about one unit an instruction or 64 bytes of output.
+pub const TEMPLATE_FUEL: u64 = 20_000_000;
+/// Shortest permitted `seq_len`; below it a window may not hold one character of a byte-level tokenizer.
+pub const SEQ_LEN_MIN: usize = 8;
+/// Longest permitted `seq_len`, as in the frame format.
+pub const SEQ_LEN_MAX: usize = distill_proto::limits::SEQUENCE_TOKENS_MAX;
+/// Tokens of a corpus that is held in memory.
+pub const CORPUS_TOKENS_MAX: u64 = 1 << 32;

@@ -1,0 +1,159 @@
+//! Provides the tokenizer of a model directory: what turns text into ids, its fingerprint, and its chat template.
+
+mod digest;
+mod encode;
+mod load;
+mod special;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use distill_proto::Fingerprint;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::{Error, Result, chat::ChatTemplate, error::io_at};
+pub use encode::Encoded;
+pub(crate) use load::{read_json, read_text};
+use special::SpecialTokens;
+
+/// Files that make up a tokenizer; what is there of them is copied beside an adapter.
+const FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// The tokenizer of a model directory.
+///
+/// Truncation, padding and post-processor of `tokenizer.json` are taken off: windows and masks are made here, and what
+/// the post-processor puts in front of a text is kept as [`TokenizerFiles::prefix_ids`].
+pub struct TokenizerFiles {
+    dir: PathBuf,
+    tokenizer: Tokenizer,
+    size: u32,
+    prefix_ids: Vec<u32>,
+    special: SpecialTokens,
+    template: Option<ChatTemplate>,
+    fingerprint: Fingerprint,
+    vocabulary_fingerprint: Fingerprint,
+}
+
+impl TokenizerFiles {
+    /// Opens the tokenizer of a model directory: `tokenizer.json`, and, where they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// Names the file and the field that cannot be used.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (mut tokenizer, path) = load::tokenizer(dir)?;
+        let prefix_ids = load::take_post_processor(&mut tokenizer, &path)?;
+        let size = load::size(&tokenizer, &path)?;
+        let special = SpecialTokens::read(dir, &tokenizer)?;
+        let template = ChatTemplate::read(dir, special.contents())?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            size,
+            prefix_ids,
+            special,
+            template,
+            fingerprint: digest::behaviour(&tokenizer, &path)?,
+            vocabulary_fingerprint: digest::vocabulary(&tokenizer),
+            tokenizer,
+        })
+    }
+
+    /// The tokenizer itself, without truncation, padding and post-processor.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Effective vocabulary: the largest known id plus one. Rows of a head from there on are padding.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Digest of what the tokenizer *does*: vocabulary, merges, normaliser, pre-tokenizer, added tokens with their flags.
+    ///
+    /// Uploads of one tokenizer differ in file bytes, pad token, truncation, padding, post-processor, decoder and the
+    /// spelling of merges; none of it counts. Equal fingerprints mean equal ids for every text.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Digest of which id means which token, and of nothing else.
+    ///
+    /// Where it is equal but [`TokenizerFiles::fingerprint`] is not (one upload of Qwen2.5 normalises to NFC, another
+    /// does not), ids still mean the same on both sides: frames carry ids, so such a pair can be trained without any
+    /// mapping of vocabularies.
+    pub fn vocabulary_fingerprint(&self) -> Fingerprint {
+        self.vocabulary_fingerprint
+    }
+
+    /// Id of the token that ends a completion: `eos_token` of the configuration, else the first `eos_token_id` of
+    /// `generation_config.json` or `config.json`.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.special.eos_id()
+    }
+
+    /// Ids that the tokenizer itself puts before every text (Llama's begin-of-text); empty for most.
+    pub fn prefix_ids(&self) -> &[u32] {
+        &self.prefix_ids
+    }
+
+    /// Whether the directory has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Renders `messages` (a list of objects with `role` and `content`) through the chat template.
+    ///
+    /// # Errors
+    /// `ChatTemplate` where there is no template, it raises an exception, or it does not end.
+    pub fn render_chat(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+        self.template()?
+            .render(messages, &Value::Null, add_generation_prompt)
+    }
+
+    pub(crate) fn template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| {
+            Error::ChatTemplate(format!(
+                "{} has none (chat_template.jinja, or chat_template in tokenizer_config.json), so `messages` cannot be \
+                 rendered; use the model's instruction-tuned variant or a corpus of `prompt` and `completion`",
+                self.dir.display()
+            ))
+        })
+    }
+
+    /// Encodes `text` without special tokens around it; ranges are bytes of `text`.
+    ///
+    /// # Errors
+    /// `Encode` where the tokenizer's model cannot represent the text.
+    pub fn encode(&self, text: &str) -> Result<Encoded> {
+        encode::encode(&self.tokenizer, text)
+    }
+
+    /// Copies the files that make up the tokenizer into `dir`, which exists.
+    ///
+    /// # Errors
+    /// `Io` naming the file that could not be read or written.
+    pub fn copy_to(&self, dir: &Path) -> Result<()> {
+        for name in FILES {
+            let from = self.dir.join(name);
+            if from.is_file() {
+                fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

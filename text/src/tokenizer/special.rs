@@ -1,0 +1,88 @@
+//! Provides the special tokens by name (`bos_token`, `eos_token`, ...) and the id that ends a completion.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::load::{bad, neighbour};
+use crate::Result;
+
+/// Special tokens as the configuration names them.
+pub(super) struct SpecialTokens {
+    contents: BTreeMap<String, String>,
+    eos_id: Option<u32>,
+}
+
+impl SpecialTokens {
+    /// Reads `special_tokens_map.json` and, over it, `tokenizer_config.json`; the end-of-sequence id also from
+    /// `generation_config.json` and `config.json`.
+    pub fn read(dir: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+        let mut contents = BTreeMap::new();
+        let mut eos_id = None;
+        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let Some((path, value)) = neighbour(dir, name)? else {
+                continue;
+            };
+            let fields = value.as_object().into_iter().flatten();
+            for (key, value) in fields.filter(|(key, _)| key.ends_with("_token")) {
+                if let Some(content) = content(value) {
+                    contents.insert(key.clone(), content.to_owned());
+                }
+            }
+            if let Some(eos) = value.get("eos_token").and_then(content) {
+                let id = tokenizer.token_to_id(eos).ok_or_else(|| {
+                    bad(
+                        &path,
+                        "eos_token",
+                        format!("{eos:?} is not in the vocabulary"),
+                    )
+                })?;
+                eos_id = Some(id);
+            }
+        }
+        if eos_id.is_none() {
+            eos_id = configured_eos_id(dir, tokenizer)?;
+        }
+        Ok(Self { contents, eos_id })
+    }
+
+    /// Names and contents, as chat templates see them.
+    pub fn contents(&self) -> &BTreeMap<String, String> {
+        &self.contents
+    }
+
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+}
+
+/// A token is written as its content or as an object with a `content`.
+fn content(value: &Value) -> Option<&str> {
+    value
+        .as_str()
+        .or_else(|| value.get("content").and_then(Value::as_str))
+}
+
+fn configured_eos_id(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let Some((path, value)) = neighbour(dir, name)? else {
+            continue;
+        };
+        let field = match value.get("eos_token_id") {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids.first().unwrap_or(&Value::Null),
+            Some(id) => id,
+        };
+        let id = field.as_u64().and_then(|id| u32::try_from(id).ok());
+        return match id.filter(|id| tokenizer.id_to_token(*id).is_some()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(bad(
+                &path,
+                "eos_token_id",
+                format!("{field} is not the id of a token"),
+            )),
+        };
+    }
+    Ok(None)
+}

@@ -1,0 +1,64 @@
+//! Provides the corpus as files: one JSON object a line, one file a split.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{Problem, Split, generate};
+use crate::{Error, Result, error::io_at};
+
+/// Problems of each split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Training problems.
+    pub train: usize,
+    /// Problems of each held-out split.
+    pub held_out: usize,
+}
+
+/// Writes `train.jsonl`, `heldout-numbers.jsonl` and `heldout-templates.jsonl` into a directory; returns their paths.
+///
+/// # Errors
+///
+/// Those of [`generate`], and [`Error::Io`] with the path.
+pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    let write = |split: Split| {
+        let count = match split {
+            Split::Train => sizes.train,
+            Split::HeldoutNumbers | Split::HeldoutTemplates => sizes.held_out,
+        };
+        let path = dir.join(split.name()).with_extension("jsonl");
+        write_problems(&path, &generate(split, count, seed)?)?;
+        Ok(path)
+    };
+    Split::ALL.into_iter().map(write).collect()
+}
+
+fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
+    let mut file = BufWriter::new(File::create(path).map_err(io_at(path))?);
+    for problem in problems {
+        serde_json::to_writer(&mut file, problem).map_err(|e| io_at(path)(e.into()))?;
+        file.write_all(b"\n").map_err(io_at(path))?;
+    }
+    file.flush().map_err(io_at(path))
+}
+
+/// Reads what [`write_corpus`] wrote.
+///
+/// # Errors
+///
+/// [`Error::Io`], or [`Error::Corpus`] with the line that is no problem.
+pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
+    let lines = BufReader::new(File::open(path).map_err(io_at(path))?).lines();
+    let parse = |(index, line): (usize, std::io::Result<String>)| {
+        serde_json::from_str(&line.map_err(io_at(path))?).map_err(|e| Error::Corpus {
+            path: path.to_owned(),
+            line: index + 1,
+            reason: e.to_string(),
+        })
+    };
+    lines.enumerate().map(parse).collect()
+}

@@ -1,0 +1,51 @@
+//! Provides the generator's source of randomness: its numbers are part of the corpus, so no library may change them.
+
+/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+#[derive(Clone, Debug)]
+pub(super) struct Random {
+    state: u64,
+}
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self { state: seed }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mix(self.state)
+    }
+
+    /// A number in `0..bound`; 0 where the bound is 0. The bias of the product is below 2^-32 here.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (((self.next() >> 32) * bound as u64) >> 32) as usize
+    }
+
+    /// A number in `low..=high`.
+    pub fn between(&mut self, low: u32, high: u32) -> u32 {
+        low + self.below((high.saturating_sub(low) + 1) as usize) as u32
+    }
+
+    /// One of several; the slice must not be empty.
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
+    }
+
+    /// `count` different ones of several, in random order.
+    pub fn pick_distinct<T: Copy>(&mut self, items: &[T], count: usize) -> Vec<T> {
+        let mut rest = items.to_vec();
+        (0..count.min(items.len()))
+            .map(|_| {
+                let index = self.below(rest.len());
+                rest.swap_remove(index)
+            })
+            .collect()
+    }
+}
+
+/// SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit.
+pub(super) fn mix(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    word ^ (word >> 31)
+}

@@ -1,0 +1,272 @@
+//! Provides the tests of the problems: an evaluator of its own checks every equation.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::{
+    Language, Problem, Split, answer_in, english, generate, random::Random, story::Story,
+    template::TEMPLATES,
+};
+
+const SEED: u64 = 7;
+
+/// Value of an expression with `+ - × ÷` and parentheses, in exact fractions (numerator, denominator).
+fn evaluate(expression: &str) -> (i64, i64) {
+    let mut parser = Parser(expression.chars().collect(), 0);
+    let value = parser.sum();
+    assert_eq!(parser.1, parser.0.len(), "left over in {expression}");
+    value
+}
+
+struct Parser(Vec<char>, usize);
+
+impl Parser {
+    fn take(&mut self, wanted: &[char]) -> Option<char> {
+        let found = self.0.get(self.1).copied().filter(|c| wanted.contains(c));
+        self.1 += usize::from(found.is_some());
+        found
+    }
+
+    fn sum(&mut self) -> (i64, i64) {
+        let (mut n, mut d) = self.product();
+        while let Some(sign) = self.take(&['+', '-']) {
+            let (m, e) = self.product();
+            n = if sign == '+' {
+                n * e + m * d
+            } else {
+                n * e - m * d
+            };
+            d *= e;
+        }
+        (n, d)
+    }
+
+    fn product(&mut self) -> (i64, i64) {
+        let (mut n, mut d) = self.atom();
+        while let Some(sign) = self.take(&['×', '÷']) {
+            let (m, e) = self.atom();
+            (n, d) = if sign == '×' {
+                (n * m, d * e)
+            } else {
+                (n * e, d * m)
+            };
+        }
+        (n, d)
+    }
+
+    fn atom(&mut self) -> (i64, i64) {
+        if self.take(&['(']).is_some() {
+            let value = self.sum();
+            assert_eq!(self.take(&[')']), Some(')'));
+            return value;
+        }
+        let mut number = String::new();
+        while let Some(digit) = self.take(&['0', '1', '2', '3', '4', '5', '6', '7', '8', '9']) {
+            number.push(digit);
+        }
+        (number.parse().expect("a number"), 1)
+    }
+}
+
+fn numbers(text: &str) -> Vec<u32> {
+    let runs = text.split(|c: char| !c.is_ascii_digit());
+    runs.filter_map(|run| run.parse().ok()).collect()
+}
+
+fn all(split: Split) -> Vec<Problem> {
+    generate(split, 3000, SEED).expect("problems")
+}
+
+#[test]
+fn the_evaluator_evaluates() {
+    assert_eq!(evaluate("2+3×4-6"), (8, 1));
+    let (n, d) = evaluate("(140+28)÷7");
+    assert_eq!(n, 24 * d);
+    let (n, d) = evaluate("7÷2");
+    assert_ne!(n % d, 0);
+}
+
+#[test]
+fn every_equation_of_every_solution_is_right() {
+    for problem in Split::ALL.into_iter().flat_map(all) {
+        let text = format!("{}{}", problem.prompt, problem.completion);
+        let lines: Vec<&str> = problem.completion.lines().collect();
+        let (last, chains) = lines.split_last().expect("lines");
+        assert!((2..=4).contains(&chains.len()), "{text}");
+        let mut value = 0;
+        for chain in chains {
+            let sides: Vec<_> = chain.split('=').map(evaluate).collect();
+            assert!(sides.len() >= 2, "{text}");
+            for &(n, d) in &sides {
+                assert_eq!(n % d, 0, "{text}");
+                assert_eq!(n / d, sides[0].0 / sides[0].1, "{text}");
+            }
+            value = sides[0].0 / sides[0].1;
+            assert!(numbers(chain).iter().all(|&number| number <= 999), "{text}");
+        }
+        assert_eq!(value, i64::from(problem.answer), "{text}");
+        assert_eq!(
+            *last,
+            format!("{}{}", problem.language.answer_label(), value)
+        );
+        assert_eq!(answer_in(&problem.completion), Some(problem.answer));
+    }
+}
+
+/// A solution may use only what the text says (fractions are words) and what it worked out before.
+#[test]
+fn every_operand_comes_from_the_text_or_an_earlier_line() {
+    for problem in Split::ALL.into_iter().flat_map(all) {
+        let mut known = numbers(&problem.prompt);
+        let fractions = [
+            "half",
+            "third",
+            "quarter",
+            "fifth",
+            "一半",
+            "三分之一",
+            "四分之一",
+            "五分之一",
+        ];
+        for (index, word) in fractions.iter().enumerate() {
+            known.extend(
+                problem
+                    .prompt
+                    .contains(word)
+                    .then_some(index as u32 % 4 + 2),
+            );
+        }
+        for chain in problem
+            .completion
+            .lines()
+            .take_while(|line| line.contains('='))
+        {
+            let sides: Vec<_> = chain.split('=').map(numbers).collect();
+            let operands = sides.first().expect("an operation");
+            let fits = operands.iter().all(|operand| known.contains(operand));
+            assert!(fits, "{chain} in {}{}", problem.prompt, problem.completion);
+            known.extend(sides.last().expect("a result"));
+        }
+    }
+}
+
+#[test]
+fn sentences_are_complete() {
+    for problem in Split::ALL.into_iter().flat_map(all) {
+        let prompt = &problem.prompt;
+        assert!(
+            prompt.ends_with("?\n") || prompt.ends_with("？\n"),
+            "{prompt}"
+        );
+        assert!(
+            !prompt.contains(['{', '}']) && !prompt.contains("  "),
+            "{prompt}"
+        );
+        let chinese = prompt
+            .chars()
+            .any(|c| ('\u{4e00}'..='\u{9fff}').contains(&c));
+        assert_eq!(chinese, problem.language == Language::Chinese, "{prompt}");
+    }
+}
+
+#[test]
+fn all_templates_are_told_in_both_languages() {
+    let kinds = |split| -> HashSet<(String, Language)> {
+        let problems = all(split).into_iter();
+        problems.map(|p| (p.template, p.language)).collect()
+    };
+    let held_out = TEMPLATES.iter().filter(|t| t.held_out).count();
+    let (train, unseen) = (kinds(Split::Train), kinds(Split::HeldoutTemplates));
+    assert_eq!(train.len(), 2 * (TEMPLATES.len() - held_out));
+    assert_eq!(unseen.len(), 2 * held_out);
+    assert_eq!(kinds(Split::HeldoutNumbers), train);
+    assert!(train.is_disjoint(&unseen));
+    assert!(train.len() >= 40 && unseen.len() >= 16);
+}
+
+#[test]
+fn templates_differ_and_held_out_ones_have_known_clauses() {
+    let mut seen = BTreeSet::new();
+    let mut known = BTreeSet::new();
+    for template in TEMPLATES {
+        assert!(
+            seen.insert((template.setting, template.clauses)),
+            "{}",
+            template.id
+        );
+        for &clause in template.clauses.iter().filter(|_| !template.held_out) {
+            let patterns = (english::WORDS.patterns)(template.setting, clause);
+            assert!(
+                !patterns.iter().any(|p| p.is_empty()),
+                "{} {clause:?}",
+                template.id
+            );
+            known.insert((template.setting, clause));
+        }
+    }
+    for template in TEMPLATES.iter().filter(|t| t.held_out) {
+        for clause in template.clauses {
+            let known = known.contains(&(template.setting, *clause));
+            assert!(known, "{} {clause:?}", template.id);
+        }
+    }
+}
+
+#[test]
+fn held_out_operands_never_occur_in_training() {
+    let mut random = Random::new(SEED);
+    let mut sides = [HashSet::new(), HashSet::new()];
+    for template in TEMPLATES {
+        for _ in 0..50 {
+            for held_out in [false, true] {
+                let story = Story::draw(template, held_out, &mut random).expect("a story");
+                sides[usize::from(held_out)].insert(story.operands().collect::<Vec<_>>());
+            }
+        }
+    }
+    let [train, held_out] = sides;
+    assert!(train.is_disjoint(&held_out));
+    assert!(train.len() > 1000 && held_out.len() > 1000);
+}
+
+#[test]
+fn splits_share_no_problem_and_held_out_ones_are_distinct() {
+    let prompts = |split| -> Vec<String> { all(split).into_iter().map(|p| p.prompt).collect() };
+    let [train, held_out, templates] = Split::ALL.map(prompts);
+    let distinct: HashSet<_> = held_out.iter().chain(&templates).collect();
+    assert_eq!(distinct.len(), held_out.len() + templates.len());
+    assert!(train.iter().all(|prompt| !distinct.contains(prompt)));
+}
+
+#[test]
+fn the_seed_decides() {
+    for split in Split::ALL {
+        let problems = all(split);
+        assert_eq!(problems, all(split));
+        assert_eq!(
+            problems[..100],
+            generate(split, 100, SEED).expect("problems")
+        );
+        assert_ne!(problems, generate(split, 3000, SEED + 1).expect("problems"));
+    }
+}
+
+/// Models are trained and shipped; another order of draws would make their held-out problems others.
+#[test]
+fn the_first_problem_stays_the_same() {
+    let problem = generate(Split::Train, 1, 1).expect("problems").remove(0);
+    assert_eq!(problem.completion.lines().next(), Some("68×3=180+24=204"));
+    assert!(
+        problem
+            .prompt
+            .starts_with("Ivan buys 3 shells at 68 dollars each.")
+    );
+}
+
+#[test]
+fn answers_are_read_from_the_last_line_only() {
+    assert_eq!(answer_in("1+2=3\nAnswer: 3"), Some(3));
+    assert_eq!(answer_in("1+2=3\n答案：3\n"), Some(3));
+    assert_eq!(answer_in("Answer: 3\n1+2=3"), None);
+    assert_eq!(answer_in("Answer: three"), None);
+    assert_eq!(answer_in(""), None);
+}

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -36,10 +37,12 @@ impl Teacher {
         };
         let log = dir.join("teacher.log");
         let out = File::create(&log).expect("log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
-            .args(["serve", "--bind", &bind, "--port-file"])
-            .arg(&port_file)
-            .args(flags)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
+        command.args(["serve", "--bind", &bind]).args(flags);
+        if matches!(listen, Listen::Loopback) {
+            command.arg("--port-file").arg(&port_file);
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("log file"))
             .stderr(out)
@@ -58,7 +61,10 @@ impl Teacher {
                 });
                 teacher.address = format!("http://127.0.0.1:{port}");
             }
-            Listen::Socket(path) => teacher.wait_for("its socket", || path.exists().then_some(())),
+            // A killed server leaves its file behind, so only an answer counts.
+            Listen::Socket(path) => {
+                teacher.wait_for("its socket", || UnixStream::connect(path).ok().map(drop))
+            }
         }
         teacher
     }

@@ -28,9 +28,12 @@ pub mod chat;
 pub mod corpus;
 pub mod tokenizer;
 
+mod nearest;
+
 #[cfg(test)]
 mod testing;
 
 pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
 pub use error::{Error, Result};
+pub use nearest::nearest;
 pub use tokenizer::{Encoded, TokenizerFiles};

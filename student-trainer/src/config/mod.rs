@@ -1,12 +1,11 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
 pub mod loss_keys;
-mod nearest;
 pub mod resolve;
 pub mod settings;
 mod train;
 
-pub use nearest::nearest;
+pub use distill_text::nearest;
 pub use resolve::{Resolved, resolve, with_flags};
 pub use settings::{Key, Kind, Settings};
 pub use train::{ComputeDtype, LORA_TARGETS, Quantize, TrainConfig};

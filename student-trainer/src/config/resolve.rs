@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
 use super::{
-    nearest::nearest,
+    nearest,
     settings::{Key, Kind, Settings},
 };
 use crate::{Error, Result, loss::LossConfig};

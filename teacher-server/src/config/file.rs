@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
+use distill_text::nearest;
 
 use crate::{Error, Result, cli::Settings};
 
@@ -33,8 +34,7 @@ pub(super) fn read(path: &Path) -> Result<Settings> {
     let known = known_keys();
     for key in table.keys() {
         if !known.contains(key) {
-            let nearest = known.iter().min_by_key(|known| edit_distance(key, known));
-            let nearest = nearest.map(String::as_str).unwrap_or_default();
+            let nearest = nearest(key, known.iter().map(String::as_str)).unwrap_or_default();
             return Err(refuse(format!(
                 "unknown key `{key}`; the nearest known one is `{nearest}`"
             )));
@@ -73,41 +73,9 @@ fn known_keys() -> Vec<String> {
         .collect()
 }
 
-/// Levenshtein distance, one row of the table at a time.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (j, to) in b.chars().enumerate() {
-            let above = row.get(j + 1).copied().unwrap_or(usize::MAX - 1);
-            let best = (diagonal + usize::from(from != to))
-                .min(above + 1)
-                .min(left + 1);
-            diagonal = above;
-            if let Some(cell) = row.get_mut(j) {
-                *cell = left;
-            }
-            left = best;
-        }
-        if let Some(last) = row.last_mut() {
-            *last = left;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn edit_distance_counts_changes() {
-        assert_eq!(edit_distance("", "abc"), 3);
-        assert_eq!(edit_distance("abc", ""), 3);
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(edit_distance("seq_len", "seq_len"), 0);
-    }
 
     #[test]
     fn every_setting_is_a_known_key() {

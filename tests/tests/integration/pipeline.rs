@@ -73,7 +73,12 @@ impl Setup {
     fn first_sequence(&self) -> Result<Sequence> {
         let tokenizer = TokenizerFiles::open(self.teacher.path())?;
         let windowing = Windowing::new(SEQ_LEN);
-        let corpus = read_corpus(&[self.corpus.clone()], &tokenizer, &windowing, &mut |_| {})?;
+        let corpus = read_corpus(
+            std::slice::from_ref(&self.corpus),
+            &tokenizer,
+            &windowing,
+            &mut |_| {},
+        )?;
         corpus
             .sequences
             .into_iter()

@@ -93,20 +93,17 @@ fn main() -> Result<()> {
         tokens as f64 / seconds
     );
 
-    // transformers' head gives logits in the model's dtype.
-    let rows = hidden.flatten_to(1)?;
-    let head = decoder.head().t()?;
+    // As the teacher forms them: from hidden states in the model's dtype, but never rounded to it themselves.
+    let rows = hidden.flatten_to(1)?.to_dtype(DType::F32)?;
+    let head = decoder.head().to_dtype(DType::F32)?.t()?;
     let logits = (0..tokens)
         .step_by(CHUNK_ROWS)
         .map(|start| {
             let rows = rows.narrow(0, start, CHUNK_ROWS.min(tokens - start))?;
-            rows.matmul(&head)?.to_dtype(DType::F32)
+            rows.matmul(&head)
         })
         .collect::<candle_core::Result<Vec<Tensor>>>()?;
-    let out = HashMap::from([
-        ("hidden", rows.to_dtype(DType::F32)?),
-        ("logits", Tensor::cat(&logits, 0)?),
-    ]);
+    let out = HashMap::from([("hidden", rows), ("logits", Tensor::cat(&logits, 0)?)]);
     candle_core::safetensors::save(&out, &args.out)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ mod tests;
 
 use crate::nf4::product;
 use crate::{Error, LoadOptions, Lora, Nf4Matrix, Parameter, Result, Weights, frozen};
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use std::sync::Arc;
 
 /// A linear layer's matrix [out, in].
@@ -144,14 +144,32 @@ impl Linear {
         }
         let rows: usize = leading.iter().product();
         let x = x.reshape((rows, features))?;
-        let mut y = self.weight.forward(&x)?;
-        if let Some(bias) = &self.bias {
-            y = y.broadcast_add(&bias.tensor().to_dtype(y.dtype())?)?;
-        }
+        let mut y = self.frozen_part(&x)?;
         if let Some(lora) = &self.lora {
             y = (y + lora.forward(&x)?)?;
         }
         Ok(y.reshape([leading, &[self.out_features]].concat())?)
+    }
+
+    /// x W^T + bias, rounded to x's type once, as PyTorch's fused product is on the CPU: Qwen2's key biases are large, and
+    /// a product that is rounded before they are added loses what the sum could still hold.
+    fn frozen_part(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(bias) = &self.bias else {
+            return self.weight.forward(x);
+        };
+        let wide = if x.device().is_cpu() {
+            DType::F32
+        } else {
+            x.dtype()
+        };
+        let y = match &self.weight {
+            Weight::Dense(weight) => {
+                frozen::dense_forward(&x.to_dtype(wide)?, &weight.to_dtype(wide)?)?
+            }
+            other => other.forward(&x.to_dtype(wide)?)?,
+        };
+        let y = y.broadcast_add(&bias.tensor().to_dtype(wide)?)?;
+        Ok(y.to_dtype(x.dtype())?)
     }
 
     /// The trainable parameters with their names: PEFT's for adapters, the checkpoint's for full-parameter training.

@@ -20,15 +20,15 @@ use crate::{
 settings! {
     /// Everything `losses` can be told.
     pub struct LossesConfig {
-        /// Safetensors file with the student's `logits` [N, V], and optionally `labels` [N].
+        /// Safetensors file with the student's `logits [N, V]`, and optionally `labels [N]`.
         student: PathBuf = PathBuf::new(),
-        /// Safetensors file with the teacher's `logits` [M, V].
+        /// Safetensors file with the teacher's `logits [M, V]`.
         teacher: PathBuf = PathBuf::new(),
         /// Loss settings to start from: default, or literal (the method's formula word for word).
         preset: String = "default".to_owned(),
         /// Cut the teacher to its K largest logits first, as a capture does; unset: all of them.
         top_k: Option<usize> = None,
-        /// Safetensors file for `grad_ot` and `grad_total` [N, V].
+        /// Safetensors file for `grad_ot` and `grad_total`, `[N, V]` each.
         grad_out: Option<PathBuf> = None,
         /// Print a JSON object.
         json: bool = false,

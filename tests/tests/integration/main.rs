@@ -4,3 +4,4 @@ mod fixtures_models;
 mod fixtures_text;
 mod harness;
 mod pipeline;
+mod refusals;

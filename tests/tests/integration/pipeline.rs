@@ -17,13 +17,14 @@ use serde_json::Value;
 use student_trainer::loss::{Cost, LossConfig, OtConfig, Similarity};
 use tempfile::TempDir;
 
-use crate::harness::{Listen, Teacher, trainer_refuses, trainer_succeeds};
+use crate::harness::{Listen, Teacher, send_signal, trainer, trainer_succeeds};
 
 /// Ids that the fixtures' tokenizer knows.
 const VOCAB_SIZE: usize = 384;
 const SEQ_LEN: usize = 48;
 /// The seed of the run, and so of its adapters.
 const SEED: u64 = 7;
+const SEED_TEXT: &str = "7";
 
 /// Teacher and student directories with the same tokenizer, and a corpus.
 pub struct Setup {
@@ -52,21 +53,28 @@ impl Setup {
         Teacher::serve(self.work.path(), listen, &[&base, flags].concat())
     }
 
-    /// Trains into `work/name` with `flags` and gives the run directory.
-    pub fn train(&self, teacher: &Teacher, name: &str, flags: &[&str]) -> PathBuf {
-        let out = self.work.path().join(name);
-        let seed = SEED.to_string();
-        let student = path_text(self.student.path());
+    /// A `train` command line for the student into `out`; `flags` come last and so win.
+    pub fn train_args<'a>(
+        &'a self,
+        teacher: &'a Teacher,
+        out: &'a Path,
+        flags: &[&'a str],
+    ) -> Vec<&'a str> {
+        let (student, out) = (path_text(self.student.path()), path_text(out));
         let base = [
             "train",
             "--teacher",
             teacher.address(),
             "--student",
             student,
-            "--seed",
-            &seed,
         ];
-        trainer_succeeds(&[&base, ["--out", path_text(&out)].as_slice(), flags].concat());
+        [&base, ["--out", out, "--seed", SEED_TEXT].as_slice(), flags].concat()
+    }
+
+    /// Trains into `work/name` with `flags` and gives the run directory.
+    pub fn train(&self, teacher: &Teacher, name: &str, flags: &[&str]) -> PathBuf {
+        let out = self.work.path().join(name);
+        trainer_succeeds(&self.train_args(teacher, &out, flags));
         out
     }
 
@@ -318,26 +326,8 @@ fn training_goes_on_after_the_teacher_was_killed_and_restarted() -> Result<()> {
     let socket = setup.work.path().join("teacher.sock");
     let mut teacher = setup.serve(&Listen::Socket(socket.clone()), &["--queue", "1"]);
     let out = setup.work.path().join("disturbed");
-    let seed = SEED.to_string();
-    let student = path_text(setup.student.path()).to_owned();
-    let mut trainer = crate::harness::trainer(&[
-        "train",
-        "--teacher",
-        teacher.address(),
-        "--student",
-        &student,
-    ])
-    .args([
-        "--seed",
-        &seed,
-        "--epochs",
-        "3",
-        "--prefetch-frames",
-        "1",
-        "--out",
-        path_text(&out),
-    ])
-    .spawn()?;
+    let flags = ["--epochs", "3", "--prefetch-frames", "1"];
+    let mut trainer = trainer(&setup.train_args(&teacher, &out, &flags)).spawn()?;
     for _ in 0..2 {
         std::thread::sleep(std::time::Duration::from_millis(600));
         teacher.kill();
@@ -360,132 +350,17 @@ fn training_goes_on_after_the_teacher_was_killed_and_restarted() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> {
-    let mut setup = Setup::new()?;
-    let teacher = setup.serve(
-        &Listen::Loopback,
-        &["--state", "none", "--temperatures", "1"],
-    );
-    let out = setup.work.path().join("refused");
-    let student = path_text(setup.student.path()).to_owned();
-    let base = [
-        "train",
-        "--teacher",
-        teacher.address(),
-        "--student",
-        &student,
-        "--out",
-        path_text(&out),
-    ];
-    let refuse = |flags: &[&str]| trainer_refuses(&[&base, flags].concat());
-
-    let similarity = refuse(&["--cost", "softmax-similarity"]);
-    assert!(similarity.contains("state"), "{similarity}");
-    let temperature = refuse(&["--kl-temperature", "3"]);
-    assert!(
-        temperature.contains("kl_temperature 3") && temperature.contains("[1.0]"),
-        "{temperature}"
-    );
-    let key = refuse(&["--config", "/nonexistent.toml"]);
-    assert!(key.contains("/nonexistent.toml"), "{key}");
-
-    let other = fixtures::model_directory("qwen2-tied", "tokenizer")?;
-    let tokenizer = other.path().join("tokenizer.json");
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&tokenizer)?)?;
-    json["added_tokens"][0]["content"] = "<|another|>".into();
-    std::fs::write(&tokenizer, json.to_string())?;
-    let fingerprint = |directory: &Path| -> Result<String> {
-        Ok(TokenizerFiles::open(directory)?
-            .vocabulary_fingerprint()
-            .to_hex())
-    };
-    let both = [
-        fingerprint(setup.student.path())?,
-        fingerprint(other.path())?,
-    ];
-    setup.student = other;
-    let student = path_text(setup.student.path());
-    let said = trainer_refuses(&[
-        "train",
-        "--teacher",
-        teacher.address(),
-        "--student",
-        student,
-        "--out",
-        path_text(&out),
-    ]);
-    assert!(both.iter().all(|value| said.contains(value)), "{said}");
-    Ok(())
-}
-
-#[test]
-fn a_student_with_a_broken_weight_stops_before_the_update_and_leaves_a_dump() -> Result<()> {
-    let setup = Setup::new()?;
-    let file = setup.student.path().join("model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu)?;
-    let norm = tensors
-        .get_mut("model.norm.weight")
-        .context("the final norm")?;
-    *norm = (norm.clone() * f64::NAN)?;
-    candle_core::safetensors::save(&tensors, &file)?;
-    let teacher = setup.serve(&Listen::Loopback, &[]);
-    let out = setup.work.path().join("run");
-    let student = path_text(setup.student.path());
-    let said = trainer_refuses(&[
-        "train",
-        "--teacher",
-        teacher.address(),
-        "--student",
-        student,
-        "--out",
-        path_text(&out),
-    ]);
-    assert!(said.contains("failed-step-1"), "{said}");
-    assert!(out.join("failed-step-1").is_dir() && !out.join("adapter").exists());
-    Ok(())
-}
-
-#[test]
-fn an_open_bind_without_token_and_tls_is_refused() -> Result<()> {
-    let setup = Setup::new()?;
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
-        .args([
-            "serve",
-            "--bind",
-            "0.0.0.0:0",
-            "--model",
-            path_text(setup.teacher.path()),
-        ])
-        .args(["--corpus", path_text(&setup.corpus)])
-        .output()?;
-    let said = crate::harness::text(&output);
-    assert!(
-        !output.status.success() && said.contains("--token-file"),
-        "{said}"
-    );
-    Ok(())
-}
-
-#[test]
 fn an_interrupt_finishes_the_step_and_saves_the_adapter() -> Result<()> {
     let setup = Setup::new()?;
     let mut teacher = setup.serve(&Listen::Loopback, &[]);
     let out = setup.work.path().join("run");
-    let student = path_text(setup.student.path()).to_owned();
-    let mut trainer = crate::harness::trainer(&[
-        "train",
-        "--teacher",
-        teacher.address(),
-        "--student",
-        &student,
-    ])
-    .args(["--epochs", "10000", "--out", path_text(&out)])
-    .spawn()?;
+    let endless = setup.train_args(&teacher, &out, &["--epochs", "10000"]);
+    let mut trainer = trainer(&endless).spawn()?;
     while metrics(&out).map_or(0, |lines| lines.len()) < 3 {
         assert!(trainer.try_wait()?.is_none(), "the trainer ended early");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    crate::harness::send_signal(&trainer, libc::SIGINT);
+    send_signal(&trainer, libc::SIGINT);
     assert!(trainer.wait()?.success());
     let steps = metrics(&out)?.len();
     assert!(out.join("adapter/adapter_model.safetensors").is_file() && steps >= 3);

@@ -1,0 +1,93 @@
+//! Runs both real programs on what cannot work: they must say so, with what and why, before any harm is done.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use distill_tests::fixtures;
+use distill_text::TokenizerFiles;
+use serde_json::Value;
+
+use crate::{
+    harness::{Listen, text, trainer_refuses},
+    pipeline::{Setup, path_text},
+};
+
+#[test]
+fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> {
+    let mut setup = Setup::new()?;
+    let teacher = setup.serve(
+        &Listen::Loopback,
+        &["--state", "none", "--temperatures", "1"],
+    );
+    let out = setup.work.path().join("refused");
+    let refuse = |flags: &[&str]| trainer_refuses(&setup.train_args(&teacher, &out, flags));
+
+    let similarity = refuse(&["--cost", "softmax-similarity"]);
+    assert!(similarity.contains("state"), "{similarity}");
+    let temperature = refuse(&["--kl-temperature", "3"]);
+    assert!(
+        temperature.contains("kl_temperature 3") && temperature.contains("[1.0]"),
+        "{temperature}"
+    );
+    let key = refuse(&["--config", "/nonexistent.toml"]);
+    assert!(key.contains("/nonexistent.toml"), "{key}");
+
+    let other = fixtures::model_directory("qwen2-tied", "tokenizer")?;
+    let tokenizer = other.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&tokenizer)?)?;
+    json["added_tokens"][0]["content"] = "<|another|>".into();
+    std::fs::write(&tokenizer, json.to_string())?;
+    let fingerprint = |directory: &Path| -> Result<String> {
+        Ok(TokenizerFiles::open(directory)?
+            .vocabulary_fingerprint()
+            .to_hex())
+    };
+    let both = [
+        fingerprint(setup.student.path())?,
+        fingerprint(other.path())?,
+    ];
+    setup.student = other;
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &[]));
+    assert!(both.iter().all(|value| said.contains(value)), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_student_with_a_broken_weight_stops_before_the_update_and_leaves_a_dump() -> Result<()> {
+    let setup = Setup::new()?;
+    let file = setup.student.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu)?;
+    let norm = tensors
+        .get_mut("model.norm.weight")
+        .context("the final norm")?;
+    *norm = (norm.clone() * f64::NAN)?;
+    candle_core::safetensors::save(&tensors, &file)?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("run");
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &[]));
+    assert!(said.contains("failed-step-1"), "{said}");
+    assert!(out.join("failed-step-1").is_dir() && !out.join("adapter").exists());
+    Ok(())
+}
+
+#[test]
+fn an_open_bind_without_token_and_tls_is_refused() -> Result<()> {
+    let setup = Setup::new()?;
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
+        .args([
+            "serve",
+            "--bind",
+            "0.0.0.0:0",
+            "--model",
+            path_text(setup.teacher.path()),
+        ])
+        .args(["--corpus", path_text(&setup.corpus)])
+        .output()?;
+    let said = text(&output);
+    assert!(
+        !output.status.success() && said.contains("--token-file"),
+        "{said}"
+    );
+    Ok(())
+}

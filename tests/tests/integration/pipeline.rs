@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -328,9 +329,13 @@ fn training_goes_on_after_the_teacher_was_killed_and_restarted() -> Result<()> {
     let out = setup.work.path().join("disturbed");
     let flags = ["--epochs", "3", "--prefetch-frames", "1"];
     let mut trainer = trainer(&setup.train_args(&teacher, &out, &flags)).spawn()?;
-    for _ in 0..2 {
-        std::thread::sleep(std::time::Duration::from_millis(600));
+    for steps_before_the_kill in [2, 12] {
+        while metrics(&out).map_or(0, |lines| lines.len()) < steps_before_the_kill {
+            assert!(trainer.try_wait()?.is_none(), "the trainer ended early");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         teacher.kill();
+        assert!(trainer.try_wait()?.is_none(), "it still has steps to do");
         teacher = setup.serve(&Listen::Socket(socket.clone()), &["--queue", "1"]);
     }
     assert!(trainer.wait()?.success());
@@ -358,7 +363,7 @@ fn an_interrupt_finishes_the_step_and_saves_the_adapter() -> Result<()> {
     let mut trainer = trainer(&endless).spawn()?;
     while metrics(&out).map_or(0, |lines| lines.len()) < 3 {
         assert!(trainer.try_wait()?.is_none(), "the trainer ended early");
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     send_signal(&trainer, libc::SIGINT);
     assert!(trainer.wait()?.success());

@@ -95,3 +95,15 @@ pub fn shared() -> &'static TokenizerFiles {
     static SHARED: LazyLock<TokenizerFiles> = LazyLock::new(|| tokenizer().1);
     &SHARED
 }
+
+/// [`tokenizer_json`] with a post-processor that puts `<|endoftext|>` before every text.
+pub fn tokenizer_json_with_begin_of_text() -> Value {
+    let mut json = tokenizer_json();
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [262], "tokens": ["<|endoftext|>"]}}
+    });
+    json
+}

@@ -5,7 +5,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::testing::{CHATML, shared, tokenizer, tokenizer_json, tokenizer_with};
+use crate::testing::{
+    CHATML, shared, tokenizer, tokenizer_json_with_begin_of_text, tokenizer_with,
+};
 
 /// Writes one corpus file and reads it.
 fn read(
@@ -112,13 +114,7 @@ fn targets_of_messages_are_the_assistants_turns() {
 
 #[test]
 fn a_begin_of_text_stands_before_text_and_prompts_once() {
-    let mut json = tokenizer_json();
-    json["post_processor"] = json!({
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [262], "tokens": ["<|endoftext|>"]}}
-    });
+    let json = tokenizer_json_with_begin_of_text();
     let (_dir, files) = tokenizer_with(&json, CHATML);
     for text in ["hello", "<|endoftext|>hello"] {
         let corpus = jsonl(&files, json!({"text": text}), 64).unwrap();

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{CHATML, byte_alphabet, tokenizer, tokenizer_json, tokenizer_with, write};
+use crate::testing::{
+    CHATML, byte_alphabet, tokenizer, tokenizer_json, tokenizer_json_with_begin_of_text,
+    tokenizer_with, write,
+};
 
 /// The fingerprints of the tiny tokenizer after `change`.
 fn prints(change: impl FnOnce(&mut Value)) -> (Fingerprint, Fingerprint) {
@@ -178,13 +181,7 @@ fn tokens_of_a_normalised_character_share_its_range() {
 
 #[test]
 fn a_begin_of_text_of_the_post_processor_is_kept_as_prefix() {
-    let mut json = tokenizer_json();
-    json["post_processor"] = json!({
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [262], "tokens": ["<|endoftext|>"]}}
-    });
+    let json = tokenizer_json_with_begin_of_text();
     let (_dir, files) = tokenizer_with(&json, CHATML);
     assert_eq!(files.prefix_ids(), &[262]);
     assert_eq!(files.fingerprint(), prints(|_| ()).0);

@@ -32,7 +32,7 @@ pub enum Error {
     )]
     Undrawable {
         /// The template's identifier.
-        template: &'static str,
+        template: String,
         /// Draws made.
         attempts: u32,
     },

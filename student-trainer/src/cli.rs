@@ -10,6 +10,7 @@ use crate::{
     eval::{self, EvalConfig},
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
+    pretrain::{self, PretrainConfig},
     shutdown::Shutdown,
     train,
 };
@@ -29,6 +30,10 @@ pub fn command() -> Command {
         .subcommand(with_flags::<EvalConfig>(about(
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
+        )))
+        .subcommand(with_flags::<PretrainConfig>(about(
+            "pretrain",
+            "Train a whole small model on text, without a teacher",
         )))
         .subcommand(with_flags::<PlanConfig>(about(
             "plan",
@@ -69,6 +74,21 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 true => println!("{}", report.to_json()),
                 false => println!("{report}"),
             }
+            Ok(())
+        }),
+        Some(("pretrain", matches)) => with_config(matches, |config| {
+            let summary = pretrain::run(config, shutdown)?;
+            tracing::info!(
+                "{} after {} steps, cross-entropy {:.4}; model in {}",
+                if summary.interrupted {
+                    "stopped"
+                } else {
+                    "done"
+                },
+                summary.steps,
+                summary.ce,
+                summary.model.display()
+            );
             Ok(())
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
@@ -112,6 +132,7 @@ fn all_keys() -> Vec<Key> {
     [
         TrainConfig::keys(),
         EvalConfig::keys(),
+        PretrainConfig::keys(),
         PlanConfig::keys(),
         LossesConfig::keys(),
     ]

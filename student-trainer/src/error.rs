@@ -82,6 +82,19 @@ pub enum Error {
         /// Directory with the batch and the names.
         dump: PathBuf,
     },
+    /// Training from scratch ran away.
+    #[error(
+        "step {step}: cross-entropy is {ce} and the gradient's norm {grad_norm}; nothing was updated or saved; lower --lr or raise \
+         --warmup-ratio"
+    )]
+    Diverged {
+        /// Optimiser step, from 1.
+        step: usize,
+        /// Cross-entropy of the step.
+        ce: f64,
+        /// Norm of the whole gradient.
+        grad_norm: f64,
+    },
     /// The student's weights or configuration.
     #[error("student: {0}")]
     Model(#[from] distill_model::Error),

@@ -8,6 +8,7 @@
                                     │           └──────── adapters <── optimizer <── guards <─────┘
                                     ├──> run: metrics.jsonl, progress, adapter/
                                     └──> eval: CE, perplexity, KL to the teacher
+ config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -29,5 +30,6 @@ pub mod train;
 pub mod eval;
 pub mod loss_command;
 pub mod plan;
+pub mod pretrain;
 
 pub use error::{Error, Result};

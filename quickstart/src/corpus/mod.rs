@@ -31,7 +31,7 @@ pub use file::{Sizes, read_problems, write_corpus};
 use crate::{Error, Result};
 use random::{Random, mix};
 use story::Story;
-use template::{TEMPLATES, Template};
+use template::{Template, by_setting_and_steps};
 
 /// Attempts for each problem wanted before a held-out split counts as exhausted.
 const ATTEMPTS_PER_PROBLEM: usize = 20;
@@ -106,7 +106,7 @@ impl Problem {
             prompt: wording::tell(template, story, language, random) + "\n",
             completion: format!("{}\n{label}{}", story.worked(), story.answer),
             answer: story.answer,
-            template: template.id.to_owned(),
+            template: template.id.clone(),
             language,
         }
     }
@@ -129,10 +129,7 @@ pub fn answer_in(completion: &str) -> Option<u32> {
 /// [`Error::Exhausted`] when there are not so many distinct ones, [`Error::Undrawable`] for a template that cannot be.
 pub fn generate(split: Split, count: usize, seed: u64) -> Result<Vec<Problem>> {
     let held_out = split == Split::HeldoutTemplates;
-    let templates = TEMPLATES.iter().filter(|t| t.held_out == held_out);
-    let kinds: Vec<(&Template, Language)> = templates
-        .flat_map(|template| Language::ALL.map(|language| (template, language)))
-        .collect();
+    let settings = by_setting_and_steps(held_out);
     // Each split has its own stream, so that the length of one does not move another.
     let mut random = Random::new(mix(seed) ^ split as u64);
     let mut seen = HashSet::new();
@@ -141,7 +138,11 @@ pub fn generate(split: Split, count: usize, seed: u64) -> Result<Vec<Problem>> {
         if problems.len() == count {
             break;
         }
-        let &(template, language) = random.pick(&kinds);
+        // Settings weigh alike, however many arrangements they have.
+        let lengths: &Vec<Vec<&Template>> = random.pick(&settings);
+        let templates: &Vec<&Template> = random.pick(lengths);
+        let template = random.pick(templates);
+        let language = *random.pick(&Language::ALL);
         let story = Story::draw(template, split != Split::Train, &mut random)?;
         let problem = Problem::make(template, &story, language, &mut random);
         if split == Split::Train || seen.insert(problem.prompt.clone()) {

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Draws before a template counts as impossible; the rarest fits once in some hundred.
 const ATTEMPTS_MAX: u32 = 100_000;
 /// Longest worked solution in characters without its answer line, which bounds the sequences.
-const WORKED_CHARS_MAX: usize = 56;
+const WORKED_CHARS_MAX: usize = 64;
 /// Largest age that a person, or all persons together, may have.
 const AGE_MAX: u32 = 120;
 /// One in so many operand tuples is kept out of training.
@@ -37,11 +37,11 @@ impl Story {
     pub fn draw(template: &Template, held_out_numbers: bool, random: &mut Random) -> Result<Self> {
         (0..ATTEMPTS_MAX)
             .find_map(|_| {
-                let story = Telling::new(template.setting, random).tell(template.clauses)?;
+                let story = Telling::new(template.setting, random).tell(&template.clauses)?;
                 (story.has_held_out_numbers() == held_out_numbers).then_some(story)
             })
             .ok_or(Error::Undrawable {
-                template: template.id,
+                template: template.id.clone(),
                 attempts: ATTEMPTS_MAX,
             })
     }

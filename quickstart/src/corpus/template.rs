@@ -1,14 +1,19 @@
 /*! Provides the templates: what a problem tells, clause by clause, before it has numbers or a language.
 
-Every clause of a held-out template also occurs in training templates of the same setting, so its words and its operation
-are known and their arrangement is new.
+A setting has openings, clauses that may follow in any order, and endings; every arrangement of two to four steps is a
+template. Eleven of them are held out: their words and operations are known from the others, their arrangement is new.
 */
+
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use Clause::*;
 use Setting::*;
 
+/// Operations in a solution.
+pub(super) const STEPS: std::ops::RangeInclusive<usize> = 2..=4;
+
 /// What a problem is about; it chooses the words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Setting {
     /// One person's things come and go.
     Stock,
@@ -110,160 +115,172 @@ pub(super) enum Clause {
 /// The order of clauses that makes a kind of problem.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Template {
-    pub id: &'static str,
+    /// Setting and clauses, such as `stock-start-gain-lose-asknow`.
+    pub id: String,
     pub setting: Setting,
-    pub clauses: &'static [Clause],
+    pub clauses: Vec<Clause>,
+    /// Operations of the solution.
+    pub steps: usize,
     /// Whether training never sees it.
     pub held_out: bool,
 }
 
-const fn train(id: &'static str, setting: Setting, clauses: &'static [Clause]) -> Template {
-    Template {
-        id,
+/// How the problems of a setting are put together.
+struct Grammar {
+    setting: Setting,
+    openings: &'static [Clause],
+    /// From so many to so many of these, in any order.
+    middles: (usize, usize, &'static [Clause]),
+    endings: &'static [Clause],
+}
+
+const fn grammar(
+    setting: Setting,
+    openings: &'static [Clause],
+    middles: (usize, usize, &'static [Clause]),
+    endings: &'static [Clause],
+) -> Grammar {
+    Grammar {
         setting,
-        clauses,
-        held_out: false,
+        openings,
+        middles,
+        endings,
     }
 }
 
-const fn held_out(id: &'static str, setting: Setting, clauses: &'static [Clause]) -> Template {
-    Template {
-        id,
-        setting,
-        clauses,
-        held_out: true,
-    }
-}
+const COMPARISONS: (usize, usize, &[Clause]) = (1, 3, &[More, Fewer, Times, Part]);
 
-/// All templates; each is told in both languages.
-pub(super) const TEMPLATES: &[Template] = &[
-    train("stock-gain-lose", Stock, &[Start, Gain, Lose, AskNow]),
-    train("stock-lose-gain", Stock, &[Start, Lose, Gain, AskNow]),
-    train("stock-gain-gain", Stock, &[Start, Gain, Gain, AskNow]),
-    train("stock-lose-lose", Stock, &[Start, Lose, Lose, AskNow]),
-    train(
-        "stock-lose-gain-lose",
+const GRAMMARS: [Grammar; 11] = [
+    grammar(
         Stock,
-        &[Start, Lose, Gain, Lose, AskNow],
+        &[Start, Boxes],
+        (0, 4, &[Gain, Lose]),
+        &[AskNow, AskShare],
     ),
-    held_out(
-        "stock-gain-lose-gain",
-        Stock,
-        &[Start, Gain, Lose, Gain, AskNow],
-    ),
-    train(
-        "stock-gain-gain-lose",
-        Stock,
-        &[Start, Gain, Gain, Lose, AskNow],
-    ),
-    train("stock-gain-share", Stock, &[Start, Gain, AskShare]),
-    train("stock-lose-share", Stock, &[Start, Lose, AskShare]),
-    train(
-        "stock-gain-lose-share",
-        Stock,
-        &[Start, Gain, Lose, AskShare],
-    ),
-    held_out(
-        "stock-lose-gain-share",
-        Stock,
-        &[Start, Lose, Gain, AskShare],
-    ),
-    train("boxes-gain", Stock, &[Boxes, Gain, AskNow]),
-    train("boxes-lose", Stock, &[Boxes, Lose, AskNow]),
-    train("boxes-lose-gain", Stock, &[Boxes, Lose, Gain, AskNow]),
-    held_out("boxes-gain-lose", Stock, &[Boxes, Gain, Lose, AskNow]),
-    train("boxes-share", Stock, &[Boxes, AskShare]),
-    train("boxes-lose-share", Stock, &[Boxes, Lose, AskShare]),
-    train("things-more-times", Things, &[Start, More, Times, AskLast]),
-    train(
-        "things-times-fewer",
-        Things,
-        &[Start, Times, Fewer, AskLast],
-    ),
-    train("things-part-more", Things, &[Start, Part, More, AskLast]),
-    train("things-fewer-part", Things, &[Start, Fewer, Part, AskLast]),
-    train("things-more-total", Things, &[Start, More, AskTotal]),
-    train("things-times-total", Things, &[Start, Times, AskTotal]),
-    held_out("things-fewer-total", Things, &[Start, Fewer, AskTotal]),
-    train(
-        "things-more-fewer-total",
-        Things,
-        &[Start, More, Fewer, AskTotal],
-    ),
-    train("ages-more-times", Ages, &[Start, More, Times, AskLast]),
-    train("ages-times-more", Ages, &[Start, Times, More, AskLast]),
-    train("ages-fewer-part", Ages, &[Start, Fewer, Part, AskLast]),
-    held_out("ages-times-fewer", Ages, &[Start, Times, Fewer, AskLast]),
-    train("ages-times-later", Ages, &[Start, Times, AskLater]),
-    train("ages-fewer-later", Ages, &[Start, Fewer, AskLater]),
-    train("ages-fewer-total", Ages, &[Start, Fewer, AskTotal]),
-    train("ages-part-total", Ages, &[Start, Part, AskTotal]),
-    train("prices-times-more", Prices, &[Start, Times, More, AskLast]),
-    train(
-        "prices-fewer-times",
-        Prices,
-        &[Start, Fewer, Times, AskLast],
-    ),
-    train("prices-part-fewer", Prices, &[Start, Part, Fewer, AskLast]),
-    train("prices-fewer-total", Prices, &[Start, Fewer, AskTotal]),
-    train("prices-times-total", Prices, &[Start, Times, AskTotal]),
-    held_out("prices-more-total", Prices, &[Start, More, AskTotal]),
-    train(
-        "prices-times-more-total",
-        Prices,
-        &[Start, Times, More, AskTotal],
-    ),
-    train("ways-more-fewer", Ways, &[Start, More, Fewer, AskLast]),
-    train("ways-fewer-times", Ways, &[Start, Fewer, Times, AskLast]),
-    train("ways-part-more", Ways, &[Start, Part, More, AskLast]),
-    train("ways-more-total", Ways, &[Start, More, AskTotal]),
-    train("ways-part-total", Ways, &[Start, Part, AskTotal]),
-    held_out("ways-times-total", Ways, &[Start, Times, AskTotal]),
-    train(
-        "ways-times-fewer-total",
-        Ways,
-        &[Start, Times, Fewer, AskTotal],
-    ),
-    train("shop-one-cost", Shop, &[Buy, One, AskCost]),
-    train("shop-coupon-cost", Shop, &[Buy, Coupon, AskCost]),
-    train("shop-change", Shop, &[Buy, AskChange]),
-    train("shop-two-cost", Shop, &[Buy, BuyToo, AskCost]),
-    train("shop-one-change", Shop, &[Buy, One, AskChange]),
-    held_out("shop-coupon-change", Shop, &[Buy, Coupon, AskChange]),
-    train(
-        "shop-one-coupon-change",
+    grammar(Things, &[Start], COMPARISONS, &[AskLast, AskTotal]),
+    grammar(Ages, &[Start], COMPARISONS, &[AskLast, AskTotal, AskLater]),
+    grammar(Prices, &[Start], COMPARISONS, &[AskLast, AskTotal]),
+    grammar(Ways, &[Start], COMPARISONS, &[AskLast, AskTotal]),
+    grammar(
         Shop,
-        &[Buy, One, Coupon, AskChange],
+        &[Buy],
+        (0, 3, &[BuyToo, One, Coupon]),
+        &[AskCost, AskChange, AskSplit],
     ),
-    train("shop-one-split", Shop, &[Buy, One, AskSplit]),
-    held_out("shop-coupon-split", Shop, &[Buy, Coupon, AskSplit]),
-    train("shop-one-coupon-split", Shop, &[Buy, One, Coupon, AskSplit]),
-    train("travel-further", Travel, &[Drive, Further, AskFar]),
-    train("travel-two-speeds", Travel, &[Drive, DriveOn, AskFar]),
-    train("travel-remaining", Travel, &[Drive, AskRemaining]),
-    held_out(
-        "travel-further-remaining",
+    grammar(
         Travel,
-        &[Drive, Further, AskRemaining],
+        &[Drive],
+        (0, 3, &[DriveOn, Further]),
+        &[AskFar, AskRemaining, AskRestSpeed],
     ),
-    train(
-        "travel-two-speeds-remaining",
-        Travel,
-        &[Drive, DriveOn, AskRemaining],
-    ),
-    train("travel-rest-speed", Travel, &[Drive, AskRestSpeed]),
-    train(
-        "travel-further-rest-speed",
-        Travel,
-        &[Drive, Further, AskRestSpeed],
-    ),
-    train("travel-pace-far", Travel, &[Pace, AskFarIn]),
-    train("travel-pace-faster", Travel, &[Pace, Faster, AskSpeed]),
-    train("travel-pace-faster-far", Travel, &[Pace, Faster, AskFarIn]),
-    train("ratio-all-first", Mixture, &[Ratio, InAll, AskFirst]),
-    train("ratio-all-second", Mixture, &[Ratio, InAll, AskSecond]),
-    train("ratio-first-second", Mixture, &[Ratio, FirstIs, AskSecond]),
-    train("ratio-second-first", Mixture, &[Ratio, SecondIs, AskFirst]),
-    train("ratio-first-both", Mixture, &[Ratio, FirstIs, AskBoth]),
-    held_out("ratio-second-both", Mixture, &[Ratio, SecondIs, AskBoth]),
+    grammar(Travel, &[Pace], (0, 1, &[Faster]), &[AskSpeed, AskFarIn]),
+    grammar(Mixture, &[Ratio], (1, 1, &[InAll]), &[AskFirst, AskSecond]),
+    grammar(Mixture, &[Ratio], (1, 1, &[FirstIs]), &[AskSecond, AskBoth]),
+    grammar(Mixture, &[Ratio], (1, 1, &[SecondIs]), &[AskFirst, AskBoth]),
 ];
+
+/// What training never sees.
+const HELD_OUT: [(Setting, &[Clause]); 11] = [
+    (Stock, &[Start, Gain, Lose, Gain, AskNow]),
+    (Stock, &[Start, Lose, Gain, AskShare]),
+    (Stock, &[Boxes, Gain, Lose, AskNow]),
+    (Things, &[Start, Fewer, AskTotal]),
+    (Ages, &[Start, Times, Fewer, AskLast]),
+    (Prices, &[Start, More, AskTotal]),
+    (Ways, &[Start, Times, AskTotal]),
+    (Shop, &[Buy, Coupon, AskChange]),
+    (Shop, &[Buy, Coupon, AskSplit]),
+    (Travel, &[Drive, Further, AskRemaining]),
+    (Mixture, &[Ratio, SecondIs, AskBoth]),
+];
+
+/// All templates, in a fixed order; each is told in both languages.
+pub(super) static TEMPLATES: LazyLock<Vec<Template>> =
+    LazyLock::new(|| GRAMMARS.iter().flat_map(Grammar::templates).collect());
+
+/// The templates of one side by setting and number of steps, the shorter ones twice: long ones are most of the arrangements
+/// and should not be most of the problems.
+pub(super) fn by_setting_and_steps(held_out: bool) -> Vec<Vec<Vec<&'static Template>>> {
+    let mut groups: BTreeMap<Setting, BTreeMap<usize, Vec<&Template>>> = BTreeMap::new();
+    for template in TEMPLATES.iter().filter(|t| t.held_out == held_out) {
+        let lengths = groups.entry(template.setting).or_default();
+        lengths.entry(template.steps).or_default().push(template);
+    }
+    let weighed = |(steps, templates): (usize, Vec<_>)| {
+        let weight = if steps < *STEPS.end() { 2 } else { 1 };
+        std::iter::repeat_n(templates, weight)
+    };
+    let lengths = groups.into_values();
+    lengths
+        .map(|group| group.into_iter().flat_map(weighed).collect())
+        .collect()
+}
+
+impl Grammar {
+    fn templates(&self) -> Vec<Template> {
+        let (least, most, middles) = self.middles;
+        let mut arrangements = vec![Vec::new()];
+        let mut longest = arrangements.clone();
+        for _ in 0..most {
+            let longer = longest.iter().flat_map(|arrangement| {
+                middles
+                    .iter()
+                    .map(|&middle| [arrangement.as_slice(), &[middle]].concat())
+            });
+            longest = longer.collect();
+            arrangements.extend(longest.iter().cloned());
+        }
+        arrangements.retain(|middle: &Vec<Clause>| middle.len() >= least && is_told_once(middle));
+        let mut templates = Vec::new();
+        for &opening in self.openings {
+            for middle in &arrangements {
+                for &ending in self.endings {
+                    let clauses = [&[opening], middle.as_slice(), &[ending]].concat();
+                    let steps = steps(&clauses);
+                    if STEPS.contains(&steps) {
+                        templates.push(Template {
+                            id: name(self.setting, &clauses),
+                            held_out: HELD_OUT.contains(&(self.setting, &clauses)),
+                            setting: self.setting,
+                            clauses,
+                            steps,
+                        });
+                    }
+                }
+            }
+        }
+        templates
+    }
+}
+
+/// Two of these would leave the numbers of three digits too often.
+fn is_told_once(middle: &[Clause]) -> bool {
+    let count = |clause| middle.iter().filter(|&&other| other == clause).count();
+    [Times, Part, Coupon, BuyToo, DriveOn]
+        .into_iter()
+        .all(|clause| count(clause) <= 1)
+}
+
+/// Operations that a solution needs.
+fn steps(clauses: &[Clause]) -> usize {
+    let compared = clauses.iter().filter(|clause| {
+        let comparisons = [More, Fewer, Times, Part];
+        comparisons.contains(clause)
+    });
+    let compared = compared.count();
+    let of = |clause: &Clause| match clause {
+        Start | Ratio | AskNow | AskLast | AskCost | AskFar | AskSpeed => 0,
+        BuyToo | DriveOn | InAll | AskRestSpeed | AskBoth => 2,
+        AskTotal => compared,
+        _ => 1,
+    };
+    clauses.iter().map(of).sum()
+}
+
+fn name(setting: Setting, clauses: &[Clause]) -> String {
+    let words = clauses.iter().map(|clause| format!("{clause:?}"));
+    let words: Vec<String> = std::iter::once(format!("{setting:?}"))
+        .chain(words)
+        .collect();
+    words.join("-").to_lowercase()
+}

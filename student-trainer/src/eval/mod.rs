@@ -3,9 +3,11 @@
 ```text
  files ──> windows ──> hidden states ──> loss::head_values: CE (and KL)   [N, V] never exists
                 └──> teacher: ScoreTokens ──> rows ──┘
+ prompts ──> answers: greedy decoding ──> exact match of the last line
 ```
 */
 
+pub mod answers;
 mod report;
 
 use std::{
@@ -27,6 +29,7 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
+use answers::{Generator, write_answers};
 pub use report::EvalReport;
 
 /// Sequences in one question to the teacher, at most.
@@ -65,6 +68,12 @@ settings! {
         dtype: ComputeDtype = ComputeDtype::Auto,
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned(),
+        /// Let the student complete every prompt greedily, and count the answers whose last line is the corpus's.
+        exact_match: bool = false,
+        /// Longest answer in tokens.
+        max_new_tokens: usize = 256,
+        /// JSON Lines file for the answers: prompt, reference, generated, correct.
+        answers_out: Option<PathBuf> = None,
         /// Print a JSON object.
         json: bool = false,
     }
@@ -124,8 +133,54 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     }
     progress.finish();
     report.seconds = start.elapsed().as_secs_f64();
+    if config.exact_match || config.answers_out.is_some() {
+        let generator = Generator {
+            decoder: &decoder,
+            geometry: &geometry,
+            tokenizer: &files.tokenizer,
+            max_new_tokens: config.max_new_tokens,
+        };
+        answer(
+            config,
+            &generator,
+            &corpus.sequences[..count],
+            &mut report,
+            shutdown,
+        )?;
+    }
     report.teacher_top_k = asker.map(|asker| asker.info.top_k);
     Ok(report)
+}
+
+fn answer(
+    config: &EvalConfig,
+    generator: &Generator<'_>,
+    sequences: &[Sequence],
+    report: &mut EvalReport,
+    shutdown: &Shutdown,
+) -> Result<()> {
+    let start = Instant::now();
+    let mut progress = Progress::start(sequences.len() as u64, "answer");
+    let (mut asked, mut correct) = (0_usize, 0_usize);
+    let answers = generator.answers(sequences, &mut |answer| {
+        asked += 1;
+        correct += usize::from(answer.correct);
+        progress.advance(|| format!("{:.1} % exact", 100.0 * correct as f64 / asked as f64));
+        !shutdown.is_requested()
+    })?;
+    progress.finish();
+    if answers.is_empty() {
+        return Err(Error::Config(
+            "exact_match: there is no prompt with a completion in the data; use JSON Lines with `prompt` and `completion`"
+                .into(),
+        ));
+    }
+    report.answered = Some((answers.len(), correct));
+    report.answer_seconds = start.elapsed().as_secs_f64();
+    match &config.answers_out {
+        Some(path) => write_answers(path, &answers),
+        None => Ok(()),
+    }
 }
 
 /// CE always, KL where there is a teacher, no transport.

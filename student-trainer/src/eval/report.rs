@@ -18,6 +18,10 @@ pub struct EvalReport {
     pub teacher_top_k: Option<u32>,
     /// Time for all sequences.
     pub seconds: f64,
+    /// Prompts answered, and those answered exactly, where answers were asked for.
+    pub answered: Option<(usize, usize)>,
+    /// Time for the answers.
+    pub answer_seconds: f64,
 }
 
 impl EvalReport {
@@ -54,6 +58,12 @@ impl EvalReport {
         (self.compared > 0).then(|| self.agreements as f64 / self.compared as f64)
     }
 
+    /// Share of prompts whose answer was exactly the corpus's.
+    pub fn exact_match(&self) -> Option<f64> {
+        self.answered
+            .map(|(asked, correct)| correct as f64 / asked.max(1) as f64)
+    }
+
     /// For programs.
     pub fn to_json(&self) -> serde_json::Value {
         json!({
@@ -62,6 +72,9 @@ impl EvalReport {
             "kl": self.kl(),
             "top1_agreement": self.top1_agreement(),
             "teacher_top_k": self.teacher_top_k,
+            "exact_match": self.exact_match(),
+            "answers": self.answered.map(|(asked, _)| asked),
+            "answer_seconds": self.answered.map(|_| self.answer_seconds),
             "sequences": self.sequences,
             "tokens": self.tokens,
             "targets": self.targets,
@@ -77,6 +90,14 @@ impl fmt::Display for EvalReport {
         if let (Some(kl), Some(agreement)) = (self.kl(), self.top1_agreement()) {
             writeln!(f, "KL to teacher    {kl:.4} nats a target")?;
             writeln!(f, "top-1 agreement  {:.1} %", 100.0 * agreement)?;
+        }
+        if let (Some(exact), Some((asked, correct))) = (self.exact_match(), self.answered) {
+            writeln!(
+                f,
+                "exact answers    {:.1} % ({correct} of {asked}, {:.1} s)",
+                100.0 * exact,
+                self.answer_seconds
+            )?;
         }
         write!(
             f,

@@ -295,6 +295,22 @@ impl LossConfig {
         Ok(())
     }
 
+    /// Checks the settings for a student whose head is trained.
+    ///
+    /// # Errors
+    /// [`LossError::Unsupported`] for similarities of whole logit rows.
+    pub fn check_trained_head(&self) -> Result<()> {
+        if self.needs_state() {
+            return Err(unsupported(
+                "a similarity of logits under full-parameter training",
+                "it is computed from P = W^T B, made once of a head W that stays; use cost `kl`, similarity \
+                 `bhattacharyya`, or adapters"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// [`Self::check_teacher`] for rows that have arrived.
     ///
     /// # Errors

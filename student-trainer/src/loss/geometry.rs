@@ -163,6 +163,23 @@ impl HeadGeometry {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
+    /// The way back from E to the head: `dW_v = sum_j p_jv dE_j`, `[V, d]` from dE `[M, d]`.
+    pub(crate) fn expectation_backward(&self, teacher: &Teacher, grad: &Tensor) -> Result<Tensor> {
+        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
+        let mut sum = Tensor::zeros((self.vocab_size(), d), DType::F32, self.device())?;
+        let step = (TILE_ROWS / k).max(1);
+        for start in (0..m).step_by(step) {
+            let count = step.min(m - start);
+            let range = start * k..(start + count) * k;
+            let ids =
+                Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
+            let p = Tensor::from_slice(&teacher.kept[range], (count, k, 1), self.device())?;
+            let rows = p.broadcast_mul(&grad.narrow(0, start, count)?.unsqueeze(1)?)?;
+            sum = sum.index_add(&ids, &rows.reshape((count * k, d))?, 0)?;
+        }
+        Ok(sum)
+    }
+
     fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let rows = self.vocab_size();
         (0..rows)

@@ -52,6 +52,26 @@ pub struct HeadLoss {
     pub grad_hidden: Tensor,
 }
 
+impl HeadLoss {
+    fn new(values: LossValues, grad_hidden: Tensor) -> Self {
+        let LossValues {
+            total,
+            ce,
+            kl,
+            ot,
+            report,
+        } = values;
+        Self {
+            total,
+            ce,
+            kl,
+            ot,
+            report,
+            grad_hidden,
+        }
+    }
+}
+
 /// The losses of one sequence and dL/dH.
 ///
 /// # Shapes
@@ -67,15 +87,37 @@ pub fn head_loss(
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<HeadLoss> {
-    let (values, gradient) = run(hidden, labels, Some(rows), geometry, config, true)?;
-    Ok(HeadLoss {
-        total: values.total,
-        ce: values.ce,
-        kl: values.kl,
-        ot: values.ot,
-        report: values.report,
-        grad_hidden: gradient,
-    })
+    let (values, gradient) = run(hidden, labels, Some(rows), geometry, config, Wanted::Hidden)?;
+    Ok(HeadLoss::new(values, gradient.hidden))
+}
+
+/// As [`head_loss`], with dtotal/dW `[V, d]` beside it, for a head that is trained too. Without rows only cross-entropy is
+/// computed.
+///
+/// # Shapes
+/// As [`head_loss`].
+///
+/// # Errors
+/// As [`head_loss`]; and similarities of whole logit rows, whose way to W is not built.
+pub fn head_loss_with_head(
+    hidden: &Tensor,
+    labels: &[u32],
+    rows: Option<&Rows>,
+    geometry: &HeadGeometry,
+    config: &LossConfig,
+) -> Result<(HeadLoss, Tensor)> {
+    if rows.is_some() {
+        config.check_trained_head()?;
+    }
+    let (values, gradient) = run(
+        hidden,
+        labels,
+        rows,
+        geometry,
+        config,
+        Wanted::HiddenAndHead,
+    )?;
+    Ok((HeadLoss::new(values, gradient.hidden), gradient.head))
 }
 
 /// The losses alone, at half the work: for evaluation. Without rows only cross-entropy is computed.
@@ -92,7 +134,21 @@ pub fn head_values(
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    Ok(run(hidden, labels, rows, geometry, config, false)?.0)
+    Ok(run(hidden, labels, rows, geometry, config, Wanted::Values)?.0)
+}
+
+/// What a pass is to yield beside the values.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Values,
+    Hidden,
+    HiddenAndHead,
+}
+
+/// Gradients of one sequence; one zero where not wanted.
+struct Gradients {
+    hidden: Tensor,
+    head: Tensor,
 }
 
 fn run(
@@ -101,8 +157,8 @@ fn run(
     rows: Option<&Rows>,
     geometry: &HeadGeometry,
     config: &LossConfig,
-    gradient: bool,
-) -> Result<(LossValues, Tensor)> {
+    wanted: Wanted,
+) -> Result<(LossValues, Gradients)> {
     let hidden = checked_hidden(hidden, labels, geometry)?;
     let teacher = match rows {
         Some(rows) => {
@@ -113,9 +169,9 @@ fn run(
         None => None,
     };
     let ot = match &teacher {
-        Some(teacher) if config.ot_weight > 0.0 => {
-            Some(HeadTransport::solve(&hidden, teacher, geometry, config)?)
-        }
+        Some(teacher) if config.ot_weight > 0.0 => Some(HeadTransport::solve(
+            &hidden, teacher, geometry, config, wanted,
+        )?),
         _ => None,
     };
     let pass = HeadPass {
@@ -123,9 +179,9 @@ fn run(
         teacher: teacher.as_ref(),
         ot: ot.as_ref(),
         config,
-        gradient,
+        wanted,
     };
-    let (values, mut grad_hidden) = pass.run(&hidden, geometry)?;
+    let (values, mut gradients) = pass.run(&hidden, geometry)?;
     let mut result = sum_up(&values, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
@@ -136,19 +192,23 @@ fn run(
             result.ot += constant / config.ot.kappa;
             result.report.transport_cost += constant / config.ot.kappa;
         }
-        if let (true, Some(direct)) = (gradient, &ot.grad_hidden) {
-            grad_hidden = (grad_hidden + direct)?;
+        if let (true, Some(direct)) = (wanted != Wanted::Values, &ot.grad_hidden) {
+            gradients.hidden = (gradients.hidden + direct)?;
+        }
+        if let Some(direct) = &ot.grad_head {
+            gradients.head = (gradients.head + direct)?;
         }
     }
     result.total += config.ot_weight * result.ot;
-    let finite = grad_hidden.abs()?.sum_all()?.to_scalar::<f32>()?;
+    let size = |gradient: &Tensor| gradient.abs()?.sum_all()?.to_scalar::<f32>();
+    let finite = size(&gradients.hidden)? + size(&gradients.head)?;
     if !(result.total.is_finite() && finite.is_finite()) {
         return Err(LossError::NonFinite {
             what: "loss or its gradient",
             position: 0,
         });
     }
-    Ok((result, grad_hidden))
+    Ok((result, gradients))
 }
 
 /// Means over the rows; the first row that is not finite is named.
@@ -218,6 +278,8 @@ struct HeadTransport<'a> {
     transport: Transport,
     /// The part that does not pass through the logits, weighted.
     grad_hidden: Option<Tensor>,
+    /// The same for the head, where it is wanted.
+    grad_head: Option<Tensor>,
     /// Whether logsumexp of the student's rows is part of the cost, and so of the gradient.
     row_costs: bool,
     /// Under `bhattacharyya`: the way through the logits.
@@ -230,9 +292,10 @@ impl<'a> HeadTransport<'a> {
         teacher: &'a Teacher,
         geometry: &HeadGeometry,
         config: &LossConfig,
+        wanted: Wanted,
     ) -> Result<Self> {
         match (config.ot.cost, config.ot.similarity) {
-            (Cost::Kl, _) => Self::kl(hidden, teacher, geometry, config),
+            (Cost::Kl, _) => Self::kl(hidden, teacher, geometry, config, wanted),
             (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
                 Self::bhattacharyya(hidden, teacher, geometry, config)
             }
@@ -244,6 +307,7 @@ impl<'a> HeadTransport<'a> {
                 let gradient = transport.gradient_tensor(m, config.ot_weight, hidden.device())?;
                 Ok(Self {
                     grad_hidden: Some(similarity.backward(&s, &gradient)?),
+                    grad_head: None,
                     transport,
                     row_costs: false,
                     roots: None,
@@ -258,6 +322,7 @@ impl<'a> HeadTransport<'a> {
         teacher: &Teacher,
         geometry: &HeadGeometry,
         config: &LossConfig,
+        wanted: Wanted,
     ) -> Result<Self> {
         let expectation = geometry.expectation(teacher)?;
         let dots = hidden.matmul(&expectation.t()?)?;
@@ -267,8 +332,12 @@ impl<'a> HeadTransport<'a> {
         let transport = transport(cost, n, m, &config.ot)?;
         let factor = -config.ot_weight / config.ot.kappa;
         let gradient = transport.gradient_tensor(m, factor, hidden.device())?;
+        let grad_head = (wanted == Wanted::HiddenAndHead)
+            .then(|| geometry.expectation_backward(teacher, &gradient.t()?.matmul(hidden)?))
+            .transpose()?;
         Ok(Self {
             grad_hidden: Some(gradient.matmul(&expectation)?),
+            grad_head,
             transport,
             row_costs: true,
             roots: None,
@@ -291,6 +360,7 @@ impl<'a> HeadTransport<'a> {
         Ok(Self {
             transport: transport(roots.s.clone(), n, m, &config.ot)?,
             grad_hidden: None,
+            grad_head: None,
             row_costs: false,
             roots: Some(roots),
         })
@@ -303,28 +373,37 @@ struct HeadPass<'a> {
     teacher: Option<&'a Teacher<'a>>,
     ot: Option<&'a HeadTransport<'a>>,
     config: &'a LossConfig,
-    gradient: bool,
+    wanted: Wanted,
 }
 
 impl HeadPass<'_> {
-    fn run(&self, hidden: &Tensor, geometry: &HeadGeometry) -> Result<(Vec<RowValues>, Tensor)> {
+    fn run(&self, hidden: &Tensor, geometry: &HeadGeometry) -> Result<(Vec<RowValues>, Gradients)> {
         let n = hidden.dims()[0];
+        let zero = Tensor::zeros(1, DType::F32, hidden.device())?;
         let mut values = Vec::with_capacity(n);
-        let mut gradients = Vec::new();
+        let mut grad_hidden = Vec::new();
+        let mut grad_head: Option<Tensor> = None;
         for (start, count) in chunks(n, self.config.chunk_rows) {
-            let z = geometry.logits(&hidden.narrow(0, start, count)?)?;
-            let (d, chunk) = each_row(z, |i, z| self.row(start + i, z))?;
+            let h = hidden.narrow(0, start, count)?;
+            let (d, chunk) = each_row(geometry.logits(&h)?, |i, z| self.row(start + i, z))?;
             values.extend(chunk);
-            if self.gradient {
-                gradients.push(geometry.backward(&d)?);
+            if self.wanted != Wanted::Values {
+                grad_hidden.push(geometry.backward(&d)?);
+            }
+            if self.wanted == Wanted::HiddenAndHead {
+                let part = d.t()?.matmul(&h)?;
+                grad_head = Some(match grad_head {
+                    Some(sum) => (sum + part)?,
+                    None => part,
+                });
             }
         }
-        let gradient = if self.gradient {
-            Tensor::cat(&gradients, 0)?
-        } else {
-            Tensor::zeros(1, DType::F32, hidden.device())?
+        let hidden = match self.wanted {
+            Wanted::Values => zero.clone(),
+            _ => Tensor::cat(&grad_hidden, 0)?,
         };
-        Ok((values, gradient))
+        let head = grad_head.unwrap_or(zero);
+        Ok((values, Gradients { hidden, head }))
     }
 
     fn row(&self, i: usize, z: &mut [f32]) -> RowValues {
@@ -343,13 +422,14 @@ impl HeadPass<'_> {
             kl: kl.map(|row| (row, config.kl_weight / n)),
             softmax,
         };
-        let through_roots = self.ot.filter(|_| self.gradient).and_then(|ot| {
+        let gradient_wanted = self.wanted != Wanted::Values;
+        let through_roots = self.ot.filter(|_| gradient_wanted).and_then(|ot| {
             let m = ot.transport.gradient.len() / self.labels.len();
             let gradient = &ot.transport.gradient[i * m..(i + 1) * m];
             let roots = ot.roots.as_ref()?;
             Some(roots.backward(i, z, gradient, config.ot_weight))
         });
-        let values = row_pass(z, &terms, self.gradient);
+        let values = row_pass(z, &terms, gradient_wanted);
         if let Some(extra) = through_roots {
             for (z, extra) in z.iter_mut().zip(extra) {
                 *z += extra;

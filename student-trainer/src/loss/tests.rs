@@ -102,6 +102,41 @@ fn check(sizes: Sizes, config: &LossConfig) {
     assert_eq!(values.total, loss.total);
 }
 
+#[test]
+fn the_head_s_own_gradient_matches_the_reference() {
+    for ot in transports() {
+        let config = LossConfig {
+            chunk_rows: 2,
+            ot,
+            ..LossConfig::default()
+        };
+        let case = Case::new(SQUARE, 13);
+        let geometry = HeadGeometry::new(&tensor(&case.head), None).unwrap();
+        let run = || {
+            let hidden = tensor(&case.hidden);
+            head_loss_with_head(&hidden, &case.labels, Some(&case.rows), &geometry, &config)
+        };
+        if config.needs_state() {
+            let message = run().unwrap_err().to_string();
+            assert!(message.contains("full-parameter"), "{message}");
+            continue;
+        }
+        let (loss, grad_head) = run().unwrap();
+        let value = |head: &reference::Matrix| {
+            let x = case.hidden.times_transposed(head);
+            reference::total(&x, &case.teacher, &case.labels, &config)
+        };
+        let slow = reference::central_differences(&case.head, 1e-5, value);
+        let distance = relative(&widened(&grad_head), &slow.data);
+        assert!(
+            distance < GRADIENT,
+            "{config:?}: gradient off by {distance:e}"
+        );
+        let slow = reference::central_differences(&case.hidden, 1e-5, |h| case.value(h, &config));
+        assert!(relative(&widened(&loss.grad_hidden), &slow.data) < GRADIENT);
+    }
+}
+
 fn check_dense(sizes: Sizes, config: &LossConfig) {
     let case = Case::new(sizes, 12);
     let x = case.hidden.times_transposed(&case.head);

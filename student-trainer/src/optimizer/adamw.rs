@@ -15,7 +15,7 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay of matrices; biases and norms are left alone, as transformers' trainer does.
     pub weight_decay: f64,
 }
 
@@ -110,7 +110,12 @@ impl AdamW {
             moments.second = ((&moments.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
             let root = ((moments.second.sqrt()? / correction2)? + eps)?;
             let change = ((&moments.first / root)? * (learning_rate / correction1))?;
-            let decayed = (parameter.as_tensor() * (1.0 - learning_rate * weight_decay))?;
+            let decay = if parameter.dims().len() > 1 {
+                weight_decay
+            } else {
+                0.0
+            };
+            let decayed = (parameter.as_tensor() * (1.0 - learning_rate * decay))?;
             parameter.set(&(decayed - change)?)?;
         }
         self.step += 1;

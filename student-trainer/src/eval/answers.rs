@@ -1,0 +1,188 @@
+//! Provides exact answers: the student writes its completion of every prompt, greedily, and the last line is compared.
+
+use std::{collections::BTreeMap, io::Write, path::Path};
+
+use candle_core::{DType, Tensor};
+use distill_model::Decoder;
+use distill_text::{Sequence, TokenizerFiles};
+use serde::Serialize;
+
+use crate::{Error, Result, loss::HeadGeometry, run::write_atomically};
+
+/// Prompts of equal length that are continued together.
+const PROMPTS_A_BATCH: usize = 32;
+
+/// One answered prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// What was asked.
+    pub prompt: String,
+    /// The corpus's completion.
+    pub reference: String,
+    /// The student's.
+    pub generated: String,
+    /// Whether the last lines agree.
+    pub correct: bool,
+}
+
+/// Writes completions with a model.
+pub struct Generator<'a> {
+    /// The model.
+    pub decoder: &'a Decoder,
+    /// Its head's effective rows.
+    pub geometry: &'a HeadGeometry,
+    /// Text to ids and back.
+    pub tokenizer: &'a TokenizerFiles,
+    /// Where a completion is cut that does not end by itself.
+    pub max_new_tokens: usize,
+}
+
+impl Generator<'_> {
+    /// Answers every sequence that is a prompt with a completion, in their order; others are passed over.
+    ///
+    /// `progress` hears of every answer.
+    ///
+    /// # Errors
+    /// A tensor error, or ids that the tokenizer cannot turn into text.
+    pub fn answers(
+        &self,
+        sequences: &[Sequence],
+        progress: &mut dyn FnMut(&Answer) -> bool,
+    ) -> Result<Vec<Answer>> {
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (i, sequence) in sequences.iter().enumerate() {
+            if let Some(prompt) = prompt_length(sequence) {
+                by_length.entry(prompt).or_default().push(i);
+            }
+        }
+        let mut answers = BTreeMap::new();
+        'all: for (length, indices) in by_length {
+            for batch in indices.chunks(PROMPTS_A_BATCH) {
+                let prompts: Vec<&[u32]> = batch
+                    .iter()
+                    .map(|&i| &sequences[i].token_ids[..length])
+                    .collect();
+                for (&i, generated) in batch.iter().zip(self.greedy(&prompts)?) {
+                    let answer = self.answer(&sequences[i].token_ids, length, &generated)?;
+                    let go_on = progress(&answer);
+                    answers.insert(i, answer);
+                    if !go_on {
+                        break 'all;
+                    }
+                }
+            }
+        }
+        Ok(answers.into_values().collect())
+    }
+
+    /// The most likely token after the prompt, then after that, up to the end-of-sequence token, which is left out.
+    ///
+    /// # Shapes
+    /// `prompts`: B of T ids each.
+    ///
+    /// # Errors
+    /// A tensor error; prompts of different lengths.
+    pub fn greedy(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<u32>>> {
+        let device = self.decoder.device();
+        let eos = self.tokenizer.eos_id();
+        let length = prompts.first().map_or(0, |prompt| prompt.len());
+        let room = self.decoder.config().max_position_embeddings;
+        let steps = self.max_new_tokens.min(room.saturating_sub(length));
+        let mut cache = self.decoder.new_cache();
+        let mut ids = Tensor::from_vec(prompts.concat(), (prompts.len(), length), device)?;
+        let mut written = vec![Vec::new(); prompts.len()];
+        let mut done = vec![false; prompts.len()];
+        for _ in 0..steps {
+            let hidden = self.decoder.extend(&ids, &mut cache)?;
+            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
+            let logits = self
+                .geometry
+                .logits(&last.contiguous()?.to_dtype(DType::F32)?)?;
+            let next = logits.argmax(1)?.to_vec1::<u32>()?;
+            for ((id, written), done) in next.iter().zip(&mut written).zip(&mut done) {
+                *done |= Some(*id) == eos;
+                if !*done {
+                    written.push(*id);
+                }
+            }
+            if done.iter().all(|done| *done) {
+                break;
+            }
+            ids = Tensor::new(next, device)?.unsqueeze(1)?;
+        }
+        Ok(written)
+    }
+
+    fn answer(&self, ids: &[u32], prompt: usize, generated: &[u32]) -> Result<Answer> {
+        let text = |ids: &[u32]| {
+            let decoded = self.tokenizer.tokenizer().decode(ids, true);
+            decoded.map_err(|e| Error::Config(format!("ids cannot be turned into text: {e}")))
+        };
+        let (question, reference) = ids.split_at(prompt);
+        let (reference, generated) = (text(reference)?, text(generated)?);
+        Ok(Answer {
+            prompt: text(question)?,
+            correct: last_line(&reference) == last_line(&generated),
+            reference,
+            generated,
+        })
+    }
+}
+
+/// Tokens before the first target, where all from there on are targets and something comes before.
+fn prompt_length(sequence: &Sequence) -> Option<usize> {
+    let first = sequence.target_mask.iter().position(|&target| target)?;
+    let suffix = sequence
+        .target_mask
+        .iter()
+        .skip(first)
+        .all(|&target| target);
+    // Running text has its first target at 1: one token is no prompt.
+    (suffix && first > 1).then_some(first)
+}
+
+fn last_line(text: &str) -> &str {
+    text.trim_end().lines().next_back().unwrap_or("").trim()
+}
+
+/// Writes one JSON object a line.
+pub(super) fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
+    let mut bytes = Vec::new();
+    for answer in answers {
+        serde_json::to_writer(&mut bytes, answer).map_err(|e| Error::file(path, e.to_string()))?;
+        bytes.write_all(b"\n").map_err(Error::io("write", path))?;
+    }
+    write_atomically(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(mask: &[bool]) -> Sequence {
+        Sequence {
+            id: 0,
+            text: String::new(),
+            token_ids: vec![1; mask.len()],
+            byte_offsets: Vec::new(),
+            target_mask: mask.to_vec(),
+        }
+    }
+
+    #[test]
+    fn only_a_prompt_with_a_completion_is_asked() {
+        assert_eq!(
+            prompt_length(&sequence(&[false, false, true, true])),
+            Some(2)
+        );
+        assert_eq!(prompt_length(&sequence(&[false, true, true])), None);
+        assert_eq!(prompt_length(&sequence(&[false, false, true, false])), None);
+        assert_eq!(prompt_length(&sequence(&[false, false])), None);
+    }
+
+    #[test]
+    fn the_last_line_is_the_answer() {
+        assert_eq!(last_line("1+1=2\nAnswer: 2\n"), "Answer: 2");
+        assert_eq!(last_line(""), "");
+    }
+}

@@ -1,0 +1,352 @@
+/*! The training of a whole small model on text, without a teacher: cross-entropy alone, every weight an f32 variable.
+
+```text
+ config.json ──> init (random) or --from DIR ──┐
+ .txt .jsonl ──> corpus ──> batches by length ──┴─> decoder ──> head_loss_with_head ──> AdamW ──> model/ (safetensors)
+```
+
+It makes the teachers and students of the quickstart, and whatever small base someone needs before distilling into it.
+*/
+
+mod batches;
+mod init;
+mod save;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use candle_core::DType;
+use distill_model::{Base, Decoder, Gradients, LoadOptions, ModelConfig, Weights};
+use distill_text::{TokenizerFiles, Windowing, read_corpus};
+
+use crate::{
+    Error, Result,
+    config::{ComputeDtype, settings::settings},
+    optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
+    run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics},
+    shutdown::Shutdown,
+    student::Place,
+};
+use batches::Batches;
+pub use init::write_random_model;
+use save::save_model;
+use step::Objective;
+
+settings! {
+    /// Everything `pretrain` can be told; the resolved form is written into the run directory.
+    pub struct PretrainConfig {
+        /// The model's config.json, to start from random weights.
+        model_config: Option<PathBuf> = None,
+        /// Directory of a model to go on from, instead of random weights.
+        from: Option<PathBuf> = None,
+        /// Directory with the tokenizer; unset: that of `from`.
+        tokenizer: Option<PathBuf> = None,
+        /// Text to train on: .txt, .md or .jsonl files, or directories of them.
+        data: Vec<PathBuf> = Vec::new(),
+        /// Run directory to create; the model is in its `model`.
+        out: PathBuf = PathBuf::new(),
+        /// Longest sequence in tokens.
+        seq_len: usize = 512,
+        /// Optimiser steps; unset: as many as `epochs` takes.
+        steps: Option<usize> = None,
+        /// Passes over the text.
+        epochs: usize = 1,
+        /// Sequences in one step.
+        batch_size: usize = 16,
+        /// Peak learning rate.
+        lr: f64 = 1e-3,
+        /// Share of all steps that is linear warm-up.
+        warmup_ratio: f64 = 0.02,
+        /// Share of the peak at which the cosine ends.
+        lr_floor_ratio: f64 = 0.02,
+        /// Decoupled weight decay of matrices.
+        weight_decay: f64 = 0.05,
+        /// Decay of AdamW's first moment.
+        beta1: f64 = 0.9,
+        /// Decay of AdamW's second moment.
+        beta2: f64 = 0.98,
+        /// Added to the root of AdamW's second moment.
+        eps: f64 = 1e-8,
+        /// Largest norm of the whole gradient; 0 leaves it alone.
+        max_grad_norm: f64 = 1.0,
+        /// Rows whose logits exist at one time.
+        chunk_rows: usize = 512,
+        /// Seed of the weights and of the order of the sequences.
+        seed: u64 = 42,
+        /// Steps between two saves of the model, so that a crash loses no more; 0 saves at the end only.
+        save_every: usize = 500,
+        /// Type of the saved weights: auto (f32), f32, bf16 or f16.
+        save_dtype: ComputeDtype = ComputeDtype::Auto,
+        /// Where to compute: auto, cpu, cuda or cuda:N.
+        device: String = "auto".to_owned(),
+    }
+}
+
+impl PretrainConfig {
+    /// Checks what can be checked without reading anything.
+    ///
+    /// # Errors
+    /// The first setting that is missing or outside its meaning, by name, with what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let empty = self.out.as_os_str().is_empty();
+        let checks = [
+            (!empty, "out: name the run directory with --out DIR"),
+            (
+                !self.data.is_empty(),
+                "data: name at least one file with --data",
+            ),
+            (
+                self.model_config.is_some() != self.from.is_some(),
+                "model_config, from: give one of them: --model-config FILE for random weights, or --from DIR",
+            ),
+            (
+                self.from.is_some() || self.tokenizer.is_some(),
+                "tokenizer: name the tokenizer's directory with --tokenizer DIR",
+            ),
+            (self.steps != Some(0), "steps: must be at least 1"),
+            (self.epochs > 0, "epochs: must be at least 1"),
+            (self.batch_size > 0, "batch_size: must be at least 1"),
+            (self.chunk_rows > 0, "chunk_rows: must be at least 1"),
+            (self.lr.is_finite() && self.lr > 0.0, "lr: must be above 0"),
+            (
+                (0.0..=1.0).contains(&self.warmup_ratio),
+                "warmup_ratio: must be from 0 to 1",
+            ),
+            (
+                (0.0..=1.0).contains(&self.lr_floor_ratio),
+                "lr_floor_ratio: must be from 0 to 1",
+            ),
+            (
+                (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
+                "beta1, beta2: must be from 0 to below 1",
+            ),
+            (
+                self.weight_decay >= 0.0 && self.eps > 0.0 && self.max_grad_norm >= 0.0,
+                "weight_decay, max_grad_norm: must be at least 0, and eps above 0",
+            ),
+        ];
+        match checks.into_iter().find(|(fine, _)| !fine) {
+            Some((_, message)) => Err(Error::Config(message.into())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Optimiser steps done.
+    pub steps: usize,
+    /// Cross-entropy of the last one.
+    pub ce: f64,
+    /// Where the model is.
+    pub model: PathBuf,
+    /// Whether someone asked to stop before all steps were done.
+    pub interrupted: bool,
+}
+
+/// Trains as `config` says. What was learnt up to a SIGINT is saved.
+///
+/// # Errors
+/// Whatever stops the run.
+pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
+    config.validate()?;
+    let place = Place::choose(&config.device, ComputeDtype::F32)?;
+    let tokenizer = tokenizer(config)?;
+    let run_directory = RunDirectory::create(&config.out)?;
+    run_directory.write_config(config)?;
+    let model = run_directory.join("model");
+    let corpus = read_corpus(
+        &config.data,
+        &tokenizer,
+        &Windowing::new(config.seq_len),
+        &mut |_| {},
+    )?;
+    tracing::info!(
+        "corpus: {} sequences, {} tokens, {} targets; {} cut at {} tokens",
+        corpus.sequences.len(),
+        corpus.tokens,
+        corpus.targets,
+        corpus.skipped.truncated,
+        config.seq_len
+    );
+    let decoder = start(config, &tokenizer, &model, &place)?;
+    let mut batches = Batches::new(corpus.sequences, config.batch_size, config.seed)?;
+    let total_steps = config
+        .steps
+        .unwrap_or(config.epochs * batches.steps_a_pass());
+    let objective = Objective::new(&decoder, tokenizer.size() as usize, config.chunk_rows);
+    let (steps, ce) = train(
+        config,
+        total_steps,
+        &objective,
+        &mut batches,
+        &run_directory,
+        shutdown,
+    )?;
+    save_model(&model, &decoder.parameters(), save_dtype(config))?;
+    Ok(Summary {
+        steps,
+        ce,
+        model,
+        interrupted: steps < total_steps,
+    })
+}
+
+fn save_dtype(config: &PretrainConfig) -> DType {
+    match config.save_dtype {
+        ComputeDtype::Auto | ComputeDtype::F32 => DType::F32,
+        ComputeDtype::Bf16 => DType::BF16,
+        ComputeDtype::F16 => DType::F16,
+    }
+}
+
+fn tokenizer(config: &PretrainConfig) -> Result<TokenizerFiles> {
+    let directory = config.tokenizer.as_ref().or(config.from.as_ref());
+    let directory = directory.map_or(Path::new(""), PathBuf::as_path);
+    Ok(TokenizerFiles::open(directory)?)
+}
+
+/// Puts the files of the model in place and loads it, every weight trainable.
+fn start(
+    config: &PretrainConfig,
+    tokenizer: &TokenizerFiles,
+    model: &Path,
+    place: &Place,
+) -> Result<Decoder> {
+    fs::create_dir_all(model).map_err(Error::io("create", model))?;
+    tokenizer.copy_to(model)?;
+    let config_json = match (&config.model_config, &config.from) {
+        (Some(file), _) => file.clone(),
+        (None, Some(from)) => from.join("config.json"),
+        (None, None) => PathBuf::new(),
+    };
+    let to = model.join("config.json");
+    fs::copy(&config_json, &to).map_err(Error::io("copy", &config_json))?;
+    let shape = ModelConfig::load(model)?;
+    if (shape.vocab_size as u64) < u64::from(tokenizer.size()) {
+        return Err(Error::file(
+            &config_json,
+            format!(
+                "vocab_size is {}, but the tokenizer has {} ids; raise it",
+                shape.vocab_size,
+                tokenizer.size()
+            ),
+        ));
+    }
+    let weights = match &config.from {
+        Some(from) => Weights::open(from)?,
+        None => {
+            write_random_model(model, &shape, config.seed)?;
+            Weights::open(model)?
+        }
+    };
+    let options = LoadOptions {
+        dtype: DType::F32,
+        device: place.device.clone(),
+        base: Base::Trainable,
+        lora: None,
+    };
+    let decoder = Decoder::load(&shape, &weights, &options)?;
+    let count: usize = decoder
+        .parameters()
+        .iter()
+        .map(|(_, var)| var.elem_count())
+        .sum();
+    tracing::info!(
+        "model: {} layers of width {}, {count} parameters",
+        shape.num_hidden_layers,
+        shape.hidden_size
+    );
+    Ok(decoder)
+}
+
+fn train(
+    config: &PretrainConfig,
+    total_steps: usize,
+    objective: &Objective<'_>,
+    batches: &mut Batches,
+    run_directory: &RunDirectory,
+    shutdown: &Shutdown,
+) -> Result<(usize, f64)> {
+    let parameters = objective.decoder.parameters();
+    let adamw = AdamWConfig {
+        beta1: config.beta1,
+        beta2: config.beta2,
+        eps: config.eps,
+        weight_decay: config.weight_decay,
+    };
+    let mut optimizer = AdamW::new(parameters.clone(), adamw)?;
+    let warmup_steps = (config.warmup_ratio * total_steps as f64).ceil() as usize;
+    let schedule = Schedule::new(config.lr, config.lr_floor_ratio, warmup_steps, total_steps);
+    let mut metrics = MetricsLog::create(&run_directory.join("metrics.jsonl"))?;
+    let mut progress = Progress::start(total_steps as u64, "step");
+    let mut ce = f64::NAN;
+    for step in 0..total_steps {
+        let start = Instant::now();
+        let epoch = batches.epoch();
+        let batch = batches.next_batch();
+        let mut gradients = Gradients::new();
+        ce = objective.forward_backward(&batch, &mut gradients)?;
+        let grad_norm = gradients.global_norm()?;
+        if !(ce.is_finite() && grad_norm.is_finite()) {
+            return Err(Error::Diverged {
+                step: step + 1,
+                ce,
+                grad_norm,
+            });
+        }
+        if step == 0 {
+            let check = gradients.check(&parameters)?;
+            if let Some(names) = check.missing.first() {
+                return Err(Error::Gradient {
+                    step: 1,
+                    names: names.clone(),
+                    what: "no",
+                });
+            }
+        }
+        let clip = clip_factor(grad_norm, config.max_grad_norm);
+        let lr = schedule.learning_rate(step);
+        optimizer.update(lr, clip, |name| gradients.get(name))?;
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens = batch.iter().map(|sequence| sequence.token_ids.len()).sum();
+        let memory = Memory::now();
+        metrics.append(&StepMetrics {
+            step: step + 1,
+            epoch,
+            lr,
+            loss: ce,
+            ce,
+            grad_norm,
+            tokens,
+            targets: batch.iter().map(|sequence| sequence.targets()).sum(),
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            seconds,
+            rss_bytes: memory.rss_bytes,
+            peak_rss_bytes: memory.peak_rss_bytes,
+            ..StepMetrics::default()
+        })?;
+        progress.advance(|| {
+            format!(
+                "CE {ce:.4}  {:.0} tokens/s",
+                tokens as f64 / seconds.max(1e-9)
+            )
+        });
+        if config.save_every > 0 && (step + 1) % config.save_every == 0 {
+            let model = run_directory.join("model");
+            save_model(&model, &parameters, save_dtype(config))?;
+        }
+        if shutdown.is_requested() {
+            break;
+        }
+    }
+    progress.finish();
+    Ok((optimizer.steps(), ce))
+}

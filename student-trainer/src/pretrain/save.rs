@@ -1,0 +1,50 @@
+//! Provides a trained model as a Hugging Face checkpoint: `model.safetensors` beside its `config.json`.
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::{Error, Result, run::write_atomically};
+
+/// Writes all parameters as `dtype`, and that type into `config.json`.
+///
+/// # Errors
+/// The file system refuses; an earlier file is untouched then.
+pub(super) fn save_model(
+    directory: &Path,
+    parameters: &[(String, Var)],
+    dtype: DType,
+) -> Result<()> {
+    let tensors = parameters
+        .iter()
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect();
+    write_tensors(directory, tensors, dtype)?;
+    let path = directory.join("config.json");
+    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    let name = match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    };
+    config.insert("torch_dtype".into(), name.into());
+    let text =
+        serde_json::to_string_pretty(&config).map_err(|e| Error::file(&path, e.to_string()))?;
+    write_atomically(&path, (text + "\n").as_bytes())
+}
+
+pub(super) fn write_tensors(
+    directory: &Path,
+    tensors: HashMap<String, Tensor>,
+    dtype: DType,
+) -> Result<()> {
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?)))
+        .collect::<Result<Vec<(String, Tensor)>>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(tensors, Some(metadata))?;
+    write_atomically(&directory.join("model.safetensors"), &bytes)
+}

@@ -87,6 +87,9 @@ impl Decoder {
 
     /// Hidden states of all positions after the final norm; no graph is kept.
     ///
+    /// The residual stream is f32 whatever the model's type: Qwen2.5's grows to thousands at a few positions, where bf16
+    /// steps by 16, and everything that looks back at them inherits the error.
+    ///
     /// Right padding is exact: a position never sees what comes after it, so pad shorter sequences at
     /// the end with any id and ignore those rows.
     ///
@@ -97,11 +100,11 @@ impl Decoder {
     /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
         let angles = self.angles(ids, 0)?;
-        let mut x = self.embed(ids)?.detach();
+        let mut x = self.embed(ids)?.detach().to_dtype(DType::F32)?;
         for layer in &self.layers {
             x = layer.forward(&x, &angles, None)?.detach();
         }
-        Ok(self.norm.forward(&x)?.detach())
+        Ok(self.norm.forward(&x)?.to_dtype(self.dtype)?.detach())
     }
 
     /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
@@ -128,12 +131,12 @@ impl Decoder {
             return Err(Error::shape(what, &[held], &[batch]));
         }
         let angles = self.angles(ids, cache.positions)?;
-        let mut x = self.embed(ids)?.detach();
+        let mut x = self.embed(ids)?.detach().to_dtype(DType::F32)?;
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(&x, &angles, Some(cache))?.detach();
         }
         cache.positions += ids.dim(1)?;
-        Ok(self.norm.forward(&x)?.detach())
+        Ok(self.norm.forward(&x)?.to_dtype(self.dtype)?.detach())
     }
 
     /// An empty cache for [`extend`](Self::extend).

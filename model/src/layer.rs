@@ -1,6 +1,6 @@
 //! Provides one pre-norm decoder layer: attention and MLP, each added to the residual stream.
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use crate::attention::Attention;
 use crate::kv_cache::LayerCache;
@@ -16,6 +16,8 @@ pub struct DecoderLayer {
     self_attn: Attention,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
+    /// What the projections compute in; the residual stream may be wider.
+    dtype: DType,
 }
 
 impl DecoderLayer {
@@ -44,10 +46,14 @@ impl DecoderLayer {
             self_attn: Attention::load(config, weights, &format!("{prefix}.self_attn"), options)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp::load(config, weights, &format!("{prefix}.mlp"), options)?,
+            dtype: options.dtype,
         })
     }
 
     /// `h = x + attention(norm(x)); h + mlp(norm(h))`
+    ///
+    /// The sums are formed in x's type. Where that is f32 in a bf16 model, what a layer adds is rounded, but not what all
+    /// layers before it have added up.
     ///
     /// # Shapes
     /// x [B, T, d] -> [B, T, d]
@@ -60,14 +66,12 @@ impl DecoderLayer {
         angles: &Angles,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
-        let attended = self
-            .self_attn
-            .forward(&self.input_layernorm.forward(x)?, angles, cache)?;
-        let x = (x + attended)?;
-        let transformed = self
-            .mlp
-            .forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok((x + transformed)?)
+        let normed = self.input_layernorm.forward(x)?.to_dtype(self.dtype)?;
+        let attended = self.self_attn.forward(&normed, angles, cache)?;
+        let x = (x + attended.to_dtype(x.dtype())?)?;
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        let transformed = self.mlp.forward(&normed.to_dtype(self.dtype)?)?;
+        Ok((&x + transformed.to_dtype(x.dtype())?)?)
     }
 
     /// What is trained in this layer, by name.

@@ -81,7 +81,7 @@ impl<'a> Tape<'a> {
             };
             segments.push(Segment { layers, kept });
         }
-        let hidden = decoder.norm().forward(&x)?.detach();
+        let hidden = decoder.finish(&x)?.detach();
         Ok(Self {
             decoder,
             angles,
@@ -125,7 +125,7 @@ impl<'a> Tape<'a> {
 
         let input = Var::from_tensor(&last)?.into_inner();
         drop(last);
-        let output = decoder.norm().forward(&input)?;
+        let output = decoder.finish(&input)?;
         let trained: Vec<_> = decoder.norm().parameters().into_iter().collect();
         let Some(below) = pull_back(&input, output, &grad, &trained, gradients)? else {
             return Ok(());

@@ -100,11 +100,11 @@ impl Decoder {
     /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
         let angles = self.angles(ids, 0)?;
-        let mut x = self.embed(ids)?.detach().to_dtype(DType::F32)?;
+        let mut x = self.embed(ids)?.detach();
         for layer in &self.layers {
             x = layer.forward(&x, &angles, None)?.detach();
         }
-        Ok(self.norm.forward(&x)?.to_dtype(self.dtype)?.detach())
+        Ok(self.finish(&x)?.detach())
     }
 
     /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
@@ -131,12 +131,12 @@ impl Decoder {
             return Err(Error::shape(what, &[held], &[batch]));
         }
         let angles = self.angles(ids, cache.positions)?;
-        let mut x = self.embed(ids)?.detach().to_dtype(DType::F32)?;
+        let mut x = self.embed(ids)?.detach();
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(&x, &angles, Some(cache))?.detach();
         }
         cache.positions += ids.dim(1)?;
-        Ok(self.norm.forward(&x)?.to_dtype(self.dtype)?.detach())
+        Ok(self.finish(&x)?.detach())
     }
 
     /// An empty cache for [`extend`](Self::extend).
@@ -158,7 +158,7 @@ impl Decoder {
         for layer in &self.layers {
             x = layer.forward(&x, &angles, None)?;
         }
-        self.norm.forward(&x)
+        self.finish(&x)
     }
 
     /// Hidden states that can be differentiated layer by layer, keeping only each layer's input.
@@ -212,15 +212,20 @@ impl Decoder {
         self.embedding.var().map(|var| (EMBEDDING, var))
     }
 
-    /// Looks ids up: [B, T] -> [B, T, d] in the model's dtype.
+    /// Looks ids up: [B, T] -> [B, T, d], the start of the residual stream, f32.
     pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, len) = ids.dims2()?;
         let rows = self
             .embedding
             .tensor()
             .index_select(&ids.flatten_all()?, 0)?
-            .to_dtype(self.dtype)?;
+            .to_dtype(DType::F32)?;
         Ok(rows.reshape((batch, len, self.config.hidden_size))?)
+    }
+
+    /// The final norm, rounded to the model's type: [B, T, d] of the residual stream to hidden states.
+    pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.norm.forward(x)?.to_dtype(self.dtype)?)
     }
 
     /// Checks `ids` and returns the rotary angles of the positions they take, from `offset` on.

@@ -126,7 +126,7 @@ pub fn lora_parameters(model: &ModelConfig, rank: u64) -> u64 {
 
 /// Numbers that one layer keeps for its backward pass, a token.
 ///
-/// Residual stream and norms; every linear's output thrice (base, adapter, sum) and its r adapter inputs; rotated
+/// Norms; every linear's output thrice (base, adapter, sum) and its r adapter inputs; rotated
 /// queries and keys; attention's probabilities over all T positions; the gated product.
 pub fn graph_elements_per_token(model: &ModelConfig, workload: &Workload) -> u64 {
     let d = model.hidden_size as u64;
@@ -137,15 +137,17 @@ pub fn graph_elements_per_token(model: &ModelConfig, workload: &Workload) -> u64
     let rotated = (model.query_size() + model.key_value_size()) as u64;
     let probabilities = model.num_attention_heads as u64 * workload.seq_len;
     let gated = 2 * model.intermediate_size as u64;
-    6 * d + outputs + rotated + probabilities + gated
+    2 * d + outputs + rotated + probabilities + gated
 }
 
 fn activations(student: &ModelConfig, workload: &Workload) -> (u64, u64) {
     let tokens = workload.seq_len * workload.batch_size;
     let element = workload.student_bytes;
     let layers = student.num_hidden_layers as u64;
-    let inputs = layers * tokens * student.hidden_size as u64 * element;
-    let graph = tokens * graph_elements_per_token(student, workload) * element;
+    // The residual stream is f32 in every compute type; a layer's graph holds it four times.
+    let stream = tokens * student.hidden_size as u64 * 4;
+    let inputs = layers * stream;
+    let graph = tokens * graph_elements_per_token(student, workload) * element + 4 * stream;
     match workload.checkpointing {
         // One layer's graph at a time, and as much again for its gradients.
         true => (inputs, 2 * graph),
@@ -239,7 +241,8 @@ fn teacher_activations(teacher: &ModelConfig, workload: &Workload) -> u64 {
     let mlp = 3 * teacher.intermediate_size as u64;
     let scores = teacher.num_attention_heads as u64 * workload.seq_len * 2;
     let tokens = workload.seq_len * workload.batch_size;
-    tokens * (4 * d + mlp.max(scores)) * workload.teacher_weight_bytes
+    // Two of the residual stream in f32, two of its norms in the weights' type.
+    2 * tokens * d * 4 + tokens * (2 * d + mlp.max(scores)) * workload.teacher_weight_bytes
 }
 
 /// Sum of all parts.

@@ -22,6 +22,7 @@
 mod config;
 mod error;
 mod frozen;
+mod gguf;
 mod options;
 mod weights;
 
@@ -53,11 +54,12 @@ pub use checkpoint::{Checkpointing, Tape};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
+pub use gguf::{Gguf, GgufTokenizer};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Weight};
 pub use lora::Lora;
-pub use nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, Rounding};
+pub use nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, Rounding, StoredTensor};
 pub use options::{Base, LORA_RANK_MAX, LoadOptions, LoraConfig};
 pub use parameter::Parameter;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -56,6 +56,9 @@ pub enum Error {
         /// Why it is refused and what is accepted.
         reason: &'static str,
     },
+    /// A run could not be started or one of its programs failed.
+    #[error("{0}")]
+    Job(String),
     /// The tokenizer could not be trained or written.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -4,6 +4,7 @@
  template ──> story (numbers, steps) ──> wording (English | Chinese) ──> problem ──> train / held-out JSONL
                                                                            │
                                                        tokenizer (BPE) <───┘
+ teacher, student, problems ──> run: both programs, side by side ──> table, summary.json, report.html
 ```
 
 Nothing is downloaded and nothing is copied: the problems come from [`corpus`], seeded, and the small tokenizer of the
@@ -13,5 +14,9 @@ embedded models is trained on them by [`tokenizer`].
 pub mod corpus;
 mod error;
 pub mod tokenizer;
+
+pub mod report;
+pub mod run;
+pub mod settings;
 
 pub use error::{Error, Result};

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use quickstart::{
     corpus::{self, Sizes},
+    report,
+    run::{self, programs},
+    settings::{self, Effort},
     tokenizer,
 };
 
-/// Makes what the quickstart trains on.
+/// Runs the main job on small embedded models, and makes what they are trained on.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -18,6 +21,33 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Distils with several losses side by side; prints a table, writes summary.json and report.html.
+    Run {
+        /// About two minutes: fewer losses, fewer problems.
+        #[arg(long, conflicts_with = "full")]
+        fast: bool,
+        /// Three seeds with their spread.
+        #[arg(long)]
+        full: bool,
+        /// Directory of the embedded models.
+        #[arg(long, default_value = "assets")]
+        assets: PathBuf,
+        /// Directory of another teacher; needs --student, and compares cross-entropy and KL only.
+        #[arg(long, requires = "student", conflicts_with_all = ["fast", "full"])]
+        teacher: Option<PathBuf>,
+        /// Directory of the student to distil it into.
+        #[arg(long, requires = "teacher")]
+        student: Option<PathBuf>,
+        /// Text to distil on before the generated problems.
+        #[arg(long, requires = "teacher")]
+        text: Vec<PathBuf>,
+        /// Run directory to create; unset: a new one in runs.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Directory of teacher-server and student-trainer; unset: that of this program.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+    },
     /// Writes arithmetic word problems with worked solutions: train.jsonl, heldout-numbers.jsonl, heldout-templates.jsonl.
     Corpus {
         /// Directory to write into.
@@ -49,6 +79,40 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
+        Command::Run {
+            fast,
+            full,
+            assets,
+            teacher,
+            student,
+            text,
+            out,
+            programs: directory,
+        } => {
+            let programs = programs(directory)?;
+            let name = if teacher.is_some() {
+                "real"
+            } else {
+                "quickstart"
+            };
+            let out = out.map_or_else(|| settings::new_directory(name), Ok)?;
+            let effort = match (fast, full) {
+                (true, _) => Effort::Fast,
+                (_, true) => Effort::Full,
+                _ => Effort::Default,
+            };
+            let job = match (teacher, student) {
+                (Some(teacher), Some(student)) => {
+                    settings::real(teacher, student, text, programs, out)?
+                }
+                _ => settings::embedded(effort, &assets, programs, out)?,
+            };
+            let summary = run::run(&job)?;
+            summary.write(&job.out.join("summary.json"))?;
+            let page = job.out.join("report.html");
+            report::write(&summary, &page)?;
+            println!("{summary}\n\n{}", page.display());
+        }
         Command::Corpus {
             out,
             train,

@@ -11,6 +11,7 @@ use crate::{
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
+    quantize::{self, QuantizeConfig},
     shutdown::Shutdown,
     train,
 };
@@ -34,6 +35,10 @@ pub fn command() -> Command {
         .subcommand(with_flags::<PretrainConfig>(about(
             "pretrain",
             "Train a whole small model on text, without a teacher",
+        )))
+        .subcommand(with_flags::<QuantizeConfig>(about(
+            "quantize",
+            "Write an NF4 base from safetensors or GGUF, with all or some of the layers",
         )))
         .subcommand(with_flags::<PlanConfig>(about(
             "plan",
@@ -91,6 +96,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             );
             Ok(())
         }),
+        Some(("quantize", matches)) => with_config(matches, |config| {
+            let summary = quantize::run(config, shutdown)?;
+            tracing::info!(
+                "{} layers, {:.1} MB in bf16, {:.1} MB written; model in {}",
+                summary.layers,
+                summary.bf16_bytes as f64 / 1e6,
+                summary.bytes as f64 / 1e6,
+                summary.out.display()
+            );
+            Ok(())
+        }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
             let report = plan::run(config)?;
             match config.json {
@@ -133,6 +149,7 @@ fn all_keys() -> Vec<Key> {
         TrainConfig::keys(),
         EvalConfig::keys(),
         PretrainConfig::keys(),
+        QuantizeConfig::keys(),
         PlanConfig::keys(),
         LossesConfig::keys(),
     ]

@@ -9,6 +9,7 @@
                                     ├──> run: metrics.jsonl, progress, adapter/
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
+ safetensors, GGUF ──> quantize: an NF4 base, with all or some of the layers
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -31,5 +32,6 @@ pub mod eval;
 pub mod loss_command;
 pub mod plan;
 pub mod pretrain;
+pub mod quantize;
 
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@ use distill_proto::v1::GetServerInfoResponse;
 use distill_text::Corpus;
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::{config::Config, production::Totals};
 
 /// Says what happens, for people or for programs.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +128,28 @@ impl Reporter {
             "stopping",
             json!({}),
             "finishing the batch under way; interrupt again to exit at once",
+        );
+    }
+
+    /// What the teacher did for its plan; nothing where it did nothing.
+    pub fn totals(&self, totals: Totals) {
+        if totals.tokens == 0 {
+            return;
+        }
+        let (rate, size) = (totals.tokens_per_second(), totals.bytes_per_token());
+        self.say(
+            "computed",
+            json!({
+                "tokens": totals.tokens,
+                "bytes": totals.bytes,
+                "compute_seconds": totals.compute_seconds,
+                "tokens_per_second": rate,
+                "bytes_per_token": size,
+            }),
+            &format!(
+                "computed {} tokens at {rate:.0} tokens/s; {size:.0} bytes a token",
+                totals.tokens
+            ),
         );
     }
 

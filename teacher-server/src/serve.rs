@@ -104,6 +104,7 @@ impl Server {
     /// # Errors
     /// What loading or the transport says.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let reporter = self.reporter;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let router = router(&self.service, self.auth, self.tls, health_service)?;
@@ -127,8 +128,12 @@ impl Server {
         set_health(&health, ServingStatus::NotServing).await;
         if let Ok(engine) = self.service.engine() {
             engine.production.close();
-            let joined = tokio::task::spawn_blocking(move || engine.production.join()).await;
-            joined.map_err(|e| Error::Internal(e.to_string()))?;
+            let joined = tokio::task::spawn_blocking(move || {
+                engine.production.join();
+                engine.production.totals()
+            });
+            let totals = joined.await.map_err(|e| Error::Internal(e.to_string()))?;
+            reporter.totals(totals);
         }
         // The transport may have ended meanwhile; then there is nobody to tell.
         let _ = stop.send(());

@@ -12,10 +12,12 @@ mod quantize;
 mod read;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use crate::{Error, Result};
 use candle_core::DType;
 use codebook::DYNAMIC_ENTRIES;
+pub use write::StoredTensor;
 
 /// Elements that share a scale when this crate quantises; checkpoints may use 32 to 4096.
 pub const BLOCK_SIZE: usize = 64;

@@ -24,8 +24,8 @@ use crate::{
     Error, Result,
     client::{ConnectOptions, SequenceToScore, ServerInfo, Teacher},
     config::{ComputeDtype, Quantize, settings::settings},
-    loss::{HeadGeometry, LossConfig, head_values},
-    run::{AdapterConfig, Progress, load_adapter},
+    loss::{HeadGeometry, LossConfig, OtConfig, head_values, transport_plan},
+    run::{AdapterConfig, Progress, load_adapter, write_atomically},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -74,6 +74,10 @@ settings! {
         max_new_tokens: usize = 256,
         /// JSON Lines file for the answers: prompt, reference, generated, correct.
         answers_out: Option<PathBuf> = None,
+        /// JSON file for the transport plans of a few sequences; needs a teacher.
+        plans_out: Option<PathBuf> = None,
+        /// Sequences whose plans are written.
+        plans: usize = 3,
         /// Print a JSON object.
         json: bool = false,
     }
@@ -87,6 +91,11 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     if config.data.is_empty() {
         return Err(Error::Config(
             "data: name at least one file with --data".into(),
+        ));
+    }
+    if config.plans_out.is_some() && config.teacher.is_none() {
+        return Err(Error::Config(
+            "plans_out: a plan is between a student and a teacher; name one with --teacher".into(),
         ));
     }
     let loss = loss_config(config);
@@ -116,6 +125,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     };
     let sequences_a_call = (TOKENS_A_CALL / config.seq_len).clamp(1, SEQUENCES_A_CALL);
     let mut report = EvalReport::default();
+    let mut plans = Vec::new();
     let mut progress = Progress::start(count as u64, "sequence");
     let start = Instant::now();
     for sequences in corpus.sequences[..count].chunks(sequences_a_call) {
@@ -124,7 +134,13 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
             .map(|asker| asker.score(sequences))
             .transpose()?;
         for (i, sequence) in sequences.iter().enumerate() {
-            evaluation.add(sequence, rows.as_ref().map(|rows| &rows[i]), &mut report)?;
+            let rows = rows.as_ref().map(|rows| &rows[i]);
+            let hidden = evaluation.add(sequence, rows, &mut report)?;
+            if let Some(rows) =
+                rows.filter(|_| config.plans_out.is_some() && plans.len() < config.plans)
+            {
+                plans.push(plan(sequence, &hidden, rows, &geometry)?);
+            }
             progress.advance(|| format!("CE {:.4}", report.ce()));
         }
         if shutdown.is_requested() {
@@ -133,6 +149,10 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     }
     progress.finish();
     report.seconds = start.elapsed().as_secs_f64();
+    if let Some(path) = &config.plans_out {
+        let json = serde_json::to_vec(&plans).map_err(|e| Error::file(path, e.to_string()))?;
+        write_atomically(path, &json)?;
+    }
     if config.exact_match || config.answers_out.is_some() {
         let generator = Generator {
             decoder: &decoder,
@@ -181,6 +201,39 @@ fn answer(
         Some(path) => write_answers(path, &answers),
         None => Ok(()),
     }
+}
+
+/// A transport plan with what its rows and columns stand for.
+#[derive(Debug, serde::Serialize)]
+struct Plan {
+    /// The targets, in order: both sides have the same here.
+    tokens: Vec<String>,
+    /// `[N, N]`, rows of the student, columns of the teacher.
+    plan: Vec<Vec<f32>>,
+}
+
+/// The `kl` cost's plan of one sequence, without the position prior, so that it shows what the distributions say.
+fn plan(
+    sequence: &Sequence,
+    hidden: &Tensor,
+    rows: &Rows,
+    geometry: &HeadGeometry,
+) -> Result<Plan> {
+    let ot = OtConfig {
+        position_prior: 0.0,
+        ..OtConfig::default()
+    };
+    let plan = transport_plan(hidden, rows, geometry, &ot)?;
+    let targets = (0..sequence.token_ids.len()).filter(|&t| sequence.target_mask[t]);
+    let text = |t: usize| {
+        let (start, end) = sequence.byte_offsets[t];
+        let text = sequence.text.get(start as usize..end as usize);
+        text.unwrap_or_default().to_owned()
+    };
+    Ok(Plan {
+        tokens: targets.map(text).collect(),
+        plan: plan.chunks(rows.rows).map(<[f32]>::to_vec).collect(),
+    })
 }
 
 /// CE always, KL where there is a teacher, no transport.
@@ -261,7 +314,13 @@ struct Evaluation<'a> {
 }
 
 impl Evaluation<'_> {
-    fn add(&self, sequence: &Sequence, rows: Option<&Rows>, report: &mut EvalReport) -> Result<()> {
+    /// Adds one sequence to the report; gives the hidden states before its targets.
+    fn add(
+        &self,
+        sequence: &Sequence,
+        rows: Option<&Rows>,
+        report: &mut EvalReport,
+    ) -> Result<Tensor> {
         let targets: Vec<usize> = (0..sequence.token_ids.len())
             .filter(|&t| sequence.target_mask[t])
             .collect();
@@ -280,7 +339,7 @@ impl Evaluation<'_> {
         if let Some(rows) = rows {
             report.add_teacher(labels.len(), values.kl, self.agreements(&hidden, rows)?);
         }
-        Ok(())
+        Ok(hidden)
     }
 
     /// Positions where student and teacher prefer the same token.

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use distill_proto::Rows;
 
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{Cost, LossConfig, Similarity};
+use super::config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
 use super::cost::kl_cost_rows;
 use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
@@ -135,6 +135,38 @@ pub fn head_values(
     config: &LossConfig,
 ) -> Result<LossValues> {
     Ok(run(hidden, labels, rows, geometry, config, Wanted::Values)?.0)
+}
+
+/// The plan that the `kl` cost finds between the student's and the teacher's positions, without a position prior unless
+/// `ot` has one, to look at: rows sum to 1/N, columns to 1/M.
+///
+/// # Shapes
+/// As [`head_loss`]; the plan is `[N, M]`, row-major.
+///
+/// # Errors
+/// As [`head_loss`].
+pub fn transport_plan(
+    hidden: &Tensor,
+    rows: &Rows,
+    geometry: &HeadGeometry,
+    ot: &OtConfig,
+) -> Result<Vec<f32>> {
+    let config = LossConfig {
+        ot: OtConfig {
+            cost: Cost::Kl,
+            objective: Objective::Entropic,
+            scope: Scope::Row,
+            reduction: Reduction::Mean,
+            ..ot.clone()
+        },
+        ..LossConfig::default()
+    };
+    let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
+    config.check_rows(rows, geometry.has_basis())?;
+    let teacher = Teacher::new(rows, geometry.vocab_size())?;
+    let solved = HeadTransport::kl(&hidden, &teacher, geometry, &config, Wanted::Values)?;
+    // The entropic objective's gradient in the cost is the plan itself.
+    Ok(solved.transport.gradient)
 }
 
 /// What a pass is to yield beside the values.

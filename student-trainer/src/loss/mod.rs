@@ -40,5 +40,5 @@ pub use config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Simila
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
-pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
+pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values, transport_plan};
 pub use transport::SolverReport;

@@ -137,6 +137,25 @@ fn the_head_s_own_gradient_matches_the_reference() {
     }
 }
 
+#[test]
+fn the_plan_to_look_at_has_uniform_marginals() {
+    let case = Case::new(LONGER_TEACHER, 14);
+    let ot = OtConfig {
+        epsilon: 0.2,
+        tolerance: 1e-7,
+        ..OtConfig::default()
+    };
+    let plan = transport_plan(&tensor(&case.hidden), &case.rows, &case.geometry(), &ot).unwrap();
+    let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
+    assert_eq!(plan.len(), n * m);
+    for row in plan.chunks(m) {
+        assert!((row.iter().sum::<f32>() - 1.0 / n as f32).abs() < 1e-5);
+    }
+    let column: f32 = plan.iter().step_by(m).sum();
+    assert!((column - 1.0 / m as f32).abs() < 1e-5);
+    assert!(plan.iter().any(|&t| t > 1.5 / (n * m) as f32));
+}
+
 fn check_dense(sizes: Sizes, config: &LossConfig) {
     let case = Case::new(sizes, 12);
     let x = case.hidden.times_transposed(&case.head);

@@ -78,6 +78,38 @@ struct Shared {
     changes: watch::Sender<u64>,
     sequences_done: AtomicU64,
     sequences_computed: AtomicU64,
+    work_done: WorkDone,
+}
+
+/// What the plan's frames have cost so far.
+#[derive(Default)]
+struct WorkDone {
+    tokens: AtomicU64,
+    bytes: AtomicU64,
+    compute_nanos: AtomicU64,
+}
+
+/// What the teacher has done for its plan since it started; scored sequences are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Tokens of the sequences computed.
+    pub tokens: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Seconds in forward passes and selection, waiting left out.
+    pub compute_seconds: f64,
+}
+
+impl Totals {
+    /// Tokens in a second of computing.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.compute_seconds.max(1e-9)
+    }
+
+    /// Bytes of a frame for each of its tokens.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.bytes as f64 / self.tokens.max(1) as f64
+    }
 }
 
 #[derive(Default)]
@@ -123,6 +155,7 @@ impl Production {
             changes: watch::Sender::new(0),
             sequences_done: AtomicU64::new(done as u64),
             sequences_computed: AtomicU64::new(0),
+            work_done: WorkDone::default(),
         });
         let threads = threads::spawn(&shared, teacher, progress)?;
         Ok(Self {
@@ -160,6 +193,20 @@ impl Production {
     /// Sequences that the teacher has run on, scored ones included.
     pub fn sequences_computed(&self) -> u64 {
         self.shared.sequences_computed.load(Ordering::Relaxed)
+    }
+
+    /// What the plan's frames have cost so far.
+    pub fn totals(&self) -> Totals {
+        let WorkDone {
+            tokens,
+            bytes,
+            compute_nanos,
+        } = &self.shared.work_done;
+        Totals {
+            tokens: tokens.load(Ordering::Relaxed),
+            bytes: bytes.load(Ordering::Relaxed),
+            compute_seconds: compute_nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
     }
 
     /// Finishes the batch under way, then stops; readers are told. Returns at once.

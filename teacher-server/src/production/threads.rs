@@ -9,6 +9,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use distill_proto::Rows;
@@ -71,8 +72,14 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
                         target_mask: &sequence.target_mask,
                     })
                     .collect();
+                let started = Instant::now();
                 match run(shared, teacher, &tokens) {
                     Ok(rows) => {
+                        let nanos = started.elapsed().as_nanos() as u64;
+                        let count = tokens.iter().map(|t| t.token_ids.len() as u64).sum();
+                        let done = &shared.work_done;
+                        done.compute_nanos.fetch_add(nanos, Ordering::Relaxed);
+                        done.tokens.fetch_add(count, Ordering::Relaxed);
                         if packing.send(Computed { batch, rows }).is_err() {
                             finish(
                                 shared,
@@ -180,6 +187,8 @@ fn keep(shared: &Shared, batch: u64, rows: Vec<Rows>) -> Result<()> {
         if !shared.store.contains(index) {
             let frame = encode(&shared.plan, index, shared.store.shard_of(index), rows)?;
             shared.store.put(index, &frame)?;
+            let bytes = frame.len() as u64;
+            shared.work_done.bytes.fetch_add(bytes, Ordering::Relaxed);
             shared.sequences_done.fetch_add(1, Ordering::Release);
         }
     }

@@ -1,0 +1,168 @@
+//! Provides the two programs as processes: started with the flags that a person would type, stopped by a signal.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{Job, path_text};
+use crate::{Error, Result, error::io_at};
+
+/// Longest wait for the server to listen; it does so before it loads anything.
+const LISTEN_SECONDS_MAX: u64 = 60;
+/// Longest wait for the server to finish its batch and end.
+const STOP_SECONDS_MAX: u64 = 60;
+const POLL: Duration = Duration::from_millis(20);
+
+/// A running teacher; killed when dropped without [`stop`](Self::stop).
+pub(super) struct TeacherServer {
+    child: Child,
+    events: PathBuf,
+    /// Where the trainer finds it.
+    pub address: String,
+}
+
+/// What the teacher did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TeacherDone {
+    pub peak_rss_bytes: u64,
+    pub tokens_per_second: f64,
+    pub bytes_per_token: f64,
+}
+
+impl TeacherServer {
+    /// Starts the server on a free port of the loopback and waits until it listens; it loads while others begin.
+    pub fn start(job: &Job) -> Result<Self> {
+        let port_file = job.out.join("teacher.port");
+        let events = job.out.join("teacher.jsonl");
+        let log = job.out.join("teacher.log");
+        // A file of an earlier run would name a port that nobody listens on.
+        if port_file.exists() {
+            fs::remove_file(&port_file).map_err(io_at(&port_file))?;
+        }
+        let file = |path: &Path| File::create(path).map_err(io_at(path));
+        let mut command = Command::new(&job.programs.teacher_server);
+        command
+            .args(["serve", "--json", "--bind", "127.0.0.1:0"])
+            .args(["--model", &path_text(&job.teacher)])
+            .args(["--seq-len", &job.training.seq_len.to_string()])
+            .args(["--batch-size", &job.teacher_batch_size.to_string()])
+            .args(["--port-file", &path_text(&port_file)])
+            .arg("--corpus")
+            .args(&job.corpus)
+            .stdout(file(&events)?)
+            .stderr(file(&log)?);
+        let child = command
+            .spawn()
+            .map_err(io_at(&job.programs.teacher_server))?;
+        let mut server = Self {
+            child,
+            events,
+            address: String::new(),
+        };
+        let started = Instant::now();
+        loop {
+            let port = fs::read_to_string(&port_file).unwrap_or_default();
+            if !port.trim().is_empty() {
+                server.address = format!("http://127.0.0.1:{}", port.trim());
+                return Ok(server);
+            }
+            let ended = server.child.try_wait().map_err(io_at(&log))?;
+            if ended.is_some() || started.elapsed().as_secs() > LISTEN_SECONDS_MAX {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                return Err(Error::Job(format!(
+                    "teacher-server did not start: {}",
+                    said.trim()
+                )));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Asks the server to end, and reads what it did.
+    pub fn stop(mut self) -> Result<TeacherDone> {
+        let peak_rss_bytes = peak_rss_bytes(self.child.id());
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        kill.map_err(io_at(Path::new("kill")))?;
+        let started = Instant::now();
+        while self
+            .child
+            .try_wait()
+            .map_err(io_at(&self.events))?
+            .is_none()
+        {
+            if started.elapsed().as_secs() > STOP_SECONDS_MAX {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        let text = fs::read_to_string(&self.events).map_err(io_at(&self.events))?;
+        let computed = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .rfind(|event| event["event"] == "computed")
+            .unwrap_or_default();
+        let number = |key: &str| computed[key].as_f64().unwrap_or(0.0);
+        Ok(TeacherDone {
+            peak_rss_bytes,
+            tokens_per_second: number("tokens_per_second"),
+            bytes_per_token: number("bytes_per_token"),
+        })
+    }
+}
+
+impl Drop for TeacherServer {
+    fn drop(&mut self) {
+        // It may have ended already, and then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Most memory that the process has had resident; 0 where the system does not tell.
+fn peak_rss_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Runs a program to its end; it writes its progress where this one does.
+pub(super) fn run_program(program: &Path, args: &[String]) -> Result<()> {
+    output(program, args).map(drop)
+}
+
+/// As [`run_program`], and reads the JSON object that it prints.
+pub(super) fn run_json(program: &Path, args: &[String]) -> Result<Value> {
+    let stdout = output(program, args)?;
+    serde_json::from_slice(&stdout).map_err(|e| {
+        let command = command_line(program, args);
+        Error::Job(format!("`{command}` printed something else than JSON: {e}"))
+    })
+}
+
+fn output(program: &Path, args: &[String]) -> Result<Vec<u8>> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(io_at(program))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(Error::Job(format!(
+            "`{}` failed: {}",
+            command_line(program, args),
+            output.status
+        ))),
+    }
+}
+
+fn command_line(program: &Path, args: &[String]) -> String {
+    format!("{} {}", program.display(), args.join(" "))
+}

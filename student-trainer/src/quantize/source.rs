@@ -1,0 +1,115 @@
+//! Provides the model to convert: a Hugging Face directory or a GGUF file, behind one face.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights};
+use distill_text::TokenizerFiles;
+use serde_json::Value;
+
+use crate::{Error, Result, run::write_atomically};
+
+/// Where tensors come from.
+pub(super) enum Source {
+    /// safetensors beside a config.json.
+    Directory {
+        directory: PathBuf,
+        config: ModelConfig,
+        weights: Weights,
+    },
+    /// One GGUF file.
+    Gguf(Box<Gguf>),
+}
+
+impl Source {
+    /// # Errors
+    /// Neither of both, or one that cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Directory {
+                directory: path.to_owned(),
+                config: ModelConfig::load(path)?,
+                weights: Weights::open(path)?,
+            });
+        }
+        let gguf = path
+            .extension()
+            .is_some_and(|extension| extension == "gguf");
+        match gguf {
+            true => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
+            false => Err(Error::file(path, "is neither a directory nor a .gguf file")),
+        }
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Directory { config, .. } => config,
+            Self::Gguf(gguf) => gguf.config(),
+        }
+    }
+
+    pub fn config_json(&self) -> Result<Value> {
+        match self {
+            Self::Directory { directory, .. } => {
+                let path = directory.join("config.json");
+                let text = fs::read(&path).map_err(Error::io("read", &path))?;
+                serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))
+            }
+            Self::Gguf(gguf) => Ok(gguf.config_json()?),
+        }
+    }
+
+    /// A tensor by its Hugging Face name, f32.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self {
+            Self::Directory {
+                directory, weights, ..
+            } => {
+                if Nf4Matrix::is_stored(weights, name) {
+                    return Err(Error::file(
+                        directory,
+                        format!(
+                            "{name} is 4-bit already; start from the full-precision checkpoint"
+                        ),
+                    ));
+                }
+                Ok(weights.tensor(name, DType::F32, &Device::Cpu)?)
+            }
+            Self::Gguf(gguf) => Ok(gguf.tensor(name)?),
+        }
+    }
+
+    /// Puts the tokenizer's files into `out`: those of `other`, else the model's own.
+    pub fn write_tokenizer(&self, other: Option<&Path>, out: &Path) -> Result<()> {
+        let own = match self {
+            Self::Directory { directory, .. } => Some(directory.as_path()),
+            Self::Gguf(_) => None,
+        };
+        if let Some(directory) = other.or(own) {
+            return Ok(TokenizerFiles::open(directory)?.copy_to(out)?);
+        }
+        let Self::Gguf(gguf) = self else {
+            return Ok(());
+        };
+        let tokenizer = gguf.tokenizer()?;
+        let json = tokenizer.tokenizer_json().ok_or_else(|| {
+            Error::Config(format!(
+                "tokenizer: how `{}` splits text is not known here; name a directory with this model's tokenizer.json with \
+                 --tokenizer",
+                tokenizer.pre_tokenizer
+            ))
+        })?;
+        write_atomically(&out.join("tokenizer.json"), json.to_string().as_bytes())?;
+        let config = tokenizer.tokenizer_config_json();
+        write_atomically(
+            &out.join("tokenizer_config.json"),
+            format!("{config:#}\n").as_bytes(),
+        )?;
+        // It must be one that the programs can read.
+        TokenizerFiles::open(out)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+use std::{fs, path::Path};
+
+use candle_core::{Device, Tensor};
+use distill_model::{
+    Base, Decoder, LoadOptions, ModelConfig, Weights,
+    testing::{TinyModel, write_tiny_model},
+};
+
+use super::*;
+
+fn write_source(dir: &Path) {
+    let model = TinyModel {
+        vocab_size: 40,
+        num_hidden_layers: 4,
+        ..TinyModel::qwen2()
+    };
+    write_tiny_model(dir, &model, 9).unwrap();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+    });
+    fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+}
+
+fn hidden(dir: &Path, base: Base) -> Vec<f32> {
+    let config = ModelConfig::load(dir).unwrap();
+    let weights = Weights::open(dir).unwrap();
+    let options = LoadOptions {
+        base,
+        ..LoadOptions::reference()
+    };
+    let decoder = Decoder::load(&config, &weights, &options).unwrap();
+    let ids = Tensor::new(&[[3_u32, 1, 4, 1, 5]], &Device::Cpu).unwrap();
+    let hidden = decoder.hidden_states(&ids).unwrap();
+    hidden.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn what_is_written_computes_what_quantising_while_loading_computes() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write_source(&source);
+    let bf16 = QuantizeConfig {
+        from: source,
+        out: dir.path().join("bf16"),
+        weights: StoredAs::Bf16,
+        ..QuantizeConfig::default()
+    };
+    let plain = run(&bf16, &Shutdown::default()).unwrap();
+    assert_eq!((plain.bytes, plain.layers), (plain.bf16_bytes, 4));
+    let nf4 = QuantizeConfig {
+        from: bf16.out.clone(),
+        out: dir.path().join("nf4"),
+        weights: StoredAs::Nf4,
+        ..bf16.clone()
+    };
+    let small = run(&nf4, &Shutdown::default()).unwrap();
+    assert!(small.bytes < small.bf16_bytes / 2, "{small:?}");
+    assert_eq!(
+        hidden(&nf4.out, Base::AsStored),
+        hidden(&bf16.out, Base::QuantizeNf4)
+    );
+    assert!(nf4.out.join("tokenizer.json").is_file());
+    // Twice is refused, and nothing else was left behind.
+    assert!(run(&nf4, &Shutdown::default()).is_err());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn kept_layers_are_those_of_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write_source(&source);
+    let config = QuantizeConfig {
+        from: source.clone(),
+        out: dir.path().join("short"),
+        keep_layers: Some("0,2-3".into()),
+        weights: StoredAs::F32,
+        ..QuantizeConfig::default()
+    };
+    assert_eq!(run(&config, &Shutdown::default()).unwrap().layers, 3);
+    assert_eq!(ModelConfig::load(&config.out).unwrap().num_hidden_layers, 3);
+    let (old, new) = (
+        Weights::open(&source).unwrap(),
+        Weights::open(&config.out).unwrap(),
+    );
+    for part in [
+        "mlp.up_proj.weight",
+        "self_attn.q_proj.bias",
+        "input_layernorm.weight",
+    ] {
+        let (_, _, expected) = old.raw(&format!("model.layers.2.{part}")).unwrap();
+        let (_, _, found) = new.raw(&format!("model.layers.1.{part}")).unwrap();
+        assert_eq!(found, expected, "{part}");
+    }
+    let wrong = QuantizeConfig {
+        out: dir.path().join("wrong"),
+        keep_layers: Some("0-9".into()),
+        ..config
+    };
+    let message = run(&wrong, &Shutdown::default()).unwrap_err().to_string();
+    assert!(message.contains("no layer 9"), "{message}");
+    assert!(!wrong.out.exists());
+}

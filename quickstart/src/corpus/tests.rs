@@ -273,12 +273,8 @@ fn the_seed_decides() {
 #[test]
 fn the_first_problem_stays_the_same() {
     let problem = generate(Split::Train, 1, 1).expect("problems").remove(0);
-    assert_eq!(problem.completion.lines().next(), Some("68×3=180+24=204"));
-    assert!(
-        problem
-            .prompt
-            .starts_with("Ivan buys 3 shells at 68 dollars each.")
-    );
+    assert_eq!(problem.completion.lines().next(), Some("22×3=60+6=66"));
+    assert!(problem.prompt.starts_with("小红买3个苹果，每个要22元。"));
 }
 
 #[test]

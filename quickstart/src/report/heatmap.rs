@@ -5,8 +5,9 @@ use std::fmt::Write;
 use super::escape;
 use crate::run::TransportPlan;
 
-/// Side of a cell in pixels.
-const CELL: usize = 11;
+/// Largest side of a cell in pixels; with many positions cells shrink, so that two plans stand side by side.
+const CELL_MAX: usize = 11;
+const PLAN_MAX: usize = 512;
 /// Room for the tokens at the left and at the top.
 const LABELS: usize = 54;
 /// Positions drawn; longer plans are cut.
@@ -24,13 +25,14 @@ pub(super) fn on_diagonal(plan: &[Vec<f32>]) -> f32 {
 /// One plan: the darker a cell, the more of its row goes there.
 pub(super) fn draw(plan: &TransportPlan) -> String {
     let count = plan.plan.len().min(POSITIONS_MAX);
-    let side = LABELS + count * CELL;
+    let cell = CELL_MAX.min(PLAN_MAX / count.max(1));
+    let side = LABELS + count * cell;
     let mut svg = format!(
         "<svg width=\"{side}\" height=\"{side}\" viewBox=\"0 0 {side} {side}\" role=\"img\">"
     );
-    let place = |i: usize| LABELS + i * CELL;
+    let place = |i: usize| LABELS + i * cell;
     for (i, token) in plan.tokens.iter().take(count).enumerate() {
-        let (middle, edge) = (place(i) + CELL - 3, LABELS - 4);
+        let (middle, edge) = (place(i) + (cell + 5) / 2, LABELS - 4);
         let token = escape(&shown(token));
         // Writing to a `String` cannot fail.
         let _ = write!(
@@ -42,7 +44,7 @@ pub(super) fn draw(plan: &TransportPlan) -> String {
     let _ = write!(
         svg,
         "<rect x=\"{LABELS}\" y=\"{LABELS}\" width=\"{0}\" height=\"{0}\" fill=\"none\" class=\"grid\"/><g fill=\"var(--heat)\">",
-        count * CELL
+        count * cell
     );
     for (i, row) in plan.plan.iter().take(count).enumerate() {
         let mass: f32 = row.iter().sum();
@@ -51,7 +53,7 @@ pub(super) fn draw(plan: &TransportPlan) -> String {
             if share >= SHARE_MIN {
                 let _ = write!(
                     svg,
-                    "<rect x=\"{}\" y=\"{}\" width=\"{CELL}\" height=\"{CELL}\" opacity=\"{:.2}\"/>",
+                    "<rect x=\"{}\" y=\"{}\" width=\"{cell}\" height=\"{cell}\" opacity=\"{:.2}\"/>",
                     place(j),
                     place(i),
                     share.sqrt().min(1.0)

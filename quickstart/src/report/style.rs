@@ -19,11 +19,11 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 table.small { width: auto; } th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--grid); text-align: right;
   white-space: nowrap; } th { font-weight: 600; color: var(--muted); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; } .pair.wide { flex-wrap: nowrap; }
+.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-bottom: 1rem; }
 figure { margin: 0; flex: 1 1 30rem; min-width: 0; } .wide figure { flex: 0 0 auto; }
 figcaption { font-size: .9rem; color: var(--muted); margin-bottom: .4rem; }
 svg { display: block; max-width: 100%; height: auto; } .wide svg { max-width: none; }
-svg text { fill: var(--muted); font: 11px system-ui, sans-serif; } svg text.token { font: 9px ui-monospace, monospace; }
+svg text { fill: var(--muted); font: 11px system-ui, sans-serif; } svg text.token { font: 8px ui-monospace, monospace; }
 svg .grid { stroke: var(--grid); stroke-width: 1; } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; padding: 0; margin: .4rem 0 0;
   list-style: none; } .legend i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem;

@@ -14,7 +14,6 @@ mod process;
 mod summary;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Instant,
@@ -129,6 +128,10 @@ impl Runner<'_> {
         flag("steps", training.steps.to_string());
         flag("batch-size", training.batch_size.to_string());
         flag("lr", training.lr.to_string());
+        // Short sequences: keeping activations costs little and saves a forward pass.
+        if training.seq_len <= 256 {
+            flag("checkpointing", "off".to_owned());
+        }
         flag("seed", seed.to_string());
         args.extend(variant.args.iter().map(|arg| (*arg).to_owned()));
         run_program(&self.job.programs.student_trainer, &args)?;
@@ -193,28 +196,26 @@ impl Runner<'_> {
                 .filter_map(|l| serde_json::from_str(l).ok())
                 .collect())
         };
-        let mut names = vec!["before".to_owned()];
-        let first_seed = self.job.training.seeds.first().copied().unwrap_or_default();
-        names.extend(self.job.shown_variant().map(|v| run_name(v, first_seed)));
+        let mut shown = self.shown();
         if self.job.evaluate_teacher {
-            names.push("teacher".into());
+            shown.push(("teacher".into(), "teacher".into()));
         }
-        let by_name: BTreeMap<&String, Vec<Value>> = names
-            .iter()
-            .map(|name| Ok((name, answers(name)?)))
+        let answers: Vec<(String, Vec<Value>)> = shown
+            .into_iter()
+            .map(|(run, name)| Ok((name, answers(&run)?)))
             .collect::<Result<_>>()?;
         let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let count = job::SAMPLES;
         Ok((0..count)
             .filter_map(|i| {
-                let first = by_name.get(names.first()?)?.get(i)?;
+                let first = answers.first()?.1.get(i)?;
                 Some(Sample {
                     prompt: text(first, "prompt"),
                     reference: text(first, "reference"),
-                    answers: names
+                    answers: answers
                         .iter()
-                        .filter_map(|name| {
-                            let answer = by_name.get(name)?.get(i)?;
+                        .filter_map(|(name, answers)| {
+                            let answer = answers.get(i)?;
                             let correct = answer["correct"].as_bool().unwrap_or(false);
                             Some((name.clone(), text(answer, "generated"), correct))
                         })
@@ -224,18 +225,25 @@ impl Runner<'_> {
             .collect())
     }
 
+    /// The runs whose answers and plans are shown, with their names for people.
+    fn shown(&self) -> Vec<(String, String)> {
+        let seed = self.job.training.seeds.first().copied().unwrap_or_default();
+        let after = self.job.shown_variant();
+        let after = after.map(|v| (run_name(v, seed), v.name.to_owned()));
+        std::iter::once(("before".to_owned(), "before".to_owned()))
+            .chain(after)
+            .collect()
+    }
+
     /// Plans of the first sequences before and after.
     fn plans(&self) -> Result<Vec<TransportPlan>> {
         let Some((split, _)) = self.job.evaluation.first() else {
             return Ok(Vec::new());
         };
-        let first_seed = self.job.training.seeds.first().copied().unwrap_or_default();
-        let mut names = vec!["before".to_owned()];
-        names.extend(self.job.shown_variant().map(|v| run_name(v, first_seed)));
         let mut plans = Vec::new();
-        for name in names {
+        for (run, name) in self.shown() {
             let base = self.job.out.join("answers");
-            let path = base.join(format!("{name}-{split}.plans.json"));
+            let path = base.join(format!("{run}-{split}.plans.json"));
             let text = fs::read_to_string(&path).map_err(io_at(&path))?;
             let read: Vec<TransportPlan> = serde_json::from_str(&text)
                 .map_err(|e| Error::Job(format!("{}: {e}", path.display())))?;

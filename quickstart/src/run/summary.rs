@@ -173,14 +173,17 @@ impl Summary {
             None => " One seed: differences of a few points are noise; --full runs three.",
             Some(_) => "",
         };
+        let name = &best.name;
+        if gain.abs() < 0.005 {
+            return format!(
+                "OT makes no difference here: its best row, {name}, is level with CE + KL.{seeds}"
+            );
+        }
         match gain > 0.0 {
-            true => format!(
-                "Over CE + KL, `{}` gains {gain:.2} {unit}.{seeds}",
-                best.name
-            ),
+            true => format!("Over CE + KL, {name} gains {gain:.2} {unit}.{seeds}"),
             false => format!(
-                "OT does not help here: the best of its rows, `{}`, is {:.2} {unit} behind CE + KL.{seeds}",
-                best.name, -gain
+                "OT does not help here: its best row, {name}, is {:.2} {unit} behind CE + KL.{seeds}",
+                -gain
             ),
         }
     }

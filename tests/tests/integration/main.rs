@@ -4,4 +4,6 @@ mod fixtures_models;
 mod fixtures_text;
 mod harness;
 mod pipeline;
+mod quickstart;
 mod refusals;
+mod security;

@@ -11,6 +11,8 @@ Nothing is downloaded and nothing is copied: the problems come from [`corpus`], 
 embedded models is trained on them by [`tokenizer`].
 */
 
+pub mod cli;
+
 pub mod corpus;
 mod error;
 pub mod tokenizer;

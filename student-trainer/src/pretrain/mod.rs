@@ -9,6 +9,7 @@ It makes the teachers and students of the quickstart, and whatever small base so
 */
 
 mod batches;
+mod config;
 mod init;
 mod save;
 mod step;
@@ -27,116 +28,17 @@ use distill_text::{TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
-    config::{ComputeDtype, settings::settings},
+    config::ComputeDtype,
     optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics},
     shutdown::Shutdown,
     student::Place,
 };
 use batches::Batches;
+pub use config::PretrainConfig;
 pub use init::write_random_model;
 use save::save_model;
 use step::Objective;
-
-settings! {
-    /// Everything `pretrain` can be told; the resolved form is written into the run directory.
-    pub struct PretrainConfig {
-        /// The model's config.json, to start from random weights.
-        model_config: Option<PathBuf> = None,
-        /// Directory of a model to go on from, instead of random weights.
-        from: Option<PathBuf> = None,
-        /// Directory with the tokenizer; unset: that of `from`.
-        tokenizer: Option<PathBuf> = None,
-        /// Text to train on: .txt, .md or .jsonl files, or directories of them.
-        data: Vec<PathBuf> = Vec::new(),
-        /// Run directory to create; the model is in its `model`.
-        out: PathBuf = PathBuf::new(),
-        /// Longest sequence in tokens.
-        seq_len: usize = 512,
-        /// Optimiser steps; unset: as many as `epochs` takes.
-        steps: Option<usize> = None,
-        /// Passes over the text.
-        epochs: usize = 1,
-        /// Sequences in one step.
-        batch_size: usize = 16,
-        /// Peak learning rate.
-        lr: f64 = 1e-3,
-        /// Share of all steps that is linear warm-up.
-        warmup_ratio: f64 = 0.02,
-        /// Share of the peak at which the cosine ends.
-        lr_floor_ratio: f64 = 0.02,
-        /// Decoupled weight decay of matrices.
-        weight_decay: f64 = 0.05,
-        /// Decay of AdamW's first moment.
-        beta1: f64 = 0.9,
-        /// Decay of AdamW's second moment.
-        beta2: f64 = 0.98,
-        /// Added to the root of AdamW's second moment.
-        eps: f64 = 1e-8,
-        /// Largest norm of the whole gradient; 0 leaves it alone.
-        max_grad_norm: f64 = 1.0,
-        /// Rows whose logits exist at one time.
-        chunk_rows: usize = 512,
-        /// Seed of the weights and of the order of the sequences.
-        seed: u64 = 42,
-        /// Steps between two saves of the model, so that a crash loses no more; 0 saves at the end only.
-        save_every: usize = 500,
-        /// Type of the saved weights: auto (f32), f32, bf16 or f16.
-        save_dtype: ComputeDtype = ComputeDtype::Auto,
-        /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned(),
-    }
-}
-
-impl PretrainConfig {
-    /// Checks what can be checked without reading anything.
-    ///
-    /// # Errors
-    /// The first setting that is missing or outside its meaning, by name, with what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        let empty = self.out.as_os_str().is_empty();
-        let checks = [
-            (!empty, "out: name the run directory with --out DIR"),
-            (
-                !self.data.is_empty(),
-                "data: name at least one file with --data",
-            ),
-            (
-                self.model_config.is_some() != self.from.is_some(),
-                "model_config, from: give one of them: --model-config FILE for random weights, or --from DIR",
-            ),
-            (
-                self.from.is_some() || self.tokenizer.is_some(),
-                "tokenizer: name the tokenizer's directory with --tokenizer DIR",
-            ),
-            (self.steps != Some(0), "steps: must be at least 1"),
-            (self.epochs > 0, "epochs: must be at least 1"),
-            (self.batch_size > 0, "batch_size: must be at least 1"),
-            (self.chunk_rows > 0, "chunk_rows: must be at least 1"),
-            (self.lr.is_finite() && self.lr > 0.0, "lr: must be above 0"),
-            (
-                (0.0..=1.0).contains(&self.warmup_ratio),
-                "warmup_ratio: must be from 0 to 1",
-            ),
-            (
-                (0.0..=1.0).contains(&self.lr_floor_ratio),
-                "lr_floor_ratio: must be from 0 to 1",
-            ),
-            (
-                (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
-                "beta1, beta2: must be from 0 to below 1",
-            ),
-            (
-                self.weight_decay >= 0.0 && self.eps > 0.0 && self.max_grad_norm >= 0.0,
-                "weight_decay, max_grad_norm: must be at least 0, and eps above 0",
-            ),
-        ];
-        match checks.into_iter().find(|(fine, _)| !fine) {
-            Some((_, message)) => Err(Error::Config(message.into())),
-            None => Ok(()),
-        }
-    }
-}
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]

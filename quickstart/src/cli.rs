@@ -1,0 +1,143 @@
+//! Provides the command line of `quickstart`.
+
+use std::path::PathBuf;
+
+use crate::{
+    Result,
+    corpus::{self, Sizes},
+    report,
+    run::programs,
+    settings::{self, Effort},
+    tokenizer,
+};
+use clap::{Parser, Subcommand};
+
+/// Runs the main job on small embedded models, and makes what they are trained on.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Distils with several losses side by side; prints a table, writes summary.json and report.html.
+    Run {
+        /// About two minutes: fewer losses, fewer problems.
+        #[arg(long, conflicts_with = "full")]
+        fast: bool,
+        /// Three seeds with their spread.
+        #[arg(long)]
+        full: bool,
+        /// Directory of the embedded models.
+        #[arg(long, default_value = "assets")]
+        assets: PathBuf,
+        /// Directory of another teacher; needs --student, and compares cross-entropy and KL only.
+        #[arg(long, requires = "student", conflicts_with_all = ["fast", "full"])]
+        teacher: Option<PathBuf>,
+        /// Directory of the student to distil it into.
+        #[arg(long, requires = "teacher")]
+        student: Option<PathBuf>,
+        /// Text to distil on before the generated problems.
+        #[arg(long, requires = "teacher")]
+        text: Vec<PathBuf>,
+        /// Run directory to create; unset: a new one in runs.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Directory of teacher-server and student-trainer; unset: that of this program.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+    },
+    /// Writes arithmetic word problems with worked solutions: train.jsonl, heldout-numbers.jsonl, heldout-templates.jsonl.
+    Corpus {
+        /// Directory to write into.
+        #[arg(long)]
+        out: PathBuf,
+        /// Training problems.
+        #[arg(long, default_value_t = 100_000)]
+        train: usize,
+        /// Problems of each held-out split.
+        #[arg(long, default_value_t = 400)]
+        held_out: usize,
+        /// The same seed makes the same problems.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Trains the small tokenizer on problems and writes its files.
+    Tokenizer {
+        /// A file that `corpus` wrote: train.jsonl.
+        #[arg(long)]
+        corpus: PathBuf,
+        /// Directory to write into.
+        #[arg(long)]
+        out: PathBuf,
+        /// Tokens, all bytes among them.
+        #[arg(long, default_value_t = tokenizer::VOCAB_SIZE_DEFAULT)]
+        vocab_size: usize,
+    },
+}
+
+/// Parses the process's arguments and does what they say.
+///
+/// # Errors
+/// What stopped the command.
+pub fn run() -> Result<()> {
+    match Args::parse().command {
+        Command::Run {
+            fast,
+            full,
+            assets,
+            teacher,
+            student,
+            text,
+            out,
+            programs: directory,
+        } => {
+            let programs = programs(directory)?;
+            let name = if teacher.is_some() {
+                "real"
+            } else {
+                "quickstart"
+            };
+            let out = out.map_or_else(|| settings::new_directory(name), Ok)?;
+            let effort = match (fast, full) {
+                (true, _) => Effort::Fast,
+                (_, true) => Effort::Full,
+                _ => Effort::Default,
+            };
+            let job = match (teacher, student) {
+                (Some(teacher), Some(student)) => {
+                    settings::real(teacher, student, text, programs, out)?
+                }
+                _ => settings::embedded(effort, &assets, programs, out)?,
+            };
+            let summary = crate::run::run(&job)?;
+            summary.write(&job.out.join("summary.json"))?;
+            let page = job.out.join("report.html");
+            report::write(&summary, &page)?;
+            println!("{summary}\n\n{}", page.display());
+        }
+        Command::Corpus {
+            out,
+            train,
+            held_out,
+            seed,
+        } => {
+            for path in corpus::write_corpus(&out, Sizes { train, held_out }, seed)? {
+                println!("{}", path.display());
+            }
+        }
+        Command::Tokenizer {
+            corpus,
+            out,
+            vocab_size,
+        } => {
+            let trained = tokenizer::train(&corpus::read_problems(&corpus)?, vocab_size)?;
+            tokenizer::write(&trained, &out)?;
+            let tokens = trained.get_vocab_size(true);
+            println!("{} ({tokens} tokens)", out.join("tokenizer.json").display());
+        }
+    }
+    Ok(())
+}

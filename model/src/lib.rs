@@ -49,6 +49,7 @@ mod gradients;
 mod test_support;
 #[doc(hidden)]
 pub mod testing;
+pub mod threads;
 
 pub use checkpoint::{Checkpointing, Tape};
 pub use config::{Architecture, ModelConfig};

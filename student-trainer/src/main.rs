@@ -6,6 +6,7 @@ use student_trainer::{cli, shutdown::Shutdown};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    distill_model::threads::configure();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -12,6 +12,7 @@ use teacher_server::{
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    distill_model::threads::configure();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

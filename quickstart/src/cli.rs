@@ -39,7 +39,7 @@ enum Command {
         /// Directory of the student to distil it into.
         #[arg(long, requires = "teacher")]
         student: Option<PathBuf>,
-        /// Text to distil on before the generated problems.
+        /// Text to distil on after the generated problems.
         #[arg(long, requires = "teacher")]
         text: Vec<PathBuf>,
         /// Run directory to create; unset: a new one in runs.
@@ -60,6 +60,9 @@ enum Command {
         /// Problems of each held-out split.
         #[arg(long, default_value_t = 400)]
         held_out: usize,
+        /// Of the training problems, write only those with so many steps at most.
+        #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+        steps_max: usize,
         /// The same seed makes the same problems.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -122,9 +125,15 @@ pub fn run() -> Result<()> {
             out,
             train,
             held_out,
+            steps_max,
             seed,
         } => {
-            for path in corpus::write_corpus(&out, Sizes { train, held_out }, seed)? {
+            let sizes = Sizes {
+                train,
+                held_out,
+                steps_max,
+            };
+            for path in corpus::write_corpus(&out, sizes, seed)? {
                 println!("{}", path.display());
             }
         }

@@ -52,7 +52,7 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
         Effort::Fast => (120, 60),
         Effort::Default | Effort::Full => (300, 120),
     };
-    let batch_size = 8;
+    let batch_size = 16;
     let corpus = problems(&out, steps * batch_size, evaluation_sequences)?;
     let mut variants = variants();
     if effort == Effort::Fast {
@@ -109,10 +109,10 @@ pub fn real(
         }
     }
     let steps = 40;
-    let corpus = problems(&out, steps, 12)?;
-    // Texts come first, so that they are in the steps and not only in the plan.
-    let mut files = texts;
-    files.push(corpus.join("train.jsonl"));
+    // Half of the steps are problems where there is a text for the other half.
+    let share = if texts.is_empty() { 1 } else { 2 };
+    let corpus = problems(&out, steps / share, 12)?;
+    let files = [vec![corpus.join("train.jsonl")], texts].concat();
     let chosen = ["ce-kl", "ot-kl"];
     let variants = variants().into_iter().filter(|v| chosen.contains(&v.id));
     Ok(Job {
@@ -146,7 +146,11 @@ pub fn real(
 /// Writes the problems to distil on, and the held-out ones, into `out/corpus`.
 fn problems(out: &Path, train: usize, held_out: usize) -> Result<PathBuf> {
     let corpus = out.join("corpus");
-    let sizes = |train, held_out| Sizes { train, held_out };
+    let sizes = |train, held_out| Sizes {
+        train,
+        held_out,
+        steps_max: usize::MAX,
+    };
     write_corpus(&corpus, sizes(train, 1), DISTIL_SEED)?;
     for split in [NUMBERS, TEMPLATES] {
         let unused = corpus.join(split).with_extension("jsonl");

@@ -16,6 +16,8 @@ pub struct Sizes {
     pub train: usize,
     /// Problems of each held-out split.
     pub held_out: usize,
+    /// Of the training problems, only those with so many steps at most are written.
+    pub steps_max: usize,
 }
 
 /// Writes `train.jsonl`, `heldout-numbers.jsonl` and `heldout-templates.jsonl` into a directory; returns their paths.
@@ -26,12 +28,14 @@ pub struct Sizes {
 pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(dir).map_err(io_at(dir))?;
     let write = |split: Split| {
-        let count = match split {
-            Split::Train => sizes.train,
-            Split::HeldoutNumbers | Split::HeldoutTemplates => sizes.held_out,
+        let (count, steps_max) = match split {
+            Split::Train => (sizes.train, sizes.steps_max),
+            Split::HeldoutNumbers | Split::HeldoutTemplates => (sizes.held_out, usize::MAX),
         };
         let path = dir.join(split.name()).with_extension("jsonl");
-        write_problems(&path, &generate(split, count, seed)?)?;
+        let mut problems = generate(split, count, seed)?;
+        problems.retain(|problem| problem.steps() <= steps_max);
+        write_problems(&path, &problems)?;
         Ok(path)
     };
     Split::ALL.into_iter().map(write).collect()

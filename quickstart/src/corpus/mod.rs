@@ -100,6 +100,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Operations in the solution: one a line, before the answer.
+    pub fn steps(&self) -> usize {
+        self.completion.lines().count().saturating_sub(1)
+    }
+
     fn make(template: &Template, story: &Story, language: Language, random: &mut Random) -> Self {
         let label = language.answer_label();
         Self {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::{
-    Language, Problem, Split, answer_in, english, generate, random::Random, story::Story,
-    template::TEMPLATES,
+    Language, Problem, Sizes, Split, answer_in, english, generate, random::Random, read_problems,
+    story::Story, template::TEMPLATES, write_corpus,
 };
 
 const SEED: u64 = 7;
@@ -275,6 +275,23 @@ fn the_first_problem_stays_the_same() {
     let problem = generate(Split::Train, 1, 1).expect("problems").remove(0);
     assert_eq!(problem.completion.lines().next(), Some("22×3=60+6=66"));
     assert!(problem.prompt.starts_with("小红买3个苹果，每个要22元。"));
+}
+
+#[test]
+fn longer_problems_can_be_left_out() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let sizes = Sizes {
+        train: 300,
+        held_out: 50,
+        steps_max: 2,
+    };
+    let paths = write_corpus(dir.path(), sizes, SEED).expect("files");
+    let read: Vec<Vec<Problem>> = paths
+        .iter()
+        .map(|path| read_problems(path).expect("problems"))
+        .collect();
+    assert!(read[0].len() > 50 && read[0].iter().all(|p| p.steps() == 2));
+    assert!(read[1].iter().any(|p| p.steps() > 2), "held-out ones stay");
 }
 
 #[test]

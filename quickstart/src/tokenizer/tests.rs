@@ -126,6 +126,7 @@ fn the_text_crate_reads_problems_and_tokenizer() {
     let sizes = Sizes {
         train: 50,
         held_out: 20,
+        steps_max: usize::MAX,
     };
     let paths = write_corpus(dir.path(), sizes, 5).expect("a corpus");
     let corpus = read_corpus(&paths, &tokenizer, &Windowing::new(TOKENS_MAX), &mut |_| ())

@@ -49,8 +49,8 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
         }
     }
     let (steps, evaluation_sequences) = match effort {
-        Effort::Fast => (120, 60),
-        Effort::Default | Effort::Full => (300, 120),
+        Effort::Fast => (80, 60),
+        Effort::Default | Effort::Full => (150, 120),
     };
     let batch_size = 16;
     let corpus = problems(&out, steps * batch_size, evaluation_sequences)?;

@@ -9,7 +9,7 @@ use super::{EOS_TOKEN, VOCAB_SIZE_DEFAULT, train, write};
 use crate::corpus::{Problem, Sizes, Split, generate, write_corpus};
 
 /// Longest problem with its solution and the end of text, in tokens.
-const TOKENS_MAX: usize = 144;
+const TOKENS_MAX: usize = 160;
 
 fn problems(split: Split) -> Vec<Problem> {
     generate(split, 3000, 5).expect("problems")

@@ -9,8 +9,14 @@ const CONFIG: AdamWConfig = AdamWConfig {
     weight_decay: 0.1,
 };
 
+/// A matrix of one row: biases, of one dimension, do not decay.
 fn var(values: &[f32]) -> Var {
-    Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap()
+    let row = Tensor::new(values, &Device::Cpu).unwrap();
+    Var::from_tensor(&row.unsqueeze(0).unwrap()).unwrap()
+}
+
+fn values(var: &Var) -> Vec<f32> {
+    var.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn gradient(step: usize, element: usize) -> f64 {
@@ -21,6 +27,7 @@ fn train(optimizer: &mut AdamW, steps: std::ops::Range<usize>, scale: f64) {
     for step in steps {
         let g: Vec<f32> = (0..3).map(|e| gradient(step, e) as f32).collect();
         let g = Tensor::new(g, &Device::Cpu).unwrap();
+        let g = g.unsqueeze(0).unwrap();
         let rate = 0.01 / (1.0 + step as f64);
         optimizer.update(rate, scale, |_| Some(&g)).unwrap();
     }
@@ -51,7 +58,7 @@ fn agrees_with_the_formula_in_f64() {
         let mut optimizer = AdamW::new(vec![("p".into(), parameter.clone())], CONFIG).unwrap();
         train(&mut optimizer, 0..30, scale);
         let expected = reference([1.0, -2.0, 0.5], 30, scale);
-        for (got, want) in parameter.to_vec1::<f32>().unwrap().iter().zip(expected) {
+        for (got, want) in values(&parameter).iter().zip(expected) {
             // f32 rounding of 30 updates of about 0.01.
             assert!((f64::from(*got) - want).abs() < 2e-6, "{got} {want}");
         }
@@ -65,7 +72,7 @@ fn agrees_with_torch() {
     let parameter = var(&[1.0, -2.0, 0.5]);
     let mut optimizer = AdamW::new(vec![("p".into(), parameter.clone())], CONFIG).unwrap();
     train(&mut optimizer, 0..30, 1.0);
-    for (got, want) in parameter.to_vec1::<f32>().unwrap().iter().zip(torch) {
+    for (got, want) in values(&parameter).iter().zip(torch) {
         // Both round in f32, in another order.
         assert!((got - want).abs() < 1e-6, "{got} {want}");
     }
@@ -84,10 +91,18 @@ fn a_saved_state_continues_bitwise() {
     second.load_state(&first.state().unwrap()).unwrap();
     assert_eq!(second.steps(), 4);
     train(&mut second, 4..9, 1.0);
-    assert_eq!(
-        half.to_vec1::<f32>().unwrap(),
-        whole.to_vec1::<f32>().unwrap()
-    );
+    assert_eq!(values(&half), values(&whole));
+}
+
+#[test]
+fn only_matrices_decay() {
+    let (matrix, bias) = (var(&[1.0]), Var::ones(1, DType::F32, &Device::Cpu).unwrap());
+    let parameters = vec![("m".into(), matrix.clone()), ("b".into(), bias.clone())];
+    let mut optimizer = AdamW::new(parameters, CONFIG).unwrap();
+    let zeros = [matrix.zeros_like().unwrap(), bias.zeros_like().unwrap()];
+    let gradient = |name: &str| Some(&zeros[usize::from(name == "b")]);
+    optimizer.update(0.5, 1.0, gradient).unwrap();
+    assert_eq!((values(&matrix), values(&bias)), (vec![0.95], vec![1.0]));
 }
 
 #[test]

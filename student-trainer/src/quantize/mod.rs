@@ -7,6 +7,8 @@
 A tensor is read, converted and written before the next one, so that a model larger than memory passes through.
 */
 
+#[cfg(test)]
+mod fixture_tests;
 mod layers;
 mod publish;
 mod shards;

@@ -73,11 +73,11 @@ pub(super) fn write_gguf_with(
     for (name, shape) in config.parameter_shapes() {
         let tensor = weights.tensor(&name, DType::F32, &Device::Cpu).unwrap();
         let heads = match (config.model_type, &name) {
-            (Architecture::Llama, n) if n.contains("q_proj") => config.num_attention_heads,
-            (Architecture::Llama, n) if n.contains("k_proj") => config.num_key_value_heads,
-            _ => 0,
+            (Architecture::Llama, n) if n.contains("q_proj") => Some(config.num_attention_heads),
+            (Architecture::Llama, n) if n.contains("k_proj") => Some(config.num_key_value_heads),
+            _ => None,
         };
-        let tensor = if heads > 0 {
+        let tensor = if let Some(heads) = heads {
             // The converter's own words: reshape(heads, 2, half, ..).swapaxes(1, 2).
             let (half, rest) = (shape[0] / heads / 2, shape[1]);
             let halves = tensor.reshape((heads, 2, half, rest)).unwrap();

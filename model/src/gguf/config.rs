@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::Content;
+use candle_core::quantized::gguf_file::{self, Content};
 use serde_json::{Value, json};
 
 use super::value;
@@ -10,6 +10,25 @@ use crate::{Error, Result};
 
 /// transformers' class of each architecture.
 const CLASSES: [(&str, &str); 2] = [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")];
+
+/// Settings under the architecture's name that change the computation.
+const NOT_DONE: [(&str, &str); 5] = [
+    ("rope.scaling.type", "scaled rotary angles"),
+    ("rope.scaling.factor", "scaled rotary angles"),
+    ("rope.scale_linear", "scaled rotary angles"),
+    ("attention.sliding_window", "attention to a window"),
+    ("expert_count", "experts"),
+];
+
+/// Whether a setting of [`NOT_DONE`] says that the thing is not used: none, 0, or a factor of 1.
+fn is_off(found: &gguf_file::Value) -> bool {
+    let none = found.to_string().is_ok_and(|kind| kind == "none");
+    let zero = found.to_u64().is_ok_and(|count| count == 0);
+    let one = found
+        .to_f32()
+        .is_ok_and(|factor| factor == 0.0 || factor == 1.0);
+    none || zero || one
+}
 
 /// The object that `config.json` of the same model holds.
 pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
@@ -38,23 +57,23 @@ pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
         let found = value(content, path, &key)?;
         found.to_f32().map(f64::from).map_err(|e| wrong(&key, e))
     };
-    let optional = |key: &str| {
-        let found = content.metadata.get(key);
+    let has = |key: &str| content.metadata.contains_key(&format!("{name}.{key}"));
+    // Ids of special tokens; some converters write -1 for none.
+    let token_id = |key: &str| {
+        let found = content.metadata.get(&format!("tokenizer.ggml.{key}"));
         found.and_then(|found| found.to_u64().ok())
     };
-    for (key, what) in [
-        (format!("{name}.rope.scaling.type"), "scaled rotary angles"),
-        (format!("{name}.expert_count"), "experts"),
-    ] {
-        let used = content.metadata.get(&key).is_some_and(|found| {
-            let none = found.to_string().is_ok_and(|kind| kind == "none");
-            !none && !found.to_u64().is_ok_and(|count| count == 0)
-        });
-        if used {
+    for (key, what) in NOT_DONE {
+        let key = format!("{name}.{key}");
+        if content
+            .metadata
+            .get(&key)
+            .is_some_and(|found| !is_off(found))
+        {
             return Err(Error::malformed(
                 path,
-                &key,
-                format!("asks for {what}, which this decoder does not do"),
+                key,
+                format!("asks for {what}, which this decoder does not do; take another model"),
             ));
         }
     }
@@ -62,9 +81,30 @@ pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
     let rows = embedding.and_then(|info| info.shape.dims().first().copied());
     let heads = integer("attention.head_count")?;
     let hidden = integer("embedding_length")?;
-    let head_dim = optional(&format!("{name}.attention.key_length"))
-        .or_else(|| hidden.checked_div(heads))
-        .unwrap_or(0);
+    let head_dim = match has("attention.key_length") {
+        true => integer("attention.key_length")?,
+        false => hidden.checked_div(heads).unwrap_or(0),
+    };
+    if has("rope.dimension_count") {
+        let rotated = integer("rope.dimension_count")?;
+        if rotated != head_dim {
+            return Err(Error::malformed(
+                path,
+                format!("{name}.rope.dimension_count"),
+                format!(
+                    "turns {rotated} of a head's {head_dim} values; this decoder turns all, take another model"
+                ),
+            ));
+        }
+    }
+    let key_value_heads = match has("attention.head_count_kv") {
+        true => integer("attention.head_count_kv")?,
+        false => heads,
+    };
+    let rope_theta = match has("rope.freq_base") {
+        true => float("rope.freq_base")?,
+        false => 10_000.0,
+    };
     Ok(json!({
         "architectures": [class],
         "model_type": name,
@@ -76,17 +116,17 @@ pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
         "intermediate_size": integer("feed_forward_length")?,
         "num_hidden_layers": integer("block_count")?,
         "num_attention_heads": heads,
-        "num_key_value_heads": integer("attention.head_count_kv").unwrap_or(heads),
+        "num_key_value_heads": key_value_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": float("attention.layer_norm_rms_epsilon")?,
-        "rope_theta": float("rope.freq_base").unwrap_or(10_000.0),
+        "rope_theta": rope_theta,
         "max_position_embeddings": integer("context_length")?,
         "tie_word_embeddings": !content.tensor_infos.contains_key("output.weight"),
         "attention_bias": false,
         "mlp_bias": false,
-        "bos_token_id": optional("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": optional("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": optional("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": token_id("bos_token_id"),
+        "eos_token_id": token_id("eos_token_id"),
+        "pad_token_id": token_id("padding_token_id"),
     }))
 }

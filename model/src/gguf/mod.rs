@@ -12,12 +12,16 @@ The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle read
 mod config;
 mod names;
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 mod tests;
 mod tokenizer;
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::BufReader,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -27,6 +31,9 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Architecture, Error, ModelConfig, Result};
 pub use tokenizer::GgufTokenizer;
+
+/// Longest part of candle's words in one of ours: it prints a value of the wrong type whole, be it a vocabulary.
+const REASON_CHARS_MAX: usize = 200;
 
 /// An open GGUF file.
 pub struct Gguf {
@@ -49,8 +56,7 @@ impl Gguf {
             .map_err(|source| Error::io(path, source))?
             .len();
         let mut file = BufReader::new(file);
-        let content = Content::read(&mut file)
-            .map_err(|e| Error::malformed(path, "(GGUF header)", first_line(&e)))?;
+        let content = read_header(&mut file, path)?;
         let json = config::config_json(&content, path)?;
         let config = ModelConfig::parse(json.to_string().as_bytes(), path)?;
         let gguf = Self {
@@ -63,6 +69,7 @@ impl Gguf {
         for (name, shape) in gguf.config.parameter_shapes() {
             gguf.check(&name, &shape)?;
         }
+        gguf.refuse_unknown_tensors()?;
         Ok(gguf)
     }
 
@@ -125,6 +132,24 @@ impl Gguf {
         Ok((stored, info))
     }
 
+    /// What the decoder would leave out, be it a bias or the angles of Llama 3.1 (`rope_freqs`), changes what the model computes.
+    fn refuse_unknown_tensors(&self) -> Result<()> {
+        let parameters = self.config.parameter_shapes();
+        let known: HashSet<String> = parameters
+            .iter()
+            .filter_map(|(name, _)| names::stored_name(name))
+            .collect();
+        let stored = self.content.tensor_infos.keys();
+        match stored.filter(|name| !known.contains(*name)).min() {
+            None => Ok(()),
+            Some(name) => Err(Error::tensor(
+                &self.path,
+                name,
+                "is no part of this decoder, which would compute something else without it; take a plain Llama or Qwen2 model",
+            )),
+        }
+    }
+
     /// Shape and place, before anything is allocated for it.
     fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         let (stored, info) = self.find(name)?;
@@ -172,8 +197,23 @@ fn value<'a>(content: &'a Content, path: &Path, key: &str) -> Result<&'a Value> 
     content.metadata.get(key).ok_or_else(missing)
 }
 
+/// candle checks every length against the file, but divides by the alignment that the file names.
+fn read_header(file: &mut BufReader<File>, path: &Path) -> Result<Content> {
+    let fault = |reason: String| Error::malformed(path, "(GGUF header)", reason);
+    match catch_unwind(AssertUnwindSafe(|| Content::read(file))) {
+        Ok(read) => read.map_err(|e| {
+            let reason = first_line(&e);
+            fault(format!("{reason}; is it whole, and a GGUF file?"))
+        }),
+        Err(_) => Err(fault(
+            "makes no sense, such as general.alignment = 0; download the file again".into(),
+        )),
+    }
+}
+
 /// candle's errors carry a backtrace in their text.
 fn first_line(error: &candle_core::Error) -> String {
     let text = error.to_string();
-    text.lines().next().unwrap_or_default().to_owned()
+    let line = text.lines().next().unwrap_or_default();
+    line.chars().take(REASON_CHARS_MAX).collect()
 }

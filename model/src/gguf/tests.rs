@@ -6,7 +6,7 @@ use super::*;
 use crate::testing::{TinyModel, write_tiny_model};
 use crate::{Decoder, LoadOptions, Weights};
 
-fn model(base: TinyModel) -> TinyModel {
+pub(super) fn model(base: TinyModel) -> TinyModel {
     TinyModel {
         hidden_size: 64,
         intermediate_size: 96,
@@ -15,8 +15,17 @@ fn model(base: TinyModel) -> TinyModel {
     }
 }
 
-/// Writes what llama.cpp's converter would make of a tiny model, rows of Llama's q and k in its order.
 fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
+    write_gguf_with(dir, tiny, dtype, |_, _| ())
+}
+
+/// Writes what llama.cpp's converter would make of a tiny model, rows of Llama's q and k in its order, after `change`.
+pub(super) fn write_gguf_with(
+    dir: &Path,
+    tiny: &TinyModel,
+    dtype: GgmlDType,
+    change: impl FnOnce(&mut Vec<(String, Value)>, &mut Vec<(String, QTensor)>),
+) -> PathBuf {
     write_tiny_model(dir, tiny, 5).unwrap();
     let config = ModelConfig::load(dir).unwrap();
     let weights = Weights::open(dir).unwrap();
@@ -25,7 +34,7 @@ fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
     let number = |value: usize| Value::U32(value as u32);
     let strings =
         |values: &[&str]| Value::Array(values.iter().map(|v| Value::String((*v).into())).collect());
-    let metadata: Vec<(String, Value)> = vec![
+    let mut metadata: Vec<(String, Value)> = vec![
         ("general.architecture".into(), Value::String(name.into())),
         (key("block_count"), number(config.num_hidden_layers)),
         (
@@ -85,6 +94,7 @@ fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
         let stored = names::stored_name(&name).unwrap();
         tensors.push((stored, QTensor::quantize(&tensor, dtype).unwrap()));
     }
+    change(&mut metadata, &mut tensors);
     let path = dir.join("model.gguf");
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();

@@ -36,6 +36,10 @@ pub struct GgufTokenizer {
     pub bos_id: Option<u32>,
     /// End of text.
     pub eos_id: Option<u32>,
+    /// Padding.
+    pub pad_id: Option<u32>,
+    /// What stands for text that cannot be represented.
+    pub unk_id: Option<u32>,
     /// Whether every text begins with `bos_id`.
     pub add_bos: bool,
     /// Jinja template for conversations.
@@ -106,13 +110,15 @@ impl GgufTokenizer {
         }))
     }
 
-    /// `tokenizer_config.json`: begin and end of text, and the chat template.
+    /// `tokenizer_config.json`: special tokens and the chat template.
     pub fn tokenizer_config_json(&self) -> serde_json::Value {
         let text = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize));
         json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": text(self.bos_id),
             "eos_token": text(self.eos_id),
+            "pad_token": text(self.pad_id),
+            "unk_token": text(self.unk_id),
             "chat_template": self.chat_template,
             "add_bos_token": self.add_bos,
         })
@@ -148,6 +154,25 @@ pub(super) fn read(content: &Content, path: &Path) -> Result<GgufTokenizer> {
     }
     let tokens = texts("tokenizer.ggml.tokens")?;
     let types = list("tokenizer.ggml.token_type")?;
+    if types.len() != tokens.len() {
+        let (types, tokens) = (types.len(), tokens.len());
+        let key = "tokenizer.ggml.token_type";
+        return Err(wrong(
+            key,
+            format!("has {types} entries for {tokens} tokens; download the file again"),
+        ));
+    }
+    let embedding = content.tensor_infos.get("token_embd.weight");
+    let rows = embedding.and_then(|info| info.shape.dims().first().copied());
+    if rows.is_some_and(|rows| rows < tokens.len()) {
+        return Err(wrong(
+            "tokenizer.ggml.tokens",
+            format!(
+                "has {} tokens, more than rows in token_embd.weight; name the tokenizer's directory instead",
+                tokens.len()
+            ),
+        ));
+    }
     let of_type = |wanted: i64| -> Vec<u32> {
         let typed = types.iter().enumerate();
         typed
@@ -171,6 +196,8 @@ pub(super) fn read(content: &Content, path: &Path) -> Result<GgufTokenizer> {
         merges: texts("tokenizer.ggml.merges")?,
         bos_id: id("tokenizer.ggml.bos_token_id"),
         eos_id: id("tokenizer.ggml.eos_token_id"),
+        pad_id: id("tokenizer.ggml.padding_token_id"),
+        unk_id: id("tokenizer.ggml.unknown_token_id"),
         add_bos: flag("tokenizer.ggml.add_bos_token"),
         chat_template: text("tokenizer.chat_template").ok(),
         tokens,

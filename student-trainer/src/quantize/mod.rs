@@ -7,7 +7,10 @@
 A tensor is read, converted and written before the next one, so that a model larger than memory passes through.
 */
 
+#[cfg(test)]
+mod fixture_tests;
 mod layers;
+mod publish;
 mod shards;
 mod source;
 #[cfg(test)]
@@ -92,12 +95,7 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
             return Err(Error::Config(message.into()));
         }
     }
-    if config.out.exists() {
-        return Err(Error::file(
-            &config.out,
-            "is there already; name a new directory with --out",
-        ));
-    }
+    publish::refuse_used(&config.out)?;
     let source = Source::open(&config.from)?;
     let model = source.config();
     let map = LayerMap::new(config.keep_layers.as_deref(), model.num_hidden_layers)?;
@@ -138,9 +136,7 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
-    let staging = staging.keep();
-    fs::rename(&staging, &config.out).map_err(Error::io("rename to", &config.out))?;
-    readable_by_all(&config.out)?;
+    publish::publish(staging, &parent, &config.out)?;
     Ok(Summary {
         layers: map.len(),
         bf16_bytes,
@@ -149,14 +145,10 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     })
 }
 
-/// Temporary directories are private; results are as readable as any other.
-fn readable_by_all(directory: &std::path::Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
-        .map_err(Error::io("set the mode of", directory))
-}
-
 /// One parameter as what is stored for it.
+///
+/// f16 and f32 sources become bf16 as well: bitsandbytes computes in it, and its range holds every value of theirs; what is lost
+/// is f16's three last bits, far below a step of NF4.
 fn convert(name: &str, tensor: &Tensor, stored_as: StoredAs) -> Result<Vec<StoredTensor>> {
     let is_linear = name.starts_with("model.layers.") && name.ends_with("proj.weight");
     if stored_as == StoredAs::Nf4 && is_linear {

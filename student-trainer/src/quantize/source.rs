@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::{Error, Result, run::write_atomically};
 
+/// How the model generates: ids that end a text, sampling.
+const GENERATION: &str = "generation_config.json";
+
 /// Where tensors come from.
 pub(super) enum Source {
     /// safetensors beside a config.json.
@@ -89,7 +92,13 @@ impl Source {
             Self::Gguf(_) => None,
         };
         if let Some(directory) = other.or(own) {
-            return Ok(TokenizerFiles::open(directory)?.copy_to(out)?);
+            TokenizerFiles::open(directory)?.copy_to(out)?;
+            // It names the end of text where tokenizer_config.json does not.
+            let (from, to) = (directory.join(GENERATION), out.join(GENERATION));
+            if from.is_file() {
+                fs::copy(&from, to).map_err(Error::io("copy", &from))?;
+            }
+            return Ok(());
         }
         let Self::Gguf(gguf) = self else {
             return Ok(());

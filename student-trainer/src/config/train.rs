@@ -8,7 +8,11 @@ use super::{
     loss_keys::loss_keys,
     settings::{setting_kinds, settings},
 };
-use crate::{Error, Result, loss::LossConfig};
+use crate::{
+    Error, Result,
+    loss::LossConfig,
+    optimizer::{AdamWConfig, UpdateSettings},
+};
 
 /// How a base that is stored in full precision is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,33 +171,24 @@ impl TrainConfig {
             !self.lora_targets.is_empty(),
             "lora_targets: name at least one projection",
         )?;
-        self.check_optimizer(&check)?;
+        self.update_settings().validate()?;
         Ok(self.loss.validate()?)
     }
 
-    fn check_optimizer(&self, check: &dyn Fn(bool, &str) -> Result<()>) -> Result<()> {
-        let share = 0.0..=1.0;
-        let decay = 0.0..1.0;
-        check(
-            self.lr > 0.0 && self.lr.is_finite(),
-            "lr: must be a positive number",
-        )?;
-        check(
-            share.contains(&self.warmup_ratio),
-            "warmup_ratio: must lie in 0..=1",
-        )?;
-        check(
-            share.contains(&self.lr_floor_ratio),
-            "lr_floor_ratio: must lie in 0..=1",
-        )?;
-        check(self.weight_decay >= 0.0, "weight_decay: must be at least 0")?;
-        check(decay.contains(&self.beta1), "beta1: must lie in 0..1")?;
-        check(decay.contains(&self.beta2), "beta2: must lie in 0..1")?;
-        check(self.eps > 0.0, "eps: must be above 0")?;
-        check(
-            self.max_grad_norm >= 0.0,
-            "max_grad_norm: must be at least 0",
-        )
+    /// What the updates are told.
+    pub fn update_settings(&self) -> UpdateSettings {
+        UpdateSettings {
+            lr: self.lr,
+            warmup_ratio: self.warmup_ratio,
+            lr_floor_ratio: self.lr_floor_ratio,
+            max_grad_norm: self.max_grad_norm,
+            adamw: AdamWConfig {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: self.eps,
+                weight_decay: self.weight_decay,
+            },
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod adamw;
 mod schedule;
+mod settings;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use schedule::Schedule;
+pub use settings::UpdateSettings;
 
 /// The factor that brings a gradient of norm `norm` down to `max_norm`; 1 where it is smaller, or where `max_norm` is 0.
 ///

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     Error, Result,
     config::{ComputeDtype, settings::settings},
+    optimizer::{AdamWConfig, UpdateSettings},
 };
 
 settings! {
@@ -82,27 +83,26 @@ impl PretrainConfig {
             (self.epochs > 0, "epochs: must be at least 1"),
             (self.batch_size > 0, "batch_size: must be at least 1"),
             (self.chunk_rows > 0, "chunk_rows: must be at least 1"),
-            (self.lr.is_finite() && self.lr > 0.0, "lr: must be above 0"),
-            (
-                (0.0..=1.0).contains(&self.warmup_ratio),
-                "warmup_ratio: must be from 0 to 1",
-            ),
-            (
-                (0.0..=1.0).contains(&self.lr_floor_ratio),
-                "lr_floor_ratio: must be from 0 to 1",
-            ),
-            (
-                (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
-                "beta1, beta2: must be from 0 to below 1",
-            ),
-            (
-                self.weight_decay >= 0.0 && self.eps > 0.0 && self.max_grad_norm >= 0.0,
-                "weight_decay, max_grad_norm: must be at least 0, and eps above 0",
-            ),
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {
             Some((_, message)) => Err(Error::Config(message.into())),
-            None => Ok(()),
+            None => self.update_settings().validate(),
+        }
+    }
+
+    /// What the updates are told.
+    pub fn update_settings(&self) -> UpdateSettings {
+        UpdateSettings {
+            lr: self.lr,
+            warmup_ratio: self.warmup_ratio,
+            lr_floor_ratio: self.lr_floor_ratio,
+            max_grad_norm: self.max_grad_norm,
+            adamw: AdamWConfig {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: self.eps,
+                weight_decay: self.weight_decay,
+            },
         }
     }
 }

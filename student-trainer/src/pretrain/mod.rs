@@ -29,7 +29,7 @@ use distill_text::{TokenizerFiles, Windowing, read_corpus};
 use crate::{
     Error, Result,
     config::ComputeDtype,
-    optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
+    optimizer::{AdamW, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics},
     shutdown::Shutdown,
     student::Place,
@@ -178,15 +178,9 @@ fn train(
     shutdown: &Shutdown,
 ) -> Result<(usize, f64)> {
     let parameters = objective.decoder.parameters();
-    let adamw = AdamWConfig {
-        beta1: config.beta1,
-        beta2: config.beta2,
-        eps: config.eps,
-        weight_decay: config.weight_decay,
-    };
-    let mut optimizer = AdamW::new(parameters.clone(), adamw)?;
-    let warmup_steps = (config.warmup_ratio * total_steps as f64).ceil() as usize;
-    let schedule = Schedule::new(config.lr, config.lr_floor_ratio, warmup_steps, total_steps);
+    let updates = config.update_settings();
+    let mut optimizer = AdamW::new(parameters.clone(), updates.adamw)?;
+    let schedule = updates.schedule(None, total_steps);
     let mut metrics = MetricsLog::create(&run_directory.join("metrics.jsonl"))?;
     let mut progress = Progress::start(total_steps as u64, "step");
     let mut ce = f64::NAN;
@@ -214,7 +208,7 @@ fn train(
                 });
             }
         }
-        let clip = clip_factor(grad_norm, config.max_grad_norm);
+        let clip = clip_factor(grad_norm, updates.max_grad_norm);
         let lr = schedule.learning_rate(step);
         optimizer.update(lr, clip, |name| gradients.get(name))?;
         let seconds = start.elapsed().as_secs_f64();

@@ -15,7 +15,7 @@ use crate::{
     client::Received,
     config::TrainConfig,
     loss::LossError,
-    optimizer::{AdamW, AdamWConfig, Schedule, clip_factor},
+    optimizer::{AdamW, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics, write_atomically},
     shutdown::Shutdown,
 };
@@ -33,8 +33,9 @@ impl Trainer<'_> {
     /// Steps until all are done or someone asks to stop. Gives the steps done and the last loss.
     pub fn train(&self, mut frames: FrameSource, shutdown: &Shutdown) -> Result<(usize, StepLoss)> {
         let config = self.config;
-        let mut optimizer = AdamW::new(self.parameters.clone(), adamw_config(config))?;
-        let schedule = self.schedule();
+        let updates = config.update_settings();
+        let mut optimizer = AdamW::new(self.parameters.clone(), updates.adamw)?;
+        let schedule = updates.schedule(config.warmup_steps, self.total_steps);
         let mut watch = GradientWatch::new(&self.parameters);
         let mut metrics = MetricsLog::create(&self.run_directory.join("metrics.jsonl"))?;
         let mut progress = Progress::start(self.total_steps as u64, "step");
@@ -60,7 +61,7 @@ impl Trainer<'_> {
             }
             watch.check(step + 1, &self.parameters, &gradients)?;
             let grad_norm = gradients.global_norm()?;
-            let clip = clip_factor(grad_norm, config.max_grad_norm);
+            let clip = clip_factor(grad_norm, updates.max_grad_norm);
             optimizer.update(learning_rate, clip, |name| gradients.get(name))?;
 
             let seconds = start.elapsed().as_secs_f64();
@@ -87,18 +88,6 @@ impl Trainer<'_> {
         }
         progress.finish();
         Ok((optimizer.steps(), loss))
-    }
-
-    fn schedule(&self) -> Schedule {
-        let config = self.config;
-        let by_ratio = (config.warmup_ratio * self.total_steps as f64).ceil() as usize;
-        let warmup_steps = config.warmup_steps.unwrap_or(by_ratio);
-        Schedule::new(
-            config.lr,
-            config.lr_floor_ratio,
-            warmup_steps,
-            self.total_steps,
-        )
     }
 
     fn forward_backward(
@@ -151,15 +140,6 @@ impl Trainer<'_> {
             .run_directory
             .dump_failed_step(step, &what, names, batch)?;
         Ok(Error::NotFinite { step, what, dump })
-    }
-}
-
-fn adamw_config(config: &TrainConfig) -> AdamWConfig {
-    AdamWConfig {
-        beta1: config.beta1,
-        beta2: config.beta2,
-        eps: config.eps,
-        weight_decay: config.weight_decay,
     }
 }
 

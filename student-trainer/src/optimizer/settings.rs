@@ -1,0 +1,68 @@
+//! Provides what every training can be told of its updates, with the check of each number.
+
+use super::{AdamWConfig, Schedule};
+use crate::{Error, Result};
+
+/// Learning rate, clipping and AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateSettings {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Share of all steps that is linear warm-up.
+    pub warmup_ratio: f64,
+    /// Share of the peak at which the cosine ends.
+    pub lr_floor_ratio: f64,
+    /// Largest norm of the whole gradient; 0 leaves it alone.
+    pub max_grad_norm: f64,
+    /// The optimiser.
+    pub adamw: AdamWConfig,
+}
+
+impl UpdateSettings {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// The first that is outside its meaning, by name, with what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let (share, decay) = (0.0..=1.0, 0.0..1.0);
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.adamw;
+        let checks = [
+            (
+                self.lr > 0.0 && self.lr.is_finite(),
+                "lr: must be a positive number",
+            ),
+            (
+                share.contains(&self.warmup_ratio),
+                "warmup_ratio: must lie in 0..=1",
+            ),
+            (
+                share.contains(&self.lr_floor_ratio),
+                "lr_floor_ratio: must lie in 0..=1",
+            ),
+            (weight_decay >= 0.0, "weight_decay: must be at least 0"),
+            (decay.contains(&beta1), "beta1: must lie in 0..1"),
+            (decay.contains(&beta2), "beta2: must lie in 0..1"),
+            (eps > 0.0, "eps: must be above 0"),
+            (
+                self.max_grad_norm >= 0.0,
+                "max_grad_norm: must be at least 0",
+            ),
+        ];
+        match checks.into_iter().find(|(fine, _)| !fine) {
+            Some((_, message)) => Err(Error::Config(message.into())),
+            None => Ok(()),
+        }
+    }
+
+    /// The learning rate over `total_steps`; `warmup_steps`, where given, stand in for the ratio.
+    pub fn schedule(&self, warmup_steps: Option<usize>, total_steps: usize) -> Schedule {
+        let by_ratio = (self.warmup_ratio * total_steps as f64).ceil() as usize;
+        let warmup_steps = warmup_steps.unwrap_or(by_ratio);
+        Schedule::new(self.lr, self.lr_floor_ratio, warmup_steps, total_steps)
+    }
+}

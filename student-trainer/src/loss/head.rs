@@ -9,16 +9,14 @@
 use candle_core::{DType, Tensor};
 use distill_proto::Rows;
 
-use super::bhattacharyya::Bhattacharyya;
-use super::config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
-use super::cost::kl_cost_rows;
+use super::config::LossConfig;
 use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
+use super::head_transport::HeadTransport;
 use super::rows::{RowTerms, RowValues, row_pass};
-use super::rowwise::{each_row, to_host};
-use super::similarity::Bilinear;
+use super::rowwise::each_row;
 use super::teacher::Teacher;
-use super::transport::{SolverReport, Transport, transport};
+use super::transport::SolverReport;
 
 /// The losses of a sequence, without weights except in `total`. A part whose weight is 0 is not computed: 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -137,41 +135,9 @@ pub fn head_values(
     Ok(run(hidden, labels, rows, geometry, config, Wanted::Values)?.0)
 }
 
-/// The plan that the `kl` cost finds between the student's and the teacher's positions, without a position prior unless
-/// `ot` has one, to look at: rows sum to 1/N, columns to 1/M.
-///
-/// # Shapes
-/// As [`head_loss`]; the plan is `[N, M]`, row-major.
-///
-/// # Errors
-/// As [`head_loss`].
-pub fn transport_plan(
-    hidden: &Tensor,
-    rows: &Rows,
-    geometry: &HeadGeometry,
-    ot: &OtConfig,
-) -> Result<Vec<f32>> {
-    let config = LossConfig {
-        ot: OtConfig {
-            cost: Cost::Kl,
-            objective: Objective::Entropic,
-            scope: Scope::Row,
-            reduction: Reduction::Mean,
-            ..ot.clone()
-        },
-        ..LossConfig::default()
-    };
-    let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
-    config.check_rows(rows, geometry.has_basis())?;
-    let teacher = Teacher::new(rows, geometry.vocab_size())?;
-    let solved = HeadTransport::kl(&hidden, &teacher, geometry, &config, Wanted::Values)?;
-    // The entropic objective's gradient in the cost is the plan itself.
-    Ok(solved.transport.gradient)
-}
-
 /// What a pass is to yield beside the values.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+pub(super) enum Wanted {
     Values,
     Hidden,
     HiddenAndHead,
@@ -303,100 +269,6 @@ fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> R
     }
     check_labels(labels, n, geometry.vocab_size())?;
     Ok(hidden.detach().to_dtype(DType::F32)?.contiguous()?)
-}
-
-/// Solved transport, and how its gradient reaches the hidden states.
-struct HeadTransport<'a> {
-    transport: Transport,
-    /// The part that does not pass through the logits, weighted.
-    grad_hidden: Option<Tensor>,
-    /// The same for the head, where it is wanted.
-    grad_head: Option<Tensor>,
-    /// Whether logsumexp of the student's rows is part of the cost, and so of the gradient.
-    row_costs: bool,
-    /// Under `bhattacharyya`: the way through the logits.
-    roots: Option<Bhattacharyya<'a>>,
-}
-
-impl<'a> HeadTransport<'a> {
-    fn solve(
-        hidden: &Tensor,
-        teacher: &'a Teacher,
-        geometry: &HeadGeometry,
-        config: &LossConfig,
-        wanted: Wanted,
-    ) -> Result<Self> {
-        match (config.ot.cost, config.ot.similarity) {
-            (Cost::Kl, _) => Self::kl(hidden, teacher, geometry, config, wanted),
-            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
-                Self::bhattacharyya(hidden, teacher, geometry, config)
-            }
-            (Cost::SoftmaxSimilarity, kind) => {
-                let similarity = Bilinear::from_state(kind, hidden, teacher.rows, geometry)?;
-                let s = similarity.forward()?;
-                let (n, m) = s.dims2()?;
-                let transport = transport(to_host(&s)?, n, m, &config.ot)?;
-                let gradient = transport.gradient_tensor(m, config.ot_weight, hidden.device())?;
-                Ok(Self {
-                    grad_hidden: Some(similarity.backward(&s, &gradient)?),
-                    grad_head: None,
-                    transport,
-                    row_costs: false,
-                    roots: None,
-                })
-            }
-        }
-    }
-
-    /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: the plan needs no logits.
-    fn kl(
-        hidden: &Tensor,
-        teacher: &Teacher,
-        geometry: &HeadGeometry,
-        config: &LossConfig,
-        wanted: Wanted,
-    ) -> Result<Self> {
-        let expectation = geometry.expectation(teacher)?;
-        let dots = hidden.matmul(&expectation.t()?)?;
-        let (n, m) = dots.dims2()?;
-        let mut cost = to_host(&dots)?;
-        kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
-        let transport = transport(cost, n, m, &config.ot)?;
-        let factor = -config.ot_weight / config.ot.kappa;
-        let gradient = transport.gradient_tensor(m, factor, hidden.device())?;
-        let grad_head = (wanted == Wanted::HiddenAndHead)
-            .then(|| geometry.expectation_backward(teacher, &gradient.t()?.matmul(hidden)?))
-            .transpose()?;
-        Ok(Self {
-            grad_hidden: Some(gradient.matmul(&expectation)?),
-            grad_head,
-            transport,
-            row_costs: true,
-            roots: None,
-        })
-    }
-
-    /// One pass over the head for S, before the pass for the gradient.
-    fn bhattacharyya(
-        hidden: &Tensor,
-        teacher: &'a Teacher,
-        geometry: &HeadGeometry,
-        config: &LossConfig,
-    ) -> Result<Self> {
-        let n = hidden.dims()[0];
-        let mut roots = Bhattacharyya::new(teacher);
-        for (start, count) in chunks(n, config.chunk_rows) {
-            roots.push(geometry.logits(&hidden.narrow(0, start, count)?)?)?;
-        }
-        let m = teacher.rows.rows;
-        Ok(Self {
-            transport: transport(roots.s.clone(), n, m, &config.ot)?,
-            grad_hidden: None,
-            grad_head: None,
-            row_costs: false,
-            roots: Some(roots),
-        })
-    }
 }
 
 /// The pass over the head that yields values and, if asked for, the gradient.

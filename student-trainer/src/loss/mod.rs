@@ -21,6 +21,7 @@ mod error;
 mod fixture_tests;
 mod geometry;
 mod head;
+mod head_transport;
 mod objective;
 pub mod reference;
 mod rows;
@@ -40,5 +41,6 @@ pub use config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Simila
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
-pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values, transport_plan};
+pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
+pub use head_transport::transport_plan;
 pub use transport::SolverReport;

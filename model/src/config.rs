@@ -125,27 +125,34 @@ impl ModelConfig {
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let (d, m) = (self.hidden_size, self.intermediate_size);
         let (q, kv) = (self.query_size(), self.key_value_size());
-        let linears = [
-            ("self_attn.q_proj", [q, d], self.qkv_bias),
-            ("self_attn.k_proj", [kv, d], self.qkv_bias),
-            ("self_attn.v_proj", [kv, d], self.qkv_bias),
-            ("self_attn.o_proj", [d, q], self.output_bias),
-            ("mlp.gate_proj", [m, d], self.mlp_bias),
-            ("mlp.up_proj", [m, d], self.mlp_bias),
-            ("mlp.down_proj", [d, m], self.mlp_bias),
+        let attention = [
+            ("q_proj", [q, d], self.qkv_bias),
+            ("k_proj", [kv, d], self.qkv_bias),
+            ("v_proj", [kv, d], self.qkv_bias),
+            ("o_proj", [d, q], self.output_bias),
+        ];
+        let mlp = [
+            ("gate_proj", [m, d], self.mlp_bias),
+            ("up_proj", [m, d], self.mlp_bias),
+            ("down_proj", [d, m], self.mlp_bias),
         ];
         let rows = vec![self.vocab_size, d];
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), rows.clone())];
         for layer in 0..self.num_hidden_layers {
-            let prefix = format!("model.layers.{layer}");
-            for (name, shape, bias) in linears {
-                shapes.push((format!("{prefix}.{name}.weight"), shape.to_vec()));
-                if bias {
-                    shapes.push((format!("{prefix}.{name}.bias"), vec![shape[0]]));
-                }
-            }
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
+            let halves: [(&str, &str, &[_]); 2] = [
+                ("input_layernorm", "self_attn", &attention),
+                ("post_attention_layernorm", "mlp", &mlp),
+            ];
+            for (norm, module, linears) in halves {
+                let prefix = format!("model.layers.{layer}");
                 shapes.push((format!("{prefix}.{norm}.weight"), vec![d]));
+                for (name, shape, bias) in linears {
+                    let linear = format!("{prefix}.{module}.{name}");
+                    shapes.push((format!("{linear}.weight"), shape.to_vec()));
+                    if *bias {
+                        shapes.push((format!("{linear}.bias"), vec![shape[0]]));
+                    }
+                }
             }
         }
         shapes.push(("model.norm.weight".to_owned(), vec![d]));

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::{Architecture, Error, Result};
+use crate::{Architecture, Error, ModelConfig, Result};
 
 /// The shape of a tiny model.
 #[derive(Debug, Clone)]
@@ -88,38 +88,6 @@ impl TinyModel {
             "torch_dtype": dtype,
         })
     }
-
-    /// Names and shapes of all tensors, in a fixed order.
-    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, m) = (self.hidden_size, self.intermediate_size);
-        let kv = d / self.num_attention_heads * self.num_key_value_heads;
-        let mut tensors = vec![(
-            "model.embed_tokens.weight".to_owned(),
-            vec![self.vocab_size, d],
-        )];
-        for layer in 0..self.num_hidden_layers {
-            let mut push = |name: &str, shape: &[usize]| {
-                tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-            };
-            push("input_layernorm.weight", &[d]);
-            for (name, rows) in [("q_proj", d), ("k_proj", kv), ("v_proj", kv)] {
-                push(&format!("self_attn.{name}.weight"), &[rows, d]);
-                if self.architecture == Architecture::Qwen2 {
-                    push(&format!("self_attn.{name}.bias"), &[rows]);
-                }
-            }
-            push("self_attn.o_proj.weight", &[d, d]);
-            push("post_attention_layernorm.weight", &[d]);
-            push("mlp.gate_proj.weight", &[m, d]);
-            push("mlp.up_proj.weight", &[m, d]);
-            push("mlp.down_proj.weight", &[d, m]);
-        }
-        tensors.push(("model.norm.weight".to_owned(), vec![d]));
-        if !self.tie_word_embeddings {
-            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
-        }
-        tensors
-    }
 }
 
 /// Writes `config.json` and `model.safetensors` of a random model to `dir`, which must exist. The
@@ -129,11 +97,12 @@ impl TinyModel {
 /// When a file cannot be written.
 pub fn write_tiny_model(dir: &Path, model: &TinyModel, seed: u64) -> Result<()> {
     let path = dir.join("config.json");
-    std::fs::write(&path, format!("{:#}\n", model.config()))
-        .map_err(|source| Error::io(&path, source))?;
+    let json = format!("{:#}\n", model.config());
+    std::fs::write(&path, &json).map_err(|source| Error::io(&path, source))?;
+    let config = ModelConfig::parse(json.as_bytes(), &path)?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut tensors = HashMap::new();
-    for (name, shape) in model.tensors() {
+    for (name, shape) in config.parameter_shapes() {
         let tensor = random_tensor(&mut random, &name, &shape)?.to_dtype(model.dtype)?;
         tensors.insert(name, tensor);
     }

@@ -41,6 +41,7 @@ pub struct Gguf {
     file: Mutex<BufReader<File>>,
     file_bytes: u64,
     content: Content,
+    config_json: serde_json::Value,
     config: ModelConfig,
 }
 
@@ -57,13 +58,14 @@ impl Gguf {
             .len();
         let mut file = BufReader::new(file);
         let content = read_header(&mut file, path)?;
-        let json = config::config_json(&content, path)?;
-        let config = ModelConfig::parse(json.to_string().as_bytes(), path)?;
+        let config_json = config::config_json(&content, path)?;
+        let config = ModelConfig::parse(config_json.to_string().as_bytes(), path)?;
         let gguf = Self {
             path: path.to_owned(),
             file: Mutex::new(file),
             file_bytes,
             content,
+            config_json,
             config,
         };
         for (name, shape) in gguf.config.parameter_shapes() {
@@ -79,11 +81,8 @@ impl Gguf {
     }
 
     /// What `config.json` of the same model holds, special token ids included.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn config_json(&self) -> Result<serde_json::Value> {
-        config::config_json(&self.content, &self.path)
+    pub fn config_json(&self) -> &serde_json::Value {
+        &self.config_json
     }
 
     /// What the file says about its tokenizer.

@@ -61,7 +61,7 @@ impl Source {
                 let text = fs::read(&path).map_err(Error::io("read", &path))?;
                 serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))
             }
-            Self::Gguf(gguf) => Ok(gguf.config_json()?),
+            Self::Gguf(gguf) => Ok(gguf.config_json().clone()),
         }
     }
 

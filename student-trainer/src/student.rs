@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use distill_model::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, Weights};
 use distill_text::TokenizerFiles;
 
@@ -79,6 +79,24 @@ impl StudentFiles {
         );
         Ok(decoder)
     }
+}
+
+/// Token ids `[B, T]`, shorter sequences padded at the end: a position never sees what comes after it, so any id pads.
+///
+/// # Errors
+/// A tensor error; no sequence at all.
+pub fn padded_ids<'a>(
+    sequences: impl ExactSizeIterator<Item = &'a [u32]> + Clone,
+    device: &Device,
+) -> Result<Tensor> {
+    let (count, length) = (sequences.len(), sequences.clone().map(<[u32]>::len).max());
+    let length = length.unwrap_or(0);
+    let mut ids = Vec::with_capacity(count * length);
+    for sequence in sequences {
+        ids.extend(sequence);
+        ids.resize(ids.len() + length - sequence.len(), 0);
+    }
+    Ok(Tensor::from_vec(ids, (count, length), device)?)
 }
 
 /// Where and in what type the student computes.

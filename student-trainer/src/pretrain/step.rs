@@ -7,6 +7,7 @@ use distill_text::Sequence;
 use crate::{
     Result,
     loss::{HeadGeometry, LossConfig, head_loss_with_head},
+    student::padded_ids,
 };
 
 /// What stays the same over all steps.
@@ -36,13 +37,11 @@ impl<'a> Objective<'a> {
     /// Mean cross-entropy over all targets of the batch, its gradient added to `gradients`.
     pub fn forward_backward(&self, batch: &[&Sequence], gradients: &mut Gradients) -> Result<f64> {
         let device = self.decoder.device();
-        let length = batch.iter().map(|s| s.token_ids.len()).max().unwrap_or(0);
-        let mut ids = Vec::with_capacity(batch.len() * length);
+        let sequences = batch.iter().map(|sequence| sequence.token_ids.as_slice());
+        let ids = padded_ids(sequences, device)?;
+        let length = ids.dim(1)?;
         let (mut outputs, mut labels) = (Vec::new(), Vec::new());
         for (row, sequence) in batch.iter().enumerate() {
-            ids.extend(&sequence.token_ids);
-            // A position never sees what comes after it, so any id pads.
-            ids.resize((row + 1) * length, 0);
             let targets = sequence.token_ids.iter().zip(&sequence.target_mask);
             for (t, (&id, _)) in targets.enumerate().filter(|(_, (_, target))| **target) {
                 // The output at t - 1 speaks of the token at t; the first token is never a target.
@@ -50,7 +49,6 @@ impl<'a> Objective<'a> {
                 labels.push(id);
             }
         }
-        let ids = Tensor::from_vec(ids, (batch.len(), length), device)?;
         let tape = self.decoder.tape(&ids, Checkpointing::Off)?;
         let hidden = tape.hidden().flatten_to(1)?;
         let outputs = Tensor::new(outputs, device)?;

@@ -1,12 +1,13 @@
 //! Provides one forward and backward pass: frames in, loss and gradients out.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use distill_model::{Checkpointing, Decoder, Gradients};
 use distill_proto::Frame;
 
 use crate::{
     Result,
     loss::{HeadGeometry, HeadLoss, LossConfig, head_loss},
+    student::padded_ids,
 };
 
 /// What stays the same over all steps.
@@ -80,7 +81,8 @@ impl Objective<'_> {
 
     /// One forward and backward pass over sequences padded to the longest.
     fn pass(&self, batch: &[&Frame], sum: &mut StepLoss, gradients: &mut Gradients) -> Result<()> {
-        let ids = padded_ids(batch, self.decoder.device())?;
+        let sequences = batch.iter().map(|frame| frame.token_ids.as_slice());
+        let ids = padded_ids(sequences, self.decoder.device())?;
         let (sequences, length) = ids.dims2()?;
         let tape = self.decoder.tape(&ids, self.checkpointing)?;
         let hidden = tape.hidden().flatten_to(1)?;
@@ -142,21 +144,4 @@ impl StepLoss {
             .find(|(_, value)| !value.is_finite())
             .map(|(name, _)| *name)
     }
-}
-
-/// Token ids `[B, T]`, shorter sequences padded at the end: a position never sees what comes after it.
-fn padded_ids(batch: &[&Frame], device: &Device) -> Result<Tensor> {
-    let length = batch
-        .iter()
-        .map(|frame| frame.token_ids.len())
-        .max()
-        .unwrap_or(0);
-    let mut ids = Vec::with_capacity(batch.len() * length);
-    for frame in batch {
-        ids.extend(&frame.token_ids);
-        ids.resize(ids.len() + length - frame.token_ids.len(), 0);
-    }
-    let ids = Tensor::from_vec(ids, (batch.len(), length), device)?;
-    debug_assert_eq!(ids.dtype(), DType::U32);
-    Ok(ids)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Error, Result};
+use crate::{Error, Result, run::readable_by_all};
 
 /// An empty directory may be named as the result; whatever else is there stays as it is.
 ///
@@ -39,9 +39,12 @@ pub(super) fn publish(staging: TempDir, parent: &Path, out: &Path) -> Result<()>
         let path = entry
             .map_err(Error::io("read the directory", directory))?
             .path();
+        // Libraries write through temporary files, which are private.
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        readable_by_all(&file).map_err(Error::io("set the mode of", &path))?;
         sync(&path)?;
     }
-    readable_by_all(directory)?;
+    enterable_by_all(directory)?;
     sync(directory)?;
     fs::rename(directory, out).map_err(Error::io("rename to", out))?;
     // There is nothing left under the temporary name that could be removed.
@@ -55,7 +58,7 @@ fn sync(path: &Path) -> Result<()> {
 }
 
 /// Temporary directories are private; results are as readable as any other.
-fn readable_by_all(directory: &Path) -> Result<()> {
+fn enterable_by_all(directory: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
         .map_err(Error::io("set the mode of", directory))

@@ -58,7 +58,6 @@ impl<'a> ShardWriter<'a> {
             };
             let to = self.directory.join(&name);
             fs::rename(path, &to).map_err(Error::io("rename to", &to))?;
-            readable_by_all(&to)?;
             weight_map.extend(names.iter().map(|tensor| (tensor.clone(), name.clone())));
         }
         if count > 1 {
@@ -91,11 +90,4 @@ impl<'a> ShardWriter<'a> {
         self.written.push((path, names));
         Ok(())
     }
-}
-
-/// The library writes through a temporary file, which is private.
-fn readable_by_all(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
-        .map_err(Error::io("set the mode of", path))
 }

@@ -8,6 +8,7 @@ mod metrics;
 mod progress;
 
 pub use adapter::{AdapterConfig, load_adapter, save_adapter};
+pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;
 pub use memory::Memory;

@@ -66,12 +66,7 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
         student,
         corpus: vec![corpus.join("train.jsonl")],
         teacher_batch_size: 16,
-        evaluation: [NUMBERS, TEMPLATES]
-            .map(|split| {
-                let file = corpus.join("held-out").join(split);
-                (split.to_owned(), file.with_extension("jsonl"))
-            })
-            .into(),
+        evaluation: held_out(&corpus),
         evaluation_sequences,
         exact_match: true,
         evaluate_teacher: true,
@@ -123,12 +118,7 @@ pub fn real(
         student,
         corpus: files,
         teacher_batch_size: 1,
-        evaluation: [NUMBERS, TEMPLATES]
-            .map(|split| {
-                let file = corpus.join("held-out").join(split);
-                (split.to_owned(), file.with_extension("jsonl"))
-            })
-            .into(),
+        evaluation: held_out(&corpus),
         evaluation_sequences: 12,
         exact_match: false,
         evaluate_teacher: false,
@@ -158,6 +148,14 @@ fn problems(out: &Path, train: usize, held_out: usize) -> Result<PathBuf> {
     }
     write_corpus(&corpus.join("held-out"), sizes(1, held_out), HELD_OUT_SEED)?;
     Ok(corpus)
+}
+
+/// The held-out files that [`problems`] wrote, by split.
+fn held_out(corpus: &Path) -> Vec<(String, PathBuf)> {
+    let file = |split: &str| corpus.join("held-out").join(split).with_extension("jsonl");
+    [NUMBERS, TEMPLATES]
+        .map(|split| (split.to_owned(), file(split)))
+        .into()
 }
 
 /// A directory in `runs` that is not there yet: `NAME`, `NAME-2`, ...

@@ -30,6 +30,7 @@ mod simd;
 mod similarity;
 pub mod sinkhorn;
 mod sparse;
+mod targets;
 mod teacher;
 #[cfg(test)]
 mod testing;
@@ -43,4 +44,5 @@ pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
 pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
 pub use head_transport::transport_plan;
+pub use targets::{Alignment, Targets};
 pub use transport::SolverReport;

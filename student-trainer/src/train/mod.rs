@@ -6,6 +6,7 @@
 ```
 */
 
+mod example;
 mod guard;
 mod source;
 mod step;
@@ -28,6 +29,7 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
+pub use example::Example;
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;

@@ -123,9 +123,11 @@ async fn agree(
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
     info.check_student(&files.tokenizer, files.config.vocab_size)?;
-    config
-        .loss
-        .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
+    config.loss.check_teacher(
+        info.estimator,
+        &info.temperatures,
+        info.state.map(|(kind, _)| kind),
+    )?;
     tracing::info!(
         "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
         info.model_name,

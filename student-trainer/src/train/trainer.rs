@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 use distill_model::Gradients;
 
 use super::{
+    example::Example,
     guard::{self, GradientWatch},
     source::FrameSource,
     step::{Objective, StepLoss},
@@ -96,10 +97,14 @@ impl Trainer<'_> {
         batch: &[Received],
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let frames: Vec<_> = batch.iter().map(|received| &received.frame).collect();
+        let examples: Vec<_> = batch
+            .iter()
+            .map(|received| Example::from_frame(&received.frame))
+            .collect();
+        let examples: Vec<_> = examples.iter().collect();
         let result = self
             .objective
-            .forward_backward(&frames, self.config.batch_size, gradients);
+            .forward_backward(&examples, self.config.batch_size, gradients);
         match result {
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(step, what.to_owned(), &[], batch)?)

@@ -89,8 +89,10 @@ impl Engine {
         teacher: Teacher,
     ) -> Result<Self> {
         let basis = match config.state {
-            StateSetting::None => None,
-            StateSetting::Exact(_) => Some(Arc::new(Basis::new(teacher.head().clone())?)),
+            StateSetting::None | StateSetting::Hidden { .. } => None,
+            StateSetting::Exact(_) | StateSetting::Sketch { .. } => {
+                Some(Arc::new(Basis::new(teacher.head().clone())?))
+            }
         };
         let plan = Arc::new(Plan::new(config, &identity, corpus)?);
         let info = server_info(config, model, &identity, &plan, basis.as_deref());
@@ -151,9 +153,11 @@ fn server_info(
     plan: &Plan,
     basis: Option<&Basis>,
 ) -> v1::GetServerInfoResponse {
-    let kind = match config.state {
-        StateSetting::None => v1::StateKind::None,
-        StateSetting::Exact(_) => v1::StateKind::Exact,
+    let kind = config.state.kind().map_or(v1::StateKind::None, Into::into);
+    let keep = Capture::new(config).keep;
+    let (state_rank, state_layer) = match config.state {
+        StateSetting::Hidden { layer, .. } => (model.hidden_size, layer),
+        _ => (basis.map_or(0, Basis::rank), 0),
     };
     let name = config.model.file_name().unwrap_or(config.model.as_os_str());
     v1::GetServerInfoResponse {
@@ -165,11 +169,11 @@ fn server_info(
         effective_vocab_size: identity.vocab_size,
         head_rows: model.vocab_size as u32,
         tokenizer_size: identity.vocab_size,
-        top_k: config.top_k as u32,
-        estimator: v1::Estimator::TopK.into(),
+        top_k: keep.width_max(identity.vocab_size as usize) as u32,
+        estimator: v1::Estimator::from(keep.estimator).into(),
         temperatures: config.temperatures.clone(),
         state_kind: kind.into(),
-        state_rank: basis.map_or(0, |basis| basis.rank() as u32),
+        state_rank: state_rank as u32,
         state_error: 0.0,
         sequence_count: plan.count(),
         token_count: plan.token_count(),
@@ -180,5 +184,6 @@ fn server_info(
         model_name: name.to_string_lossy().into_owned(),
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
+        state_layer: state_layer as u32,
     }
 }

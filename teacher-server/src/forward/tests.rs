@@ -23,7 +23,7 @@ fn load(dtype: DType) -> Decoder {
 
 fn capture(k: usize, chunk_rows: usize) -> Capture {
     Capture {
-        k,
+        keep: Keep::top_k(k),
         temperatures: vec![1.0, 2.0],
         coding: ValueCoding::F16,
         state: StateSetting::Exact(StateCoding::F16),
@@ -45,6 +45,7 @@ fn tokens(batch: &[(Vec<u32>, Vec<bool>)]) -> Vec<Tokens<'_>> {
         .zip(batch)
         .map(|(id, (token_ids, target_mask))| Tokens {
             id,
+            draw_id: id,
             token_ids,
             target_mask,
         })

@@ -45,6 +45,8 @@ pub const SCORE_JOBS_MAX: usize = 16;
 pub struct Tokens<'a> {
     /// For messages.
     pub id: u64,
+    /// Names the sequence to its draws: the id within a plan, the content of what a client brings.
+    pub draw_id: u64,
     /// T ids below the effective vocabulary.
     pub token_ids: &'a [u32],
     /// T flags; the first is false.

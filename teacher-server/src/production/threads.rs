@@ -68,6 +68,7 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
                     .iter()
                     .map(|sequence| Tokens {
                         id: sequence.id,
+                        draw_id: sequence.id,
                         token_ids: &sequence.token_ids,
                         target_mask: &sequence.target_mask,
                     })

@@ -225,7 +225,7 @@ fn row_keys<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = RowKey> + use<'a> {
 }
 
 /// Positions of the targets. Position 0 has no predecessor and is never one.
-fn targets<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = usize> + use<'a> {
+pub(crate) fn targets<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = usize> + use<'a> {
     let flags = tokens.target_mask.iter().enumerate().skip(1);
     flags.filter_map(|(t, &target)| target.then_some(t))
 }

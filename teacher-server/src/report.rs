@@ -7,7 +7,7 @@ use distill_proto::v1::GetServerInfoResponse;
 use distill_text::Corpus;
 use serde_json::{Value, json};
 
-use crate::{config::Config, production::Totals};
+use crate::{config::Config, production::Totals, sketch::Summary};
 
 /// Says what happens, for people or for programs.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,35 @@ impl Reporter {
             &format!(
                 "weights: {:.1} M parameters; reading them",
                 parameters as f64 / 1e6
+            ),
+        );
+    }
+
+    /// The sketch is made.
+    pub fn sketch(&self, sketch: &Summary) {
+        let Summary {
+            rank,
+            rows,
+            held_out_rows,
+            shared,
+            error,
+        } = *sketch;
+        let judged = match shared {
+            true => "the same rows, as the corpus is too small to hold any out: the error on new text is larger".to_owned(),
+            false => format!("{held_out_rows} held-out rows"),
+        };
+        self.say(
+            "sketch",
+            json!({
+                "rank": rank,
+                "rows": rows,
+                "held_out_rows": held_out_rows,
+                "shared": shared,
+                "state_error": error,
+            }),
+            &format!(
+                "sketch: {rank} directions of {rows} rows lose {:.1} % of the centred logits (mean relative error on {judged})",
+                100.0 * error
             ),
         );
     }

@@ -99,7 +99,9 @@ impl Teacher {
             return Ok(None);
         };
         let mut values = states.i(rows)?.to_dtype(DType::F32)?;
-        if let (StateSetting::Sketch { .. }, Some(projection)) = (setting, &self.projection) {
+        if let StateSetting::Sketch { .. } = setting {
+            let missing = || Error::Internal("the sketch was not made before frames".into());
+            let projection = self.projection.as_ref().ok_or_else(missing)?;
             values = values.to_device(&Device::Cpu)?.matmul(projection)?;
         }
         let rank = values.dim(1)?;

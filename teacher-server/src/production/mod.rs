@@ -26,6 +26,7 @@ use std::{
 };
 
 use distill_proto::{Fingerprint, Rows};
+use distill_text::Sequence;
 use tokio::sync::watch;
 
 use crate::{Error, Result, plan::Plan, progress::Progress, store::BlockStore};
@@ -51,6 +52,18 @@ pub struct Tokens<'a> {
     pub token_ids: &'a [u32],
     /// T flags; the first is false.
     pub target_mask: &'a [bool],
+}
+
+impl<'a> Tokens<'a> {
+    /// A sequence of the plan.
+    pub fn of(sequence: &'a Sequence) -> Self {
+        Self {
+            id: sequence.id,
+            draw_id: sequence.id,
+            token_ids: &sequence.token_ids,
+            target_mask: &sequence.target_mask,
+        }
+    }
 }
 
 /// The teacher: rows for the targets of a batch of sequences.

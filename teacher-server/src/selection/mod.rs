@@ -27,7 +27,7 @@ pub use statistics::Statistics;
 use statistics::{BlockScan, logsumexp};
 use top_k::keep_largest;
 pub use uniforms::RowKey;
-use uniforms::Uniforms;
+pub(crate) use uniforms::Uniforms;
 
 /// A row that holds NaN or an infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub struct RowKey {
 ///
 /// Written out here because draws are part of what a plan's fingerprint names: a library may change its generator.
 #[derive(Debug, Clone)]
-pub(super) struct Uniforms(u64);
+pub(crate) struct Uniforms(u64);
 
 impl Uniforms {
     /// The stream of one row.
@@ -29,7 +29,7 @@ impl Uniforms {
     }
 
     /// A number in [0, 1), a multiple of 2^-53.
-    fn next(&mut self) -> f64 {
+    pub fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(GOLDEN_GAMMA);
         (finalise(self.0) >> 11) as f64 * (0.5f64).powi(53)
     }

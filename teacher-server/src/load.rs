@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
-use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
+use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
@@ -33,6 +33,8 @@ pub struct Engine {
     pub tokenizer: Fingerprint,
     /// Names which id means which token.
     pub vocabulary: Fingerprint,
+    /// The bytes behind every id.
+    pub tokens: Arc<Vocabulary>,
     /// Longest sequence the model takes.
     pub positions_max: usize,
 }
@@ -77,7 +79,8 @@ impl Engine {
         };
         let decoder = Decoder::load(&model, &weights, &options)?;
         let teacher = Teacher::new(decoder, tokenizer.size(), Capture::new(config))?;
-        Self::start(config, reporter, &model, identity, corpus, teacher)
+        let tokens = Arc::new(tokenizer.vocabulary());
+        Self::start(config, reporter, &model, identity, corpus, teacher, tokens)
     }
 
     fn start(
@@ -87,6 +90,7 @@ impl Engine {
         identity: Identity,
         corpus: Corpus,
         teacher: Teacher,
+        tokens: Arc<Vocabulary>,
     ) -> Result<Self> {
         let basis = match config.state {
             StateSetting::None => None,
@@ -110,6 +114,7 @@ impl Engine {
             info,
             tokenizer: identity.tokenizer,
             vocabulary: identity.vocabulary,
+            tokens,
             positions_max: model.max_position_embeddings,
         })
     }

@@ -47,6 +47,7 @@ struct State {
     damage: Option<Damage>,
     change_plan: bool,
     vocabulary: Fingerprint,
+    tokens: Vec<v1::GetVocabularyResponse>,
     streams_opened: usize,
 }
 
@@ -112,6 +113,7 @@ impl MockTeacher {
             damage: None,
             change_plan: false,
             vocabulary: Fingerprint::of(b"vocabulary"),
+            tokens: vec![],
             streams_opened: 0,
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -155,6 +157,11 @@ impl MockTeacher {
     /// Says that its vocabulary is this one.
     pub fn set_vocabulary(&self, vocabulary: Fingerprint) {
         self.state.lock().unwrap().vocabulary = vocabulary;
+    }
+
+    /// Answers GetVocabulary with these chunks.
+    pub fn set_tokens(&self, chunks: Vec<v1::GetVocabularyResponse>) {
+        self.state.lock().unwrap().tokens = chunks;
     }
 
     /// The frames as they are sent.
@@ -237,6 +244,7 @@ impl State {
 impl TeacherService for Service {
     type StreamBlocksStream = Responses<StreamBlocksResponse>;
     type GetBasisStream = Responses<GetBasisResponse>;
+    type GetVocabularyStream = Responses<v1::GetVocabularyResponse>;
     type FetchBlocksStream = Responses<v1::FetchBlocksResponse>;
     type HoldDeviceStream = Responses<v1::HoldDeviceResponse>;
 
@@ -301,6 +309,15 @@ impl TeacherService for Service {
                 })
             })
             .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn get_vocabulary(
+        &self,
+        _: Request<v1::GetVocabularyRequest>,
+    ) -> Result<Response<Self::GetVocabularyStream>, Status> {
+        let chunks = self.0.lock().unwrap().tokens.clone();
+        let chunks = chunks.into_iter().map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 

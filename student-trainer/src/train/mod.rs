@@ -1,8 +1,8 @@
 /*! The training run: agree with the teacher, then step by step frames -> loss -> gradients -> update.
 
 ```text
- FrameSource ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
-   (passes)        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
+ FrameSource ──> FrameReader ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
+   (passes)        Examples        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
 ```
 */
 
@@ -22,7 +22,8 @@ use distill_model::{Checkpointing, Decoder, LoraConfig};
 
 use crate::{
     Error, Result,
-    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, fetch_basis},
+    align::{FrameReader, check_loss},
+    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
     config::{LORA_TARGETS, TrainConfig},
     loss::HeadGeometry,
     run::{AdapterConfig, RunDirectory, save_adapter},
@@ -57,18 +58,24 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::open(&config.student)?;
     let runtime = client::runtime()?;
-    let (teacher, info) = runtime.block_on(agree(config, &files, shutdown))?;
+    let (teacher, info, vocabularies) = runtime.block_on(agree(config, &files, shutdown))?;
+    let reader = FrameReader::new(vocabularies, &teacher, &info, &files);
+    let reader = runtime.block_on(reader)?;
     run_directory.write_config(config)?;
 
     let lora = lora_config(config);
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
     check_targets(&config.lora_targets, &decoder)?;
     let basis = runtime.block_on(basis(config, &teacher, &info))?;
-    let geometry = head_geometry(&decoder, info.vocab_size, basis)?;
+    let (vocab_size, token_ids) = match vocabularies {
+        Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
+        Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
+    };
+    let geometry = head_geometry(&decoder, vocab_size, basis)?;
     let stream_options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
-        embedding_rows: files.config.vocab_size,
+        token_ids,
     };
     let handle = runtime.handle().clone();
     let frames = FrameSource::new(
@@ -88,6 +95,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
             loss: &config.loss,
             checkpointing: checkpointing(config),
         },
+        reader,
         total_steps: total_steps(config, info.sequence_count)?,
     };
     let (steps, loss) = trainer.train(frames, shutdown)?;
@@ -113,7 +121,7 @@ async fn agree(
     config: &TrainConfig,
     files: &StudentFiles,
     shutdown: &Shutdown,
-) -> Result<(Teacher, ServerInfo)> {
+) -> Result<(Teacher, ServerInfo, Vocabularies)> {
     let options = ConnectOptions {
         address: config.teacher.clone(),
         ca_cert: config.ca_cert.clone(),
@@ -122,7 +130,8 @@ async fn agree(
     };
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
-    info.check_student(&files.tokenizer, files.config.vocab_size)?;
+    let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
+    check_loss(vocabularies, &config.loss)?;
     config
         .loss
         .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
@@ -136,7 +145,7 @@ async fn agree(
         info.top_k,
         info.vocab_size
     );
-    Ok((teacher, info))
+    Ok((teacher, info, vocabularies))
 }
 
 async fn basis(

@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use distill_proto::{Estimator, Rows, ValueCoding};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use student_trainer::loss::sinkhorn::{SolverOptions, solve};
-use student_trainer::loss::{HeadGeometry, LossConfig, head_loss};
+use student_trainer::loss::{HeadGeometry, LossConfig, Targets, head_loss};
 
 /// Cosines of paired random vectors, student = teacher + noise.
 fn cosines(n: usize, d: usize, noise: f32) -> Vec<f32> {
@@ -96,6 +96,7 @@ fn head(c: &mut Criterion) {
         logsumexp: vec![vec![20.0; n]],
         state: None,
     };
+    let targets = Targets::from_rows(&rows);
     let labels: Vec<u32> = (0..n as u32).map(|i| i * 100).collect();
     let mut group = c.benchmark_group("head");
     group.sample_size(10);
@@ -106,7 +107,7 @@ fn head(c: &mut Criterion) {
             ..LossConfig::default()
         };
         group.bench_function(format!("{name}/{n}x{vocab}x{d}"), |b| {
-            b.iter(|| head_loss(&hidden, &labels, &rows, &geometry, &config).expect("finite"));
+            b.iter(|| head_loss(&hidden, &labels, &targets, &geometry, &config).expect("finite"));
         });
     }
 }

@@ -14,7 +14,7 @@ use clap::Parser;
 use student_trainer::{
     client::{BlockStream, ConnectOptions, Position, StreamOptions, Teacher, fetch_basis, runtime},
     config::{ComputeDtype, Quantize},
-    loss::{Cost, HeadGeometry, LossConfig, OtConfig, Similarity, head_loss},
+    loss::{Cost, HeadGeometry, LossConfig, OtConfig, Similarity, Targets, head_loss},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         let options = StreamOptions {
             prefetch_frames: 1,
             reconnect_attempts: 1,
-            embedding_rows: files.config.vocab_size,
+            token_ids: files.config.vocab_size,
         };
         let mut stream = BlockStream::start(
             teacher,
@@ -75,7 +75,8 @@ fn main() -> Result<()> {
     let head = decoder.head().narrow(0, 0, info.vocab_size as usize)?;
     let geometry = HeadGeometry::new(&head, basis.as_ref())?;
     for (name, config) in costs() {
-        let loss = head_loss(&hidden, &labels, &frame.rows, &geometry, &config)?;
+        let rows = Targets::from_rows(&frame.rows);
+        let loss = head_loss(&hidden, &labels, &rows, &geometry, &config)?;
         let norm = loss.grad_hidden.sqr()?.sum_all()?.sqrt()?;
         let line = serde_json::json!({
             "cost": name,

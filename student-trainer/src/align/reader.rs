@@ -71,8 +71,8 @@ impl<'a> FrameReader<'a> {
 pub fn check_loss(vocabularies: Vocabularies, loss: &LossConfig) -> Result<()> {
     if vocabularies == Vocabularies::Other && loss.needs_state() {
         return Err(Error::Config(
-            "similarity: the teacher has another vocabulary, so its logits have no inner product with the student's; use \
-             --cost kl or --similarity bhattacharyya"
+            "cost, similarity: the teacher has another vocabulary, so its logits have no inner product with the \
+             student's; use --cost kl or --similarity bhattacharyya"
                 .into(),
         ));
     }

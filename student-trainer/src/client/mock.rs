@@ -95,20 +95,25 @@ pub fn made_up_frame(index: u64) -> Frame {
 }
 
 impl MockTeacher {
-    /// Serves `count` frames.
+    /// Serves `count` made-up frames.
     pub async fn start(count: u64) -> Self {
+        Self::serve((0..count).map(made_up_frame).collect()).await
+    }
+
+    /// Serves these frames, numbered from 0.
+    pub async fn serve(frames: Vec<Frame>) -> Self {
         let plan = Fingerprint::of(b"mock plan");
-        let encode = |index| {
+        let encode = |frame: &Frame| {
             let context = FrameContext {
                 plan,
                 shard: 0,
-                index,
+                index: frame.index,
             };
-            Bytes::from(made_up_frame(index).encode(&context).unwrap())
+            Bytes::from(frame.encode(&context).unwrap())
         };
         let state = Arc::new(Mutex::new(State {
             plan,
-            frames: (0..count).map(encode).collect(),
+            frames: frames.iter().map(encode).collect(),
             drops: VecDeque::new(),
             damage: None,
             change_plan: false,

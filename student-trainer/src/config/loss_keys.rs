@@ -3,7 +3,7 @@
 use super::settings::{Key, Kind};
 
 /// Key under `[loss]`, kind and help of every loss setting.
-const LOSS_KEYS: [(&str, Kind, &str); 18] = [
+const LOSS_KEYS: [(&str, Kind, &str); 33] = [
     (
         "ce_weight",
         Kind::Float,
@@ -19,7 +19,77 @@ const LOSS_KEYS: [(&str, Kind, &str); 18] = [
         Kind::Float,
         "tau of KL; one of the temperatures that the teacher stores",
     ),
+    (
+        "kl_divergence",
+        Kind::Text,
+        "Divergence from the teacher: forward, reverse or jsd",
+    ),
+    (
+        "jsd_beta",
+        Kind::Float,
+        "The teacher's share of the mixture under jsd",
+    ),
     ("ot_weight", Kind::Float, "Weight of optimal transport"),
+    (
+        "hidden_weight",
+        Kind::Float,
+        "Weight of transport between hidden states, through a learned projection",
+    ),
+    (
+        "hidden_layer",
+        Kind::Integer,
+        "Student layer of those hidden states: 1 is the first, 0 the last after its norm",
+    ),
+    (
+        "hidden_similarity",
+        Kind::Text,
+        "Similarity of hidden states: scaled-dot or cosine",
+    ),
+    (
+        "hidden_temperature",
+        Kind::Float,
+        "Divides that similarity before its softmax",
+    ),
+    (
+        "hidden_lr",
+        Kind::Float,
+        "Peak learning rate of the projection of hidden states",
+    ),
+    (
+        "schedule.ot_warmup_steps",
+        Kind::Integer,
+        "Steps over which the weights of both transports rise from 0",
+    ),
+    (
+        "schedule.ce_weight_end",
+        Kind::Float,
+        "Weight of cross-entropy at the last step; linear in between",
+    ),
+    (
+        "schedule.kl_weight_end",
+        Kind::Float,
+        "Weight of KL at the last step; linear in between",
+    ),
+    (
+        "schedule.ot_weight_end",
+        Kind::Float,
+        "Weight of transport at the last step; linear in between",
+    ),
+    (
+        "schedule.hidden_weight_end",
+        Kind::Float,
+        "Weight of transport between hidden states at the last step; linear in between",
+    ),
+    (
+        "schedule.temperature_end",
+        Kind::Float,
+        "Temperature of the similarity at the last step; geometric in between",
+    ),
+    (
+        "schedule.epsilon_end",
+        Kind::Float,
+        "epsilon at the last step; geometric in between",
+    ),
     (
         "chunk_rows",
         Kind::Integer,
@@ -29,6 +99,11 @@ const LOSS_KEYS: [(&str, Kind, &str); 18] = [
         "ot.cost",
         Kind::Text,
         "Cost of transport: softmax-similarity or kl",
+    ),
+    (
+        "ot.plan_cost",
+        Kind::Text,
+        "What the plan is solved for: same (the cost) or squared-euclidean (of raw logits over their mean)",
     ),
     (
         "ot.similarity",
@@ -101,7 +176,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::loss::{LossConfig, OtConfig};
+    use crate::loss::{LossConfig, LossSchedule, OtConfig};
 
     fn paths(table: &toml::Table, prefix: &str, out: &mut BTreeSet<String>) {
         for (name, value) in table {
@@ -121,6 +196,15 @@ mod tests {
             ot: OtConfig {
                 lambda: Some(10.0),
                 ..OtConfig::default()
+            },
+            schedule: LossSchedule {
+                ot_warmup_steps: 1,
+                ce_weight_end: Some(1.0),
+                kl_weight_end: Some(1.0),
+                ot_weight_end: Some(1.0),
+                hidden_weight_end: Some(1.0),
+                temperature_end: Some(1.0),
+                epsilon_end: Some(1.0),
             },
             ..LossConfig::default()
         };

@@ -24,7 +24,7 @@ use crate::{
     Error, Result,
     client::{ConnectOptions, SequenceToScore, ServerInfo, Teacher, Vocabularies},
     config::{ComputeDtype, Quantize, settings::settings},
-    loss::{HeadGeometry, LossConfig, OtConfig, head_values, transport_plan},
+    loss::{HeadGeometry, LossConfig, OtConfig, Targets, head_values, transport_plan},
     run::{AdapterConfig, Progress, load_adapter, write_atomically},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -223,7 +223,7 @@ fn plan(
         position_prior: 0.0,
         ..OtConfig::default()
     };
-    let plan = transport_plan(hidden, rows, geometry, &ot)?;
+    let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &ot)?;
     let targets = (0..sequence.token_ids.len()).filter(|&t| sequence.target_mask[t]);
     let text = |t: usize| {
         let (start, end) = sequence.byte_offsets[t];
@@ -293,7 +293,11 @@ impl Asker {
                 remedy: "eval compares students with the teacher's vocabulary only; leave --teacher out for cross-entropy alone",
             });
         }
-        loss.check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
+        loss.check_teacher(
+            info.estimator,
+            &info.temperatures,
+            info.state.map(|(kind, _)| kind),
+        )?;
         Ok(Self {
             runtime,
             teacher,
@@ -341,7 +345,8 @@ impl Evaluation<'_> {
             .hidden_states(&ids)?
             .squeeze(0)?
             .index_select(&outputs, 0)?;
-        let values = head_values(&hidden, &labels, rows, self.geometry, self.loss)?;
+        let rows_of = rows.map(Targets::from_rows);
+        let values = head_values(&hidden, &labels, rows_of.as_ref(), self.geometry, self.loss)?;
         report.add(sequence.token_ids.len(), labels.len(), values.ce);
         if let Some(rows) = rows {
             report.add_teacher(labels.len(), values.kl, self.agreements(&hidden, rows)?);

@@ -14,7 +14,7 @@ use super::teacher::Teacher;
 /// S, with what its gradient needs.
 pub(crate) struct Bhattacharyya<'a> {
     teacher: &'a Teacher<'a>,
-    /// `[M, K]`, sqrt(p).
+    /// One for every entry; see [`Teacher::roots`].
     roots: Vec<f32>,
     /// `[N]`.
     logsumexp: Vec<f64>,
@@ -34,15 +34,15 @@ impl<'a> Bhattacharyya<'a> {
 
     /// Adds the rows of S that belong to a chunk of student logits (used up).
     pub(crate) fn push(&mut self, z: Tensor) -> Result<()> {
-        let rows = self.teacher.rows;
+        let targets = self.teacher.targets;
         let similarities = |_, z: &mut [f32]| {
             let mut exps = z.to_vec();
             let largest = max(&exps);
             let sum = exp_in_place(&mut exps, largest, 1.0);
             let logsumexp = f64::from(largest) + sum.ln();
             exp_in_place(z, logsumexp as f32, 0.5);
-            let mut s = vec![0.0; rows.rows];
-            sparse::dots(z, &rows.ids, &self.roots, rows.k, &mut s);
+            let mut s = vec![0.0; targets.rows()];
+            sparse::dots(z, &targets.ids, &self.roots, &targets.starts, &mut s);
             (logsumexp, s)
         };
         for (logsumexp, s) in each_row(z, similarities)?.1 {
@@ -67,9 +67,15 @@ impl<'a> Bhattacharyya<'a> {
             .map(|(&g, &s)| f64::from(g) * f64::from(s))
             .sum();
         let share = (half * share) as f32;
-        let rows = self.teacher.rows;
+        let targets = self.teacher.targets;
         let mut out = vec![0.0; z.len()];
-        sparse::add(&mut out, &rows.ids, &self.roots, rows.k, &factors);
+        sparse::add(
+            &mut out,
+            &targets.ids,
+            &self.roots,
+            &targets.starts,
+            &factors,
+        );
         let mut root = z.to_vec();
         exp_in_place(&mut root, self.logsumexp[i] as f32, 0.5);
         for (out, root) in out.iter_mut().zip(root) {

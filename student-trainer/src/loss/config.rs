@@ -1,149 +1,61 @@
-//! Provides the settings of the losses, their presets, and what is refused before anything is computed.
+//! Provides the settings of the whole loss, their presets, and what a teacher's rows cannot feed.
 
-use distill_proto::{Estimator, Rows};
+use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
+use super::divergence::DivergenceForm;
 use super::error::{LossError, Result};
+pub use super::ot_config::{
+    Cost, EPSILON_DEFAULT, Objective, OtConfig, POSITIONS_MAX, PlanCost, Reduction, Scope,
+    Similarity,
+};
+pub use super::schedule::LossSchedule;
+use super::targets::Targets;
 
-/// What one unit of transported mass costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cost {
-    /// `C_ij = 1 - softmax_j(S_ij / temperature)` of a similarity S.
-    SoftmaxSimilarity,
-    /// `C_ij = KL(p_j || q_i) / kappa` over the teacher's kept entries.
-    Kl,
-}
-
-/// How alike student position i and teacher position j are, for [`Cost::SoftmaxSimilarity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Similarity {
-    /// `X Y^T / sqrt(V)` of raw logits: what the formula says; it changes when a row of logits is shifted.
-    ScaledDot,
-    /// `Xc Yc^T / sqrt(V)` of centred logits.
-    CenteredDot,
-    /// The cosine of centred logits.
-    Cosine,
-    /// `sum_v sqrt(p_jv q_iv)` over the kept ids; needs no logits beyond those kept.
-    Bhattacharyya,
-}
-
-impl Similarity {
-    /// Whether whole logit rows are needed (the `state` field, or dense teacher logits).
-    pub fn needs_logits(self) -> bool {
-        self != Self::Bhattacharyya
-    }
-}
-
-/// Which positions one transport problem covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scope {
-    /// All N by M positions of a sequence: one plan, one softmax over all M.
-    Row,
-    /// Every pair of blocks of `block_size` positions is a problem of its own, with uniform marginals and its own
-    /// softmax; the last block of either side is as long as what is left.
-    Block,
-}
-
-/// How the values of several transport problems become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reduction {
-    /// Average over the problems.
-    Mean,
-    /// Sum over the problems.
-    Sum,
-}
-
-/// What is minimised, and so which gradient is exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Objective {
-    /// `F = <T,C> - epsilon H(T)`; gradient T.
-    Entropic,
-    /// `L = <T*,C>`; gradient through the plan.
-    Sharp,
-    /// Value of `sharp`, with T held fixed in the gradient. Not a gradient of anything: only in the `literal` preset.
-    Detached,
-}
-
-/// Default of [`OtConfig::epsilon`], which `lambda` may replace.
-pub const EPSILON_DEFAULT: f64 = 0.1;
 /// Default of [`LossConfig::chunk_rows`]: 128 rows of 151,936 f32 logits are 78 MB.
 pub const CHUNK_ROWS_DEFAULT: usize = 128;
-/// Largest side of a transport problem: the plan of this many positions squared is 1 GiB.
-pub const POSITIONS_MAX: usize = 16_384;
-
-/// Settings of the optimal-transport loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "snake_case")]
-pub struct OtConfig {
-    /// The cost.
-    pub cost: Cost,
-    /// The similarity under `softmax-similarity`.
-    pub similarity: Similarity,
-    /// Divides the similarity before its softmax.
-    pub temperature: f64,
-    /// Nats of KL that count as cost 1 under `kl`. About ln V, so that a student that knows nothing costs about 1, and
-    /// epsilon 0.1 is one nat: the plan is then close to the posterior of which teacher position a row speaks of.
-    pub kappa: f64,
-    /// Entropic regularisation, in units of the cost.
-    pub epsilon: f64,
-    /// `1 / epsilon`, the other usual name. Give one of the two.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lambda: Option<f64>,
-    /// Positions of one problem.
-    pub scope: Scope,
-    /// Block length under scope `block`.
-    pub block_size: usize,
-    /// Over block pairs.
-    pub reduction: Reduction,
-    /// What is minimised.
-    pub objective: Objective,
-    /// gamma of `gamma (i/N - j/M)^2`, added to C when solving; 0 switches it off.
-    pub position_prior: f64,
-    /// Most passes over the kernel that one problem may take.
-    pub max_iterations: usize,
-    /// L1 marginal error at which the solver stops (total mass is 1).
-    pub tolerance: f64,
+/// How far the student is from the teacher at one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Divergence {
+    /// `KL(teacher || student)`: covers all the teacher says.
+    Forward,
+    /// `KL(student || teacher)`: avoids what the teacher would not say.
+    Reverse,
+    /// `jsd_beta KL(teacher || m) + (1 - jsd_beta) KL(student || m)`, m their mixture with the teacher's share `jsd_beta`.
+    Jsd,
 }
 
-impl Default for OtConfig {
-    fn default() -> Self {
-        Self {
-            cost: Cost::Kl,
-            similarity: Similarity::Cosine,
-            temperature: 0.05,
-            kappa: 10.0,
-            epsilon: EPSILON_DEFAULT,
-            lambda: None,
-            scope: Scope::Row,
-            block_size: 64,
-            reduction: Reduction::Mean,
-            objective: Objective::Entropic,
-            position_prior: 10.0,
-            max_iterations: 2000,
-            tolerance: 1e-6,
-        }
-    }
-}
-
-/// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT`.
+/// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT + hidden_weight OT of hidden states`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]
 pub struct LossConfig {
     /// Weight of cross-entropy with the corpus' own tokens.
     pub ce_weight: f64,
-    /// Weight of `tau^2 KL(teacher || student)`.
+    /// Weight of `tau^2 KL`, or of the divergence in its place.
     pub kl_weight: f64,
+    /// Which divergence.
+    pub kl_divergence: Divergence,
+    /// The teacher's share of the mixture under `jsd`, between 0 and 1.
+    pub jsd_beta: f64,
     /// tau; must be one of the temperatures stored at capture.
     pub kl_temperature: f64,
     /// Weight of optimal transport.
     pub ot_weight: f64,
     /// Settings of optimal transport.
     pub ot: OtConfig,
+    /// Weight of transport between hidden states, through a learned projection.
+    pub hidden_weight: f64,
+    /// Student layer whose output is taken: 1 is the first, 0 the last after its norm.
+    pub hidden_layer: usize,
+    /// How alike hidden states are: `scaled-dot` or `cosine`.
+    pub hidden_similarity: Similarity,
+    /// Divides that similarity before its softmax.
+    pub hidden_temperature: f64,
+    /// Peak learning rate of the projection.
+    pub hidden_lr: f64,
+    /// How weights and temperatures change over the run.
+    pub schedule: LossSchedule,
     /// Rows whose logits exist at one time.
     pub chunk_rows: usize,
 }
@@ -153,9 +65,17 @@ impl Default for LossConfig {
         Self {
             ce_weight: 1.0,
             kl_weight: 1.0,
+            kl_divergence: Divergence::Forward,
+            jsd_beta: 0.5,
             kl_temperature: 1.0,
             ot_weight: 0.5,
             ot: OtConfig::default(),
+            hidden_weight: 0.0,
+            hidden_layer: 0,
+            hidden_similarity: Similarity::Cosine,
+            hidden_temperature: 0.05,
+            hidden_lr: 1e-3,
+            schedule: LossSchedule::default(),
             chunk_rows: CHUNK_ROWS_DEFAULT,
         }
     }
@@ -205,6 +125,7 @@ impl LossConfig {
             ("ce_weight", self.ce_weight),
             ("kl_weight", self.kl_weight),
             ("ot_weight", self.ot_weight),
+            ("hidden_weight", self.hidden_weight),
         ] {
             if !(weight.is_finite() && weight >= 0.0) {
                 return Err(setting(
@@ -213,13 +134,31 @@ impl LossConfig {
                 ));
             }
         }
-        if self.ce_weight + self.kl_weight + self.ot_weight == 0.0 {
+        if self.ce_weight + self.kl_weight + self.ot_weight + self.hidden_weight == 0.0 {
             return Err(setting(
                 "ce_weight",
                 "all weights are 0: nothing would be trained".into(),
             ));
         }
         positive("kl_temperature", self.kl_temperature)?;
+        positive("hidden_temperature", self.hidden_temperature)?;
+        positive("hidden_lr", self.hidden_lr)?;
+        if !(self.jsd_beta > 0.0 && self.jsd_beta < 1.0) {
+            return Err(setting(
+                "jsd_beta",
+                format!("{} is not between 0 and 1", self.jsd_beta),
+            ));
+        }
+        if !matches!(
+            self.hidden_similarity,
+            Similarity::ScaledDot | Similarity::Cosine
+        ) {
+            return Err(setting(
+                "hidden_similarity",
+                "hidden states have `scaled-dot` and `cosine` only".into(),
+            ));
+        }
+        self.schedule.validate()?;
         if self.chunk_rows == 0 {
             return Err(setting("chunk_rows", "must be at least 1".into()));
         }
@@ -235,17 +174,14 @@ impl LossConfig {
         Ok(())
     }
 
-    /// Whether the teacher must send `state` (or be dense) for these settings.
+    /// Whether the teacher must send coordinates of whole logits (or be dense) for these settings.
     pub fn needs_state(&self) -> bool {
-        self.ot_weight > 0.0
-            && self.ot.cost == Cost::SoftmaxSimilarity
-            && self.ot.similarity.needs_logits()
+        self.ot_weight > 0.0 && self.ot.needs_logits()
     }
 
     /// Checks the settings against what the teacher stores, before the first step.
     ///
-    /// `temperatures` are those at which `logsumexp` is stored; `has_state` says whether coordinates of the whole
-    /// logits come with the rows.
+    /// `temperatures` are those at which `logsumexp` is stored; `state` says what comes with the rows.
     ///
     /// # Errors
     /// [`LossError::Unsupported`] with the reason and the remedy; [`LossError::Setting`] as [`Self::validate`].
@@ -253,15 +189,11 @@ impl LossConfig {
         &self,
         estimator: Estimator,
         temperatures: &[f32],
-        has_state: bool,
+        state: Option<StateKind>,
     ) -> Result<()> {
         self.validate()?;
         if estimator != Estimator::TopK {
-            return Err(unsupported(
-                "a loss on `sampled` or `head+sampled` rows",
-                "this build reads `top_k` rows only; capture the teacher with the estimator `top_k`"
-                    .into(),
-            ));
+            self.check_drawn()?;
         }
         if self.kl_weight > 0.0 && stored_temperature(temperatures, self.kl_temperature).is_none() {
             return Err(unsupported(
@@ -273,24 +205,51 @@ impl LossConfig {
                 ),
             ));
         }
-        let bhattacharyya = self.ot_weight > 0.0
-            && self.ot.cost == Cost::SoftmaxSimilarity
+        let bhattacharyya = self.ot.cost == Cost::SoftmaxSimilarity
             && self.ot.similarity == Similarity::Bhattacharyya;
-        if bhattacharyya && stored_temperature(temperatures, 1.0).is_none() {
+        let at_one = bhattacharyya || estimator != Estimator::TopK;
+        if self.ot_weight > 0.0 && at_one && stored_temperature(temperatures, 1.0).is_none() {
             return Err(unsupported(
-                "similarity `bhattacharyya`",
+                "similarity `bhattacharyya`, or drawn rows",
                 format!(
                     "it needs the teacher's logsumexp at temperature 1, and {temperatures:?} are stored"
                 ),
             ));
         }
-        if self.needs_state() && !has_state {
+        if self.needs_state() && !matches!(state, Some(StateKind::Exact | StateKind::Sketch)) {
             return Err(unsupported(
-                "a similarity of logits",
+                "a similarity or distance of logits",
                 "the top logits hold about 1 % of the centred logits' energy, so the rows must carry `state`; capture \
-                 the teacher with a state, or use cost `kl` or similarity `bhattacharyya`"
+                 the teacher with `--state exact` or `sketch:R`, or use cost `kl` or similarity `bhattacharyya`"
                     .into(),
             ));
+        }
+        if self.hidden_weight > 0.0 && matches!(state, None | Some(StateKind::Sketch)) {
+            return Err(unsupported(
+                "transport between hidden states",
+                "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What drawn rows cannot feed.
+    fn check_drawn(&self) -> Result<()> {
+        let refuse = |what, reason: &str| Err(unsupported(what, reason.into()));
+        if self.kl_weight > 0.0 && self.kl_divergence != Divergence::Forward {
+            return refuse(
+                "reverse KL and JSD on drawn rows",
+                "they need the teacher's probability of ids that were not drawn; use kl_divergence `forward`, or \
+                 capture the teacher with the estimator `top-k`",
+            );
+        }
+        if self.kl_weight > 0.0 && (self.kl_temperature - 1.0).abs() > 1e-6 {
+            return refuse(
+                "KL of drawn rows at another temperature",
+                "ids are drawn at temperature 1; use kl_temperature 1, or capture the teacher with the estimator \
+                 `top-k`",
+            );
         }
         Ok(())
     }
@@ -315,63 +274,25 @@ impl LossConfig {
     ///
     /// # Errors
     /// As [`Self::check_teacher`].
-    pub fn check_rows(&self, rows: &Rows, has_basis: bool) -> Result<()> {
-        self.check_teacher(
-            rows.estimator,
-            &rows.temperatures,
-            rows.state.is_some() && has_basis,
-        )
-    }
-}
-
-impl OtConfig {
-    /// Entropic regularisation, from whichever of `epsilon` and `lambda` was given.
-    pub fn epsilon(&self) -> f64 {
-        self.lambda.map_or(self.epsilon, |lambda| 1.0 / lambda)
+    pub(crate) fn check_targets(&self, targets: &Targets, has_basis: bool) -> Result<()> {
+        let kind = targets.state.as_ref().map(|state| state.kind);
+        let of_logits = kind.filter(|_| has_basis);
+        Self {
+            // Hidden states have a loss of their own.
+            hidden_weight: 0.0,
+            ce_weight: 1.0,
+            ..self.clone()
+        }
+        .check_teacher(targets.estimator, &targets.temperatures, of_logits)
     }
 
-    /// Whether this is the formula of the method; its free numbers may differ from the preset's.
-    fn is_literal(&self) -> bool {
-        self.cost == Cost::SoftmaxSimilarity
-            && self.similarity == Similarity::ScaledDot
-            && self.scope == Scope::Block
-            && self.position_prior == 0.0
-    }
-
-    fn validate(&self) -> Result<()> {
-        positive("temperature", self.temperature)?;
-        positive("kappa", self.kappa)?;
-        positive("epsilon", self.epsilon)?;
-        positive("tolerance", self.tolerance)?;
-        if let Some(lambda) = self.lambda {
-            positive("lambda", lambda)?;
-            if self.epsilon != EPSILON_DEFAULT && (self.epsilon * lambda - 1.0).abs() > 1e-9 {
-                return Err(setting(
-                    "lambda",
-                    format!(
-                        "lambda {lambda} means epsilon {}, but epsilon {} is given too; give one",
-                        1.0 / lambda,
-                        self.epsilon
-                    ),
-                ));
-            }
+    /// Which divergence, with its parameter.
+    pub(crate) fn divergence(&self) -> DivergenceForm {
+        match self.kl_divergence {
+            Divergence::Forward => DivergenceForm::Forward,
+            Divergence::Reverse => DivergenceForm::Reverse,
+            Divergence::Jsd => DivergenceForm::Jsd(self.jsd_beta),
         }
-        if !(self.position_prior.is_finite() && self.position_prior >= 0.0) {
-            return Err(setting(
-                "position_prior",
-                format!("{} is not a number of at least 0", self.position_prior),
-            ));
-        }
-        if self.block_size == 0 || self.block_size > POSITIONS_MAX {
-            return Err(setting(
-                "block_size",
-                format!("{} is outside 1..={POSITIONS_MAX}", self.block_size),
-            ));
-        }
-        if self.max_iterations == 0 {
-            return Err(setting("max_iterations", "must be at least 1".into()));
-        }
-        Ok(())
     }
 }
 
@@ -382,7 +303,7 @@ pub(crate) fn stored_temperature(temperatures: &[f32], wanted: f64) -> Option<us
         .position(|&stored| (f64::from(stored) - wanted).abs() <= 1e-6 * wanted)
 }
 
-fn positive(key: &'static str, value: f64) -> Result<()> {
+pub(super) fn positive(key: &'static str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }
@@ -392,7 +313,7 @@ fn positive(key: &'static str, value: f64) -> Result<()> {
     ))
 }
 
-fn setting(key: &'static str, reason: String) -> LossError {
+pub(super) fn setting(key: &'static str, reason: String) -> LossError {
     LossError::Setting { key, reason }
 }
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::simd::{exp_in_place, max, scale_in_place};
+use super::targets::Alignment;
 
 /// Replaces every row of S by `softmax(row / temperature)`.
 ///
@@ -39,28 +40,67 @@ pub(crate) fn kl_cost_rows(dots: &mut [f32], negative_entropy: &[f64], kappa: f6
     });
 }
 
-/// `gamma ((first_i + i)/N - (first_j + j)/M)^2` added to a block of costs.
+/// `gamma (x_i - y_j)^2`, x and y the places of the positions in their sequence, from 0 to 1, added to costs.
 pub(crate) struct PositionPrior {
     /// gamma.
     pub(crate) gamma: f64,
-    /// N of the whole sequence.
-    pub(crate) positions: usize,
-    /// M of the whole sequence.
-    pub(crate) teacher_positions: usize,
+    /// x of every student position.
+    pub(crate) places: Vec<f64>,
+    /// y of every teacher position.
+    pub(crate) teacher_places: Vec<f64>,
 }
 
 impl PositionPrior {
-    /// The block's costs with the prior.
+    /// Places `i / N` and `j / M`, or those of an alignment.
+    pub(crate) fn new(gamma: f64, n: usize, m: usize, alignment: Option<&Alignment>) -> Self {
+        let even = |of: usize| (0..of).map(|k| k as f64 / of as f64).collect();
+        let (places, teacher_places) = match alignment {
+            Some(alignment) => (
+                alignment.student_places.clone(),
+                alignment.teacher_places.clone(),
+            ),
+            None => (even(n), even(m)),
+        };
+        Self {
+            gamma,
+            places,
+            teacher_places,
+        }
+    }
+
+    /// The costs of the block whose first row and column are `first`, with the prior.
     pub(crate) fn added(&self, cost: &[f32], first: (usize, usize), m: usize) -> Vec<f32> {
-        let place = |k: usize, of: usize| k as f64 / of as f64;
         let mut solved = cost.to_vec();
-        for (i, row) in solved.chunks_mut(m).enumerate() {
-            let x = place(first.0 + i, self.positions);
-            for (j, c) in row.iter_mut().enumerate() {
-                let distance = x - place(first.1 + j, self.teacher_positions);
-                *c = (f64::from(*c) + self.gamma * distance * distance) as f32;
+        for (row, x) in solved.chunks_mut(m).zip(&self.places[first.0..]) {
+            for (c, y) in row.iter_mut().zip(&self.teacher_places[first.1..]) {
+                *c = (f64::from(*c) + self.gamma * (x - y) * (x - y)) as f32;
             }
         }
         solved
+    }
+}
+
+/// Divides distances by their mean, so that epsilon means the same whatever their size; returns the mean.
+pub(crate) fn scale_by_mean(distances: &mut [f32]) -> f64 {
+    let sum: f64 = distances.iter().map(|&d| f64::from(d)).sum();
+    let mean = sum / distances.len() as f64;
+    // All distances 0: every plan costs the same, and so it should.
+    if mean > 0.0 {
+        scale_in_place(distances, (1.0 / mean) as f32);
+    }
+    mean
+}
+
+/// From dL/dC' of `C' = D / mean(D)`, over `scaled` = C', to dL/dD.
+pub(crate) fn scale_by_mean_backward(gradient: &mut [f32], scaled: &[f32], mean: f64) {
+    if mean <= 0.0 {
+        gradient.fill(0.0);
+        return;
+    }
+    let pairs = gradient.iter().zip(scaled);
+    let along: f64 = pairs.map(|(&g, &c)| f64::from(g) * f64::from(c)).sum();
+    let shift = along / gradient.len() as f64;
+    for g in gradient {
+        *g = ((f64::from(*g) - shift) / mean) as f32;
     }
 }

@@ -1,20 +1,22 @@
 //! Provides the same losses from dense logits, with gradients to them: what the `losses` command shows the world.
 
 use candle_core::{DType, Device, Tensor};
-use distill_proto::{Estimator, Rows, ValueCoding};
+use distill_proto::{Estimator, Rows, StateKind, ValueCoding};
 use rayon::prelude::*;
 
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{Cost, LossConfig, Similarity};
+use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::cost::kl_cost_rows;
 use super::error::{LossError, Result};
+use super::euclidean::SquaredEuclidean;
 use super::head::{LossValues, check_labels, check_pairs, sum_up};
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, to_host};
 use super::similarity::Bilinear;
 use super::sparse;
+use super::targets::Targets;
 use super::teacher::Teacher;
-use super::transport::{Transport, transport};
+use super::transport::{Problem, Transport, transport};
 
 /// The losses of dense logits.
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ pub fn dense_loss(
 ) -> Result<DenseLoss> {
     let x = host_logits(student)?;
     let y = host_logits(teacher)?;
-    let ((n, vocab_size), (m, teacher_vocab)) = (x.dims2()?, y.dims2()?);
+    let ((n, vocab_size), (_, teacher_vocab)) = (x.dims2()?, y.dims2()?);
     if vocab_size != teacher_vocab {
         return Err(LossError::shape(
             "columns of the teacher's logits",
@@ -60,17 +62,18 @@ pub fn dense_loss(
     config.check_teacher(
         Estimator::TopK,
         &[1.0, config.kl_temperature as f32],
-        top_k.is_none(),
+        top_k.is_none().then_some(StateKind::Exact),
     )?;
-    check_pairs(n, m, config)?;
     if let Some(labels) = labels {
         check_labels(labels, n, vocab_size)?;
     }
     let rows = compress(&y, k, &[1.0, config.kl_temperature as f32])?;
-    let teacher = Teacher::new(&rows, vocab_size)?;
+    let targets = Targets::from_rows(&rows);
+    check_pairs(n, &targets, config)?;
+    let teacher = Teacher::new(&targets, vocab_size)?;
 
     let (values, mut grad_total) = cross_terms(&x, &teacher, labels, config)?;
-    let mut result = sum_up(&values, config)?;
+    let mut result = sum_up(&values, n, config)?;
     if labels.is_none() {
         result.ce = 0.0;
         result.total = config.kl_weight * result.kl;
@@ -132,6 +135,7 @@ fn cross_terms(
             label: labels.map_or(0, |labels| labels[i]),
             ce: labels.map_or(0.0, |_| config.ce_weight / n),
             kl: kl.map(|row| (row, config.kl_weight / n)),
+            divergence: config.divergence(),
             softmax: 0.0,
         };
         row_pass(z, &terms, true)
@@ -150,13 +154,47 @@ struct DenseTransport<'a> {
 impl DenseTransport<'_> {
     fn run(&self) -> Result<(Transport, Tensor)> {
         let config = &self.config.ot;
-        let (n, m) = (self.x.dims()[0], self.y.dims()[0]);
+        let m = self.y.dims()[0];
+        let distances = match config.plan_cost {
+            PlanCost::Same => None,
+            PlanCost::SquaredEuclidean => Some(SquaredEuclidean::from_logits(self.x, self.y)?),
+        };
+        let (transport, gradient) = self.pay(config, m, distances.as_ref())?;
+        let plan_gradient = transport.plan_gradient_tensor(m, 1.0, self.x.device())?;
+        match (plan_gradient, distances) {
+            (Some(plan_gradient), Some(distances)) => {
+                let through_plan = distances.backward(&plan_gradient)?;
+                Ok((transport, (gradient + through_plan)?))
+            }
+            _ => Ok((transport, gradient)),
+        }
+    }
+
+    fn solve(&self, matrix: Vec<f32>, distances: Option<&SquaredEuclidean>) -> Result<Transport> {
+        let distances = distances.map(|distances| to_host(&distances.forward()?));
+        let problem = Problem {
+            matrix,
+            distances: distances.transpose()?,
+            n: self.x.dims()[0],
+            m: self.y.dims()[0],
+            alignment: None,
+        };
+        transport(problem, &self.config.ot)
+    }
+
+    /// The plan, and the gradient of the cost that is paid.
+    fn pay(
+        &self,
+        config: &OtConfig,
+        m: usize,
+        distances: Option<&SquaredEuclidean>,
+    ) -> Result<(Transport, Tensor)> {
         match (config.cost, config.similarity) {
-            (Cost::Kl, _) => self.kl(n, m),
+            (Cost::Kl, _) => self.kl(m, distances),
             (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
                 let mut roots = Bhattacharyya::new(self.teacher);
                 roots.push(self.x.copy()?)?;
-                let transport = transport(roots.s.clone(), n, m, config)?;
+                let transport = self.solve(roots.s.clone(), distances)?;
                 let (gradient, _) = each_row(self.x.copy()?, |i, z| {
                     let g = &transport.gradient[i * m..(i + 1) * m];
                     z.copy_from_slice(&roots.backward(i, z, g, 1.0));
@@ -166,7 +204,7 @@ impl DenseTransport<'_> {
             (Cost::SoftmaxSimilarity, kind) => {
                 let similarity = Bilinear::from_logits(kind, self.x, self.y)?;
                 let s = similarity.forward()?;
-                let transport = transport(to_host(&s)?, n, m, config)?;
+                let transport = self.solve(to_host(&s)?, distances)?;
                 let gradient = transport.gradient_tensor(m, 1.0, self.x.device())?;
                 let gradient = similarity.backward(&s, &gradient)?;
                 Ok((transport, gradient))
@@ -175,12 +213,13 @@ impl DenseTransport<'_> {
     }
 
     /// `C = (sum p ln p - x_i . p_j + lse_i) / kappa`; dX = (row_mass q - G p) / kappa.
-    fn kl(&self, n: usize, m: usize) -> Result<(Transport, Tensor)> {
+    fn kl(&self, m: usize, distances: Option<&SquaredEuclidean>) -> Result<(Transport, Tensor)> {
         let (teacher, kappa) = (self.teacher, self.config.ot.kappa);
-        let (rows, p) = (teacher.rows, &teacher.kept);
-        let dense = rows.k == self.x.dims()[1];
+        let (targets, p) = (teacher.targets, &teacher.weights);
+        let vocab_size = self.x.dims()[1];
+        let dense = p.len() == m * vocab_size;
         let p_dense = if dense {
-            Some(Tensor::from_slice(p, (m, rows.k), self.x.device())?)
+            Some(Tensor::from_slice(p, (m, vocab_size), self.x.device())?)
         } else {
             None
         };
@@ -189,26 +228,27 @@ impl DenseTransport<'_> {
             None => {
                 let dots = |_, z: &mut [f32]| {
                     let mut out = vec![0.0; m];
-                    sparse::dots(z, &rows.ids, p, rows.k, &mut out);
+                    sparse::dots(z, &targets.ids, p, &targets.starts, &mut out);
                     out
                 };
                 each_row(self.x.copy()?, dots)?.1.concat()
             }
         };
         kl_cost_rows(&mut cost, &teacher.negative_entropy, kappa);
-        let transport = transport(cost, n, m, &self.config.ot)?;
+        let transport = self.solve(cost, distances)?;
         let (gradient, _) = each_row(self.x.copy()?, |i, z| {
             let terms = RowTerms {
                 label: 0,
                 ce: 0.0,
                 kl: None,
+                divergence: self.config.divergence(),
                 softmax: transport.row_mass[i] / kappa,
             };
             row_pass(z, &terms, true);
             if !dense {
                 let g = &transport.gradient[i * m..(i + 1) * m];
                 let factors: Vec<f32> = g.iter().map(|g| -g / kappa as f32).collect();
-                sparse::add(z, &rows.ids, p, rows.k, &factors);
+                sparse::add(z, &targets.ids, p, &targets.starts, &factors);
             }
         })?;
         let gradient = match &p_dense {

@@ -120,62 +120,42 @@ impl HeadGeometry {
         total.ok_or_else(|| LossError::shape("student head", "at least one row", 0))
     }
 
-    /// `E [M, d]`, `e_j = sum_v p_jv W_v` over the teacher's kept entries.
+    /// `E [M, d]`, `e_j = sum_v p_jv W_v` by the weights of the teacher's entries.
     pub(crate) fn expectation(&self, teacher: &Teacher) -> Result<Tensor> {
-        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
+        let d = self.hidden_size();
         if self.device().is_cpu() && self.head.dtype() == DType::F32 {
-            let mut sums = vec![0.0_f32; m * d];
+            let targets = teacher.targets;
+            let mut sums = vec![0.0_f32; teacher.rows() * d];
             with_f32(&self.head, |head| {
-                let kept = teacher
-                    .rows
-                    .ids
-                    .par_chunks(k)
-                    .zip(teacher.kept.par_chunks(k));
-                sums.par_chunks_mut(d)
-                    .zip(kept)
-                    .for_each(|(sum, (ids, p))| {
-                        add_head_rows(sum, head, ids, p);
-                    });
+                sums.par_chunks_mut(d).enumerate().for_each(|(j, sum)| {
+                    let entries = targets.entries(j);
+                    let ids = &targets.ids[entries.clone()];
+                    add_head_rows(sum, head, ids, &teacher.weights[entries]);
+                });
             })?;
-            return Ok(Tensor::from_vec(sums, (m, d), self.device())?);
+            return Ok(Tensor::from_vec(sums, (teacher.rows(), d), self.device())?);
         }
         self.expectation_gathered(teacher)
     }
 
-    /// The same by tensor operations, at most a tile of gathered rows at a time.
+    /// The same by tensor operations, about a tile of gathered rows at a time.
     pub(crate) fn expectation_gathered(&self, teacher: &Teacher) -> Result<Tensor> {
-        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
-        let step = (TILE_ROWS / k).max(1);
-        let mut parts = Vec::new();
-        for start in (0..m).step_by(step) {
-            let count = step.min(m - start);
-            let range = start * k..(start + count) * k;
-            let ids =
-                Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
-            let p = Tensor::from_slice(&teacher.kept[range], (count, 1, k), self.device())?;
-            let rows = self
-                .head
-                .index_select(&ids, 0)?
-                .to_dtype(DType::F32)?
-                .reshape((count, k, d))?;
-            parts.push(p.matmul(&rows)?.squeeze(1)?);
+        let shape = (teacher.rows(), self.hidden_size());
+        let mut sums = Tensor::zeros(shape, DType::F32, self.device())?;
+        for tile in EntryTile::all(teacher, self.device())? {
+            let rows = self.head.index_select(&tile.ids, 0)?.to_dtype(DType::F32)?;
+            sums = sums.index_add(&tile.rows, &rows.broadcast_mul(&tile.weights)?, 0)?;
         }
-        Ok(Tensor::cat(&parts, 0)?)
+        Ok(sums)
     }
 
     /// The way back from E to the head: `dW_v = sum_j p_jv dE_j`, `[V, d]` from dE `[M, d]`.
     pub(crate) fn expectation_backward(&self, teacher: &Teacher, grad: &Tensor) -> Result<Tensor> {
-        let (m, k, d) = (teacher.rows.rows, teacher.rows.k, self.hidden_size());
-        let mut sum = Tensor::zeros((self.vocab_size(), d), DType::F32, self.device())?;
-        let step = (TILE_ROWS / k).max(1);
-        for start in (0..m).step_by(step) {
-            let count = step.min(m - start);
-            let range = start * k..(start + count) * k;
-            let ids =
-                Tensor::from_slice(&teacher.rows.ids[range.clone()], count * k, self.device())?;
-            let p = Tensor::from_slice(&teacher.kept[range], (count, k, 1), self.device())?;
-            let rows = p.broadcast_mul(&grad.narrow(0, start, count)?.unsqueeze(1)?)?;
-            sum = sum.index_add(&ids, &rows.reshape((count * k, d))?, 0)?;
+        let shape = (self.vocab_size(), self.hidden_size());
+        let mut sum = Tensor::zeros(shape, DType::F32, self.device())?;
+        for tile in EntryTile::all(teacher, self.device())? {
+            let rows = grad.index_select(&tile.rows, 0)?;
+            sum = sum.index_add(&tile.ids, &rows.broadcast_mul(&tile.weights)?, 0)?;
         }
         Ok(sum)
     }
@@ -239,6 +219,36 @@ impl HeadGeometry {
             row_sum: row_sum.to_dtype(DType::F32)?,
             gram,
         })
+    }
+}
+
+/// Some of the teacher's entries, on the student's device.
+struct EntryTile {
+    /// Ids, `[e]`.
+    ids: Tensor,
+    /// Rows they belong to, `[e]`.
+    rows: Tensor,
+    /// Weights, `[e, 1]`.
+    weights: Tensor,
+}
+
+impl EntryTile {
+    /// All entries, at most [`TILE_ROWS`] at a time.
+    fn all(teacher: &Teacher, device: &Device) -> Result<Vec<Self>> {
+        let targets = teacher.targets;
+        let owners: Vec<u32> = (0..targets.rows())
+            .flat_map(|j| std::iter::repeat_n(j as u32, targets.entries(j).len()))
+            .collect();
+        let tile = |start: usize| {
+            let range = start..(start + TILE_ROWS).min(owners.len());
+            let count = range.len();
+            Ok(Self {
+                ids: Tensor::from_slice(&targets.ids[range.clone()], count, device)?,
+                rows: Tensor::from_slice(&owners[range.clone()], count, device)?,
+                weights: Tensor::from_slice(&teacher.weights[range], (count, 1), device)?,
+            })
+        };
+        (0..owners.len()).step_by(TILE_ROWS).map(tile).collect()
     }
 }
 

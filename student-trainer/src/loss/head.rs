@@ -7,7 +7,6 @@
 */
 
 use candle_core::{DType, Tensor};
-use distill_proto::Rows;
 
 use super::config::LossConfig;
 use super::error::{LossError, Result};
@@ -15,6 +14,7 @@ use super::geometry::HeadGeometry;
 use super::head_transport::HeadTransport;
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::each_row;
+use super::targets::Targets;
 use super::teacher::Teacher;
 use super::transport::SolverReport;
 
@@ -73,19 +73,26 @@ impl HeadLoss {
 /// The losses of one sequence and dL/dH.
 ///
 /// # Shapes
-/// `hidden`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets; `rows`:
-/// M teacher rows, M = N in the same order for KL.
+/// `hidden`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets;
+/// `targets`: M teacher rows, beside the N as their alignment says, or M = N in the same order for KL.
 ///
 /// # Errors
 /// Settings that these rows cannot feed, shapes that do not fit, and NaN or infinity anywhere.
 pub fn head_loss(
     hidden: &Tensor,
     labels: &[u32],
-    rows: &Rows,
+    targets: &Targets,
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<HeadLoss> {
-    let (values, gradient) = run(hidden, labels, Some(rows), geometry, config, Wanted::Hidden)?;
+    let (values, gradient) = run(
+        hidden,
+        labels,
+        Some(targets),
+        geometry,
+        config,
+        Wanted::Hidden,
+    )?;
     Ok(HeadLoss::new(values, gradient.hidden))
 }
 
@@ -100,17 +107,17 @@ pub fn head_loss(
 pub fn head_loss_with_head(
     hidden: &Tensor,
     labels: &[u32],
-    rows: Option<&Rows>,
+    targets: Option<&Targets>,
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<(HeadLoss, Tensor)> {
-    if rows.is_some() {
+    if targets.is_some() {
         config.check_trained_head()?;
     }
     let (values, gradient) = run(
         hidden,
         labels,
-        rows,
+        targets,
         geometry,
         config,
         Wanted::HiddenAndHead,
@@ -128,11 +135,11 @@ pub fn head_loss_with_head(
 pub fn head_values(
     hidden: &Tensor,
     labels: &[u32],
-    rows: Option<&Rows>,
+    targets: Option<&Targets>,
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    Ok(run(hidden, labels, rows, geometry, config, Wanted::Values)?.0)
+    Ok(run(hidden, labels, targets, geometry, config, Wanted::Values)?.0)
 }
 
 /// What a pass is to yield beside the values.
@@ -152,17 +159,17 @@ struct Gradients {
 fn run(
     hidden: &Tensor,
     labels: &[u32],
-    rows: Option<&Rows>,
+    targets: Option<&Targets>,
     geometry: &HeadGeometry,
     config: &LossConfig,
     wanted: Wanted,
 ) -> Result<(LossValues, Gradients)> {
     let hidden = checked_hidden(hidden, labels, geometry)?;
-    let teacher = match rows {
-        Some(rows) => {
-            config.check_rows(rows, geometry.has_basis())?;
-            check_pairs(labels.len(), rows.rows, config)?;
-            Some(Teacher::new(rows, geometry.vocab_size())?)
+    let teacher = match targets {
+        Some(targets) => {
+            config.check_targets(targets, geometry.has_basis())?;
+            check_pairs(labels.len(), targets, config)?;
+            Some(Teacher::new(targets, geometry.vocab_size())?)
         }
         None => None,
     };
@@ -172,15 +179,17 @@ fn run(
         )?),
         _ => None,
     };
+    let pairs = targets.map_or(0, |targets| pair_count(targets, labels.len()));
     let pass = HeadPass {
         labels,
         teacher: teacher.as_ref(),
+        pairs,
         ot: ot.as_ref(),
         config,
         wanted,
     };
     let (values, mut gradients) = pass.run(&hidden, geometry)?;
-    let mut result = sum_up(&values, config)?;
+    let mut result = sum_up(&values, pairs, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
         result.report = ot.transport.report;
@@ -209,8 +218,12 @@ fn run(
     Ok((result, gradients))
 }
 
-/// Means over the rows; the first row that is not finite is named.
-pub(crate) fn sum_up(values: &[RowValues], config: &LossConfig) -> Result<LossValues> {
+/// Means over the rows, of KL over those that have a pair; the first row that is not finite is named.
+pub(crate) fn sum_up(
+    values: &[RowValues],
+    pairs: usize,
+    config: &LossConfig,
+) -> Result<LossValues> {
     let bad = |v: &RowValues| !(v.ce.is_finite() && v.kl.is_finite() && v.logsumexp.is_finite());
     if let Some(position) = values.iter().position(bad) {
         return Err(LossError::NonFinite {
@@ -220,7 +233,7 @@ pub(crate) fn sum_up(values: &[RowValues], config: &LossConfig) -> Result<LossVa
     }
     let n = values.len() as f64;
     let ce = values.iter().map(|v| v.ce).sum::<f64>() / n;
-    let kl = values.iter().map(|v| v.kl).sum::<f64>() / n;
+    let kl = values.iter().map(|v| v.kl).sum::<f64>() / pairs.max(1) as f64;
     Ok(LossValues {
         total: config.ce_weight * ce + config.kl_weight * kl,
         ce,
@@ -248,8 +261,30 @@ pub(crate) fn check_labels(labels: &[u32], n: usize, vocab_size: usize) -> Resul
     }
 }
 
-/// KL pairs row i with row i.
-pub(crate) fn check_pairs(n: usize, m: usize, config: &LossConfig) -> Result<()> {
+/// Of n student rows, those that have a teacher row beside them.
+pub(crate) fn pair_count(targets: &Targets, n: usize) -> usize {
+    (0..n).filter(|&i| targets.pair(i).is_some()).count()
+}
+
+/// KL pairs row i with row i, or as the alignment says; the alignment must speak of these rows.
+pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> Result<()> {
+    let m = targets.rows();
+    if let Some(alignment) = &targets.alignment {
+        let lengths = [
+            alignment.pairs.len(),
+            alignment.student_places.len(),
+            alignment.teacher_places.len(),
+        ];
+        let inside = alignment.pairs.iter().flatten().all(|&j| j < m);
+        if lengths == [n, n, m] && inside {
+            return Ok(());
+        }
+        return Err(LossError::shape(
+            "alignment",
+            format!("of {n} student and {m} teacher positions"),
+            format!("{lengths:?}"),
+        ));
+    }
     if config.kl_weight == 0.0 || n == m {
         return Ok(());
     }
@@ -275,6 +310,8 @@ fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> R
 struct HeadPass<'a> {
     labels: &'a [u32],
     teacher: Option<&'a Teacher<'a>>,
+    /// Rows with a teacher row beside them.
+    pairs: usize,
     ot: Option<&'a HeadTransport<'a>>,
     config: &'a LossConfig,
     wanted: Wanted,
@@ -315,7 +352,7 @@ impl HeadPass<'_> {
         let (config, teacher) = (self.config, self.teacher);
         let kl = teacher
             .filter(|_| config.kl_weight > 0.0)
-            .and_then(|teacher| teacher.row(i, config.kl_temperature));
+            .and_then(|teacher| teacher.row(teacher.targets.pair(i)?, config.kl_temperature));
         let costs = self.ot.filter(|ot| ot.row_costs);
         let softmax = costs.map_or(0.0, |ot| {
             config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
@@ -323,7 +360,8 @@ impl HeadPass<'_> {
         let terms = RowTerms {
             label: self.labels[i],
             ce: config.ce_weight / n,
-            kl: kl.map(|row| (row, config.kl_weight / n)),
+            kl: kl.map(|row| (row, config.kl_weight / self.pairs.max(1) as f64)),
+            divergence: config.divergence(),
             softmax,
         };
         let gradient_wanted = self.wanted != Wanted::Values;

@@ -7,19 +7,21 @@
 ```
 */
 
-use candle_core::{DType, Tensor};
-use distill_proto::Rows;
-
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+use super::config::{
+    Cost, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
+};
 use super::cost::kl_cost_rows;
 use super::error::Result;
+use super::euclidean::SquaredEuclidean;
 use super::geometry::HeadGeometry;
 use super::head::{Wanted, chunks};
 use super::rowwise::to_host;
 use super::similarity::Bilinear;
+use super::targets::Targets;
 use super::teacher::Teacher;
-use super::transport::{Transport, transport};
+use super::transport::{Problem, Transport, transport};
+use candle_core::{DType, Tensor};
 
 /// Solved transport, and how its gradient reaches the hidden states.
 pub(super) struct HeadTransport<'a> {
@@ -42,48 +44,105 @@ impl<'a> HeadTransport<'a> {
         config: &LossConfig,
         wanted: Wanted,
     ) -> Result<Self> {
-        match (config.ot.cost, config.ot.similarity) {
-            (Cost::Kl, _) => Self::kl(hidden, teacher, geometry, config, wanted),
-            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
-                Self::bhattacharyya(hidden, teacher, geometry, config)
-            }
-            (Cost::SoftmaxSimilarity, kind) => {
-                let similarity = Bilinear::from_state(kind, hidden, teacher.rows, geometry)?;
-                let s = similarity.forward()?;
-                let (n, m) = s.dims2()?;
-                let transport = transport(to_host(&s)?, n, m, &config.ot)?;
-                let gradient = transport.gradient_tensor(m, config.ot_weight, hidden.device())?;
-                Ok(Self {
-                    grad_hidden: Some(similarity.backward(&s, &gradient)?),
-                    grad_head: None,
-                    transport,
-                    row_costs: false,
-                    roots: None,
-                })
-            }
+        let distances = match config.ot.plan_cost {
+            PlanCost::Same => None,
+            PlanCost::SquaredEuclidean => Some(SquaredEuclidean::from_state(
+                hidden,
+                teacher.targets,
+                geometry,
+            )?),
+        };
+        let pass = TransportPass {
+            hidden,
+            teacher,
+            geometry,
+            config,
+            wanted,
+            distances: distances.as_ref(),
+        };
+        let mut solved = match (config.ot.cost, config.ot.similarity) {
+            (Cost::Kl, _) => pass.kl()?,
+            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => pass.bhattacharyya()?,
+            (Cost::SoftmaxSimilarity, kind) => pass.bilinear(kind)?,
+        };
+        let m = teacher.rows();
+        let weight = config.ot_weight;
+        let plan_gradient = solved
+            .transport
+            .plan_gradient_tensor(m, weight, hidden.device())?;
+        if let (Some(gradient), Some(distances)) = (plan_gradient, &distances) {
+            let through_plan = distances.backward(&gradient)?;
+            solved.grad_hidden = Some(match solved.grad_hidden {
+                Some(direct) => (direct + through_plan)?,
+                None => through_plan,
+            });
         }
+        Ok(solved)
+    }
+}
+
+/// Everything that a transport between hidden states and rows is made from.
+struct TransportPass<'p, 'a> {
+    hidden: &'p Tensor,
+    teacher: &'a Teacher<'a>,
+    geometry: &'p HeadGeometry,
+    config: &'p LossConfig,
+    wanted: Wanted,
+    /// What the plan is solved for, where that is not the cost.
+    distances: Option<&'p SquaredEuclidean>,
+}
+
+impl<'a> TransportPass<'_, 'a> {
+    fn solve(&self, matrix: Vec<f32>) -> Result<Transport> {
+        let distances = self
+            .distances
+            .map(|distances| to_host(&distances.forward()?));
+        let problem = Problem {
+            matrix,
+            distances: distances.transpose()?,
+            n: self.hidden.dims()[0],
+            m: self.teacher.rows(),
+            alignment: self.teacher.targets.alignment.as_ref(),
+        };
+        transport(problem, &self.config.ot)
+    }
+
+    fn bilinear(&self, kind: Similarity) -> Result<HeadTransport<'a>> {
+        let similarity =
+            Bilinear::from_state(kind, self.hidden, self.teacher.targets, self.geometry)?;
+        let s = similarity.forward()?;
+        let transport = self.solve(to_host(&s)?)?;
+        let weight = self.config.ot_weight;
+        let m = self.teacher.rows();
+        let gradient = transport.gradient_tensor(m, weight, self.hidden.device())?;
+        Ok(HeadTransport {
+            grad_hidden: Some(similarity.backward(&s, &gradient)?),
+            grad_head: None,
+            transport,
+            row_costs: false,
+            roots: None,
+        })
     }
 
     /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: the plan needs no logits.
-    fn kl(
-        hidden: &Tensor,
-        teacher: &Teacher,
-        geometry: &HeadGeometry,
-        config: &LossConfig,
-        wanted: Wanted,
-    ) -> Result<Self> {
+    fn kl(&self) -> Result<HeadTransport<'a>> {
+        let Self {
+            hidden,
+            teacher,
+            geometry,
+            config,
+            ..
+        } = *self;
         let expectation = geometry.expectation(teacher)?;
-        let dots = hidden.matmul(&expectation.t()?)?;
-        let (n, m) = dots.dims2()?;
-        let mut cost = to_host(&dots)?;
+        let mut cost = to_host(&hidden.matmul(&expectation.t()?)?)?;
         kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
-        let transport = transport(cost, n, m, &config.ot)?;
+        let transport = self.solve(cost)?;
         let factor = -config.ot_weight / config.ot.kappa;
-        let gradient = transport.gradient_tensor(m, factor, hidden.device())?;
-        let grad_head = (wanted == Wanted::HiddenAndHead)
+        let gradient = transport.gradient_tensor(teacher.rows(), factor, hidden.device())?;
+        let grad_head = (self.wanted == Wanted::HiddenAndHead)
             .then(|| geometry.expectation_backward(teacher, &gradient.t()?.matmul(hidden)?))
             .transpose()?;
-        Ok(Self {
+        Ok(HeadTransport {
             grad_hidden: Some(gradient.matmul(&expectation)?),
             grad_head,
             transport,
@@ -93,20 +152,16 @@ impl<'a> HeadTransport<'a> {
     }
 
     /// One pass over the head for S, before the pass for the gradient.
-    fn bhattacharyya(
-        hidden: &Tensor,
-        teacher: &'a Teacher,
-        geometry: &HeadGeometry,
-        config: &LossConfig,
-    ) -> Result<Self> {
-        let n = hidden.dims()[0];
-        let mut roots = Bhattacharyya::new(teacher);
-        for (start, count) in chunks(n, config.chunk_rows) {
-            roots.push(geometry.logits(&hidden.narrow(0, start, count)?)?)?;
+    fn bhattacharyya(&self) -> Result<HeadTransport<'a>> {
+        let mut roots = Bhattacharyya::new(self.teacher);
+        for (start, count) in chunks(self.hidden.dims()[0], self.config.chunk_rows) {
+            roots.push(
+                self.geometry
+                    .logits(&self.hidden.narrow(0, start, count)?)?,
+            )?;
         }
-        let m = teacher.rows.rows;
-        Ok(Self {
-            transport: transport(roots.s.clone(), n, m, &config.ot)?,
+        Ok(HeadTransport {
+            transport: self.solve(roots.s.clone())?,
             grad_hidden: None,
             grad_head: None,
             row_costs: false,
@@ -125,13 +180,14 @@ impl<'a> HeadTransport<'a> {
 /// As [`head_loss`](super::head_loss).
 pub fn transport_plan(
     hidden: &Tensor,
-    rows: &Rows,
+    targets: &Targets,
     geometry: &HeadGeometry,
     ot: &OtConfig,
 ) -> Result<Vec<f32>> {
     let config = LossConfig {
         ot: OtConfig {
             cost: Cost::Kl,
+            plan_cost: PlanCost::Same,
             objective: Objective::Entropic,
             scope: Scope::Row,
             reduction: Reduction::Mean,
@@ -140,9 +196,13 @@ pub fn transport_plan(
         ..LossConfig::default()
     };
     let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
-    config.check_rows(rows, geometry.has_basis())?;
-    let teacher = Teacher::new(rows, geometry.vocab_size())?;
-    let solved = HeadTransport::kl(&hidden, &teacher, geometry, &config, Wanted::Values)?;
+    let config = LossConfig {
+        kl_weight: 0.0,
+        ..config
+    };
+    config.check_targets(targets, geometry.has_basis())?;
+    let teacher = Teacher::new(targets, geometry.vocab_size())?;
+    let solved = HeadTransport::solve(&hidden, &teacher, geometry, &config, Wanted::Values)?;
     // The entropic objective's gradient in the cost is the plan itself.
     Ok(solved.transport.gradient)
 }

@@ -16,16 +16,23 @@ mod bhattacharyya;
 pub mod config;
 mod cost;
 mod dense;
+mod divergence;
 mod error;
+#[cfg(test)]
+mod estimator_tests;
+mod euclidean;
 #[cfg(test)]
 mod fixture_tests;
 mod geometry;
 mod head;
 mod head_transport;
+mod hidden;
 mod objective;
+mod ot_config;
 pub mod reference;
 mod rows;
 mod rowwise;
+mod schedule;
 mod simd;
 mod similarity;
 pub mod sinkhorn;
@@ -38,11 +45,15 @@ mod testing;
 mod tests;
 mod transport;
 
-pub use config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+pub use config::{
+    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, PlanCost, Reduction, Scope,
+    Similarity,
+};
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
 pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
 pub use head_transport::transport_plan;
+pub use hidden::{HiddenLoss, HiddenProjection};
 pub use targets::{Alignment, Targets};
 pub use transport::SolverReport;

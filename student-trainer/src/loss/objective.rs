@@ -12,7 +12,9 @@ differentiation of the marginal constraints)
  (diag c - T^T diag(1/r) T) beta = W^T 1 - T^T (W 1 / r),   alpha = (W 1 - T beta) / r
 ```
 
-with r and c the plan's actual marginals. Adding a constant to a row or a column of C changes neither T nor G.
+Where the plan is solved for another cost C' than the one that is paid, dL/dC = T and dL/dC' = T o (alpha + beta^T - C) / epsilon.
+
+Here r and c are the plan's actual marginals. Adding a constant to a row or a column of C changes neither T nor G.
 */
 
 use rayon::prelude::*;
@@ -34,16 +36,20 @@ pub(crate) struct Value {
     pub(crate) transport_cost: f64,
     /// dvalue/dC `[n, m]`.
     pub(crate) gradient: Vec<f32>,
+    /// Under `sharp` with a plan cost C' of its own: dvalue/dC' `[n, m]`; `gradient` is then T.
+    pub(crate) plan_gradient: Option<Vec<f32>>,
     /// Whether the adjoint's equations were solved (always, where there are none).
     pub(crate) converged: bool,
 }
 
-/// The objective of `solution`, whose plan is used up; `cost` is without the prior.
+/// The objective of `solution`, whose plan is used up; `cost` is without the prior. `own_plan_cost` says that the plan
+/// was solved for another cost C'.
 pub(crate) fn evaluate(
     objective: Objective,
     cost: &[f32],
     solution: &mut Solution,
     epsilon: f64,
+    own_plan_cost: bool,
 ) -> Value {
     let plan = std::mem::take(&mut solution.plan);
     let transport_cost = inner(&plan, cost);
@@ -54,33 +60,43 @@ pub(crate) fn evaluate(
                 + weighted(&solution.column_mass, &solution.column_potential),
             transport_cost,
             gradient: plan,
+            plan_gradient: None,
             converged: true,
         },
         Objective::Detached => Value {
             value: transport_cost,
             transport_cost,
             gradient: plan,
+            plan_gradient: None,
             converged: true,
         },
         Objective::Sharp => {
             let size = (solution.row_mass.len(), solution.column_mass.len());
-            let (gradient, converged) = sharp_gradient(cost, plan, size, epsilon);
+            let direct = own_plan_cost.then(|| plan.clone());
+            let (through_plan, converged) =
+                sharp_gradient(cost, plan, size, epsilon, direct.is_none());
+            let (gradient, plan_gradient) = match direct {
+                Some(plan) => (plan, Some(through_plan)),
+                None => (through_plan, None),
+            };
             Value {
                 value: transport_cost,
                 transport_cost,
                 gradient,
+                plan_gradient,
                 converged,
             }
         }
     }
 }
 
-/// G of the module's text, written over the plan.
+/// G of the module's text, written over the plan; without its part T, the direct one, where that is not asked for.
 fn sharp_gradient(
     cost: &[f32],
     mut plan: Vec<f32>,
     (n, m): (usize, usize),
     epsilon: f64,
+    direct: bool,
 ) -> (Vec<f32>, bool) {
     let wide: Vec<f64> = plan.iter().map(|&t| f64::from(t)).collect();
     // Of the plan as it is stored: the equations are consistent with these only.
@@ -107,10 +123,11 @@ fn sharp_gradient(
     kernel.pass(&beta, &mut rhs, |i, sum| (row_cost[i] - sum) * inverse_r[i]);
     let alpha = kernel.weights;
 
+    let one = if direct { 1.0 } else { 0.0 };
     let rows = plan.par_chunks_mut(m).zip(cost.par_chunks(m)).zip(&alpha);
     rows.for_each(|((plan, cost), alpha)| {
         for ((t, &c), beta) in plan.iter_mut().zip(cost).zip(&beta) {
-            *t *= (1.0 + (alpha + beta - f64::from(c)) / epsilon) as f32;
+            *t *= (one + (alpha + beta - f64::from(c)) / epsilon) as f32;
         }
     });
     (plan, converged)

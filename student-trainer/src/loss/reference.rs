@@ -2,7 +2,9 @@
 //!
 //! Everything fast in this module is tested against this file, and gradients against its central differences.
 
-use super::config::{Cost, LossConfig, Objective, OtConfig, Reduction, Scope, Similarity};
+use super::config::{
+    Cost, Divergence, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
+};
 
 /// A dense matrix, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,22 +80,37 @@ pub fn cross_entropy(x: &Matrix, labels: &[u32]) -> f64 {
     (0..x.rows).map(row).sum::<f64>() / x.rows as f64
 }
 
-/// `tau^2` times the mean over rows of KL(teacher || student) on the kept ids and one bucket for all others.
-pub fn kl(x: &Matrix, teacher: &Teacher, temperature: f64) -> f64 {
+/// `tau^2` times the mean over rows of the divergence on the kept ids and one bucket for all others.
+pub fn divergence(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
+    let tau = config.kl_temperature;
     let mut total = 0.0;
     for i in 0..x.rows {
-        let p = softmax(teacher.logits.row(i), temperature);
-        let q = softmax(x.row(i), temperature);
         let kept = &teacher.kept[i];
-        let term = |p: f64, q: f64| if p > 0.0 { p * (p / q).ln() } else { 0.0 };
-        total += kept.iter().map(|&v| term(p[v], q[v])).sum::<f64>();
-        let rest = |d: &[f64]| -> f64 {
+        let buckets = |d: Vec<f64>| -> Vec<f64> {
             let outside = (0..d.len()).filter(|v| !kept.contains(v));
-            outside.map(|v| d[v]).sum()
+            let rest = outside.map(|v| d[v]).sum();
+            kept.iter().map(|&v| d[v]).chain([rest]).collect()
         };
-        total += term(rest(&p), rest(&q));
+        let p = buckets(softmax(teacher.logits.row(i), tau));
+        let q = buckets(softmax(x.row(i), tau));
+        total += match config.kl_divergence {
+            Divergence::Forward => kullback_leibler(&p, &q),
+            Divergence::Reverse => kullback_leibler(&q, &p),
+            Divergence::Jsd => {
+                let beta = config.jsd_beta;
+                let pairs = p.iter().zip(&q);
+                let m: Vec<f64> = pairs.map(|(p, q)| beta * p + (1.0 - beta) * q).collect();
+                beta * kullback_leibler(&p, &m) + (1.0 - beta) * kullback_leibler(&q, &m)
+            }
+        };
     }
-    temperature * temperature * total / x.rows as f64
+    tau * tau * total / x.rows as f64
+}
+
+/// `sum p ln(p / q)`.
+fn kullback_leibler(p: &[f64], q: &[f64]) -> f64 {
+    let term = |(&p, &q): (&f64, &f64)| if p > 0.0 { p * (p / q).ln() } else { 0.0 };
+    p.iter().zip(q).map(term).sum()
 }
 
 /// `S [N, M]`.
@@ -161,11 +178,22 @@ pub fn sinkhorn(cost: &Matrix, epsilon: f64) -> Matrix {
     Matrix::from_fn(n, m, |i, j| (f[i] + g[j] - cost.at(i, j) / epsilon).exp())
 }
 
-/// `F = <T,C> - epsilon H(T)` or `L = <T*,C>` of one problem, with `prior` added to C as the objectives say.
-pub fn objective(cost: &Matrix, prior: &Matrix, config: &OtConfig) -> f64 {
+/// `|x_i - y_j|^2` over the mean of all pairs.
+pub fn squared_euclidean(x: &Matrix, y: &Matrix) -> Matrix {
+    let distances = Matrix::from_fn(x.rows, y.rows, |i, j| {
+        let pairs = x.row(i).iter().zip(y.row(j));
+        pairs.map(|(x, y)| (x - y).powi(2)).sum()
+    });
+    let mean = distances.data.iter().sum::<f64>() / distances.data.len() as f64;
+    scaled(&distances, 1.0 / mean)
+}
+
+/// `F = <T,C> - epsilon H(T)` or `L = <T*,C>` of one problem, T solved for `plan_cost`, with `prior` added as the
+/// objectives say.
+pub fn objective(cost: &Matrix, plan_cost: &Matrix, prior: &Matrix, config: &OtConfig) -> f64 {
     let epsilon = config.epsilon();
     let solved = Matrix::from_fn(cost.rows, cost.columns, |i, j| {
-        cost.at(i, j) + prior.at(i, j)
+        plan_cost.at(i, j) + prior.at(i, j)
     });
     let plan = sinkhorn(&solved, epsilon);
     match config.objective {
@@ -201,7 +229,14 @@ pub fn transport(x: &Matrix, teacher: &Teacher, config: &OtConfig) -> f64 {
                 Cost::SoftmaxSimilarity => softmax_cost(&block, config.temperature),
                 Cost::Kl => block,
             };
-            values.push(objective(&cost, &prior.block(i, j), config));
+            let plan_cost = match config.plan_cost {
+                PlanCost::Same => cost.clone(),
+                PlanCost::SquaredEuclidean => squared_euclidean(
+                    &x.block(i.clone(), 0..x.columns),
+                    &teacher.logits.block(j.clone(), 0..x.columns),
+                ),
+            };
+            values.push(objective(&cost, &plan_cost, &prior.block(i, j), config));
         }
     }
     let sum: f64 = values.iter().sum();
@@ -217,7 +252,7 @@ pub fn total(x: &Matrix, teacher: &Teacher, labels: &[u32], config: &LossConfig)
         if weight > 0.0 { weight * value() } else { 0.0 }
     };
     part(config.ce_weight, &|| cross_entropy(x, labels))
-        + part(config.kl_weight, &|| kl(x, teacher, config.kl_temperature))
+        + part(config.kl_weight, &|| divergence(x, teacher, config))
         + part(config.ot_weight, &|| transport(x, teacher, &config.ot))
 }
 

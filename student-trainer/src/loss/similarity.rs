@@ -11,11 +11,12 @@ positions seen from the student's hidden space. With dense logits `left` is X or
 */
 
 use candle_core::{D, DType, Tensor};
-use distill_proto::{Rows, State};
+use distill_proto::State;
 
 use super::config::Similarity;
 use super::error::{LossError, Result};
-use super::geometry::{HeadGeometry, row_norms};
+use super::geometry::{HeadGeometry, LogitSpace, row_norms};
+use super::targets::Targets;
 
 /// A similarity that is bilinear up to the norms of the student's rows.
 pub(crate) struct Bilinear {
@@ -32,42 +33,24 @@ impl Bilinear {
     pub(crate) fn from_state(
         kind: Similarity,
         hidden: &Tensor,
-        rows: &Rows,
+        targets: &Targets,
         geometry: &HeadGeometry,
     ) -> Result<Self> {
-        let missing = |reason: &str| LossError::Unsupported {
-            what: "a similarity of logits",
-            reason: reason.into(),
-        };
-        let state = rows.state.as_ref().ok_or_else(|| {
-            missing("the rows carry no `state`; use cost `kl`, or capture the teacher with a state")
-        })?;
-        let space = geometry
-            .space()
-            .ok_or_else(|| missing("the teacher's basis was not given to the head's geometry"))?;
         let root = (geometry.vocab_size() as f64).sqrt();
-        let coordinates = coordinates(state, rows.rows, space.projection.dims()[1], hidden)?;
-        let device = hidden.device();
-        let column = |values: &[f32]| Tensor::from_slice(values, (rows.rows, 1), device);
+        let rows = targets.rows();
         let mut norms = None;
         let anchors = match kind {
-            Similarity::ScaledDot => {
-                check_statistic("teacher mean", &rows.mean, rows.rows, f32::is_finite)?;
-                let anchors = coordinates.matmul(&space.projection.t()?)?;
-                let means = column(&rows.mean)?.matmul(&space.row_sum)?;
-                ((anchors + means)? / root)?
-            }
-            Similarity::CenteredDot => {
-                (coordinates.matmul(&space.centered_projection.t()?)? / root)?
-            }
+            Similarity::ScaledDot => (raw_anchors(hidden, targets, geometry)?.0 / root)?,
+            Similarity::CenteredDot => (centered_anchors(hidden, targets, geometry)?.0 / root)?,
             Similarity::Cosine => {
-                check_statistic("teacher std", &rows.std, rows.rows, |s| {
+                let (anchors, space) = centered_anchors(hidden, targets, geometry)?;
+                check_statistic("teacher std", &targets.std, rows, |s| {
                     s.is_finite() && s > 0.0
                 })?;
                 let normal = hidden.matmul(&space.gram)?;
                 norms = Some((row_norms(hidden, &normal)?, normal));
-                let anchors = coordinates.matmul(&space.centered_projection.t()?)?;
-                anchors.broadcast_div(&(column(&rows.std)? * root)?)?
+                let std = Tensor::from_slice(&targets.std, (rows, 1), hidden.device())?;
+                anchors.broadcast_div(&(std * root)?)?
             }
             Similarity::Bhattacharyya => return Err(missing("`bhattacharyya` is not bilinear")),
         };
@@ -121,6 +104,53 @@ impl Bilinear {
     }
 }
 
+fn missing(reason: &str) -> LossError {
+    LossError::Unsupported {
+        what: "a similarity of logits",
+        reason: reason.into(),
+    }
+}
+
+/// c `[m, r]`, with what the head and the basis make of each other.
+fn coordinates_and_space<'a>(
+    hidden: &Tensor,
+    targets: &Targets,
+    geometry: &'a HeadGeometry,
+) -> Result<(Tensor, &'a LogitSpace)> {
+    let state = targets.state.as_ref().ok_or_else(|| {
+        missing("the rows carry no `state`; use cost `kl`, or capture the teacher with a state")
+    })?;
+    let space = geometry
+        .space()
+        .ok_or_else(|| missing("the teacher's basis was not given to the head's geometry"))?;
+    let rank = space.projection.dims()[1];
+    Ok((coordinates(state, targets.rows(), rank, hidden)?, space))
+}
+
+/// `anchor_j` with `h_i . anchor_j = x_i . y_j` of raw logits, `[m, d]`.
+pub(crate) fn raw_anchors<'a>(
+    hidden: &Tensor,
+    targets: &Targets,
+    geometry: &'a HeadGeometry,
+) -> Result<(Tensor, &'a LogitSpace)> {
+    let (coordinates, space) = coordinates_and_space(hidden, targets, geometry)?;
+    let rows = targets.rows();
+    check_statistic("teacher mean", &targets.mean, rows, f32::is_finite)?;
+    let mean = Tensor::from_slice(&targets.mean, (rows, 1), hidden.device())?;
+    let anchors = coordinates.matmul(&space.projection.t()?)?;
+    Ok(((anchors + mean.matmul(&space.row_sum)?)?, space))
+}
+
+/// The same for centred logits.
+fn centered_anchors<'a>(
+    hidden: &Tensor,
+    targets: &Targets,
+    geometry: &'a HeadGeometry,
+) -> Result<(Tensor, &'a LogitSpace)> {
+    let (coordinates, space) = coordinates_and_space(hidden, targets, geometry)?;
+    Ok((coordinates.matmul(&space.centered_projection.t()?)?, space))
+}
+
 /// c `[m, r]` on the student's device.
 fn coordinates(state: &State, rows: usize, rank: usize, like: &Tensor) -> Result<Tensor> {
     if state.rank != rank || state.values.len() != rows * rank {
@@ -133,7 +163,8 @@ fn coordinates(state: &State, rows: usize, rank: usize, like: &Tensor) -> Result
     Ok(Tensor::from_slice(&state.values, (rows, rank), like.device())?.to_dtype(DType::F32)?)
 }
 
-fn check_statistic(
+/// One number that fits for each row.
+pub(crate) fn check_statistic(
     what: &'static str,
     values: &[f32],
     rows: usize,

@@ -33,12 +33,13 @@ pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
 }
 
 use candle_core::{Device, Tensor};
-use distill_proto::{Rows, State, StateCoding, StateKind};
+use distill_proto::{State, StateCoding, StateKind};
 
 use super::config::LossConfig;
 use super::dense;
 use super::geometry::HeadGeometry;
 use super::reference::{self, Matrix};
+use super::targets::Targets;
 
 /// A small student and teacher, the same numbers in f32 tensors and in f64.
 pub(crate) struct Case {
@@ -46,7 +47,7 @@ pub(crate) struct Case {
     pub(crate) head: Matrix,
     pub(crate) labels: Vec<u32>,
     pub(crate) teacher: reference::Teacher,
-    pub(crate) rows: Rows,
+    pub(crate) targets: Targets,
     pub(crate) basis: Matrix,
 }
 
@@ -97,8 +98,9 @@ impl Case {
         let offsets: Vec<f64> = (0..m).map(|j| round(0.3 * j as f64 - 1.0)).collect();
         let plain = states.times_transposed(&basis);
         let logits = Matrix::from_fn(m, vocab, |j, v| round(plain.at(j, v) + offsets[j]));
-        let mut rows = dense::compress(&tensor(&logits), k, &[1.0, 2.0]).unwrap();
-        rows.state = Some(State {
+        let rows = dense::compress(&tensor(&logits), k, &[1.0, 2.0]).unwrap();
+        let mut targets = Targets::from_rows(&rows);
+        targets.state = Some(State {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank,
@@ -115,7 +117,7 @@ impl Case {
             teacher: reference::Teacher { logits, kept },
             hidden,
             head,
-            rows,
+            targets,
             basis,
         }
     }

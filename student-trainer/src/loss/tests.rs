@@ -39,8 +39,18 @@ fn transports() -> Vec<OtConfig> {
         kappa: 4.0,
         ..OtConfig::default()
     });
+    // The plan at a cost of its own, with either cost that is paid.
+    for k in [2, 4] {
+        costs.push(OtConfig {
+            plan_cost: PlanCost::SquaredEuclidean,
+            ..costs[k].clone()
+        });
+    }
     for cost in costs {
         for objective in [Objective::Entropic, Objective::Sharp] {
+            if cost.plan_cost != PlanCost::Same && objective == Objective::Entropic {
+                continue;
+            }
             // Blocks of 3 leave ragged ones of 2 and 1.
             for (scope, reduction) in [
                 (Scope::Row, Reduction::Mean),
@@ -68,7 +78,7 @@ fn check(sizes: Sizes, config: &LossConfig) {
     let loss = head_loss(
         &tensor(&case.hidden),
         &case.labels,
-        &case.rows,
+        &case.targets,
         &case.geometry(),
         config,
     )
@@ -94,7 +104,7 @@ fn check(sizes: Sizes, config: &LossConfig) {
     let values = head_values(
         &tensor(&case.hidden),
         &case.labels,
-        Some(&case.rows),
+        Some(&case.targets),
         &case.geometry(),
         config,
     )
@@ -114,7 +124,13 @@ fn the_head_s_own_gradient_matches_the_reference() {
         let geometry = HeadGeometry::new(&tensor(&case.head), None).unwrap();
         let run = || {
             let hidden = tensor(&case.hidden);
-            head_loss_with_head(&hidden, &case.labels, Some(&case.rows), &geometry, &config)
+            head_loss_with_head(
+                &hidden,
+                &case.labels,
+                Some(&case.targets),
+                &geometry,
+                &config,
+            )
         };
         if config.needs_state() {
             let message = run().unwrap_err().to_string();
@@ -145,7 +161,7 @@ fn the_plan_to_look_at_has_uniform_marginals() {
         tolerance: 1e-7,
         ..OtConfig::default()
     };
-    let plan = transport_plan(&tensor(&case.hidden), &case.rows, &case.geometry(), &ot).unwrap();
+    let plan = transport_plan(&tensor(&case.hidden), &case.targets, &case.geometry(), &ot).unwrap();
     let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
     assert_eq!(plan.len(), n * m);
     for row in plan.chunks(m) {
@@ -219,7 +235,7 @@ fn transport_from_hidden_states_matches_the_reference() {
 fn transport_from_dense_logits_matches_the_reference() {
     for ot in transports() {
         check_dense(ALL_KEPT, &only_ot(ot.clone()));
-        if ot.cost == Cost::Kl || ot.similarity == Similarity::Bhattacharyya {
+        if !ot.needs_logits() {
             check_dense(LONGER_TEACHER, &only_ot(ot));
         }
     }
@@ -234,10 +250,19 @@ fn cross_entropy_and_kl_match_the_reference() {
         Sizes { k: 1, ..SQUARE },
     ] {
         for kl_temperature in [1.0, 2.0] {
-            for (ce_weight, kl_weight) in [(1.0, 0.0), (0.0, 1.0), (0.3, 0.9)] {
+            for (ce_weight, kl_weight, kl_divergence) in [
+                (1.0, 0.0, Divergence::Forward),
+                (0.0, 1.0, Divergence::Forward),
+                (0.0, 1.0, Divergence::Reverse),
+                (0.0, 1.0, Divergence::Jsd),
+                (0.3, 0.9, Divergence::Forward),
+                (0.3, 0.9, Divergence::Jsd),
+            ] {
                 let config = LossConfig {
                     ce_weight,
                     kl_weight,
+                    kl_divergence,
+                    jsd_beta: 0.3,
                     kl_temperature,
                     ot_weight: 0.0,
                     chunk_rows: 2,
@@ -296,7 +321,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
     let loss = head_loss(
         &tensor(&case.hidden),
         &case.labels,
-        &case.rows,
+        &case.targets,
         &case.geometry(),
         &LossConfig::literal(),
     )
@@ -314,7 +339,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
     };
     let case = Case::new(SQUARE, 14);
     let (h, g) = (tensor(&case.hidden), case.geometry());
-    let loss = head_loss(&h, &case.labels, &case.rows, &g, &sharp).unwrap();
+    let loss = head_loss(&h, &case.labels, &case.targets, &g, &sharp).unwrap();
     assert!(!loss.report.uninformative);
 }
 
@@ -323,7 +348,7 @@ fn nan_in_any_input_is_an_error_that_names_it() {
     let good = Case::new(SQUARE, 15);
     let run = |case: &Case, config: &LossConfig| {
         let (h, g) = (tensor(&case.hidden), case.geometry());
-        head_loss(&h, &case.labels, &case.rows, &g, config).map(|loss| loss.total)
+        head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.total)
     };
     let cosine = LossConfig {
         ot: OtConfig {
@@ -356,10 +381,10 @@ fn nan_in_any_input_is_an_error_that_names_it() {
         }
     }
     let mut case = Case::new(SQUARE, 15);
-    case.rows.logits[4] = f32::NAN;
+    case.targets.logits[4] = f32::NAN;
     assert!(run(&case, &LossConfig::default()).is_err());
     let mut case = Case::new(SQUARE, 15);
-    case.rows.ids[3] = 13;
+    case.targets.ids[3] = 13;
     assert!(run(&case, &LossConfig::default()).is_err());
 }
 
@@ -368,7 +393,7 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     let mut case = Case::new(SQUARE, 16);
     let refusal = |case: &Case, config: &LossConfig| {
         let (h, g) = (tensor(&case.hidden), case.geometry());
-        let error = head_loss(&h, &case.labels, &case.rows, &g, config).unwrap_err();
+        let error = head_loss(&h, &case.labels, &case.targets, &g, config).unwrap_err();
         error.to_string()
     };
     let at_three = LossConfig {
@@ -376,14 +401,22 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
         ..LossConfig::default()
     };
     assert!(refusal(&case, &at_three).contains("[1.0, 2.0]"));
-    case.rows.state = None;
+    case.targets.state = None;
     let cosine = only_ot(OtConfig {
         cost: Cost::SoftmaxSimilarity,
         ..OtConfig::default()
     });
     assert!(refusal(&case, &cosine).contains("state"));
-    case.rows.estimator = distill_proto::Estimator::Sampled;
-    assert!(refusal(&case, &cosine).contains("sampled"));
+    let reverse = LossConfig {
+        kl_divergence: Divergence::Reverse,
+        ..LossConfig::default()
+    };
+    let mut drawn = Case::new(SQUARE, 16);
+    drawn.targets.estimator = distill_proto::Estimator::Sampled;
+    drawn.targets.counts = vec![1; drawn.targets.ids.len()];
+    assert!(refusal(&drawn, &reverse).contains("top-k"));
+    drawn.targets.counts[2] = 0;
+    assert!(refusal(&drawn, &LossConfig::default()).contains("counts"));
     let unequal = Case::new(LONGER_TEACHER, 16);
     assert!(refusal(&unequal, &LossConfig::default()).contains("kl_weight"));
     let mut labels = Case::new(SQUARE, 16);
@@ -444,7 +477,7 @@ fn a_half_precision_head_is_widened_by_tiles() {
         head_loss(
             &h,
             &case.labels,
-            &case.rows,
+            &case.targets,
             &geometry,
             &LossConfig::default(),
         )

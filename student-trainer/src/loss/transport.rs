@@ -6,10 +6,13 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::{Cost, OtConfig, POSITIONS_MAX, Reduction, Scope};
-use super::cost::{PositionPrior, softmax_backward, softmax_rows};
+use super::cost::{
+    PositionPrior, scale_by_mean, scale_by_mean_backward, softmax_backward, softmax_rows,
+};
 use super::error::{LossError, Result};
 use super::objective;
 use super::sinkhorn::{SolverOptions, solve};
+use super::targets::Alignment;
 
 /// How the solver fared, over all problems of a sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -36,6 +39,8 @@ pub(crate) struct Transport {
     pub(crate) value: f64,
     /// `[n, m]`: d value / dS under `softmax-similarity`, d value / dC under `kl`.
     pub(crate) gradient: Vec<f32>,
+    /// `[n, m]`: d value / dD of the distances that the plan was solved for, where it has a cost of its own.
+    pub(crate) plan_gradient: Option<Vec<f32>>,
     /// `[n]`: row masses of the plans, weighted as the reduction says: d value / d(constant along row i of C).
     pub(crate) row_mass: Vec<f64>,
     pub(crate) report: SolverReport,
@@ -44,9 +49,37 @@ pub(crate) struct Transport {
 impl Transport {
     /// The gradient as `[n, m]` times a weight.
     pub(crate) fn gradient_tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
-        let shape = (self.gradient.len() / m, m);
-        Ok((Tensor::from_slice(&self.gradient, shape, device)? * weight)?)
+        as_matrix(&self.gradient, m, weight, device)
     }
+
+    /// The same for the distances that the plan was solved for.
+    pub(crate) fn plan_gradient_tensor(
+        &self,
+        m: usize,
+        weight: f64,
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
+        let gradient = self.plan_gradient.as_ref();
+        gradient
+            .map(|gradient| as_matrix(gradient, m, weight, device))
+            .transpose()
+    }
+}
+
+fn as_matrix(values: &[f32], m: usize, weight: f64, device: &Device) -> Result<Tensor> {
+    Ok((Tensor::from_slice(values, (values.len() / m, m), device)? * weight)?)
+}
+
+/// What a sequence's plan is made from.
+pub(crate) struct Problem<'a> {
+    /// `[n, m]`: similarities under `softmax-similarity`, costs under `kl`.
+    pub(crate) matrix: Vec<f32>,
+    /// `[n, m]`: squared distances, where the plan has a cost of its own.
+    pub(crate) distances: Option<Vec<f32>>,
+    pub(crate) n: usize,
+    pub(crate) m: usize,
+    /// Where the positions lie, if not side by side.
+    pub(crate) alignment: Option<&'a Alignment>,
 }
 
 /// One problem's rows and columns.
@@ -63,17 +96,16 @@ struct Solved {
 
 /// Solves the problems of a sequence.
 ///
-/// # Shapes
-/// `matrix`: `[n, m]`: similarities under `softmax-similarity`, costs under `kl`.
-///
 /// # Errors
-/// NaN or infinity in the matrix; more positions than [`POSITIONS_MAX`].
-pub(crate) fn transport(
-    matrix: Vec<f32>,
-    n: usize,
-    m: usize,
-    config: &OtConfig,
-) -> Result<Transport> {
+/// NaN or infinity in a matrix; more positions than [`POSITIONS_MAX`].
+pub(crate) fn transport(problem: Problem, config: &OtConfig) -> Result<Transport> {
+    let Problem {
+        matrix,
+        distances,
+        n,
+        m,
+        alignment,
+    } = problem;
     if n == 0 || m == 0 || n.max(m) > POSITIONS_MAX {
         return Err(LossError::shape(
             "positions of a transport problem",
@@ -83,28 +115,33 @@ pub(crate) fn transport(
             format!("{n} of the student, {m} of the teacher"),
         ));
     }
-    let prior = PositionPrior {
-        gamma: config.position_prior,
-        positions: n,
-        teacher_positions: m,
-    };
+    let prior = PositionPrior::new(config.position_prior, n, m, alignment);
     let blocks = blocks(n, m, config);
     let solved: Vec<Solved> = if let [_] = blocks[..] {
-        vec![solve_block(matrix, (0, 0), m, &prior, config)?]
+        let whole = BlockProblem {
+            matrix,
+            distances,
+            first: (0, 0),
+            m,
+        };
+        vec![whole.solve(&prior, config)?]
     } else {
-        let cut = |(i, j): &Block| {
+        let cut = |whole: &[f32], (i, j): &Block| -> Vec<f32> {
             let rows = i
                 .clone()
-                .flat_map(|i| &matrix[i * m + j.start..i * m + j.end]);
-            solve_block(
-                rows.copied().collect(),
-                (i.start, j.start),
-                j.len(),
-                &prior,
-                config,
-            )
+                .flat_map(|i| &whole[i * m + j.start..i * m + j.end]);
+            rows.copied().collect()
         };
-        blocks.par_iter().map(cut).collect::<Result<_>>()?
+        let block = |block: &Block| {
+            let problem = BlockProblem {
+                matrix: cut(&matrix, block),
+                distances: distances.as_ref().map(|whole| cut(whole, block)),
+                first: (block.0.start, block.1.start),
+                m: block.1.len(),
+            };
+            problem.solve(&prior, config)
+        };
+        blocks.par_iter().map(block).collect::<Result<_>>()?
     };
     Ok(put_together(solved, &blocks, n, m, config))
 }
@@ -124,40 +161,59 @@ fn blocks(n: usize, m: usize, config: &OtConfig) -> Vec<Block> {
         .collect()
 }
 
-fn solve_block(
+/// One problem, cut out of a sequence.
+struct BlockProblem {
     matrix: Vec<f32>,
+    distances: Option<Vec<f32>>,
+    /// First row and column in the sequence.
     first: (usize, usize),
     m: usize,
-    prior: &PositionPrior,
-    config: &OtConfig,
-) -> Result<Solved> {
-    let n = matrix.len() / m;
-    let (cost, p) = match config.cost {
-        Cost::Kl => (matrix, None),
-        Cost::SoftmaxSimilarity => {
-            let mut p = matrix;
-            softmax_rows(&mut p, m, config.temperature);
-            (p.iter().map(|p| 1.0 - p).collect(), Some(p))
+}
+
+impl BlockProblem {
+    fn solve(self, prior: &PositionPrior, config: &OtConfig) -> Result<Solved> {
+        let (n, m) = (self.matrix.len() / self.m, self.m);
+        let (cost, p) = match config.cost {
+            Cost::Kl => (self.matrix, None),
+            Cost::SoftmaxSimilarity => {
+                let mut p = self.matrix;
+                softmax_rows(&mut p, m, config.temperature);
+                (p.iter().map(|p| 1.0 - p).collect(), Some(p))
+            }
+        };
+        let scaled = self.distances.map(|mut distances| {
+            let mean = scale_by_mean(&mut distances);
+            (distances, mean)
+        });
+        let options = SolverOptions::from(config);
+        let plan_cost = scaled.as_ref().map_or(&cost, |(scaled, _)| scaled);
+        let mut solution = if prior.gamma > 0.0 {
+            solve(&prior.added(plan_cost, self.first, m), n, m, &options)?
+        } else {
+            solve(plan_cost, n, m, &options)?
+        };
+        let mut value = objective::evaluate(
+            config.objective,
+            &cost,
+            &mut solution,
+            options.epsilon,
+            scaled.is_some(),
+        );
+        if let Some(p) = p {
+            softmax_backward(&mut value.gradient, &p, m, config.temperature);
         }
-    };
-    let options = SolverOptions::from(config);
-    let mut solution = if prior.gamma > 0.0 {
-        solve(&prior.added(&cost, first, m), n, m, &options)?
-    } else {
-        solve(&cost, n, m, &options)?
-    };
-    let mut value = objective::evaluate(config.objective, &cost, &mut solution, options.epsilon);
-    if let Some(p) = p {
-        softmax_backward(&mut value.gradient, &p, m, config.temperature);
+        if let (Some(gradient), Some((scaled, mean))) = (&mut value.plan_gradient, &scaled) {
+            scale_by_mean_backward(gradient, scaled, *mean);
+        }
+        Ok(Solved {
+            converged: solution.converged && value.converged,
+            value,
+            row_mass: solution.row_mass,
+            iterations: solution.iterations,
+            newton_steps: solution.newton_steps,
+            marginal_error: solution.marginal_error,
+        })
     }
-    Ok(Solved {
-        converged: solution.converged && value.converged,
-        value,
-        row_mass: solution.row_mass,
-        iterations: solution.iterations,
-        newton_steps: solution.newton_steps,
-        marginal_error: solution.marginal_error,
-    })
 }
 
 fn put_together(
@@ -174,6 +230,7 @@ fn put_together(
     let mut whole = Transport {
         value: 0.0,
         gradient: vec![0.0; n * m],
+        plan_gradient: None,
         row_mass: vec![0.0; n],
         report: SolverReport {
             problems: blocks.len(),
@@ -194,10 +251,17 @@ fn put_together(
         for (mass, row) in whole.row_mass[i.clone()].iter_mut().zip(&solved.row_mass) {
             *mass += weight * row;
         }
-        for (i, row) in i.clone().zip(solved.value.gradient.chunks(j.len())) {
-            for (to, &from) in whole.gradient[i * m + j.start..].iter_mut().zip(row) {
-                *to = weight as f32 * from;
+        let paste = |whole: &mut [f32], block: &[f32]| {
+            for (i, row) in i.clone().zip(block.chunks(j.len())) {
+                for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
+                    *to = weight as f32 * from;
+                }
             }
+        };
+        paste(&mut whole.gradient, &solved.value.gradient);
+        if let Some(gradient) = &solved.value.plan_gradient {
+            let plan_gradient = whole.plan_gradient.get_or_insert_with(|| vec![0.0; n * m]);
+            paste(plan_gradient, gradient);
         }
     }
     whole.report.uninformative = config.cost == Cost::SoftmaxSimilarity

@@ -132,9 +132,11 @@ async fn agree(
     let info = teacher.info().await?;
     let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
     check_loss(vocabularies, &config.loss)?;
-    config
-        .loss
-        .check_teacher(info.estimator, &info.temperatures, info.state.is_some())?;
+    config.loss.check_teacher(
+        info.estimator,
+        &info.temperatures,
+        info.state.map(|(kind, _)| kind),
+    )?;
     tracing::info!(
         "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
         info.model_name,

@@ -1,9 +1,9 @@
-//! Provides one forward and backward pass: examples in, loss and gradients out.
+//! Provides one forward and backward pass: sequences in, loss and gradients out.
 
 use candle_core::Tensor;
 use distill_model::{Checkpointing, Decoder, Gradients};
 
-use super::Example;
+use super::example::Example;
 use crate::{
     Result,
     loss::{HeadGeometry, HeadLoss, LossConfig, head_loss},
@@ -55,7 +55,7 @@ pub struct SolverSummary {
 }
 
 impl Objective<'_> {
-    /// Runs all examples of a step, `batch_size` at a time, and adds up their gradients.
+    /// Runs all sequences of a step, `batch_size` at a time, and adds up their gradients.
     ///
     /// Each sequence counts by its share of the step's targets, so that CE and KL are means over all targets of the
     /// step, however it is cut into passes.
@@ -69,8 +69,8 @@ impl Objective<'_> {
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
         let mut sum = StepLoss {
-            tokens: examples.iter().map(|e| e.token_ids.len()).sum(),
-            targets: examples.iter().map(|e| e.target_positions.len()).sum(),
+            tokens: examples.iter().map(|one| one.token_ids.len()).sum(),
+            targets: examples.iter().map(|one| one.target_positions.len()).sum(),
             ..StepLoss::default()
         };
         for batch in examples.chunks(batch_size.max(1)) {
@@ -86,23 +86,23 @@ impl Objective<'_> {
         sum: &mut StepLoss,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let sequences = batch.iter().map(|example| example.token_ids.as_slice());
+        let sequences = batch.iter().map(|one| one.token_ids.as_slice());
         let ids = padded_ids(sequences, self.decoder.device())?;
         let (sequences, length) = ids.dims2()?;
         let tape = self.decoder.tape(&ids, self.checkpointing)?;
         let hidden = tape.hidden().flatten_to(1)?;
         let mut grad_hidden = hidden.zeros_like()?;
         for (row, example) in batch.iter().enumerate() {
-            let targets = &example.target_positions;
-            let weight = targets.len() as f64 / sum.targets.max(1) as f64;
+            let positions = &example.target_positions;
+            let weight = positions.len() as f64 / sum.targets.max(1) as f64;
             // The output at t - 1 speaks of the token at t; no target is at 0.
-            let outputs: Vec<u32> = targets
+            let outputs: Vec<u32> = positions
                 .iter()
                 .map(|t| (row * length + t - 1) as u32)
                 .collect();
-            let outputs = Tensor::from_vec(outputs, targets.len(), hidden.device())?;
-            let rows = hidden.index_select(&outputs, 0)?;
+            let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let labels = example.labels();
+            let rows = hidden.index_select(&outputs, 0)?;
             let loss = head_loss(&rows, &labels, &example.targets, self.geometry, self.loss)?;
             sum.add(&loss, weight, self.loss.ot_weight > 0.0);
             let grad = (loss.grad_hidden * weight)?.to_dtype(hidden.dtype())?;

@@ -60,6 +60,7 @@ impl Trainer<'_> {
             warnings.look_at_examples(&examples, &batch);
             steps = step + 1;
             if examples.is_empty() {
+                progress.advance(|| "no frame for this student".to_owned());
                 continue;
             }
             let mut gradients = Gradients::new();

@@ -20,3 +20,11 @@ pub const FRAME_DECOMPRESSED_BYTES_MAX: usize = 1 << 30;
 pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (1 << 20);
 /// GetBasis chunk.
 pub const BASIS_CHUNK_BYTES: usize = 2 << 20;
+/// Bytes of one token in GetVocabulary.
+pub const TOKEN_BYTES_MAX: usize = 1 << 16;
+/// Tokens in one GetVocabulary chunk.
+pub const VOCABULARY_CHUNK_TOKENS: usize = 1 << 14;
+/// GetVocabulary chunk; the token that reaches it is the chunk's last.
+pub const VOCABULARY_CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of all tokens of one vocabulary.
+pub const VOCABULARY_BYTES_MAX: usize = 1 << 28;

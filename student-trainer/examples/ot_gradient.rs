@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         let options = StreamOptions {
             prefetch_frames: 1,
             reconnect_attempts: 1,
-            embedding_rows: files.config.vocab_size,
+            token_ids: files.config.vocab_size,
         };
         let mut stream = BlockStream::start(
             teacher,

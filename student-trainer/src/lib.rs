@@ -2,7 +2,8 @@
 
 ```text
  args, TOML ──> config
- teacher ──gRPC──> client: frames ──┐
+ teacher ──gRPC──> client: frames ──┬── align, if the student has another tokenizer
+                                    │
  student directory ──> student ─────┼──> train: forward ──> loss: CE + KL + OT, dL/dhidden ──> backward
                                     │           ^                                                 │ gradients
                                     │           └──────── adapters <── optimizer <── guards <─────┘
@@ -21,6 +22,7 @@ pub mod config;
 mod error;
 pub mod shutdown;
 
+pub mod align;
 pub mod client;
 pub mod loss;
 pub mod optimizer;

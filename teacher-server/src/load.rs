@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
-use distill_text::{TokenizerFiles, Windowing, read_corpus};
+use distill_text::{TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
@@ -34,6 +34,8 @@ pub struct Engine {
     pub tokenizer: Fingerprint,
     /// Names which id means which token.
     pub vocabulary: Fingerprint,
+    /// The bytes behind every id.
+    pub tokens: Arc<Vocabulary>,
     /// Longest sequence the model takes.
     pub positions_max: usize,
 }
@@ -83,7 +85,8 @@ impl Engine {
         if let Some(summary) = &states.sketch {
             reporter.sketch(summary);
         }
-        Self::start(config, reporter, &model, identity, plan, states)
+        let tokens = Arc::new(tokenizer.vocabulary());
+        Self::start(config, reporter, &model, identity, plan, states, tokens)
     }
 
     fn start(
@@ -93,6 +96,7 @@ impl Engine {
         identity: Identity,
         plan: Arc<Plan>,
         states: States,
+        tokens: Arc<Vocabulary>,
     ) -> Result<Self> {
         let info = server_info(config, model, &identity, &plan, &states);
         reporter.model(config, model, &info);
@@ -111,6 +115,7 @@ impl Engine {
             info,
             tokenizer: identity.tokenizer,
             vocabulary: identity.vocabulary,
+            tokens,
             positions_max: model.max_position_embeddings,
         })
     }

@@ -2,6 +2,7 @@
 
 ```text
  model directory ──> tokenizer::TokenizerFiles ──┬── fingerprint() ──> handshake
+                                                 ├── vocabulary(): the bytes behind every id
                                                  │
  .txt .md ─────────> corpus::lines ──┐           │
  .jsonl text ────────────────────────┼──> corpus::windows ──> Sequence { text, ids, byte offsets, targets } ──> Corpus
@@ -36,4 +37,4 @@ mod testing;
 pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
 pub use error::{Error, Result};
 pub use nearest::nearest;
-pub use tokenizer::{Encoded, TokenizerFiles};
+pub use tokenizer::{Encoded, Token, TokenizerFiles, Vocabulary};

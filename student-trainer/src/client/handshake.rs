@@ -9,6 +9,15 @@ use distill_text::TokenizerFiles;
 
 use crate::{Error, Result};
 
+/// Whether ids mean the same tokens on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vocabularies {
+    /// Frames can be used as they are.
+    Same,
+    /// Their text is encoded again, and their ids are mapped.
+    Other,
+}
+
 /// The teacher's handshake in this crate's types.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerInfo {
@@ -110,25 +119,24 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
 }
 
 impl ServerInfo {
-    /// Checks that ids mean the same tokens on both sides and that the student has a head row for every one.
+    /// Tells whether ids mean the same tokens on both sides, and checks that the student has a head row for every one.
     ///
-    /// Frames carry ids, so it is the vocabulary that must agree. Uploads of one tokenizer may still cut text in another
-    /// way (one Qwen2.5 normalises to NFC, another does not); that is worth a warning, not a refusal.
+    /// Frames carry ids, so it is the vocabulary that decides. Uploads of one tokenizer may still cut text in another
+    /// way (one Qwen2.5 normalises to NFC, another does not); that is worth a warning, and no map.
     ///
     /// `head_rows` are the rows of the student's lm_head, padding included: 151936 of Qwen2.5-1.5B under a teacher
     /// with 152064 is fine, as both stop at the 151665 ids that the tokenizer knows.
     ///
     /// # Errors
     /// `Mismatch` with both values and the remedy.
-    pub fn check_student(&self, tokenizer: &TokenizerFiles, head_rows: usize) -> Result<()> {
-        let vocabulary = tokenizer.vocabulary_fingerprint();
-        if vocabulary != self.vocabulary {
-            return Err(Error::Mismatch {
-                what: "vocabulary fingerprint",
-                teacher: self.vocabulary.to_string(),
-                student: vocabulary.to_string(),
-                remedy: "use a student with the teacher's vocabulary; another one is not supported yet",
-            });
+    pub fn check_student(
+        &self,
+        tokenizer: &TokenizerFiles,
+        head_rows: usize,
+    ) -> Result<Vocabularies> {
+        if tokenizer.vocabulary_fingerprint() != self.vocabulary {
+            check_head(self, tokenizer.size(), head_rows)?;
+            return Ok(Vocabularies::Other);
         }
         if tokenizer.fingerprint() != self.tokenizer {
             tracing::warn!(
@@ -138,20 +146,13 @@ impl ServerInfo {
                 tokenizer.fingerprint()
             );
         }
-        if self.vocab_size as usize > head_rows {
-            return Err(Error::Mismatch {
-                what: "vocabulary",
-                teacher: format!("{} ids", self.vocab_size),
-                student: format!("{head_rows} rows in its lm_head"),
-                remedy: "use a student whose lm_head covers every id of the tokenizer",
-            });
-        }
+        check_head(self, self.vocab_size, head_rows)?;
         tracing::info!(
             "vocabulary: {} ids count; the rest of the teacher's {} and the student's {head_rows} head rows is padding",
             self.vocab_size,
             self.head_rows
         );
-        Ok(())
+        Ok(Vocabularies::Same)
     }
 
     /// Refuses another plan after a reconnection.
@@ -169,4 +170,17 @@ impl ServerInfo {
             remedy: "start the teacher again with the settings and corpus of before, or start a new run",
         })
     }
+}
+
+/// The student needs a head row for each of its `tokens`.
+fn check_head(info: &ServerInfo, tokens: u32, head_rows: usize) -> Result<()> {
+    if tokens as usize <= head_rows {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        what: "vocabulary",
+        teacher: format!("{} ids", info.vocab_size),
+        student: format!("{tokens} ids and {head_rows} rows in its lm_head"),
+        remedy: "use a student whose lm_head covers every id of its tokenizer",
+    })
 }

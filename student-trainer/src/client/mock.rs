@@ -47,6 +47,7 @@ struct State {
     damage: Option<Damage>,
     change_plan: bool,
     vocabulary: Fingerprint,
+    tokens: Vec<v1::GetVocabularyResponse>,
     streams_opened: usize,
 }
 
@@ -94,24 +95,30 @@ pub fn made_up_frame(index: u64) -> Frame {
 }
 
 impl MockTeacher {
-    /// Serves `count` frames.
+    /// Serves `count` made-up frames.
     pub async fn start(count: u64) -> Self {
+        Self::serve((0..count).map(made_up_frame).collect()).await
+    }
+
+    /// Serves these frames, numbered from 0.
+    pub async fn serve(frames: Vec<Frame>) -> Self {
         let plan = Fingerprint::of(b"mock plan");
-        let encode = |index| {
+        let encode = |frame: &Frame| {
             let context = FrameContext {
                 plan,
                 shard: 0,
-                index,
+                index: frame.index,
             };
-            Bytes::from(made_up_frame(index).encode(&context).unwrap())
+            Bytes::from(frame.encode(&context).unwrap())
         };
         let state = Arc::new(Mutex::new(State {
             plan,
-            frames: (0..count).map(encode).collect(),
+            frames: frames.iter().map(encode).collect(),
             drops: VecDeque::new(),
             damage: None,
             change_plan: false,
             vocabulary: Fingerprint::of(b"vocabulary"),
+            tokens: vec![],
             streams_opened: 0,
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -155,6 +162,11 @@ impl MockTeacher {
     /// Says that its vocabulary is this one.
     pub fn set_vocabulary(&self, vocabulary: Fingerprint) {
         self.state.lock().unwrap().vocabulary = vocabulary;
+    }
+
+    /// Answers GetVocabulary with these chunks.
+    pub fn set_tokens(&self, chunks: Vec<v1::GetVocabularyResponse>) {
+        self.state.lock().unwrap().tokens = chunks;
     }
 
     /// The frames as they are sent.
@@ -237,6 +249,7 @@ impl State {
 impl TeacherService for Service {
     type StreamBlocksStream = Responses<StreamBlocksResponse>;
     type GetBasisStream = Responses<GetBasisResponse>;
+    type GetVocabularyStream = Responses<v1::GetVocabularyResponse>;
     type FetchBlocksStream = Responses<v1::FetchBlocksResponse>;
     type HoldDeviceStream = Responses<v1::HoldDeviceResponse>;
 
@@ -301,6 +314,15 @@ impl TeacherService for Service {
                 })
             })
             .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn get_vocabulary(
+        &self,
+        _: Request<v1::GetVocabularyRequest>,
+    ) -> Result<Response<Self::GetVocabularyStream>, Status> {
+        let chunks = self.0.lock().unwrap().tokens.clone();
+        let chunks = chunks.into_iter().map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 

@@ -2,6 +2,7 @@
 
 ```text
  connect ──> handshake ──> basis (once, if the loss needs it)
+                  ├──────> vocabulary (once, if the student has another one)
                   └──────> stream: receive ─> check index ─> decode ─> bounded queue ─> training loop
                               └── connection lost: back off, wait until ready, go on after the last cursor
 ```
@@ -13,12 +14,14 @@ mod handshake;
 mod retry;
 mod score;
 mod stream;
+mod vocabulary;
 
 pub use basis::fetch_basis;
 pub use connect::{ConnectOptions, Teacher};
-pub use handshake::ServerInfo;
+pub use handshake::{ServerInfo, Vocabularies};
 pub use score::SequenceToScore;
 pub use stream::{BlockStream, Position, Received, StreamOptions};
+pub use vocabulary::fetch_vocabulary;
 
 use crate::{Error, Result};
 

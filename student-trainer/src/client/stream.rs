@@ -45,8 +45,8 @@ pub struct StreamOptions {
     pub prefetch_frames: usize,
     /// Lost connections in a row, without a frame in between, before giving up.
     pub reconnect_attempts: u32,
-    /// Rows of the student's embedding: every token id must be below.
-    pub embedding_rows: usize,
+    /// Every token id must be below: the rows of the student's embedding, or the ids of a teacher with another vocabulary.
+    pub token_ids: usize,
 }
 
 /// The receiving end of a pass.
@@ -225,7 +225,7 @@ impl Pump {
         let decoded = task::spawn_blocking(move || Frame::decode(&bytes, &context)).await;
         let frame = decoded
             .map_err(|e| Error::Stream(format!("decoding frame {expected} failed: {e}")))??;
-        frame.check_tokens(self.options.embedding_rows)?;
+        frame.check_tokens(self.options.token_ids)?;
         if frame.rows.vocab_size != self.info.vocab_size {
             return Err(Error::Stream(format!(
                 "frame {expected} has a vocabulary of {}, the handshake said {}",

@@ -16,7 +16,7 @@ fn options() -> StreamOptions {
     StreamOptions {
         prefetch_frames: 2,
         reconnect_attempts: 3,
-        embedding_rows: 64,
+        token_ids: 64,
     }
 }
 

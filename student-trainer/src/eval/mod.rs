@@ -22,7 +22,7 @@ use distill_text::{Sequence, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
-    client::{ConnectOptions, SequenceToScore, ServerInfo, Teacher},
+    client::{ConnectOptions, SequenceToScore, ServerInfo, Teacher, Vocabularies},
     config::{ComputeDtype, Quantize, settings::settings},
     loss::{HeadGeometry, LossConfig, OtConfig, Targets, head_values, transport_plan},
     run::{AdapterConfig, Progress, load_adapter, write_atomically},
@@ -285,7 +285,14 @@ impl Asker {
             let info = teacher.info().await?;
             Ok::<_, Error>((teacher, info))
         })?;
-        info.check_student(&files.tokenizer, files.config.vocab_size)?;
+        if info.check_student(&files.tokenizer, files.config.vocab_size)? == Vocabularies::Other {
+            return Err(Error::Mismatch {
+                what: "vocabulary fingerprint",
+                teacher: info.vocabulary.to_string(),
+                student: files.tokenizer.vocabulary_fingerprint().to_string(),
+                remedy: "eval compares students with the teacher's vocabulary only; leave --teacher out for cross-entropy alone",
+            });
+        }
         loss.check_teacher(
             info.estimator,
             &info.temperatures,

@@ -1,8 +1,8 @@
 /*! The training run: agree with the teacher, then step by step frames -> loss -> gradients -> update.
 
 ```text
- FrameSource ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
-   (passes)        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
+ FrameSource ──> FrameReader ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
+   (passes)        Examples        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
 ```
 */
 
@@ -23,7 +23,8 @@ use distill_proto::StateKind;
 
 use crate::{
     Error, Result,
-    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, fetch_basis},
+    align::{FrameReader, check_loss},
+    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
     config::{LORA_TARGETS, TrainConfig},
     loss::{HeadGeometry, HiddenProjection},
     run::{AdapterConfig, RunDirectory, save_adapter, save_projection},
@@ -58,18 +59,24 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::open(&config.student)?;
     let runtime = client::runtime()?;
-    let (teacher, info) = runtime.block_on(agree(config, &files, shutdown))?;
+    let (teacher, info, vocabularies) = runtime.block_on(agree(config, &files, shutdown))?;
+    let reader = FrameReader::new(vocabularies, &teacher, &info, &files);
+    let reader = runtime.block_on(reader)?;
     run_directory.write_config(config)?;
 
     let lora = lora_config(config);
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
     check_targets(&config.lora_targets, &decoder)?;
     let basis = runtime.block_on(basis(config, &teacher, &info))?;
-    let geometry = head_geometry(&decoder, info.vocab_size, basis)?;
+    let (vocab_size, token_ids) = match vocabularies {
+        Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
+        Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
+    };
+    let geometry = head_geometry(&decoder, vocab_size, basis)?;
     let stream_options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
-        embedding_rows: files.config.vocab_size,
+        token_ids,
     };
     let handle = runtime.handle().clone();
     let total_steps = total_steps(config, info.sequence_count)?;
@@ -92,6 +99,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
             checkpointing: checkpointing(config),
         },
         projection: projection.as_ref(),
+        reader,
         total_steps,
     };
     let (steps, loss) = trainer.train(frames, shutdown)?;
@@ -120,7 +128,7 @@ async fn agree(
     config: &TrainConfig,
     files: &StudentFiles,
     shutdown: &Shutdown,
-) -> Result<(Teacher, ServerInfo)> {
+) -> Result<(Teacher, ServerInfo, Vocabularies)> {
     let options = ConnectOptions {
         address: config.teacher.clone(),
         ca_cert: config.ca_cert.clone(),
@@ -129,10 +137,11 @@ async fn agree(
     };
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
-    info.check_student(&files.tokenizer, files.config.vocab_size)?;
+    let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
     let most = config
         .loss
         .at_its_most(total_steps(config, info.sequence_count)?);
+    check_loss(vocabularies, &most)?;
     most.check_teacher(
         info.estimator,
         &info.temperatures,
@@ -159,7 +168,7 @@ async fn agree(
         ),
         _ => {}
     }
-    Ok((teacher, info))
+    Ok((teacher, info, vocabularies))
 }
 
 async fn basis(

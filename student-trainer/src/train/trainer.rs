@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    align::FrameReader,
     client::Received,
     config::TrainConfig,
     loss::{HiddenProjection, LossConfig, LossError},
@@ -28,11 +29,13 @@ pub(super) struct Trainer<'a> {
     pub parameters: Vec<(String, Var)>,
     pub objective: Objective<'a>,
     pub projection: Option<&'a HiddenProjection>,
+    pub reader: FrameReader<'a>,
     pub total_steps: usize,
 }
 
 impl Trainer<'_> {
-    /// Steps until all are done or someone asks to stop. Gives the steps done and the last loss.
+    /// Steps until all are done or someone asks to stop. Gives the steps done and the last loss. A step whose frames all
+    /// hold nothing for this student is done without an update.
     pub fn train(&self, mut frames: FrameSource, shutdown: &Shutdown) -> Result<(usize, StepLoss)> {
         let config = self.config;
         let updates = config.update_settings();
@@ -45,6 +48,7 @@ impl Trainer<'_> {
         let mut loss = StepLoss::default();
         let mut warnings = Warnings::default();
 
+        let mut steps = 0;
         for step in 0..self.total_steps {
             let waiting = Instant::now();
             let Some(batch) = frames.next(config.batch_size * config.grad_accumulation)? else {
@@ -54,11 +58,18 @@ impl Trainer<'_> {
             let start = Instant::now();
             let learning_rate = schedule.learning_rate(step);
 
+            let examples = self.examples(&batch)?;
+            warnings.look_at_examples(&examples, &batch);
+            steps = step + 1;
+            if examples.is_empty() {
+                progress.advance(|| "no frame for this student".to_owned());
+                continue;
+            }
             let mut gradients = Gradients::new();
             let settings = config.loss.at(step, self.total_steps);
-            loss = self.forward_backward(step + 1, &batch, &settings, &mut gradients)?;
+            loss = self.forward_backward(step + 1, &examples, &batch, &settings, &mut gradients)?;
             self.check_finite(step + 1, &batch, &loss, &gradients)?;
-            if step == 0
+            if optimizer.steps() == 0
                 && let Some(path) = &config.first_step_grad_out
             {
                 write_gradients(path, &gradients)?;
@@ -94,20 +105,25 @@ impl Trainer<'_> {
             }
         }
         progress.finish();
-        Ok((optimizer.steps(), loss))
+        Ok((steps, loss))
+    }
+
+    /// What the student can learn of these frames.
+    fn examples(&self, batch: &[Received]) -> Result<Vec<Example>> {
+        let examples = batch
+            .iter()
+            .filter_map(|received| self.reader.example(&received.frame).transpose());
+        examples.collect()
     }
 
     fn forward_backward(
         &self,
         step: usize,
+        examples: &[Example],
         batch: &[Received],
         settings: &LossConfig,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let examples: Vec<_> = batch
-            .iter()
-            .map(|received| Example::from_frame(&received.frame))
-            .collect();
         let examples: Vec<_> = examples.iter().collect();
         let result =
             self.objective
@@ -224,11 +240,23 @@ fn write_gradients(path: &Path, gradients: &Gradients) -> Result<()> {
 /// What is said once a run, not once a step.
 #[derive(Default)]
 struct Warnings {
+    skipped: bool,
     uninformative: bool,
     not_converged: bool,
 }
 
 impl Warnings {
+    fn look_at_examples(&mut self, examples: &[Example], batch: &[Received]) {
+        let skipped = batch.len() - examples.len();
+        if skipped > 0 && !std::mem::replace(&mut self.skipped, true) {
+            tracing::warn!(
+                "{skipped} of {} frames hold nothing for this student (no target of its own within its positions, or no \
+                 token that it knows); they are skipped, and so are others like them",
+                batch.len()
+            );
+        }
+    }
+
     fn look_at(&mut self, loss: &StepLoss) {
         let Some(solver) = loss.solver else { return };
         if solver.uninformative && !std::mem::replace(&mut self.uninformative, true) {

@@ -3,7 +3,8 @@
 ```text
  request ──> auth ──> TeacherService ──┬── blocks: StreamBlocks, FetchBlocks ──> production::Reader
                                        ├── basis:  GetBasis                 ──> basis::Basis
-                                       └── score:  ScoreTokens              ──> Production::score
+                                       ├── vocabulary: GetVocabulary        ──> Engine::tokens
+                       └── score:  ScoreTokens              ──> Production::score
  Error ──> status ──> tonic::Status with google.rpc.ErrorInfo
 ```
 */
@@ -12,6 +13,7 @@ mod auth;
 mod blocks;
 mod score;
 mod status;
+mod vocabulary;
 
 use std::sync::{Arc, OnceLock};
 
@@ -94,6 +96,7 @@ fn check_fingerprint(
 impl TeacherService for Service {
     type StreamBlocksStream = Messages<v1::StreamBlocksResponse>;
     type GetBasisStream = Messages<v1::GetBasisResponse>;
+    type GetVocabularyStream = Messages<v1::GetVocabularyResponse>;
     type FetchBlocksStream = Messages<v1::FetchBlocksResponse>;
     type HoldDeviceStream = Messages<v1::HoldDeviceResponse>;
 
@@ -141,6 +144,14 @@ impl TeacherService for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn get_vocabulary(
+        &self,
+        request: Request<v1::GetVocabularyRequest>,
+    ) -> std::result::Result<Response<Self::GetVocabularyStream>, Status> {
+        let engine = self.agreed(&request.into_inner().plan_fingerprint)?;
+        Ok(Response::new(vocabulary::stream(engine.tokens.clone())))
     }
 
     async fn fetch_blocks(

@@ -57,7 +57,7 @@ pub(super) fn vocabulary(tokenizer: &Tokenizer) -> Fingerprint {
     builder.finish()
 }
 
-fn json(part: &impl Serialize) -> std::result::Result<Value, String> {
+pub(super) fn json(part: &impl Serialize) -> std::result::Result<Value, String> {
     guarded(|| serde_json::to_value(part).map_err(|e| e.to_string()))
 }
 
@@ -80,7 +80,7 @@ fn added_tokens(tokenizer: &Tokenizer) -> Value {
 }
 
 /// A sequence of parts does what its parts do: nested ones are unrolled, one of one part is the part, an empty one nothing.
-fn flatten(part: Value, list: &str) -> Value {
+pub(super) fn flatten(part: Value, list: &str) -> Value {
     fn unroll(part: Value, list: &str, out: &mut Vec<Value>) {
         match part {
             Value::Null => {}

@@ -1,5 +1,6 @@
 //! Provides the tokenizer of a model directory: what turns text into ids, its fingerprint, and its chat template.
 
+mod bytes;
 mod digest;
 mod encode;
 mod load;
@@ -15,6 +16,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result, chat::ChatTemplate, error::io_at};
+pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
 pub(crate) use load::{read_json, read_text};
 use special::SpecialTokens;
@@ -97,6 +99,18 @@ impl TokenizerFiles {
         self.vocabulary_fingerprint
     }
 
+    /// What every id stands for; index = id, up to [`TokenizerFiles::size`].
+    pub fn vocabulary(&self) -> Vocabulary {
+        Vocabulary::read(&self.tokenizer, self.size, self.eos_id())
+    }
+
+    /// The bytes that every token stands for, special tokens by their content; index = id, `None` where an id has no
+    /// token.
+    pub fn token_bytes(&self) -> Vec<Option<Vec<u8>>> {
+        let tokens = self.vocabulary().tokens.into_iter();
+        tokens.map(|token| Some(token?.bytes)).collect()
+    }
+
     /// Id of the token that ends a completion: `eos_token` of the configuration, else the first `eos_token_id` of
     /// `generation_config.json` or `config.json`.
     pub fn eos_id(&self) -> Option<u32> {
@@ -155,5 +169,7 @@ impl TokenizerFiles {
     }
 }
 
+#[cfg(test)]
+mod bytes_tests;
 #[cfg(test)]
 mod tests;

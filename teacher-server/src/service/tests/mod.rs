@@ -240,6 +240,39 @@ async fn the_basis_arrives_whole_and_only_where_there_is_state() {
 }
 
 #[tokio::test]
+async fn the_vocabulary_arrives_whole_with_its_special_tokens() {
+    let server = start(|_| {}).await;
+    let request = v1::GetVocabularyRequest {
+        plan_fingerprint: server.plan(),
+    };
+    let answer = server.client(None).get_vocabulary(request).await;
+    let chunk = answer
+        .unwrap()
+        .into_inner()
+        .message()
+        .await
+        .unwrap()
+        .unwrap();
+    let tokens: Vec<&[u8]> = chunk.tokens.iter().map(AsRef::as_ref).collect();
+    let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
+    let expected = bytes.iter().map(<[u8; 1]>::as_slice);
+    let expected: Vec<&[u8]> = expected.chain([&b"<|start|>"[..], b"<|end|>"]).collect();
+    assert_eq!((chunk.first_id, tokens), (0, expected));
+    assert_eq!(
+        (chunk.eos_id, chunk.special.iter().filter(|s| **s).count()),
+        (Some(257), 2)
+    );
+    let another = v1::GetVocabularyRequest::default();
+    let status = server
+        .client(None)
+        .get_vocabulary(another)
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&status), "FINGERPRINT_MISMATCH");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
     let server = start(|settings| settings.batch_size = Some(1)).await;
     let engine = server.service.engine().unwrap();

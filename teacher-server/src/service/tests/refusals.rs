@@ -13,6 +13,9 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
         let mut client = server.client(token);
         let plan_fingerprint = plan.clone();
         let basis = v1::GetBasisRequest { plan_fingerprint };
+        let vocabulary = v1::GetVocabularyRequest {
+            plan_fingerprint: plan.clone(),
+        };
         let answers = [
             client
                 .get_server_info(v1::GetServerInfoRequest {})
@@ -23,6 +26,7 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
                 .await
                 .map(drop),
             client.get_basis(basis).await.map(drop),
+            client.get_vocabulary(vocabulary).await.map(drop),
             client
                 .fetch_blocks(v1::FetchBlocksRequest::default())
                 .await

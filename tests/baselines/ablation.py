@@ -34,7 +34,7 @@ LOSSES = {
     "CE + KL + OT (cosine)/10": ("", f"--ot-weight 0.1 {COSINE}"),
     "CE + KL + hidden OT/10": ("", f"{ONLY_KL} --hidden-weight 0.1"),
     "CE + hidden OT": ("", "--kl-weight 0 --ot-weight 0 --hidden-weight 1"),
-    "CE + OT (cosine, sketch 128)": ("--state sketch:128", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
+    "CE + OT (cosine; sketch 128)": ("--state sketch:128", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
 }
 DENSE = "--state none --top-k {dense}"
 ESTIMATORS = {

@@ -132,7 +132,8 @@ pub fn metrics(run: &Path) -> Result<Vec<Value>> {
         .collect()
 }
 
-fn number(line: &Value, key: &str) -> Result<f64> {
+/// A number of a line of metrics.
+pub fn number(line: &Value, key: &str) -> Result<f64> {
     line[key]
         .as_f64()
         .with_context(|| format!("{key} in {line}"))

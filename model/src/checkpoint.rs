@@ -37,6 +37,14 @@ struct Segment {
     kept: Kept,
 }
 
+impl Segment {
+    fn input(&self) -> &Tensor {
+        match &self.kept {
+            Kept::Input(input) | Kept::Graph { input, .. } => input,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Kept {
     /// The segment's input, to compute it again.
@@ -100,6 +108,16 @@ impl<'a> Tape<'a> {
         &self.hidden
     }
 
+    /// The residual stream after the first `layer` layers, where the tape keeps it: between two of its pieces, so at
+    /// every layer but the last unless several are checkpointed together.
+    ///
+    /// # Shapes
+    /// [B, T, d], f32
+    pub fn layer_output(&self, layer: usize) -> Option<&Tensor> {
+        let above = |segment: &&Segment| layer > 0 && segment.layers.start == layer;
+        self.segments.iter().find(above).map(Segment::input)
+    }
+
     /// Adds to `gradients` what every trained parameter below the head gets from the loss.
     ///
     /// # Shapes
@@ -108,9 +126,35 @@ impl<'a> Tape<'a> {
     /// # Errors
     /// When `grad_hidden` has another shape.
     pub fn backward(self, grad_hidden: &Tensor, gradients: &mut Gradients) -> Result<()> {
+        self.backward_with(grad_hidden, None, gradients)
+    }
+
+    /// As [`backward`](Self::backward), for a loss that also sees the residual stream after some layers.
+    ///
+    /// # Shapes
+    /// at_layer: a number of layers and the loss's gradient in their [`layer_output`](Self::layer_output), [B, T, d].
+    ///
+    /// # Errors
+    /// When a gradient has another shape, or the tape does not keep that layer's output.
+    pub fn backward_with(
+        self,
+        grad_hidden: &Tensor,
+        at_layer: Option<(usize, &Tensor)>,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
         if grad_hidden.dims() != self.hidden.dims() {
             let what = "the gradient of the hidden states";
             return Err(Error::shape(what, self.hidden.dims(), grad_hidden.dims()));
+        }
+        if let Some((layer, grad)) = at_layer {
+            let kept = self.layer_output(layer).map(Tensor::dims).unwrap_or(&[]);
+            if grad.dims() != kept {
+                return Err(Error::shape(
+                    "the gradient of a layer's output",
+                    kept,
+                    grad.dims(),
+                ));
+            }
         }
         let Self {
             decoder,
@@ -141,6 +185,7 @@ impl<'a> Tape<'a> {
                     (input, output)
                 }
             };
+            let first = layers.start;
             let trained: Vec<_> = decoder.layers()[layers]
                 .iter()
                 .flat_map(|layer| layer.parameters())
@@ -149,6 +194,9 @@ impl<'a> Tape<'a> {
                 Some(below) => grad = below,
                 // Nothing below is trained.
                 None => return Ok(()),
+            }
+            if let Some((_, own)) = at_layer.filter(|(layer, _)| *layer == first) {
+                grad = (&grad + own.detach().to_dtype(grad.dtype())?)?;
             }
         }
         embedding_gradient(decoder, &ids, &grad, gradients)

@@ -262,3 +262,52 @@ fn a_gradient_of_another_shape_is_refused() {
     assert!(error.unwrap_err().to_string().contains("hidden states"));
     assert!(decoder.tape(&ids(), Checkpointing::Every(0)).is_err());
 }
+
+#[test]
+fn a_loss_on_a_layer_s_output_reaches_what_is_below_it() {
+    let decoder = load(TinyModel::qwen2(), &lora(Base::QuantizeNf4));
+    let own = random(&[2, 70, 64], 8);
+    let layer = 2;
+    let angles = decoder.angles(&ids(), 0).unwrap();
+    let mut x = decoder.embed(&ids()).unwrap();
+    let mut loss = None;
+    for (i, one) in decoder.layers().iter().enumerate() {
+        x = one.forward(&x, &angles, None).unwrap();
+        if i + 1 == layer {
+            loss = Some((&x * &own).unwrap().sum_all().unwrap());
+        }
+    }
+    let last = (decoder.finish(&x).unwrap() * upstream()).unwrap();
+    let loss = (last.sum_all().unwrap() + loss.unwrap()).unwrap();
+    let store = loss.backward().unwrap();
+    let mut expected = Gradients::new();
+    expected.add_from(&store, &decoder.parameters()).unwrap();
+    for checkpointing in [
+        Checkpointing::Off,
+        Checkpointing::Every(1),
+        Checkpointing::Every(2),
+    ] {
+        let tape = decoder.tape(&ids(), checkpointing).unwrap();
+        let mut gradients = Gradients::new();
+        let at_layer = Some((layer, &own));
+        tape.backward_with(&upstream(), at_layer, &mut gradients)
+            .unwrap();
+        for (name, gradient) in gradients.iter() {
+            let expected = expected.get(name).unwrap();
+            let size = values(expected)
+                .into_iter()
+                .fold(0f32, |max, x| max.max(x.abs()));
+            assert!(
+                largest_difference(gradient, expected) <= 1e-4 * size + 1e-7,
+                "{name}"
+            );
+        }
+    }
+    let tape = decoder.tape(&ids(), Checkpointing::Every(2)).unwrap();
+    assert!(tape.layer_output(1).is_none() && tape.layer_output(0).is_none());
+    let mut gradients = Gradients::new();
+    assert!(
+        tape.backward_with(&upstream(), Some((1, &own)), &mut gradients)
+            .is_err()
+    );
+}

@@ -107,6 +107,35 @@ impl Decoder {
         Ok(self.finish(&x)?.detach())
     }
 
+    /// As [`hidden_states`](Self::hidden_states), and the residual stream after decoder layer `layer`, counted from 1,
+    /// from the same forward pass.
+    ///
+    /// # Shapes
+    /// ids [B, T] u32 -> ([B, T, d] in the model's type, [B, T, d] f32)
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states), and when there is no such layer.
+    pub fn hidden_states_and_layer(&self, ids: &Tensor, layer: usize) -> Result<(Tensor, Tensor)> {
+        let count = self.layers.len();
+        if layer == 0 || layer > count {
+            return Err(Error::Input(format!(
+                "layer {layer} was asked for, but this model's layers are 1 to {count}"
+            )));
+        }
+        let angles = self.angles(ids, 0)?;
+        let mut x = self.embed(ids)?.detach();
+        let mut tapped = None;
+        for (number, block) in (1..).zip(&self.layers) {
+            x = block.forward(&x, &angles, None)?.detach();
+            if number == layer {
+                tapped = Some(x.clone());
+            }
+        }
+        let hidden = self.finish(&x)?.detach();
+        // The range was checked above, so a layer was tapped.
+        Ok((hidden, tapped.unwrap_or(x)))
+    }
+
     /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
     /// which then holds these too.
     ///

@@ -86,6 +86,29 @@ fn llama_agrees_with_candle_transformers() {
 }
 
 #[test]
+fn one_forward_pass_gives_the_last_hidden_state_and_that_of_a_layer() {
+    let Model { decoder, .. } = load(&TinyModel::qwen2(), &LoadOptions::reference());
+    let ids = ids(2, 9);
+    let count = decoder.layers().len();
+    let expected = decoder.hidden_states(&ids).unwrap();
+    let angles = decoder.angles(&ids, 0).unwrap();
+    let mut x = decoder.embed(&ids).unwrap();
+    for layer in 1..=count {
+        x = decoder.layers()[layer - 1]
+            .forward(&x, &angles, None)
+            .unwrap();
+        let (hidden, tapped) = decoder.hidden_states_and_layer(&ids, layer).unwrap();
+        assert_eq!(bits(&hidden), bits(&expected));
+        assert_eq!(bits(&tapped), bits(&x), "layer {layer}");
+    }
+    assert_eq!(bits(&decoder.finish(&x).unwrap()), bits(&expected));
+    for layer in [0, count + 1] {
+        let error = decoder.hidden_states_and_layer(&ids, layer).unwrap_err();
+        assert!(error.to_string().contains(&format!("1 to {count}")));
+    }
+}
+
+#[test]
 fn a_token_changes_nothing_before_it() {
     let Model { decoder, .. } = load(&TinyModel::qwen2(), &LoadOptions::reference());
     let (changed_at, len) = (66, 130);

@@ -52,6 +52,11 @@ impl Gradients {
         self.by_name.get(name)
     }
 
+    /// Takes the gradient of one parameter out.
+    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
+        self.by_name.remove(name)
+    }
+
     /// Names and gradients, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name

@@ -1,6 +1,11 @@
 //! Provides the decoded form of what a teacher says about the targets of one sequence.
 
+use half::f16;
+
 use crate::v1;
+
+/// Count that marks an entry of a head+sampled row as padding: 0 stands for an exactly known head entry there.
+pub const PADDING_COUNT: u32 = u32::MAX;
 
 /// How a row stands for the teacher's distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,7 +16,8 @@ pub enum Estimator {
     /// Draws from the teacher's distribution: ids with counts; unbiased. A row with fewer distinct ids than K is filled
     /// up with ids of count 0, which say nothing.
     Sampled = 2,
-    /// The largest logits (count 0, exactly known) plus draws from the distribution without them (count 1 and more).
+    /// The largest logits (count 0, exactly known) plus draws from the distribution without them (count 1 and more). A row
+    /// with fewer entries than K is filled up with ids of count `PADDING_COUNT`.
     HeadSampled = 3,
 }
 
@@ -35,6 +41,24 @@ impl Estimator {
             v1::Estimator::Unspecified => None,
         }
     }
+
+    /// Whether an entry with this count only fills its row up: its id and its logit say nothing.
+    pub fn is_padding(self, count: u32) -> bool {
+        match self {
+            Self::TopK => false,
+            Self::Sampled => count == 0,
+            Self::HeadSampled => count == PADDING_COUNT,
+        }
+    }
+
+    /// The count that padding carries; `None` where rows are never padded.
+    pub fn padding_count(self) -> Option<u32> {
+        match self {
+            Self::TopK => None,
+            Self::Sampled => Some(0),
+            Self::HeadSampled => Some(PADDING_COUNT),
+        }
+    }
 }
 
 /// What `state` holds.
@@ -45,6 +69,15 @@ pub enum StateKind {
     Exact = 2,
     /// Coordinates in the leading directions of the centred logits.
     Sketch = 3,
+    /// The output of an earlier layer, which the handshake names; there is no basis.
+    Hidden = 4,
+}
+
+impl StateKind {
+    /// Whether `GetBasis` has a matrix that takes `state` to the centred logits.
+    pub fn has_basis(self) -> bool {
+        self != Self::Hidden
+    }
 }
 
 impl From<StateKind> for v1::StateKind {
@@ -52,6 +85,7 @@ impl From<StateKind> for v1::StateKind {
         match kind {
             StateKind::Exact => Self::Exact,
             StateKind::Sketch => Self::Sketch,
+            StateKind::Hidden => Self::Hidden,
         }
     }
 }
@@ -75,7 +109,34 @@ pub enum StateCoding {
     I8 = 2,
 }
 
-/// Coordinates of the centred teacher logits in a basis B `[V, r]`: `Y - mean(Y) = B c`.
+/// The scale of a row of scaled bytes, and its inverse: the largest magnitude becomes 127.
+pub(crate) fn byte_scale(row: &[f32]) -> (f32, f32) {
+    let scale = row.iter().fold(0f32, |max, value| max.max(value.abs())) / 127.0;
+    (scale, if scale > 0.0 { scale.recip() } else { 0.0 })
+}
+
+/// A coordinate as the byte that is stored for it.
+pub(crate) fn scaled_byte(value: f32, inverse: f32) -> i8 {
+    (value * inverse).round().clamp(-127.0, 127.0) as i8
+}
+
+impl StateCoding {
+    /// Replaces one row by what a reader of a frame will find in its place.
+    pub fn round_row(self, row: &mut [f32]) {
+        match self {
+            Self::F16 => row
+                .iter_mut()
+                .for_each(|value| *value = f16::from_f32(*value).to_f32()),
+            Self::I8 => {
+                let (scale, inverse) = byte_scale(row);
+                row.iter_mut()
+                    .for_each(|value| *value = f32::from(scaled_byte(*value, inverse)) * scale);
+            }
+        }
+    }
+}
+
+/// Coordinates of the centred teacher logits in a basis B `[V, r]`, `Y - mean(Y) = B c`; or hidden states without a basis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Which basis.
@@ -112,7 +173,7 @@ pub struct Rows {
     /// Raw logits. After decoding, kept entries carry the probability mass they had before quantisation.
     pub logits: Vec<f32>,
     /// Draws per id; empty for `Estimator::TopK`. Count 0 is padding in `Sampled` rows and an exactly known head entry in
-    /// `HeadSampled` rows.
+    /// `HeadSampled` rows, whose padding is `PADDING_COUNT`; `Estimator::is_padding` tells.
     pub counts: Vec<u32>,
     /// Largest logit over the effective vocabulary, before quantisation.
     pub max: Vec<f32>,

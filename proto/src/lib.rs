@@ -22,7 +22,7 @@ pub mod fingerprint;
 pub mod frame;
 pub mod limits;
 
-pub use block::{Estimator, Rows, State, StateCoding, StateKind, ValueCoding};
+pub use block::{Estimator, PADDING_COUNT, Rows, State, StateCoding, StateKind, ValueCoding};
 pub use cursor::Cursor;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;

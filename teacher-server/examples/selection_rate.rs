@@ -2,8 +2,9 @@
 
 use std::{hint::black_box, time::Instant};
 
+use distill_proto::Estimator;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use teacher_server::selection::select_rows;
+use teacher_server::selection::{Keep, RowKey, select_rows};
 
 const VOCAB_SIZE: usize = 151_936;
 const K: usize = 64;
@@ -29,15 +30,38 @@ fn main() {
         let (rows, rate) = (ROWS as f64 / seconds, bytes / seconds / 1e9);
         println!("{name:<28} {rows:>8.0} rows/s {rate:>7.2} GB/s");
     };
+    let keys: Vec<RowKey> = (0..ROWS as u64)
+        .map(|position| RowKey {
+            sequence: 1,
+            position,
+        })
+        .collect();
+    let select = |keep: Keep, temperatures: &[f32]| {
+        select_rows(&logits, VOCAB_SIZE, &keep, temperatures, &keys).is_ok()
+    };
     println!(
         "V={VOCAB_SIZE} K={K} threads={}",
         rayon::current_num_threads()
     );
     best("selection, 3 temperatures", &|| {
-        black_box(select_rows(&logits, VOCAB_SIZE, K, &TEMPERATURES).is_ok());
+        black_box(select(Keep::top_k(K), &TEMPERATURES));
     });
+    for (name, estimator, draws) in [
+        ("32 draws", Estimator::Sampled, 32),
+        ("1024 draws", Estimator::Sampled, 1024),
+        ("head and 32 draws", Estimator::HeadSampled, 32),
+    ] {
+        let keep = Keep {
+            estimator,
+            draws,
+            ..Keep::top_k(K)
+        };
+        best(name, &|| {
+            black_box(select(keep, &TEMPERATURES));
+        });
+    }
     best("selection, 1 temperature", &|| {
-        black_box(select_rows(&logits, VOCAB_SIZE, K, &TEMPERATURES[..1]).is_ok());
+        black_box(select(Keep::top_k(K), &TEMPERATURES[..1]));
     });
     best("copy of the same bytes", &|| {
         black_box(logits.clone());

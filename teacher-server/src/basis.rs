@@ -1,4 +1,4 @@
-//! Provides the basis behind `state`: rows of lm_head minus their mean, so that centred logits are `B c`.
+//! Provides the basis behind `state`: rows of lm_head minus their mean, or a sketch's, so that centred logits are `B c`.
 
 use std::ops::Range;
 
@@ -12,7 +12,8 @@ use crate::Result;
 /// Rows of the head widened at a time while its mean is taken.
 const MEAN_ROWS: usize = 8192;
 
-/// B = W - 1 w^T with W `[V, D]` the head inside the effective vocabulary and w its mean row, made chunk by chunk.
+/// B = W - 1 w^T with W `[V, D]` the head inside the effective vocabulary and w its mean row, made chunk by chunk; or a
+/// matrix of its own, which has no mean to take off.
 #[derive(Debug, Clone)]
 pub struct Basis {
     head: Tensor,
@@ -48,12 +49,26 @@ impl Basis {
         })
     }
 
+    /// Serves `values` `[V, R]` as they are.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn stored(values: Tensor) -> Result<Self> {
+        let (rows, rank) = values.dims2()?;
+        Ok(Self {
+            mean: Tensor::zeros((1, rank), DType::F32, &Device::Cpu)?,
+            head: values,
+            rows,
+            rank,
+        })
+    }
+
     /// V, the effective vocabulary.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// D, the teacher's hidden size.
+    /// Coordinates a row: D, the teacher's hidden size, or R of a sketch.
     pub fn rank(&self) -> usize {
         self.rank
     }
@@ -67,17 +82,22 @@ impl Basis {
             .map(move |start| start..(start + step).min(rows))
     }
 
+    /// Rows of B, f32 on the CPU.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn values(&self, rows: Range<usize>) -> Result<Tensor> {
+        let part = self.head.narrow(0, rows.start, rows.len())?;
+        let part = part.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        Ok(part.broadcast_sub(&self.mean)?)
+    }
+
     /// Rows of B as f16, row-major, little-endian.
     ///
     /// # Errors
     /// What the tensor library says.
     pub fn bytes(&self, rows: Range<usize>) -> Result<Bytes> {
-        let part = self.head.narrow(0, rows.start, rows.len())?;
-        let part = part.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        let values = part
-            .broadcast_sub(&self.mean)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let values = self.values(rows)?.flatten_all()?.to_vec1::<f32>()?;
         let bytes = values
             .into_iter()
             .flat_map(|value| f16::from_f32(value).to_le_bytes());

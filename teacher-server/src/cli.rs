@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Precision, StateSetting, ValueCodingSetting};
+use crate::config::{EstimatorSetting, Precision, StateSetting, ValueCodingSetting};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -19,7 +19,7 @@ pub struct Args {
 /// The subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run the teacher once over the corpus and stream top-k logit blocks over gRPC.
+    /// Run the teacher once over the corpus and stream blocks of logits over gRPC.
     Serve(ServeArgs),
 }
 
@@ -53,16 +53,35 @@ pub struct Settings {
     /// Sequences in one forward pass [default: 1].
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
-    /// Kept logits a token, K [default: 64].
+    /// How a row stands for the teacher's distribution [default: top-k].
+    ///
+    /// `top-k`: the K largest logits; biased, what lies below them is one number. `sampled`: draws with replacement at
+    /// temperature 1, ids with counts; unbiased, and about a dozen distinct ids do the work of hundreds of largest ones.
+    /// `head+sampled`: the K largest logits exactly and draws from the rest; unbiased, and the draws are spent where the
+    /// head does not reach.
+    #[arg(long, value_name = "ESTIMATOR")]
+    pub estimator: Option<EstimatorSetting>,
+    /// Largest logits kept a token, K; not used by `--estimator sampled` [default: 64].
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
+    /// Draws a token of `--estimator sampled` and `head+sampled` [default: 32].
+    #[arg(long, value_name = "N")]
+    pub draws: Option<usize>,
+    /// Seed of the draws; with it, sequence and position decide what is drawn [default: 0].
+    #[arg(long, value_name = "SEED")]
+    pub sample_seed: Option<u64>,
     /// Temperatures at which logsumexp is stored, and KL can be had [default: 1,2,4].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub temperatures: Option<Vec<f32>>,
     /// How kept logits are stored: `step:NATS` or `f16` [default: step:0.125].
     #[arg(long, value_name = "CODING")]
     pub value_coding: Option<ValueCodingSetting>,
-    /// Hidden state sent along for losses on logit similarities: `none`, `exact:f16`, `exact:i8` [default: exact:f16].
+    /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L` [default: exact:f16].
+    ///
+    /// `exact`: the last hidden state, from which every inner product of logits can be had exactly. `sketch:R`: R
+    /// coordinates in the leading directions of the centred logits, made from a sample of the corpus at the start; its error
+    /// is reported (R most often 64 to 256, `:i8` unless `:f16` is given). `hidden:L`: the output of decoder layer L, the
+    /// first one is 1, for losses on hidden states; losses on logit similarities cannot be had then.
     #[arg(long, value_name = "STATE")]
     pub state: Option<StateSetting>,
     /// Arithmetic of the teacher: `f32`, `bf16`, `f16` [default: f32 on the CPU].

@@ -66,6 +66,18 @@ pub enum Error {
         /// Token that the row describes.
         position: usize,
     },
+    /// A state that half precision cannot hold.
+    #[error(
+        "the state of sequence {sequence:016x} reaches {largest}, beyond the 65504 of half precision; start the server with --state {remedy}"
+    )]
+    StateOverflow {
+        /// Id of the sequence.
+        sequence: u64,
+        /// Largest magnitude.
+        largest: f32,
+        /// The same setting in a coding that can.
+        remedy: String,
+    },
     /// What stopped the production of a block, told to everyone who waits for it.
     #[error(transparent)]
     Production(Arc<Error>),
@@ -100,8 +112,18 @@ pub enum Error {
         reason: String,
     },
     /// The basis was asked for, but the plan stores no `state`.
-    #[error("this plan stores no state, so there is no basis; start the server with --state exact")]
+    #[error(
+        "this plan stores no state, so there is no basis; start the server with --state exact or sketch:R"
+    )]
     NoState,
+    /// The basis was asked for, but `state` is not the last hidden state.
+    #[error(
+        "this plan stores the output of decoder layer {layer}, which no basis takes to logits; start the server with --state exact or sketch:R for one"
+    )]
+    NoBasis {
+        /// The layer.
+        layer: usize,
+    },
     /// More of something at a time than the server allows.
     #[error("{limit} {what} are open already; try again when one has ended")]
     Busy {

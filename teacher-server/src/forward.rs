@@ -1,24 +1,26 @@
-/*! Provides the teacher's forward pass: batches of sequences in, top-k rows of their targets out.
+/*! Provides the teacher's forward pass: batches of sequences in, rows of their targets out.
 
 ```text
  ids [B, T] ──> Decoder ──> hidden [B, T, D] ──> rows before targets [N, D] ──┬─ chunk ──> logits [c, V] ──> select_rows
-                                                                              └──────────> state [N, D]
+                                                                              └─ states.rs ──────────> state [N, R]
 ```
 
 The head is cut to the effective vocabulary before anything else, and logits exist for `chunk_rows` rows at a time.
 */
 
+mod states;
+
 use std::ops::Range;
 
-use candle_core::{DType, Device, IndexOp, Storage, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use distill_model::Decoder;
-use distill_proto::{Estimator, Rows, State, StateKind};
+use distill_proto::{Rows, State};
 
 use crate::{
     Error, Result,
     config::{Config, StateSetting},
     production::{Forward, Tokens},
-    selection::{NotFinite, Selected, select_rows},
+    selection::{Keep, NotFinite, RowKey, Selected, select_rows},
 };
 
 /// Rows of a half-precision head that are widened to f32 at a time, on the CPU.
@@ -31,18 +33,20 @@ pub struct Teacher {
     head: Tensor,
     vocab_size: u32,
     capture: Capture,
+    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32.
+    projection: Option<Tensor>,
 }
 
 /// What to keep of every row.
 #[derive(Debug, Clone)]
 pub struct Capture {
-    /// Kept logits.
-    pub k: usize,
+    /// Which logits.
+    pub keep: Keep,
     /// Temperatures of logsumexp.
     pub temperatures: Vec<f32>,
     /// How kept logits will be stored.
     pub coding: distill_proto::ValueCoding,
-    /// Whether and how the hidden state is kept.
+    /// Whether, of which layer and how hidden states are kept.
     pub state: StateSetting,
     /// Rows of logits at a time.
     pub chunk_rows: usize,
@@ -52,7 +56,12 @@ impl Capture {
     /// From the settings.
     pub fn new(config: &Config) -> Self {
         Self {
-            k: config.top_k,
+            keep: Keep {
+                estimator: config.estimator.0,
+                top_k: config.top_k,
+                draws: config.draws,
+                sample_seed: config.sample_seed,
+            },
             temperatures: config.temperatures.clone(),
             coding: config.value_coding.0,
             state: config.state,
@@ -65,7 +74,8 @@ impl Teacher {
     /// Cuts the head of `decoder` to `vocab_size` rows.
     ///
     /// # Errors
-    /// `Mismatch` where the tokenizer knows more ids than the head has rows, or K is larger than the vocabulary.
+    /// `Mismatch` where the tokenizer knows more ids than the head has rows; `Config` where K is larger than the vocabulary,
+    /// or the model has no such layer or too few dimensions for the state.
     pub fn new(decoder: Decoder, vocab_size: u32, capture: Capture) -> Result<Self> {
         let head_rows = decoder.head().dim(0)?;
         if vocab_size as usize > head_rows {
@@ -73,51 +83,35 @@ impl Teacher {
                 "the tokenizer knows {vocab_size} ids but the model's head has {head_rows} rows; tokenizer.json and the weights belong to different models"
             )));
         }
-        if capture.k > vocab_size as usize {
+        let kept = capture.keep.head();
+        if kept > vocab_size as usize {
             return Err(Error::Config {
                 key: "top-k",
-                reason: format!("{} is more than the vocabulary of {vocab_size}", capture.k),
+                reason: format!("{kept} is more than the vocabulary of {vocab_size}"),
             });
         }
+        states::check(capture.state, decoder.config())?;
         let head = decoder.head().narrow(0, 0, vocab_size as usize)?.detach();
         Ok(Self {
             decoder,
             head,
             vocab_size,
             capture,
+            projection: None,
         })
+    }
+
+    /// Keeps the coordinates `h projection` of every hidden state; `projection` is `[D, R]`, f32 on the CPU.
+    pub fn with_projection(self, projection: Tensor) -> Self {
+        Self {
+            projection: Some(projection),
+            ..self
+        }
     }
 
     /// The head inside the effective vocabulary, `[V, D]`.
     pub fn head(&self) -> &Tensor {
         &self.head
-    }
-
-    /// Hidden states at the positions that predict targets, over the batch in order.
-    ///
-    /// # Shapes
-    /// `[N, D]` in the model's dtype, N the number of targets.
-    fn target_states(&self, batch: &[Tokens<'_>]) -> Result<Tensor> {
-        let longest = batch
-            .iter()
-            .map(|tokens| tokens.token_ids.len())
-            .max()
-            .unwrap_or(1);
-        let mut ids = Vec::with_capacity(batch.len() * longest);
-        let mut rows: Vec<u32> = Vec::new();
-        for tokens in batch {
-            let first = ids.len() as u32;
-            ids.extend_from_slice(tokens.token_ids);
-            // Right padding changes nothing to its left in a causal model; any id will do.
-            ids.resize(first as usize + longest, 0);
-            // The output at t-1 is about the token at t.
-            rows.extend(targets(tokens).map(|t| first + t as u32 - 1));
-        }
-        let device = self.decoder.device();
-        let ids = Tensor::from_vec(ids, (batch.len(), longest), device)?;
-        let hidden = self.decoder.hidden_states(&ids)?.flatten_to(1)?;
-        let rows = Tensor::new(rows, device)?;
-        Ok(hidden.index_select(&rows, 0)?)
     }
 
     /// Logits of a few rows, f32 on the host.
@@ -149,20 +143,20 @@ impl Teacher {
     /// Selection over all rows of a batch, a chunk of logits at a time.
     fn select(&self, states: &Tensor, batch: &[Tokens<'_>]) -> Result<Selected> {
         let rows = states.dim(0)?;
+        let keys: Vec<RowKey> = batch.iter().flat_map(row_keys).collect();
+        let Capture {
+            keep, temperatures, ..
+        } = &self.capture;
         let mut all = Selected::default();
         for start in (0..rows).step_by(self.capture.chunk_rows) {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
+            let keys = keys.get(start..start + count).unwrap_or_default();
             let selected = on_host(&logits, |logits| {
-                let Capture {
-                    k, temperatures, ..
-                } = &self.capture;
-                select_rows(logits, self.vocab_size as usize, *k, temperatures)
+                select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
             })?
             .map_err(|NotFinite { row }| not_finite(batch, start + row))?;
-            all.ids.extend(selected.ids);
-            all.logits.extend(selected.logits);
-            all.statistics.extend(selected.statistics);
+            all.extend(selected);
         }
         Ok(all)
     }
@@ -171,41 +165,29 @@ impl Teacher {
     fn sequence_rows(
         &self,
         selected: &Selected,
-        states: &Tensor,
+        state: Option<State>,
         rows: Range<usize>,
     ) -> Result<Rows> {
         let Capture {
-            k,
+            keep,
             temperatures,
             coding,
-            state,
             ..
         } = &self.capture;
-        let kept = rows.start * k..rows.end * k;
         let outside = || Error::Internal("selection lost rows of its batch".into());
         let statistics = selected.statistics.get(rows.clone()).ok_or_else(outside)?;
+        let block = selected.block(rows.clone(), keep.estimator);
+        let block = block.ok_or_else(outside)?;
         let logsumexp_at = |i: usize| statistics.iter().map(move |row| row.logsumexp[i]).collect();
-        let state = match state {
-            StateSetting::None => None,
-            StateSetting::Exact(coding) => {
-                let values = states.i(rows.clone())?.to_dtype(DType::F32)?;
-                Some(State {
-                    kind: StateKind::Exact,
-                    coding: *coding,
-                    rank: states.dim(1)?,
-                    values: values.flatten_all()?.to_vec1()?,
-                })
-            }
-        };
         Ok(Rows {
             rows: rows.len(),
-            k: *k,
+            k: block.k,
             vocab_size: self.vocab_size,
-            estimator: Estimator::TopK,
+            estimator: keep.estimator,
             coding: *coding,
-            ids: selected.ids.get(kept.clone()).ok_or_else(outside)?.to_vec(),
-            logits: selected.logits.get(kept).ok_or_else(outside)?.to_vec(),
-            counts: Vec::new(),
+            ids: block.ids,
+            logits: block.logits,
+            counts: block.counts,
             max: statistics.iter().map(|row| row.max).collect(),
             mean: statistics.iter().map(|row| row.mean).collect(),
             std: statistics.iter().map(|row| row.std).collect(),
@@ -219,21 +201,31 @@ impl Teacher {
 impl Forward for Teacher {
     fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
         let states = self.target_states(batch)?;
-        let selected = self.select(&states, batch)?;
+        let selected = self.select(&states.last, batch)?;
         let mut end = 0;
         batch
             .iter()
             .map(|tokens| {
                 let start = end;
                 end += targets(tokens).count();
-                self.sequence_rows(&selected, &states, start..end)
+                let state = self.state(&states, start..end, tokens.id)?;
+                self.sequence_rows(&selected, state, start..end)
             })
             .collect()
     }
 }
 
+/// Names of a sequence's rows, for their draws.
+fn row_keys<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = RowKey> + use<'a> {
+    let sequence = tokens.draw_id;
+    targets(tokens).map(move |position| RowKey {
+        sequence,
+        position: position as u64,
+    })
+}
+
 /// Positions of the targets. Position 0 has no predecessor and is never one.
-fn targets<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = usize> + use<'a> {
+pub(crate) fn targets<'a>(tokens: &Tokens<'a>) -> impl Iterator<Item = usize> + use<'a> {
     let flags = tokens.target_mask.iter().enumerate().skip(1);
     flags.filter_map(|(t, &target)| target.then_some(t))
 }

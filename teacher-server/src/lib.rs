@@ -6,8 +6,10 @@
                    └─> load: tokenizer, corpus (distill-text), weights (distill-model)       │
                                       │                                                      │
  corpus ──> plan ──> production ──> forward ──> selection ──> frames ──> store ──> service ──┴──> gRPC
-            order,   what readers   hidden,     top-k and     encode     spool     streams,
+            order,   what readers   hidden,     top-k, draws, encode     spool     streams,
             batches  need next      head chunks statistics               file      basis, scores
+                                    ^
+                                    └─ basis, sketch: coordinates of the logits, and the matrix that reads them
 ```
 
 The teacher runs on a thread of its own, only as far ahead of its readers as the queue allows; whatever it has computed
@@ -25,6 +27,8 @@ pub mod forward;
 pub mod selection;
 
 pub mod basis;
+pub mod sketch;
+
 pub mod frames;
 pub mod store;
 

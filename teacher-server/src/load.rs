@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
-use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
+use distill_text::{TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
@@ -16,6 +16,7 @@ use crate::{
     production::Production,
     progress::Progress,
     report::Reporter,
+    sketch::{Sketch, Summary},
     store::Spool,
 };
 
@@ -40,11 +41,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found.
+    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found. Ends early once `stopped` says so.
     ///
     /// # Errors
-    /// The first thing wrong with any of them.
-    pub fn load(config: &Config, reporter: &Reporter) -> Result<Self> {
+    /// The first thing wrong with any of them; `ShuttingDown`.
+    pub fn load(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
         let tokenizer = TokenizerFiles::open(&config.model)?;
         let model = ModelConfig::load(&config.model)?;
         if config.seq_len > model.max_position_embeddings {
@@ -79,8 +80,13 @@ impl Engine {
         };
         let decoder = Decoder::load(&model, &weights, &options)?;
         let teacher = Teacher::new(decoder, tokenizer.size(), Capture::new(config))?;
+        let plan = Arc::new(Plan::new(config, &identity, corpus)?);
+        let states = States::of(config, teacher, &plan, stopped)?;
+        if let Some(summary) = &states.sketch {
+            reporter.sketch(summary);
+        }
         let tokens = Arc::new(tokenizer.vocabulary());
-        Self::start(config, reporter, &model, identity, corpus, teacher, tokens)
+        Self::start(config, reporter, &model, identity, plan, states, tokens)
     }
 
     fn start(
@@ -88,20 +94,15 @@ impl Engine {
         reporter: &Reporter,
         model: &ModelConfig,
         identity: Identity,
-        corpus: Corpus,
-        teacher: Teacher,
+        plan: Arc<Plan>,
+        states: States,
         tokens: Arc<Vocabulary>,
     ) -> Result<Self> {
-        let basis = match config.state {
-            StateSetting::None => None,
-            StateSetting::Exact(_) => Some(Arc::new(Basis::new(teacher.head().clone())?)),
-        };
-        let plan = Arc::new(Plan::new(config, &identity, corpus)?);
-        let info = server_info(config, model, &identity, &plan, basis.as_deref());
+        let info = server_info(config, model, &identity, &plan, &states);
         reporter.model(config, model, &info);
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let production = Production::start(
-            Box::new(teacher),
+            Box::new(states.teacher),
             plan.clone(),
             Box::new(store),
             config.queue,
@@ -110,12 +111,46 @@ impl Engine {
         Ok(Self {
             plan,
             production,
-            basis,
+            basis: states.basis.map(Arc::new),
             info,
             tokenizer: identity.tokenizer,
             vocabulary: identity.vocabulary,
             tokens,
             positions_max: model.max_position_embeddings,
+        })
+    }
+}
+
+/// The teacher, ready to say its states, with the matrix behind them.
+struct States {
+    teacher: Teacher,
+    basis: Option<Basis>,
+    sketch: Option<Summary>,
+}
+
+impl States {
+    fn of(
+        config: &Config,
+        teacher: Teacher,
+        plan: &Plan,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Self> {
+        let (basis, sketch) = match config.state {
+            StateSetting::None | StateSetting::Hidden { .. } => (None, None),
+            StateSetting::Exact(_) => (Some(Basis::new(teacher.head().clone())?), None),
+            StateSetting::Sketch { rank, coding } => {
+                let sketch = Sketch::make(&teacher, plan, rank, coding, stopped)?;
+                return Ok(Self {
+                    teacher: teacher.with_projection(sketch.projection),
+                    basis: Some(sketch.basis),
+                    sketch: Some(sketch.summary),
+                });
+            }
+        };
+        Ok(Self {
+            teacher,
+            basis,
+            sketch,
         })
     }
 }
@@ -154,11 +189,13 @@ fn server_info(
     model: &ModelConfig,
     identity: &Identity,
     plan: &Plan,
-    basis: Option<&Basis>,
+    states: &States,
 ) -> v1::GetServerInfoResponse {
-    let kind = match config.state {
-        StateSetting::None => v1::StateKind::None,
-        StateSetting::Exact(_) => v1::StateKind::Exact,
+    let kind = config.state.kind().map_or(v1::StateKind::None, Into::into);
+    let keep = Capture::new(config).keep;
+    let (state_rank, state_layer) = match config.state {
+        StateSetting::Hidden { layer, .. } => (model.hidden_size, layer),
+        _ => (states.basis.as_ref().map_or(0, Basis::rank), 0),
     };
     let name = config.model.file_name().unwrap_or(config.model.as_os_str());
     v1::GetServerInfoResponse {
@@ -170,12 +207,12 @@ fn server_info(
         effective_vocab_size: identity.vocab_size,
         head_rows: model.vocab_size as u32,
         tokenizer_size: identity.vocab_size,
-        top_k: config.top_k as u32,
-        estimator: v1::Estimator::TopK.into(),
+        top_k: keep.width_max(identity.vocab_size as usize) as u32,
+        estimator: v1::Estimator::from(keep.estimator).into(),
         temperatures: config.temperatures.clone(),
         state_kind: kind.into(),
-        state_rank: basis.map_or(0, |basis| basis.rank() as u32),
-        state_error: 0.0,
+        state_rank: state_rank as u32,
+        state_error: states.sketch.map_or(0.0, |sketch| sketch.error),
         sequence_count: plan.count(),
         token_count: plan.token_count(),
         seq_len: plan.longest() as u32,
@@ -185,5 +222,6 @@ fn server_info(
         model_name: name.to_string_lossy().into_owned(),
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
+        state_layer: state_layer as u32,
     }
 }

@@ -2,10 +2,13 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use distill_proto::{Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
+use distill_proto::{Estimator, Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
 use distill_text::{Corpus, Sequence};
 
-use crate::{Error, Result, config::Config};
+use crate::{
+    Error, Result,
+    config::{Config, EstimatorSetting},
+};
 
 /// What the plan depends on beside the settings and the corpus.
 #[derive(Debug, Clone)]
@@ -129,6 +132,14 @@ impl Plan {
     }
 }
 
+/// The estimator with what its draws depend on. Top-k draws nothing, so seeds and draws leave its plan alone.
+fn estimator(config: &Config) -> String {
+    match config.estimator {
+        EstimatorSetting(Estimator::TopK) => "top_k".to_owned(),
+        drawn => format!("{drawn} {} {}", config.draws, config.sample_seed),
+    }
+}
+
 /// Everything that the bytes of a frame depend on.
 fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fingerprint {
     let coding = match config.value_coding.0 {
@@ -150,7 +161,7 @@ fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fin
         .field("batch_size", &(config.batch_size as u64).to_le_bytes())
         .field("top_k", &(config.top_k as u64).to_le_bytes())
         .field("chunk_rows", &(config.chunk_rows as u64).to_le_bytes())
-        .field("estimator", b"top_k")
+        .field("estimator", estimator(config).as_bytes())
         .field("temperatures", &temperatures)
         .field("value_coding", coding.as_bytes())
         .field("state", config.state.to_string().as_bytes())

@@ -10,8 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Time between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Shows how much of the plan has been computed.
+/// Shows how much of the plan, or of something before it, has been computed.
 pub struct Progress {
+    label: &'static str,
     display: Display,
     sequences: u64,
     sequences_done: u64,
@@ -30,25 +31,31 @@ enum Display {
 impl Progress {
     /// Over a plan of this many sequences and tokens, on standard error.
     pub fn new(sequences: u64, tokens: u64) -> Self {
+        Self::named("teacher", sequences, tokens)
+    }
+
+    /// As `new`, for something that is not the plan.
+    pub fn named(label: &'static str, sequences: u64, tokens: u64) -> Self {
         let display = if std::io::stderr().is_terminal() {
-            let template = "teacher {bar:30} {human_pos}/{human_len} tokens, {per_sec}, ETA {eta}";
+            let template = "{prefix} {bar:30} {human_pos}/{human_len} tokens, {per_sec}, ETA {eta}";
             let style = ProgressStyle::with_template(template);
-            let bar = ProgressBar::new(tokens);
+            let bar = ProgressBar::new(tokens).with_prefix(label);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             Display::Bar(bar)
         } else {
             Display::Lines
         };
-        Self::with(display, sequences, tokens)
+        Self::with(label, display, sequences, tokens)
     }
 
     /// Shows nothing.
     pub fn hidden() -> Self {
-        Self::with(Display::Hidden, 0, 0)
+        Self::with("", Display::Hidden, 0, 0)
     }
 
-    fn with(display: Display, sequences: u64, tokens: u64) -> Self {
+    fn with(label: &'static str, display: Display, sequences: u64, tokens: u64) -> Self {
         Self {
+            label,
             display,
             sequences,
             sequences_done: 0,
@@ -97,7 +104,8 @@ impl Progress {
             (self.tokens.saturating_sub(self.tokens_done)) as f64 / rate.max(1e-9),
         );
         eprintln!(
-            "teacher: {}/{} sequences, {rate:.0} tokens/s, ETA {}",
+            "{}: {}/{} sequences, {rate:.0} tokens/s, ETA {}",
+            self.label,
             self.sequences_done,
             self.sequences,
             indicatif::HumanDuration(left)

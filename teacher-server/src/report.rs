@@ -7,7 +7,7 @@ use distill_proto::v1::GetServerInfoResponse;
 use distill_text::Corpus;
 use serde_json::{Value, json};
 
-use crate::{config::Config, production::Totals};
+use crate::{config::Config, production::Totals, sketch::Summary};
 
 /// Says what happens, for people or for programs.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +71,35 @@ impl Reporter {
         );
     }
 
+    /// The sketch is made.
+    pub fn sketch(&self, sketch: &Summary) {
+        let Summary {
+            rank,
+            rows,
+            held_out_rows,
+            shared,
+            error,
+        } = *sketch;
+        let judged = match shared {
+            true => "the same rows, as the corpus is too small to hold any out: the error on new text is larger".to_owned(),
+            false => format!("{held_out_rows} held-out rows"),
+        };
+        self.say(
+            "sketch",
+            json!({
+                "rank": rank,
+                "rows": rows,
+                "held_out_rows": held_out_rows,
+                "shared": shared,
+                "state_error": error,
+            }),
+            &format!(
+                "sketch: {rank} directions of {rows} rows lose {:.1} % of the centred logits (mean relative error on {judged})",
+                100.0 * error
+            ),
+        );
+    }
+
     /// The weights are in.
     pub fn model(&self, config: &Config, model: &ModelConfig, info: &GetServerInfoResponse) {
         let vocabulary = if info.effective_vocab_size == info.head_rows {
@@ -96,12 +125,13 @@ impl Reporter {
                 "plan_fingerprint": info.plan_fingerprint,
             }),
             &format!(
-                "model: {} ({}, {} layers, hidden size {}, {}); {vocabulary}\nplan: K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
+                "model: {} ({}, {} layers, hidden size {}, {}); {vocabulary}\nplan: {} K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
                 info.model_name,
                 model.model_type.name(),
                 model.num_hidden_layers,
                 model.hidden_size,
                 config.dtype,
+                config.estimator,
                 info.top_k,
                 info.temperatures,
                 config.value_coding,

@@ -238,7 +238,8 @@ fn load(config: Config, reporter: Reporter) -> Result<oneshot::Receiver<Result<E
         .name("loading".into())
         .spawn(move || {
             // The receiver is gone when the server was told to stop meanwhile.
-            let _ = sender.send(Engine::load(&config, &reporter));
+            let engine = Engine::load(&config, &reporter, &|| sender.is_closed());
+            let _ = sender.send(engine);
         })
         .map_err(Error::io("start a thread for", Path::new("loading")))?;
     Ok(receiver)

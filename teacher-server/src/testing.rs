@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use distill_model::testing::{TinyModel, write_tiny_model};
+use candle_core::{DType, Device};
+use distill_model::{
+    Base, Decoder, LoadOptions, ModelConfig, Weights,
+    testing::{TinyModel, write_tiny_model},
+};
 use distill_proto::{Estimator, Fingerprint, Rows, ValueCoding};
 use distill_text::Sequence;
 use serde_json::{Value, json};
@@ -95,6 +99,20 @@ fn rows(tokens: &Tokens<'_>) -> Rows {
         logsumexp: vec![vec![1.5; n]],
         state: None,
     }
+}
+
+/// The decoder of such a directory.
+pub fn decoder(dtype: DType) -> Decoder {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    let options = LoadOptions {
+        dtype,
+        device: Device::Cpu,
+        base: Base::AsStored,
+        lora: None,
+    };
+    let weights = Weights::open(dir.path()).unwrap();
+    Decoder::load(&ModelConfig::load(dir.path()).unwrap(), &weights, &options).unwrap()
 }
 
 /// A model directory: tiny Qwen2 weights and a tokenizer whose ids are bytes.

@@ -8,7 +8,10 @@ use super::{
     planes::{Reader, write_planes},
     values,
 };
-use crate::{Error, Estimator, Result, Rows, State, block::StateCoding};
+use crate::{
+    Error, Estimator, Result, Rows, State,
+    block::{StateCoding, byte_scale, scaled_byte},
+};
 
 pub(super) fn write(frame: &Frame, codes: &[u32], value_bytes: u8) -> Result<Vec<u8>> {
     let rows = &frame.rows;
@@ -70,15 +73,12 @@ fn write_state(out: &mut Vec<u8>, state: &State) {
         return write_planes(out, halves, 2);
     }
     let rows = state.values.chunks_exact(state.rank.max(1));
-    let scales = rows
-        .clone()
-        .map(|row| row.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0);
-    write_planes(out, scales.clone().map(f32::to_bits), 4);
-    for (row, scale) in rows.zip(scales) {
-        let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+    let scales = rows.clone().map(byte_scale);
+    write_planes(out, scales.clone().map(|(scale, _)| scale.to_bits()), 4);
+    for (row, (_, inverse)) in rows.zip(scales) {
         out.extend(
             row.iter()
-                .map(|value| (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8),
+                .map(|&value| scaled_byte(value, inverse).cast_unsigned()),
         );
     }
 }

@@ -204,11 +204,11 @@ impl Header {
         };
         let state = match (kind, state_coding, rank) {
             (0, 0, 0) => None,
-            (2 | 3, 1 | 2, 1..) => Some((
-                if kind == 2 {
-                    StateKind::Exact
-                } else {
-                    StateKind::Sketch
+            (2..=4, 1 | 2, 1..) => Some((
+                match kind {
+                    2 => StateKind::Exact,
+                    3 => StateKind::Sketch,
+                    _ => StateKind::Hidden,
                 },
                 if state_coding == 1 {
                     StateCoding::F16

@@ -167,6 +167,9 @@ fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {
 
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod drawn_tests;
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod properties;
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]

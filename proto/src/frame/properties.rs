@@ -6,7 +6,7 @@ use super::{
     tests::{context, sample},
     *,
 };
-use crate::{Estimator, State, StateCoding, StateKind, ValueCoding};
+use crate::{Estimator, PADDING_COUNT, State, StateCoding, StateKind, ValueCoding};
 
 /// Settings of a random frame.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         Estimator::Sampled,
         Estimator::HeadSampled,
     ]);
-    let kind = prop::sample::select(vec![StateKind::Exact, StateKind::Sketch]);
+    let kind = prop::sample::select(vec![StateKind::Exact, StateKind::Sketch, StateKind::Hidden]);
     let state_coding = prop::sample::select(vec![StateCoding::F16, StateCoding::I8]);
     let shape = (1u32..70).prop_flat_map(|vocab| (Just(vocab), 1..=vocab as usize));
     (
@@ -96,13 +96,12 @@ fn frame(settings: &Settings) -> Frame {
         rows.logits.extend(ids.iter().map(|&id| logits[id]));
         rows.ids.extend(ids.iter().map(|&id| id as u32));
         if settings.estimator != Estimator::TopK {
-            rows.counts.extend((0..k).map(|entry| {
-                if entry == 0 {
-                    1
-                } else {
-                    rng.random_range(0..4)
-                }
-            }));
+            rows.counts
+                .extend((0..k).map(|entry| match rng.random_range(0..5) {
+                    _ if entry == 0 => 1,
+                    4 if settings.estimator == Estimator::HeadSampled => PADDING_COUNT,
+                    count => count,
+                }));
         }
         rows.max
             .push(logits.iter().copied().fold(f32::MIN, f32::max));

@@ -56,12 +56,12 @@ impl Frame {
             "logits",
             "above the row's maximum",
         )?;
+        let padding = |count: &u32| rows.estimator.is_padding(*count);
         let mut counts = rows.counts.chunks_exact(rows.k.max(1));
         check(
-            rows.estimator != Estimator::Sampled
-                || counts.all(|counts| counts.iter().any(|&count| count > 0)),
+            counts.all(|counts| !counts.iter().all(padding)),
             "counts",
-            "a sampled row has no draw",
+            "a row holds padding only",
         )?;
         let halves = rows
             .state

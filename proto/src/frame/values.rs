@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::{Estimator, Rows, ValueCoding};
+use crate::{Rows, ValueCoding};
 
 /// Largest distance code; logits further below the maximum saturate (8,192 nats at 1/8).
 const CODE_MAX: f32 = 65_535.0;
@@ -30,9 +30,7 @@ pub(super) fn kept_mass(rows: &Rows) -> Vec<f32> {
     let row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(logsumexp);
     row_of
         .enumerate()
-        .map(|(row, (logits, lse))| {
-            mass_of(logits, counts_of(rows, row), tau, *lse).min(1.0) as f32
-        })
+        .map(|(row, (logits, lse))| mass_of(rows, row, logits, tau, *lse).min(1.0) as f32)
         .collect()
 }
 
@@ -62,7 +60,7 @@ fn restore_mass(logits: &mut [f32], rows: &Rows, row: usize, mass: f32) {
     let (Some(&tau), Some(&lse)) = (rows.temperatures.first(), column) else {
         return;
     };
-    let found = mass_of(logits, counts_of(rows, row), tau, lse);
+    let found = mass_of(rows, row, logits, tau, lse);
     // Below f32's normal range the stored mass has lost its digits, and there is nothing that a tail could miss.
     if !mass.is_normal() {
         return;
@@ -75,21 +73,20 @@ fn restore_mass(logits: &mut [f32], rows: &Rows, row: usize, mass: f32) {
     }
 }
 
-/// Draws of one row where entries without a draw are padding; empty where every entry counts.
-fn counts_of(rows: &Rows, row: usize) -> &[u32] {
-    if rows.estimator != Estimator::Sampled {
-        return &[];
-    }
-    let counts = rows.counts.chunks_exact(rows.k.max(1)).nth(row);
-    counts.unwrap_or_default()
-}
-
-/// `sum exp(y / tau - logsumexp)` over the entries that are no padding.
-fn mass_of(logits: &[f32], counts: &[u32], tau: f32, lse: f32) -> f64 {
+/// `sum exp(y / tau - logsumexp)` over the entries of one row that are no padding; `logits` are the row's, before or
+/// after rounding.
+///
+/// For drawn rows this is the mass of the distinct ids, not of their counts: it undoes what rounding did to the stored
+/// logits and says nothing about the estimate.
+fn mass_of(rows: &Rows, row: usize, logits: &[f32], tau: f32, lse: f32) -> f64 {
     let (tau, lse) = (f64::from(tau), f64::from(lse));
-    let counts = counts.iter().map(|&count| count > 0);
-    let kept = logits.iter().zip(counts.chain(std::iter::repeat(true)));
-    kept.filter(|(_, kept)| *kept)
+    // Top-k rows have no counts: every entry counts.
+    let counts = rows.counts.chunks_exact(rows.k.max(1)).nth(row);
+    let counts = counts.unwrap_or_default().iter();
+    let padding = counts.map(|&count| rows.estimator.is_padding(count));
+    let entries = logits.iter().zip(padding.chain(std::iter::repeat(false)));
+    entries
+        .filter(|(_, padding)| !padding)
         .map(|(&logit, _)| (f64::from(logit) / tau - lse).exp())
         .sum()
 }

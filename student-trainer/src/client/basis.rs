@@ -7,7 +7,7 @@ use half::f16;
 use super::{ServerInfo, Teacher};
 use crate::{Error, Result};
 
-/// Fetches B. None where the teacher sends no `state`.
+/// Fetches B. None where the teacher sends no `state`, or one that has no basis.
 ///
 /// # Shapes
 /// `[V, r]` f16 on the CPU, as it comes: 1.1 GB for a 7B teacher's hidden states, and needed only until the loss has
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// # Errors
 /// A lost connection, or rows that do not fit the handshake.
 pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<Tensor>> {
-    let Some((_, rank)) = info.state else {
+    let Some((_, rank)) = info.state.filter(|(kind, _)| kind.has_basis()) else {
         return Ok(None);
     };
     let (rows, rank) = (info.vocab_size as usize, rank as usize);

@@ -43,6 +43,10 @@ pub struct ServerInfo {
     pub temperatures: Vec<f32>,
     /// Kind and rank of `state`, where there is one.
     pub state: Option<(StateKind, u32)>,
+    /// Mean relative error of a sketch on held-out text; 0 where `state` is exact.
+    pub state_error: f32,
+    /// Decoder layer whose output `state` is, from 1 on; 0 where it is none.
+    pub state_layer: u32,
     /// Frames of one pass.
     pub sequence_count: u64,
     /// Tokens of one pass.
@@ -98,8 +102,11 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
                 v1::StateKind::None => None,
                 v1::StateKind::Exact => Some((StateKind::Exact, info.state_rank)),
                 v1::StateKind::Sketch => Some((StateKind::Sketch, info.state_rank)),
+                v1::StateKind::Hidden => Some((StateKind::Hidden, info.state_rank)),
                 v1::StateKind::Unspecified => return Err(bad("state kind")),
             },
+            state_error: info.state_error,
+            state_layer: info.state_layer,
             temperatures: info.temperatures,
             sequence_count: info.sequence_count,
             token_count: info.token_count,

@@ -1,16 +1,64 @@
-//! The dense losses against torch and POT in float64 (tests/fixtures/make_losses.py): values to 1e-5, gradients to 1e-4.
+//! The losses against torch, POT, OTT-JAX and SciPy in float64 (tests/fixtures/make_losses.py): values to 1e-5, gradients
+//! to 1e-4, plans to the solver's tolerance.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use distill_proto::{Estimator, Rows, State, StateCoding, StateKind, ValueCoding};
+use serde::de::DeserializeOwned;
 
+use super::sinkhorn::{SolverOptions, solve};
 use super::testing::{relative, widened};
-use super::{LossConfig, dense_loss};
+use super::*;
 
-#[derive(serde::Deserialize)]
-struct Fixtures {
-    cases: Vec<Case>,
+/// A file of fixtures: cases from JSON, tensors from safetensors.
+struct Fixtures<C> {
+    cases: Vec<C>,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl<C: DeserializeOwned> Fixtures<C> {
+    fn read(name: &str) -> Self {
+        let folder: PathBuf =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/losses");
+        let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let file = folder.join(format!("{name}.safetensors"));
+        Self {
+            cases: serde_json::from_value(json["cases"].take()).unwrap(),
+            tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        self.tensors[name].to_dtype(DType::F32).unwrap()
+    }
+
+    fn numbers(&self, name: &str) -> Vec<f32> {
+        self.tensor(name).flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        let tensor = self.tensors[name].flatten_all().unwrap();
+        tensor.to_vec1().unwrap()
+    }
+
+    #[track_caller]
+    fn close(&self, name: &str, found: &Tensor) {
+        let distance = relative(&widened(found), &widened(&self.tensor(name)));
+        assert!(distance <= 1e-4, "{name} off by {distance:e}");
+    }
+}
+
+#[track_caller]
+fn equal(name: &str, what: &str, found: f64, expected: f64) {
+    // `entropic` may be close to 0 while its two parts are not.
+    let scale = expected.abs().max(0.1);
+    assert!(
+        (found - expected).abs() <= 1e-5 * scale,
+        "{name}: {what} {found} for {expected}"
+    );
 }
 
 #[derive(serde::Deserialize)]
@@ -27,40 +75,179 @@ struct Case {
 
 #[test]
 fn values_and_gradients_match_torch_and_pot() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/losses");
-    let text = std::fs::read_to_string(folder.join("losses.json")).unwrap();
-    let fixtures: Fixtures = serde_json::from_str(&text).unwrap();
-    let tensors = candle_core::safetensors::load(folder.join("losses.safetensors"), &Device::Cpu);
-    let tensors = tensors.unwrap();
-    assert!(fixtures.cases.len() >= 15);
+    let fixtures = Fixtures::<Case>::read("losses");
+    assert!(fixtures.cases.len() >= 42);
     for case in &fixtures.cases {
-        check(case, &tensors);
+        let name = &case.name;
+        let of = |what: &str| format!("{}.{what}", case.data);
+        let labels = fixtures.ids(&of("labels"));
+        let (x, y) = (
+            fixtures.tensor(&of("student")),
+            fixtures.tensor(&of("teacher")),
+        );
+        let loss = dense_loss(&x, &y, Some(&labels), case.top_k, &case.config).unwrap();
+        assert!(loss.values.report.converged, "{name}: {:?}", loss.values);
+        equal(name, "ce", loss.values.ce, case.ce);
+        equal(name, "kl", loss.values.kl, case.kl);
+        equal(name, "ot", loss.values.ot, case.ot);
+        equal(name, "total", loss.values.total, case.total);
+        fixtures.close(&format!("{name}.grad_ot"), &loss.grad_ot);
+        fixtures.close(&format!("{name}.grad_total"), &loss.grad_total);
     }
 }
 
-fn check(case: &Case, tensors: &HashMap<String, Tensor>) {
-    let name = &case.name;
-    let of = |data: &str, what: &str| &tensors[&format!("{data}.{what}")];
-    let labels: Vec<u32> = of(&case.data, "labels").to_vec1().unwrap();
-    let (x, y) = (of(&case.data, "student"), of(&case.data, "teacher"));
-    let loss = dense_loss(x, y, Some(&labels), case.top_k, &case.config).unwrap();
-    assert!(loss.values.report.converged, "{name}: {:?}", loss.values);
-    for (what, found, expected) in [
-        ("ce", loss.values.ce, case.ce),
-        ("kl", loss.values.kl, case.kl),
-        ("ot", loss.values.ot, case.ot),
-        ("total", loss.values.total, case.total),
-    ] {
-        // `entropic` may be close to 0 while its two parts are not.
-        let scale = expected.abs().max(0.1);
-        assert!(
-            (found - expected).abs() <= 1e-5 * scale,
-            "{name}: {what} {found} for {expected}"
-        );
+#[derive(serde::Deserialize)]
+struct DrawnCase {
+    name: String,
+    estimator: String,
+    kl: Option<f64>,
+    ot: f64,
+    config: LossConfig,
+}
+
+/// Through the fused head: with the identity as head, hidden states are logits.
+#[test]
+fn drawn_rows_match_torch() {
+    let fixtures = Fixtures::<DrawnCase>::read("estimators");
+    for case in &fixtures.cases {
+        let name = &case.name;
+        let of = |what: &str| format!("{name}.{what}");
+        let x = fixtures.tensor(&of("student"));
+        let (n, vocab) = x.dims2().unwrap();
+        let (rows, k) = fixtures.tensors[&of("ids")].dims2().unwrap();
+        let targets = Targets::from_rows(&Rows {
+            rows,
+            k,
+            vocab_size: vocab as u32,
+            estimator: match case.estimator.as_str() {
+                "sampled" => Estimator::Sampled,
+                _ => Estimator::HeadSampled,
+            },
+            coding: ValueCoding::F16,
+            ids: fixtures.ids(&of("ids")),
+            logits: fixtures.numbers(&of("logits")),
+            counts: fixtures.ids(&of("counts")),
+            max: vec![0.0; rows],
+            mean: vec![0.0; rows],
+            std: vec![1.0; rows],
+            temperatures: vec![1.0],
+            logsumexp: vec![fixtures.numbers(&of("logsumexp"))],
+            state: None,
+        });
+        let identity = Tensor::eye(vocab, DType::F32, &Device::Cpu).unwrap();
+        let geometry = HeadGeometry::new(&identity, None).unwrap();
+        let labels = vec![0; n];
+        let only = |kl_weight, ot_weight| LossConfig {
+            kl_weight,
+            ot_weight,
+            ce_weight: 0.0,
+            ..case.config.clone()
+        };
+        let run = |config| head_loss(&x, &labels, &targets, &geometry, &config).unwrap();
+        let transport = run(only(0.0, 1.0));
+        equal(name, "ot", transport.ot, case.ot);
+        fixtures.close(&of("grad_ot"), &transport.grad_hidden);
+        if let Some(kl) = case.kl {
+            let loss = run(only(1.0, 0.0));
+            equal(name, "kl", loss.kl, kl);
+            fixtures.close(&of("grad_kl"), &loss.grad_hidden);
+        }
     }
-    for (what, found) in [("grad_ot", &loss.grad_ot), ("grad_total", &loss.grad_total)] {
-        let expected = widened(&of(name, what).to_dtype(DType::F32).unwrap());
-        let distance = relative(&widened(found), &expected);
-        assert!(distance <= 1e-4, "{name}: {what} off by {distance:e}");
+}
+
+#[derive(serde::Deserialize)]
+struct HiddenCase {
+    name: String,
+    ot: f64,
+    config: OtConfig,
+}
+
+#[test]
+fn transport_between_hidden_states_matches_torch() {
+    let fixtures = Fixtures::<HiddenCase>::read("hidden");
+    let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
+    let (rows, rank) = y.dims2().unwrap();
+    let targets = Targets {
+        vocab_size: 1,
+        estimator: Estimator::TopK,
+        starts: (0..=rows).collect(),
+        ids: vec![0; rows],
+        logits: vec![0.0; rows],
+        counts: Vec::new(),
+        temperatures: Vec::new(),
+        logsumexp: Vec::new(),
+        mean: Vec::new(),
+        std: Vec::new(),
+        state: Some(State {
+            kind: StateKind::Exact,
+            coding: StateCoding::F16,
+            rank,
+            values: fixtures.numbers("teacher"),
+        }),
+        alignment: None,
+    };
+    let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
+    for case in &fixtures.cases {
+        let name = &case.name;
+        let config = LossConfig {
+            hidden_weight: 1.0,
+            hidden_similarity: case.config.similarity,
+            hidden_temperature: case.config.temperature,
+            ot: case.config.clone(),
+            ..LossConfig::default()
+        };
+        let loss = projection.loss(&x, &targets, &config).unwrap();
+        equal(name, "ot", loss.value, case.ot);
+        fixtures.close(&format!("{name}.grad_student"), &loss.grad_hidden);
+        fixtures.close(&format!("{name}.grad_projection"), &loss.grad_projection);
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct PlanCase {
+    name: String,
+    matrix: String,
+    epsilon: f64,
+    transport_cost: f64,
+    entropic_value: f64,
+}
+
+/// POT, OTT-JAX and SciPy agree on these plans to 1e-8.
+#[test]
+fn plans_match_three_other_solvers() {
+    let fixtures = Fixtures::<PlanCase>::read("plans");
+    for case in &fixtures.cases {
+        let cost = format!("{}.cost", case.matrix);
+        let (n, m) = fixtures.tensors[&cost].dims2().unwrap();
+        let cost = fixtures.numbers(&cost);
+        let options = SolverOptions {
+            epsilon: case.epsilon,
+            tolerance: 1e-9,
+            max_iterations: 100_000,
+            newton: true,
+        };
+        let solution = solve(&cost, n, m, &options).unwrap();
+        let name = &case.name;
+        assert!(solution.converged, "{name}: {:e}", solution.marginal_error);
+        let plan: Vec<f64> = solution.plan.iter().map(|&t| f64::from(t)).collect();
+        let expected = widened(&fixtures.tensor(&format!("{name}.plan")));
+        let distance = relative(&plan, &expected);
+        assert!(distance < 1e-5, "{name}: plan off by {distance:e}");
+        let paid: f64 = plan.iter().zip(&cost).map(|(t, &c)| t * f64::from(c)).sum();
+        equal(name, "<T,C>", paid, case.transport_cost);
+        let entropy: f64 = plan.iter().filter(|t| **t > 0.0).map(|t| t * t.ln()).sum();
+        equal(
+            name,
+            "F",
+            paid + case.epsilon * entropy,
+            case.entropic_value,
+        );
+        let column_error = |j: usize| {
+            let mass: f64 = plan.iter().skip(j).step_by(m).sum();
+            (mass - 1.0 / m as f64).abs()
+        };
+        let error: f64 = (0..m).map(column_error).sum();
+        // The plan is kept in f32.
+        assert!(error < 1e-6, "{name}: marginals off by {error:e}");
     }
 }

@@ -8,10 +8,11 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::write_atomically;
-use crate::{Error, Result};
+use crate::{Error, Result, loss::HiddenProjection};
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const CONFIG_FILE: &str = "adapter_config.json";
+const PROJECTION_FILE: &str = "hidden_projection.safetensors";
 
 /// `adapter_config.json`, with the keys in the order and the defaults that PEFT writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -151,6 +152,17 @@ pub fn save_adapter(
     let json =
         serde_json::to_string_pretty(config).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, json.as_bytes())
+}
+
+/// Writes the learned projection of hidden states beside an adapter; PEFT does not look at it.
+///
+/// # Errors
+/// A tensor error, or a file that cannot be written.
+pub fn save_projection(directory: &Path, projection: &HiddenProjection) -> Result<()> {
+    let (name, var) = projection.parameter();
+    let tensor = var.as_tensor().to_device(&Device::Cpu)?;
+    let bytes = safetensors::serialize([(name, tensor)], None)?;
+    write_atomically(&directory.join(PROJECTION_FILE), &bytes)
 }
 
 /// Fills `parameters` with the values of a saved adapter.

@@ -27,6 +27,8 @@ pub struct StepMetrics {
     pub kl: f64,
     /// Optimal transport.
     pub ot: f64,
+    /// Optimal transport between hidden states.
+    pub hidden_ot: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
     /// Tokens through the model.

@@ -7,7 +7,7 @@ mod memory;
 mod metrics;
 mod progress;
 
-pub use adapter::{AdapterConfig, load_adapter, save_adapter};
+pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
 pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;

@@ -25,8 +25,8 @@ use crate::{
     align::{FrameReader, check_loss},
     client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
     config::{LORA_TARGETS, TrainConfig},
-    loss::HeadGeometry,
-    run::{AdapterConfig, RunDirectory, save_adapter},
+    loss::{HeadGeometry, HiddenProjection},
+    run::{AdapterConfig, RunDirectory, save_adapter, save_projection},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -78,6 +78,8 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         token_ids,
     };
     let handle = runtime.handle().clone();
+    let total_steps = total_steps(config, info.sequence_count)?;
+    let projection = projection(config, &info, &decoder)?;
     let frames = FrameSource::new(
         handle,
         teacher,
@@ -92,11 +94,12 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         objective: Objective {
             decoder: &decoder,
             geometry: &geometry,
-            loss: &config.loss,
+            projection: projection.as_ref(),
             checkpointing: checkpointing(config),
         },
         reader,
-        total_steps: total_steps(config, info.sequence_count)?,
+        projection: projection.as_ref(),
+        total_steps,
     };
     let (steps, loss) = trainer.train(frames, shutdown)?;
 
@@ -107,6 +110,9 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         .unwrap_or_else(|_| files.dir.clone());
     let adapter_config = AdapterConfig::new(&lora, &base.to_string_lossy());
     save_adapter(&adapter, &adapter_config, &trainer.parameters)?;
+    if let Some(projection) = &projection {
+        save_projection(&adapter, projection)?;
+    }
     files.tokenizer.copy_to(&adapter)?;
     Ok(Summary {
         steps,
@@ -131,8 +137,11 @@ async fn agree(
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
     let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
-    check_loss(vocabularies, &config.loss)?;
-    config.loss.check_teacher(
+    let most = config
+        .loss
+        .at_its_most(total_steps(config, info.sequence_count)?);
+    check_loss(vocabularies, &most)?;
+    most.check_teacher(
         info.estimator,
         &info.temperatures,
         info.state.map(|(kind, _)| kind),
@@ -155,7 +164,10 @@ async fn basis(
     teacher: &Teacher,
     info: &ServerInfo,
 ) -> Result<Option<Tensor>> {
-    match config.loss.needs_state() {
+    let most = config
+        .loss
+        .at_its_most(total_steps(config, info.sequence_count)?);
+    match most.needs_state() {
         true => fetch_basis(teacher, info).await,
         false => Ok(None),
     }
@@ -169,6 +181,35 @@ fn head_geometry(
 ) -> Result<HeadGeometry> {
     let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
     Ok(HeadGeometry::new(&head, basis.as_ref())?)
+}
+
+/// The projection of the teacher's hidden states, where the loss uses them at some step.
+fn projection(
+    config: &TrainConfig,
+    info: &ServerInfo,
+    decoder: &Decoder,
+) -> Result<Option<HiddenProjection>> {
+    let most = config
+        .loss
+        .at_its_most(total_steps(config, info.sequence_count)?);
+    let (true, Some((_, size))) = (most.hidden_weight > 0.0, info.state) else {
+        return Ok(None);
+    };
+    let model = decoder.config();
+    if config.loss.hidden_layer >= model.num_hidden_layers {
+        return Err(Error::Config(format!(
+            "hidden_layer: {} is not below the student's {} layers; 0 is the last one's output after the norm",
+            config.loss.hidden_layer, model.num_hidden_layers
+        )));
+    }
+    let sizes = (size as usize, model.hidden_size);
+    let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
+    tracing::info!(
+        "hidden states: a learned projection from {} to {}",
+        sizes.0,
+        sizes.1
+    );
+    Ok(Some(projection))
 }
 
 fn lora_config(config: &TrainConfig) -> LoraConfig {

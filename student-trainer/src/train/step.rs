@@ -1,12 +1,12 @@
 //! Provides one forward and backward pass: sequences in, loss and gradients out.
 
-use candle_core::Tensor;
-use distill_model::{Checkpointing, Decoder, Gradients};
+use candle_core::{DType, Tensor};
+use distill_model::{Checkpointing, Decoder, Gradients, Tape};
 
 use super::example::Example;
 use crate::{
-    Result,
-    loss::{HeadGeometry, HeadLoss, LossConfig, head_loss},
+    Error, Result,
+    loss::{HeadGeometry, HiddenProjection, LossConfig, SolverReport, head_loss},
     student::padded_ids,
 };
 
@@ -16,8 +16,8 @@ pub struct Objective<'a> {
     pub decoder: &'a Decoder,
     /// What the loss knows of the head.
     pub geometry: &'a HeadGeometry,
-    /// Settings of the loss.
-    pub loss: &'a LossConfig,
+    /// The way from the teacher's hidden states to the student's, where the loss uses them.
+    pub projection: Option<&'a HiddenProjection>,
     /// What the forward pass keeps.
     pub checkpointing: Checkpointing,
 }
@@ -33,6 +33,8 @@ pub struct StepLoss {
     pub kl: f64,
     /// Optimal transport.
     pub ot: f64,
+    /// Optimal transport between hidden states.
+    pub hidden: f64,
     /// Tokens through the model, without padding.
     pub tokens: usize,
     /// Targets among them.
@@ -66,6 +68,7 @@ impl Objective<'_> {
         &self,
         examples: &[&Example],
         batch_size: usize,
+        loss: &LossConfig,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
         let mut sum = StepLoss {
@@ -74,7 +77,7 @@ impl Objective<'_> {
             ..StepLoss::default()
         };
         for batch in examples.chunks(batch_size.max(1)) {
-            self.pass(batch, &mut sum, gradients)?;
+            self.pass(batch, loss, &mut sum, gradients)?;
         }
         Ok(sum)
     }
@@ -83,6 +86,7 @@ impl Objective<'_> {
     fn pass(
         &self,
         batch: &[&Example],
+        config: &LossConfig,
         sum: &mut StepLoss,
         gradients: &mut Gradients,
     ) -> Result<()> {
@@ -92,6 +96,7 @@ impl Objective<'_> {
         let tape = self.decoder.tape(&ids, self.checkpointing)?;
         let hidden = tape.hidden().flatten_to(1)?;
         let mut grad_hidden = hidden.zeros_like()?;
+        let mut between = HiddenPass::new(self.projection, config, &tape)?;
         for (row, example) in batch.iter().enumerate() {
             let positions = &example.target_positions;
             let weight = positions.len() as f64 / sum.targets.max(1) as f64;
@@ -103,27 +108,97 @@ impl Objective<'_> {
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let labels = example.labels();
             let rows = hidden.index_select(&outputs, 0)?;
-            let loss = head_loss(&rows, &labels, &example.targets, self.geometry, self.loss)?;
-            sum.add(&loss, weight, self.loss.ot_weight > 0.0);
+            let loss = head_loss(&rows, &labels, &example.targets, self.geometry, config)?;
+            sum.total += weight * loss.total;
+            sum.ce += weight * loss.ce;
+            sum.kl += weight * loss.kl;
+            sum.ot += weight * loss.ot;
+            if config.ot_weight > 0.0 {
+                sum.note(&loss.report);
+            }
             let grad = (loss.grad_hidden * weight)?.to_dtype(hidden.dtype())?;
             grad_hidden = grad_hidden.index_add(&outputs, &grad, 0)?;
+            if let Some(between) = &mut between {
+                between.add(example, &outputs, weight, sum, gradients)?;
+            }
         }
-        let grad_hidden = grad_hidden.reshape((sequences, length, ()))?;
-        tape.backward(&grad_hidden, gradients)?;
+        let shape = (sequences, length, ());
+        let (layer, own) = match between {
+            Some(between) => (between.layer, Some(between.gradient)),
+            None => (0, None),
+        };
+        if let (0, Some(own)) = (layer, &own) {
+            grad_hidden = (grad_hidden + own.to_dtype(hidden.dtype())?)?;
+        }
+        let own = own.map(|own| own.reshape(shape)).transpose()?;
+        let at_layer = own.as_ref().filter(|_| layer > 0).map(|own| (layer, own));
+        tape.backward_with(&grad_hidden.reshape(shape)?, at_layer, gradients)?;
         Ok(())
     }
 }
 
+/// Transport between hidden states, over the sequences of one pass.
+struct HiddenPass<'a> {
+    projection: &'a HiddenProjection,
+    config: &'a LossConfig,
+    /// Layers below the states; 0 for the last, after its norm.
+    layer: usize,
+    /// `[B T, d]`, f32.
+    states: Tensor,
+    /// Of the loss in `states`.
+    gradient: Tensor,
+}
+
+impl<'a> HiddenPass<'a> {
+    fn new(
+        projection: Option<&'a HiddenProjection>,
+        config: &'a LossConfig,
+        tape: &Tape<'_>,
+    ) -> Result<Option<Self>> {
+        let Some(projection) = projection.filter(|_| config.hidden_weight > 0.0) else {
+            return Ok(None);
+        };
+        let layer = config.hidden_layer;
+        let states = match layer {
+            0 => Some(tape.hidden()),
+            layer => tape.layer_output(layer),
+        };
+        let states = states.ok_or_else(|| {
+            Error::Config(format!(
+                "hidden_layer: the student has no layer {layer} below its last; 0 is the last"
+            ))
+        })?;
+        let states = states.flatten_to(1)?.to_dtype(DType::F32)?;
+        Ok(Some(Self {
+            projection,
+            config,
+            layer,
+            gradient: states.zeros_like()?,
+            states,
+        }))
+    }
+
+    fn add(
+        &mut self,
+        example: &Example,
+        outputs: &Tensor,
+        weight: f64,
+        sum: &mut StepLoss,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let rows = self.states.index_select(outputs, 0)?;
+        let loss = self.projection.loss(&rows, &example.targets, self.config)?;
+        sum.hidden += weight * loss.value;
+        sum.total += weight * self.config.hidden_weight * loss.value;
+        sum.note(&loss.report);
+        let grad = (loss.grad_hidden * weight)?;
+        self.gradient = self.gradient.index_add(outputs, &grad, 0)?;
+        Ok(gradients.add(HiddenProjection::NAME, &(loss.grad_projection * weight)?)?)
+    }
+}
+
 impl StepLoss {
-    fn add(&mut self, loss: &HeadLoss, weight: f64, transported: bool) {
-        self.total += weight * loss.total;
-        self.ce += weight * loss.ce;
-        self.kl += weight * loss.kl;
-        self.ot += weight * loss.ot;
-        if !transported {
-            return;
-        }
-        let report = &loss.report;
+    fn note(&mut self, report: &SolverReport) {
         let worst = self.solver.get_or_insert(SolverSummary {
             iterations: 0,
             marginal_error: 0.0,
@@ -142,6 +217,7 @@ impl StepLoss {
             ("the loss's cross-entropy", self.ce),
             ("the loss's KL", self.kl),
             ("the loss's transport", self.ot),
+            ("the loss's transport between hidden states", self.hidden),
             ("the loss", self.total),
         ];
         parts

@@ -16,8 +16,8 @@ use crate::{
     align::FrameReader,
     client::Received,
     config::TrainConfig,
-    loss::LossError,
-    optimizer::{AdamW, clip_factor},
+    loss::{HiddenProjection, LossConfig, LossError},
+    optimizer::{AdamW, Schedule, UpdateSettings, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics, write_atomically},
     shutdown::Shutdown,
 };
@@ -29,6 +29,7 @@ pub(super) struct Trainer<'a> {
     pub parameters: Vec<(String, Var)>,
     pub objective: Objective<'a>,
     pub reader: FrameReader<'a>,
+    pub projection: Option<&'a HiddenProjection>,
     pub total_steps: usize,
 }
 
@@ -40,6 +41,7 @@ impl Trainer<'_> {
         let updates = config.update_settings();
         let mut optimizer = AdamW::new(self.parameters.clone(), updates.adamw)?;
         let schedule = updates.schedule(config.warmup_steps, self.total_steps);
+        let mut projection = ProjectionUpdates::new(config, self.projection, self.total_steps)?;
         let mut watch = GradientWatch::new(&self.parameters);
         let mut metrics = MetricsLog::create(&self.run_directory.join("metrics.jsonl"))?;
         let mut progress = Progress::start(self.total_steps as u64, "step");
@@ -64,7 +66,8 @@ impl Trainer<'_> {
                 continue;
             }
             let mut gradients = Gradients::new();
-            loss = self.forward_backward(step + 1, &examples, &batch, &mut gradients)?;
+            let settings = config.loss.at(step, self.total_steps);
+            loss = self.forward_backward(step + 1, &examples, &batch, &settings, &mut gradients)?;
             self.check_finite(step + 1, &batch, &loss, &gradients)?;
             if optimizer.steps() == 0
                 && let Some(path) = &config.first_step_grad_out
@@ -72,6 +75,9 @@ impl Trainer<'_> {
                 write_gradients(path, &gradients)?;
             }
             watch.check(step + 1, &self.parameters, &gradients)?;
+            if let Some(projection) = &mut projection {
+                projection.update(step, &mut gradients)?;
+            }
             let grad_norm = gradients.global_norm()?;
             let clip = clip_factor(grad_norm, updates.max_grad_norm);
             optimizer.update(learning_rate, clip, |name| gradients.get(name))?;
@@ -115,12 +121,13 @@ impl Trainer<'_> {
         step: usize,
         examples: &[Example],
         batch: &[Received],
+        settings: &LossConfig,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
         let examples: Vec<_> = examples.iter().collect();
-        let result = self
-            .objective
-            .forward_backward(&examples, self.config.batch_size, gradients);
+        let result =
+            self.objective
+                .forward_backward(&examples, self.config.batch_size, settings, gradients);
         match result {
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(step, what.to_owned(), &[], batch)?)
@@ -164,6 +171,47 @@ impl Trainer<'_> {
     }
 }
 
+/// Updates of the projection of hidden states, with a learning rate and a clipping of their own: its gradient must not
+/// shorten the adapter's.
+struct ProjectionUpdates {
+    optimizer: AdamW,
+    schedule: Schedule,
+    updates: UpdateSettings,
+}
+
+impl ProjectionUpdates {
+    fn new(
+        config: &TrainConfig,
+        projection: Option<&HiddenProjection>,
+        total_steps: usize,
+    ) -> Result<Option<Self>> {
+        let Some(projection) = projection else {
+            return Ok(None);
+        };
+        let updates = UpdateSettings {
+            lr: config.loss.hidden_lr,
+            ..config.update_settings()
+        };
+        Ok(Some(Self {
+            optimizer: AdamW::new(vec![projection.parameter()], updates.adamw)?,
+            schedule: updates.schedule(config.warmup_steps, total_steps),
+            updates,
+        }))
+    }
+
+    /// Takes the projection's gradient out of `gradients` and uses it; there is none while its weight is 0.
+    fn update(&mut self, step: usize, gradients: &mut Gradients) -> Result<()> {
+        let Some(gradient) = gradients.remove(HiddenProjection::NAME) else {
+            return Ok(());
+        };
+        let norm = gradient.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let clip = clip_factor(f64::from(norm).sqrt(), self.updates.max_grad_norm);
+        let learning_rate = self.schedule.learning_rate(step);
+        self.optimizer
+            .update(learning_rate, clip, |_| Some(&gradient))
+    }
+}
+
 fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
     let memory = Memory::now();
     StepMetrics {
@@ -171,6 +219,7 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         ce: loss.ce,
         kl: loss.kl,
         ot: loss.ot,
+        hidden_ot: loss.hidden,
         tokens: loss.tokens,
         targets: loss.targets,
         tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),

@@ -2,11 +2,15 @@
 
 mod address;
 mod file;
+mod state;
 mod values;
 
 use std::{collections::HashSet, path::PathBuf};
 
-use distill_proto::limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX};
+use distill_proto::{
+    Estimator,
+    limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX},
+};
 use distill_text::limits::{SEQ_LEN_MAX, SEQ_LEN_MIN};
 use serde::Serialize;
 
@@ -15,7 +19,8 @@ use crate::{
     cli::{ServeArgs, Settings},
 };
 pub use address::BindAddress;
-pub use values::{Precision, StateSetting, ValueCodingSetting};
+pub use state::StateSetting;
+pub use values::{EstimatorSetting, Precision, ValueCodingSetting};
 
 /// Sequences in one forward pass.
 pub const BATCH_SIZE_MAX: usize = 4096;
@@ -25,6 +30,8 @@ pub const QUEUE_MAX: usize = 1 << 16;
 pub const CHUNK_ROWS_MAX: usize = 1 << 16;
 /// Threads for the arithmetic.
 pub const THREADS_MAX: usize = 1024;
+/// Largest seed of draws: TOML has no larger integer.
+pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
 
 /// Everything `serve` needs, checked. Serialises to the TOML that `--config` reads.
 #[derive(Debug, Clone, Serialize)]
@@ -37,13 +44,19 @@ pub struct Config {
     pub seq_len: usize,
     /// Sequences in one forward pass.
     pub batch_size: usize,
-    /// Kept logits a token, K.
+    /// How a row stands for the teacher's distribution.
+    pub estimator: EstimatorSetting,
+    /// Largest logits kept a token, K.
     pub top_k: usize,
+    /// Draws a token.
+    pub draws: usize,
+    /// Seed of the draws.
+    pub sample_seed: u64,
     /// Temperatures at which logsumexp is stored.
     pub temperatures: Vec<f32>,
     /// How kept logits are stored.
     pub value_coding: ValueCodingSetting,
-    /// Whether and how the hidden state is sent along.
+    /// Whether, of which layer and how hidden states are sent along.
     pub state: StateSetting,
     /// Arithmetic of the teacher.
     pub dtype: Precision,
@@ -95,7 +108,10 @@ impl Config {
             corpus: settings.corpus.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),
+            estimator: settings.estimator.unwrap_or_default(),
             top_k: settings.top_k.unwrap_or(64),
+            draws: settings.draws.unwrap_or(32),
+            sample_seed: settings.sample_seed.unwrap_or_default(),
             temperatures: settings.temperatures.unwrap_or_else(|| vec![1.0, 2.0, 4.0]),
             value_coding: settings.value_coding.unwrap_or_default(),
             state: settings.state.unwrap_or_default(),
@@ -113,6 +129,7 @@ impl Config {
         };
         config.check_access()?;
         config.check_numbers()?;
+        config.check_estimator()?;
         Ok(config)
     }
 
@@ -161,6 +178,33 @@ impl Config {
             return Err(refuse(
                 "temperatures",
                 "must be positive, finite and different",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is kept of a row has a limit, and the weights of draws need their temperature.
+    fn check_estimator(&self) -> Result<()> {
+        within("draws", self.draws, 1, KEPT_ENTRIES_MAX)?;
+        if self.sample_seed > SAMPLE_SEED_MAX {
+            let reason = format!("{} is above {SAMPLE_SEED_MAX}", self.sample_seed);
+            return Err(refuse("sample-seed", reason));
+        }
+        if self.estimator.0 != Estimator::HeadSampled {
+            return Ok(());
+        }
+        let entries = self.top_k.saturating_add(self.draws);
+        if entries > KEPT_ENTRIES_MAX {
+            let reason = format!(
+                "{} draws beside --top-k {} may be {entries} entries a token, above the limit of {KEPT_ENTRIES_MAX}",
+                self.draws, self.top_k
+            );
+            return Err(refuse("draws", reason));
+        }
+        if !self.temperatures.contains(&1.0) {
+            return Err(refuse(
+                "temperatures",
+                "--estimator head+sampled needs 1 among them: its draws weigh what the head leaves at temperature 1",
             ));
         }
         Ok(())

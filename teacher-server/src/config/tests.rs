@@ -43,6 +43,12 @@ fn the_printed_configuration_reads_back_to_itself() {
         "1,0.5",
         "--bind",
         "unix:/x",
+        "--estimator",
+        "head+sampled",
+        "--sample-seed",
+        "9223372036854775807",
+        "--state",
+        "sketch:64",
         "--json",
     ];
     let printed = serve(&flags).unwrap().to_toml().unwrap();
@@ -51,6 +57,20 @@ fn the_printed_configuration_reads_back_to_itself() {
     assert_eq!(again.to_toml().unwrap(), printed);
     assert_eq!(again.corpus.len(), 2);
     assert!(again.json);
+}
+
+#[test]
+fn draws_beside_a_head_need_room_and_their_temperature() {
+    let base = ["--model", "m", "--corpus", "a", "--estimator"];
+    let with = |more: &[&str]| serve(&[&base[..], more].concat());
+    let config = with(&["head+sampled", "--top-k", "16", "--draws", "8"]).unwrap();
+    assert_eq!(config.estimator.0, Estimator::HeadSampled);
+    assert_eq!((config.top_k, config.draws, config.sample_seed), (16, 8, 0));
+    let error = with(&["head+sampled", "--draws", "1048576"]).unwrap_err();
+    assert!(error.to_string().starts_with("--draws"), "{error}");
+    let error = with(&["head+sampled", "--temperatures", "2"]).unwrap_err();
+    assert!(error.to_string().starts_with("--temperatures"), "{error}");
+    assert!(with(&["sampled", "--temperatures", "2", "--draws", "1048576"]).is_ok());
 }
 
 #[test]
@@ -111,6 +131,9 @@ fn senseless_numbers_are_refused_by_name() {
         ("--temperatures", "1,1"),
         ("--temperatures", "0"),
         ("--temperatures", "NaN"),
+        ("--draws", "0"),
+        ("--draws", "1048577"),
+        ("--sample-seed", "9223372036854775808"),
     ] {
         let error = serve(&[&base[..], &[flag, value]].concat())
             .unwrap_err()

@@ -1,8 +1,8 @@
-//! Provides the settings that are written as words: value coding, state, precision.
+//! Provides the settings that are written as words: value coding, estimator, precision.
 
 use std::{fmt, str::FromStr};
 
-use distill_proto::{StateCoding, ValueCoding};
+use distill_proto::{Estimator, ValueCoding};
 use serde::{Deserialize, Serialize};
 
 /// How kept logits are stored, as `step:0.125` or `f16`.
@@ -44,43 +44,38 @@ impl fmt::Display for ValueCodingSetting {
     }
 }
 
-/// Whether and how the last hidden state is stored with every row.
+/// How a row stands for the distribution, as `top-k`, `sampled` or `head+sampled`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum StateSetting {
-    /// Not at all: losses on logit similarities cannot be had.
-    None,
-    /// The last hidden state; the basis is the centred lm_head.
-    Exact(StateCoding),
-}
+pub struct EstimatorSetting(pub Estimator);
 
-impl Default for StateSetting {
+impl Default for EstimatorSetting {
     fn default() -> Self {
-        Self::Exact(StateCoding::F16)
+        Self(Estimator::TopK)
     }
 }
 
-impl FromStr for StateSetting {
+impl FromStr for EstimatorSetting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "none" => Ok(Self::None),
-            "exact" | "exact:f16" => Ok(Self::Exact(StateCoding::F16)),
-            "exact:i8" => Ok(Self::Exact(StateCoding::I8)),
+            "top-k" => Ok(Self(Estimator::TopK)),
+            "sampled" => Ok(Self(Estimator::Sampled)),
+            "head+sampled" => Ok(Self(Estimator::HeadSampled)),
             _ => Err(format!(
-                "`{text}` is none of `none`, `exact:f16`, `exact:i8`"
+                "`{text}` is none of `top-k`, `sampled`, `head+sampled`"
             )),
         }
     }
 }
 
-impl fmt::Display for StateSetting {
+impl fmt::Display for EstimatorSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Exact(StateCoding::F16) => "exact:f16",
-            Self::Exact(StateCoding::I8) => "exact:i8",
+        f.write_str(match self.0 {
+            Estimator::TopK => "top-k",
+            Estimator::Sampled => "sampled",
+            Estimator::HeadSampled => "head+sampled",
         })
     }
 }
@@ -150,4 +145,5 @@ macro_rules! serde_as_words {
         }
     )*};
 }
-serde_as_words!(ValueCodingSetting, StateSetting, Precision);
+pub(super) use serde_as_words;
+serde_as_words!(ValueCodingSetting, EstimatorSetting, Precision);

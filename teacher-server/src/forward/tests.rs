@@ -1,29 +1,15 @@
 use candle_core::DType;
-use distill_model::{Base, LoadOptions, ModelConfig, Weights};
-use distill_proto::{StateCoding, ValueCoding};
+use distill_proto::{Estimator, StateCoding, StateKind, ValueCoding};
 
 use super::*;
 use crate::{
     basis::Basis,
-    testing::{VOCAB_SIZE, write_model},
+    testing::{VOCAB_SIZE, decoder},
 };
-
-fn load(dtype: DType) -> Decoder {
-    let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path());
-    let options = LoadOptions {
-        dtype,
-        device: Device::Cpu,
-        base: Base::AsStored,
-        lora: None,
-    };
-    let weights = Weights::open(dir.path()).unwrap();
-    Decoder::load(&ModelConfig::load(dir.path()).unwrap(), &weights, &options).unwrap()
-}
 
 fn capture(k: usize, chunk_rows: usize) -> Capture {
     Capture {
-        k,
+        keep: Keep::top_k(k),
         temperatures: vec![1.0, 2.0],
         coding: ValueCoding::F16,
         state: StateSetting::Exact(StateCoding::F16),
@@ -45,6 +31,7 @@ fn tokens(batch: &[(Vec<u32>, Vec<bool>)]) -> Vec<Tokens<'_>> {
         .zip(batch)
         .map(|(id, (token_ids, target_mask))| Tokens {
             id,
+            draw_id: id,
             token_ids,
             target_mask,
         })
@@ -67,7 +54,8 @@ fn dense_logits(decoder: &Decoder, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec
 fn rows_are_those_of_dense_logits_before_every_target() {
     let batch = batch();
     for chunk_rows in [1, 4, 100] {
-        let teacher = Teacher::new(load(DType::F32), VOCAB_SIZE, capture(5, chunk_rows)).unwrap();
+        let teacher =
+            Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture(5, chunk_rows)).unwrap();
         let found = teacher.rows(&tokens(&batch)).unwrap();
         for ((token_ids, mask), rows) in batch.iter().zip(&found) {
             let (logits, hidden) = dense_logits(&teacher.decoder, token_ids);
@@ -110,9 +98,9 @@ fn rows_are_those_of_dense_logits_before_every_target() {
 
 #[test]
 fn centred_logits_are_basis_times_state() {
-    let decoder = load(DType::F32);
-    let (logits, hidden) = dense_logits(&decoder, &[5, 6, 7]);
-    let teacher = Teacher::new(decoder, VOCAB_SIZE, capture(1, 8)).unwrap();
+    let model = decoder(DType::F32);
+    let (logits, hidden) = dense_logits(&model, &[5, 6, 7]);
+    let teacher = Teacher::new(model, VOCAB_SIZE, capture(1, 8)).unwrap();
     let basis = Basis::new(teacher.head().clone()).unwrap();
     let bytes: Vec<u8> = basis
         .chunks()
@@ -134,7 +122,7 @@ fn centred_logits_are_basis_times_state() {
 #[test]
 fn a_half_precision_head_gives_unrounded_logits() {
     let batch = batch();
-    let teacher = Teacher::new(load(DType::BF16), VOCAB_SIZE, capture(5, 16)).unwrap();
+    let teacher = Teacher::new(decoder(DType::BF16), VOCAB_SIZE, capture(5, 16)).unwrap();
     let rows = teacher.rows(&tokens(&batch)).unwrap();
     let state = rows[0].state.as_ref().unwrap();
     let head = teacher
@@ -150,7 +138,8 @@ fn a_half_precision_head_gives_unrounded_logits() {
 
 #[test]
 fn a_tokenizer_larger_than_the_head_and_a_k_larger_than_the_vocabulary_are_refused() {
-    let refusal = |vocab_size, k| match Teacher::new(load(DType::F32), vocab_size, capture(k, 1)) {
+    let refusal = |vocab_size, k| match Teacher::new(decoder(DType::F32), vocab_size, capture(k, 1))
+    {
         Ok(_) => panic!("accepted"),
         Err(error) => error.to_string(),
     };
@@ -167,4 +156,103 @@ fn nan_names_the_sequence_and_the_token() {
         panic!("another error");
     };
     assert_eq!((sequence, position), (1, 2));
+}
+
+#[test]
+fn drawn_rows_do_not_depend_on_chunks_or_batches_and_are_valid_frames() {
+    let batch = batch();
+    for estimator in [Estimator::Sampled, Estimator::HeadSampled] {
+        let rows = |chunk_rows, draw_ids: [u64; 2], together: bool| {
+            let mut capture = capture(5, chunk_rows);
+            capture.keep = Keep {
+                estimator,
+                draws: 9,
+                sample_seed: 3,
+                ..capture.keep
+            };
+            let teacher = Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture).unwrap();
+            let mut tokens = tokens(&batch);
+            let ids = tokens.iter_mut().zip(draw_ids);
+            ids.for_each(|(tokens, id)| tokens.draw_id = id);
+            match together {
+                true => teacher.rows(&tokens).unwrap(),
+                false => tokens
+                    .chunks(1)
+                    .map(|one| teacher.rows(one).unwrap().remove(0))
+                    .collect(),
+            }
+        };
+        let expected = rows(100, [7, 8], true);
+        for (chunk_rows, together) in [(1, true), (4, false), (100, false)] {
+            let found = rows(chunk_rows, [7, 8], together);
+            for (a, b) in found.iter().zip(&expected) {
+                // Logits differ by rounding with the shape of a product, but no draw is so close to the border here.
+                assert_eq!((&a.ids, &a.counts), (&b.ids, &b.counts));
+            }
+        }
+        let others = rows(100, [9, 8], true);
+        assert_ne!(others[0].counts, expected[0].counts);
+        assert_eq!(others[1], expected[1]);
+        for rows in &expected {
+            let width = rows.k;
+            let drawn = |counts: &[u32]| -> u32 {
+                let padding = |count: &&u32| !estimator.is_padding(**count);
+                counts.iter().filter(padding).sum()
+            };
+            assert!(rows.counts.chunks(width).all(|counts| drawn(counts) == 9));
+            assert!(
+                rows.ids
+                    .chunks(width)
+                    .all(|ids| ids.is_sorted_by(|a, b| a < b))
+            );
+            let most = if estimator == Estimator::Sampled {
+                9
+            } else {
+                14
+            };
+            assert!(width <= most);
+        }
+    }
+}
+
+#[test]
+fn an_earlier_layer_is_that_of_the_decoder() {
+    let batch = batch();
+    let capture = Capture {
+        state: "hidden:1".parse().unwrap(),
+        ..capture(2, 50)
+    };
+    let teacher = Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture).unwrap();
+    let rows = teacher.rows(&tokens(&batch)[..1]).unwrap();
+    let state = rows[0].state.as_ref().unwrap();
+    assert_eq!((state.kind, state.rank), (StateKind::Hidden, 64));
+    let ids = Tensor::new(batch[0].0.as_slice(), &Device::Cpu).unwrap();
+    let ids = ids.unsqueeze(0).unwrap();
+    let (_, layer) = teacher.decoder.hidden_states_and_layer(&ids, 1).unwrap();
+    let layer: Vec<Vec<f32>> = layer.squeeze(0).unwrap().to_vec2().unwrap();
+    let positions = (0..batch[0].1.len()).filter(|&t| batch[0].1[t]);
+    let expected: Vec<f32> = positions.flat_map(|t| layer[t - 1].clone()).collect();
+    assert_eq!(state.values, expected);
+}
+
+#[test]
+fn a_state_that_the_model_does_not_have_is_refused() {
+    for (state, reason) in [
+        ("hidden:2", "use exact"),
+        ("hidden:3", "has 2"),
+        ("sketch:65", "hidden size of 64"),
+    ] {
+        let capture = Capture {
+            state: state.parse().unwrap(),
+            ..capture(2, 50)
+        };
+        let Err(error) = Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture) else {
+            panic!("{state} was accepted");
+        };
+        let error = error.to_string();
+        assert!(
+            error.starts_with("--state: ") && error.contains(reason),
+            "{error}"
+        );
+    }
 }

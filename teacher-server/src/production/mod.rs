@@ -26,6 +26,7 @@ use std::{
 };
 
 use distill_proto::{Fingerprint, Rows};
+use distill_text::Sequence;
 use tokio::sync::watch;
 
 use crate::{Error, Result, plan::Plan, progress::Progress, store::BlockStore};
@@ -45,10 +46,24 @@ pub const SCORE_JOBS_MAX: usize = 16;
 pub struct Tokens<'a> {
     /// For messages.
     pub id: u64,
+    /// Names the sequence to its draws: the id within a plan, the content of what a client brings.
+    pub draw_id: u64,
     /// T ids below the effective vocabulary.
     pub token_ids: &'a [u32],
     /// T flags; the first is false.
     pub target_mask: &'a [bool],
+}
+
+impl<'a> Tokens<'a> {
+    /// A sequence of the plan.
+    pub fn of(sequence: &'a Sequence) -> Self {
+        Self {
+            id: sequence.id,
+            draw_id: sequence.id,
+            token_ids: &sequence.token_ids,
+            target_mask: &sequence.target_mask,
+        }
+    }
 }
 
 /// The teacher: rows for the targets of a batch of sequences.

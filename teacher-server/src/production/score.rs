@@ -1,6 +1,6 @@
 //! Provides scoring of sequences that a trainer brings, a batch at a time between the plan's own.
 
-use distill_proto::Rows;
+use distill_proto::{Fingerprint, Rows};
 use tokio::sync::oneshot;
 
 use super::{Production, SCORE_JOBS_MAX, Tokens};
@@ -13,6 +13,19 @@ pub struct OwnedTokens {
     pub token_ids: Vec<u32>,
     /// T flags.
     pub target_mask: Vec<bool>,
+}
+
+impl OwnedTokens {
+    /// A digest of the tokens: the same text is drawn the same, and sequences of different requests are unrelated.
+    fn draw_id(&self) -> u64 {
+        let bytes: Vec<u8> = self
+            .token_ids
+            .iter()
+            .flat_map(|id| id.to_le_bytes())
+            .collect();
+        let Fingerprint([a, b, c, d, e, f, g, h, ..]) = Fingerprint::of(&bytes);
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 /// A request under way.
@@ -29,6 +42,7 @@ impl ScoreJob {
         rest.take(batch_size)
             .map(|(index, sequence)| Tokens {
                 id: index as u64,
+                draw_id: sequence.draw_id(),
                 token_ids: &sequence.token_ids,
                 target_mask: &sequence.target_mask,
             })

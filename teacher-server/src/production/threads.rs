@@ -66,11 +66,7 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
                 let tokens: Vec<Tokens<'_>> = sequences
                     .unwrap_or_default()
                     .iter()
-                    .map(|sequence| Tokens {
-                        id: sequence.id,
-                        token_ids: &sequence.token_ids,
-                        target_mask: &sequence.target_mask,
-                    })
+                    .map(Tokens::of)
                     .collect();
                 let started = Instant::now();
                 match run(shared, teacher, &tokens) {

@@ -1,24 +1,33 @@
-/*! Provides what is kept of a row of logits: the K largest entries and statistics over the whole row.
+/*! Provides what is kept of a row of logits: its largest entries, draws from it, and statistics over the whole row.
 
 ```text
- logits [n, V] ──> select_rows (rayon over rows) ──> top_k::Selector    block maxima, threshold, K ids and logits
-                                                └──> statistics         max, mean, std, logsumexp per temperature
+ logits [n, V] ──> select_rows (rayon over rows) ──┬─> top_k         block maxima, threshold, K ids and logits
+                                                   ├─> statistics    max, mean, std, logsumexp per temperature
+                                                   └─> draws         sums of parts, ids with counts
+ Selected (rows of different widths) ──> block: rows of one width, padded
 ```
 
 A row is read twice: once for block maxima and moments, once for the exponentials; the second read comes from the
 cache. Loops run over fixed-width lanes, so that the result does not depend on the instruction set that `pulp` picks.
 */
 
+mod draws;
 mod exp;
+mod kept;
 mod statistics;
 mod top_k;
+mod uniforms;
 
-use distill_proto::limits::TEMPERATURES_MAX;
+use distill_proto::Estimator;
 use rayon::prelude::*;
 
+use draws::draw;
+pub use kept::{Block, Selected};
 pub use statistics::Statistics;
 use statistics::{BlockScan, logsumexp};
 use top_k::keep_largest;
+pub use uniforms::RowKey;
+pub(crate) use uniforms::Uniforms;
 
 /// A row that holds NaN or an infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +36,46 @@ pub struct NotFinite {
     pub row: usize,
 }
 
-/// What is kept of a chunk of rows.
-///
-/// # Shapes
-/// `ids` and `logits` `[n, k]`, `statistics` `[n]`.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Selected {
-    /// Strictly increasing within a row.
-    pub ids: Vec<u32>,
-    /// Raw logits at `ids`.
-    pub logits: Vec<f32>,
-    /// Over the whole row.
-    pub statistics: Vec<Statistics>,
+/// Which entries of a row are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// How a row stands for the distribution.
+    pub estimator: Estimator,
+    /// Largest entries; not used for `Estimator::Sampled`.
+    pub top_k: usize,
+    /// Draws with replacement at temperature 1; not used for `Estimator::TopK`.
+    pub draws: usize,
+    /// Seed of the draws.
+    pub sample_seed: u64,
+}
+
+impl Keep {
+    /// The `k` largest entries.
+    pub fn top_k(k: usize) -> Self {
+        Self {
+            estimator: Estimator::TopK,
+            top_k: k,
+            draws: 0,
+            sample_seed: 0,
+        }
+    }
+
+    /// Largest entries that are kept whatever is drawn.
+    pub fn head(&self) -> usize {
+        match self.estimator {
+            Estimator::Sampled => 0,
+            Estimator::TopK | Estimator::HeadSampled => self.top_k,
+        }
+    }
+
+    /// The most entries that a row can have.
+    pub fn width_max(&self, vocab: usize) -> usize {
+        let drawn = match self.estimator {
+            Estimator::TopK => 0,
+            Estimator::Sampled | Estimator::HeadSampled => self.draws,
+        };
+        self.head().saturating_add(drawn).min(vocab)
+    }
 }
 
 /// Buffers of one worker, reused from row to row.
@@ -47,72 +84,142 @@ struct Scratch {
     block_maxima: Vec<f32>,
     sorted_maxima: Vec<f32>,
     candidates: Vec<u64>,
+    parts: Vec<f64>,
+    uniforms: Vec<f64>,
+    exps: Vec<f32>,
 }
 
-/// Keeps the `k` largest entries (ties go to the lower id) and the statistics of every row, on all cores.
+/// Keeps what `keep` says (among equal entries the lower id) and the statistics of every row, on all cores.
 ///
 /// # Shapes
-/// `logits` `[n, vocab]`, row-major; `1 <= k <= vocab`; at most `TEMPERATURES_MAX` temperatures, all positive.
+/// `logits` `[n, vocab]`, row-major; the head of `keep` is at most `vocab`; at most `TEMPERATURES_MAX` temperatures, all
+/// positive; `keys` `[n]` names the rows, and may be empty where nothing is drawn.
 ///
 /// # Errors
 /// `NotFinite` naming the first row found that holds NaN or an infinity.
 pub fn select_rows(
     logits: &[f32],
     vocab: usize,
-    k: usize,
+    keep: &Keep,
     temperatures: &[f32],
+    keys: &[RowKey],
 ) -> Result<Selected, NotFinite> {
-    debug_assert!(k >= 1 && k <= vocab && temperatures.len() <= TEMPERATURES_MAX);
-    let rows = logits.len() / vocab.max(1);
+    let (rows, k) = (logits.len() / vocab.max(1), keep.head());
     let mut ids = vec![0u32; rows * k];
-    let mut kept = vec![0f32; rows * k];
-    let statistics = logits
-        .par_chunks_exact(vocab)
-        .zip(ids.par_chunks_exact_mut(k))
-        .zip(kept.par_chunks_exact_mut(k))
+    // A chunk of no entries is none, so rows without a head get theirs from an iterator of empty slices.
+    let heads: Vec<&mut [u32]> = match k {
+        0 => (0..rows).map(|_| Default::default()).collect(),
+        _ => ids.chunks_exact_mut(k).collect(),
+    };
+    let chosen = logits
+        .par_chunks_exact(vocab.max(1))
+        .zip(heads)
         .enumerate()
-        .map_init(Scratch::default, |scratch, (row, ((logits, ids), kept))| {
+        .map_init(Scratch::default, |scratch, (row, (logits, head))| {
+            let uniforms = keys.get(row).filter(|_| keep.estimator != Estimator::TopK);
+            let uniforms = uniforms.map(|&key| Uniforms::new(keep.sample_seed, key));
+            let draws = uniforms.map(|uniforms| (uniforms, keep.draws));
             pulp::Arch::new()
-                .dispatch(|| select_row(logits, temperatures, scratch, ids, kept))
+                .dispatch(|| select_row(logits, temperatures, draws, scratch, head))
                 .ok_or(NotFinite { row })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Selected {
-        ids,
-        logits: kept,
-        statistics,
-    })
+    Ok(gather(logits, vocab, keep, &ids, chosen))
+}
+
+/// What one row adds to its head.
+struct Chosen {
+    statistics: Statistics,
+    draws: draws::Draws,
 }
 
 #[inline(always)]
 fn select_row(
     logits: &[f32],
     temperatures: &[f32],
+    draws: Option<(Uniforms, usize)>,
     scratch: &mut Scratch,
-    ids: &mut [u32],
-    kept: &mut [f32],
-) -> Option<Statistics> {
+    head: &mut [u32],
+) -> Option<Chosen> {
     let scan = BlockScan::of(logits, &mut scratch.block_maxima);
     if !scan.is_finite() {
         return None;
     }
-    keep_largest(
-        logits,
-        &scratch.block_maxima,
-        &mut scratch.sorted_maxima,
-        &mut scratch.candidates,
-        ids,
-    );
-    for (value, &id) in kept.iter_mut().zip(ids.iter()) {
-        *value = logits.get(id as usize).copied().unwrap_or(scan.max);
+    if !head.is_empty() {
+        keep_largest(
+            logits,
+            &scratch.block_maxima,
+            &mut scratch.sorted_maxima,
+            &mut scratch.candidates,
+            head,
+        );
     }
-    Some(Statistics {
+    let parts = draws.is_some().then_some(&mut scratch.parts);
+    let statistics = Statistics {
         max: scan.max,
         mean: scan.mean(),
         std: scan.std(),
-        logsumexp: logsumexp(logits, scan.max, temperatures),
+        logsumexp: logsumexp(logits, scan.max, temperatures, parts),
+    };
+    let draws = draws.map(|(uniforms, count)| {
+        uniforms.sorted(count, &mut scratch.uniforms);
+        let Scratch {
+            parts,
+            uniforms,
+            exps,
+            ..
+        } = scratch;
+        draw(logits, scan.max, head, parts, uniforms, exps)
+    });
+    Some(Chosen {
+        statistics,
+        draws: draws.unwrap_or_default(),
     })
 }
 
+/// Puts heads and draws together, ids ascending within a row.
+fn gather(
+    logits: &[f32],
+    vocab: usize,
+    keep: &Keep,
+    heads: &[u32],
+    chosen: Vec<Chosen>,
+) -> Selected {
+    let mut selected = Selected::default();
+    let mut row_entries = Vec::new();
+    for (row, (chosen, logits)) in chosen
+        .into_iter()
+        .zip(logits.chunks_exact(vocab.max(1)))
+        .enumerate()
+    {
+        let (k, drawn) = (keep.head(), chosen.draws);
+        let head = heads.get(row * k..(row + 1) * k).unwrap_or_default();
+        row_entries.clear();
+        row_entries.extend(head.iter().map(|&id| (id, 0)));
+        row_entries.extend(drawn);
+        row_entries.sort_unstable();
+        let logit = |id: u32| {
+            logits
+                .get(id as usize)
+                .copied()
+                .unwrap_or(chosen.statistics.max)
+        };
+        selected.ids.extend(row_entries.iter().map(|(id, _)| id));
+        selected
+            .logits
+            .extend(row_entries.iter().map(|(id, _)| logit(*id)));
+        if keep.estimator != Estimator::TopK {
+            selected
+                .counts
+                .extend(row_entries.iter().map(|(_, count)| count));
+        }
+        selected.widths.push(row_entries.len());
+        selected.statistics.push(chosen.statistics);
+    }
+    selected
+}
+
+#[cfg(test)]
+mod draws_tests;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ pub(super) const BLOCK: usize = 64;
 /// Independent accumulators, so that sums vectorise without reordering.
 const LANES: usize = 16;
 /// Exponentials added in f32 before the sum goes to f64: at most 64 terms a lane, an error below 4e-6 of the part.
-const SUM_BLOCK: usize = 64 * LANES;
+pub(super) const SUM_BLOCK: usize = 64 * LANES;
 /// Powers e, e^2, e^4, e^8 of one exponential: a squaring is cheaper than another exponential, and three of them still
 /// exact enough.
 const POWERS: usize = 4;
@@ -113,9 +113,15 @@ fn largest(values: &[f32]) -> f32 {
 
 /// `logsumexp(row / tau)` for every temperature.
 ///
-/// Temperatures that are the largest one divided by 2, 4 or 8 share its exponential: e^(x/1) = (e^(x/4))^4.
+/// Temperatures that are the largest one divided by 2, 4 or 8 share its exponential: e^(x/1) = (e^(x/4))^4. Where `parts`
+/// is given it is filled with `sum exp(y - max)` of every `SUM_BLOCK` entries, most often a by-product.
 #[inline(always)]
-pub(super) fn logsumexp(row: &[f32], max: f32, temperatures: &[f32]) -> [f32; TEMPERATURES_MAX] {
+pub(super) fn logsumexp(
+    row: &[f32],
+    max: f32,
+    temperatures: &[f32],
+    mut parts: Option<&mut Vec<f64>>,
+) -> [f32; TEMPERATURES_MAX] {
     let mut out = [0f32; TEMPERATURES_MAX];
     let largest_tau = temperatures.iter().copied().fold(0f32, f32::max);
     let squarings_of = |tau: f32| (0..POWERS).find(|&n| tau * (1u32 << n) as f32 == largest_tau);
@@ -124,25 +130,39 @@ pub(super) fn logsumexp(row: &[f32], max: f32, temperatures: &[f32]) -> [f32; TE
         .iter()
         .filter_map(|&tau| squarings_of(tau))
         .max();
+    let at_one = squarings_of(1.0).filter(|_| temperatures.contains(&1.0));
+    let record = at_one.and_then(|power| Some((power, parts.take()?)));
     let shared = match most.unwrap_or_default() {
-        0 => sums_of_powers::<1>(row, max, largest_tau),
-        1 => sums_of_powers::<2>(row, max, largest_tau),
-        2 => sums_of_powers::<3>(row, max, largest_tau),
-        _ => sums_of_powers::<POWERS>(row, max, largest_tau),
+        0 => sums_of_powers::<1>(row, max, largest_tau, record),
+        1 => sums_of_powers::<2>(row, max, largest_tau, record),
+        2 => sums_of_powers::<3>(row, max, largest_tau, record),
+        _ => sums_of_powers::<POWERS>(row, max, largest_tau, record),
     };
+    if let Some(parts) = parts {
+        sums_of_powers::<1>(row, max, 1.0, Some((0, parts)));
+    }
     for (out, &tau) in out.iter_mut().zip(temperatures) {
         let sum = match squarings_of(tau) {
             Some(n) => shared[n],
-            None => sums_of_powers::<1>(row, max, tau)[0],
+            None => sums_of_powers::<1>(row, max, tau, None)[0],
         };
         *out = (f64::from(max) / f64::from(tau) + sum.ln()) as f32;
     }
     out
 }
 
-/// Sums over the row of the first `N` of e, e^2, e^4 and e^8, where e = exp((y - max) / tau).
+/// Sums over the row of the first `N` of e, e^2, e^4 and e^8, where e = exp((y - max) / tau); `record` names the power whose
+/// sums over parts are wanted too.
 #[inline(always)]
-fn sums_of_powers<const N: usize>(row: &[f32], max: f32, tau: f32) -> [f64; POWERS] {
+fn sums_of_powers<const N: usize>(
+    row: &[f32],
+    max: f32,
+    tau: f32,
+    mut record: Option<(usize, &mut Vec<f64>)>,
+) -> [f64; POWERS] {
+    if let Some((_, parts)) = &mut record {
+        parts.clear();
+    }
     let scale = 1.0 / tau;
     let mut totals = [0f64; POWERS];
     for part in row.chunks(SUM_BLOCK) {
@@ -162,8 +182,12 @@ fn sums_of_powers<const N: usize>(row: &[f32], max: f32, tau: f32) -> [f64; POWE
         }
         let rest = lanes.remainder().iter().enumerate();
         rest.for_each(|(lane, &value)| add(lane, value));
-        for (total, sum) in totals.iter_mut().zip(&sums) {
-            *total += sum.iter().copied().map(f64::from).sum::<f64>();
+        for (power, (total, sum)) in totals.iter_mut().zip(&sums).enumerate() {
+            let sum = sum.iter().copied().map(f64::from).sum::<f64>();
+            *total += sum;
+            if let Some((_, parts)) = record.as_mut().filter(|(wanted, _)| *wanted == power) {
+                parts.push(sum);
+            }
         }
     }
     totals
@@ -174,4 +198,35 @@ fn sums_of_powers<const N: usize>(row: &[f32], max: f32, tau: f32) -> [f64; POWE
 fn square(power: f32) -> f32 {
     let kept = if power < SQUARED_MIN { 0.0 } else { power };
     kept * kept
+}
+
+/// Writes `exp(y - max)` of one part of a row into `out`, which is as long, and returns their sum.
+///
+/// Entries at the places in `without`, relative to the part, count as zero.
+#[inline(always)]
+pub(super) fn exponentials(
+    part: &[f32],
+    max: f32,
+    without: impl Iterator<Item = usize>,
+    out: &mut [f32],
+) -> f64 {
+    for (out, &value) in out.iter_mut().zip(part) {
+        *out = exp_non_positive(value - max);
+    }
+    for place in without {
+        if let Some(out) = out.get_mut(place) {
+            *out = 0.0;
+        }
+    }
+    let mut sums = [0f32; LANES];
+    let mut lanes = out.chunks_exact(LANES);
+    for chunk in &mut lanes {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += value;
+        }
+    }
+    for (sum, value) in sums.iter_mut().zip(lanes.remainder()) {
+        *sum += value;
+    }
+    sums.iter().copied().map(f64::from).sum()
 }

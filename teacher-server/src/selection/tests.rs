@@ -39,7 +39,7 @@ fn reference(
 }
 
 fn check(logits: &[f32], vocab: usize, k: usize) {
-    let selected = select_rows(logits, vocab, k, &TEMPERATURES).unwrap();
+    let selected = select_rows(logits, vocab, &Keep::top_k(k), &TEMPERATURES, &[]).unwrap();
     for (row, values) in logits.chunks_exact(vocab).enumerate() {
         let (ids, kept, [max, mean, std], logsumexp) = reference(values, k, &TEMPERATURES);
         assert_eq!(selected.ids[row * k..(row + 1) * k], ids, "row {row}");
@@ -91,7 +91,7 @@ fn ties_go_to_the_lower_id() {
 fn negative_zero_ties_with_zero() {
     let mut row = vec![-1.0f32; 300];
     (row[10], row[20], row[30]) = (-0.0, 0.0, -0.0);
-    let selected = select_rows(&row, 300, 2, &[1.0]).unwrap();
+    let selected = select_rows(&row, 300, &Keep::top_k(2), &[1.0], &[]).unwrap();
     assert_eq!(selected.ids, [10, 20]);
 }
 
@@ -112,7 +112,7 @@ fn all_large_entries_in_one_block_are_found() {
 
 #[test]
 fn constant_rows_have_zero_spread_and_rows_far_from_zero_keep_theirs() {
-    let selected = select_rows(&[1234.567; 500], 500, 3, &[1.0]).unwrap();
+    let selected = select_rows(&[1234.567; 500], 500, &Keep::top_k(3), &[1.0], &[]).unwrap();
     assert_eq!(selected.statistics[0].std, 0.0);
     let far: Vec<f32> = (0..2000).map(|i| 9000.0 + (i % 3) as f32 / 256.0).collect();
     check(&far, 2000, 5);
@@ -125,13 +125,18 @@ fn nan_and_infinity_are_named_by_row() {
             let mut rows = vec![1.0f32; 600];
             rows[200 + place] = bad;
             assert_eq!(
-                select_rows(&rows, 200, 4, &[1.0]),
+                select_rows(&rows, 200, &Keep::top_k(4), &[1.0], &[]),
                 Err(NotFinite { row: 1 })
             );
         }
     }
     let extreme = [f32::MAX, f32::MIN, 0.0, 1.0];
-    assert_eq!(select_rows(&extreme, 4, 2, &[1.0]).unwrap().ids, [0, 3]);
+    assert_eq!(
+        select_rows(&extreme, 4, &Keep::top_k(2), &[1.0], &[])
+            .unwrap()
+            .ids,
+        [0, 3]
+    );
 }
 
 proptest! {

@@ -121,7 +121,11 @@ impl TeacherService for Service {
         request: Request<v1::GetBasisRequest>,
     ) -> std::result::Result<Response<Self::GetBasisStream>, Status> {
         let engine = self.agreed(&request.into_inner().plan_fingerprint)?;
-        let basis = engine.basis.clone().ok_or(Error::NoState)?;
+        let none = || match engine.info.state_layer as usize {
+            0 => Error::NoState,
+            layer => Error::NoBasis { layer },
+        };
+        let basis = engine.basis.clone().ok_or_else(none)?;
         let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
         let rank = basis.rank() as u32;
         // On a thread of its own: widening a chunk of the head takes milliseconds. It ends with the client.

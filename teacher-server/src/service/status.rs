@@ -33,6 +33,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
     match error {
         Error::FingerprintMismatch { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         Error::NoState => (Code::FailedPrecondition, "NO_STATE"),
+        Error::NoBasis { .. } => (Code::FailedPrecondition, "NO_BASIS"),
         Error::UnknownSequence { .. } => (Code::NotFound, "UNKNOWN_SEQUENCE"),
         Error::Request { .. } => (Code::InvalidArgument, "INVALID_REQUEST"),
         Error::Proto(distill_proto::Error::Cursor(_)) => (Code::InvalidArgument, "INVALID_CURSOR"),
@@ -42,6 +43,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
         Error::Io { .. } => (Code::ResourceExhausted, "STORAGE"),
         Error::NotFinite { .. } => (Code::DataLoss, "NOT_FINITE"),
+        Error::StateOverflow { .. } => (Code::DataLoss, "STATE_OVERFLOW"),
         Error::Production(inner) => classify(inner),
         _ => (Code::Internal, "INTERNAL"),
     }

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod refusals;
+mod settings;
 
 type Client = TeacherServiceClient<InterceptedService<Channel, Bearer>>;
 

@@ -19,6 +19,7 @@ use std::{path::PathBuf, time::Duration};
 
 use candle_core::Tensor;
 use distill_model::{Checkpointing, Decoder, LoraConfig};
+use distill_proto::StateKind;
 
 use crate::{
     Error, Result,
@@ -97,8 +98,8 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
             projection: projection.as_ref(),
             checkpointing: checkpointing(config),
         },
-        reader,
         projection: projection.as_ref(),
+        reader,
         total_steps,
     };
     let (steps, loss) = trainer.train(frames, shutdown)?;
@@ -156,6 +157,17 @@ async fn agree(
         info.top_k,
         info.vocab_size
     );
+    match info.state {
+        Some((StateKind::Sketch, rank)) => tracing::info!(
+            "state: a sketch of rank {rank}, off by {:.1} % of the centred logits on held-out text",
+            100.0 * info.state_error
+        ),
+        Some((StateKind::Hidden, size)) => tracing::info!(
+            "state: the teacher's hidden states after layer {} ({size})",
+            info.state_layer
+        ),
+        _ => {}
+    }
     Ok((teacher, info, vocabularies))
 }
 

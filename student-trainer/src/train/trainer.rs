@@ -28,8 +28,8 @@ pub(super) struct Trainer<'a> {
     pub run_directory: &'a RunDirectory,
     pub parameters: Vec<(String, Var)>,
     pub objective: Objective<'a>,
-    pub reader: FrameReader<'a>,
     pub projection: Option<&'a HiddenProjection>,
+    pub reader: FrameReader<'a>,
     pub total_steps: usize,
 }
 

@@ -11,21 +11,25 @@ use crate::{
 
 /// Directions beside the wanted ones: they carry what the start has of the next ones, and so speed convergence.
 const OVERSAMPLING: usize = 16;
-/// Rounds at most; spectra of centred logits take about ten.
-const ROUNDS_MAX: usize = 60;
+/// Rounds at most; ten are many.
+const ROUNDS_MAX: usize = 40;
 /// Relative growth of the captured energy in a round that ends the iteration.
-const GROWTH_MIN: f64 = 1e-9;
+const GROWTH_MIN: f64 = 1e-8;
 /// Directions whose length in G is below this share of the longest are taken for none.
 const LENGTH_SHARE_MIN: f64 = 1e-12;
-/// Share of the largest eigenvalue that is added to all: directions without energy stay, instead of turning to noise.
-const SHIFT: f64 = 1e-10;
+/// Share of the largest eigenvalue below which one counts as zero: such directions stay, instead of turning to noise.
+const FLOOR_SHARE: f64 = 1e-10;
+/// Decimal digits by which a filter may favour the first direction: rounding must not grow to more than the others hold.
+const GROWTH_DIGITS: f64 = 12.0;
+/// Degree of a filter.
+const DEGREE_MAX: f64 = 8.0;
 /// Sweeps of an eigenvalue solver; it needs a few for each eigenvalue.
 const SWEEPS_MAX: usize = 100_000;
 
 /// V `[D, rank]` with V^T G V = I, the leading eigenvectors of S G, the largest first.
 ///
 /// Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review 2011), algorithm 4.4, with a
-/// Rayleigh-Ritz step a round; S and G `[D, D]` are symmetric, f64.
+/// Rayleigh-Ritz step and a polynomial of S G a round; S and G `[D, D]` are symmetric, f64.
 ///
 /// # Errors
 /// `Config` where G has a smaller rank; `ShuttingDown` once `stopped` says so.
@@ -36,7 +40,7 @@ pub(super) fn leading(
     stopped: &dyn Fn() -> bool,
 ) -> Result<Tensor> {
     let size = s.dim(0)?;
-    let mut x = orthonormal(start(size, (rank + OVERSAMPLING).min(size))?, g)?;
+    let (mut x, mut gx) = orthonormal(start(size, (rank + OVERSAMPLING).min(size))?, g)?;
     if x.dim(1)? < rank {
         return Err(Error::Config {
             key: "state",
@@ -46,10 +50,9 @@ pub(super) fn leading(
             ),
         });
     }
-    let mut captured = 0.0;
+    let (mut captured, mut applied) = (0.0, 0);
     for _ in 0..ROUNDS_MAX {
         check(stopped)?;
-        let gx = g.matmul(&x)?;
         let z = s.matmul(&gx)?;
         let Eigen { values, vectors } = Eigen::of(&gx.t()?.matmul(&z)?)?;
         x = x.matmul(&vectors)?;
@@ -60,19 +63,66 @@ pub(super) fn leading(
         if x.dim(1)? == size || grown <= GROWTH_MIN * energy {
             break;
         }
-        let shift = SHIFT
-            * values
-                .first()
-                .copied()
-                .unwrap_or_default()
-                .max(f64::MIN_POSITIVE);
-        let next = (z.matmul(&vectors)? + (&x * shift)?)?;
-        // Brings eigenvectors to length one, so that their Gram matrix is well-conditioned.
-        let scales = values.iter().map(|value| 1.0 / (value.max(0.0) + shift));
-        let scales = Tensor::from_iter(scales, &Device::Cpu)?;
-        x = orthonormal(next.broadcast_mul(&scales)?, g)?;
+        let apply = |x: &Tensor| Ok(s.matmul(&g.matmul(x)?)?);
+        let filter = Filter::of(&values, applied);
+        applied += filter.degree;
+        let filtered = filter.apply(&x, z.matmul(&vectors)?, &values, apply)?;
+        (x, gx) = orthonormal(filtered, g)?;
     }
     Ok(x.narrow(1, 0, rank)?.contiguous()?)
+}
+
+/// A Chebyshev polynomial of S G that stays within one on the eigenvalues still outside the subspace, and grows as fast as
+/// any beyond (Zhou, Saad, Tiago and Chelikowsky, Journal of Computational Physics 2006): plain powers of S G take several
+/// times the rounds where eigenvalues fall slowly.
+struct Filter {
+    /// Half of the largest unwanted eigenvalue; the smallest one is 0.
+    half: f64,
+    degree: u32,
+}
+
+impl Filter {
+    /// From the eigenvalues found so far, the largest first, by polynomials whose degrees add up to `applied`.
+    ///
+    /// What a column holds of the first direction has fallen by about that power, so no more growth than that is safe: the
+    /// first direction would drown the others.
+    fn of(values: &[f64], applied: u32) -> Self {
+        let largest = values.first().copied().unwrap_or_default();
+        let floor = (FLOOR_SHARE * largest).max(f64::MIN_POSITIVE);
+        let bound = values.last().copied().unwrap_or_default().max(floor);
+        let growth = (4.0 * largest / bound).max(4.0).log10();
+        let degree = (GROWTH_DIGITS / growth).floor().clamp(1.0, DEGREE_MAX);
+        Self {
+            half: bound / 2.0,
+            degree: (degree as u32).min(applied).max(1),
+        }
+    }
+
+    /// The filter on `x` `[D, p]`, whose columns belong to `values`, with `ax` = S G x at hand.
+    fn apply(
+        &self,
+        x: &Tensor,
+        ax: Tensor,
+        values: &[f64],
+        apply: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        // T_1(t) = t and T_n+1(t) = 2 t T_n(t) - T_n-1(t), with t = S G / half - 1.
+        let shifted = |ax: Tensor, x: &Tensor| Ok::<_, Error>(((ax / self.half)? - x)?);
+        let mut before = x.clone();
+        let mut now = shifted(ax, x)?;
+        for _ in 1..self.degree {
+            let next = ((shifted(apply(&now)?, &now)? * 2.0)? - before)?;
+            before = std::mem::replace(&mut now, next);
+        }
+        // Brings eigenvectors back to length one, so that their Gram matrix is well-conditioned.
+        let growth = |value: f64| {
+            let t = (value / self.half - 1.0).max(1.0);
+            (f64::from(self.degree) * t.acosh()).cosh()
+        };
+        let scales = values.iter().map(|&value| growth(value).recip());
+        let scales = Tensor::from_iter(scales, &Device::Cpu)?;
+        Ok(now.broadcast_mul(&scales)?)
+    }
 }
 
 /// Where the iteration starts: `[size, count]`, the same on every run.
@@ -89,19 +139,21 @@ fn start(size: usize, count: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (size, count), &Device::Cpu)?)
 }
 
-/// A basis of the columns of `x` that is orthonormal in G; fewer columns where some are none in G.
-fn orthonormal(x: Tensor, g: &Tensor) -> Result<Tensor> {
-    let pass = |x: &Tensor| {
-        let Eigen { values, vectors } = Eigen::of(&x.t()?.matmul(&g.matmul(x)?)?)?;
+/// A basis of the columns of `x` that is orthonormal in G, and G times it; fewer columns where some are none in G.
+fn orthonormal(x: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    let gx = g.matmul(&x)?;
+    let pass = |x: &Tensor, gx: &Tensor| {
+        let Eigen { values, vectors } = Eigen::of(&x.t()?.matmul(gx)?)?;
         let least = LENGTH_SHARE_MIN * values.first().copied().unwrap_or_default();
         let kept = values.iter().take_while(|value| **value > least).count();
         let scales = values.iter().take(kept).map(|value| value.sqrt().recip());
         let scales = Tensor::from_iter(scales, &Device::Cpu)?;
         let vectors = vectors.narrow(1, 0, kept)?.broadcast_mul(&scales)?;
-        Ok::<_, Error>(x.matmul(&vectors)?)
+        Ok::<_, Error>((x.matmul(&vectors)?, gx.matmul(&vectors)?))
     };
     // The first pass loses digits to the condition of the Gram matrix; the second one has a good one.
-    pass(&pass(&x)?)
+    let (x, gx) = pass(&x, &gx)?;
+    pass(&x, &gx)
 }
 
 /// Eigenvalues of a symmetric matrix, the largest first, and its eigenvectors as columns.

@@ -140,6 +140,14 @@ fn estimator(config: &Config) -> String {
     }
 }
 
+/// Largest logits kept; a setting that nothing depends on must not make another plan.
+fn head(config: &Config) -> u64 {
+    match config.estimator.0 {
+        Estimator::Sampled => 0,
+        Estimator::TopK | Estimator::HeadSampled => config.top_k as u64,
+    }
+}
+
 /// Everything that the bytes of a frame depend on.
 fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fingerprint {
     let coding = match config.value_coding.0 {
@@ -159,7 +167,7 @@ fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fin
         .field("corpus", &corpus.0)
         .field("seq_len", &(config.seq_len as u64).to_le_bytes())
         .field("batch_size", &(config.batch_size as u64).to_le_bytes())
-        .field("top_k", &(config.top_k as u64).to_le_bytes())
+        .field("top_k", &head(config).to_le_bytes())
         .field("chunk_rows", &(config.chunk_rows as u64).to_le_bytes())
         .field("estimator", estimator(config).as_bytes())
         .field("temperatures", &temperatures)

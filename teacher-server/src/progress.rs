@@ -12,7 +12,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows how much of the plan, or of something before it, has been computed.
 pub struct Progress {
-    label: &'static str,
+    words: Words,
     display: Display,
     sequences: u64,
     sequences_done: u64,
@@ -20,6 +20,17 @@ pub struct Progress {
     tokens_done: u64,
     started: Option<Instant>,
     last_line: Option<Instant>,
+}
+
+/// What is counted, and where it is from.
+#[derive(Clone, Copy, Default)]
+pub struct Words {
+    /// Who does it.
+    pub label: &'static str,
+    /// What `advance` counts first, e.g. `sequences`.
+    pub parts: &'static str,
+    /// What the rate is of, e.g. `tokens`.
+    pub units: &'static str,
 }
 
 enum Display {
@@ -31,31 +42,37 @@ enum Display {
 impl Progress {
     /// Over a plan of this many sequences and tokens, on standard error.
     pub fn new(sequences: u64, tokens: u64) -> Self {
-        Self::named("teacher", sequences, tokens)
+        let words = Words {
+            label: "teacher",
+            parts: "sequences",
+            units: "tokens",
+        };
+        Self::of(words, sequences, tokens)
     }
 
     /// As `new`, for something that is not the plan.
-    pub fn named(label: &'static str, sequences: u64, tokens: u64) -> Self {
+    pub fn of(words: Words, sequences: u64, tokens: u64) -> Self {
         let display = if std::io::stderr().is_terminal() {
-            let template = "{prefix} {bar:30} {human_pos}/{human_len} tokens, {per_sec}, ETA {eta}";
+            let template = "{prefix} {bar:30} {human_pos}/{human_len} {msg}, {per_sec}, ETA {eta}";
             let style = ProgressStyle::with_template(template);
-            let bar = ProgressBar::new(tokens).with_prefix(label);
+            let bar = ProgressBar::new(tokens).with_prefix(words.label);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(words.units);
             Display::Bar(bar)
         } else {
             Display::Lines
         };
-        Self::with(label, display, sequences, tokens)
+        Self::with(words, display, sequences, tokens)
     }
 
     /// Shows nothing.
     pub fn hidden() -> Self {
-        Self::with("", Display::Hidden, 0, 0)
+        Self::with(Words::default(), Display::Hidden, 0, 0)
     }
 
-    fn with(label: &'static str, display: Display, sequences: u64, tokens: u64) -> Self {
+    fn with(words: Words, display: Display, sequences: u64, tokens: u64) -> Self {
         Self {
-            label,
+            words,
             display,
             sequences,
             sequences_done: 0,
@@ -103,9 +120,13 @@ impl Progress {
         let left = Duration::from_secs_f64(
             (self.tokens.saturating_sub(self.tokens_done)) as f64 / rate.max(1e-9),
         );
+        let Words {
+            label,
+            parts,
+            units,
+        } = self.words;
         eprintln!(
-            "{}: {}/{} sequences, {rate:.0} tokens/s, ETA {}",
-            self.label,
+            "{label}: {}/{} {parts}, {rate:.0} {units}/s, ETA {}",
             self.sequences_done,
             self.sequences,
             indicatif::HumanDuration(left)

@@ -1,7 +1,7 @@
 //! Tests of the codec on fixed frames.
 
 use super::*;
-use crate::{Estimator, State, StateCoding, StateKind, ValueCoding};
+use crate::{Estimator, PADDING_COUNT, State, StateCoding, StateKind, ValueCoding};
 
 pub(super) fn context(index: u64) -> FrameContext {
     FrameContext {
@@ -294,14 +294,25 @@ fn what_a_coding_cannot_hold_is_refused_before_writing() {
     ));
 }
 
-/// The frames that the golden files hold: top-k steps with exact state, and head+sampled halves with a sketch.
+/// The frames that the golden files hold: top-k steps with exact state, head+sampled halves with a sketch, and padded
+/// head+sampled steps with a hidden state.
 fn golden(which: &str) -> Frame {
     if which == "top_k" {
         return sample(6, 8, 100, ValueCoding::Step(0.125), Some(StateCoding::F16));
     }
-    let mut frame = sample(6, 8, 100, ValueCoding::F16, Some(StateCoding::I8));
+    let coding = match which {
+        "padded" => ValueCoding::Step(0.125),
+        _ => ValueCoding::F16,
+    };
+    let mut frame = sample(6, 8, 100, coding, Some(StateCoding::I8));
     frame.rows.estimator = Estimator::HeadSampled;
     frame.rows.counts = (0..48).map(|entry| entry % 3).collect();
+    if which == "padded" {
+        let counts = frame.rows.counts.iter_mut().skip(3).step_by(4);
+        counts.for_each(|count| *count = PADDING_COUNT);
+        frame.rows.state.as_mut().unwrap().kind = StateKind::Hidden;
+        return frame;
+    }
     frame.rows.state.as_mut().unwrap().kind = StateKind::Sketch;
     frame
 }
@@ -309,7 +320,7 @@ fn golden(which: &str) -> Frame {
 /// Frames written by the first release stay readable. `REGENERATE=1 cargo test` writes them anew for a new version.
 #[test]
 fn the_golden_frames_of_version_1_are_read() {
-    for which in ["top_k", "head_sampled"] {
+    for which in ["top_k", "head_sampled", "padded"] {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
         let path = format!("{dir}/v1_{which}.frame");
         let frame = golden(which);

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use distill_proto::StateCoding;
 
 use super::{GRAM_ROWS, check};
-use crate::{Result, basis::Basis};
+use crate::{Result, basis::Basis, progress::Progress};
 
 /// The served matrices with what their error can be had from.
 pub(super) struct Projected {
@@ -25,6 +25,7 @@ impl Projected {
         directions: &Tensor,
         gram: &Tensor,
         stopped: &dyn Fn() -> bool,
+        progress: &mut Progress,
     ) -> Result<Self> {
         let (size, rank) = directions.dims2()?;
         let mut cross = Tensor::zeros((rank, size), DType::F64, &Device::Cpu)?;
@@ -38,6 +39,7 @@ impl Projected {
             let read = sent.to_dtype(DType::F64)?;
             cross = (cross + read.t()?.matmul(&part)?)?;
             own = (own + read.t()?.matmul(&read)?)?;
+            progress.advance(1, sent.dim(0)? as u64);
             parts.push(sent);
         }
         Ok(Self {

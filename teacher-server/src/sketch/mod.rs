@@ -19,12 +19,31 @@ mod subspace;
 use candle_core::{DType, Device, Tensor};
 use distill_proto::StateCoding;
 
-use crate::{Error, Result, basis::Basis, forward::Teacher, plan::Plan, progress::Progress};
+use crate::{
+    Error, Result,
+    basis::Basis,
+    forward::Teacher,
+    plan::Plan,
+    progress::{Progress, Words},
+};
 use accuracy::Projected;
 use sample::{Choice, hidden_rows};
 
 /// Rows of the basis that are widened to f64 at a time.
 const GRAM_ROWS: usize = 2048;
+
+/// The teacher on the sample.
+const SAMPLING: Words = Words {
+    label: "sketch",
+    parts: "sequences",
+    units: "tokens",
+};
+/// Products over the rows of the head: one pass before the directions are found, one after.
+const MATRICES: Words = Words {
+    label: "sketch",
+    parts: "parts of the head",
+    units: "rows",
+};
 
 /// A sketch and how good it is.
 pub struct Sketch {
@@ -66,7 +85,7 @@ impl Sketch {
     ) -> Result<Self> {
         let choice = Choice::of(plan);
         let (sequences, tokens) = choice.work(plan);
-        let mut progress = Progress::named("sketch", sequences, tokens);
+        let mut progress = Progress::of(SAMPLING, sequences, tokens);
         let mut moment = Moment::default();
         hidden_rows(
             teacher,
@@ -89,10 +108,12 @@ impl Sketch {
             },
         )?;
         let exact = Basis::new(teacher.head().clone())?;
-        let gram = gram(&exact, stopped)?;
+        let chunks = exact.rows().div_ceil(GRAM_ROWS) as u64;
+        let mut progress = Progress::of(MATRICES, 2 * chunks, 2 * exact.rows() as u64);
+        let gram = gram(&exact, stopped, &mut progress)?;
         let rows = moment.rows;
         let directions = subspace::leading(&moment.mean()?, &gram, rank, stopped)?;
-        let projected = Projected::new(&exact, &directions, &gram, stopped)?;
+        let projected = Projected::new(&exact, &directions, &gram, stopped, &mut progress)?;
         let held_out = Tensor::cat(&held_out, 0)?;
         let error = projected.mean_error(&held_out, &gram, coding)? as f32;
         Ok(Self {
@@ -137,7 +158,7 @@ impl Moment {
 }
 
 /// G = B^T B `[D, D]`, f64.
-fn gram(basis: &Basis, stopped: &dyn Fn() -> bool) -> Result<Tensor> {
+fn gram(basis: &Basis, stopped: &dyn Fn() -> bool, progress: &mut Progress) -> Result<Tensor> {
     let rank = basis.rank();
     let mut gram = Tensor::zeros((rank, rank), DType::F64, &Device::Cpu)?;
     for start in (0..basis.rows()).step_by(GRAM_ROWS) {
@@ -145,6 +166,7 @@ fn gram(basis: &Basis, stopped: &dyn Fn() -> bool) -> Result<Tensor> {
         let rows = start..basis.rows().min(start + GRAM_ROWS);
         let part = basis.values(rows)?.to_dtype(DType::F64)?;
         gram = (gram + part.t()?.matmul(&part)?)?;
+        progress.advance(1, part.dim(0)? as u64);
     }
     Ok(gram)
 }

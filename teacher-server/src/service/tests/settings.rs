@@ -63,6 +63,17 @@ async fn drawn_frames_are_as_the_handshake_says_and_scored_alike_every_time() {
 #[tokio::test]
 async fn estimator_draws_seed_and_state_name_the_plan() {
     let mut plans = Vec::new();
+    let sampled = |top_k| async move {
+        let server = start(|settings| {
+            settings.estimator = Some("sampled".parse().unwrap());
+            settings.top_k = Some(top_k);
+        })
+        .await;
+        let plan = server.plan();
+        server.stop().await;
+        plan
+    };
+    assert_eq!(sampled(4).await, sampled(5).await, "K is not used");
     for (estimator, draws, seed, state) in [
         ("top-k", 32, 0, "none"),
         ("sampled", 32, 0, "none"),

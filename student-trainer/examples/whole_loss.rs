@@ -125,6 +125,7 @@ fn targets(args: &Args) -> Targets {
             .map(|(entry, row)| 18.0 - ((row * k + entry) * 7 % k) as f32 * 0.2)
             .collect(),
         counts: Vec::new(),
+        draws: Vec::new(),
         temperatures: vec![1.0],
         logsumexp: vec![vec![20.0; n]],
         mean: vec![0.0; n],

@@ -60,7 +60,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let tokenizer = TokenizerFiles::open(&args.teacher)?;
     let windowing = Windowing::new(args.seq_len);
-    let corpus = read_corpus(&[args.data.clone()], &tokenizer, &windowing, &mut |_| {})?;
+    let data = std::slice::from_ref(&args.data);
+    let corpus = read_corpus(data, &tokenizer, &windowing, &mut |_| {})?;
     let vocab = tokenizer.size() as usize;
     let config = ModelConfig::load(&args.teacher)?;
     let weights = Weights::open(&args.teacher)?;

@@ -44,6 +44,11 @@ pub(super) fn map(
         ids: entries.iter().map(|entry| entry.0).collect(),
         logits: entries.iter().map(|entry| entry.1).collect(),
         counts: entries.iter().filter_map(|entry| entry.2).collect(),
+        // Draws of tokens that are left out still count as draws, so that the weights of the others stay unbiased.
+        draws: kept
+            .iter()
+            .filter_map(|&j| teacher.draws.get(j).copied())
+            .collect(),
         logsumexp: teacher
             .logsumexp
             .iter()
@@ -111,6 +116,10 @@ mod tests {
             starts: vec![0, 3, 4, 6],
             ids: vec![1, 2, 3, 90, 4, 91],
             logits: vec![1.0, 0.5, 0.25, 7.0, 0.0, 1.0],
+            draws: match estimator {
+                Estimator::TopK => vec![],
+                _ => vec![6, 6, 6],
+            },
             counts,
             temperatures: vec![1.0],
             logsumexp: vec![vec![10.0, 11.0, 12.0]],
@@ -159,7 +168,7 @@ mod tests {
     fn draws_add_up_and_a_known_head_stays_known() {
         let drawn = targets(Estimator::Sampled, vec![2, 1, 3, 6, 4, 2]);
         let (mapped, _) = map(&drawn, 10, |_| true, counterpart);
-        assert_eq!(mapped.counts, [1, 5, 4]);
+        assert_eq!((mapped.counts, mapped.draws), (vec![1, 5, 4], vec![6, 6]));
         let head = targets(Estimator::HeadSampled, vec![0, 1, 3, 6, 4, 2]);
         let (mapped, _) = map(&head, 10, |_| true, counterpart);
         assert_eq!(mapped.counts, [1, 0, 4]);

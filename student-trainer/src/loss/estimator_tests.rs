@@ -26,6 +26,8 @@ fn drawn(estimator: Estimator) -> Case {
     let count = |e: usize| if e % 4 < head { 0 } else { (e % 4 + 1) as u32 };
     case.targets.estimator = estimator;
     case.targets.counts = (0..case.targets.ids.len()).map(count).collect();
+    let draws = |j: usize| case.targets.counts[case.targets.entries(j)].iter().sum();
+    case.targets.draws = (0..SIZES.m).map(draws).collect();
     case
 }
 
@@ -148,7 +150,7 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
         let p = softmax(case.teacher.logits.row(0), 1.0);
         let head_mass: f64 = p[..head].iter().sum();
         let mut mean = vec![0.0; d];
-        for v in head..SIZES.vocab {
+        for (v, share) in p.iter().enumerate().skip(head) {
             let mut targets = case.targets.clone();
             targets.estimator = estimator;
             let keep = |id: usize| id < head || id == v;
@@ -157,6 +159,7 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
                 .map(|id| id as u32)
                 .collect();
             targets.starts = (0..=SIZES.m).map(|j| j * ids.len()).collect();
+            targets.draws = vec![1; SIZES.m];
             targets.counts = ids
                 .iter()
                 .map(|&id| u32::from(id as usize == v))
@@ -174,7 +177,7 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
                 .cycle()
                 .take(SIZES.m * ids.len())
                 .collect();
-            let share = p[v] / (1.0 - head_mass);
+            let share = share / (1.0 - head_mass);
             for (mean, g) in mean.iter_mut().zip(&gradient(&targets)[..d]) {
                 *mean += share * g;
             }

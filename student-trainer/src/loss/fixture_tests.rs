@@ -174,6 +174,7 @@ fn transport_between_hidden_states_matches_torch() {
         ids: vec![0; rows],
         logits: vec![0.0; rows],
         counts: Vec::new(),
+        draws: Vec::new(),
         temperatures: Vec::new(),
         logsumexp: Vec::new(),
         mean: Vec::new(),

@@ -30,6 +30,7 @@ fn targets(states: &Matrix) -> Targets {
         ids: vec![0; M],
         logits: vec![0.0; M],
         counts: Vec::new(),
+        draws: Vec::new(),
         temperatures: Vec::new(),
         logsumexp: Vec::new(),
         mean: vec![0.0; M],

@@ -96,12 +96,14 @@ mod tests {
 
     #[test]
     fn weights_drift_ramp_and_anneal() {
-        let mut config = LossConfig::default();
-        config.schedule = LossSchedule {
-            ot_warmup_steps: 4,
-            kl_weight_end: Some(0.0),
-            epsilon_end: Some(0.025),
-            ..LossSchedule::default()
+        let mut config = LossConfig {
+            schedule: LossSchedule {
+                ot_warmup_steps: 4,
+                kl_weight_end: Some(0.0),
+                epsilon_end: Some(0.025),
+                ..LossSchedule::default()
+            },
+            ..LossConfig::default()
         };
         config.validate().unwrap();
         let at = |step| config.at(step, 11);

@@ -21,6 +21,8 @@ pub struct Targets {
     pub logits: Vec<f32>,
     /// Draws of each id: none under `top_k`, at least 1 under `sampled`, 0 for the exactly known head of `head+sampled`.
     pub counts: Vec<u32>,
+    /// `[M]`: draws of each row, those of ids without a counterpart included; empty under `top_k`.
+    pub draws: Vec<u32>,
     /// Temperatures at which `logsumexp` is known.
     pub temperatures: Vec<f32>,
     /// `logsumexp(Y / tau)` over the teacher's whole vocabulary, `[temperatures][M]`.
@@ -56,6 +58,7 @@ impl Targets {
             ids: Vec::with_capacity(rows.ids.len()),
             logits: Vec::with_capacity(rows.logits.len()),
             counts: Vec::new(),
+            draws: Vec::new(),
             temperatures: rows.temperatures.clone(),
             logsumexp: rows.logsumexp.clone(),
             mean: rows.mean.clone(),
@@ -80,6 +83,11 @@ impl Targets {
                     targets.logits.push(logit);
                     targets.counts.extend(count);
                 }
+            }
+            let start = targets.starts.last().copied().unwrap_or_default();
+            if rows.estimator != Estimator::TopK {
+                let counts = targets.counts.get(start..).unwrap_or_default();
+                targets.draws.push(counts.iter().sum());
             }
             targets.starts.push(targets.ids.len());
         }

@@ -73,7 +73,7 @@ impl<'a> Teacher<'a> {
         let entries = targets.entries(j);
         let p = match targets.estimator {
             Estimator::TopK => log_p.iter().map(|l| l.exp()).collect(),
-            _ => drawn_weights(&log_p, &targets.counts[entries.clone()]),
+            _ => drawn_weights(&log_p, &targets.counts[entries.clone()], targets.draws[j]),
         };
         Some(TeacherRow {
             ids: &targets.ids[entries],
@@ -120,7 +120,7 @@ fn kept_distribution(logits: &[f32]) -> (Vec<f32>, f64) {
 fn drawn_distribution(targets: &Targets, j: usize) -> (Vec<f32>, f64) {
     let counts = &targets.counts[targets.entries(j)];
     let log_p = log_probabilities(targets, j, 1.0).unwrap_or_default();
-    let weights = drawn_weights(&log_p, counts);
+    let weights = drawn_weights(&log_p, counts, targets.draws[j]);
     let sum: f64 = weights.iter().sum();
     let terms = weights.iter().zip(&log_p);
     let negative_entropy = terms.map(|(w, l)| w / sum * l).sum();
@@ -138,8 +138,8 @@ fn log_probabilities(targets: &Targets, j: usize, temperature: f64) -> Option<Ve
 }
 
 /// Unbiased weights of a drawn row: of entries with count 0, the known head, the probability itself.
-fn drawn_weights(log_p: &[f64], counts: &[u32]) -> Vec<f64> {
-    let draws: f64 = counts.iter().map(|&count| f64::from(count)).sum();
+fn drawn_weights(log_p: &[f64], counts: &[u32], draws: u32) -> Vec<f64> {
+    let draws = f64::from(draws);
     let pairs = || log_p.iter().zip(counts);
     let head: f64 = pairs()
         .filter(|(_, c)| **c == 0)
@@ -173,6 +173,11 @@ fn check(targets: &Targets, vocab_size: usize) -> Result<()> {
         ("teacher ids", entries, targets.ids.len()),
         ("teacher logits", entries, targets.logits.len()),
         ("teacher counts", counts, targets.counts.len()),
+        (
+            "teacher draws",
+            if counts > 0 { rows } else { 0 },
+            targets.draws.len(),
+        ),
         (
             "teacher logsumexp",
             targets.temperatures.len(),

@@ -414,6 +414,7 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     let mut drawn = Case::new(SQUARE, 16);
     drawn.targets.estimator = distill_proto::Estimator::Sampled;
     drawn.targets.counts = vec![1; drawn.targets.ids.len()];
+    drawn.targets.draws = vec![SQUARE.k as u32; SQUARE.m];
     assert!(refusal(&drawn, &reverse).contains("top-k"));
     drawn.targets.counts[2] = 0;
     assert!(refusal(&drawn, &LossConfig::default()).contains("counts"));

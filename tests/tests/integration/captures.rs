@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{Listen, trainer_refuses},
-    pipeline::{Setup, metrics, number},
+    pipeline::{Setup, another_vocabulary, metrics, number},
 };
 
 /// Steps of a run: enough for every parameter to have shown a gradient.
@@ -105,5 +105,23 @@ fn sketches_feed_similarities_and_hidden_states_feed_theirs() -> Result<()> {
     let out = setup.work.path().join("refused");
     let message = trainer_refuses(&setup.train_args(&teacher, &out, &cosine));
     assert!(message.contains("--state"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_student_with_another_vocabulary_learns_from_the_same_frames() -> Result<()> {
+    let mut setup = Setup::new()?;
+    setup.student = another_vocabulary()?;
+    let flags = ["--epochs", "4", "--lr", "3e-3", "--ot-weight", "5"];
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "none"]);
+    let lines = metrics(&setup.train(&teacher, "other", &flags))?;
+    let last = lines.last().context("metrics are not empty")?;
+    assert!(finite(&lines, "ot")?);
+    // All but one token mean the same here, so KL falls as it does with the same vocabulary.
+    assert!(
+        number(last, "kl")? < 0.8 * number(&lines[0], "kl")?,
+        "{} ... {last}",
+        lines[0]
+    );
     Ok(())
 }

@@ -124,6 +124,16 @@ pub fn path_text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
 
+/// A student one of whose tokens means something else than the teacher's.
+pub fn another_vocabulary() -> Result<TempDir> {
+    let directory = fixtures::model_directory("qwen2-tied", "tokenizer")?;
+    let tokenizer = directory.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&tokenizer)?)?;
+    json["added_tokens"][0]["content"] = "<|another|>".into();
+    std::fs::write(&tokenizer, json.to_string())?;
+    Ok(directory)
+}
+
 /// The lines of metrics.jsonl.
 pub fn metrics(run: &Path) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl"))?;

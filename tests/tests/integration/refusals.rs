@@ -1,16 +1,11 @@
 //! Runs both real programs on what cannot work: they must say so, with what and why, before any harm is done.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use candle_core::Device;
-use distill_tests::fixtures;
-use distill_text::TokenizerFiles;
-use serde_json::Value;
 
 use crate::{
     harness::{Listen, text, trainer_refuses},
-    pipeline::{Setup, path_text},
+    pipeline::{Setup, another_vocabulary, path_text},
 };
 
 #[test]
@@ -33,23 +28,13 @@ fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> 
     let key = refuse(&["--config", "/nonexistent.toml"]);
     assert!(key.contains("/nonexistent.toml"), "{key}");
 
-    let other = fixtures::model_directory("qwen2-tied", "tokenizer")?;
-    let tokenizer = other.path().join("tokenizer.json");
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&tokenizer)?)?;
-    json["added_tokens"][0]["content"] = "<|another|>".into();
-    std::fs::write(&tokenizer, json.to_string())?;
-    let fingerprint = |directory: &Path| -> Result<String> {
-        Ok(TokenizerFiles::open(directory)?
-            .vocabulary_fingerprint()
-            .to_hex())
-    };
-    let both = [
-        fingerprint(setup.student.path())?,
-        fingerprint(other.path())?,
-    ];
-    setup.student = other;
-    let said = trainer_refuses(&setup.train_args(&teacher, &out, &[]));
-    assert!(both.iter().all(|value| said.contains(value)), "{said}");
+    setup.student = another_vocabulary()?;
+    let flags = ["--cost", "softmax-similarity"];
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &flags));
+    assert!(
+        said.contains("another vocabulary") && said.contains("--cost kl"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 """Measures what the loss benchmark of student-trainer (`cargo bench -p student-trainer --bench loss`) measures, in PyTorch, POT and OTT-JAX.
 
     python bench_losses.py                                    everything; `sinkhorn` or `whole` runs that part only
-    python bench_losses.py sinkhorn [--positions 64 512 2048] [--cost FILE.safetensors]
+    python bench_losses.py sinkhorn [--positions 64 512 2048] [--variants NAME ...] [--cost FILE.safetensors]
     python bench_losses.py whole [--rows 512 2048] [--vocab 151936 --width 1536 --kept 64]
                            [--threads 1 --repeats 3 --limit 300 --smoke]
 
@@ -388,6 +388,8 @@ def sinkhorn_specs(options):
     for problem, n in problems:
         for peer, variants in (("POT", POT_VARIANTS), ("OTT", OTT_VARIANTS)):
             for variant in variants:
+                if options.variants and variant not in options.variants:
+                    continue
                 yield dict(base, problem=problem, n=n, peer=peer, variant=variant)
 
 
@@ -427,6 +429,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=300, help="seconds that one measurement of sinkhorn may take")
+    parser.add_argument("--variants", nargs="+", help="of the peers of sinkhorn, by name; all if not given")
     parser.add_argument("--positions", type=int, nargs="+", default=[64, 512, 2048])
     parser.add_argument("--epsilon", type=float, default=EPSILON, help="of sinkhorn")
     parser.add_argument("--cost", help="a .safetensors file with matrices named `cost` or `*.cost`")

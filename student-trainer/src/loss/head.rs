@@ -23,7 +23,8 @@ use super::transport::SolverReport;
 pub struct LossValues {
     /// `ce_weight ce + kl_weight kl + ot_weight ot`.
     pub total: f64,
-    /// Mean cross-entropy in nats; always computed.
+    /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
+    /// asked for.
     pub ce: f64,
     /// `tau^2 KL`, mean over targets.
     pub kl: f64,
@@ -38,7 +39,8 @@ pub struct LossValues {
 pub struct HeadLoss {
     /// `ce_weight ce + kl_weight kl + ot_weight ot`.
     pub total: f64,
-    /// Mean cross-entropy in nats; always computed.
+    /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
+    /// asked for.
     pub ce: f64,
     /// `tau^2 KL`, mean over targets; 0 when its weight is 0.
     pub kl: f64,
@@ -188,7 +190,10 @@ fn run(
         config,
         wanted,
     };
-    let (values, mut gradients) = pass.run(&hidden, geometry)?;
+    let (values, mut gradients) = match pass.needs_logits() {
+        true => pass.run(&hidden, geometry)?,
+        false => pass.without_logits(&hidden)?,
+    };
     let mut result = sum_up(&values, pairs, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
@@ -318,6 +323,29 @@ struct HeadPass<'a> {
 }
 
 impl HeadPass<'_> {
+    /// Whether anything that is asked for depends on logits: a similarity of `state` alone does not.
+    fn needs_logits(&self) -> bool {
+        let config = self.config;
+        let through_logits = self.ot.is_some_and(|ot| ot.row_costs || ot.roots.is_some());
+        self.wanted == Wanted::Values
+            || config.ce_weight > 0.0
+            || self.teacher.is_none()
+            || config.kl_weight > 0.0
+            || through_logits
+    }
+
+    fn without_logits(&self, hidden: &Tensor) -> Result<(Vec<RowValues>, Gradients)> {
+        let values = vec![RowValues::default(); self.labels.len()];
+        let head = Tensor::zeros(1, DType::F32, hidden.device())?;
+        Ok((
+            values,
+            Gradients {
+                hidden: hidden.zeros_like()?,
+                head,
+            },
+        ))
+    }
+
     fn run(&self, hidden: &Tensor, geometry: &HeadGeometry) -> Result<(Vec<RowValues>, Gradients)> {
         let n = hidden.dims()[0];
         let zero = Tensor::zeros(1, DType::F32, hidden.device())?;

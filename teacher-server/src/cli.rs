@@ -53,7 +53,8 @@ pub struct Settings {
     /// Sequences in one forward pass [default: 1].
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
-    /// How a row stands for the teacher's distribution [default: top-k].
+    /// How a row stands for the teacher's distribution [default: head+sampled; top-k where only --top-k is given, or
+    /// --temperatures are without 1].
     ///
     /// `top-k`: the K largest logits; biased, what lies below them is one number. `sampled`: draws with replacement at
     /// temperature 1, ids with counts; unbiased, and about a dozen distinct ids do the work of hundreds of largest ones.
@@ -61,10 +62,10 @@ pub struct Settings {
     /// head does not reach.
     #[arg(long, value_name = "ESTIMATOR")]
     pub estimator: Option<EstimatorSetting>,
-    /// Largest logits kept a token, K; not used by `--estimator sampled` [default: 64].
+    /// Largest logits kept a token, K; not used by `--estimator sampled` [default: 8 of `head+sampled`, 64 of `top-k`].
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Draws a token of `--estimator sampled` and `head+sampled` [default: 32].
+    /// Draws a token of `--estimator sampled` and `head+sampled` [default: 16 of `head+sampled`, 32 of `sampled`].
     #[arg(long, value_name = "N")]
     pub draws: Option<usize>,
     /// Seed of the draws; with it, sequence and position decide what is drawn [default: 0].
@@ -76,7 +77,7 @@ pub struct Settings {
     /// How kept logits are stored: `step:NATS` or `f16` [default: step:0.125].
     #[arg(long, value_name = "CODING")]
     pub value_coding: Option<ValueCodingSetting>,
-    /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L` [default: exact:f16].
+    /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L` [default: none].
     ///
     /// `exact`: the last hidden state, from which every inner product of logits can be had exactly. `sketch:R`: R
     /// coordinates in the leading directions of the centred logits, made from a sample of the corpus at the start; its error

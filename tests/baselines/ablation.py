@@ -24,16 +24,17 @@ COSINE = "--cost softmax-similarity --similarity cosine"
 LOSSES = {
     "CE": ("", "--kl-weight 0 --ot-weight 0"),
     "CE + KL": ("", ONLY_KL),
-    "CE + reverse KL": ("", f"{ONLY_KL} --kl-divergence reverse"),
-    "CE + JSD": ("", f"{ONLY_KL} --kl-divergence jsd"),
+    "CE + reverse KL": ("--estimator top-k", f"{ONLY_KL} --kl-divergence reverse"),
+    "CE + JSD": ("--estimator top-k", f"{ONLY_KL} --kl-divergence jsd"),
     "CE + OT (kl)": ("", f"--kl-weight 0 --ot-weight {KAPPA}"),
     "CE + KL/2 + OT (kl)/2": ("", f"--kl-weight 0.5 --ot-weight {KAPPA / 2}"),
-    "CE + OT (cosine)": ("", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
+    "CE + OT (kl; prior 1000)": ("", f"--kl-weight 0 --ot-weight {KAPPA} --position-prior 1000"),
+    "CE + OT (cosine)": ("--state exact", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
     "CE + OT (bhattacharyya)": ("", "--kl-weight 0 --ot-weight 1 --cost softmax-similarity --similarity bhattacharyya"),
-    "CE + OT (literal)": ("", "--preset literal --kl-weight 0"),
-    "CE + KL + OT (cosine)/10": ("", f"--ot-weight 0.1 {COSINE}"),
-    "CE + KL + hidden OT/10": ("", f"{ONLY_KL} --hidden-weight 0.1"),
-    "CE + hidden OT": ("", "--kl-weight 0 --ot-weight 0 --hidden-weight 1"),
+    "CE + OT (literal)": ("--state exact", "--preset literal --kl-weight 0"),
+    "CE + KL + OT (cosine)/10": ("--state exact", f"--ot-weight 0.1 {COSINE}"),
+    "CE + KL + hidden OT/10": ("--state exact", f"{ONLY_KL} --hidden-weight 0.1"),
+    "CE + hidden OT": ("--state exact", "--kl-weight 0 --ot-weight 0 --hidden-weight 1"),
     "CE + OT (cosine; sketch 128)": ("--state sketch:128", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
 }
 DENSE = "--state none --top-k {dense}"
@@ -94,7 +95,10 @@ def train(options, server, name, seed, flags):
     run_json(command + flags.split())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = sorted(line["seconds"] for line in lines)
+    last = lines[-max(1, len(lines) // 3) :]
     return {
+        # Over the last third, on text that is new in every step; 0 where it has no weight.
+        "training_kl": sum(line["kl"] for line in last) / len(last),
         "adapter": out / "adapter",
         "seconds": time.monotonic() - started,
         "step_seconds": steps[len(steps) // 2],

@@ -51,6 +51,8 @@ impl TeacherServer {
             .args(["--model", &path_text(&job.teacher)])
             .args(["--seq-len", &job.training.seq_len.to_string()])
             .args(["--batch-size", &job.teacher_batch_size.to_string()])
+            // Some of the losses that are compared are similarities of whole logits.
+            .args(["--state", "exact"])
             .args(["--port-file", &path_text(&port_file)])
             .arg("--corpus")
             .args(&job.corpus)

@@ -30,6 +30,13 @@ pub const QUEUE_MAX: usize = 1 << 16;
 pub const CHUNK_ROWS_MAX: usize = 1 << 16;
 /// Threads for the arithmetic.
 pub const THREADS_MAX: usize = 1024;
+/// Largest logits under `top-k`.
+const TOP_K_DEFAULT: usize = 64;
+/// Draws under `sampled`.
+const DRAWS_DEFAULT: usize = 32;
+/// Largest logits and draws under `head+sampled`.
+const HEAD_DEFAULT: usize = 8;
+const HEAD_DRAWS_DEFAULT: usize = 16;
 /// Largest seed of draws: TOML has no larger integer.
 pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
 
@@ -101,6 +108,11 @@ impl Config {
     /// `Config` naming the flag and what to do.
     pub fn from_settings(settings: Settings) -> Result<Self> {
         let bind = settings.bind.as_deref().unwrap_or("127.0.0.1:50051");
+        let estimator = default_estimator(&settings);
+        let (top_k, draws) = match estimator.0 {
+            Estimator::HeadSampled => (HEAD_DEFAULT, HEAD_DRAWS_DEFAULT),
+            Estimator::TopK | Estimator::Sampled => (TOP_K_DEFAULT, DRAWS_DEFAULT),
+        };
         let config = Self {
             model: settings
                 .model
@@ -108,9 +120,9 @@ impl Config {
             corpus: settings.corpus.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),
-            estimator: settings.estimator.unwrap_or_default(),
-            top_k: settings.top_k.unwrap_or(64),
-            draws: settings.draws.unwrap_or(32),
+            estimator,
+            top_k: settings.top_k.unwrap_or(top_k),
+            draws: settings.draws.unwrap_or(draws),
             sample_seed: settings.sample_seed.unwrap_or_default(),
             temperatures: settings.temperatures.unwrap_or_else(|| vec![1.0, 2.0, 4.0]),
             value_coding: settings.value_coding.unwrap_or_default(),
@@ -217,6 +229,18 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(|e| refuse("print-config", e.to_string()))
     }
+}
+
+/// What is asked for, or the cheapest that does as well as the whole distribution (docs/losses.md). Who names only a K means
+/// the K largest logits, and drawn rows are for temperature 1.
+fn default_estimator(settings: &Settings) -> EstimatorSetting {
+    let temperatures = settings.temperatures.as_ref();
+    let at_one = temperatures.is_none_or(|temperatures| temperatures.contains(&1.0));
+    let default = match settings.top_k {
+        None if at_one => Estimator::HeadSampled,
+        _ => Estimator::TopK,
+    };
+    settings.estimator.unwrap_or(EstimatorSetting(default))
 }
 
 fn refuse(key: &'static str, reason: impl Into<String>) -> Error {

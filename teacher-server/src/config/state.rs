@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::values::serde_as_words;
 
 /// Whether, of which layer and how hidden states are stored with every row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum StateSetting {
     /// Not at all: losses on logit similarities cannot be had.
+    #[default]
     None,
     /// The last hidden state; the basis is the centred lm_head.
     Exact(StateCoding),
@@ -40,12 +41,6 @@ impl StateSetting {
             Self::Sketch { .. } => Some(StateKind::Sketch),
             Self::Hidden { .. } => Some(StateKind::Hidden),
         }
-    }
-}
-
-impl Default for StateSetting {
-    fn default() -> Self {
-        Self::Exact(StateCoding::F16)
     }
 }
 

@@ -66,6 +66,12 @@ fn draws_beside_a_head_need_room_and_their_temperature() {
     let config = with(&["head+sampled", "--top-k", "16", "--draws", "8"]).unwrap();
     assert_eq!(config.estimator.0, Estimator::HeadSampled);
     assert_eq!((config.top_k, config.draws, config.sample_seed), (16, 8, 0));
+    let plain = |more: &[&str]| serve(&[&base[..4], more].concat()).unwrap();
+    let default = plain(&[]);
+    assert_eq!(default.estimator.0, Estimator::HeadSampled);
+    assert_eq!((default.top_k, default.draws), (8, 16));
+    assert_eq!(plain(&["--top-k", "5"]).estimator.0, Estimator::TopK);
+    assert_eq!(plain(&["--temperatures", "2"]).top_k, 64);
     let error = with(&["head+sampled", "--draws", "1048576"]).unwrap_err();
     assert!(error.to_string().starts_with("--draws"), "{error}");
     let error = with(&["head+sampled", "--temperatures", "2"]).unwrap_err();

@@ -49,12 +49,6 @@ impl fmt::Display for ValueCodingSetting {
 #[serde(try_from = "String", into = "String")]
 pub struct EstimatorSetting(pub Estimator);
 
-impl Default for EstimatorSetting {
-    fn default() -> Self {
-        Self(Estimator::TopK)
-    }
-}
-
 impl FromStr for EstimatorSetting {
     type Err = String;
 

@@ -86,7 +86,7 @@ fn sketches_feed_similarities_and_hidden_states_feed_theirs() -> Result<()> {
     );
 
     let hidden = ["--ot-weight", "0", "--hidden-weight", "0.5"];
-    let lines = train(&setup, "hidden", &[], &hidden)?;
+    let lines = train(&setup, "hidden", &["--state", "exact"], &hidden)?;
     assert!(finite(&lines, "hidden_ot")?);
     let middle = [
         &hidden[..],

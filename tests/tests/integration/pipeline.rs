@@ -221,7 +221,7 @@ fn the_first_step_equals_a_dense_reference_over_a_unix_socket_with_logit_similar
     let all = VOCAB_SIZE.to_string();
     let teacher = setup.serve(
         &Listen::Socket(socket),
-        &["--top-k", &all, "--value-coding", "f16"],
+        &["--top-k", &all, "--value-coding", "f16", "--state", "exact"],
     );
     let gradients = setup.work.path().join("gradients.safetensors");
     let flags = [

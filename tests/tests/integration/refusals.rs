@@ -13,7 +13,7 @@ fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> 
     let mut setup = Setup::new()?;
     let teacher = setup.serve(
         &Listen::Loopback,
-        &["--state", "none", "--temperatures", "1"],
+        &["--estimator", "top-k", "--temperatures", "1"],
     );
     let out = setup.work.path().join("refused");
     let refuse = |flags: &[&str]| trainer_refuses(&setup.train_args(&teacher, &out, flags));

@@ -62,6 +62,7 @@ async fn start(change: impl FnOnce(&mut Settings)) -> Running {
         seq_len: Some(24),
         batch_size: Some(2),
         top_k: Some(4),
+        state: Some("exact".parse().unwrap()),
         bind: Some("127.0.0.1:0".into()),
         json: Some(true),
         ..Settings::default()

@@ -48,7 +48,14 @@ fn main() -> Result<()> {
     let hidden = random(args.rows, 3.0)?;
     let mut targets = targets(&args);
     let mut basis = None;
-    let mut config = LossConfig::default();
+    // As on the other side.
+    let mut config = LossConfig {
+        ot: OtConfig {
+            position_prior: 10.0,
+            ..OtConfig::default()
+        },
+        ..LossConfig::default()
+    };
     if args.ot_only {
         let states = (&hidden + random(args.rows, 4.5)?)?;
         basis = Some(head.broadcast_sub(&head.mean_keepdim(0)?)?);
@@ -67,7 +74,7 @@ fn main() -> Result<()> {
             ot: OtConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Cosine,
-                ..OtConfig::default()
+                ..config.ot
             },
             ..config
         };

@@ -82,6 +82,9 @@ pub enum PlanCost {
 
 /// Default of [`OtConfig::epsilon`], which `lambda` may replace.
 pub const EPSILON_DEFAULT: f64 = 0.1;
+/// Default of [`OtConfig::position_prior`]: at epsilon 0.1 a hundredth of the sequence costs one nat, so that a weak student's
+/// plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does (docs/losses.md).
+const POSITION_PRIOR_DEFAULT: f64 = 1000.0;
 /// Largest side of a transport problem: the plan of this many positions squared is 1 GiB.
 pub const POSITIONS_MAX: usize = 16_384;
 
@@ -135,8 +138,8 @@ impl Default for OtConfig {
             block_size: 64,
             reduction: Reduction::Mean,
             objective: Objective::Entropic,
-            position_prior: 10.0,
-            max_iterations: 2000,
+            position_prior: POSITION_PRIOR_DEFAULT,
+            max_iterations: 10_000,
             tolerance: 1e-6,
         }
     }

@@ -14,6 +14,8 @@ the preset `literal`.
 
 mod bhattacharyya;
 pub mod config;
+#[cfg(test)]
+mod config_tests;
 mod cost;
 mod dense;
 mod divergence;

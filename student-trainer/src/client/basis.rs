@@ -33,11 +33,7 @@ pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<
         .map_err(|status| teacher.failed("GetBasis", &status))?
         .into_inner();
     let mut values: Vec<f16> = Vec::with_capacity(rows * rank);
-    while let Some(chunk) = stream
-        .message()
-        .await
-        .map_err(|status| teacher.failed("GetBasis", &status))?
-    {
+    while let Some(chunk) = teacher.next(&mut stream, "GetBasis").await? {
         let row_bytes = rank * size_of::<f16>();
         let next_row = values.len() / rank;
         let whole = chunk.values_f16.len() == chunk.rows as usize * row_bytes;

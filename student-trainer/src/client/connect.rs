@@ -164,6 +164,16 @@ impl Teacher {
         }
     }
 
+    /// The next message of a streaming `call`; `None` at its end.
+    pub(super) async fn next<T>(
+        &self,
+        stream: &mut tonic::Streaming<T>,
+        call: &'static str,
+    ) -> Result<Option<T>> {
+        let message = stream.message().await;
+        message.map_err(|status| self.failed(call, &status))
+    }
+
     pub(super) fn failed(&self, call: &str, status: &Status) -> Error {
         self.error(format!("{call} failed: {}", retry::describe(status)))
     }

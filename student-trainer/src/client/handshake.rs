@@ -92,12 +92,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
             vocab_size: info.effective_vocab_size,
             head_rows: info.head_rows,
             top_k: info.top_k,
-            estimator: match estimator {
-                v1::Estimator::TopK => Estimator::TopK,
-                v1::Estimator::Sampled => Estimator::Sampled,
-                v1::Estimator::HeadSampled => Estimator::HeadSampled,
-                v1::Estimator::Unspecified => return Err(bad("estimator")),
-            },
+            estimator: Estimator::from_schema(estimator).ok_or_else(|| bad("estimator"))?,
             state: match state_kind {
                 v1::StateKind::None => None,
                 v1::StateKind::Exact => Some((StateKind::Exact, info.state_rank)),

@@ -26,11 +26,7 @@ pub async fn fetch_vocabulary(teacher: &Teacher, info: &ServerInfo) -> Result<Vo
         bytes: 0,
         vocabulary: Vocabulary::default(),
     };
-    while let Some(chunk) = stream
-        .message()
-        .await
-        .map_err(|status| teacher.failed("GetVocabulary", &status))?
-    {
+    while let Some(chunk) = teacher.next(&mut stream, "GetVocabulary").await? {
         received.add(chunk)?;
     }
     received.finish()

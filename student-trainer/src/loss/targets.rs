@@ -69,11 +69,7 @@ impl Targets {
         for row in 0..rows.rows {
             for entry in row * rows.k..(row + 1) * rows.k {
                 let count = rows.counts.get(entry).copied();
-                let padding = match rows.estimator {
-                    Estimator::TopK => false,
-                    Estimator::Sampled => count == Some(0),
-                    Estimator::HeadSampled => count == Some(u32::MAX),
-                };
+                let padding = count.is_some_and(|count| rows.estimator.is_padding(count));
                 let (Some(&id), Some(&logit)) = (rows.ids.get(entry), rows.logits.get(entry))
                 else {
                     continue;

@@ -99,12 +99,7 @@ impl Decoder {
     /// # Errors
     /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
-        let angles = self.angles(ids, 0)?;
-        let mut x = self.embed(ids)?.detach();
-        for layer in &self.layers {
-            x = layer.forward(&x, &angles, None)?.detach();
-        }
-        Ok(self.finish(&x)?.detach())
+        self.layer_by_layer(ids, |_, _| {})
     }
 
     /// As [`hidden_states`](Self::hidden_states), and the residual stream after decoder layer `layer`, counted from 1,
@@ -117,23 +112,32 @@ impl Decoder {
     /// As [`hidden_states`](Self::hidden_states), and when there is no such layer.
     pub fn hidden_states_and_layer(&self, ids: &Tensor, layer: usize) -> Result<(Tensor, Tensor)> {
         let count = self.layers.len();
-        if layer == 0 || layer > count {
-            return Err(Error::Input(format!(
+        let absent = || {
+            Error::Input(format!(
                 "layer {layer} was asked for, but this model's layers are 1 to {count}"
-            )));
+            ))
+        };
+        if layer == 0 || layer > count {
+            return Err(absent());
         }
-        let angles = self.angles(ids, 0)?;
-        let mut x = self.embed(ids)?.detach();
         let mut tapped = None;
-        for (number, block) in (1..).zip(&self.layers) {
-            x = block.forward(&x, &angles, None)?.detach();
+        let hidden = self.layer_by_layer(ids, |number, x| {
             if number == layer {
                 tapped = Some(x.clone());
             }
+        })?;
+        Ok((hidden, tapped.ok_or_else(absent)?))
+    }
+
+    /// Hidden states after the final norm; `seen` gets the number of every layer, from 1, and the residual stream after it.
+    fn layer_by_layer(&self, ids: &Tensor, mut seen: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+        let angles = self.angles(ids, 0)?;
+        let mut x = self.embed(ids)?.detach();
+        for (number, layer) in (1..).zip(&self.layers) {
+            x = layer.forward(&x, &angles, None)?.detach();
+            seen(number, &x);
         }
-        let hidden = self.finish(&x)?.detach();
-        // The range was checked above, so a layer was tapped.
-        Ok((hidden, tapped.unwrap_or(x)))
+        Ok(self.finish(&x)?.detach())
     }
 
     /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,

@@ -20,6 +20,7 @@ The modules are listed in this order. `config::TrainConfig` -> `validate` -> [`t
 pub mod cli;
 pub mod config;
 mod error;
+mod random;
 pub mod shutdown;
 
 pub mod align;

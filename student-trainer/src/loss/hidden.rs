@@ -16,8 +16,10 @@ use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::error::{LossError, Result};
 use super::geometry::row_norms;
 use super::rowwise::to_host;
-use super::targets::{Alignment, Targets};
+use super::similarity::state_matrix;
+use super::targets::Targets;
 use super::transport::{Problem, SolverReport, transport};
+use crate::random::normal;
 
 /// The loss of one sequence with its gradients, weighted.
 #[derive(Debug)]
@@ -52,16 +54,11 @@ impl HiddenProjection {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        use rand::Rng;
-        let mut rng = StdRng::seed_from_u64(seed);
+        let mut random = StdRng::seed_from_u64(seed);
         let deviation = (teacher_size as f64).sqrt().recip();
-        let mut normal = || {
-            // Box and Muller; 1 - u is never 0.
-            let (u, angle): (f64, f64) = (rng.random(), rng.random());
-            let radius = (-2.0 * (1.0 - u).ln()).sqrt();
-            (deviation * radius * (std::f64::consts::TAU * angle).cos()) as f32
-        };
-        let values: Vec<f32> = (0..teacher_size * hidden_size).map(|_| normal()).collect();
+        let values: Vec<f32> = (0..teacher_size * hidden_size)
+            .map(|_| (normal(&mut random) * deviation) as f32)
+            .collect();
         Self::from_tensor(&Tensor::from_vec(
             values,
             (teacher_size, hidden_size),
@@ -101,14 +98,7 @@ impl HiddenProjection {
         let similarity = Projected::new(config.hidden_similarity, &x, &y, &self.projection)?;
         let s = similarity.forward()?;
         let (n, m) = s.dims2()?;
-        let alignment: Option<&Alignment> = targets.alignment.as_ref();
-        let problem = Problem {
-            matrix: to_host(&s)?,
-            distances: None,
-            n,
-            m,
-            alignment,
-        };
+        let problem = Problem::new(to_host(&s)?, None, (n, m), targets.alignment.as_ref())?;
         let transport = transport(problem, &ot_config(config))?;
         let gradient = transport.gradient_tensor(m, config.hidden_weight, x.device())?;
         let (grad_hidden, grad_projection) = similarity.backward(&gradient)?;
@@ -139,15 +129,7 @@ impl HiddenProjection {
                     .into(),
             });
         };
-        let (rows, size) = (targets.rows(), self.projection.dims()[0]);
-        if state.rank != size || state.values.len() != rows * size {
-            return Err(LossError::shape(
-                "teacher hidden states",
-                format!("{rows} rows of {size}"),
-                format!("{} values in rows of {}", state.values.len(), state.rank),
-            ));
-        }
-        Ok(Tensor::from_slice(&state.values, (rows, size), like.device())?.to_dtype(DType::F32)?)
+        state_matrix(state, targets.rows(), self.projection.dims()[0], like)
     }
 }
 

@@ -124,7 +124,7 @@ fn coordinates_and_space<'a>(
         .space()
         .ok_or_else(|| missing("the teacher's basis was not given to the head's geometry"))?;
     let rank = space.projection.dims()[1];
-    Ok((coordinates(state, targets.rows(), rank, hidden)?, space))
+    Ok((state_matrix(state, targets.rows(), rank, hidden)?, space))
 }
 
 /// `anchor_j` with `h_i . anchor_j = x_i . y_j` of raw logits, `[m, d]`.
@@ -151,12 +151,17 @@ fn centered_anchors<'a>(
     Ok((coordinates.matmul(&space.centered_projection.t()?)?, space))
 }
 
-/// c `[m, r]` on the student's device.
-fn coordinates(state: &State, rows: usize, rank: usize, like: &Tensor) -> Result<Tensor> {
+/// The teacher's `state` `[rows, rank]`, on the student's device.
+pub(crate) fn state_matrix(
+    state: &State,
+    rows: usize,
+    rank: usize,
+    like: &Tensor,
+) -> Result<Tensor> {
     if state.rank != rank || state.values.len() != rows * rank {
         return Err(LossError::shape(
             "teacher state",
-            format!("{rows} rows of the basis' {rank} coordinates"),
+            format!("{rows} rows of {rank}, as the basis or the projection has"),
             format!("{} values of rank {}", state.values.len(), state.rank),
         ));
     }

@@ -4,10 +4,10 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use distill_model::ModelConfig;
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 
 use super::save::write_tensors;
-use crate::Result;
+use crate::{Result, random::normal};
 
 /// Standard deviation of every matrix, as transformers' `initializer_range`.
 const DEVIATION: f64 = 0.02;
@@ -40,11 +40,4 @@ pub fn write_random_model(directory: &Path, config: &ModelConfig, seed: u64) -> 
         tensors.insert(name, tensor);
     }
     write_tensors(directory, tensors, DType::F32)
-}
-
-/// Box and Muller's transform.
-fn normal(random: &mut StdRng) -> f64 {
-    let radius: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
-    let angle: f64 = random.random_range(0.0..std::f64::consts::TAU);
-    (-2.0 * radius.ln()).sqrt() * angle.cos()
 }

@@ -26,7 +26,7 @@ use crate::{
     align::{FrameReader, check_loss},
     client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
     config::{LORA_TARGETS, TrainConfig},
-    loss::{HeadGeometry, HiddenProjection},
+    loss::{HeadGeometry, HiddenProjection, LossConfig},
     run::{AdapterConfig, RunDirectory, save_adapter, save_projection},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -59,7 +59,13 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::open(&config.student)?;
     let runtime = client::runtime()?;
-    let (teacher, info, vocabularies) = runtime.block_on(agree(config, &files, shutdown))?;
+    let Agreement {
+        teacher,
+        info,
+        vocabularies,
+        total_steps,
+        most,
+    } = runtime.block_on(agree(config, &files, shutdown))?;
     let reader = FrameReader::new(vocabularies, &teacher, &info, &files);
     let reader = runtime.block_on(reader)?;
     run_directory.write_config(config)?;
@@ -67,7 +73,10 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let lora = lora_config(config);
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
     check_targets(&config.lora_targets, &decoder)?;
-    let basis = runtime.block_on(basis(config, &teacher, &info))?;
+    let basis = match most.needs_state() {
+        true => runtime.block_on(fetch_basis(&teacher, &info))?,
+        false => None,
+    };
     let (vocab_size, token_ids) = match vocabularies {
         Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
         Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
@@ -79,8 +88,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         token_ids,
     };
     let handle = runtime.handle().clone();
-    let total_steps = total_steps(config, info.sequence_count)?;
-    let projection = projection(config, &info, &decoder)?;
+    let projection = projection(config, &most, &info, &decoder)?;
     let frames = FrameSource::new(
         handle,
         teacher,
@@ -123,12 +131,22 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     })
 }
 
+/// What a run is about, agreed with the teacher.
+struct Agreement {
+    teacher: Teacher,
+    info: ServerInfo,
+    vocabularies: Vocabularies,
+    total_steps: usize,
+    /// The loss with every part that has a weight at some step.
+    most: LossConfig,
+}
+
 /// Connects and checks everything that can be checked before any weight is read.
 async fn agree(
     config: &TrainConfig,
     files: &StudentFiles,
     shutdown: &Shutdown,
-) -> Result<(Teacher, ServerInfo, Vocabularies)> {
+) -> Result<Agreement> {
     let options = ConnectOptions {
         address: config.teacher.clone(),
         ca_cert: config.ca_cert.clone(),
@@ -138,9 +156,8 @@ async fn agree(
     let teacher = Teacher::connect(&options, shutdown).await?;
     let info = teacher.info().await?;
     let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
-    let most = config
-        .loss
-        .at_its_most(total_steps(config, info.sequence_count)?);
+    let total_steps = total_steps(config, info.sequence_count)?;
+    let most = config.loss.at_its_most(total_steps);
     check_loss(vocabularies, &most)?;
     most.check_teacher(
         info.estimator,
@@ -168,21 +185,13 @@ async fn agree(
         ),
         _ => {}
     }
-    Ok((teacher, info, vocabularies))
-}
-
-async fn basis(
-    config: &TrainConfig,
-    teacher: &Teacher,
-    info: &ServerInfo,
-) -> Result<Option<Tensor>> {
-    let most = config
-        .loss
-        .at_its_most(total_steps(config, info.sequence_count)?);
-    match most.needs_state() {
-        true => fetch_basis(teacher, info).await,
-        false => Ok(None),
-    }
+    Ok(Agreement {
+        teacher,
+        info,
+        vocabularies,
+        total_steps,
+        most,
+    })
 }
 
 /// The effective rows of the head, with what the loss makes of them once.
@@ -198,12 +207,10 @@ fn head_geometry(
 /// The projection of the teacher's hidden states, where the loss uses them at some step.
 fn projection(
     config: &TrainConfig,
+    most: &LossConfig,
     info: &ServerInfo,
     decoder: &Decoder,
 ) -> Result<Option<HiddenProjection>> {
-    let most = config
-        .loss
-        .at_its_most(total_steps(config, info.sequence_count)?);
     let (true, Some((_, size))) = (most.hidden_weight > 0.0, info.state) else {
         return Ok(None);
     };

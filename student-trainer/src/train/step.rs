@@ -66,7 +66,7 @@ impl Objective<'_> {
     /// A tensor error, or a loss that is not finite.
     pub fn forward_backward(
         &self,
-        examples: &[&Example],
+        examples: &[Example],
         batch_size: usize,
         loss: &LossConfig,
         gradients: &mut Gradients,
@@ -85,7 +85,7 @@ impl Objective<'_> {
     /// One forward and backward pass over sequences padded to the longest.
     fn pass(
         &self,
-        batch: &[&Example],
+        batch: &[Example],
         config: &LossConfig,
         sum: &mut StepLoss,
         gradients: &mut Gradients,
@@ -123,15 +123,19 @@ impl Objective<'_> {
             }
         }
         let shape = (sequences, length, ());
-        let (layer, own) = match between {
-            Some(between) => (between.layer, Some(between.gradient)),
-            None => (0, None),
+        let at_layer = match between {
+            Some(HiddenPass {
+                layer: 0, gradient, ..
+            }) => {
+                grad_hidden = (grad_hidden + gradient.to_dtype(hidden.dtype())?)?;
+                None
+            }
+            Some(HiddenPass {
+                layer, gradient, ..
+            }) => Some((layer, gradient.reshape(shape)?)),
+            None => None,
         };
-        if let (0, Some(own)) = (layer, &own) {
-            grad_hidden = (grad_hidden + own.to_dtype(hidden.dtype())?)?;
-        }
-        let own = own.map(|own| own.reshape(shape)).transpose()?;
-        let at_layer = own.as_ref().filter(|_| layer > 0).map(|own| (layer, own));
+        let at_layer = at_layer.as_ref().map(|(layer, grad)| (*layer, grad));
         tape.backward_with(&grad_hidden.reshape(shape)?, at_layer, gradients)?;
         Ok(())
     }

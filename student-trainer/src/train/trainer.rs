@@ -124,10 +124,9 @@ impl Trainer<'_> {
         settings: &LossConfig,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let examples: Vec<_> = examples.iter().collect();
         let result =
             self.objective
-                .forward_backward(&examples, self.config.batch_size, settings, gradients);
+                .forward_backward(examples, self.config.batch_size, settings, gradients);
         match result {
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(step, what.to_owned(), &[], batch)?)

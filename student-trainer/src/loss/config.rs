@@ -116,11 +116,22 @@ impl LossConfig {
         }
     }
 
-    /// Checks every setting on its own.
+    /// Checks every setting on its own, and that something would be trained.
     ///
     /// # Errors
     /// [`LossError::Setting`] names the first key that has no meaning.
     pub fn validate(&self) -> Result<()> {
+        self.check_settings()?;
+        if self.ce_weight + self.kl_weight + self.ot_weight + self.hidden_weight == 0.0 {
+            return Err(setting(
+                "ce_weight",
+                "all weights are 0: nothing would be trained".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_settings(&self) -> Result<()> {
         for (key, weight) in [
             ("ce_weight", self.ce_weight),
             ("kl_weight", self.kl_weight),
@@ -133,12 +144,6 @@ impl LossConfig {
                     format!("{weight} is not a number of at least 0"),
                 ));
             }
-        }
-        if self.ce_weight + self.kl_weight + self.ot_weight + self.hidden_weight == 0.0 {
-            return Err(setting(
-                "ce_weight",
-                "all weights are 0: nothing would be trained".into(),
-            ));
         }
         positive("kl_temperature", self.kl_temperature)?;
         positive("hidden_temperature", self.hidden_temperature)?;
@@ -192,6 +197,24 @@ impl LossConfig {
         state: Option<StateKind>,
     ) -> Result<()> {
         self.validate()?;
+        self.check_rows(estimator, temperatures, state)?;
+        if self.hidden_weight > 0.0 && matches!(state, None | Some(StateKind::Sketch)) {
+            return Err(unsupported(
+                "transport between hidden states",
+                "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the losses on logits ask of rows.
+    fn check_rows(
+        &self,
+        estimator: Estimator,
+        temperatures: &[f32],
+        state: Option<StateKind>,
+    ) -> Result<()> {
         if estimator != Estimator::TopK {
             self.check_drawn()?;
         }
@@ -216,18 +239,11 @@ impl LossConfig {
                 ),
             ));
         }
-        if self.needs_state() && !matches!(state, Some(StateKind::Exact | StateKind::Sketch)) {
+        if self.needs_state() && !state.is_some_and(StateKind::has_basis) {
             return Err(unsupported(
                 "a similarity or distance of logits",
                 "the top logits hold about 1 % of the centred logits' energy, so the rows must carry `state`; capture \
                  the teacher with `--state exact` or `sketch:R`, or use cost `kl` or similarity `bhattacharyya`"
-                    .into(),
-            ));
-        }
-        if self.hidden_weight > 0.0 && matches!(state, None | Some(StateKind::Sketch)) {
-            return Err(unsupported(
-                "transport between hidden states",
-                "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`"
                     .into(),
             ));
         }
@@ -270,20 +286,16 @@ impl LossConfig {
         Ok(())
     }
 
-    /// [`Self::check_teacher`] for rows that have arrived.
+    /// Checks the losses on logits against rows that have arrived. At some step of a schedule all weights may be 0, and
+    /// transport between hidden states looks at its rows itself.
     ///
     /// # Errors
     /// As [`Self::check_teacher`].
     pub(crate) fn check_targets(&self, targets: &Targets, has_basis: bool) -> Result<()> {
+        self.check_settings()?;
         let kind = targets.state.as_ref().map(|state| state.kind);
         let of_logits = kind.filter(|_| has_basis);
-        Self {
-            // Hidden states have a loss of their own.
-            hidden_weight: 0.0,
-            ce_weight: 1.0,
-            ..self.clone()
-        }
-        .check_teacher(targets.estimator, &targets.temperatures, of_logits)
+        self.check_rows(targets.estimator, &targets.temperatures, of_logits)
     }
 
     /// Which divergence, with its parameter.

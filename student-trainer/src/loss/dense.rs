@@ -171,14 +171,8 @@ impl DenseTransport<'_> {
     }
 
     fn solve(&self, matrix: Vec<f32>, distances: Option<&SquaredEuclidean>) -> Result<Transport> {
-        let distances = distances.map(|distances| to_host(&distances.forward()?));
-        let problem = Problem {
-            matrix,
-            distances: distances.transpose()?,
-            n: self.x.dims()[0],
-            m: self.y.dims()[0],
-            alignment: None,
-        };
+        let size = (self.x.dims()[0], self.y.dims()[0]);
+        let problem = Problem::new(matrix, distances, size, None)?;
         transport(problem, &self.config.ot)
     }
 

@@ -3,21 +3,12 @@
 use distill_proto::Estimator;
 
 use super::reference::{self, Matrix, central_differences, logsumexp, softmax};
-use super::testing::{Case, Sizes, relative, tensor, widened};
+use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
 use super::*;
-
-const SIZES: Sizes = Sizes {
-    n: 5,
-    m: 5,
-    vocab: 13,
-    d: 4,
-    rank: 3,
-    k: 4,
-};
 
 /// The case's rows as if 4 ids had been drawn 1, 2, 3 and 4 times, or the first two of them were a known head.
 fn drawn(estimator: Estimator) -> Case {
-    let mut case = Case::new(SIZES, 21);
+    let mut case = Case::new(SQUARE, 21);
     let head = if estimator == Estimator::HeadSampled {
         2
     } else {
@@ -27,7 +18,7 @@ fn drawn(estimator: Estimator) -> Case {
     case.targets.estimator = estimator;
     case.targets.counts = (0..case.targets.ids.len()).map(count).collect();
     let draws = |j: usize| case.targets.counts[case.targets.entries(j)].iter().sum();
-    case.targets.draws = (0..SIZES.m).map(draws).collect();
+    case.targets.draws = (0..SQUARE.m).map(draws).collect();
     case
 }
 
@@ -60,13 +51,13 @@ fn estimate(case: &Case, x: &Matrix, i: usize, j: usize) -> f64 {
 
 fn slow(case: &Case, hidden: &Matrix, config: &LossConfig) -> f64 {
     let x = hidden.times_transposed(&case.head);
-    let kl = (0..SIZES.n).map(|i| estimate(case, &x, i, i)).sum::<f64>() / SIZES.n as f64;
+    let kl = (0..SQUARE.n).map(|i| estimate(case, &x, i, i)).sum::<f64>() / SQUARE.n as f64;
     let cost = match config.ot.cost {
-        Cost::Kl => Matrix::from_fn(SIZES.n, SIZES.m, |i, j| {
+        Cost::Kl => Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
             estimate(case, &x, i, j) / config.ot.kappa
         }),
         Cost::SoftmaxSimilarity => {
-            let s = Matrix::from_fn(SIZES.n, SIZES.m, |i, j| {
+            let s = Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
                 let (p, q) = (
                     softmax(case.teacher.logits.row(j), 1.0),
                     softmax(x.row(i), 1.0),
@@ -80,8 +71,8 @@ fn slow(case: &Case, hidden: &Matrix, config: &LossConfig) -> f64 {
             reference::softmax_cost(&s, config.ot.temperature)
         }
     };
-    let prior = Matrix::from_fn(SIZES.n, SIZES.m, |i, j| {
-        config.ot.position_prior * ((i as f64 - j as f64) / SIZES.n as f64).powi(2)
+    let prior = Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
+        config.ot.position_prior * ((i as f64 - j as f64) / SQUARE.n as f64).powi(2)
     });
     let ot = reference::objective(&cost, &cost, &prior, &config.ot);
     config.kl_weight * kl + config.ot_weight * ot
@@ -133,7 +124,7 @@ fn losses_of_drawn_rows_match_the_slow_form() {
 #[test]
 fn the_gradient_of_drawn_rows_is_unbiased() {
     for (estimator, head) in [(Estimator::Sampled, 0), (Estimator::HeadSampled, 3)] {
-        let case = Case::new(Sizes { k: 13, ..SIZES }, 22);
+        let case = Case::new(Sizes { k: 13, ..SQUARE }, 22);
         let config = LossConfig {
             ce_weight: 0.0,
             ot_weight: 0.0,
@@ -146,7 +137,7 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
         };
         let full = gradient(&case.targets);
         // Rows are independent, so one row's gradient at a time: row 0 here.
-        let d = SIZES.d;
+        let d = SQUARE.d;
         let p = softmax(case.teacher.logits.row(0), 1.0);
         let head_mass: f64 = p[..head].iter().sum();
         let mut mean = vec![0.0; d];
@@ -154,20 +145,20 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
             let mut targets = case.targets.clone();
             targets.estimator = estimator;
             let keep = |id: usize| id < head || id == v;
-            let ids: Vec<u32> = (0..SIZES.vocab)
+            let ids: Vec<u32> = (0..SQUARE.vocab)
                 .filter(|&id| keep(id))
                 .map(|id| id as u32)
                 .collect();
-            targets.starts = (0..=SIZES.m).map(|j| j * ids.len()).collect();
-            targets.draws = vec![1; SIZES.m];
+            targets.starts = (0..=SQUARE.m).map(|j| j * ids.len()).collect();
+            targets.draws = vec![1; SQUARE.m];
             targets.counts = ids
                 .iter()
                 .map(|&id| u32::from(id as usize == v))
                 .cycle()
-                .take(SIZES.m * ids.len())
+                .take(SQUARE.m * ids.len())
                 .collect();
             let logits = |j: usize| ids.iter().map(move |&id| (j, id as usize));
-            targets.logits = (0..SIZES.m)
+            targets.logits = (0..SQUARE.m)
                 .flat_map(logits)
                 .map(|(j, id)| case.teacher.logits.at(j, id) as f32)
                 .collect();
@@ -175,7 +166,7 @@ fn the_gradient_of_drawn_rows_is_unbiased() {
                 .iter()
                 .copied()
                 .cycle()
-                .take(SIZES.m * ids.len())
+                .take(SQUARE.m * ids.len())
                 .collect();
             let share = share / (1.0 - head_mass);
             for (mean, g) in mean.iter_mut().zip(&gradient(&targets)[..d]) {

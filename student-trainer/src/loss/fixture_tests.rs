@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use distill_proto::{Estimator, Rows, State, StateCoding, StateKind, ValueCoding};
+use distill_proto::{Estimator, Rows, ValueCoding};
 use serde::de::DeserializeOwned;
 
 use super::sinkhorn::{SolverOptions, solve};
-use super::testing::{relative, widened};
+use super::testing::{hidden_targets, relative, widened};
 use super::*;
 
 /// A file of fixtures: cases from JSON, tensors from safetensors.
@@ -166,27 +166,7 @@ struct HiddenCase {
 fn transport_between_hidden_states_matches_torch() {
     let fixtures = Fixtures::<HiddenCase>::read("hidden");
     let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
-    let (rows, rank) = y.dims2().unwrap();
-    let targets = Targets {
-        vocab_size: 1,
-        estimator: Estimator::TopK,
-        starts: (0..=rows).collect(),
-        ids: vec![0; rows],
-        logits: vec![0.0; rows],
-        counts: Vec::new(),
-        draws: Vec::new(),
-        temperatures: Vec::new(),
-        logsumexp: Vec::new(),
-        mean: Vec::new(),
-        std: Vec::new(),
-        state: Some(State {
-            kind: StateKind::Exact,
-            coding: StateCoding::F16,
-            rank,
-            values: fixtures.numbers("teacher"),
-        }),
-        alignment: None,
-    };
+    let targets = hidden_targets(fixtures.numbers("teacher"), y.dims()[0]);
     let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
     for case in &fixtures.cases {
         let name = &case.name;

@@ -94,16 +94,9 @@ struct TransportPass<'p, 'a> {
 
 impl<'a> TransportPass<'_, 'a> {
     fn solve(&self, matrix: Vec<f32>) -> Result<Transport> {
-        let distances = self
-            .distances
-            .map(|distances| to_host(&distances.forward()?));
-        let problem = Problem {
-            matrix,
-            distances: distances.transpose()?,
-            n: self.hidden.dims()[0],
-            m: self.teacher.rows(),
-            alignment: self.teacher.targets.alignment.as_ref(),
-        };
+        let size = (self.hidden.dims()[0], self.teacher.rows());
+        let alignment = self.teacher.targets.alignment.as_ref();
+        let problem = Problem::new(matrix, self.distances, size, alignment)?;
         transport(problem, &self.config.ot)
     }
 
@@ -193,13 +186,10 @@ pub fn transport_plan(
             reduction: Reduction::Mean,
             ..ot.clone()
         },
+        kl_weight: 0.0,
         ..LossConfig::default()
     };
     let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
-    let config = LossConfig {
-        kl_weight: 0.0,
-        ..config
-    };
     config.check_targets(targets, geometry.has_basis())?;
     let teacher = Teacher::new(targets, geometry.vocab_size())?;
     let solved = HeadTransport::solve(&hidden, &teacher, geometry, &config, Wanted::Values)?;

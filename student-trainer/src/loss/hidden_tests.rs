@@ -1,11 +1,10 @@
 //! Transport between hidden states against a slow form in f64, gradients by central differences.
 
 use candle_core::Device;
-use distill_proto::{Estimator, State, StateCoding, StateKind};
 
 use super::super::config::Objective;
 use super::super::reference::{self, Matrix};
-use super::super::testing::{Random, relative, tensor, widened};
+use super::super::testing::{Random, hidden_targets, relative, tensor, widened};
 use super::*;
 
 const N: usize = 5;
@@ -23,26 +22,7 @@ fn matrix(rows: usize, columns: usize, random: &mut Random) -> Matrix {
 }
 
 fn targets(states: &Matrix) -> Targets {
-    Targets {
-        vocab_size: 2,
-        estimator: Estimator::TopK,
-        starts: (0..=M).collect(),
-        ids: vec![0; M],
-        logits: vec![0.0; M],
-        counts: Vec::new(),
-        draws: Vec::new(),
-        temperatures: Vec::new(),
-        logsumexp: Vec::new(),
-        mean: vec![0.0; M],
-        std: vec![1.0; M],
-        state: Some(State {
-            kind: StateKind::Exact,
-            coding: StateCoding::F16,
-            rank: TEACHER,
-            values: states.data.iter().map(|&x| x as f32).collect(),
-        }),
-        alignment: None,
-    }
+    hidden_targets(states.data.iter().map(|&x| x as f32).collect(), M)
 }
 
 fn slow(x: &Matrix, y: &Matrix, p: &Matrix, config: &LossConfig) -> f64 {

@@ -33,7 +33,7 @@ pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
 }
 
 use candle_core::{Device, Tensor};
-use distill_proto::{State, StateCoding, StateKind};
+use distill_proto::{Estimator, State, StateCoding, StateKind};
 
 use super::config::LossConfig;
 use super::dense;
@@ -60,6 +60,40 @@ pub(crate) struct Sizes {
     pub(crate) d: usize,
     pub(crate) rank: usize,
     pub(crate) k: usize,
+}
+
+/// As many positions on both sides, and a part of the vocabulary kept.
+pub(crate) const SQUARE: Sizes = Sizes {
+    n: 5,
+    m: 5,
+    vocab: 13,
+    d: 4,
+    rank: 3,
+    k: 4,
+};
+
+/// Rows that say nothing but the teacher's hidden states `[rows, rank]`.
+pub(crate) fn hidden_targets(states: Vec<f32>, rows: usize) -> Targets {
+    Targets {
+        vocab_size: 1,
+        estimator: Estimator::TopK,
+        starts: (0..=rows).collect(),
+        ids: vec![0; rows],
+        logits: vec![0.0; rows],
+        counts: Vec::new(),
+        draws: Vec::new(),
+        temperatures: Vec::new(),
+        logsumexp: Vec::new(),
+        mean: vec![0.0; rows],
+        std: vec![1.0; rows],
+        state: Some(State {
+            kind: StateKind::Exact,
+            coding: StateCoding::F16,
+            rank: states.len() / rows,
+            values: states,
+        }),
+        alignment: None,
+    }
 }
 
 impl Case {

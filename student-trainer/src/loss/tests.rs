@@ -1,16 +1,8 @@
 //! The fused head and the dense form against the f64 reference: values, and gradients by central differences.
 
-use super::testing::{Case, Sizes, relative, tensor, widened};
+use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
 use super::*;
 
-const SQUARE: Sizes = Sizes {
-    n: 5,
-    m: 5,
-    vocab: 13,
-    d: 4,
-    rank: 3,
-    k: 4,
-};
 const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
 const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
 

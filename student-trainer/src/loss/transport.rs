@@ -10,7 +10,9 @@ use super::cost::{
     PositionPrior, scale_by_mean, scale_by_mean_backward, softmax_backward, softmax_rows,
 };
 use super::error::{LossError, Result};
+use super::euclidean::SquaredEuclidean;
 use super::objective;
+use super::rowwise::to_host;
 use super::sinkhorn::{SolverOptions, solve};
 use super::targets::Alignment;
 
@@ -80,6 +82,25 @@ pub(crate) struct Problem<'a> {
     pub(crate) m: usize,
     /// Where the positions lie, if not side by side.
     pub(crate) alignment: Option<&'a Alignment>,
+}
+
+impl<'a> Problem<'a> {
+    /// Of `(n, m)` positions; `distances` where the plan has a cost of its own.
+    pub(crate) fn new(
+        matrix: Vec<f32>,
+        distances: Option<&SquaredEuclidean>,
+        (n, m): (usize, usize),
+        alignment: Option<&'a Alignment>,
+    ) -> Result<Self> {
+        let distances = distances.map(|distances| to_host(&distances.forward()?));
+        Ok(Self {
+            matrix,
+            distances: distances.transpose()?,
+            n,
+            m,
+            alignment,
+        })
+    }
 }
 
 /// One problem's rows and columns.

@@ -28,8 +28,11 @@ LOSSES = {
     "CE + JSD": ("--estimator top-k", f"{ONLY_KL} --kl-divergence jsd"),
     "CE + OT (kl)": ("", f"--kl-weight 0 --ot-weight {KAPPA}"),
     "CE + OT (kl; prior 10)": ("", f"--kl-weight 0 --ot-weight {KAPPA} --position-prior 10"),
+    "CE + KL + OT (kl)/20": ("", f"--ot-weight {KAPPA / 20}"),
     "CE + KL/2 + OT (kl)/2": ("", f"--kl-weight 0.5 --ot-weight {KAPPA / 2}"),
     "CE + OT (cosine)": ("--state exact", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
+    "CE + OT (centered-dot)": ("--state exact", "--kl-weight 0 --ot-weight 1 --cost softmax-similarity --similarity centered-dot"),
+    "CE + OT (scaled-dot)": ("--state exact", "--kl-weight 0 --ot-weight 1 --cost softmax-similarity --similarity scaled-dot"),
     "CE + OT (bhattacharyya)": ("", "--kl-weight 0 --ot-weight 1 --cost softmax-similarity --similarity bhattacharyya"),
     "CE + OT (literal)": ("--state exact", "--preset literal --kl-weight 0"),
     "CE + KL + OT (cosine)/10": ("--state exact", f"--ot-weight 0.1 {COSINE}"),
@@ -41,7 +44,7 @@ DENSE = "--state none --top-k {dense}"
 ESTIMATORS = {
     "CE": (DENSE, "--kl-weight 0 --ot-weight 0"),
     "full KL": (DENSE, ONLY_KL),
-    **{f"top {k}": (f"--state none --top-k {k}", ONLY_KL) for k in (8, 16, 64, 256)},
+    **{f"top {k}": (f"--state none --top-k {k}", ONLY_KL) for k in (8, 16, 32, 64, 128, 256)},
     **{f"{n} draws": (f"--state none --estimator sampled --draws {n}", ONLY_KL) for n in (8, 16, 32, 64)},
     **{
         f"top {k} + {n} draws": (f"--state none --estimator head+sampled --top-k {k} --draws {n}", ONLY_KL)

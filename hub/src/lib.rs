@@ -62,12 +62,12 @@ pub struct Options<'a> {
     /// Which of a repository's files are needed.
     pub wanted: Wanted,
     /// Asked between reads; true ends a transfer, which a later one continues.
-    pub stopped: &'a (dyn Fn() -> bool + Sync),
+    pub stopped: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Options<'a> {
     /// Everything that a model needs, until `stopped` says otherwise.
-    pub fn model(stopped: &'a (dyn Fn() -> bool + Sync)) -> Self {
+    pub fn model(stopped: &'a dyn Fn() -> bool) -> Self {
         let wanted = Wanted::Model;
         Self { wanted, stopped }
     }

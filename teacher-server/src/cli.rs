@@ -41,8 +41,9 @@ pub struct ServeArgs {
 #[derive(clap::Args, Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Directory of the teacher: config.json, *.safetensors, tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, or a name on the hub (org/name,
+    /// org/name@revision).
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
     /// Corpus files: .txt, .md or .jsonl (`text`, `prompt` + `completion`, or `messages`).
     #[arg(long, value_name = "FILE", num_args = 1..)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
+use distill_hub::Options;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{TokenizerFiles, Vocabulary, Windowing, read_corpus};
@@ -41,13 +42,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found. Ends early once `stopped` says so.
+    /// Finds the model, on the hub where it is none of this machine's directories; reads tokenizer, corpus and weights,
+    /// cheapest first, and reports what was found. Ends early once `stopped` says so.
     ///
     /// # Errors
     /// The first thing wrong with any of them; `ShuttingDown`.
     pub fn load(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
-        let tokenizer = TokenizerFiles::open(&config.model)?;
-        let model = ModelConfig::load(&config.model)?;
+        let located = distill_hub::resolve(&config.model, &Options::model(stopped));
+        let directory = match located {
+            Err(distill_hub::Error::Stopped) => return Err(Error::ShuttingDown),
+            located => located?.path,
+        };
+        let tokenizer = TokenizerFiles::open(&directory)?;
+        let model = ModelConfig::load(&directory)?;
         if config.seq_len > model.max_position_embeddings {
             let (asked, most) = (config.seq_len, model.max_position_embeddings);
             return Err(Error::Config {
@@ -62,7 +69,7 @@ impl Engine {
             &mut |_| {},
         )?;
         reporter.corpus(&corpus);
-        let weights = Weights::open(&config.model)?;
+        let weights = Weights::open(&directory)?;
         reporter.weights(parameter_count(&weights)?);
         let device = Device::Cpu;
         let identity = Identity {

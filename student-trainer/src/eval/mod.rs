@@ -40,7 +40,7 @@ const TOKENS_A_CALL: usize = 1 << 15;
 settings! {
     /// Everything `eval` can be told.
     pub struct EvalConfig {
-        /// Directory of the student's base.
+        /// The student's base: a directory, or a name on the hub (org/name, org/name@revision).
         student: PathBuf = PathBuf::new(),
         /// Directory of a PEFT adapter over it.
         adapter: Option<PathBuf> = None,
@@ -101,7 +101,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     let loss = loss_config(config);
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let files = StudentFiles::open(&config.student)?;
+    let files = StudentFiles::find(&config.student, shutdown)?;
     let asker = match &config.teacher {
         Some(address) => Some(Asker::connect(config, address, &files, &loss, shutdown)?),
         None => None,

@@ -19,6 +19,7 @@ mod tests;
 use std::{fs, path::PathBuf};
 
 use candle_core::{DType, Tensor};
+use distill_hub::Wanted;
 use distill_model::{ModelConfig, Nf4Matrix, Rounding, StoredTensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ use crate::{
     config::settings::{setting_kinds, settings},
     run::{Progress, write_atomically},
     shutdown::Shutdown,
+    student::located,
 };
 use layers::LayerMap;
 use shards::ShardWriter;
@@ -53,7 +55,7 @@ setting_kinds! {
 settings! {
     /// Everything `quantize` can be told.
     pub struct QuantizeConfig {
-        /// Model to read: a Hugging Face directory, or a .gguf file.
+        /// Model to read: a Hugging Face directory, a .gguf file, or a name on the hub (org/name, org/name/file.gguf).
         from: PathBuf = PathBuf::new(),
         /// Directory to create.
         out: PathBuf = PathBuf::new(),
@@ -61,7 +63,7 @@ settings! {
         keep_layers: Option<String> = None,
         /// What linears are written as: nf4, bf16 or f32; everything else is bf16, or f32 with f32.
         weights: StoredAs = StoredAs::Nf4,
-        /// Directory with the tokenizer, where the model's own is not to be used or cannot be rebuilt.
+        /// Directory with the tokenizer or name on the hub, where the model's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None,
     }
 }
@@ -96,7 +98,7 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
         }
     }
     publish::refuse_used(&config.out)?;
-    let source = Source::open(&config.from)?;
+    let source = Source::open(&located(&config.from, Wanted::Model, shutdown)?)?;
     let model = source.config();
     let map = LayerMap::new(config.keep_layers.as_deref(), model.num_hidden_layers)?;
     let parent = config.out.parent().filter(|p| !p.as_os_str().is_empty());
@@ -133,7 +135,11 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
-    source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
+    let tokenizer = config.tokenizer.as_deref();
+    let tokenizer = tokenizer
+        .map(|given| located(given, Wanted::Tokenizer, shutdown))
+        .transpose()?;
+    source.write_tokenizer(tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     publish::publish(staging, &parent, &config.out)?;

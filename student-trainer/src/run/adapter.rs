@@ -48,8 +48,9 @@ pub struct AdapterConfig {
     pub r: usize,
     #[serde(default)]
     rank_pattern: serde_json::Map<String, serde_json::Value>,
+    /// Revision of the base on the hub.
     #[serde(default)]
-    revision: Option<String>,
+    pub revision: Option<String>,
     /// Names of the adapted projections.
     pub target_modules: Vec<String>,
     #[serde(default)]

@@ -57,7 +57,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     config.validate()?;
     let run_directory = RunDirectory::create(&config.out)?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let files = StudentFiles::open(&config.student)?;
+    let files = StudentFiles::find(&config.student, shutdown)?;
     let runtime = client::runtime()?;
     let Agreement {
         teacher,
@@ -113,11 +113,8 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let (steps, loss) = trainer.train(frames, shutdown)?;
 
     let adapter = run_directory.join("adapter");
-    let base = files
-        .dir
-        .canonicalize()
-        .unwrap_or_else(|_| files.dir.clone());
-    let adapter_config = AdapterConfig::new(&lora, &base.to_string_lossy());
+    let mut adapter_config = AdapterConfig::new(&lora, &files.base);
+    adapter_config.revision = files.revision.clone();
     save_adapter(&adapter, &adapter_config, &trainer.parameters)?;
     if let Some(projection) = &projection {
         save_projection(&adapter, projection)?;

@@ -43,7 +43,7 @@ pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
 /// Everything `serve` needs, checked. Serialises to the TOML that `--config` reads.
 #[derive(Debug, Clone, Serialize)]
 pub struct Config {
-    /// Directory of the teacher.
+    /// Directory or name of the teacher.
     pub model: PathBuf,
     /// Corpus files, in order.
     pub corpus: Vec<PathBuf>,
@@ -114,9 +114,12 @@ impl Config {
             Estimator::TopK | Estimator::Sampled => (TOP_K_DEFAULT, DRAWS_DEFAULT),
         };
         let config = Self {
-            model: settings
-                .model
-                .ok_or_else(|| refuse("model", "name the teacher's directory"))?,
+            model: settings.model.ok_or_else(|| {
+                refuse(
+                    "model",
+                    "name the teacher's directory, or its name on the hub",
+                )
+            })?,
             corpus: settings.corpus.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),

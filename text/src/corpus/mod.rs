@@ -3,6 +3,7 @@
 mod collector;
 mod document;
 mod files;
+mod guarded;
 mod lines;
 mod masked;
 mod parquet;

@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
 };
@@ -26,6 +25,7 @@ use serde_json::{Map, Value};
 use super::{
     collector::Collector,
     document::{Document, EXPECTED, Form},
+    guarded::guarded,
 };
 use crate::{
     Error, Result,
@@ -53,14 +53,12 @@ pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Re
     let metadata = reader.metadata();
     let (form, schema) = projection(metadata.file_metadata().schema()).map_err(broken)?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
-    let count: i64 = metadata
-        .row_groups()
-        .iter()
-        .map(|group| group.num_rows())
-        .sum();
+    // A damaged file may have any number here, also below zero.
+    let counts = metadata.row_groups().iter().map(|group| group.num_rows());
+    let count = counts.fold(0, |sum: u64, rows| sum.saturating_add(rows.max(0) as u64));
     let mut progress = Share {
         bytes,
-        rows: count.max(0) as u64,
+        rows: count,
         reported: 0,
     };
     let mut row = 0;
@@ -103,18 +101,6 @@ impl Share {
 
     fn rest(&mut self) -> u64 {
         self.bytes - std::mem::replace(&mut self.reported, self.bytes)
-    }
-}
-
-/// Calls the library. It checks most of what a file may say wrong, but asserts the rest (levels that contradict each other,
-/// lists of another shape); for a corpus all of that is a damaged file.
-fn guarded<T>(
-    call: impl FnOnce() -> std::result::Result<T, ParquetError>,
-) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("Parquet: {error}")),
-        Err(_) => Err("Parquet: the file is damaged, its pages contradict each other".to_owned()),
     }
 }
 

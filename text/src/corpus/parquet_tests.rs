@@ -84,7 +84,7 @@ fn a_directory_may_hold_shards_of_parquet() {
 fn a_file_cut_off_anywhere_is_refused() {
     for form in FORMS {
         let bytes = fs::read(fixture(&format!("{form}.parquet"))).unwrap();
-        for length in 0..bytes.len() {
+        for length in (0..bytes.len()).rev().step_by(5) {
             let error = read_bytes(&bytes[..length]).unwrap_err();
             assert!(error.contains("c.parquet: "), "{error}");
         }
@@ -98,19 +98,16 @@ fn a_damaged_file_never_brings_the_reader_down() {
     for form in FORMS {
         let name = format!("{form}.parquet");
         let whole = fs::read(fixture(&name)).unwrap();
-        let mut refused = 0;
-        for at in 0..whole.len() {
+        let (mut refused, mut tried) = (0, 0);
+        for at in (0..whole.len()).step_by(4) {
             let mut bytes = whole.clone();
             // All bits, one bit, the sign: lengths, levels and types that are absurd in different ways.
-            bytes[at] ^= [0xff, 0x01, 0x80][at % 3];
+            bytes[at] ^= [0xff, 0x01, 0x80][tried % 3];
+            tried += 1;
             refused += usize::from(read_bytes(&bytes).is_err());
         }
-        assert!(
-            refused > whole.len() / 20,
-            "{name}: {refused} of {} noticed",
-            whole.len()
-        );
-        for at in (4..whole.len() - 8).step_by(3) {
+        assert!(refused > tried / 20, "{name}: {refused} of {tried} noticed");
+        for at in (4..whole.len() - 8).step_by(17) {
             let bytes = [&whole[..at], &whole[whole.len().min(at + 7)..]].concat();
             // What matters is that it returns.
             let _ = read_bytes(&bytes);

@@ -45,7 +45,8 @@ pub struct Settings {
     /// org/name@revision).
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Corpus files: .txt, .md or .jsonl (`text`, `prompt` + `completion`, or `messages`).
+    /// Corpus files: .txt, .md, or .jsonl and .parquet (`text`, `prompt` + `completion`, `messages`, `conversations` of
+    /// ShareGPT, or `instruction` + `output` of Alpaca).
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Option<Vec<PathBuf>>,
     /// Tokens in a window [default: 512].

@@ -44,7 +44,7 @@ settings! {
         student: PathBuf = PathBuf::new(),
         /// Directory of a PEFT adapter over it.
         adapter: Option<PathBuf> = None,
-        /// Text to evaluate on: .txt, .md or .jsonl files, or directories of them.
+        /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
         /// Longest sequence in tokens.
         seq_len: usize = 512,

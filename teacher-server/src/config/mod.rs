@@ -174,7 +174,7 @@ impl Config {
         if self.corpus.is_empty() {
             return Err(refuse(
                 "corpus",
-                "name at least one .txt, .md or .jsonl file",
+                "name at least one .txt, .md, .jsonl or .parquet file",
             ));
         }
         within("seq-len", self.seq_len, SEQ_LEN_MIN, SEQ_LEN_MAX)?;

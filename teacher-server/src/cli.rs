@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{EstimatorSetting, Precision, StateSetting, ValueCodingSetting};
+use crate::config::{EstimatorSetting, Part, Precision, StateSetting, ValueCodingSetting};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -21,6 +21,23 @@ pub struct Args {
 pub enum Command {
     /// Run the teacher once over the corpus and stream blocks of logits over gRPC.
     Serve(ServeArgs),
+    /// Run the teacher once over the corpus into a cache; run it again after any interruption.
+    Precompute(PrecomputeArgs),
+}
+
+/// Flags of `precompute`.
+#[derive(clap::Args, Debug, Default)]
+pub struct PrecomputeArgs {
+    /// Compute only every N-th shard, from the I-th on, counted from 0: for several machines, each with a cache of its own
+    /// that `merge` puts together.
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Part>,
+    /// Say what there is to compute and how much room it takes, and exit.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Settings, as for `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `serve`.
@@ -109,6 +126,13 @@ pub struct Settings {
     /// Threads for the arithmetic [default: one a core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Directory of a cache: what is in it is served as it is, without a model when it is complete; what is missing is
+    /// computed and kept there [default: a spool that ends with the server].
+    #[arg(long, visible_alias = "out", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Bytes of a shard of a new cache, about [default: 67108864].
+    #[arg(long, value_name = "BYTES")]
+    pub shard_bytes: Option<u64>,
     /// Directory for the spool that keeps computed blocks while the server runs [default: the system's].
     #[arg(long, value_name = "DIR")]
     pub spool_dir: Option<PathBuf>,

@@ -109,6 +109,11 @@ impl Teacher {
         }
     }
 
+    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32; `None` without one.
+    pub fn projection(&self) -> Option<&Tensor> {
+        self.projection.as_ref()
+    }
+
     /// The head inside the effective vocabulary, `[V, D]`.
     pub fn head(&self) -> &Tensor {
         &self.head

@@ -39,6 +39,8 @@ pub mod production;
 pub mod load;
 pub mod service;
 
+pub mod fidelity;
+pub mod inspect;
 pub mod listener;
 pub mod precompute;
 pub mod serve;

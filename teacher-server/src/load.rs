@@ -194,7 +194,7 @@ impl States {
 }
 
 /// Hash of weights and configuration.
-fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
+pub(crate) fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
     Ok(FingerprintBuilder::new("model")
         .field("weights", &weights.fingerprint()?)
         .finish())

@@ -1,13 +1,13 @@
 //! Provides the `teacher-server` command.
 
+mod commands;
+
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use teacher_server::{
-    cli::{Args, Command, PrecomputeArgs, ServeArgs},
-    config::Config,
-    precompute::{self, Outcome},
+    cli::{Args, Command},
+    precompute::Outcome,
     shutdown,
 };
 use tracing_subscriber::EnvFilter;
@@ -21,8 +21,11 @@ fn main() -> ExitCode {
         .init();
     let Args { command } = Args::parse();
     let result = match command {
-        Command::Serve(args) => serve(&args).map(|()| Outcome::Complete),
-        Command::Precompute(args) => precompute(&args),
+        Command::Serve(args) => commands::serve(&args),
+        Command::Precompute(args) => commands::precompute(&args),
+        Command::Inspect(args) => commands::inspect(&args),
+        Command::Verify(args) => commands::verify(&args),
+        Command::Merge(args) => commands::merge(&args),
     };
     match result {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
@@ -32,40 +35,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn serve(args: &ServeArgs) -> anyhow::Result<()> {
-    let config = Config::validate(args)?;
-    if args.print_config {
-        print!("{}", config.to_toml()?);
-        return Ok(());
-    }
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
-        let signal = shutdown::signals()?;
-        teacher_server::run(config, signal).await
-    });
-    // Loading may still be under way; nothing of it is worth waiting for.
-    runtime.shutdown_background();
-    Ok(result?)
-}
-
-fn precompute(args: &PrecomputeArgs) -> anyhow::Result<Outcome> {
-    let mut config = Config::validate(&args.serve)?;
-    config.part = args.shard;
-    if args.serve.print_config {
-        print!("{}", config.to_toml()?);
-        return Ok(Outcome::Complete);
-    }
-    if args.dry_run {
-        precompute::dry_run(&config)?;
-        return Ok(Outcome::Complete);
-    }
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
-        let signal = shutdown::signals()?;
-        precompute::run(config, signal).await
-    });
-    runtime.shutdown_background();
-    Ok(result?)
 }

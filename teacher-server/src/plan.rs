@@ -243,6 +243,9 @@ pub fn target_bytes(config: &Config) -> u64 {
     30 + (22 * head(config) + 18 * drawn) / 10
 }
 
+/// Lines of [`settings`] that are no settings.
+pub const IDENTITY_KEYS: [&str; 3] = ["model_fingerprint", "tokenizer_fingerprint", "backend"];
+
 /// What frames depend on, a line each, for people: to say later what differs.
 ///
 /// # Errors
@@ -272,11 +275,12 @@ pub fn settings(config: &Config, identity: &Identity) -> Result<String> {
             lines += &format!("{key} = {value}\n");
         }
     }
-    for (key, value) in [
-        ("model", identity.model.to_hex()),
-        ("tokenizer", identity.tokenizer.to_hex()),
-        ("backend", identity.backend.clone()),
-    ] {
+    let identity = [
+        identity.model.to_hex(),
+        identity.tokenizer.to_hex(),
+        identity.backend.clone(),
+    ];
+    for (key, value) in IDENTITY_KEYS.into_iter().zip(identity) {
         lines += &format!("{key} = \"{value}\"\n");
     }
     Ok(lines)

@@ -21,10 +21,12 @@ The medium may lose what was not synced and half-write what was; it may not reor
 mod files;
 mod layout;
 mod lock;
+mod merge;
 mod partial;
 mod sealed;
 mod storage;
 mod store;
+mod verify;
 
 #[cfg(test)]
 mod crash_tests;
@@ -45,8 +47,10 @@ use crate::{Error, Result, basis::Basis, plan::Entry, service::vocabulary_chunks
 use files::{Files, LocalFiles};
 pub use layout::{Segment, ShardPlan};
 use lock::Lock;
+pub use merge::{Merged, merge};
 use storage::{LocalStorage, Storage};
 pub use store::{Access, CacheStore, Contents, Sealed};
+pub use verify::{Damage, Verdict};
 
 /// Version of the directory's layout.
 const VERSION: u32 = 1;
@@ -141,6 +145,16 @@ impl Cache {
         };
         cache.read_segments()?;
         Ok(Some(cache))
+    }
+
+    /// The settings that the cache in `path` was captured with, TOML; `None` where there is no cache.
+    ///
+    /// # Errors
+    /// `Cache` where its header is damaged.
+    pub fn captured_settings(path: &Path) -> Result<Option<String>> {
+        let storage = LocalStorage::new(Arc::new(LocalFiles::new(path)));
+        let header = sealed::get::<v1::CacheHeader>(&storage, HEADER)?;
+        Ok(header.map(|header| header.settings))
     }
 
     /// Makes a cache in `path`, which must hold none; the header comes last, so that a crash leaves a cache or none.

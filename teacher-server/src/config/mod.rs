@@ -17,7 +17,9 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
+    cache::Cache,
     cli::{ServeArgs, Settings},
+    plan,
 };
 pub use address::BindAddress;
 pub use part::Part;
@@ -93,6 +95,9 @@ pub struct Config {
     /// Which shards this process computes; absent: all.
     #[serde(skip)]
     pub part: Option<Part>,
+    /// Whether a cache of another backend or build is gone on with: its bytes will not be those of before.
+    #[serde(skip)]
+    pub any_backend: bool,
     /// Directory of the spool; absent: the system's temporary directory.
     pub spool_dir: Option<PathBuf>,
     /// File for the port listened on.
@@ -111,7 +116,7 @@ impl Config {
             Some(path) => file::read(path)?.overlaid_with(&args.settings)?,
             None => args.settings.clone(),
         };
-        Self::from_settings(settings)
+        Self::from_settings(with_captured(settings)?)
     }
 
     /// Fills defaults in and checks every setting.
@@ -148,6 +153,7 @@ impl Config {
             cache: settings.cache,
             shard_bytes: settings.shard_bytes.unwrap_or(SHARD_BYTES_DEFAULT),
             part: None,
+            any_backend: false,
             spool_dir: settings.spool_dir,
             port_file: settings.port_file,
             json: settings.json.unwrap_or_default(),
@@ -187,7 +193,7 @@ impl Config {
 
     /// Whether this process computes the shard with this number.
     pub fn is_mine(&self, shard: u32) -> bool {
-        self.part.is_none_or(|part| part.holds(shard))
+        self.part.as_ref().is_none_or(|part| part.holds(shard))
     }
 
     fn check_numbers(&self) -> Result<()> {
@@ -261,6 +267,25 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(|e| refuse("print-config", e.to_string()))
     }
+}
+
+/// Where a cache is gone on with, what nobody set is as it was captured.
+fn with_captured(settings: Settings) -> Result<Settings> {
+    let captured = match &settings.cache {
+        Some(path) => Cache::captured_settings(path)?,
+        None => None,
+    };
+    let Some(captured) = captured else {
+        return Ok(settings);
+    };
+    let mut table: toml::Table = captured
+        .parse()
+        .map_err(|e: toml::de::Error| refuse("cache", e.to_string()))?;
+    table.retain(|key: &str, _| !plan::IDENTITY_KEYS.contains(&key));
+    let base: Settings = table
+        .try_into()
+        .map_err(|e: toml::de::Error| refuse("cache", e.to_string()))?;
+    base.overlaid_with(&settings)
 }
 
 /// What is asked for, or the cheapest that does as well as the whole distribution (docs/losses.md). Who names only a K means

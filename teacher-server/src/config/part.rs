@@ -1,18 +1,28 @@
 //! Provides the part of a cache that one process computes, where several share the work.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
-/// `I/N`: every N-th shard, from the I-th one on, counted from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    index: u32,
-    of: u32,
+/// Some of the shards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Written `I/N`: every N-th shard, from the I-th one on, counted from 0.
+    Every {
+        /// I.
+        index: u32,
+        /// N.
+        of: u32,
+    },
+    /// The shards with these numbers.
+    These(Vec<u32>),
 }
 
 impl Part {
     /// Whether the shard with this number is in this part.
     pub fn holds(&self, shard: u32) -> bool {
-        shard % self.of == self.index
+        match self {
+            Self::Every { index, of } => shard % of == *index,
+            Self::These(shards) => shards.contains(&shard),
+        }
     }
 }
 
@@ -26,20 +36,12 @@ impl FromStr for Part {
             )
         };
         let (index, of) = text.split_once('/').ok_or_else(wrong)?;
-        let part = Self {
-            index: index.trim().parse().map_err(|_| wrong())?,
-            of: of.trim().parse().map_err(|_| wrong())?,
-        };
-        match part.index < part.of {
-            true => Ok(part),
+        let index: u32 = index.trim().parse().map_err(|_| wrong())?;
+        let of: u32 = of.trim().parse().map_err(|_| wrong())?;
+        match index < of {
+            true => Ok(Self::Every { index, of }),
             false => Err(wrong()),
         }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.of)
     }
 }
 

@@ -49,6 +49,9 @@ pub(super) fn load(
     let mut opened = Opened::read(config, reporter)?;
     match Cache::open(path, Access::Write)? {
         Some(mut cache) => {
+            if config.any_backend {
+                opened.identity.backend = captured_backend(cache.settings());
+            }
             check_plan(config, &opened, &cache)?;
             add_sequences(config, &opened, &mut cache, reporter)?;
             let store = cache.store()?;
@@ -169,6 +172,13 @@ fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<()> {
             cache.plan()
         ),
     })
+}
+
+/// The backend that the settings of a cache name.
+fn captured_backend(settings: &str) -> String {
+    let table: toml::Table = settings.parse().unwrap_or_default();
+    let backend = table.get("backend").and_then(toml::Value::as_str);
+    backend.unwrap_or_default().to_owned()
 }
 
 /// The settings whose lines differ, as `key: before -> now`.

@@ -1,16 +1,19 @@
 //! Provides the hub's HTTP API: a revision's files, a file's digest and size, and its bytes from any position.
 
+use std::{fs, path::Path};
+
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
     http::{Response, StatusCode, header::HeaderMap},
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
 use crate::{
     Environment, Error, Reference, Result,
     cache::pause,
     limits::{
-        API_BYTES_MAX, ATTEMPTS_MAX, CONNECT_TIMEOUT, FILE_BYTES_MAX, REDIRECTS_MAX,
+        API_BYTES_MAX, CONNECT_TIMEOUT, FILE_BYTES_MAX, QUESTIONS_MAX, REDIRECTS_MAX,
         SERVER_WORDS_MAX, SILENCE_TIMEOUT,
     },
     name::{is_commit, is_file_name},
@@ -64,12 +67,19 @@ enum Method {
 }
 
 impl<'a> Client<'a> {
-    pub fn new(environment: &'a Environment, reference: &'a Reference) -> Self {
+    /// # Errors
+    /// A file of authorities that cannot be used.
+    pub fn new(environment: &'a Environment, reference: &'a Reference) -> Result<Self> {
+        let roots = match &environment.authorities {
+            Some(path) => RootCerts::from(authorities(path)?),
+            None => RootCerts::WebPki,
+        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // Redirects are followed here: the token goes to the hub alone, and a HEAD ends where the digest is told.
             .max_redirects(0)
             .max_redirects_will_error(false)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(SILENCE_TIMEOUT))
             .timeout_per_read(Some(SILENCE_TIMEOUT))
@@ -77,11 +87,11 @@ impl<'a> Client<'a> {
             // A compressed body would have another size and another etag.
             .accept_encoding("identity");
         let agent = config.build().new_agent();
-        Self {
+        Ok(Self {
             agent,
             environment,
             reference,
-        }
+        })
     }
 
     /// Which commit the revision is, and its files.
@@ -179,7 +189,7 @@ impl<'a> Client<'a> {
         mut attempt: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         let mut wait = self.environment.retry_wait;
-        for _ in 1..ATTEMPTS_MAX {
+        for _ in 1..QUESTIONS_MAX {
             match attempt() {
                 Err(error) if error.is_unreachable() => tracing::warn!("{error}; trying again"),
                 outcome => return outcome,
@@ -308,6 +318,23 @@ impl<'a> Client<'a> {
             said: said(headers),
             remedy,
         }
+    }
+}
+
+/// The certificates of a PEM file.
+fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
+    let pem = fs::read(path).map_err(Error::io("read the authorities in", path))?;
+    let certificates = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let certificates: Vec<Certificate<'static>> = certificates.collect();
+    match certificates.is_empty() {
+        false => Ok(certificates),
+        true => Err(Error::Environment {
+            variable: "SSL_CERT_FILE",
+            reason: format!("{} holds no PEM certificate", path.display()),
+        }),
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Environment {
     pub token: Option<Token>,
     /// Where a token is read from, for messages.
     pub token_file: PathBuf,
+    /// PEM file with the authorities that certificates must come from, instead of the public ones.
+    pub authorities: Option<PathBuf>,
     /// Use the cache alone.
     pub offline: bool,
     /// Wait before the second of several attempts; doubled before each one after it.
@@ -53,8 +55,8 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` and what stands in
-    /// for them, as `huggingface_hub` does.
+    /// Reads `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`, `SSL_CERT_FILE`
+    /// and what stands in for them, as `huggingface_hub` does.
     ///
     /// # Errors
     /// A variable without meaning, or a token file that cannot be read.
@@ -96,6 +98,7 @@ impl Environment {
             endpoint: endpoint(text("HF_ENDPOINT"))?,
             token,
             token_file,
+            authorities: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
             offline: offline.is_some_and(|value| is_true(&value)),
             retry_wait: Duration::from_secs(1),
         })

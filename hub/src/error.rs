@@ -86,6 +86,17 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// The hub could not be asked about a name that may have been meant as a path.
+    #[error(
+        "{reference}: there is no such path here, the cache does not have it, and the hub cannot be asked: {reason}; check the \
+         spelling of a path, or the network and HF_ENDPOINT for a name"
+    )]
+    Unreachable {
+        /// As typed.
+        reference: String,
+        /// Which address, and what happened.
+        reason: String,
+    },
     /// The server broke the hub's protocol.
     #[error("{url}: {reason}; is HF_ENDPOINT the address of a hub?")]
     Protocol {

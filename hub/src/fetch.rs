@@ -36,14 +36,22 @@ pub(crate) fn fetch(
     {
         return Ok(path);
     }
-    let client = Client::new(environment, reference);
+    let client = Client::new(environment, reference)?;
     let revision = match client.revision() {
         Err(error) if error.is_unreachable() => match cached() {
             Ok(path) => {
                 tracing::warn!("{error}; using what the cache has of {reference}");
                 return Ok(path);
             }
-            Err(_) => client.patiently(options.stopped, || client.revision())?,
+            Err(_) => client
+                .patiently(options.stopped, || client.revision())
+                .map_err(|error| match error {
+                    Error::Network { .. } => Error::Unreachable {
+                        reference: reference.to_string(),
+                        reason: error.to_string(),
+                    },
+                    other => other,
+                })?,
         },
         answer => answer?,
     };

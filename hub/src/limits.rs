@@ -12,7 +12,9 @@ pub const SHARDS_MAX: usize = 1024;
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
 /// Redirects of one request.
 pub const REDIRECTS_MAX: usize = 5;
-/// Requests in a row that bring nothing new.
+/// Times that a question is asked before the hub counts as away.
+pub const QUESTIONS_MAX: u32 = 3;
+/// Requests for a file's bytes in a row that bring nothing new.
 pub const ATTEMPTS_MAX: u32 = 5;
 /// Bytes of a server's own words that are shown.
 pub const SERVER_WORDS_MAX: usize = 200;

@@ -50,6 +50,7 @@ impl Fixture {
             endpoint: self.hub.endpoint().to_owned(),
             token: None,
             token_file: self.home.path().join("token"),
+            authorities: None,
             offline: false,
             retry_wait: Duration::ZERO,
         }
@@ -282,6 +283,19 @@ fn the_token_goes_to_the_hub_and_not_to_storage() {
 }
 
 #[test]
+fn authorities_must_be_certificates() {
+    let fixture = Fixture::new();
+    let path = fixture.home.path().join("ca.pem");
+    fs::write(&path, "no certificate").unwrap();
+    let environment = Environment {
+        authorities: Some(path),
+        ..fixture.environment()
+    };
+    let error = fixture.fetch_as(REPO, &environment).unwrap_err();
+    assert!(error.contains("holds no PEM certificate"), "{error}");
+}
+
+#[test]
 fn what_does_not_exist_is_named() {
     let fixture = Fixture::new();
     let fetch = |name: &str| fixture.fetch_as(name, &fixture.environment()).unwrap_err();
@@ -339,7 +353,11 @@ fn a_hub_that_is_away_leaves_the_cache_to_serve() {
         down: true,
         ..Faults::default()
     });
-    assert!(fixture.fetch().unwrap_err().contains("503"));
+    let error = fixture.fetch().unwrap_err();
+    assert!(
+        error.contains("org/tiny: there is no such path here") && error.contains("503"),
+        "{error}"
+    );
     fixture.hub.fail(Faults::default());
     let path = fixture.fetch().unwrap();
     fixture.hub.fail(Faults {

@@ -12,8 +12,8 @@
 ```
 
 The cache is the one that `huggingface_hub` reads and writes, with the same names, locks and relative links, so that both
-programs and Python share one copy. The `hf-hub` crate is not used: it downloads without checksums and starts over when it
-is interrupted, and brings an asynchronous runtime's worth of dependencies.
+programs and Python share one copy. The `hf-hub` crate (1.0) is not used: what it fetches over HTTP is not compared with a digest and starts
+over when it is interrupted, and it brings an asynchronous client and Xet's stack with it.
 
 A file is a blob only once it is whole, on disk and has the digest that its name promises; what is interrupted stays
 behind as `<etag>.incomplete` and is continued. Nothing here may make a program panic, whatever the server answers; its

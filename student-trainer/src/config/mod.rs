@@ -8,4 +8,6 @@ mod train;
 pub use distill_text::nearest;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{BestMetric, ComputeDtype, LORA_TARGETS, Quantize, TrainConfig, Tune};
+pub use train::{
+    BestMetric, ComputeDtype, EVAL_SEQ_LEN_MIN, LORA_TARGETS, Quantize, TrainConfig, Tune,
+};

@@ -68,7 +68,9 @@ impl Linear {
             .then(|| Parameter::load(weights, &bias_name, options))
             .transpose()?;
         let mut linear = Self::new(prefix, weight, bias)?;
-        if let Some(config) = options.lora.as_ref().filter(|lora| lora.adapts(prefix)) {
+        if let Some(config) = &options.lora
+            && config.adapts(prefix)?
+        {
             let (rows, columns) = (linear.out_features, linear.in_features);
             linear.lora = Some(Lora::new(prefix, columns, rows, config, &options.device)?);
         }

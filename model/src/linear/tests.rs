@@ -272,7 +272,7 @@ fn loading_follows_the_options() {
     );
 
     let other = LoraConfig {
-        targets: vec!["k_proj".into()],
+        targets: ["k_proj"].into_iter().collect(),
         ..LoraConfig::default()
     };
     assert!(load(Base::AsStored, Some(other)).lora().is_none());
@@ -316,12 +316,12 @@ fn the_scale_is_alpha_over_rank_or_its_root() {
         alpha: 32.0,
         ..LoraConfig::default()
     };
-    assert_eq!(config.scale(), 2.0);
+    assert_eq!(config.scale_of("m").unwrap(), 2.0);
     let stabilised = LoraConfig {
         rs_lora: true,
         ..config
     };
-    assert_eq!(stabilised.scale(), 8.0);
+    assert_eq!(stabilised.scale_of("m").unwrap(), 8.0);
 }
 
 #[test]

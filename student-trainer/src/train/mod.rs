@@ -8,6 +8,7 @@
 
 mod example;
 mod guard;
+mod lora;
 mod source;
 mod step;
 mod trainer;
@@ -18,14 +19,14 @@ mod tests;
 use std::{path::PathBuf, time::Duration};
 
 use candle_core::Tensor;
-use distill_model::{Checkpointing, Decoder, LoraConfig};
+use distill_model::{Checkpointing, Decoder};
 use distill_proto::StateKind;
 
 use crate::{
     Error, Result,
     align::{FrameReader, check_loss},
     client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
-    config::{LORA_TARGETS, TrainConfig},
+    config::TrainConfig,
     loss::{HeadGeometry, HiddenProjection, LossConfig},
     run::{AdapterConfig, RunDirectory, save_adapter, save_projection},
     shutdown::Shutdown,
@@ -70,9 +71,9 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let reader = runtime.block_on(reader)?;
     run_directory.write_config(config)?;
 
-    let lora = lora_config(config);
+    let lora = lora::choose(config)?;
     let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
-    check_targets(&config.lora_targets, &decoder)?;
+    lora::start(config, &lora, &decoder)?;
     let basis = match most.needs_state() {
         true => runtime.block_on(fetch_basis(&teacher, &info))?,
         false => None,
@@ -229,32 +230,6 @@ fn projection(
         sizes.1
     );
     Ok(Some(projection))
-}
-
-fn lora_config(config: &TrainConfig) -> LoraConfig {
-    LoraConfig {
-        rank: config.lora_rank,
-        alpha: config.lora_alpha,
-        targets: config.lora_targets.clone(),
-        seed: config.seed,
-        ..LoraConfig::default()
-    }
-}
-
-/// A target that matches no linear would train nothing without a word.
-fn check_targets(targets: &[String], decoder: &Decoder) -> Result<()> {
-    let parameters = decoder.parameters();
-    let adapted = |target: &&String| {
-        let layer = format!(".{target}.lora_A.weight");
-        parameters.iter().any(|(name, _)| name.ends_with(&layer))
-    };
-    match targets.iter().find(|target| !adapted(target)) {
-        Some(target) => Err(Error::Config(format!(
-            "lora_targets: the student has no linear `{target}`; there are {}",
-            LORA_TARGETS.join(", ")
-        ))),
-        None => Ok(()),
-    }
 }
 
 fn checkpointing(config: &TrainConfig) -> Checkpointing {

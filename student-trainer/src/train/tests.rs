@@ -1,3 +1,4 @@
+mod adapters;
 mod other_vocabulary;
 
 use std::{collections::BTreeMap, fs, path::Path};

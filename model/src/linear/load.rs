@@ -2,7 +2,7 @@
 
 use super::Weight;
 use crate::{Base, Error, LoadOptions, Nf4Matrix, Result, Rounding, Weights, weights};
-use candle_core::{DType, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use safetensors::Dtype;
 use std::sync::Arc;
 
@@ -42,6 +42,18 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
             Ok(Weight::Dense(value))
         }
     }
+}
+
+/// The tensor `name` in f32, dequantised where it is stored in four bits.
+///
+/// # Errors
+/// Names the tensor and the file, or the quantisation that is not read here.
+pub fn dequantized(weights: &Weights, name: &str) -> Result<Tensor> {
+    if Nf4Matrix::is_stored(weights, name) {
+        return Nf4Matrix::read(weights, name)?.dequantize(DType::F32, &Device::Cpu);
+    }
+    refuse_other_quantization(weights, name)?;
+    weights.tensor(name, DType::F32, &Device::Cpu)
 }
 
 /// Double-quantised NF4 of a stored matrix, what bitsandbytes makes of it with `bnb_4bit_use_double_quant`.

@@ -7,6 +7,7 @@ mod tests;
 use crate::nf4::product;
 use crate::{Error, LoadOptions, Lora, Nf4Matrix, Parameter, Result, Weights, frozen};
 use candle_core::{DType, Tensor, Var};
+pub use load::dequantized;
 use std::sync::Arc;
 
 /// A linear layer's matrix [out, in].

@@ -19,6 +19,8 @@ const ALL_LINEAR: &str = "all-linear";
 pub struct AdapterConfig {
     /// Directory or hub name of the base.
     pub base_model_name_or_path: Option<String>,
+    /// Revision of the base on the hub.
+    pub revision: Option<String>,
     lora: LoraConfig,
 }
 
@@ -27,6 +29,7 @@ impl AdapterConfig {
     pub fn new(lora: &LoraConfig, base: &str) -> Self {
         Self {
             base_model_name_or_path: Some(base.to_owned()),
+            revision: None,
             lora: lora.clone(),
         }
     }
@@ -65,11 +68,13 @@ impl AdapterConfig {
             );
         }
         let base_model_name_or_path = written.base_model_name_or_path.clone();
+        let revision = written.revision.clone();
         let lora = written
             .lora()
             .map_err(|problem| Error::file(&path, problem))?;
         Ok(Self {
             base_model_name_or_path,
+            revision,
             lora,
         })
     }
@@ -79,8 +84,11 @@ impl AdapterConfig {
         self.lora.clone()
     }
 
-    /// The text of the file, with the keys in the order and the defaults that PEFT writes.
-    pub(super) fn to_json(&self) -> String {
+    /// The content of `adapter_config.json`, with the keys in the order and the defaults that PEFT writes.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
         let lora = &self.lora;
         let layers = lora.layers.as_ref();
         let after = layers
@@ -104,7 +112,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "r": lora.rank,
             "rank_pattern": patterns(&lora.rank_pattern, Value::from),
-            "revision": null,
+            "revision": self.revision,
             "target_modules": modules(&lora.targets),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
@@ -116,7 +124,7 @@ impl AdapterConfig {
             // Older versions of PEFT do not know it.
             fields.shift_remove("exclude_modules");
         }
-        format!("{fields:#}\n")
+        serde_json::to_vec_pretty(&fields).map_err(|e| Error::Config(format!("{CONFIG_FILE}: {e}")))
     }
 }
 
@@ -124,6 +132,7 @@ impl AdapterConfig {
 #[derive(Deserialize)]
 struct Written {
     base_model_name_or_path: Option<String>,
+    revision: Option<String>,
     #[serde(default = "default_rank")]
     r: usize,
     #[serde(default = "default_alpha")]

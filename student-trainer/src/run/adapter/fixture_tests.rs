@@ -59,7 +59,7 @@ fn a_configuration_of_peft_survives_being_read_and_written() {
     for name in ["patterns", "expression", "all-linear", "layers"] {
         let config = AdapterConfig::read(&fixtures().join("peft").join(name)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(CONFIG_FILE), config.to_json()).unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE), config.to_json().unwrap()).unwrap();
         assert_eq!(AdapterConfig::read(dir.path()).unwrap(), config);
     }
 }

@@ -11,6 +11,6 @@ mod weights;
 pub use config::AdapterConfig;
 pub use weights::{load_adapter, save_adapter, save_projection};
 
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const CONFIG_FILE: &str = "adapter_config.json";
-const PROJECTION_FILE: &str = "hidden_projection.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const PROJECTION_FILE: &str = "hidden_projection.safetensors";

@@ -31,7 +31,7 @@ pub fn save_adapter(
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = safetensors::serialize(tensors, Some(metadata))?;
     write_atomically(&directory.join(WEIGHTS_FILE), &weights)?;
-    write_atomically(&directory.join(CONFIG_FILE), config.to_json().as_bytes())
+    write_atomically(&directory.join(CONFIG_FILE), &config.to_json()?)
 }
 
 /// Writes the learned projection of hidden states beside an adapter; PEFT does not look at it.

@@ -155,7 +155,9 @@ mod tests {
     use super::*;
 
     /// The values of a book in ascending order, and the place of the nearest one.
-    fn books() -> [(Vec<f32>, fn(f32) -> usize); 3] {
+    type Book = (Vec<f32>, fn(f32) -> usize);
+
+    fn books() -> [Book; 3] {
         fn place(kind: QuantType, value: f32) -> usize {
             let below = kind.midpoints().iter().filter(|middle| value > **middle);
             below.count()

@@ -337,6 +337,22 @@ fn what_is_written_reads_back_as_itself() {
     }
 }
 
+/// bitsandbytes packs lm_head too where it is not told to skip it.
+#[test]
+fn a_head_in_four_bits_is_held_densely() {
+    let weights = fixture("double_bf16");
+    let load = |shape: &[usize]| {
+        let options = crate::LoadOptions::reference();
+        crate::layer::load_parameter(&weights, "double_bf16.weight", shape, &options)
+    };
+    let head = load(&[64, 160]).unwrap();
+    let head = head.tensor().flatten_all().unwrap();
+    let expected = values(&weights, "double_bf16.dequantized");
+    assert_same(&head.to_vec1().unwrap(), &expected, "head");
+    let message = load(&[160, 64]).unwrap_err().to_string();
+    assert!(message.contains("double_bf16.weight"), "{message}");
+}
+
 #[test]
 fn missing_or_short_parts_are_refused_by_name() {
     for (part, bytes) in [

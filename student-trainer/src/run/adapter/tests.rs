@@ -211,10 +211,8 @@ fn every_choice_of_layers_and_ranks_survives_the_file() {
         ..expression.clone()
     };
     for lora in [lora, expression, all] {
-        let config = AdapterConfig {
-            revision: Some("main".into()),
-            ..AdapterConfig::new(&lora, "base")
-        };
+        let mut config = AdapterConfig::new(&lora, "base");
+        config.revision = Some("main".into());
         let json = String::from_utf8(config.to_json().unwrap()).unwrap();
         assert_eq!(read(&json).unwrap(), config);
     }

@@ -8,6 +8,7 @@
                                     │           ^                                                 │ gradients
                                     │           └──────── adapters <── optimizer <── guards <─────┘
                                     ├──> run: metrics.jsonl, progress, adapter/ ──> export: base + adapter as one model
+                                    ├──> checkpoint: what --resume goes on from
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: a 4-bit base, with all or some of the layers
@@ -24,6 +25,7 @@ mod random;
 pub mod shutdown;
 
 pub mod align;
+pub mod checkpoint;
 pub mod client;
 pub mod loss;
 pub mod optimizer;

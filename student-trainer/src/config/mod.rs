@@ -1,5 +1,6 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
+mod lora;
 pub mod loss_keys;
 pub mod resolve;
 pub mod settings;
@@ -8,6 +9,4 @@ mod train;
 pub use distill_text::nearest;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{
-    BestMetric, ComputeDtype, EVAL_SEQ_LEN_MIN, LORA_TARGETS, Quantize, TrainConfig, Tune,
-};
+pub use train::{BestMetric, ComputeDtype, LORA_TARGETS, Quantize, TrainConfig, Tune};

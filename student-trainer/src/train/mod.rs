@@ -13,6 +13,7 @@ mod evaluation;
 mod example;
 mod guard;
 mod keeper;
+mod lora;
 mod overrides;
 mod setup;
 mod source;
@@ -41,7 +42,7 @@ use agreement::{agree, identity};
 use evaluation::Evaluation;
 pub use example::Example;
 use keeper::{Keeper, watch};
-use setup::{check_targets, checkpointing, head_geometry, lora_config, projection};
+use setup::{checkpointing, head_geometry, projection};
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;
@@ -117,13 +118,16 @@ fn train(
     }
     run_directory.write_config(config)?;
 
-    let lora = (config.tune == Tune::Lora).then(|| lora_config(config));
+    let lora = match config.tune {
+        Tune::Lora => Some(lora::choose(config)?),
+        Tune::Full => None,
+    };
     let decoder = match config.tune {
         Tune::Lora => files.load(config.quantize, &place, lora.clone())?,
         Tune::Full => files.load_trainable(&place)?,
     };
-    if lora.is_some() {
-        check_targets(&config.lora_targets, &decoder)?;
+    if let Some(lora) = &lora {
+        lora::start(config, lora, &decoder)?;
     }
     let basis = match agreement.most.needs_state() {
         true => runtime.block_on(fetch_basis(teacher, info))?,

@@ -22,7 +22,7 @@ fn a_run_continues_an_adapter_with_its_ranks_and_alphas() {
 
     // Another rank is asked for; the adapter's counts.
     let second = TrainConfig {
-        steps: Some(1),
+        steps: Some(3),
         lora_rank: 7,
         init_adapter: Some(summary.adapter.clone()),
         ..bench.config("second")
@@ -76,4 +76,16 @@ fn patterns_that_match_nothing_and_adapters_that_do_not_fit_stop_the_run() {
         ..missing
     };
     assert!(stopped(&no_weights).contains("adapter_model.safetensors"));
+}
+
+#[test]
+fn adapters_are_not_continued_where_every_weight_is_trained() {
+    let bench = Bench::new(1);
+    let config = TrainConfig {
+        tune: crate::config::Tune::Full,
+        init_adapter: Some("adapter".into()),
+        ..bench.config("full")
+    };
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.starts_with("init_adapter:"), "{message}");
 }

@@ -1,19 +1,20 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use crate::{
     Result,
-    config::{Key, Settings, TrainConfig, resolve, with_flags},
+    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
+    export::{self, ExportConfig},
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
     quantize::{self, QuantizeConfig},
     shutdown::Shutdown,
-    train,
+    train::{self, Ending},
 };
 
 /// The whole command line.
@@ -24,10 +25,10 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(with_flags::<TrainConfig>(about(
-            "train",
-            "Train adapters on a teacher's blocks",
-        )))
+        .subcommand(
+            with_flags::<TrainConfig>(about("train", "Train adapters on a teacher's blocks"))
+                .arg(resume_flag()),
+        )
         .subcommand(with_flags::<EvalConfig>(about(
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
@@ -38,7 +39,11 @@ pub fn command() -> Command {
         )))
         .subcommand(with_flags::<QuantizeConfig>(about(
             "quantize",
-            "Write an NF4 base from safetensors or GGUF, with all or some of the layers",
+            "Write a 4-bit base from safetensors or GGUF, with all or some of the layers",
+        )))
+        .subcommand(with_flags::<ExportConfig>(about(
+            "export",
+            "Merge an adapter into its base and write the model for Hugging Face",
         )))
         .subcommand(with_flags::<PlanConfig>(about(
             "plan",
@@ -58,21 +63,7 @@ pub fn command() -> Command {
 pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Result<()> {
     let matches = command().get_matches_from(args);
     match matches.subcommand() {
-        Some(("train", matches)) => with_config(matches, |config| {
-            let summary = train::run(config, shutdown)?;
-            tracing::info!(
-                "{} after {} steps, loss {:.4}; adapter in {}",
-                if summary.interrupted {
-                    "stopped"
-                } else {
-                    "done"
-                },
-                summary.steps,
-                summary.loss.total,
-                summary.adapter.display()
-            );
-            Ok(())
-        }),
+        Some(("train", matches)) => train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
             let report = eval::run(config, shutdown)?;
             match config.json {
@@ -107,6 +98,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             );
             Ok(())
         }),
+        Some(("export", matches)) => with_config(matches, |config| {
+            let summary = export::run(config, shutdown)?;
+            tracing::info!(
+                "{} of {} tensors changed by the adapter, {:.1} MB written; model in {}",
+                summary.merged,
+                summary.tensors,
+                summary.bytes as f64 / 1e6,
+                summary.out.display()
+            );
+            Ok(())
+        }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
             let report = plan::run(config, shutdown)?;
             match config.json {
@@ -127,12 +129,66 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
     }
 }
 
+fn resume_flag() -> Arg {
+    Arg::new("resume")
+        .long("resume")
+        .value_name("RUN_DIR")
+        .value_parser(clap::value_parser!(PathBuf))
+        .conflicts_with_all(["config", "out"])
+        .help(
+            "Go on with this run from its newest checkpoint, with the settings in its config.toml",
+        )
+}
+
+fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
+    let Some(run) = matches.get_one::<PathBuf>("resume") else {
+        return with_config(matches, |config| {
+            report(&train::run(config, shutdown)?);
+            Ok(())
+        });
+    };
+    let file = run.join("config.toml");
+    let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
+    // The directory may have been moved since.
+    resolved.config.out = run.clone();
+    with_resolved(resolved, |config| {
+        match train::resume(config, shutdown)? {
+            Ending::Trained(summary) => report(&summary),
+            Ending::FinishedBefore => tracing::info!(
+                "the run in {} is finished; there is nothing to do",
+                run.display()
+            ),
+        }
+        Ok(())
+    })
+}
+
+fn report(summary: &train::Summary) {
+    let how = match (summary.interrupted, summary.stopped_early) {
+        (true, _) => "stopped (go on with --resume)",
+        (false, true) => "stopped early, as evaluations got no better,",
+        (false, false) => "done",
+    };
+    tracing::info!(
+        "{how} after {} steps, loss {:.4}; results in {}",
+        summary.steps,
+        summary.loss.total,
+        summary.adapter.display()
+    );
+}
+
 /// Resolves a command's settings, and prints or uses them.
 fn with_config<C: Settings>(
     matches: &ArgMatches,
     run: impl FnOnce(&C) -> Result<()>,
 ) -> Result<()> {
-    let resolved = resolve::<C>(matches, &all_keys())?;
+    with_resolved(resolve::<C>(matches, &all_keys())?, run)
+}
+
+fn with_resolved<C: Settings>(
+    resolved: Resolved<C>,
+    run: impl FnOnce(&C) -> Result<()>,
+) -> Result<()> {
     if resolved.print_only {
         let text = toml::to_string(&resolved.config).map_err(|e| {
             crate::Error::Config(format!("the configuration cannot be written as TOML: {e}"))
@@ -150,6 +206,7 @@ fn all_keys() -> Vec<Key> {
         EvalConfig::keys(),
         PretrainConfig::keys(),
         QuantizeConfig::keys(),
+        ExportConfig::keys(),
         PlanConfig::keys(),
         LossesConfig::keys(),
     ]

@@ -1,6 +1,6 @@
-//! Provides dequantisation of NF4 rows to f32 on all cores: one table of 16 ready values a block, two lookups a byte.
+//! Provides dequantisation of 4-bit rows to f32 on all cores: one table of 16 ready values a block, two lookups a byte.
 
-use super::codebook::{NF4, NF4_ENTRIES};
+use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -63,9 +63,9 @@ impl Nf4Matrix {
     }
 
     /// The 16 values that codes of `block` stand for.
-    fn block_values(&self, block: usize) -> [f32; NF4_ENTRIES] {
+    fn block_values(&self, block: usize) -> [f32; ENTRIES] {
         let scale = self.scale(block);
-        let product = NF4.map(|value| value * scale);
+        let product = self.quant_type.table().map(|value| value * scale);
         match self.rounding {
             Rounding::F32 => product,
             Rounding::BF16 => product.map(|value| bf16::from_f32(value).to_f32()),
@@ -75,7 +75,7 @@ impl Nf4Matrix {
 }
 
 /// Looks up the codes of the elements from `position` on.
-fn decode(codes: &[u8], position: usize, values: &[f32; NF4_ENTRIES], out: &mut [f32]) {
+fn decode(codes: &[u8], position: usize, values: &[f32; ENTRIES], out: &mut [f32]) {
     let high = |byte: u8| values[usize::from(byte >> 4)];
     let low = |byte: u8| values[usize::from(byte & 0xf)];
     let mut bytes = codes.get(position / 2..).unwrap_or_default().iter();

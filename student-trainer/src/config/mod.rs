@@ -1,11 +1,12 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
+mod lora;
 pub mod loss_keys;
 pub mod resolve;
 pub mod settings;
 mod train;
 
 pub use distill_text::nearest;
-pub use resolve::{Resolved, resolve, with_flags};
+pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{ComputeDtype, LORA_TARGETS, Quantize, TrainConfig};
+pub use train::{BestMetric, ComputeDtype, LORA_TARGETS, Quantize, TrainConfig, Tune};

@@ -9,4 +9,5 @@ mod hub;
 mod pipeline;
 mod quickstart;
 mod refusals;
+mod resume;
 mod security;

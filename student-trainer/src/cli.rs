@@ -110,7 +110,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             Ok(())
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
-            let report = plan::run(config)?;
+            let report = plan::run(config, shutdown)?;
             match config.json {
                 true => println!("{}", serde_json::json!(report)),
                 false => print!("{report}"),

@@ -110,6 +110,9 @@ pub enum Error {
     /// The student's weights or configuration.
     #[error("student: {0}")]
     Model(#[from] distill_model::Error),
+    /// A model that is named, and is not here or cannot be fetched.
+    #[error(transparent)]
+    Hub(#[from] distill_hub::Error),
     /// The tokenizer's files or the corpus.
     #[error(transparent)]
     Text(#[from] distill_text::Error),

@@ -6,18 +6,24 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
+use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, Weights};
 use distill_text::TokenizerFiles;
 
 use crate::{
     Error, Result,
     config::{ComputeDtype, Quantize},
+    shutdown::Shutdown,
 };
 
 /// What is known of a student before its weights are read: enough to agree with a teacher.
 pub struct StudentFiles {
     /// The model's directory.
     pub dir: PathBuf,
+    /// What an adapter calls its base: the name on the hub, or the whole path.
+    pub base: String,
+    /// The base's revision on the hub, where one was named.
+    pub revision: Option<String>,
     /// `config.json`.
     pub config: ModelConfig,
     /// The tokenizer's files.
@@ -25,6 +31,21 @@ pub struct StudentFiles {
 }
 
 impl StudentFiles {
+    /// Opens a model directory, or the model of this name on the hub, which is fetched as far as it is not in the cache.
+    ///
+    /// # Errors
+    /// Neither of both, or what [`StudentFiles::open`] and the hub say.
+    pub fn find(given: &Path, shutdown: &Shutdown) -> Result<Self> {
+        let stopped = || shutdown.is_requested();
+        let located = distill_hub::resolve(given, &Options::model(&stopped))?;
+        let mut files = Self::open(&located.path)?;
+        if let Some(reference) = located.reference {
+            files.base = reference.repo;
+            files.revision = reference.revision;
+        }
+        Ok(files)
+    }
+
     /// Opens a model directory.
     ///
     /// # Errors
@@ -33,11 +54,14 @@ impl StudentFiles {
         if !dir.is_dir() {
             return Err(Error::file(
                 dir,
-                "is not a directory; name the student's with --student DIR",
+                "is not a directory of safetensors; name the student's with --student DIR, or make one with quantize --from",
             ));
         }
+        let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         Ok(Self {
             dir: dir.to_owned(),
+            base: path.to_string_lossy().into_owned(),
+            revision: None,
             config: ModelConfig::load(dir)?,
             tokenizer: TokenizerFiles::open(dir)?,
         })
@@ -92,6 +116,19 @@ impl StudentFiles {
         );
         Ok(decoder)
     }
+}
+
+/// The path that was given, or the repository of this name on the hub, fetched as far as `wanted` asks.
+///
+/// # Errors
+/// Neither of both, or what the hub says.
+pub fn located(given: &Path, wanted: Wanted, shutdown: &Shutdown) -> Result<PathBuf> {
+    let stopped = || shutdown.is_requested();
+    let options = Options {
+        wanted,
+        stopped: &stopped,
+    };
+    Ok(distill_hub::resolve(given, &options)?.path)
 }
 
 /// Token ids `[B, T]`, shorter sequences padded at the end: a position never sees what comes after it, so any id pads.

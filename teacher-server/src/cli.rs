@@ -37,8 +37,8 @@ pub struct InspectArgs {
     /// Directory of the cache.
     #[arg(value_name = "CACHE")]
     pub cache: PathBuf,
-    /// Directory of the teacher: a sample is computed anew and compared with what is stored.
-    #[arg(long, value_name = "DIR")]
+    /// The teacher, a directory or a name on the hub: a sample is computed anew and compared with what is stored.
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
     /// Arithmetic of the teacher: `f32`, `bf16`, `f16` [default: f32 on the CPU].
     #[arg(long, value_name = "DTYPE")]
@@ -60,8 +60,8 @@ pub struct VerifyArgs {
     /// Set damaged shards aside and compute again what was damaged in them; needs --model and --corpus.
     #[arg(long, requires = "model", requires = "corpus")]
     pub repair: bool,
-    /// Directory of the teacher.
-    #[arg(long, value_name = "DIR")]
+    /// The teacher, a directory or a name on the hub.
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
     /// Corpus files that the cache was made from.
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -118,10 +118,12 @@ pub struct ServeArgs {
 #[derive(clap::Args, Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Directory of the teacher: config.json, *.safetensors, tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, or a name on the hub (org/name,
+    /// org/name@revision).
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Corpus files: .txt, .md or .jsonl (`text`, `prompt` + `completion`, or `messages`).
+    /// Corpus files: .txt, .md, or .jsonl and .parquet (`text`, `prompt` + `completion`, `messages`, `conversations` of
+    /// ShareGPT, or `instruction` + `output` of Alpaca).
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Option<Vec<PathBuf>>,
     /// Tokens in a window [default: 512].

@@ -38,6 +38,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A model that is named, and is not here or cannot be fetched.
+    #[error("--model: {0}")]
+    Hub(#[from] distill_hub::Error),
     /// Tokenizer, template or corpus.
     #[error(transparent)]
     Text(#[from] distill_text::Error),

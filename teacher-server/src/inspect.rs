@@ -6,6 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
+use distill_hub::Wanted;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Frame, FrameContext, StateKind, v1};
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::{
     config::{Config, Part, Precision},
     fidelity::Fidelity,
     forward::{Capture, Teacher},
+    load::located,
     precompute::{self, Outcome},
     production::Tokens,
     progress::{Progress, Words},
@@ -104,7 +106,10 @@ pub fn inspect(question: &Question) -> Result<Report> {
     let tokens: u64 = tokens.map(|entry| u64::from(entry.tokens)).sum();
     let sample = sample(&cache, &store, &there, question.sample)?;
     let fidelity = match &question.model {
-        Some(model) => Some(fidelity(&info, model, question.dtype, &sample)?),
+        Some(model) => {
+            let directory = located(model, Wanted::Model, &|| false)?;
+            Some(fidelity(&info, &directory, question.dtype, &sample)?)
+        }
         None => None,
     };
     let Sealed {

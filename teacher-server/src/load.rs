@@ -2,9 +2,13 @@
 
 mod cached;
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::Device;
+use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Nf4Matrix, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
@@ -46,8 +50,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found; with a cache, only what is missing
-    /// in it. Ends early once `stopped` says so.
+    /// Finds the model, on the hub where it is none of this machine's directories; reads tokenizer, corpus and weights,
+    /// cheapest first, and reports what was found; with a cache, only what is missing in it. Ends early once `stopped` says
+    /// so.
     ///
     /// # Errors
     /// The first thing wrong with any of them; `ShuttingDown`.
@@ -55,7 +60,7 @@ impl Engine {
         if let Some(cache) = &config.cache {
             return cached::load(config, cache, reporter, stopped);
         }
-        let mut opened = Opened::read(config, reporter)?;
+        let mut opened = Opened::read(config, reporter, stopped)?;
         let teacher = opened.teacher(config)?;
         let mut plan = opened.plan(config)?;
         let states = States::of(config, teacher, &plan, stopped)?;
@@ -88,6 +93,17 @@ impl Engine {
     }
 }
 
+/// The path that was given, or the repository of this name on the hub, fetched as far as `wanted` asks.
+///
+/// # Errors
+/// `Hub`, or `ShuttingDown` once `stopped` says so.
+pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
+    match distill_hub::resolve(given, &Options { wanted, stopped }) {
+        Err(distill_hub::Error::Stopped) => Err(Error::ShuttingDown),
+        located => Ok(located?.path),
+    }
+}
+
 /// What is known of a teacher and its corpus before any weight is in memory.
 struct Opened {
     tokenizer: TokenizerFiles,
@@ -98,9 +114,10 @@ struct Opened {
 }
 
 impl Opened {
-    fn read(config: &Config, reporter: &Reporter) -> Result<Self> {
-        let tokenizer = TokenizerFiles::open(&config.model)?;
-        let model = ModelConfig::load(&config.model)?;
+    fn read(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
+        let directory = located(&config.model, Wanted::Model, stopped)?;
+        let tokenizer = TokenizerFiles::open(&directory)?;
+        let model = ModelConfig::load(&directory)?;
         if config.seq_len > model.max_position_embeddings {
             let (asked, most) = (config.seq_len, model.max_position_embeddings);
             return Err(Error::Config {
@@ -111,7 +128,7 @@ impl Opened {
         let windowing = Windowing::new(config.seq_len);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
-        let weights = Weights::open(&config.model)?;
+        let weights = Weights::open(&directory)?;
         reporter.weights(parameter_count(&weights)?);
         let identity = Identity {
             model: model_fingerprint(&weights)?,

@@ -2,6 +2,7 @@
 
 use std::{future::Future, path::Path, time::Instant};
 
+use distill_hub::Wanted;
 use distill_model::ModelConfig;
 use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 
@@ -9,7 +10,7 @@ use crate::{
     Error, Result,
     cache::{Access, Cache},
     config::{Config, StateSetting},
-    load::Engine,
+    load::{Engine, located},
     plan,
     production::Order,
     report::{Reporter, Work},
@@ -117,8 +118,10 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
 /// As reading the tokenizer, the corpus and the cache.
 pub fn dry_run(config: &Config) -> Result<()> {
     let reporter = Reporter::new(config.json);
-    let tokenizer = TokenizerFiles::open(&config.model)?;
-    let model = ModelConfig::load(&config.model)?;
+    // The weights of a model that is named on the hub are not fetched for this.
+    let found = |wanted| located(&config.model, wanted, &|| false);
+    let tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
+    let model = ModelConfig::load(&found(Wanted::Config)?)?;
     let windowing = Windowing::new(config.seq_len);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);

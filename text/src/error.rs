@@ -42,6 +42,16 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A row of a corpus file cannot be used.
+    #[error("{}: row {row}: {reason}", path.display())]
+    CorpusRow {
+        /// Which file.
+        path: PathBuf,
+        /// Row, counted from 1 over all row groups.
+        row: u64,
+        /// What was found in which column, and what was expected.
+        reason: String,
+    },
     /// The chat template is missing or cannot render these messages.
     #[error("chat template: {0}")]
     ChatTemplate(String),
@@ -60,6 +70,16 @@ pub enum Error {
         /// `limits::CORPUS_TOKENS_MAX`.
         limit: u64,
     },
+}
+
+impl Error {
+    /// Says where the document was that this error is about; an error of the receiver of sequences passes unchanged.
+    pub(crate) fn of_document(self, at: impl FnOnce(String) -> Self) -> Self {
+        match self {
+            Self::ChatTemplate(_) | Self::Encode(_) | Self::Windowing(_) => at(self.to_string()),
+            other => other,
+        }
+    }
 }
 
 /// Turns an I/O error into this crate's, with the path it concerns.

@@ -8,6 +8,7 @@
  .jsonl text ────────────────────────┼──> corpus::windows ──> Sequence { text, ids, byte offsets, targets } ──> Corpus
  .jsonl prompt+completion ───────────┤           │
  .jsonl messages ──> chat::template ─┘── chat::turns (what of the rendering is a target)
+ .parquet ─> the same forms by column
 ```
 
 The teacher reads a corpus with these functions and puts the result into frames; the trainer's `eval --data FILE` reads

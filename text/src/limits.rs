@@ -6,6 +6,10 @@ pub const TOKENIZER_FILE_BYTES_MAX: u64 = 256 << 20;
 pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX as u32;
 /// One line of a corpus, and so the longest prompt, completion or conversation.
 pub const LINE_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
+/// Metadata of a Parquet file: its schema and where every column of every row group lies.
+pub const PARQUET_METADATA_BYTES_MAX: u64 = 64 << 20;
+/// Lists and structs within each other in a Parquet column; tool calls of messages take six.
+pub const PARQUET_DEPTH_MAX: usize = 32;
 /// Text that is tokenised in one call; a longer document is cut at line breaks first.
 pub const PIECE_BYTES: usize = 1 << 20;
 /// Turns of one conversation.

@@ -100,7 +100,8 @@ settings! {
         /// Decoded frames held ready; beyond them the teacher waits.
         prefetch_frames: usize = 8,
 
-        /// Directory of the student: a bitsandbytes NF4 checkpoint, or safetensors in bf16, f16 or f32.
+        /// The student: a directory or a name on the hub (org/name, org/name@revision) with a bitsandbytes NF4 checkpoint, or
+        /// safetensors in bf16, f16 or f32.
         student: PathBuf = PathBuf::new(),
         /// How a full-precision student is held: nf4 or none.
         quantize: Quantize = Quantize::Nf4,

@@ -11,11 +11,12 @@ use crate::{
 settings! {
     /// Everything `eval` can be told.
     pub struct EvalConfig {
-        /// Directory of the student: its base, a merged model, or a checkpoint of a full-parameter run.
+        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
+        /// (org/name, org/name@revision).
         student: PathBuf = PathBuf::new(),
         /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None,
-        /// Text to evaluate on: .txt, .md or .jsonl files, or directories of them.
+        /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
         /// Longest sequence in tokens.
         seq_len: usize = 512,

@@ -55,7 +55,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     );
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let files = StudentFiles::open(&student(config)?)?;
+    let files = StudentFiles::find(&student(config)?, shutdown)?;
     let runtime = client::runtime()?;
     let scorer = match &config.teacher {
         Some(address) => {

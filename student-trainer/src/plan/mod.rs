@@ -10,12 +10,15 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
+use distill_hub::Wanted;
 use distill_model::ModelConfig;
 
 use crate::{
     Error, Result,
     config::{Quantize, loss_keys::loss_keys, settings::settings},
     loss::LossConfig,
+    shutdown::Shutdown,
+    student,
 };
 use arithmetic::{StudentBase, Workload};
 pub use report::PlanReport;
@@ -23,9 +26,9 @@ pub use report::PlanReport;
 settings! {
     /// Everything `plan` can be told.
     pub struct PlanConfig {
-        /// The teacher's directory or its config.json.
+        /// The teacher's directory or its config.json, or its name on the hub: org/name or org/name@revision.
         teacher: PathBuf = PathBuf::new(),
-        /// The student's directory or its config.json.
+        /// The student's directory or its config.json, or its name on the hub.
         student: PathBuf = PathBuf::new(),
         /// Tokens of a sequence.
         seq_len: usize = 512,
@@ -56,7 +59,7 @@ settings! {
 ///
 /// # Errors
 /// A `config.json` that cannot be read, or a setting that makes no sense.
-pub fn run(config: &PlanConfig) -> Result<PlanReport> {
+pub fn run(config: &PlanConfig, shutdown: &Shutdown) -> Result<PlanReport> {
     let sizes = [
         ("seq_len", config.seq_len),
         ("batch_size", config.batch_size),
@@ -68,8 +71,8 @@ pub fn run(config: &PlanConfig) -> Result<PlanReport> {
         return Err(Error::Config(format!("{name}: must lie in 1..=1048576")));
     }
     config.loss.validate()?;
-    let teacher = read_shape("teacher", &config.teacher)?;
-    let student = read_shape("student", &config.student)?;
+    let teacher = read_shape("teacher", &config.teacher, shutdown)?;
+    let student = read_shape("student", &config.student, shutdown)?;
     Ok(PlanReport::new(
         &teacher,
         &student,
@@ -99,15 +102,16 @@ fn workload(config: &PlanConfig, teacher: &ModelConfig) -> Workload {
     }
 }
 
-fn read_shape(whose: &str, path: &Path) -> Result<ModelConfig> {
+fn read_shape(whose: &str, path: &Path, shutdown: &Shutdown) -> Result<ModelConfig> {
     if path.as_os_str().is_empty() {
         return Err(Error::Config(format!(
             "{whose}: name a directory or config.json with --{whose}"
         )));
     }
+    let path = student::located(path, Wanted::Config, shutdown)?;
     if path.is_dir() {
-        return Ok(ModelConfig::load(path)?);
+        return Ok(ModelConfig::load(&path)?);
     }
-    let json = std::fs::read(path).map_err(Error::io("read", path))?;
-    Ok(ModelConfig::parse(&json, path)?)
+    let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok(ModelConfig::parse(&json, &path)?)
 }

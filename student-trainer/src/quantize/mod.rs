@@ -17,6 +17,7 @@ mod tests;
 use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
+use distill_hub::Wanted;
 use distill_model::{
     BLOCK_SIZES, ModelConfig, Nf4Matrix, QuantOptions, QuantType, Rounding, StoredTensor,
 };
@@ -29,6 +30,7 @@ use crate::{
     model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
     run::write_atomically,
     shutdown::Shutdown,
+    student::located,
 };
 use layers::LayerMap;
 use skip::SkippedModules;
@@ -75,7 +77,7 @@ setting_kinds! {
 settings! {
     /// Everything `quantize` can be told.
     pub struct QuantizeConfig {
-        /// Model to read: a Hugging Face directory, or a .gguf file.
+        /// Model to read: a Hugging Face directory, a .gguf file, or a name on the hub (org/name, org/name/file.gguf).
         from: PathBuf = PathBuf::new(),
         /// Directory to create.
         out: PathBuf = PathBuf::new(),
@@ -93,7 +95,7 @@ settings! {
         compute_dtype: FloatType = FloatType::Bf16,
         /// Linears that stay bf16: ends of their names, or transformers' regular expressions (llm_int8_skip_modules).
         skip_modules: Vec<String> = Vec::new(),
-        /// Directory with the tokenizer, where the model's own is not to be used or cannot be rebuilt.
+        /// Directory with the tokenizer or name on the hub, where the model's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None,
     }
 }
@@ -129,7 +131,7 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     }
     let options = config.quant_options()?;
     let staging = Staging::new(&config.out)?;
-    let source = Source::open(&config.from)?;
+    let source = Source::open(&located(&config.from, Wanted::Model, shutdown)?)?;
     if source.is_quantized() {
         return Err(Error::file(
             &config.from,
@@ -169,7 +171,11 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
-    source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
+    let tokenizer = config.tokenizer.as_deref();
+    let tokenizer = tokenizer
+        .map(|given| located(given, Wanted::Tokenizer, shutdown))
+        .transpose()?;
+    source.write_tokenizer(tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

@@ -28,6 +28,8 @@ mod tests;
 
 use std::path::PathBuf;
 
+use distill_model::LoraConfig;
+
 use crate::{
     Result,
     align::FrameReader,
@@ -106,7 +108,7 @@ fn train(
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
     let checkpoint = checkpoints.latest()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let files = StudentFiles::open(&config.student)?;
+    let files = StudentFiles::find(&config.student, shutdown)?;
     let runtime = client::runtime()?;
     let agreement = runtime.block_on(agree(config, &files, shutdown))?;
     let (teacher, info) = (&agreement.teacher, &agreement.info);
@@ -140,7 +142,7 @@ fn train(
     let geometry = head_geometry(&decoder, vocab_size, basis)?;
     let projection = projection(config, &agreement.most, info, &decoder)?;
     let tuned = Tuned {
-        adapter: lora.map(|lora| AdapterConfig::new(&lora, &base_name(&files))),
+        adapter: lora.map(|lora| adapter_config(&lora, &files)),
         files: &files,
         parameters: decoder.parameters(),
         projection: projection.as_ref(),
@@ -216,6 +218,13 @@ fn train(
     finish(&trainer)
 }
 
+/// What PEFT is told of the adapters and their base.
+fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
+    let mut config = AdapterConfig::new(lora, &files.base);
+    config.revision = files.revision.clone();
+    config
+}
+
 /// Leaves the result, and says that the run is finished where it is.
 fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
     let adapter = trainer
@@ -243,12 +252,4 @@ fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
         }))?;
     }
     Ok(summary)
-}
-
-/// What `adapter_config.json` says of the base.
-fn base_name(files: &StudentFiles) -> String {
-    let path = files.dir.canonicalize();
-    path.unwrap_or_else(|_| files.dir.clone())
-        .to_string_lossy()
-        .into_owned()
 }

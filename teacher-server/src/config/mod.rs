@@ -50,7 +50,7 @@ pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
 /// Everything `serve` needs, checked. Serialises to the TOML that `--config` reads.
 #[derive(Debug, Clone, Serialize)]
 pub struct Config {
-    /// Directory of the teacher.
+    /// Directory or name of the teacher.
     pub model: PathBuf,
     /// Corpus files, in order.
     pub corpus: Vec<PathBuf>,
@@ -201,13 +201,13 @@ impl Config {
         if !self.has_model() && !served_as_it_is {
             return Err(refuse(
                 "model",
-                "name the teacher's directory, or a finished cache with --cache",
+                "name the teacher's directory or its name on the hub, or a finished cache with --cache",
             ));
         }
         if self.corpus.is_empty() && !served_as_it_is {
             return Err(refuse(
                 "corpus",
-                "name at least one .txt, .md or .jsonl file",
+                "name at least one .txt, .md, .jsonl or .parquet file",
             ));
         }
         within("seq-len", self.seq_len, SEQ_LEN_MIN, SEQ_LEN_MAX)?;

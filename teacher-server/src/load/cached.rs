@@ -46,7 +46,7 @@ pub(super) fn load(
     if !config.has_model() {
         return without_model(config, path, reporter);
     }
-    let mut opened = Opened::read(config, reporter)?;
+    let mut opened = Opened::read(config, reporter, stopped)?;
     match Cache::open(path, Access::Write)? {
         Some(mut cache) => {
             if config.any_backend {

@@ -76,7 +76,8 @@ fn drawn_rows_train_and_say_about_what_all_of_them_say() -> Result<()> {
 #[test]
 fn sketches_feed_similarities_and_hidden_states_feed_theirs() -> Result<()> {
     let setup = Setup::new()?;
-    let cosine = ["--cost", "softmax-similarity", "--similarity", "cosine"];
+    let cosine = ["--ot-weight", "1", "--cost", "softmax-similarity"];
+    let cosine = [&cosine[..], &["--similarity", "cosine"]].concat();
     let exact = train(&setup, "exact", &["--state", "exact:f16"], &cosine)?;
     let sketch = train(&setup, "sketch", &["--state", "sketch:24"], &cosine)?;
     let (exact, sketch) = (number(&exact[0], "ot")?, number(&sketch[0], "ot")?);

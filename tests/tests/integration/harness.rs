@@ -29,6 +29,16 @@ pub struct Teacher {
 impl Teacher {
     /// Starts `serve` with `flags` and waits until it listens; its log lies in `dir`.
     pub fn serve(dir: &Path, listen: &Listen, flags: &[&str]) -> Self {
+        Self::serve_with(dir, listen, flags, &[])
+    }
+
+    /// As [`Teacher::serve`], with more environment variables.
+    pub fn serve_with(
+        dir: &Path,
+        listen: &Listen,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let port_file = dir.join("port");
         let _ = std::fs::remove_file(&port_file);
         let bind = match listen {
@@ -39,6 +49,7 @@ impl Teacher {
         let out = File::create(&log).expect("log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
         command.args(["serve", "--bind", &bind]).args(flags);
+        command.envs(variables.iter().copied());
         if matches!(listen, Listen::Loopback) {
             command.arg("--port-file").arg(&port_file);
         }

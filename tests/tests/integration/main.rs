@@ -5,6 +5,7 @@ mod captures;
 mod fixtures_models;
 mod fixtures_text;
 mod harness;
+mod hub;
 mod pipeline;
 mod quickstart;
 mod refusals;

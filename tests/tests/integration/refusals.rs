@@ -18,7 +18,7 @@ fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> 
     let out = setup.work.path().join("refused");
     let refuse = |flags: &[&str]| trainer_refuses(&setup.train_args(&teacher, &out, flags));
 
-    let similarity = refuse(&["--cost", "softmax-similarity"]);
+    let similarity = refuse(&["--cost", "softmax-similarity", "--ot-weight", "1"]);
     assert!(similarity.contains("state"), "{similarity}");
     let temperature = refuse(&["--kl-temperature", "3"]);
     assert!(
@@ -29,7 +29,7 @@ fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> 
     assert!(key.contains("/nonexistent.toml"), "{key}");
 
     setup.student = another_vocabulary()?;
-    let flags = ["--cost", "softmax-similarity"];
+    let flags = ["--cost", "softmax-similarity", "--ot-weight", "1"];
     let said = trainer_refuses(&setup.train_args(&teacher, &out, &flags));
     assert!(
         said.contains("another vocabulary") && said.contains("--cost kl"),

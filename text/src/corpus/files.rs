@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{collector::Collector, document::Document, lines::Lines, windows::TextWindows};
+use super::{
+    collector::Collector, document::Document, lines::Lines, parquet, windows::TextWindows,
+};
 use crate::{
     Error, Result,
     error::io_at,
@@ -20,6 +22,8 @@ enum Kind {
     Text,
     /// One document a line.
     Jsonl,
+    /// One document a row.
+    Parquet,
 }
 
 /// A file of the corpus.
@@ -53,7 +57,7 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
             }
         }
         if files.len() == found {
-            let reason = "the directory has no .txt, .md or .jsonl file".to_owned();
+            let reason = "the directory has no .txt, .md, .jsonl or .parquet file".to_owned();
             return Err(Error::CorpusFile {
                 path: path.clone(),
                 reason,
@@ -80,13 +84,13 @@ fn kind_of(path: &Path) -> Option<Kind> {
     match ending.as_str() {
         "txt" | "md" => Some(Kind::Text),
         "jsonl" | "ndjson" => Some(Kind::Jsonl),
+        "parquet" => Some(Kind::Parquet),
         _ => None,
     }
 }
 
 fn unknown(path: &Path) -> Error {
-    let reason =
-        "a corpus file ends in .txt or .md (plain text) or in .jsonl (one JSON object a line)";
+    let reason = "a corpus file ends in .txt or .md (plain text), in .jsonl (one JSON object a line) or in .parquet";
     Error::CorpusFile {
         path: path.to_owned(),
         reason: reason.to_owned(),
@@ -95,11 +99,14 @@ fn unknown(path: &Path) -> Error {
 
 /// Reads one file into the collector.
 pub(super) fn read(file: &CorpusFile, collector: &mut Collector<'_>) -> Result<()> {
-    let opened = File::open(&file.path).map_err(io_at(&file.path))?;
-    let mut lines = Lines::new(BufReader::new(opened), &file.path);
+    let lines = || {
+        let opened = File::open(&file.path).map_err(io_at(&file.path))?;
+        Ok(Lines::new(BufReader::new(opened), &file.path))
+    };
     match file.kind {
-        Kind::Text => read_text(&mut lines, collector),
-        Kind::Jsonl => read_jsonl(&mut lines, collector),
+        Kind::Text => read_text(&mut lines()?, collector),
+        Kind::Jsonl => read_jsonl(&mut lines()?, collector),
+        Kind::Parquet => parquet::read(&file.path, file.bytes, collector),
     }
 }
 

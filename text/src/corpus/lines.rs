@@ -58,11 +58,6 @@ impl<'a> Lines<'a> {
 
     /// Adds file and line to an error of a document; an error of the receiver of sequences passes unchanged.
     pub fn locate(&self, error: Error) -> Error {
-        match error {
-            Error::ChatTemplate(_) | Error::Encode(_) | Error::Windowing(_) => {
-                self.error(error.to_string())
-            }
-            other => other,
-        }
+        error.of_document(|reason| self.error(reason))
     }
 }

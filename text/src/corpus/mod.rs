@@ -3,8 +3,10 @@
 mod collector;
 mod document;
 mod files;
+mod guarded;
 mod lines;
 mod masked;
+mod parquet;
 mod windows;
 
 use std::path::PathBuf;
@@ -112,7 +114,7 @@ pub struct Progress {
 pub struct Summary {
     /// Digest over all sequences (ids and masks) in order.
     pub fingerprint: Fingerprint,
-    /// Text files and lines of JSONL that were read.
+    /// Text files, lines of JSONL and rows of Parquet that were read.
     pub documents: u64,
     /// Sequences made.
     pub sequences: u64,
@@ -186,8 +188,12 @@ pub fn read_corpus(
 /// - `.txt`, `.md`: a file is one document, cut into windows of `seq_len` tokens; every token but the first of a window is
 ///   a target.
 /// - `.jsonl`, `.ndjson`, one object a line: `messages` (with optional `tools`) goes through the chat template, targets are
-///   the assistant's turns; `prompt` and `completion`: targets are the completion and an end-of-sequence token; `text` is
-///   a document as above. The first of these forms that a line has is taken, other fields are ignored.
+///   the assistant's turns; `conversations` (ShareGPT: `from` and `value`, with optional `system` and `tools`) likewise;
+///   `prompt` and `completion`: targets are the completion and an end-of-sequence token; `instruction` and `output` (Alpaca,
+///   with optional `input` and `system`) as a conversation of two turns; `text` is a document as above. The first of these
+///   forms that a line has is taken, other fields are ignored.
+/// - `.parquet`: the same forms by the names of columns, one for the whole file; the sequences are those that the same rows
+///   give as JSONL. Nulls in structs count as absent. Pages are read one after the other, row groups need not fit in memory.
 /// - a directory: its files with these endings, in order of name.
 ///
 /// # Errors

@@ -113,6 +113,58 @@ fn targets_of_messages_are_the_assistants_turns() {
 }
 
 #[test]
+fn sharegpt_and_alpaca_lines_are_conversations() {
+    let (_dir, files) = tokenizer();
+    let chat = |messages: serde_json::Value| {
+        let corpus = jsonl(&files, json!({ "messages": messages }), 200).unwrap();
+        corpus.fingerprint
+    };
+    let system = json!({"role": "system", "content": "s"});
+    let (user, assistant) = (
+        json!({"role": "user", "content": "q"}),
+        json!({"role": "assistant", "content": "hello"}),
+    );
+    let turns = json!([{"from": "human", "value": "q"}, {"from": "gpt", "value": "hello"}]);
+    let renamed =
+        json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "hello"}]);
+    let with_system = json!([{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "hello"}]);
+    for (line, expected) in [
+        (
+            json!({ "conversations": turns }),
+            chat(json!([user, assistant])),
+        ),
+        (
+            json!({ "conversations": renamed, "id": "x" }),
+            chat(json!([user, assistant])),
+        ),
+        (
+            json!({ "conversations": turns, "system": null }),
+            chat(json!([user, assistant])),
+        ),
+        (
+            json!({ "conversations": turns, "system": "s" }),
+            chat(json!([system, user, assistant])),
+        ),
+        (
+            json!({ "conversations": with_system, "system": "other" }),
+            chat(json!([system, user, assistant])),
+        ),
+        (
+            json!({"instruction": "q", "input": "", "output": "hello", "text": "?"}),
+            chat(json!([user, assistant])),
+        ),
+        (
+            json!({"instruction": "q", "input": "i", "output": "hello", "system": "s"}),
+            chat(json!([system, {"role": "user", "content": "q\n\ni"}, assistant])),
+        ),
+    ] {
+        let corpus = jsonl(&files, line.clone(), 200).unwrap();
+        assert_eq!(corpus.fingerprint, expected, "{line}");
+        assert_eq!(targets(&corpus.sequences[0]), "hello·<|im_end|>");
+    }
+}
+
+#[test]
 fn a_begin_of_text_stands_before_text_and_prompts_once() {
     let json = tokenizer_json_with_begin_of_text();
     let (_dir, files) = tokenizer_with(&json, CHATML);
@@ -193,6 +245,13 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         ),
         (b"{\"text\": \"ok\"", "c.jsonl:1: not JSON"),
         (b"[]\n", "c.jsonl:1: expected a JSON object"),
+        (b"{\"conversations\": 1}", "`conversations` must be a list"),
+        (
+            b"{\"conversations\": [{\"from\": \"human\", \"value\": \"q\"}, {\"from\": \"alien\", \"value\": \"a\"}]}",
+            "c.jsonl:1: `conversations[1]` is from `alien`",
+        ),
+        (b"{\"conversations\": [{\"from\": \"human\"}]}", "`conversations[0]` has no `value`"),
+        (b"{\"instruction\": \"x\", \"output\": 1}", "`output` must be a text"),
         (b"{\"question\": \"x\"}", "found the fields [\"question\"]"),
         (b"{\"completion\": \"x\"}", "`prompt` is missing"),
         (b"{\"text\": \"\xff\"}", "c.jsonl:1: not UTF-8 from byte 10"),

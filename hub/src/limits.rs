@@ -1,0 +1,27 @@
+//! Provides the named limits of what a server may send and of how long it may take.
+
+use std::time::Duration;
+
+/// One answer of the hub's API: a repository's file list.
+pub const API_BYTES_MAX: u64 = 32 << 20;
+/// `model.safetensors.index.json`.
+pub const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// Shards of one model.
+pub const SHARDS_MAX: usize = 1024;
+/// One file of a repository.
+pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Redirects of one request.
+pub const REDIRECTS_MAX: usize = 5;
+/// Times that a question is asked before the hub counts as away.
+pub const QUESTIONS_MAX: u32 = 3;
+/// Requests for a file's bytes in a row that bring nothing new.
+pub const ATTEMPTS_MAX: u32 = 5;
+/// Bytes of a server's own words that are shown.
+pub const SERVER_WORDS_MAX: usize = 200;
+
+/// Until a connection stands.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Until a server begins to answer, and between two pieces of what it sends.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two looks at a lock that another process holds, or at whether to stop.
+pub const POLL: Duration = Duration::from_millis(200);

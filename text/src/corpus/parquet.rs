@@ -1,0 +1,275 @@
+//! Provides the rows of a Parquet file as documents, a few at a time.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+    sync::Arc,
+};
+
+use parquet::{
+    basic::{ConvertedType, Repetition},
+    errors::ParquetError,
+    file::{
+        reader::{FileReader, RowGroupReader},
+        serialized_reader::SerializedFileReader,
+    },
+    record::{
+        Field, Row,
+        reader::{ReaderIter, TreeBuilder},
+    },
+    schema::types::{SchemaDescriptor, Type, TypePtr},
+};
+use serde_json::{Map, Value};
+
+use super::{
+    collector::Collector,
+    document::{Document, EXPECTED, Form},
+    guarded::guarded,
+};
+use crate::{
+    Error, Result,
+    error::io_at,
+    limits::{LINE_BYTES_MAX, PARQUET_DEPTH_MAX, PARQUET_METADATA_BYTES_MAX},
+};
+
+/// Values of a column that are decoded at a time; texts can be long, so fewer than the library's 1024.
+const BATCH_ROWS: usize = 32;
+/// Length of the metadata and `PAR1`, at the end of every file.
+const FOOTER_BYTES: u64 = 8;
+
+/// Reads one file into the collector.
+///
+/// # Errors
+/// `CorpusFile` where the file as a whole cannot be used, `CorpusRow` naming the row, counted from 1 as lines are.
+pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Result<()> {
+    let file = File::open(path).map_err(io_at(path))?;
+    let broken = |reason: String| Error::CorpusFile {
+        path: path.to_owned(),
+        reason,
+    };
+    check_footer(&file, path, bytes)?;
+    let reader = guarded(|| SerializedFileReader::new(file)).map_err(broken)?;
+    let metadata = reader.metadata();
+    let (form, schema) = projection(metadata.file_metadata().schema()).map_err(broken)?;
+    let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
+    // A damaged file may have any number here, also below zero.
+    let counts = metadata.row_groups().iter().map(|group| group.num_rows());
+    let count = counts.fold(0, |sum: u64, rows| sum.saturating_add(rows.max(0) as u64));
+    let mut progress = Share {
+        bytes,
+        rows: count,
+        reported: 0,
+    };
+    let mut row = 0;
+    for index in 0..metadata.num_row_groups() {
+        let at = |row: u64, reason: String| Error::CorpusRow {
+            path: path.to_owned(),
+            row,
+            reason,
+        };
+        let group = guarded(|| reader.get_row_group(index)).map_err(|e| at(row + 1, e))?;
+        let mut rows = guarded(|| rows(&schema, group.as_ref())).map_err(|e| at(row + 1, e))?;
+        // The library counts what it has read, so that a group that says it has more rows than it holds ends in an error.
+        while let Some(next) = guarded(|| rows.next().transpose()).map_err(|e| at(row + 1, e))? {
+            row += 1;
+            let document = document(form, next).map_err(|e| at(row, e))?;
+            let outcome = collector.document(document);
+            outcome.map_err(|e| e.of_document(|reason| at(row, reason)))?;
+            collector.advance(progress.until(row));
+        }
+    }
+    collector.advance(progress.rest());
+    Ok(())
+}
+
+/// The file's length shared out among its rows.
+struct Share {
+    bytes: u64,
+    rows: u64,
+    reported: u64,
+}
+
+impl Share {
+    /// Bytes to report when `row` rows are done.
+    fn until(&mut self, row: u64) -> u64 {
+        let until =
+            u128::from(self.bytes) * u128::from(row.min(self.rows)) / u128::from(self.rows.max(1));
+        let until = until as u64;
+        until - std::mem::replace(&mut self.reported, until)
+    }
+
+    fn rest(&mut self) -> u64 {
+        self.bytes - std::mem::replace(&mut self.reported, self.bytes)
+    }
+}
+
+/// Refuses a file without the end that every Parquet file has, or with metadata beyond the limit.
+fn check_footer(mut file: &File, path: &Path, bytes: u64) -> Result<()> {
+    let broken = |reason: String| Error::CorpusFile {
+        path: path.to_owned(),
+        reason,
+    };
+    if bytes < 2 * FOOTER_BYTES {
+        return Err(broken(format!("{bytes} bytes are no Parquet file")));
+    }
+    let mut footer = [0; FOOTER_BYTES as usize];
+    file.seek(SeekFrom::Start(bytes - FOOTER_BYTES))
+        .map_err(io_at(path))?;
+    file.read_exact(&mut footer).map_err(io_at(path))?;
+    let [a, b, c, d, magic @ ..] = footer;
+    if &magic != b"PAR1" {
+        return Err(broken(
+            "does not end as a Parquet file does; it is cut off, encrypted or something else"
+                .to_owned(),
+        ));
+    }
+    let metadata = u32::from_le_bytes([a, b, c, d]);
+    if u64::from(metadata) > PARQUET_METADATA_BYTES_MAX {
+        return Err(broken(format!(
+            "{metadata} bytes of metadata are above the limit of {PARQUET_METADATA_BYTES_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+fn rows(
+    schema: &Arc<SchemaDescriptor>,
+    group: &dyn RowGroupReader,
+) -> std::result::Result<ReaderIter, ParquetError> {
+    TreeBuilder::new()
+        .with_batch_size(BATCH_ROWS)
+        .as_iter(schema.clone(), group)
+}
+
+/// The form of the rows, and the part of the file's schema that has it.
+fn projection(schema: &Type) -> std::result::Result<(Form, Type), String> {
+    let columns: Vec<&str> = schema
+        .get_fields()
+        .iter()
+        .map(|field| field.name())
+        .collect();
+    let form = Form::of(|name| columns.contains(&name));
+    let form = form.ok_or_else(|| {
+        let found = columns.get(..8).unwrap_or(&columns);
+        format!("{EXPECTED}, found the columns {found:?}")
+    })?;
+    let fields = schema.get_fields().iter();
+    let fields: Vec<TypePtr> = fields
+        .filter(|field| form.fields().contains(&field.name()))
+        .cloned()
+        .collect();
+    for field in &fields {
+        check_type(field, 0).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
+    }
+    let group = Type::group_type_builder(schema.name())
+        .with_fields(fields)
+        .build();
+    Ok((form, group.map_err(|e| format!("Parquet: {e}"))?))
+}
+
+/// Accepts the shapes that the record reader knows: values, structs, lists and maps as the format defines them.
+fn check_type(field: &Type, depth: usize) -> std::result::Result<(), String> {
+    if depth > PARQUET_DEPTH_MAX {
+        return Err(format!("is nested more than {PARQUET_DEPTH_MAX} deep"));
+    }
+    if field.is_primitive() {
+        return Ok(());
+    }
+    let inner = field.get_fields();
+    let repeated = |field: &Type| {
+        field.get_basic_info().has_repetition()
+            && field.get_basic_info().repetition() == Repetition::REPEATED
+    };
+    let fine = match (field.get_basic_info().converted_type(), inner) {
+        (_, []) => false,
+        (ConvertedType::LIST, [only]) => repeated(only),
+        (ConvertedType::LIST, _) => false,
+        (ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE, [only]) => {
+            repeated(only) && !only.is_primitive() && (1..=2).contains(&only.get_fields().len())
+        }
+        (ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE, _) => false,
+        _ => true,
+    };
+    if !fine {
+        return Err(
+            "is a list or map of a shape that the Parquet format does not define".to_owned(),
+        );
+    }
+    inner
+        .iter()
+        .try_for_each(|field| check_type(field, depth + 1))
+}
+
+fn document(form: Form, row: Row) -> std::result::Result<Document, String> {
+    let mut room = LINE_BYTES_MAX;
+    let mut fields = Map::new();
+    for (name, field) in row.into_columns() {
+        match json(&field, &mut room).map_err(|reason| format!("column `{name}` {reason}"))? {
+            Value::Null => {}
+            value => {
+                fields.insert(name, value);
+            }
+        }
+    }
+    Document::read(form, fields)
+}
+
+/// A value as JSON has it. Nulls of a struct are left out: a column has every key, a line of JSONL only those in use.
+fn json(field: &Field, room: &mut usize) -> std::result::Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Byte(value) => (*value).into(),
+        Field::Short(value) => (*value).into(),
+        Field::Int(value) => (*value).into(),
+        Field::Long(value) => (*value).into(),
+        Field::UByte(value) => (*value).into(),
+        Field::UShort(value) => (*value).into(),
+        Field::UInt(value) => (*value).into(),
+        Field::ULong(value) => (*value).into(),
+        Field::Float(value) => f64::from(*value).into(),
+        Field::Double(value) => (*value).into(),
+        Field::Str(text) => bounded(text, room)?.into(),
+        // Old writers leave out that bytes are a text.
+        Field::Bytes(bytes) => match bytes.as_utf8() {
+            Ok(text) => bounded(text, room)?.into(),
+            Err(_) => return Err("has bytes that are no UTF-8".to_owned()),
+        },
+        Field::Group(row) => {
+            let mut fields = Map::new();
+            for (name, field) in row.get_column_iter() {
+                match json(field, room)? {
+                    Value::Null => {}
+                    value => {
+                        fields.insert(name.clone(), value);
+                    }
+                }
+            }
+            Value::Object(fields)
+        }
+        Field::ListInternal(list) => {
+            let elements = list.elements().iter().map(|field| json(field, room));
+            Value::Array(elements.collect::<std::result::Result<_, _>>()?)
+        }
+        other => {
+            return Err(format!(
+                "has a value that is no text, list or struct: {other}"
+            ));
+        }
+    })
+}
+
+fn bounded<'a>(text: &'a str, room: &mut usize) -> std::result::Result<&'a str, String> {
+    match room.checked_sub(text.len()) {
+        Some(left) => {
+            *room = left;
+            Ok(text)
+        }
+        None => Err(format!("makes the row longer than {LINE_BYTES_MAX} bytes")),
+    }
+}
+
+#[cfg(test)]
+#[path = "parquet_tests.rs"]
+mod tests;

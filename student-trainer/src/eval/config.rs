@@ -11,8 +11,8 @@ use crate::{
 settings! {
     /// Everything `eval` can be told.
     pub struct EvalConfig {
-        /// The student: its base, a merged model or a checkpoint of a full-parameter run; a directory, or a name on the hub (org/name,
-        /// org/name@revision).
+        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
+        /// (org/name, org/name@revision).
         student: PathBuf = PathBuf::new(),
         /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None,

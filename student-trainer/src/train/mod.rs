@@ -28,6 +28,8 @@ mod tests;
 
 use std::path::PathBuf;
 
+use distill_model::LoraConfig;
+
 use crate::{
     Result,
     align::FrameReader,
@@ -140,8 +142,7 @@ fn train(
     let geometry = head_geometry(&decoder, vocab_size, basis)?;
     let projection = projection(config, &agreement.most, info, &decoder)?;
     let tuned = Tuned {
-        adapter: lora
-            .map(|lora| AdapterConfig::new(&lora, &files.base).at_revision(files.revision.clone())),
+        adapter: lora.map(|lora| adapter_config(&lora, &files)),
         files: &files,
         parameters: decoder.parameters(),
         projection: projection.as_ref(),
@@ -215,6 +216,13 @@ fn train(
     };
     trainer.train(shutdown)?;
     finish(&trainer)
+}
+
+/// What PEFT is told of the adapters and their base.
+fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
+    let mut config = AdapterConfig::new(lora, &files.base);
+    config.revision = files.revision.clone();
+    config
 }
 
 /// Leaves the result, and says that the run is finished where it is.

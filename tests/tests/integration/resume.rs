@@ -256,23 +256,17 @@ fn a_run_goes_on_after_sigterm_and_a_restart_of_the_teacher_and_refuses_to_becom
     assert!(checkpoint.is_dir() && out.join("adapter/adapter_model.safetensors").is_file());
 
     // Nothing of this changes the run.
-    let resume = |flags: &[&str]| {
-        let base = ["train", "--resume", path_text(&out), "--teacher"];
-        let said = trainer_refuses(&[&base, [teacher.address()].as_slice(), flags].concat());
-        assert_eq!(metrics(&out).unwrap().len(), steps);
-        said
-    };
-    let lr = resume(&["--lr", "0.5"]);
+    let lr = [&command(&setup, &teacher, &out), ["--lr", "0.5"].as_slice()].concat();
+    let lr = trainer_refuses(&lr);
     assert!(lr.contains("lr:") && lr.contains("0.001"), "{lr}");
     teacher.kill();
     teacher = setup.serve(&socket, &["--top-k", "23", "--state", "exact"]);
-    let base = ["train", "--resume", path_text(&out), "--teacher"];
-    let flags = [&base, [teacher.address()].as_slice()].concat();
-    let plan = trainer_refuses(&flags);
+    let plan = trainer_refuses(&command(&setup, &teacher, &out));
     assert!(
         plan.contains("the teacher's plan was") && plan.contains("start the teacher with"),
         "{plan}"
     );
+    assert_eq!(metrics(&out)?.len(), steps);
 
     teacher.kill();
     teacher = setup.serve(&socket, &SERVER);

@@ -34,11 +34,6 @@ impl AdapterConfig {
         }
     }
 
-    /// Over this revision of the base on the hub.
-    pub fn at_revision(self, revision: Option<String>) -> Self {
-        Self { revision, ..self }
-    }
-
     /// Reads `adapter_config.json` of a directory.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ fn inputs(batch: usize, queries: usize, keys: usize, heads: usize, shared: usize
 }
 
 fn fast(x: &[Tensor]) -> Result<Tensor> {
-    causal_attention(&x[0], &x[1], &x[2])
+    causal_attention(&x[0], &x[1], &x[2], None)
 }
 
 fn reference(x: &[Tensor]) -> Result<Tensor> {
@@ -70,8 +70,8 @@ fn low_precision_differs_by_rounding_only() {
 fn shapes_that_do_not_fit_are_errors() {
     let [q, k, v] = inputs(1, 6, 6, 4, 2);
     let narrow = |x: &Tensor| x.narrow(1, 0, 5).unwrap();
-    assert!(causal_attention(&q, &narrow(&k), &v).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &v, None).is_err());
     // More queries than keys: some would see nothing.
-    assert!(causal_attention(&q, &narrow(&k), &narrow(&v)).is_err());
-    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &narrow(&v), None).is_err());
+    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v, None).is_err());
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p student-trainer --example step_parts -- --student DIR [--tokens 512] [--documents 1] [--steps 4]
-//!     [--checkpointing on|off|N|products] [--dtype f32|bf16|f16] [--pack] [--no-parts]
+//!     [--checkpointing on|off|N] [--dtype f32|bf16|f16] [--padded] [--no-parts]
 //! ```
 //!
 //! Seconds are wall-clock and CPU time of the whole step (forward, losses, backward, update). The table gives the seconds that
@@ -22,7 +22,7 @@ use student_trainer::loss::{HeadGeometry, LossConfig, Targets};
 use student_trainer::optimizer::AdamW;
 use student_trainer::run::Memory;
 use student_trainer::student::{Place, StudentFiles};
-use student_trainer::train::{Example, Objective};
+use student_trainer::train::{Example, LossScaler, Objective, Passes};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
@@ -37,6 +37,9 @@ struct Args {
     /// Documents in a step.
     #[arg(long, default_value_t = 1)]
     documents: usize,
+    /// Document i has tokens / (1 + i mod this) tokens.
+    #[arg(long, default_value_t = 1)]
+    spread: usize,
     /// Documents in a pass.
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
@@ -46,6 +49,9 @@ struct Args {
     /// What the forward pass keeps: on, off, or every N layers.
     #[arg(long, default_value = "on")]
     checkpointing: String,
+    /// Padded rows instead of packed ones.
+    #[arg(long)]
+    padded: bool,
     /// f32, bf16 or f16.
     #[arg(long, default_value = "f32")]
     dtype: String,
@@ -76,16 +82,27 @@ fn main() -> Result<()> {
         "off" => Checkpointing::Off,
         n => Checkpointing::Every(n.parse().context("--checkpointing")?),
     };
+    let sequences = args.batch_size;
+    let passes = match args.padded {
+        true => Passes::Padded { sequences },
+        false => Passes::Packed {
+            sequences,
+            tokens: usize::MAX,
+        },
+    };
+    let scale = LossScaler::new(decoder.dtype()).scale();
     let objective = Objective {
         decoder: &decoder,
         geometry: &geometry,
+        trains_head: false,
         projection: None,
         checkpointing,
+        passes,
     };
     let parameters = decoder.parameters();
     let mut optimizer = AdamW::new(parameters, TrainConfig::default().update_settings().adamw)?;
     let examples: Vec<Example> = (0..args.documents)
-        .map(|i| example(i, args.tokens, vocab))
+        .map(|i| example(i, args.tokens / (1 + i % args.spread.max(1)), vocab))
         .collect();
     let loaded = Memory::now();
     let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
@@ -98,8 +115,7 @@ fn main() -> Result<()> {
         let (start, start_cpu) = (Instant::now(), cpu_seconds());
         let mut gradients = Gradients::new();
         let loss = LossConfig::default();
-        let loss =
-            objective.forward_backward(&examples, args.batch_size, &loss, &mut gradients)?;
+        let loss = objective.forward_backward(&examples, &loss, scale, &mut gradients)?;
         let _update = tracing::trace_span!("update").entered();
         let norm = gradients.global_norm()?;
         let clip = 1.0 / norm.max(1.0);
@@ -164,7 +180,10 @@ fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let ticks = stat.rsplit(')').next().map(str::split_whitespace);
     let ticks = ticks.into_iter().flatten().skip(11).take(2);
-    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+    ticks
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 /// Adds up the time inside spans, by name, without the time inside their own spans.
@@ -181,7 +200,10 @@ struct Times {
 
 impl Parts {
     fn with<T>(&self, f: impl FnOnce(&mut Times) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        f(&mut self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     fn clear(&self) {
@@ -199,10 +221,17 @@ impl Parts {
         let named: f64 = rows.iter().map(|(_, (time, _))| seconds(*time)).sum();
         for (name, (time, calls)) in rows {
             let (time, calls) = (seconds(time), calls / steps);
-            println!("{name:<28} {time:7.3} s {:5.1} % {calls:6} calls", 100.0 * time / step_seconds);
+            println!(
+                "{name:<28} {time:7.3} s {:5.1} % {calls:6} calls",
+                100.0 * time / step_seconds
+            );
         }
         let rest = step_seconds - named;
-        println!("{:<28} {rest:7.3} s {:5.1} %", "(no part)", 100.0 * rest / step_seconds);
+        println!(
+            "{:<28} {rest:7.3} s {:5.1} %",
+            "(no part)",
+            100.0 * rest / step_seconds
+        );
     }
 }
 

@@ -13,7 +13,9 @@ mod evaluation;
 mod example;
 mod guard;
 mod keeper;
+mod loss_scale;
 mod overrides;
+mod passes;
 mod setup;
 mod source;
 mod step;
@@ -41,7 +43,9 @@ use agreement::{agree, identity};
 use evaluation::Evaluation;
 pub use example::Example;
 use keeper::{Keeper, watch};
-use setup::{check_targets, checkpointing, head_geometry, lora_config, projection};
+pub use loss_scale::{LossScaleState, LossScaler, Verdict};
+pub use passes::Passes;
+use setup::{check_targets, checkpointing, head_geometry, lora_config, passes, projection};
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;
@@ -188,6 +192,8 @@ fn train(
         shutdown.clone(),
         keeper.state.data.clone(),
     );
+    let mut scaler = LossScaler::new(decoder.dtype());
+    scaler.restore(keeper.state.loss_scale);
     let mut trainer = Trainer {
         config,
         run_directory,
@@ -197,6 +203,7 @@ fn train(
             trains_head: config.tune == Tune::Full,
             projection: projection.as_ref(),
             checkpointing: checkpointing(config),
+            passes: passes(config),
         },
         tuned,
         reader,
@@ -205,6 +212,7 @@ fn train(
         updates,
         watch,
         keeper,
+        scaler,
         warnings: Warnings::default(),
         loss: StepLoss::default(),
     };

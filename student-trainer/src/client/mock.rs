@@ -144,7 +144,7 @@ impl MockTeacher {
     }
 
     /// Breaks the first connection before the first of these frames, the second before the second, and so on; the frame
-    /// after the last one means the end message.
+    /// after the last one means the end message, and one after that that it holds.
     pub fn drop_before_frames(&self, frames: impl IntoIterator<Item = u64>) {
         self.state.lock().unwrap().drops.extend(frames);
     }
@@ -222,7 +222,7 @@ impl State {
     fn connection(&mut self, from: u64) -> Vec<Result<StreamBlocksResponse, Status>> {
         self.streams_opened += 1;
         let count = self.frames.len() as u64;
-        let drop = self.drops.pop_front();
+        let drop = self.drops.pop_front().filter(|&at| at <= count);
         let mut sent = vec![event(Event::Heartbeat(Heartbeat {
             sequences_done: from,
         }))];

@@ -53,7 +53,8 @@ impl Keeper {
         self.state.step > self.saved
     }
 
-    /// Writes a checkpoint of this moment.
+    /// Writes a checkpoint of this moment. A step that has one keeps it: an evaluation that was caught up on after it finds
+    /// the same again.
     pub fn save(
         &mut self,
         tuned: &Tuned<'_>,
@@ -61,6 +62,10 @@ impl Keeper {
         watch: &GradientWatch,
         frames: &FrameSource,
     ) -> Result<()> {
+        if !self.is_unsaved() {
+            let best = self.state.evals.best.map(|best| best.step);
+            return self.checkpoints.point_to_best(best);
+        }
         self.state.silent = watch.silent();
         self.state.data = frames.cursor().clone();
         self.state.log = self.log.sync()?;

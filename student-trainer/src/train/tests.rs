@@ -1,4 +1,7 @@
+mod evaluated;
+mod full;
 mod other_vocabulary;
+mod resumed;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,7 +10,7 @@ use distill_model::testing::{TinyModel, write_tiny_model};
 use distill_text::TokenizerFiles;
 use tempfile::TempDir;
 
-use super::{Summary, run};
+use super::{Summary, resume, run};
 use crate::{
     Result,
     client::{
@@ -72,6 +75,8 @@ impl Bench {
         tensors.into_iter().collect()
     }
 }
+
+use resumed::interrupted;
 
 /// One token a word, `t0` to `t31`.
 fn write_tokenizer(dir: &Path) {

@@ -1,0 +1,106 @@
+//! Evaluations during training: their lines, the best checkpoint and the early end.
+
+use super::*;
+use crate::{config::BestMetric, run::load_adapter};
+
+impl Bench {
+    /// Six steps, evaluated after every two on text of the mock's words.
+    fn evaluated(&self, name: &str) -> TrainConfig {
+        let data = self.dir.path().join("held-out.txt");
+        // The mock's frames go 7 ids on from token to token.
+        let words: Vec<String> = (0..12).map(|i| format!("t{}", i * 7 % 32)).collect();
+        fs::write(&data, words.join(" ")).unwrap();
+        TrainConfig {
+            eval_data: vec![data],
+            eval_steps: 2,
+            epochs: 2,
+            ..self.config(name)
+        }
+    }
+}
+
+fn evals(config: &TrainConfig) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(config.out.join("eval.jsonl")).unwrap();
+    let line = |text| serde_json::from_str(text).unwrap();
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn evaluations_are_lines_of_their_own_and_the_best_checkpoint_is_kept() {
+    let bench = Bench::new(3);
+    let config = bench.evaluated("run");
+    let summary = train(&config).unwrap();
+    assert_eq!((summary.steps, summary.stopped_early), (6, false));
+    let lines = evals(&config);
+    let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(2), Some(4), Some(6)]);
+    // The mock does not score tokens: evaluations go without it.
+    assert!(lines.iter().all(|line| line["kl"].is_null()));
+    assert_eq!(metrics(&config).len(), 6);
+    let ce = |i: usize| lines[i]["ce"].as_f64().unwrap();
+    assert!(
+        (0..3).all(|i| (ce(i).exp() / lines[i]["perplexity"].as_f64().unwrap() - 1.0).abs() < 1e-9)
+    );
+    let best = (0..3).min_by(|&a, &b| ce(a).total_cmp(&ce(b))).unwrap();
+    assert_eq!(lines[best]["best"], true);
+
+    // What `best` points to is an adapter with just that cross-entropy.
+    let eval = crate::eval::EvalConfig {
+        adapter: Some(config.out.join("best")),
+        data: config.eval_data.clone(),
+        device: "cpu".into(),
+        ..Default::default()
+    };
+    let report = crate::eval::run(&eval, &Shutdown::default()).unwrap();
+    assert_eq!(report.ce(), ce(best));
+    let summary = fs::read_to_string(config.out.join("summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["best"]["step"], (best as u64 + 1) * 2);
+}
+
+#[test]
+fn a_run_that_gets_worse_ends_early_and_keeps_its_best() {
+    let bench = Bench::new(3);
+    let config = TrainConfig {
+        lr: 1.0,
+        warmup_steps: Some(0),
+        eval_steps: 1,
+        epochs: 20,
+        keep_last: 1,
+        early_stopping_patience: 3,
+        ..bench.evaluated("run")
+    };
+    let summary = train(&config).unwrap();
+    assert!(summary.stopped_early && !summary.interrupted && summary.steps < 60);
+    let lines = evals(&config);
+    assert_eq!(lines.len(), summary.steps);
+    let worse = lines.iter().rev().take_while(|line| line["best"] == false);
+    assert_eq!(worse.count(), 3);
+    let best = fs::read_link(config.out.join("best")).unwrap();
+    let step = summary.steps - 3;
+    assert!(best.ends_with(format!("step-{step:06}")), "{best:?}");
+    assert_eq!(
+        fs::read_dir(config.out.join("checkpoints"))
+            .unwrap()
+            .count(),
+        2
+    );
+    let files = StudentFiles::open(&config.student).unwrap();
+    let place = Place::choose("cpu", config.dtype).unwrap();
+    let best = config.out.join("best");
+    let lora = AdapterConfig::read(&best).unwrap().lora();
+    let decoder = files.load(Quantize::Nf4, &place, Some(lora)).unwrap();
+    load_adapter(&best, &decoder.parameters()).unwrap();
+}
+
+#[test]
+fn a_best_metric_that_the_teacher_cannot_give_is_refused_before_the_first_step() {
+    let bench = Bench::new(3);
+    let config = TrainConfig {
+        best_metric: BestMetric::Kl,
+        ..bench.evaluated("run")
+    };
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.starts_with("best_metric:"), "{message}");
+    assert!(metrics(&config).is_empty());
+}

@@ -135,42 +135,61 @@ fn a_run_learns_and_leaves_config_metrics_and_an_adapter_that_loads() {
 }
 
 #[test]
-fn batches_accumulation_and_checkpointing_change_no_gradient() {
+fn batches_packing_accumulation_and_checkpointing_change_no_gradient() {
     let bench = Bench::new(4);
     let one_by_one = TrainConfig {
         steps: Some(1),
         grad_accumulation: 4,
+        packing: false,
         ..bench.config("one_by_one")
     };
     train(&one_by_one).unwrap();
-    let batched = TrainConfig {
+    let expected = bench.first_gradients("one_by_one");
+    assert_eq!(expected.len(), 2 * 7 * 2);
+    let padded = TrainConfig {
         steps: Some(1),
         batch_size: 4,
+        packing: false,
         checkpointing: false,
-        ..bench.config("batched")
+        ..bench.config("padded")
     };
-    train(&batched).unwrap();
-    let (a, b) = (
-        bench.first_gradients("one_by_one"),
-        bench.first_gradients("batched"),
-    );
-    assert_eq!(a.len(), 2 * 7 * 2);
-    for (name, a) in &a {
-        let norm = |x: &Tensor| {
-            x.sqr()
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .to_scalar::<f32>()
-                .unwrap()
-                .sqrt()
+    let packed = TrainConfig {
+        packing: true,
+        checkpointing: true,
+        checkpoint_every: 2,
+        ..padded.clone()
+    };
+    let few_tokens = TrainConfig {
+        pack_tokens: Some(12),
+        checkpoint_every: 1,
+        ..packed.clone()
+    };
+    for (name, config) in [("padded", padded), ("packed", packed), ("few", few_tokens)] {
+        let named = bench.config(name);
+        let config = TrainConfig {
+            out: named.out,
+            first_step_grad_out: named.first_step_grad_out,
+            ..config
         };
-        let difference = norm(&(a - &b[name]).unwrap());
+        train(&config).unwrap();
+        assert_same_gradients(&bench.first_gradients(name), &expected);
+    }
+}
+
+#[track_caller]
+fn assert_same_gradients(actual: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) {
+    assert_eq!(actual.len(), expected.len());
+    for (name, expected) in expected {
+        let norm = |x: &Tensor| {
+            let sum = x.sqr().unwrap().sum_all().unwrap();
+            sum.to_scalar::<f32>().unwrap().sqrt()
+        };
+        let difference = norm(&(expected - &actual[name]).unwrap());
         // f32 sums in another order.
         assert!(
-            difference <= 1e-5 * norm(a) + 1e-7,
+            difference <= 1e-5 * norm(expected) + 1e-7,
             "{name}: {difference} of {}",
-            norm(a)
+            norm(expected)
         );
     }
 }

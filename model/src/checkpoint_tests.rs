@@ -1,6 +1,7 @@
 //! Tests of the tape: its gradients against the graph of the whole model, and against central
 //! differences.
 
+#[path = "checkpoint_packing_tests.rs"]
 mod packing;
 
 use super::*;

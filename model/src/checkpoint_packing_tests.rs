@@ -6,7 +6,9 @@ const LENGTHS: [usize; 4] = [5, 70, 1, 33];
 
 fn documents() -> Vec<Vec<u32>> {
     let document = |(seed, length): (usize, &usize)| {
-        (0..*length).map(|i| ((i * i + seed * 11 + 3 * i) % 96) as u32).collect()
+        (0..*length)
+            .map(|i| ((i * i + seed * 11 + 3 * i) % 96) as u32)
+            .collect()
     };
     LENGTHS.iter().enumerate().map(document).collect()
 }
@@ -37,7 +39,9 @@ fn assert_close(actual: &Gradients, expected: &Gradients) {
     assert_eq!(actual.len(), expected.len());
     for (name, gradient) in actual.iter() {
         let expected = expected.get(name).unwrap();
-        let size = values(expected).into_iter().fold(0f32, |max, x| max.max(x.abs()));
+        let size = values(expected)
+            .into_iter()
+            .fold(0f32, |max, x| max.max(x.abs()));
         let difference = largest_difference(gradient, expected);
         assert!(difference <= 1e-5 * size, "{name}: {difference} of {size}");
     }
@@ -50,8 +54,14 @@ fn packed_documents_equal_the_documents_one_by_one() {
         let (hidden, expected) = one_by_one(&decoder);
         let packed = row(&documents().concat());
         let graph = decoder.packed_forward_graph(&packed, &LENGTHS).unwrap();
-        for checkpointing in [Checkpointing::Off, Checkpointing::Every(1), Checkpointing::Every(2)] {
-            let tape = decoder.packed_tape(&packed, &LENGTHS, checkpointing).unwrap();
+        for checkpointing in [
+            Checkpointing::Off,
+            Checkpointing::Every(1),
+            Checkpointing::Every(2),
+        ] {
+            let tape = decoder
+                .packed_tape(&packed, &LENGTHS, checkpointing)
+                .unwrap();
             let pairs = values(tape.hidden()).into_iter().zip(&hidden);
             assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
             assert!(largest_difference(tape.hidden(), &graph) < 1e-5);
@@ -66,7 +76,11 @@ fn packed_documents_equal_the_documents_one_by_one() {
 fn packed_gradients_equal_central_differences() {
     let decoder = load(TinyModel::llama(), &lora(Base::AsStored));
     let packed = row(&documents().concat());
-    let tape = || decoder.packed_tape(&packed, &LENGTHS, Checkpointing::Off).unwrap();
+    let tape = || {
+        decoder
+            .packed_tape(&packed, &LENGTHS, Checkpointing::Off)
+            .unwrap()
+    };
     let mut gradients = Gradients::new();
     tape().backward(&upstream(), &mut gradients).unwrap();
     let weights = values(&upstream());
@@ -89,7 +103,10 @@ fn packed_gradients_equal_central_differences() {
         let gradient = f64::from(values(gradients.get(&name).unwrap())[at]);
         // As for whole rows: f32 errors of 7,000 outputs, divided by 2e-2.
         let tolerance = 2e-2 * expected.abs().max(1.0);
-        assert!((gradient - expected).abs() < tolerance, "{name}: {gradient}, {expected}");
+        assert!(
+            (gradient - expected).abs() < tolerance,
+            "{name}: {gradient}, {expected}"
+        );
     }
 }
 
@@ -99,7 +116,9 @@ fn a_document_does_not_notice_its_neighbours() {
     let mut documents = documents();
     let hidden = |documents: &[Vec<u32>]| {
         let packed = row(&documents.concat());
-        let tape = decoder.packed_tape(&packed, &LENGTHS, Checkpointing::Every(1)).unwrap();
+        let tape = decoder
+            .packed_tape(&packed, &LENGTHS, Checkpointing::Every(1))
+            .unwrap();
         values(tape.hidden())
     };
     let before = hidden(&documents);
@@ -115,7 +134,9 @@ fn lengths_that_do_not_add_up_are_refused() {
     let decoder = load(TinyModel::qwen2(), &lora(Base::AsStored));
     let packed = row(&documents().concat());
     for lengths in [&[5, 70][..], &[5, 70, 0, 34], &[], &[usize::MAX, 2]] {
-        let error = decoder.packed_tape(&packed, lengths, Checkpointing::Off).unwrap_err();
+        let error = decoder
+            .packed_tape(&packed, lengths, Checkpointing::Off)
+            .unwrap_err();
         assert!(error.to_string().contains("packed"), "{error}");
     }
 }

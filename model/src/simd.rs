@@ -68,10 +68,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e }
 }
 
-/// `1 / (1 + e^-x)`.
+/// `1 / (1 + e^-x)`, from the power that cannot overflow.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    let e = exp(-x.abs());
+    let numerator = if x < 0.0 { e } else { 1.0 };
+    numerator / (1.0 + e)
 }
 
 /// Lanes of the partial sums: a multiple of every vector width, so that sums do not depend on the CPU.

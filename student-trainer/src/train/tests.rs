@@ -17,7 +17,7 @@ use crate::{
         self,
         mock::{MockTeacher, VOCAB_SIZE},
     },
-    config::{Quantize, TrainConfig},
+    config::{ComputeDtype, Quantize, TrainConfig},
     run::{AdapterConfig, load_adapter},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -174,6 +174,46 @@ fn batches_packing_accumulation_and_checkpointing_change_no_gradient() {
         train(&config).unwrap();
         assert_same_gradients(&bench.first_gradients(name), &expected);
     }
+}
+
+#[test]
+fn padding_is_reported_and_packing_has_none() {
+    let bench = Bench::new(4);
+    let padding = |packing| {
+        let config = TrainConfig {
+            steps: Some(1),
+            batch_size: 4,
+            packing,
+            ..bench.config(if packing { "packed" } else { "padded" })
+        };
+        train(&config).unwrap();
+        metrics(&config)[0]["padding"].as_u64().unwrap()
+    };
+    // Frames of 2, 3, 4 and 5 tokens.
+    assert_eq!((padding(false), padding(true)), (3 + 2 + 1, 0));
+}
+
+#[test]
+fn an_f16_run_learns_and_its_checkpoint_keeps_the_loss_scale() {
+    let bench = Bench::new(4);
+    let config = TrainConfig {
+        dtype: ComputeDtype::F16,
+        quantize: Quantize::None,
+        epochs: 4,
+        batch_size: 2,
+        ..bench.config("run")
+    };
+    let summary = train(&config).unwrap();
+    assert_eq!(summary.steps, 8);
+    let lines = metrics(&config);
+    let loss = |i: usize| lines[i]["loss"].as_f64().unwrap();
+    assert!(loss(lines.len() - 1) < loss(0));
+    let newest = fs::read_dir(config.out.join("checkpoints")).unwrap();
+    let newest = newest.map(|entry| entry.unwrap().path()).max().unwrap();
+    let state = fs::read_to_string(newest.join("state.toml")).unwrap();
+    let state: toml::Table = toml::from_str(&state).unwrap();
+    let scale = state["loss_scale"]["scale"].as_float().unwrap();
+    assert!(scale >= 1.0 && scale.log2().fract() == 0.0, "{scale}");
 }
 
 #[track_caller]

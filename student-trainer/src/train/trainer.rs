@@ -240,6 +240,7 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         ot: loss.ot,
         hidden_ot: loss.hidden,
         tokens: loss.tokens,
+        padding: loss.padding,
         targets: loss.targets,
         tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
         ot_iterations: loss.solver.map(|solver| solver.iterations),

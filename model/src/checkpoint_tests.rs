@@ -135,7 +135,7 @@ fn full_parameter_gradients_equal_those_of_the_whole_graph() {
 fn adapters_on_some_projections_only() {
     for target in ["v_proj", "down_proj"] {
         let mut options = lora(Base::AsStored);
-        options.lora.as_mut().unwrap().targets = vec![target.into()];
+        options.lora.as_mut().unwrap().targets = [target].into_iter().collect();
         assert_tape_equals_whole_graph(&load(TinyModel::qwen2(), &options));
     }
 }

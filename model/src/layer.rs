@@ -7,7 +7,7 @@ use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
-use crate::{Error, Linear, LoadOptions, ModelConfig, Parameter, Result, Weights};
+use crate::{Base, Error, Linear, LoadOptions, ModelConfig, Nf4Matrix, Parameter, Result, Weights};
 
 /// One layer.
 #[derive(Debug)]
@@ -144,10 +144,20 @@ pub(crate) fn load_parameter(
     shape: &[usize],
     options: &LoadOptions,
 ) -> Result<Parameter> {
-    let stored = weights.shape(name)?;
-    if stored != shape {
-        let what = format!("tensor `{name}` beside this config.json");
-        return Err(Error::shape(what, shape, stored));
+    let check = |stored: &[usize]| match stored == shape {
+        true => Ok(()),
+        false => {
+            let what = format!("tensor `{name}` beside this config.json");
+            Err(Error::shape(what, shape, stored))
+        }
+    };
+    // A head that bitsandbytes was not told to skip. It is used by the row, so it is held densely.
+    if options.base != Base::Trainable && Nf4Matrix::is_stored(weights, name) {
+        let matrix = Nf4Matrix::read(weights, name)?;
+        check(&[matrix.rows(), matrix.columns()])?;
+        let value = matrix.dequantize(options.dtype, &options.device)?;
+        return Ok(Parameter::Frozen(value));
     }
+    check(weights.shape(name)?)?;
     Parameter::load(weights, name, options)
 }

@@ -61,9 +61,12 @@ pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
-pub use linear::{Linear, Weight};
-pub use lora::Lora;
-pub use nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, Rounding, StoredTensor};
-pub use options::{Base, LORA_RANK_MAX, LoadOptions, LoraConfig};
+pub use linear::{Linear, Weight, dequantized};
+pub use lora::{LORA_RANK_MAX, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern};
+pub use nf4::{
+    BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
+    StoredTensor,
+};
+pub use options::{Base, LoadOptions};
 pub use parameter::Parameter;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

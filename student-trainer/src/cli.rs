@@ -8,6 +8,7 @@ use crate::{
     Result,
     config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
+    export::{self, ExportConfig},
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
@@ -38,7 +39,11 @@ pub fn command() -> Command {
         )))
         .subcommand(with_flags::<QuantizeConfig>(about(
             "quantize",
-            "Write an NF4 base from safetensors or GGUF, with all or some of the layers",
+            "Write a 4-bit base from safetensors or GGUF, with all or some of the layers",
+        )))
+        .subcommand(with_flags::<ExportConfig>(about(
+            "export",
+            "Merge an adapter into its base and write the model for Hugging Face",
         )))
         .subcommand(with_flags::<PlanConfig>(about(
             "plan",
@@ -88,6 +93,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 "{} layers, {:.1} MB in bf16, {:.1} MB written; model in {}",
                 summary.layers,
                 summary.bf16_bytes as f64 / 1e6,
+                summary.bytes as f64 / 1e6,
+                summary.out.display()
+            );
+            Ok(())
+        }),
+        Some(("export", matches)) => with_config(matches, |config| {
+            let summary = export::run(config, shutdown)?;
+            tracing::info!(
+                "{} of {} tensors changed by the adapter, {:.1} MB written; model in {}",
+                summary.merged,
+                summary.tensors,
                 summary.bytes as f64 / 1e6,
                 summary.out.display()
             );
@@ -190,6 +206,7 @@ fn all_keys() -> Vec<Key> {
         EvalConfig::keys(),
         PretrainConfig::keys(),
         QuantizeConfig::keys(),
+        ExportConfig::keys(),
         PlanConfig::keys(),
         LossesConfig::keys(),
     ]

@@ -7,10 +7,11 @@
  student directory ──> student ─────┼──> train: forward ──> loss: CE + KL + OT, dL/dhidden ──> backward
                                     │           ^                                                 │ gradients
                                     │           └──────── adapters <── optimizer <── guards <─────┘
-                                    ├──> run: metrics.jsonl, progress, adapter/; checkpoint: what --resume goes on from
+                                    ├──> run: metrics.jsonl, progress, adapter/ ──> export: base + adapter as one model
+                                    ├──> checkpoint: what --resume goes on from
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
- safetensors, GGUF ──> quantize: an NF4 base, with all or some of the layers
+ safetensors, GGUF ──> quantize: a 4-bit base, with all or some of the layers
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -33,7 +34,9 @@ pub mod student;
 pub mod train;
 
 pub mod eval;
+pub mod export;
 pub mod loss_command;
+mod model_files;
 pub mod plan;
 pub mod pretrain;
 pub mod quantize;

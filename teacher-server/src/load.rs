@@ -5,7 +5,7 @@ mod cached;
 use std::sync::Arc;
 
 use candle_core::Device;
-use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
+use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Nf4Matrix, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
@@ -200,14 +200,17 @@ pub(crate) fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
         .finish())
 }
 
-/// Numbers in the checkpoint, tied heads once; a packed 4-bit byte holds two.
+/// Numbers in the checkpoint, tied heads once; where four bits are packed, whatever the type they are stored as, a byte holds two.
 fn parameter_count(weights: &Weights) -> Result<u64> {
     let mut count = 0;
     for name in weights.names() {
         if name.ends_with(".weight") || name.ends_with(".bias") {
-            let elements = weights.shape(name)?.iter().product::<usize>() as u64;
-            let packed = weights.contains(&format!("{name}.quant_state.bitsandbytes__nf4"));
-            count += if packed { 2 * elements } else { elements };
+            let (_, shape, bytes) = weights.raw(name)?;
+            let packed = Nf4Matrix::is_stored(weights, name);
+            count += match packed {
+                true => 2 * bytes.len() as u64,
+                false => shape.iter().product::<usize>() as u64,
+            };
         }
     }
     Ok(count)

@@ -2,7 +2,7 @@
 
 use super::Weight;
 use crate::{Base, Error, LoadOptions, Nf4Matrix, Result, Rounding, Weights, weights};
-use candle_core::{DType, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use safetensors::Dtype;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
     if Nf4Matrix::is_stored(weights, name) {
         if options.base == Base::Trainable {
             return Err(Error::Unsupported {
-                what: format!("full-parameter training of `{name}`, which is stored in NF4,"),
+                what: format!("full-parameter training of `{name}`, which is stored in four bits,"),
                 remedy: "a 4-bit matrix cannot be trained; train LoRA adapters, or start from the unquantised model"
                     .into(),
             });
@@ -32,15 +32,28 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
             let value = weights.tensor(name, DType::F32, &options.device)?;
             Ok(Weight::Trainable(Var::from_tensor(&value)?))
         }
-        Base::AsStored => {
-            let value = weights.tensor(name, options.dtype, &options.device)?;
-            Ok(Weight::Dense(value))
-        }
-        Base::QuantizeNf4 => {
+        // In a checkpoint that is quantised already, a dense matrix is one that someone decided to skip.
+        Base::QuantizeNf4 if !Nf4Matrix::any_stored(weights) => {
             let matrix = quantize(weights, name, rows, columns)?;
             Ok(Weight::Nf4(Arc::new(matrix)))
         }
+        Base::AsStored | Base::QuantizeNf4 => {
+            let value = weights.tensor(name, options.dtype, &options.device)?;
+            Ok(Weight::Dense(value))
+        }
     }
+}
+
+/// The tensor `name` in f32, dequantised where it is stored in four bits.
+///
+/// # Errors
+/// Names the tensor and the file, or the quantisation that is not read here.
+pub fn dequantized(weights: &Weights, name: &str) -> Result<Tensor> {
+    if Nf4Matrix::is_stored(weights, name) {
+        return Nf4Matrix::read(weights, name)?.dequantize(DType::F32, &Device::Cpu);
+    }
+    refuse_other_quantization(weights, name)?;
+    weights.tensor(name, DType::F32, &Device::Cpu)
 }
 
 /// Double-quantised NF4 of a stored matrix, what bitsandbytes makes of it with `bnb_4bit_use_double_quant`.
@@ -66,10 +79,6 @@ fn quantize(weights: &Weights, name: &str, rows: usize, columns: usize) -> Resul
 fn refuse_other_quantization(weights: &Weights, name: &str) -> Result<()> {
     let prefix = name.strip_suffix(".weight").unwrap_or(name);
     let formats = [
-        (
-            format!("{name}.quant_state.bitsandbytes__fp4"),
-            "bitsandbytes FP4",
-        ),
         (format!("{prefix}.SCB"), "bitsandbytes LLM.int8()"),
         (format!("{prefix}.qweight"), "GPTQ or AWQ"),
     ];
@@ -80,7 +89,7 @@ fn refuse_other_quantization(weights: &Weights, name: &str) -> Result<()> {
                     "{format} (tensor `{tensor}` in {})",
                     weights.path().display()
                 ),
-                remedy: "use the unquantised model, or a bitsandbytes NF4 checkpoint".into(),
+                remedy: "use the unquantised model, or a bitsandbytes 4-bit checkpoint".into(),
             });
         }
     }

@@ -9,6 +9,7 @@ use crate::nf4::product;
 use crate::{Error, LoadOptions, Lora, Nf4Matrix, Parameter, Result, Weights, frozen};
 use candle_core::{DType, Tensor, Var};
 pub(crate) use direct::{LowRank, is_plain};
+pub use load::dequantized;
 use std::sync::Arc;
 
 /// A linear layer's matrix [out, in].
@@ -70,7 +71,9 @@ impl Linear {
             .then(|| Parameter::load(weights, &bias_name, options))
             .transpose()?;
         let mut linear = Self::new(prefix, weight, bias)?;
-        if let Some(config) = options.lora.as_ref().filter(|lora| lora.adapts(prefix)) {
+        if let Some(config) = &options.lora
+            && config.adapts(prefix)?
+        {
             let (rows, columns) = (linear.out_features, linear.in_features);
             linear.lora = Some(Lora::new(prefix, columns, rows, config, &options.device)?);
         }

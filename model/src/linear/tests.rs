@@ -272,7 +272,7 @@ fn loading_follows_the_options() {
     );
 
     let other = LoraConfig {
-        targets: vec!["k_proj".into()],
+        targets: ["k_proj"].into_iter().collect(),
         ..LoraConfig::default()
     };
     assert!(load(Base::AsStored, Some(other)).lora().is_none());
@@ -316,21 +316,17 @@ fn the_scale_is_alpha_over_rank_or_its_root() {
         alpha: 32.0,
         ..LoraConfig::default()
     };
-    assert_eq!(config.scale(), 2.0);
+    assert_eq!(config.scale_of("m").unwrap(), 2.0);
     let stabilised = LoraConfig {
         rs_lora: true,
         ..config
     };
-    assert_eq!(stabilised.scale(), 8.0);
+    assert_eq!(stabilised.scale_of("m").unwrap(), 8.0);
 }
 
 #[test]
 fn checkpoints_that_cannot_be_read_are_refused_by_format() {
-    for (extra, format) in [
-        ("m.q_proj.SCB", "int8"),
-        ("m.q_proj.qweight", "GPTQ"),
-        ("m.q_proj.weight.quant_state.bitsandbytes__fp4", "FP4"),
-    ] {
+    for (extra, format) in [("m.q_proj.SCB", "int8"), ("m.q_proj.qweight", "GPTQ")] {
         let weights = checkpoint(Dtype::F32, &[extra]);
         let error = Linear::load(&weights, "m.q_proj", &options(Base::AsStored, None));
         let error = error.unwrap_err().to_string();
@@ -342,4 +338,15 @@ fn checkpoints_that_cannot_be_read_are_refused_by_format() {
     assert!(error.unwrap_err().to_string().contains("LoRA"));
     let error = Linear::load(&weights, "m.k_proj", &options(Base::AsStored, None));
     assert!(error.unwrap_err().to_string().contains("m.k_proj.weight"));
+}
+
+/// llm_int8_skip_modules: what a quantised checkpoint holds densely stays dense.
+#[test]
+fn dense_matrices_of_a_quantised_checkpoint_are_not_quantised() {
+    for kind in ["nf4", "fp4"] {
+        let other = format!("m.other.weight.quant_state.bitsandbytes__{kind}");
+        let weights = checkpoint(Dtype::F32, &[&other]);
+        let linear = Linear::load(&weights, "m.q_proj", &options(Base::QuantizeNf4, None)).unwrap();
+        assert!(matches!(linear.weight(), Weight::Dense(_)), "{kind}");
+    }
 }

@@ -1,10 +1,10 @@
-//! Provides dequantisation of NF4 rows to f32 on all cores: one table of 16 ready values a block, two lookups a byte.
+//! Provides dequantisation of 4-bit rows to f32 on all cores: one table of 16 ready values a block, two lookups a byte.
 
-use super::codebook::{NF4, NF4_ENTRIES};
+use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -63,19 +63,36 @@ impl Nf4Matrix {
     }
 
     /// The 16 values that codes of `block` stand for.
-    fn block_values(&self, block: usize) -> [f32; NF4_ENTRIES] {
+    fn block_values(&self, block: usize) -> [f32; ENTRIES] {
         let scale = self.scale(block);
-        let product = NF4.map(|value| value * scale);
-        match self.rounding {
-            Rounding::F32 => product,
-            Rounding::BF16 => product.map(|value| bf16::from_f32(value).to_f32()),
-            Rounding::F16 => product.map(|value| f16::from_f32(value).to_f32()),
+        let mut values = [0f32; ENTRIES];
+        for (value, entry) in values.iter_mut().zip(self.quant_type.table()) {
+            *value = entry * scale;
         }
+        match self.rounding {
+            Rounding::F32 => {}
+            Rounding::BF16 => values.iter_mut().for_each(round_to_bf16),
+            Rounding::F16 => {
+                for value in &mut values {
+                    *value = f16::from_f32(*value).to_f32();
+                }
+            }
+        }
+        values
+    }
+}
+
+/// To the nearest bf16, ties to even, NaN left alone: what `half` does, in a form that compilers vectorise.
+fn round_to_bf16(value: &mut f32) {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    if !value.is_nan() {
+        *value = f32::from_bits(rounded);
     }
 }
 
 /// Looks up the codes of the elements from `position` on.
-fn decode(codes: &[u8], position: usize, values: &[f32; NF4_ENTRIES], out: &mut [f32]) {
+fn decode(codes: &[u8], position: usize, values: &[f32; ENTRIES], out: &mut [f32]) {
     let high = |byte: u8| values[usize::from(byte >> 4)];
     let low = |byte: u8| values[usize::from(byte & 0xf)];
     let mut bytes = codes.get(position / 2..).unwrap_or_default().iter();
@@ -103,18 +120,14 @@ fn decode(codes: &[u8], position: usize, values: &[f32; NF4_ENTRIES], out: &mut 
 mod wide {
     //! Sixteen lookups at once: the table fills one AVX-512 register, and a permutation reads it.
 
-    use super::NF4_ENTRIES;
+    use super::ENTRIES;
     use std::arch::x86_64::{
         __m128i, _mm_and_si128, _mm_loadl_epi64, _mm_set1_epi8, _mm_srli_epi16, _mm_unpacklo_epi8,
         _mm512_cvtepu8_epi32, _mm512_loadu_ps, _mm512_permutexvar_ps, _mm512_storeu_ps,
     };
 
     /// Looks up the codes of whole groups of 8 bytes and says how many bytes that were; none on a CPU without AVX-512.
-    pub(super) fn decode_pairs(
-        bytes: &[u8],
-        values: &[f32; NF4_ENTRIES],
-        out: &mut [f32],
-    ) -> usize {
+    pub(super) fn decode_pairs(bytes: &[u8], values: &[f32; ENTRIES], out: &mut [f32]) -> usize {
         if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("sse2")) {
             return 0;
         }
@@ -129,7 +142,7 @@ mod wide {
     }
 
     #[target_feature(enable = "avx512f,sse2")]
-    fn decode_groups(groups: &[[u8; 8]], values: &[f32; NF4_ENTRIES], out: &mut [[f32; 16]]) {
+    fn decode_groups(groups: &[[u8; 8]], values: &[f32; ENTRIES], out: &mut [[f32; 16]]) {
         #[expect(unsafe_code, reason = "loads and stores of vectors take raw pointers")]
         // SAFETY: every pointer is to an array as long as the load or store.
         unsafe {
@@ -151,9 +164,32 @@ mod wide {
 mod wide {
     //! No other CPU has a permutation of sixteen floats.
 
-    use super::NF4_ENTRIES;
+    use super::ENTRIES;
 
-    pub(super) fn decode_pairs(_: &[u8], _: &[f32; NF4_ENTRIES], _: &mut [f32]) -> usize {
+    pub(super) fn decode_pairs(_: &[u8], _: &[f32; ENTRIES], _: &mut [f32]) -> usize {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::round_to_bf16;
+    use half::bf16;
+
+    #[test]
+    fn bf16_rounding_is_that_of_half() {
+        // Every exponent, ties and their neighbours, both signs.
+        for high in (0..=u16::MAX).step_by(7) {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(high) << 16 | low);
+                let mut rounded = value;
+                round_to_bf16(&mut rounded);
+                let expected = bf16::from_f32(value).to_f32();
+                assert!(
+                    rounded.to_bits() == expected.to_bits() || value.is_nan(),
+                    "{value:e}"
+                );
+            }
+        }
     }
 }

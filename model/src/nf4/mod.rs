@@ -1,6 +1,6 @@
-//! Provides matrices in bitsandbytes' NF4 format: 4-bit codes in blocks, with plain or double-quantised block scales.
+//! Provides matrices in bitsandbytes' 4-bit formats: NF4 or FP4 codes in blocks, with plain or double-quantised block scales.
 //!
-//! Element i of the flattened matrix is `NF4[code_i] * scale[i / block_size]`, rounded to the type that the matrix had before
+//! Element i of the flattened matrix is `table[code_i] * scale[i / block_size]`, rounded to the type that the matrix had before
 //! it was quantised. Codes are packed two to a byte, the earlier element in the high half. Blocks run over the flattened
 //! matrix: a row may begin inside a block, and inside a byte when the width is odd. Double quantisation stores the scales
 //! as 8-bit codes: `scale[b] = map[code_b] * nested_scale[b / 256] + offset`.
@@ -17,16 +17,19 @@ mod write;
 use crate::{Error, Result};
 use candle_core::DType;
 use codebook::DYNAMIC_ENTRIES;
+pub use codebook::QuantType;
+pub use quantize::{BLOCK_SIZES, QuantOptions};
 pub use write::StoredTensor;
 
-/// Elements that share a scale when this crate quantises; checkpoints may use 32 to 4096.
+/// Elements that share a scale, where nothing else is asked for.
 pub const BLOCK_SIZE: usize = 64;
 /// Scales that share a nested scale when this crate quantises.
 pub const NESTED_BLOCK_SIZE: usize = 256;
 
-/// A frozen matrix [rows, columns] in NF4.
+/// A frozen matrix [rows, columns] in NF4 or FP4.
 #[derive(Clone)]
 pub struct Nf4Matrix {
+    quant_type: QuantType,
     rows: usize,
     columns: usize,
     block_size: usize,
@@ -98,6 +101,16 @@ impl Nf4Matrix {
         self.rounding
     }
 
+    /// What the codes stand for.
+    pub fn quant_type(&self) -> QuantType {
+        self.quant_type
+    }
+
+    /// Elements that share a scale.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
     /// Whether the scales are quantised too.
     pub fn is_double_quantized(&self) -> bool {
         matches!(self.scales, Scales::Nested(_))
@@ -137,6 +150,7 @@ impl NestedScales {
 impl std::fmt::Debug for Nf4Matrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Nf4Matrix")
+            .field("quant_type", &self.quant_type)
             .field("shape", &[self.rows, self.columns])
             .field("block_size", &self.block_size)
             .field("double_quantized", &self.is_double_quantized())

@@ -1,22 +1,20 @@
-//! Provides the reader of NF4 matrices in bitsandbytes checkpoints, single or double quantised.
+//! Provides the reader of 4-bit matrices in bitsandbytes checkpoints, NF4 or FP4, single or double quantised.
 //!
-//! For the weight W: `W` u8 codes, `W.absmax` (u8 codes when double quantised, else f32 scales), `W.nested_absmax` f32,
-//! `W.nested_quant_map` f32[256], `W.quant_map` f32[16], `W.quant_state.bitsandbytes__nf4` JSON text as u8.
+//! For the weight W: `W` codes in bytes of any storage type, `W.absmax` (u8 codes when double quantised, else f32 scales), `W.nested_absmax` f32,
+//! `W.nested_quant_map` f32[256], `W.quant_map` f32[16], `W.quant_state.bitsandbytes__nf4` or `__fp4` JSON text as u8.
 
-use super::codebook::{DYNAMIC_ENTRIES, NF4};
-use super::{NestedScales, Nf4Matrix, Rounding, Scales};
+use super::codebook::{DYNAMIC_ENTRIES, ENTRIES};
+use super::{BLOCK_SIZES, NestedScales, Nf4Matrix, QuantType, Rounding, Scales};
 use crate::{Result, Weights, weights};
 use safetensors::Dtype;
 use serde::Deserialize;
 use std::ops::RangeInclusive;
 
-/// Block sizes that bitsandbytes writes; always powers of two.
-const BLOCK_SIZES: RangeInclusive<usize> = 32..=4096;
 /// Sizes of nested blocks; bitsandbytes writes 256.
 const NESTED_BLOCK_SIZES: RangeInclusive<usize> = 64..=4096;
 /// Longest quantisation state accepted, in bytes; real ones have about 170.
 const STATE_BYTES_MAX: usize = 1 << 16;
-/// How far a checkpoint's NF4 table may be from the constant one. bitsandbytes ignores the stored table, so a larger
+/// How far a checkpoint's table of values may be from the constant one. bitsandbytes ignores the stored table, so a larger
 /// difference means that the checkpoint is something else.
 const TABLE_TOLERANCE: f32 = 1e-6;
 
@@ -31,9 +29,17 @@ struct QuantState {
 }
 
 impl Nf4Matrix {
-    /// Whether the tensor `name` is stored in NF4.
+    /// Whether the tensor `name` is stored in four bits.
     pub fn is_stored(weights: &Weights, name: &str) -> bool {
-        weights.contains(&state_name(name))
+        let stored = |kind: &QuantType| weights.contains(&state_name(name, *kind));
+        QuantType::ALL.iter().any(stored)
+    }
+
+    /// Whether any tensor of the checkpoint is stored in four bits: what is not then was left out on purpose.
+    pub fn any_stored(weights: &Weights) -> bool {
+        let endings = QuantType::ALL.map(|kind| state_name("", kind));
+        let is_state = |name: &str| endings.iter().any(|ending| name.ends_with(ending));
+        weights.names().any(is_state)
     }
 
     /// Reads the matrix `name`, such as `model.layers.0.mlp.up_proj.weight`.
@@ -41,12 +47,19 @@ impl Nf4Matrix {
     /// # Errors
     /// Names the file and the tensor that is missing or inconsistent.
     pub fn read(weights: &Weights, name: &str) -> Result<Self> {
-        let state = read_state(weights, name)?;
-        let state_error = |message| weights.error(&state_name(name), message);
+        let quant_type = match QuantType::ALL.map(|kind| weights.contains(&state_name(name, kind)))
+        {
+            [true, true] => return Err(weights.error(name, "has the states of both NF4 and FP4")),
+            [false, true] => QuantType::Fp4,
+            [_, false] => QuantType::Nf4,
+        };
+        let state_name = state_name(name, quant_type);
+        let state = read_state(weights, &state_name, quant_type)?;
+        let state_error = |message| weights.error(&state_name, message);
         let [rows, columns] = state.shape[..] else {
             return Err(state_error(format!("shape {:?} is no matrix", state.shape)));
         };
-        let count = super::element_count(&state_name(name), rows, columns)?;
+        let count = super::element_count(&state_name, rows, columns)?;
         if !state.blocksize.is_power_of_two() || !BLOCK_SIZES.contains(&state.blocksize) {
             return Err(state_error(format!(
                 "blocksize {} is no power of two in {BLOCK_SIZES:?}",
@@ -63,7 +76,7 @@ impl Nf4Matrix {
                 )));
             }
         };
-        check_table(weights, name)?;
+        check_table(weights, name, quant_type)?;
         // The storage type does not matter: FSDP checkpoints keep the same bytes as bf16.
         let (_, _, codes) = weights.raw(name)?;
         if codes.len() != count.div_ceil(2) {
@@ -76,43 +89,50 @@ impl Nf4Matrix {
                 ),
             ));
         }
+        let blocks = count.div_ceil(state.blocksize);
         Ok(Self {
+            quant_type,
             rows,
             columns,
             block_size: state.blocksize,
             codes: codes.to_vec(),
-            scales: read_scales(weights, name, &state, count.div_ceil(state.blocksize))?,
+            scales: read_scales(weights, name, &state, blocks)?,
             rounding,
         })
     }
 }
 
-fn state_name(name: &str) -> String {
-    format!("{name}.quant_state.bitsandbytes__nf4")
+/// The tensor that describes how `name` is quantised.
+pub(super) fn state_name(name: &str, quant_type: QuantType) -> String {
+    format!("{name}.quant_state.bitsandbytes__{}", quant_type.name())
 }
 
-fn read_state(weights: &Weights, name: &str) -> Result<QuantState> {
-    let state_name = state_name(name);
-    let (_, _, json) = weights.raw(&state_name)?;
+fn read_state(weights: &Weights, state_name: &str, quant_type: QuantType) -> Result<QuantState> {
+    let (_, _, json) = weights.raw(state_name)?;
     if json.len() > STATE_BYTES_MAX {
         let message = format!("{} bytes exceed the limit of {STATE_BYTES_MAX}", json.len());
-        return Err(weights.error(&state_name, message));
+        return Err(weights.error(state_name, message));
     }
     let state: QuantState =
-        serde_json::from_slice(json).map_err(|e| weights.error(&state_name, e.to_string()))?;
-    if state.quant_type != "nf4" {
-        let message = format!("quant_type {:?} is not nf4", state.quant_type);
-        return Err(weights.error(&state_name, message));
+        serde_json::from_slice(json).map_err(|e| weights.error(state_name, e.to_string()))?;
+    if state.quant_type != quant_type.name() {
+        let message = format!(
+            "quant_type {:?} is not {}",
+            state.quant_type,
+            quant_type.name()
+        );
+        return Err(weights.error(state_name, message));
     }
     Ok(state)
 }
 
-fn check_table(weights: &Weights, name: &str) -> Result<()> {
+fn check_table(weights: &Weights, name: &str, quant_type: QuantType) -> Result<()> {
     let table_name = format!("{name}.quant_map");
-    let table = floats(weights, &table_name, NF4.len())?;
+    let table = floats(weights, &table_name, ENTRIES)?;
     let differs = |(stored, constant): (&f32, &f32)| (stored - constant).abs() > TABLE_TOLERANCE;
-    if table.iter().zip(&NF4).any(differs) {
-        return Err(weights.error(&table_name, "is not the NF4 table"));
+    if table.iter().zip(quant_type.table()).any(differs) {
+        let message = format!("is not the table of {}", quant_type.name());
+        return Err(weights.error(&table_name, message));
     }
     Ok(())
 }
@@ -127,7 +147,7 @@ fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize)
         let message = format!(
             "nested_blocksize {block_size} is outside {NESTED_BLOCK_SIZES:?} or nested_offset {offset} is not finite"
         );
-        return Err(weights.error(&state_name(name), message));
+        return Err(weights.error(&absmax_name, message));
     }
     let (dtype, _, codes) = weights.raw(&absmax_name)?;
     if dtype != Dtype::U8 || codes.len() != blocks {

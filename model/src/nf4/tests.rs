@@ -1,5 +1,5 @@
-//! Provides the tests of NF4 against matrices that bitsandbytes quantised, and of hostile quantisation states.
-//! The fixture and its recipe: model/tests/fixtures/nf4.safetensors, tests/fixtures/make_nf4.py.
+//! Provides the tests of NF4 and FP4 against matrices that bitsandbytes quantised, and of hostile quantisation states.
+//! The fixtures and their recipe: model/tests/fixtures/{nf4,bnb}.safetensors, tests/fixtures/make_bnb.py.
 
 use super::*;
 use crate::Weights;
@@ -11,9 +11,57 @@ use std::path::Path;
 const SINGLE: [&str; 4] = ["single_f32", "single_bf16", "single_f16", "odd_bf16"];
 const DOUBLE: [&str; 3] = ["double_f32", "double_bf16", "ragged_bf16"];
 
-fn fixture() -> Weights {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/nf4.safetensors");
-    Weights::open_file(&path).unwrap()
+/// FP4, other block sizes, other storage types: (name, type, block size, double quantised).
+const OTHERS: [(&str, QuantType, usize, bool); 10] = [
+    ("fp4_f32", QuantType::Fp4, 64, false),
+    ("fp4_f16", QuantType::Fp4, 128, false),
+    ("fp4_odd", QuantType::Fp4, 32, false),
+    ("fp4_double", QuantType::Fp4, 64, true),
+    ("nf4_32", QuantType::Nf4, 32, true),
+    ("nf4_128", QuantType::Nf4, 128, true),
+    ("nf4_512", QuantType::Nf4, 512, false),
+    ("nf4_4096", QuantType::Nf4, 4096, false),
+    ("stored_bf16", QuantType::Nf4, 64, true),
+    ("stored_f32", QuantType::Fp4, 64, false),
+];
+
+/// Every case of both files, with how it was quantised.
+fn cases() -> Vec<(&'static str, QuantOptions)> {
+    let nf4 = |double_quant| {
+        move |name: &&'static str| {
+            let options = QuantOptions {
+                double_quant,
+                ..QuantOptions::default()
+            };
+            (*name, options)
+        }
+    };
+    let others = OTHERS
+        .iter()
+        .map(|(name, quant_type, block_size, double_quant)| {
+            let options = QuantOptions {
+                quant_type: *quant_type,
+                block_size: *block_size,
+                double_quant: *double_quant,
+            };
+            (*name, options)
+        });
+    let single = SINGLE.iter().map(nf4(false));
+    single
+        .chain(DOUBLE.iter().map(nf4(true)))
+        .chain(others)
+        .collect()
+}
+
+/// The file that holds the case.
+fn fixture(case: &str) -> Weights {
+    let other = OTHERS.iter().any(|(name, ..)| *name == case);
+    let file = if other { "bnb" } else { "nf4" };
+    let path = format!(
+        "{}/tests/fixtures/{file}.safetensors",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    Weights::open_file(Path::new(&path)).unwrap()
 }
 
 fn values(weights: &Weights, name: &str) -> Vec<f32> {
@@ -27,7 +75,7 @@ fn dequantize(matrix: &Nf4Matrix) -> Vec<f32> {
 }
 
 /// The fixture's source, quantised here.
-fn quantized(weights: &Weights, case: &str, double_quant: bool) -> Nf4Matrix {
+fn quantized(weights: &Weights, case: &str, options: QuantOptions) -> Nf4Matrix {
     let name = format!("{case}.source");
     let (dtype, shape, _) = weights.raw(&name).unwrap();
     let rounding = match dtype {
@@ -36,7 +84,7 @@ fn quantized(weights: &Weights, case: &str, double_quant: bool) -> Nf4Matrix {
         _ => Rounding::F32,
     };
     let source = values(weights, &name);
-    Nf4Matrix::quantize(&source, shape[0], shape[1], double_quant, rounding).unwrap()
+    Nf4Matrix::quantize_as(options, &source, shape[0], shape[1], rounding).unwrap()
 }
 
 /// Equality without printing thousands of numbers. A zero block's sign of zero is no property of the format.
@@ -53,10 +101,14 @@ fn assert_same(actual: &[f32], expected: &[f32], what: &str) {
 
 #[test]
 fn stored_matrices_dequantise_bit_for_bit_as_bitsandbytes_does() {
-    let weights = fixture();
-    for case in SINGLE.iter().chain(&DOUBLE) {
+    for (case, options) in cases() {
+        let weights = fixture(case);
         let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
-        assert_eq!(matrix.is_double_quantized(), DOUBLE.contains(case));
+        assert_eq!(matrix.is_double_quantized(), options.double_quant);
+        assert_eq!(
+            (matrix.quant_type(), matrix.block_size()),
+            (options.quant_type, options.block_size)
+        );
         let scales = values(&weights, &format!("{case}.absmax_f32"));
         for (block, expected) in scales.iter().enumerate() {
             let actual = matrix.scale(block);
@@ -69,10 +121,9 @@ fn stored_matrices_dequantise_bit_for_bit_as_bitsandbytes_does() {
 
 #[test]
 fn quantising_gives_the_codes_of_bitsandbytes() {
-    let weights = fixture();
-    for case in SINGLE.iter().chain(&DOUBLE) {
-        let double = DOUBLE.contains(case);
-        let matrix = quantized(&weights, case, double);
+    for (case, options) in cases() {
+        let weights = fixture(case);
+        let matrix = quantized(&weights, case, options);
         let (_, _, codes) = weights.raw(&format!("{case}.weight")).unwrap();
         assert_eq!(matrix.codes, codes, "{case}");
         match &matrix.scales {
@@ -112,9 +163,9 @@ fn assert_close_to_cpu_kernel(nested: &NestedScales, stored: &Nf4Matrix) {
 
 #[test]
 fn dequantising_rows_is_dequantising_the_whole_for_every_range() {
-    let weights = fixture();
-    // 33 columns: rows begin inside bytes and inside blocks.
-    for case in ["odd_bf16", "single_bf16"] {
+    // 33 and 47 columns: rows begin inside bytes and inside blocks.
+    for case in ["odd_bf16", "single_bf16", "nf4_32", "fp4_double"] {
+        let weights = fixture(case);
         let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
         let whole = dequantize(&matrix);
         for first in 0..matrix.rows() {
@@ -146,7 +197,7 @@ fn dequantising_across_tasks_equals_the_definition() {
         .map(|i| {
             let byte = matrix.codes[i / 2];
             let code = if i % 2 == 0 { byte >> 4 } else { byte & 0xf };
-            codebook::NF4[usize::from(code)] * matrix.scale(i / BLOCK_SIZE)
+            QuantType::Nf4.table()[usize::from(code)] * matrix.scale(i / BLOCK_SIZE)
         })
         .collect();
     assert_same(&dequantize(&matrix), &expected, "61x1001");
@@ -154,7 +205,7 @@ fn dequantising_across_tasks_equals_the_definition() {
 
 #[test]
 fn rounding_can_be_switched_off() {
-    let weights = fixture();
+    let weights = fixture("single_bf16");
     let matrix = Nf4Matrix::read(&weights, "single_bf16.weight").unwrap();
     let rounded = dequantize(&matrix);
     let exact = dequantize(&matrix.with_rounding(Rounding::F32));
@@ -173,11 +224,19 @@ fn values_that_cannot_be_quantised_are_refused_with_their_place() {
     assert!(Nf4Matrix::quantize(&values, 2, 2, true, Rounding::F32).is_err());
     assert!(Nf4Matrix::quantize(&[], 0, 3, true, Rounding::F32).is_err());
     assert!(Nf4Matrix::quantize(&[], usize::MAX, 3, true, Rounding::F32).is_err());
+    for block_size in [0, 16, 48, 65, 8192] {
+        let options = QuantOptions {
+            block_size,
+            ..QuantOptions::default()
+        };
+        let error = Nf4Matrix::quantize_as(options, &[1.0; 6], 2, 3, Rounding::F32).unwrap_err();
+        assert!(error.to_string().contains("block_size"), "{error}");
+    }
 }
 
 /// A copy of one fixture case with some tensors replaced or, when empty, removed.
 fn tampered(case: &str, changes: &[(&str, &[u8])]) -> crate::Result<Nf4Matrix> {
-    let weights = fixture();
+    let weights = fixture(case);
     let prefix = format!("{case}.");
     let mut tensors = Vec::new();
     for name in weights.names().filter(|name| name.starts_with(&prefix)) {
@@ -235,6 +294,66 @@ fn hostile_quantisation_states_are_refused_by_name() {
 }
 
 #[test]
+fn a_state_that_says_another_type_than_its_name_is_refused() {
+    const STATE: &str = "quant_state.bitsandbytes__fp4";
+    let state = |kind: &str| {
+        format!(
+            r#"{{"quant_type": "{kind}", "blocksize": 64, "dtype": "float32", "shape": [10, 64]}}"#
+        )
+    };
+    assert!(tampered("fp4_f32", &[(STATE, state("fp4").as_bytes())]).is_ok());
+    let error = tampered("fp4_f32", &[(STATE, state("nf4").as_bytes())]).unwrap_err();
+    assert!(error.to_string().contains("is not fp4"), "{error}");
+    let nf4: Vec<u8> = QuantType::Nf4
+        .table()
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let error = tampered("fp4_f32", &[("quant_map", &nf4)]).unwrap_err();
+    assert!(error.to_string().contains("table of fp4"), "{error}");
+    // Codes in another storage type are counted in bytes.
+    let error = tampered("stored_bf16", &[("stored_bf16.weight", b"1234")]).unwrap_err();
+    assert!(error.to_string().contains("4 bytes of codes"), "{error}");
+}
+
+#[test]
+fn what_is_written_reads_back_as_itself() {
+    for (case, options) in cases() {
+        let weights = fixture(case);
+        let matrix = quantized(&weights, case, options);
+        let stored = matrix.stored("w.weight");
+        let views = stored.iter().map(|t| {
+            let view = TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap();
+            (t.name.as_str(), view)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let weights = Weights::open_file(&path).unwrap();
+        assert!(Nf4Matrix::any_stored(&weights) && Nf4Matrix::is_stored(&weights, "w.weight"));
+        let read = Nf4Matrix::read(&weights, "w.weight").unwrap();
+        assert_eq!(read.codes, matrix.codes, "{case}");
+        assert_same(&dequantize(&read), &dequantize(&matrix), case);
+    }
+}
+
+/// bitsandbytes packs lm_head too where it is not told to skip it.
+#[test]
+fn a_head_in_four_bits_is_held_densely() {
+    let weights = fixture("double_bf16");
+    let load = |shape: &[usize]| {
+        let options = crate::LoadOptions::reference();
+        crate::layer::load_parameter(&weights, "double_bf16.weight", shape, &options)
+    };
+    let head = load(&[64, 160]).unwrap();
+    let head = head.tensor().flatten_all().unwrap();
+    let expected = values(&weights, "double_bf16.dequantized");
+    assert_same(&head.to_vec1().unwrap(), &expected, "head");
+    let message = load(&[160, 64]).unwrap_err().to_string();
+    assert!(message.contains("double_bf16.weight"), "{message}");
+}
+
+#[test]
 fn missing_or_short_parts_are_refused_by_name() {
     for (part, bytes) in [
         ("weight.absmax", &b""[..]),
@@ -264,13 +383,23 @@ fn input(n: usize, width: usize) -> Tensor {
 #[test]
 fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
     use crate::frozen::Side;
-    let weights = fixture();
-    let matrix = std::sync::Arc::new(Nf4Matrix::read(&weights, "ragged_bf16.weight").unwrap());
-    let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
-    let (x, grad) = (input(5, 250), input(5, 131));
-    let y = x.matmul(&dense.t().unwrap()).unwrap();
-    let dx = grad.matmul(&dense).unwrap();
-    for tile_rows in [1, 7, 64, 130, 131, 132, 1024] {
+    for (case, tile_rows) in [1, 7, 64, 130, 131, 132, 1024]
+        .map(|tile_rows| ("ragged_bf16", tile_rows))
+        .into_iter()
+        .chain([
+            ("fp4_odd", 3),
+            ("fp4_double", 7),
+            ("nf4_32", 4),
+            ("nf4_4096", 16),
+        ])
+    {
+        let weights = fixture(case);
+        let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
+        let matrix = std::sync::Arc::new(matrix);
+        let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
+        let (x, grad) = (input(5, matrix.columns()), input(5, matrix.rows()));
+        let y = x.matmul(&dense.t().unwrap()).unwrap();
+        let dx = grad.matmul(&dense).unwrap();
         let op = |side| product::Product {
             weight: std::sync::Arc::clone(&matrix),
             side,
@@ -282,7 +411,10 @@ fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
             let error = (actual - expected).unwrap().abs().unwrap();
             let error = error.max_all().unwrap().to_scalar::<f32>().unwrap();
             // f32 sums of 250 products of size 0.1 in another order.
-            assert!(error < 1e-5, "{name} with tiles of {tile_rows}: {error}");
+            assert!(
+                error < 1e-5,
+                "{case}: {name} with tiles of {tile_rows}: {error}"
+            );
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Provides an NF4 matrix as the tensors that bitsandbytes stores for it.
+//! Provides a 4-bit matrix as the tensors that bitsandbytes stores for it.
 
-use super::codebook::NF4;
 use super::{Nf4Matrix, Rounding, Scales};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -37,7 +36,7 @@ impl Nf4Matrix {
             Rounding::F16 => "float16",
         };
         let mut state = json!({
-            "quant_type": "nf4",
+            "quant_type": self.quant_type.name(),
             "blocksize": self.block_size,
             "dtype": dtype,
             "shape": [self.rows, self.columns],
@@ -45,7 +44,7 @@ impl Nf4Matrix {
         let codes = self.codes.clone();
         let mut tensors = vec![
             tensor("", Dtype::U8, &[codes.len(), 1], codes),
-            floats(".quant_map", &NF4),
+            floats(".quant_map", self.quant_type.table()),
         ];
         match &self.scales {
             Scales::Plain(absmax) => tensors.push(floats(".absmax", absmax)),
@@ -62,8 +61,8 @@ impl Nf4Matrix {
             }
         }
         let state = state.to_string().into_bytes();
-        let suffix = ".quant_state.bitsandbytes__nf4";
-        tensors.push(tensor(suffix, Dtype::U8, &[state.len()], state));
+        let suffix = super::read::state_name("", self.quant_type);
+        tensors.push(tensor(&suffix, Dtype::U8, &[state.len()], state));
         tensors
     }
 }

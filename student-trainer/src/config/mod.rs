@@ -1,5 +1,6 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
+mod lora;
 pub mod loss_keys;
 pub mod resolve;
 pub mod settings;

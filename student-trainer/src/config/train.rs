@@ -152,8 +152,16 @@ settings! {
         lora_rank: usize = 16,
         /// LoRA alpha: adapters count alpha / r.
         lora_alpha: f64 = 32.0,
-        /// Projections that get an adapter.
+        /// Whether adapters count alpha / sqrt(r) instead (rsLoRA).
+        lora_rs: bool = false,
+        /// Ranks of some modules: EXPRESSION=RANK, where PEFT's regular expression matches the end of the name; the first counts.
+        lora_rank_pattern: Vec<String> = Vec::new(),
+        /// Alphas of some modules: EXPRESSION=ALPHA, matched likewise.
+        lora_alpha_pattern: Vec<String> = Vec::new(),
+        /// Projections that get an adapter; all-linear: every one.
         lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(),
+        /// Directory of a LoRA adapter to continue: its adapter_config.json decides ranks, alphas and targets.
+        init_adapter: Option<PathBuf> = None,
         /// Seed of everything random.
         seed: u64 = 42,
 
@@ -260,15 +268,14 @@ impl TrainConfig {
             self.grad_accumulation > 0,
             "grad_accumulation: must be at least 1",
         )?;
-        check(self.lora_rank > 0, "lora_rank: must be at least 1")?;
-        check(self.lora_alpha > 0.0, "lora_alpha: must be above 0")?;
-        check(
-            !self.lora_targets.is_empty(),
-            "lora_targets: name at least one projection",
-        )?;
+        self.lora()?;
         check(self.keep_last > 0, "keep_last: must be at least 1")?;
         self.check_eval()?;
         if self.tune == Tune::Full {
+            check(
+                self.init_adapter.is_none(),
+                "init_adapter: full-parameter training has no adapters; export the adapter and train the result",
+            )?;
             self.loss.check_trained_head()?;
         }
         self.update_settings().validate()?;

@@ -1,6 +1,9 @@
 //! GGUF files written by llama.cpp's library against what transformers reads from them (tests/fixtures/make_gguf.py).
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device};
 use distill_model::{ModelConfig, Weights};

@@ -1,53 +1,75 @@
-/*! The conversion of a model into a 4-bit base: safetensors or GGUF in, a bitsandbytes NF4 checkpoint out.
+/*! The conversion of a model into a 4-bit base: safetensors or GGUF in, a bitsandbytes checkpoint out.
 
 ```text
- DIR | X.gguf ──> Source: tensors by Hugging Face names ──> kept layers, renumbered ──> NF4 | bf16 ──> shards, config.json
+ DIR | X.gguf ──> Source: tensors by Hugging Face names ──> kept layers, renumbered ──> NF4, FP4 | bf16 ──> shards, config.json
 ```
-
-A tensor is read, converted and written before the next one, so that a model larger than memory passes through.
 */
 
 #[cfg(test)]
+mod bitsandbytes_tests;
+#[cfg(test)]
 mod fixture_tests;
 mod layers;
-mod publish;
-mod shards;
-mod source;
+mod skip;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
-use distill_model::{ModelConfig, Nf4Matrix, Rounding, StoredTensor};
+use distill_model::{
+    BLOCK_SIZES, ModelConfig, Nf4Matrix, QuantOptions, QuantType, Rounding, StoredTensor,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
     config::settings::{setting_kinds, settings},
-    run::{Progress, write_atomically},
+    model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
+    run::write_atomically,
     shutdown::Shutdown,
 };
 use layers::LayerMap;
-use shards::ShardWriter;
-use source::Source;
+use skip::SkippedModules;
 
 /// What linears are written as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoredAs {
-    /// bitsandbytes' 4-bit NormalFloat, double quantised.
+    /// bitsandbytes' four bits, of the kind that `quant_type` says.
     #[default]
-    Nf4,
+    #[serde(rename = "4bit", alias = "nf4")]
+    FourBit,
     /// bfloat16, a plain checkpoint.
     Bf16,
     /// Single precision, a plain checkpoint.
     F32,
 }
 
+impl StoredAs {
+    /// What everything else is written as.
+    fn dense(self) -> FloatType {
+        match self {
+            Self::F32 => FloatType::F32,
+            Self::FourBit | Self::Bf16 => FloatType::Bf16,
+        }
+    }
+}
+
+/// What four bits stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FourBitKind {
+    /// 4-bit NormalFloat.
+    #[default]
+    Nf4,
+    /// 4-bit floating point.
+    Fp4,
+}
+
 setting_kinds! {
-    Text: StoredAs;
+    Text: StoredAs, FourBitKind;
 }
 
 settings! {
@@ -59,8 +81,18 @@ settings! {
         out: PathBuf = PathBuf::new(),
         /// Layers to keep, from 0, such as 0-9,20-29; unset: all.
         keep_layers: Option<String> = None,
-        /// What linears are written as: nf4, bf16 or f32; everything else is bf16, or f32 with f32.
-        weights: StoredAs = StoredAs::Nf4,
+        /// What linears are written as: 4bit, bf16 or f32; everything else is bf16, or f32 with f32.
+        weights: StoredAs = StoredAs::FourBit,
+        /// What four bits stand for: nf4 or fp4.
+        quant_type: FourBitKind = FourBitKind::Nf4,
+        /// Quantise the scales too, to 8 bits.
+        double_quant: bool = true,
+        /// Weights that share a scale: 32, 64, 128 and so on to 4096.
+        block_size: usize = 64,
+        /// Type that transformers is told to compute in: bf16, f16 or f32.
+        compute_dtype: FloatType = FloatType::Bf16,
+        /// Linears that stay bf16: ends of their names, or transformers' regular expressions (llm_int8_skip_modules).
+        skip_modules: Vec<String> = Vec::new(),
         /// Directory with the tokenizer, where the model's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None,
     }
@@ -95,48 +127,52 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
             return Err(Error::Config(message.into()));
         }
     }
-    publish::refuse_used(&config.out)?;
+    let options = config.quant_options()?;
+    let staging = Staging::new(&config.out)?;
     let source = Source::open(&config.from)?;
+    if source.is_quantized() {
+        return Err(Error::file(
+            &config.from,
+            "is 4-bit already; start from the full-precision checkpoint",
+        ));
+    }
     let model = source.config();
     let map = LayerMap::new(config.keep_layers.as_deref(), model.num_hidden_layers)?;
-    let parent = config.out.parent().filter(|p| !p.as_os_str().is_empty());
-    let parent = parent.map_or_else(|| PathBuf::from("."), PathBuf::from);
-    fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".quantize-")
-        .tempdir_in(&parent)
-        .map_err(Error::io("create a directory in", &parent))?;
-
     let kept: Vec<(String, String)> = model
         .parameter_shapes()
         .into_iter()
         .filter_map(|(name, _)| Some((map.renamed(&name)?, name)))
         .collect();
-    let mut writer = ShardWriter::new(staging.path());
-    let mut progress = Progress::start(kept.len() as u64, "tensor");
+    let skipped = SkippedModules::new(&config.skip_modules)?;
+    skipped.refuse_unused(kept.iter().filter_map(|(name, _)| linear(name)))?;
     let mut bf16_bytes = 0;
-    for (name, stored) in &kept {
+    let make = |(name, stored): &(String, String)| {
         let tensor = source.tensor(stored)?;
         bf16_bytes += 2 * tensor.elem_count() as u64;
-        for tensor in convert(name, &tensor, config.weights)? {
-            writer.push(tensor)?;
+        match linear(name) {
+            Some(module) if config.weights == StoredAs::FourBit && !skipped.contains(module)? => {
+                quantized(name, &tensor, options)
+            }
+            _ => Ok(vec![config.weights.dense().store(name, &tensor)?]),
         }
-        progress.advance(|| name.clone());
-        if shutdown.is_requested() {
-            return Err(Error::Config("stopped; nothing was written".into()));
-        }
-    }
-    progress.finish();
-    let bytes = writer.finish()?;
+    };
+    let bytes = write_tensors(
+        staging.path(),
+        SHARD_BYTES,
+        &kept,
+        |(name, _)| name,
+        shutdown,
+        make,
+    )?;
     let path = staging.path().join("config.json");
-    let json = config_json(source.config_json()?, map.len(), config.weights);
+    let json = config_json(source.config_json()?, map.len(), config);
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
     source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
-    publish::publish(staging, &parent, &config.out)?;
+    staging.publish()?;
     Ok(Summary {
         layers: map.len(),
         bf16_bytes,
@@ -145,69 +181,66 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     })
 }
 
-/// One parameter as what is stored for it.
-///
-/// f16 and f32 sources become bf16 as well: bitsandbytes computes in it, and its range holds every value of theirs; what is lost
-/// is f16's three last bits, far below a step of NF4.
-fn convert(name: &str, tensor: &Tensor, stored_as: StoredAs) -> Result<Vec<StoredTensor>> {
-    let is_linear = name.starts_with("model.layers.") && name.ends_with("proj.weight");
-    if stored_as == StoredAs::Nf4 && is_linear {
-        let (rows, columns) = tensor.dims2()?;
-        // bitsandbytes quantises what a bf16 checkpoint holds.
-        let rounded = tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
-        let values: Vec<f32> = rounded.flatten_all()?.to_vec1()?;
-        let matrix = Nf4Matrix::quantize(&values, rows, columns, true, Rounding::BF16)?;
-        return Ok(matrix.stored(name));
+impl QuantizeConfig {
+    fn quant_options(&self) -> Result<QuantOptions> {
+        let block_size = self.block_size;
+        if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
+            return Err(Error::Config(format!(
+                "block_size: {block_size} is no power of two in {BLOCK_SIZES:?}"
+            )));
+        }
+        Ok(QuantOptions {
+            quant_type: match self.quant_type {
+                FourBitKind::Nf4 => QuantType::Nf4,
+                FourBitKind::Fp4 => QuantType::Fp4,
+            },
+            block_size,
+            double_quant: self.double_quant,
+        })
     }
-    let (dtype, bytes) = match stored_as {
-        StoredAs::F32 => {
-            let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            (safetensors::Dtype::F32, bytes.collect())
-        }
-        StoredAs::Nf4 | StoredAs::Bf16 => {
-            let values: Vec<half::bf16> = tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?;
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            (safetensors::Dtype::BF16, bytes.collect())
-        }
-    };
-    Ok(vec![StoredTensor {
-        name: name.to_owned(),
-        dtype,
-        shape: tensor.dims().to_vec(),
-        bytes,
-    }])
 }
 
-/// The source's configuration with what changes: the number of layers, the type, and what transformers must know of NF4.
-fn config_json(mut config: Value, layers: usize, stored_as: StoredAs) -> Value {
-    let Value::Object(fields) = &mut config else {
-        return config;
+/// The module of a linear's matrix; `None` for any other tensor.
+fn linear(name: &str) -> Option<&str> {
+    let module = name.strip_suffix(".weight")?;
+    (module.starts_with("model.layers.") && module.ends_with("proj")).then_some(module)
+}
+
+/// A linear's matrix in four bits.
+///
+/// f16 and f32 sources become bf16 first: bitsandbytes quantises what a bf16 checkpoint holds, and its range holds every value of
+/// theirs; what is lost is f16's three last bits, far below a step of four bits.
+fn quantized(name: &str, tensor: &Tensor, options: QuantOptions) -> Result<Vec<StoredTensor>> {
+    let (rows, columns) = tensor.dims2()?;
+    let rounded = tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+    let values: Vec<f32> = rounded.flatten_all()?.to_vec1()?;
+    let matrix = Nf4Matrix::quantize_as(options, &values, rows, columns, Rounding::BF16)?;
+    Ok(matrix.stored(name))
+}
+
+/// The source's configuration with what changes: the number of layers, the type, and what transformers must know of four bits.
+fn config_json(mut json: Value, layers: usize, config: &QuantizeConfig) -> Value {
+    let Value::Object(fields) = &mut json else {
+        return json;
     };
     fields.insert("num_hidden_layers".into(), layers.into());
     // One entry a layer of the source; only one kind is supported, so it can be left out.
     fields.remove("layer_types");
-    fields.remove("quantization_config");
-    fields.remove("dtype");
-    let dtype = match stored_as {
-        StoredAs::F32 => "float32",
-        StoredAs::Nf4 | StoredAs::Bf16 => "bfloat16",
-    };
-    fields.insert("torch_dtype".into(), dtype.into());
-    if stored_as == StoredAs::Nf4 {
-        fields.insert(
-            "quantization_config".into(),
-            json!({
-                "quant_method": "bitsandbytes",
-                "load_in_4bit": true,
-                "load_in_8bit": false,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": true,
-                "bnb_4bit_compute_dtype": "bfloat16",
-                "bnb_4bit_quant_storage": "uint8",
-                "llm_int8_skip_modules": ["lm_head"],
-            }),
-        );
+    config.weights.dense().set_in(fields);
+    if config.weights == StoredAs::FourBit {
+        let mut skipped = vec!["lm_head"];
+        skipped.extend(config.skip_modules.iter().map(String::as_str));
+        let quantization = json!({
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "bnb_4bit_quant_type": config.quant_type,
+            "bnb_4bit_use_double_quant": config.double_quant,
+            "bnb_4bit_compute_dtype": config.compute_dtype.name(),
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": skipped,
+        });
+        fields.insert("quantization_config".into(), quantization);
     }
-    config
+    json
 }

@@ -53,7 +53,7 @@ fn what_is_written_computes_what_quantising_while_loading_computes() {
     let nf4 = QuantizeConfig {
         from: bf16.out.clone(),
         out: dir.path().join("nf4"),
-        weights: StoredAs::Nf4,
+        weights: StoredAs::FourBit,
         ..bf16.clone()
     };
     let small = run(&nf4, &Shutdown::default()).unwrap();
@@ -104,4 +104,88 @@ fn kept_layers_are_those_of_the_source() {
     let message = run(&wrong, &Shutdown::default()).unwrap_err().to_string();
     assert!(message.contains("no layer 9"), "{message}");
     assert!(!wrong.out.exists());
+}
+
+#[test]
+fn every_kind_of_four_bits_is_what_was_asked_for_and_skipped_linears_are_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write_source(&source);
+    let config = QuantizeConfig {
+        from: source.clone(),
+        out: dir.path().join("fp4"),
+        quant_type: FourBitKind::Fp4,
+        double_quant: false,
+        block_size: 128,
+        compute_dtype: FloatType::F16,
+        skip_modules: vec!["down_proj".into(), "model.layers.1.self_attn".into()],
+        ..QuantizeConfig::default()
+    };
+    run(&config, &Shutdown::default()).unwrap();
+    let weights = Weights::open(&config.out).unwrap();
+    for (layer, part, four_bit) in [
+        (0, "mlp.down_proj", false),
+        (0, "self_attn.q_proj", true),
+        (1, "self_attn.q_proj", false),
+        (1, "mlp.up_proj", true),
+    ] {
+        let name = format!("model.layers.{layer}.{part}.weight");
+        assert_eq!(Nf4Matrix::is_stored(&weights, &name), four_bit, "{name}");
+        if four_bit {
+            let matrix = Nf4Matrix::read(&weights, &name).unwrap();
+            assert_eq!(
+                (matrix.quant_type(), matrix.block_size()),
+                (QuantType::Fp4, 128)
+            );
+            assert!(!matrix.is_double_quantized());
+        }
+    }
+    let json: Value =
+        serde_json::from_slice(&fs::read(config.out.join("config.json")).unwrap()).unwrap();
+    let quantization = &json["quantization_config"];
+    assert_eq!(quantization["bnb_4bit_quant_type"], "fp4");
+    assert_eq!(quantization["bnb_4bit_compute_dtype"], "float16");
+    assert_eq!(
+        quantization["llm_int8_skip_modules"][2],
+        "model.layers.1.self_attn"
+    );
+    // It can be used, and it is not quantised once more.
+    hidden(&config.out, Base::QuantizeNf4);
+    let again = QuantizeConfig {
+        from: config.out.clone(),
+        out: dir.path().join("again"),
+        ..QuantizeConfig::default()
+    };
+    let message = run(&again, &Shutdown::default()).unwrap_err().to_string();
+    assert!(message.contains("4-bit already"), "{message}");
+    for (wrong, key) in [
+        (
+            QuantizeConfig {
+                block_size: 48,
+                ..again.clone()
+            },
+            "block_size",
+        ),
+        (
+            QuantizeConfig {
+                from: source,
+                skip_modules: vec!["query".into()],
+                ..again.clone()
+            },
+            "skip_modules",
+        ),
+    ] {
+        let message = run(&wrong, &Shutdown::default()).unwrap_err().to_string();
+        assert!(message.contains(key), "{message}");
+    }
+    assert!(!again.out.exists());
+}
+
+#[test]
+fn the_old_name_of_four_bits_is_still_read() {
+    let read = |text: &str| toml::from_str::<QuantizeConfig>(text).map(|config| config.weights);
+    assert_eq!(read("weights = \"nf4\"").unwrap(), StoredAs::FourBit);
+    assert_eq!(read("weights = \"4bit\"").unwrap(), StoredAs::FourBit);
+    assert!(read("weights = \"int8\"").is_err());
 }

@@ -13,6 +13,7 @@ mod evaluation;
 mod example;
 mod guard;
 mod keeper;
+mod lora;
 mod loss_scale;
 mod overrides;
 mod passes;
@@ -45,7 +46,7 @@ pub use example::Example;
 use keeper::{Keeper, watch};
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
-use setup::{check_targets, checkpointing, head_geometry, lora_config, passes, projection};
+use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;
@@ -121,13 +122,16 @@ fn train(
     }
     run_directory.write_config(config)?;
 
-    let lora = (config.tune == Tune::Lora).then(|| lora_config(config));
+    let lora = match config.tune {
+        Tune::Lora => Some(lora::choose(config)?),
+        Tune::Full => None,
+    };
     let decoder = match config.tune {
         Tune::Lora => files.load(config.quantize, &place, lora.clone())?,
         Tune::Full => files.load_trainable(&place)?,
     };
-    if lora.is_some() {
-        check_targets(&config.lora_targets, &decoder)?;
+    if let Some(lora) = &lora {
+        lora::start(config, lora, &decoder)?;
     }
     let basis = match agreement.most.needs_state() {
         true => runtime.block_on(fetch_basis(teacher, info))?,

@@ -1,13 +1,13 @@
-//! Provides what a run needs beside the decoder: the head's geometry, the projection, and the adapters' settings.
+//! Provides what a run needs beside the decoder: the head's geometry and the projection.
 
 use candle_core::Tensor;
-use distill_model::{Checkpointing, Decoder, LoraConfig};
+use distill_model::{Checkpointing, Decoder};
 
 use super::passes::Passes;
 use crate::{
     Error, Result,
     client::ServerInfo,
-    config::{LORA_TARGETS, TrainConfig},
+    config::TrainConfig,
     loss::{HeadGeometry, HiddenProjection, LossConfig},
 };
 
@@ -46,32 +46,6 @@ pub(super) fn projection(
         sizes.1
     );
     Ok(Some(projection))
-}
-
-pub(super) fn lora_config(config: &TrainConfig) -> LoraConfig {
-    LoraConfig {
-        rank: config.lora_rank,
-        alpha: config.lora_alpha,
-        targets: config.lora_targets.clone(),
-        seed: config.seed,
-        ..LoraConfig::default()
-    }
-}
-
-/// A target that matches no linear would train nothing without a word.
-pub(super) fn check_targets(targets: &[String], decoder: &Decoder) -> Result<()> {
-    let parameters = decoder.parameters();
-    let adapted = |target: &&String| {
-        let layer = format!(".{target}.lora_A.weight");
-        parameters.iter().any(|(name, _)| name.ends_with(&layer))
-    };
-    match targets.iter().find(|target| !adapted(target)) {
-        Some(target) => Err(Error::Config(format!(
-            "lora_targets: the student has no linear `{target}`; there are {}",
-            LORA_TARGETS.join(", ")
-        ))),
-        None => Ok(()),
-    }
 }
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {

@@ -1,3 +1,4 @@
+mod adapters;
 mod evaluated;
 mod full;
 mod other_vocabulary;

@@ -190,6 +190,7 @@ fn killed_again_and_again(kills: usize) -> Result<()> {
                     child.wait()?;
                     killed += 1;
                     kills_of_this += 1;
+                    println!("kill {killed}: {}", remains(&out));
                 }
                 Some(status) => {
                     let log = fs::read_to_string(setup.work.path().join("trainer.log"))?;
@@ -203,6 +204,17 @@ fn killed_again_and_again(kills: usize) -> Result<()> {
         println!("run {runs}: {kills_of_this} kills, the same to the bit");
     }
     Ok(())
+}
+
+/// What a killed trainer left, for people who wonder where the kills fell.
+fn remains(out: &Path) -> String {
+    let names = fs::read_dir(out.join("checkpoints")).into_iter().flatten();
+    let mut names: Vec<String> = names
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let steps = metrics(out).map_or("a torn line".to_owned(), |lines| lines.len().to_string());
+    format!("{steps} steps in the log, checkpoints {names:?}")
 }
 
 #[test]

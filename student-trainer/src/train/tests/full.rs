@@ -75,7 +75,7 @@ fn the_gradient_of_every_parameter_agrees_with_differences_of_the_loss() {
     for (name, var) in &parameters {
         let (place, gradient) = largest(gradients.get(name).unwrap());
         let h = 1e-2;
-        let mut at = |by: f32| {
+        let at = |by: f32| {
             nudge(var, place, by);
             step(&decoder, &mut Gradients::new()).total
         };

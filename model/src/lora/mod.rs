@@ -1,7 +1,12 @@
 //! Provides low-rank adapters: y += scale (x A^T) B^T (Hu et al. 2021, "LoRA"), initialised and named as PEFT does.
 
-use crate::{LoraConfig, Result};
+mod config;
+mod pattern;
+
+use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};
+pub use config::{LORA_RANK_MAX, LoraConfig, LoraLayers, LoraModules};
+pub use pattern::LoraPattern;
 
 /// One adapter beside a linear layer.
 #[derive(Clone, Debug)]
@@ -20,7 +25,7 @@ impl Lora {
     /// PEFT's `kaiming_uniform_(a=sqrt(5))` has the bound sqrt(6 / ((1 + 5) in)) = 1/sqrt(in).
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no room, or an expression of `config` cannot be matched in time.
     pub fn new(
         prefix: &str,
         in_features: usize,
@@ -28,7 +33,7 @@ impl Lora {
         config: &LoraConfig,
         device: &Device,
     ) -> Result<Self> {
-        let rank = config.rank;
+        let rank = config.rank_of(prefix)?;
         let bound = 1.0 / (in_features as f64).sqrt();
         let values = uniform(config.seed, &a_name(prefix), rank * in_features, bound);
         let a = Tensor::from_vec(values, (rank, in_features), device)?;
@@ -36,7 +41,7 @@ impl Lora {
         Ok(Self {
             a: Var::from_tensor(&a)?,
             b: Var::from_tensor(&b)?,
-            scale: config.scale(),
+            scale: config.scale_of(prefix)?,
         })
     }
 

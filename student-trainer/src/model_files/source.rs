@@ -1,11 +1,11 @@
-//! Provides the model to convert: a Hugging Face directory or a GGUF file, behind one face.
+//! Provides the model to read: a Hugging Face directory or a GGUF file, behind one face.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights};
 use distill_text::TokenizerFiles;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use crate::{Error, Result, run::write_atomically};
 const GENERATION: &str = "generation_config.json";
 
 /// Where tensors come from.
-pub(super) enum Source {
+pub(crate) enum Source {
     /// safetensors beside a config.json.
     Directory {
         directory: PathBuf,
@@ -65,23 +65,19 @@ impl Source {
         }
     }
 
-    /// A tensor by its Hugging Face name, f32.
+    /// A tensor by its Hugging Face name, f32; dequantised where it is stored in four bits.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         match self {
-            Self::Directory {
-                directory, weights, ..
-            } => {
-                if Nf4Matrix::is_stored(weights, name) {
-                    return Err(Error::file(
-                        directory,
-                        format!(
-                            "{name} is 4-bit already; start from the full-precision checkpoint"
-                        ),
-                    ));
-                }
-                Ok(weights.tensor(name, DType::F32, &Device::Cpu)?)
-            }
+            Self::Directory { weights, .. } => Ok(distill_model::dequantized(weights, name)?),
             Self::Gguf(gguf) => Ok(gguf.tensor(name)?),
+        }
+    }
+
+    /// Whether anything is stored in bitsandbytes' four bits.
+    pub fn is_quantized(&self) -> bool {
+        match self {
+            Self::Directory { weights, .. } => Nf4Matrix::any_stored(weights),
+            Self::Gguf(_) => false,
         }
     }
 

@@ -1,0 +1,56 @@
+//! Provides the update that an adapter makes to each matrix of its base.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{Device, Tensor};
+use distill_model::Lora;
+
+use crate::{
+    Result,
+    run::{AdapterConfig, load_adapter},
+};
+
+/// The adapters of a model, by the name of the matrix that each belongs to. Small beside the model: all are in memory.
+#[derive(Default)]
+pub(super) struct Adapters(BTreeMap<String, Lora>);
+
+impl Adapters {
+    /// Reads the adapter in `directory` for a model with these names and shapes.
+    ///
+    /// # Errors
+    /// An adapter of another kind or for another model, by the name of what does not fit.
+    pub fn read(directory: &Path, parameters: &[(String, Vec<usize>)]) -> Result<Self> {
+        let lora = AdapterConfig::read(directory)?.lora();
+        let mut adapters = BTreeMap::new();
+        let mut values = Vec::new();
+        for (name, shape) in parameters {
+            let (Some(module), [rows, columns]) = (name.strip_suffix(".weight"), &shape[..]) else {
+                continue;
+            };
+            if module.starts_with("model.layers.") && lora.adapts(module)? {
+                let adapter = Lora::new(module, *columns, *rows, &lora, &Device::Cpu)?;
+                values.extend(adapter.parameters(module));
+                adapters.insert(name.clone(), adapter);
+            }
+        }
+        load_adapter(directory, &values)?;
+        Ok(Self(adapters))
+    }
+
+    /// Matrices that change.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// W + scale B A for the matrix `name`; any other tensor as it is.
+    ///
+    /// # Shapes
+    /// [out, in] -> [out, in], f32
+    pub fn merge(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+        let Some(lora) = self.0.get(name) else {
+            return Ok(weight);
+        };
+        let update = (lora.b.matmul(&lora.a)? * lora.scale)?;
+        Ok((weight + update)?)
+    }
+}

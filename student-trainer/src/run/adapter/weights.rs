@@ -1,0 +1,97 @@
+//! Provides the weights of an adapter on disk, under PEFT's names, and of the projection of hidden states beside them.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use candle_core::{DType, Device, Tensor, Var};
+use distill_model::Weights;
+
+use super::{AdapterConfig, CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE};
+use crate::{Error, Result, loss::HiddenProjection, run::write_atomically};
+
+/// What PEFT wrote before safetensors, a pickle.
+const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// Writes both files into `directory`, creating it.
+///
+/// Names are PEFT's: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
+///
+/// # Errors
+/// The file system refuses; an earlier adapter is untouched then.
+pub fn save_adapter(
+    directory: &Path,
+    config: &AdapterConfig,
+    parameters: &[(String, Var)],
+) -> Result<()> {
+    fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+    let tensors = parameters
+        .iter()
+        .map(|(name, var)| Ok((name, var.as_tensor().to_device(&Device::Cpu)?)))
+        .collect::<Result<Vec<(&String, Tensor)>>>()?;
+    // What PEFT and transformers write; some readers insist on it.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let weights = safetensors::serialize(tensors, Some(metadata))?;
+    write_atomically(&directory.join(WEIGHTS_FILE), &weights)?;
+    write_atomically(&directory.join(CONFIG_FILE), &config.to_json()?)
+}
+
+/// Writes the learned projection of hidden states beside an adapter; PEFT does not look at it.
+///
+/// # Errors
+/// A tensor error, or a file that cannot be written.
+pub fn save_projection(directory: &Path, projection: &HiddenProjection) -> Result<()> {
+    let (name, var) = projection.parameter();
+    let tensor = var.as_tensor().to_device(&Device::Cpu)?;
+    let bytes = safetensors::serialize([(name, tensor)], None)?;
+    write_atomically(&directory.join(PROJECTION_FILE), &bytes)
+}
+
+/// Fills `parameters` with the values of a saved adapter, whatever float type it was saved in.
+///
+/// # Errors
+/// A tensor that is missing, left over, not finite or of another shape, by name; nothing is changed then.
+pub fn load_adapter(directory: &Path, parameters: &[(String, Var)]) -> Result<()> {
+    let path = directory.join(WEIGHTS_FILE);
+    let weights = open_weights(directory)?;
+    let fault = |problem: String| Error::file(&path, problem);
+    let known = |name: &&str| parameters.iter().any(|(known, _)| known == name);
+    if let Some(name) = weights.names().find(|name| !known(name)) {
+        return Err(fault(format!(
+            "tensor {name} has no place in the student: adapters belong on the linears of its layers, where adapter_config.json \
+             names them"
+        )));
+    }
+    let mut values = Vec::with_capacity(parameters.len());
+    for (name, var) in parameters {
+        let shape = weights.shape(name).map_err(|_| {
+            fault(format!(
+                "there is no tensor {name}; the base or target_modules differ"
+            ))
+        })?;
+        if shape != var.dims() {
+            return Err(fault(format!(
+                "{name} has shape {shape:?}, the student needs {:?}",
+                var.dims()
+            )));
+        }
+        let value = weights.tensor(name, DType::F32, var.device())?;
+        if !value.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(fault(format!("{name} holds NaN or infinity")));
+        }
+        values.push((var, value));
+    }
+    for (var, value) in values {
+        var.set(&value)?;
+    }
+    Ok(())
+}
+
+fn open_weights(directory: &Path) -> Result<Weights> {
+    let path = directory.join(WEIGHTS_FILE);
+    if !path.is_file() && directory.join(PICKLE_FILE).is_file() {
+        return Err(Error::file(
+            &directory.join(PICKLE_FILE),
+            "is a pickle, which is not read; load the adapter with PEFT and save_pretrained it to get adapter_model.safetensors",
+        ));
+    }
+    Ok(Weights::open_file(&path)?)
+}

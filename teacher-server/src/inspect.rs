@@ -1,6 +1,9 @@
 //! Provides `inspect` and `verify`: what is in a cache, how well it stands for the teacher, and whether it is whole.
 
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+};
 
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
@@ -136,9 +139,9 @@ pub fn inspect(question: &Question) -> Result<Report> {
     })
 }
 
-fn open(path: &PathBuf, access: Access) -> Result<Cache> {
+fn open(path: &Path, access: Access) -> Result<Cache> {
     let none = || Error::Cache {
-        path: path.clone(),
+        path: path.to_owned(),
         reason: "there is no cache here; make one with `teacher-server precompute`".into(),
     };
     Cache::open(path, access)?.ok_or_else(none)
@@ -195,7 +198,7 @@ fn covered_mass(sample: &[Frame]) -> f64 {
 /// Runs the teacher on the sample again and compares.
 fn fidelity(
     info: &v1::GetServerInfoResponse,
-    model: &PathBuf,
+    model: &Path,
     dtype: Precision,
     sample: &[Frame],
 ) -> Result<Fidelity> {
@@ -266,7 +269,7 @@ fn part(rows: &distill_proto::Rows, first: usize) -> distill_proto::Rows {
 ///
 /// # Errors
 /// `Cache` where there is none or what belongs to all shards is damaged; `Io`.
-pub fn verify(cache: &PathBuf) -> Result<Verdict> {
+pub fn verify(cache: &Path) -> Result<Verdict> {
     open(cache, Access::Read)?.verify()
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::DType;
+use distill_text::limits::SEQ_LEN_MIN;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -276,7 +277,6 @@ impl TrainConfig {
                 self.init_adapter.is_none(),
                 "init_adapter: full-parameter training has no adapters; export the adapter and train the result",
             )?;
-            self.loss.check_trained_head()?;
         }
         self.update_settings().validate()?;
         Ok(self.loss.validate()?)
@@ -301,8 +301,8 @@ impl TrainConfig {
                 "best_metric: kl and top1_agreement need --eval-kl on",
             ),
             (
-                self.eval_seq_len.is_none_or(|length| length > 1),
-                "eval_seq_len: must be at least 2",
+                self.eval_seq_len.is_none_or(|length| length >= SEQ_LEN_MIN),
+                "eval_seq_len: must be at least 8",
             ),
             (
                 self.eval_max_sequences != Some(0),

@@ -10,7 +10,7 @@ use crate::{
     align::check_loss,
     checkpoint::Identity,
     client::{ConnectOptions, ServerInfo, Teacher, Vocabularies},
-    config::TrainConfig,
+    config::{TrainConfig, Tune},
     loss::LossConfig,
     shutdown::Shutdown,
     student::StudentFiles,
@@ -49,6 +49,9 @@ pub(super) async fn agree(
         &info.temperatures,
         info.state.map(|(kind, _)| kind),
     )?;
+    if config.tune == Tune::Full {
+        most.check_trained_head()?;
+    }
     introduce(&info);
     Ok(Agreement {
         teacher,

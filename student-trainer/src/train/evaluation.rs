@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use distill_model::Decoder;
-use distill_text::Sequence;
+use distill_text::{Sequence, limits::SEQ_LEN_MIN};
 use tokio::runtime::Handle;
 
 use super::agreement::Agreement;
@@ -44,7 +44,7 @@ impl<'a> Evaluation<'a> {
         if config.eval_data.is_empty() {
             return Ok(None);
         }
-        let from_teacher = (agreement.info.seq_len as usize).max(2);
+        let from_teacher = (agreement.info.seq_len as usize).max(SEQ_LEN_MIN);
         let seq_len = config.eval_seq_len.unwrap_or(from_teacher);
         let limit = config.eval_max_sequences;
         let sequences = eval::sequences(&config.eval_data, files, seq_len, limit)?;

@@ -12,6 +12,7 @@ impl Bench {
         fs::write(&data, words.join(" ")).unwrap();
         TrainConfig {
             eval_data: vec![data],
+            eval_seq_len: Some(8),
             eval_steps: 2,
             epochs: 2,
             ..self.config(name)
@@ -48,6 +49,7 @@ fn evaluations_are_lines_of_their_own_and_the_best_checkpoint_is_kept() {
     let eval = crate::eval::EvalConfig {
         adapter: Some(config.out.join("best")),
         data: config.eval_data.clone(),
+        seq_len: 8,
         device: "cpu".into(),
         ..Default::default()
     };

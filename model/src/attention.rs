@@ -3,7 +3,9 @@
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Shape, Tensor};
 
-use crate::attention_kernel::{self, Dims};
+use std::sync::Arc;
+
+use crate::attention_kernel::{self, Dims, Span};
 use crate::element::{elements, host_elements};
 use crate::kv_cache::LayerCache;
 use crate::layer::load_projection;
@@ -73,9 +75,17 @@ impl Attention {
             Some(cache) => cache.append(k, v)?,
             None => (k, v),
         };
-        let attended = causal_attention(&q, &k, &v)?;
+        let attended = causal_attention(&q, &k, &v, angles.documents())?;
         self.o_proj
             .forward(&attended.reshape((batch, len, self.heads * self.head_dim))?)
+    }
+
+    pub(crate) fn dims(&self) -> Dims {
+        Dims {
+            heads: self.heads,
+            key_value_heads: self.key_value_heads,
+            head_dim: self.head_dim,
+        }
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 4] {
@@ -86,18 +96,31 @@ impl Attention {
 /// Attention of each query over the keys up to its own position; the queries are the last T_q of the
 /// T_k positions. Query head h reads key head `h / (H / KV)`.
 ///
+/// Where one row of T positions is packed from `documents` of these lengths, positions see their own document only.
+///
 /// # Shapes
 /// q [B, T_q, H, head_dim], k and v [B, T_k, KV, head_dim] -> [B, T_q, H, head_dim]
 ///
 /// # Errors
 /// When shapes disagree.
-pub(crate) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub(crate) fn causal_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: Option<&Arc<[usize]>>,
+) -> Result<Tensor> {
     if !q.device().is_cpu() {
-        return causal_attention_reference(q, k, v);
+        return match documents {
+            Some(documents) => packed_attention_reference(q, k, v, documents),
+            None => causal_attention_reference(q, k, v),
+        };
     }
     // Scores, softmax and sums stay in f32 for every dtype; only the output is rounded.
     let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
-    let out = wide(q)?.apply_op3(&wide(k)?, &wide(v)?, CausalAttention)?;
+    let op = CausalAttention {
+        documents: documents.cloned(),
+    };
+    let out = wide(q)?.apply_op3(&wide(k)?, &wide(v)?, op)?;
     Ok(out.to_dtype(q.dtype())?)
 }
 
@@ -135,6 +158,23 @@ pub(crate) fn causal_attention_reference(q: &Tensor, k: &Tensor, v: &Tensor) -> 
     Ok(out.transpose(1, 2)?.contiguous()?)
 }
 
+/// As [`causal_attention_reference`], document by document.
+pub(crate) fn packed_attention_reference(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[usize],
+) -> Result<Tensor> {
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(documents.len());
+    for length in documents {
+        let part = |x: &Tensor| x.narrow(1, start, *length);
+        parts.push(causal_attention_reference(&part(q)?, &part(k)?, &part(v)?)?);
+        start += length;
+    }
+    Ok(Tensor::cat(&parts, 1)?)
+}
+
 /// 0 where a query may look, -inf after it: [T_q, T_k].
 fn causal_mask(queries: usize, keys: usize, device: &candle_core::Device) -> Result<Tensor> {
     let past = keys - queries;
@@ -152,10 +192,12 @@ fn causal_mask(queries: usize, keys: usize, device: &candle_core::Device) -> Res
     Ok(Tensor::from_vec(mask, (queries, keys), device)?)
 }
 
-struct CausalAttention;
+struct CausalAttention {
+    documents: Option<Arc<[usize]>>,
+}
 
 impl CausalAttention {
-    fn dims(q: &Shape, k: &Shape, v: &Shape) -> candle_core::Result<Dims> {
+    fn plan(&self, q: &Shape, k: &Shape, v: &Shape) -> candle_core::Result<(Dims, Vec<Span>)> {
         let (batch, queries, heads, head_dim) = q.dims4()?;
         let (k_batch, keys, key_value_heads, k_head_dim) = k.dims4()?;
         let fits = k == v
@@ -167,14 +209,22 @@ impl CausalAttention {
         if !fits || batch * heads * head_dim == 0 {
             candle_core::bail!("attention: q {q:?}, k {k:?} and v {v:?} do not fit each other");
         }
-        Ok(Dims {
-            batch,
-            queries,
-            keys,
+        let spans = match &self.documents {
+            None => Span::batch(batch, queries, keys),
+            Some(lengths) => {
+                let packed: usize = lengths.iter().sum();
+                if batch != 1 || queries != keys || packed != keys {
+                    candle_core::bail!("attention: documents of {packed} positions in q {q:?}");
+                }
+                Span::documents(lengths)
+            }
+        };
+        let dims = Dims {
             heads,
             key_value_heads,
             head_dim,
-        })
+        };
+        Ok((dims, spans))
     }
 }
 
@@ -192,13 +242,11 @@ impl CustomOp3 for CausalAttention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let dims = Self::dims(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
-        let out = attention_kernel::forward(
-            dims,
-            elements(q, q_layout)?,
-            elements(k, k_layout)?,
-            elements(v, v_layout)?,
-        );
+        let (dims, spans) = self.plan(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
+        let q = elements(q, q_layout)?;
+        let (k, v) = (elements(k, k_layout)?, elements(v, v_layout)?);
+        let mut out = vec![0f32; q.len()];
+        attention_kernel::forward(dims, &spans, (q, k, v), &mut out);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -210,19 +258,19 @@ impl CustomOp3 for CausalAttention {
         _out: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dims = Self::dims(q.shape(), k.shape(), v.shape())?;
+        let (dims, spans) = self.plan(q.shape(), k.shape(), v.shape())?;
         let grad = grad.contiguous()?;
         let (q_storage, q_layout) = q.storage_and_layout();
         let (k_storage, k_layout) = k.storage_and_layout();
         let (v_storage, v_layout) = v.storage_and_layout();
         let (grad_storage, grad_layout) = grad.storage_and_layout();
-        let gradients = attention_kernel::backward(
-            dims,
+        let inputs = (
             host_elements(&q_storage, q_layout)?,
             host_elements(&k_storage, k_layout)?,
             host_elements(&v_storage, v_layout)?,
-            host_elements(&grad_storage, grad_layout)?,
         );
+        let grad = host_elements(&grad_storage, grad_layout)?;
+        let gradients = attention_kernel::backward(dims, &spans, inputs, grad);
         Ok((
             Some(Tensor::from_vec(gradients.q, q.shape(), q.device())?),
             Some(Tensor::from_vec(gradients.k, k.shape(), k.device())?),

@@ -5,20 +5,69 @@
 use rayon::prelude::*;
 
 use crate::matmul::{Matrix, Store, Threads, product};
+use crate::simd::{add_to, softmax, softmax_gradient};
 
 /// Queries per block. Keys after a block's last query are never touched, which halves the work.
 const BLOCK_QUERIES: usize = 64;
 
-/// Sizes of one attention: all tensors are [batch, positions, heads, head_dim].
+/// Sizes of one attention: all tensors are [rows, heads, head_dim].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Dims {
-    pub(crate) batch: usize,
-    /// Query positions: the last `queries` of the `keys` positions.
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
     pub(crate) heads: usize,
     pub(crate) key_value_heads: usize,
     pub(crate) head_dim: usize,
+}
+
+/// Rows that attend to each other: one sequence of a batch, or one document of a packed row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// First row in q.
+    pub(crate) first_query: usize,
+    /// The last `queries` of the `keys` positions.
+    pub(crate) queries: usize,
+    /// First row in k and v.
+    pub(crate) first_key: usize,
+    pub(crate) keys: usize,
+}
+
+impl Span {
+    /// `batch` sequences of `queries` positions that follow earlier ones.
+    pub(crate) fn batch(batch: usize, queries: usize, keys: usize) -> Vec<Self> {
+        (0..batch)
+            .map(|index| Self {
+                first_query: index * queries,
+                queries,
+                first_key: index * keys,
+                keys,
+            })
+            .collect()
+    }
+
+    /// Documents of these lengths, one after another.
+    pub(crate) fn documents(lengths: &[usize]) -> Vec<Self> {
+        let starts = lengths.iter().scan(0, |next, length| {
+            let start = *next;
+            *next += length;
+            Some((start, *length))
+        });
+        starts
+            .map(|(start, length)| Self {
+                first_query: start,
+                queries: length,
+                first_key: start,
+                keys: length,
+            })
+            .collect()
+    }
+
+    /// The blocks of queries, each with the number of keys that its last query sees.
+    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let past = self.keys - self.queries;
+        (0..self.queries).step_by(BLOCK_QUERIES).map(move |start| {
+            let len = BLOCK_QUERIES.min(self.queries - start);
+            (start, len, past + start + len)
+        })
+    }
 }
 
 /// Gradients of the loss in q, k and v.
@@ -33,33 +82,16 @@ impl Dims {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    fn query_len(&self) -> usize {
-        self.queries * self.head_dim
-    }
-
-    fn key_len(&self) -> usize {
-        self.keys * self.head_dim
-    }
-
-    /// The blocks of queries, each with the number of keys that its last query sees.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let past = self.keys - self.queries;
-        (0..self.queries).step_by(BLOCK_QUERIES).map(move |start| {
-            let len = BLOCK_QUERIES.min(self.queries - start);
-            (start, len, past + start + len)
-        })
-    }
-
-    /// Positions `start..start + len` of one head in a tensor with `heads` heads.
+    /// Rows `first..first + len` of one head in a tensor with `heads` heads.
     fn rows<'a>(
         &self,
         data: &'a [f32],
         (heads, head): (usize, usize),
-        first_position: usize,
+        first: usize,
         len: usize,
     ) -> Matrix<'a> {
         let stride = heads * self.head_dim;
-        let data = &data[first_position * stride + head * self.head_dim..];
+        let data = &data[first * stride + head * self.head_dim..];
         Matrix::new(data, len, self.head_dim, stride)
     }
 }
@@ -67,7 +99,7 @@ impl Dims {
 /// One head of one sequence: where its rows lie in q, k and v.
 struct Head<'a> {
     dims: Dims,
-    batch: usize,
+    span: Span,
     head: usize,
     q: &'a [f32],
     k: &'a [f32],
@@ -76,7 +108,7 @@ struct Head<'a> {
 
 impl<'a> Head<'a> {
     fn of_query(&self, data: &'a [f32], start: usize, len: usize) -> Matrix<'a> {
-        let first = self.batch * self.dims.queries + start;
+        let first = self.span.first_query + start;
         self.dims
             .rows(data, (self.dims.heads, self.head), first, len)
     }
@@ -85,12 +117,11 @@ impl<'a> Head<'a> {
         let Dims {
             heads,
             key_value_heads,
-            keys,
             ..
         } = self.dims;
         let head = self.head / (heads / key_value_heads);
-        self.dims
-            .rows(data, (key_value_heads, head), self.batch * keys, len)
+        let first = self.span.first_key;
+        self.dims.rows(data, (key_value_heads, head), first, len)
     }
 
     /// softmax(scale q k^T) of the block's queries over their own past, zero beyond it:
@@ -113,25 +144,20 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The head's output [queries, head_dim].
-    fn forward(&self, out: &mut [f32]) {
-        let head_dim = self.dims.head_dim;
-        let mut scratch = vec![0f32; BLOCK_QUERIES.min(self.dims.queries) * self.dims.keys];
-        for (start, len, seen) in self.dims.blocks() {
-            let probabilities = &mut scratch[..len * seen];
-            self.probabilities(start, len, seen, probabilities);
-            let p = Matrix::new(probabilities, len, seen, seen);
-            let out = &mut out[start * head_dim..(start + len) * head_dim];
-            product(
-                out,
-                head_dim,
-                Store::Replace,
-                1.0,
-                Threads::One,
-                p,
-                self.of_key(self.v, seen),
-            );
-        }
+    /// The head's output for one block of queries, into its columns of [len, heads * head_dim].
+    fn forward(
+        &self,
+        (start, len, seen): (usize, usize, usize),
+        scratch: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let stride = self.dims.heads * self.dims.head_dim;
+        let probabilities = &mut scratch[..len * seen];
+        self.probabilities(start, len, seen, probabilities);
+        let p = Matrix::new(probabilities, len, seen, seen);
+        let out = &mut out[self.head * self.dims.head_dim..];
+        let v = self.of_key(self.v, seen);
+        product(out, stride, Store::Replace, 1.0, Threads::One, p, v);
     }
 
     /// With P the probabilities and dO the output's gradient: dV = P^T dO, dP = dO V^T,
@@ -140,13 +166,13 @@ impl<'a> Head<'a> {
         let Dims { head_dim, .. } = self.dims;
         let scale = self.dims.scale();
         let mut out = InputGradients {
-            q: vec![0.0; self.dims.query_len()],
-            k: vec![0.0; self.dims.key_len()],
-            v: vec![0.0; self.dims.key_len()],
+            q: vec![0.0; self.span.queries * head_dim],
+            k: vec![0.0; self.span.keys * head_dim],
+            v: vec![0.0; self.span.keys * head_dim],
         };
-        let scratch_len = BLOCK_QUERIES.min(self.dims.queries) * self.dims.keys;
+        let scratch_len = BLOCK_QUERIES.min(self.span.queries) * self.span.keys;
         let (mut p, mut ds) = (vec![0f32; scratch_len], vec![0f32; scratch_len]);
-        for (start, len, seen) in self.dims.blocks() {
+        for (start, len, seen) in self.span.blocks() {
             let (p, ds) = (&mut p[..len * seen], &mut ds[..len * seen]);
             self.probabilities(start, len, seen, p);
             let grad = self.of_query(grad, start, len);
@@ -183,112 +209,91 @@ impl<'a> Head<'a> {
     }
 }
 
-/// In place; the row is never empty, since a position sees itself.
-fn softmax(row: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
-    let scale = 1.0 / sum;
-    for x in row {
-        *x *= scale;
-    }
-}
-
-/// Turns dP into dS in place.
-fn softmax_gradient(p: &[f32], grad: &mut [f32]) {
-    let mean = crate::element::lane_sum(p.len(), |j| p[j] * grad[j]);
-    for (grad, p) in grad.iter_mut().zip(p) {
-        *grad = p * (*grad - mean);
-    }
-}
-
-/// Attention of every head: softmax(q k^T / sqrt(head_dim)) v over each position's past.
+/// Attention of every head: softmax(q k^T / sqrt(head_dim)) v over each position's past within its span, into `out`.
 ///
 /// # Shapes
-/// q [B, queries, H, head_dim], k and v [B, keys, KV, head_dim] -> [B, queries, H, head_dim]
-pub(crate) fn forward(dims: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-    let mut by_head = vec![0f32; q.len()];
-    by_head
-        .par_chunks_mut(dims.query_len())
-        .enumerate()
-        .for_each(|(index, out)| head(dims, index, q, k, v).forward(out));
-    let mut out = vec![0f32; q.len()];
-    scatter_heads(
-        dims,
-        dims.queries,
-        dims.heads,
-        by_head.chunks(dims.query_len()),
-        &mut out,
-    );
-    out
+/// q and out [rows, H, head_dim], k and v [key rows, KV, head_dim]; the spans are in order and cover all rows.
+pub(crate) fn forward(
+    dims: Dims,
+    spans: &[Span],
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    out: &mut [f32],
+) {
+    let stride = dims.heads * dims.head_dim;
+    let mut rest = out;
+    let mut tasks = Vec::new();
+    for span in spans {
+        for block in span.blocks() {
+            let (out, later) = std::mem::take(&mut rest).split_at_mut(block.1 * stride);
+            rest = later;
+            tasks.push((*span, block, out));
+        }
+    }
+    tasks.into_par_iter().for_each(|(span, block, out)| {
+        let mut scratch = vec![0f32; block.1 * block.2];
+        for head in 0..dims.heads {
+            let head = Head {
+                dims,
+                span,
+                head,
+                q,
+                k,
+                v,
+            };
+            head.forward(block, &mut scratch, out);
+        }
+    });
 }
 
 /// Gradients in q, k and v from the output's gradient, shaped as they are.
 pub(crate) fn backward(
     dims: Dims,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    spans: &[Span],
+    (q, k, v): (&[f32], &[f32], &[f32]),
     grad: &[f32],
 ) -> InputGradients {
-    let by_head: Vec<InputGradients> = (0..dims.batch * dims.heads)
-        .into_par_iter()
-        .map(|index| head(dims, index, q, k, v).backward(grad))
+    let heads: Vec<Head<'_>> = spans
+        .iter()
+        .flat_map(|span| {
+            (0..dims.heads).map(|head| Head {
+                dims,
+                span: *span,
+                head,
+                q,
+                k,
+                v,
+            })
+        })
         .collect();
+    let by_head: Vec<InputGradients> = heads.par_iter().map(|head| head.backward(grad)).collect();
     let mut out = InputGradients {
         q: vec![0.0; q.len()],
         k: vec![0.0; k.len()],
         v: vec![0.0; v.len()],
     };
-    let Dims {
-        queries,
-        keys,
-        heads,
-        key_value_heads,
-        ..
-    } = dims;
-    let part = |of: fn(&InputGradients) -> &[f32]| by_head.iter().map(of);
-    scatter_heads(dims, queries, heads, part(|g| &g.q), &mut out.q);
-    scatter_heads(dims, keys, key_value_heads, part(|g| &g.k), &mut out.k);
-    scatter_heads(dims, keys, key_value_heads, part(|g| &g.v), &mut out.v);
+    for (Head { span, head, .. }, gradients) in heads.iter().zip(&by_head) {
+        let shared = head / (dims.heads / dims.key_value_heads);
+        let (query, key) = (span.first_query, span.first_key);
+        let to = (dims.heads, *head, dims.head_dim);
+        let to_key = (dims.key_value_heads, shared, dims.head_dim);
+        scatter_head(to, query, &gradients.q, &mut out.q);
+        scatter_head(to_key, key, &gradients.k, &mut out.k);
+        scatter_head(to_key, key, &gradients.v, &mut out.v);
+    }
     out
 }
 
-fn head<'a>(dims: Dims, index: usize, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Head<'a> {
-    Head {
-        dims,
-        batch: index / dims.heads,
-        head: index % dims.heads,
-        q,
-        k,
-        v,
-    }
-}
-
-/// Adds each query head's [positions, head_dim] to the place of its head, or of the key head that it
-/// shares, in [B, positions, out_heads, head_dim]. The order of the sum is that of the heads.
-fn scatter_heads<'a>(
-    dims: Dims,
-    positions: usize,
-    out_heads: usize,
-    by_head: impl Iterator<Item = &'a [f32]>,
+/// Adds a head's [positions, head_dim] to its columns of [rows, heads, head_dim], from row `first` on. Query heads that share
+/// a key head add up in their order.
+fn scatter_head(
+    (heads, head, head_dim): (usize, usize, usize),
+    first: usize,
+    rows: &[f32],
     out: &mut [f32],
 ) {
-    let Dims {
-        heads, head_dim, ..
-    } = dims;
-    for (index, rows) in by_head.enumerate() {
-        let (batch, head) = (index / heads, index % heads / (heads / out_heads));
-        let stride = out_heads * head_dim;
-        let first = batch * positions * stride + head * head_dim;
-        for (t, row) in rows.chunks_exact(head_dim).enumerate() {
-            let at = first + t * stride;
-            for (out, x) in out[at..at + head_dim].iter_mut().zip(row) {
-                *out += x;
-            }
-        }
+    let stride = heads * head_dim;
+    let out = &mut out[first * stride + head * head_dim..];
+    for (out, row) in out.chunks_mut(stride).zip(rows.chunks_exact(head_dim)) {
+        add_to(&mut out[..head_dim], row);
     }
 }

@@ -13,7 +13,7 @@ fn inputs(batch: usize, queries: usize, keys: usize, heads: usize, shared: usize
 }
 
 fn fast(x: &[Tensor]) -> Result<Tensor> {
-    causal_attention(&x[0], &x[1], &x[2])
+    causal_attention(&x[0], &x[1], &x[2], None)
 }
 
 fn reference(x: &[Tensor]) -> Result<Tensor> {
@@ -70,8 +70,24 @@ fn low_precision_differs_by_rounding_only() {
 fn shapes_that_do_not_fit_are_errors() {
     let [q, k, v] = inputs(1, 6, 6, 4, 2);
     let narrow = |x: &Tensor| x.narrow(1, 0, 5).unwrap();
-    assert!(causal_attention(&q, &narrow(&k), &v).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &v, None).is_err());
     // More queries than keys: some would see nothing.
-    assert!(causal_attention(&q, &narrow(&k), &narrow(&v)).is_err());
-    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &narrow(&v), None).is_err());
+    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v, None).is_err());
+}
+
+#[test]
+fn packed_documents_see_themselves_alone() {
+    // Below, at and above one block of queries.
+    let lengths: Arc<[usize]> = [3, 64, 1, 70].into();
+    let total = lengths.iter().sum();
+    let inputs = inputs(1, total, total, 4, 2);
+    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], Some(&lengths));
+    let one_by_one = |x: &[Tensor]| packed_attention_reference(&x[0], &x[1], &x[2], &lengths);
+    assert_same_function(packed, one_by_one, &inputs, 2e-5);
+    let few: Arc<[usize]> = [2, 4].into();
+    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], Some(&few));
+    assert_central_differences(packed, &self::inputs(1, 6, 6, 4, 2));
+    // Other lengths than there are rows.
+    assert!(packed(&inputs).is_err());
 }

@@ -5,9 +5,15 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
+#[path = "checkpoint_pass.rs"]
+mod pass;
+
 use crate::gradients::Gradients;
+use crate::layer_direct::Activations;
 use crate::rope::Angles;
 use crate::{Decoder, Error, Result};
+pub(crate) use pass::Pass;
+use pass::pull_back;
 
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +46,9 @@ struct Segment {
 impl Segment {
     fn input(&self) -> &Tensor {
         match &self.kept {
-            Kept::Input(input) | Kept::Graph { input, .. } => input,
+            Kept::Input(input) | Kept::Graph { input, .. } | Kept::Activations { input, .. } => {
+                input
+            }
         }
     }
 }
@@ -51,12 +59,18 @@ enum Kept {
     Input(Tensor),
     /// Its input as the graph's leaf, and its output with the graph.
     Graph { input: Tensor, output: Tensor },
+    /// Its input, and what its one layer needs for the way back without a graph.
+    Activations {
+        input: Tensor,
+        activations: Box<Activations>,
+    },
 }
 
 impl<'a> Tape<'a> {
     pub(crate) fn record(
         decoder: &'a Decoder,
         ids: &Tensor,
+        angles: Angles,
         checkpointing: Checkpointing,
     ) -> Result<Self> {
         let every = match checkpointing {
@@ -69,26 +83,23 @@ impl<'a> Tape<'a> {
             }
             Checkpointing::Every(every) => every,
         };
-        let angles = decoder.angles(ids, 0)?;
         let mut x = decoder.embed(ids)?.detach();
         let count = decoder.layers().len();
+        let spans = decoder.direct_spans(&x, &angles)?;
+        let mut pass = Pass::new(decoder, &angles, spans.as_deref());
         let mut segments = Vec::with_capacity(count.div_ceil(every));
         for start in (0..count).step_by(every) {
             let layers = start..count.min(start.saturating_add(every));
             let kept = match checkpointing {
-                Checkpointing::Off => {
-                    let input = leaf(decoder, start, &x)?;
-                    let output = run(decoder, &layers, &angles, &input, Graph::Keep)?;
-                    x = output.detach();
-                    Kept::Graph { input, output }
-                }
+                Checkpointing::Off => pass.keep(start, &mut x)?,
                 Checkpointing::Every(_) => {
-                    let output = run(decoder, &layers, &angles, &x, Graph::Drop)?;
+                    let output = pass.run(&layers, &x)?;
                     Kept::Input(std::mem::replace(&mut x, output))
                 }
             };
             segments.push(Segment { layers, kept });
         }
+        drop(pass);
         let hidden = decoder.finish(&x)?.detach();
         Ok(Self {
             decoder,
@@ -176,21 +187,11 @@ impl<'a> Tape<'a> {
         };
         grad = below;
 
-        for Segment { layers, kept } in segments.into_iter().rev() {
-            let (input, output) = match kept {
-                Kept::Graph { input, output } => (input, output),
-                Kept::Input(input) => {
-                    let input = leaf(decoder, layers.start, &input)?;
-                    let output = run(decoder, &layers, &angles, &input, Graph::Keep)?;
-                    (input, output)
-                }
-            };
-            let first = layers.start;
-            let trained: Vec<_> = decoder.layers()[layers]
-                .iter()
-                .flat_map(|layer| layer.parameters())
-                .collect();
-            match pull_back(&input, output, &grad, &trained, gradients)? {
+        let spans = decoder.direct_spans(&grad, &angles)?;
+        let mut pass = Pass::new(decoder, &angles, spans.as_deref());
+        for segment in segments.into_iter().rev() {
+            let first = segment.layers.start;
+            match pass.pull_back(segment, &grad, gradients)? {
                 Some(below) => grad = below,
                 // Nothing below is trained.
                 None => return Ok(()),
@@ -201,58 +202,6 @@ impl<'a> Tape<'a> {
         }
         embedding_gradient(decoder, &ids, &grad, gradients)
     }
-}
-
-/// Whether a forward pass leaves a graph behind.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Graph {
-    Keep,
-    Drop,
-}
-
-fn run(
-    decoder: &Decoder,
-    layers: &Range<usize>,
-    angles: &Angles,
-    input: &Tensor,
-    graph: Graph,
-) -> Result<Tensor> {
-    let mut x = input.clone();
-    for layer in &decoder.layers()[layers.clone()] {
-        x = layer.forward(&x, angles, None)?;
-        if graph == Graph::Drop {
-            x = x.detach();
-        }
-    }
-    Ok(x)
-}
-
-/// The input of the layers from `first` on: a variable where something below is trained and so needs
-/// the gradient here, a constant otherwise, which spares the lowest layer the way to its input.
-fn leaf(decoder: &Decoder, first: usize, input: &Tensor) -> Result<Tensor> {
-    let trained_below = decoder.trained_embedding().is_some()
-        || decoder.layers()[..first]
-            .iter()
-            .any(|layer| !layer.parameters().is_empty());
-    if trained_below {
-        Ok(Var::from_tensor(input)?.into_inner())
-    } else {
-        Ok(input.clone())
-    }
-}
-
-/// Given dL/d output, adds the gradients of `trained` and returns dL/d input, where that was asked for.
-fn pull_back(
-    input: &Tensor,
-    output: Tensor,
-    grad: &Tensor,
-    trained: &[(String, Var)],
-    gradients: &mut Gradients,
-) -> Result<Option<Tensor>> {
-    let store = seed(&output, grad)?.backward()?;
-    drop(output);
-    gradients.add_from(&store, trained)?;
-    Ok(store.get(input).map(Tensor::detach))
 }
 
 /// A scalar whose gradient in `output` is `grad`.

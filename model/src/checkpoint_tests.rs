@@ -1,6 +1,9 @@
 //! Tests of the tape: its gradients against the graph of the whole model, and against central
 //! differences.
 
+#[path = "checkpoint_packing_tests.rs"]
+mod packing;
+
 use super::*;
 use crate::test_support::{largest_difference, random, values};
 use crate::testing::{TinyModel, write_tiny_model};
@@ -208,17 +211,25 @@ fn gradients_of_several_passes_add_up() {
     }
 }
 
-#[test]
-fn bf16_gradients_are_f32_and_point_the_same_way() {
+/// The cosine between the gradients of a model that computes in `dtype` and those in f32, the loss multiplied by `scale` on the
+/// way.
+fn cosine_to_f32(dtype: DType, scale: f64) -> f64 {
     let reference = taped(
         &load(TinyModel::qwen2(), &lora(Base::AsStored)),
         Checkpointing::Off,
     );
     let options = LoadOptions {
-        dtype: DType::BF16,
+        dtype,
         ..lora(Base::AsStored)
     };
-    let low = taped(&load(TinyModel::qwen2(), &options), Checkpointing::Every(1));
+    let decoder = load(TinyModel::qwen2(), &options);
+    let mut low = Gradients::new();
+    let tape = decoder.checkpointed(&ids()).unwrap();
+    // Small enough to vanish in f16 unless the scale saves it.
+    const SMALL: f64 = 1e-7;
+    let grad = (upstream() * (SMALL * scale)).unwrap();
+    tape.backward(&grad, &mut low).unwrap();
+    low.scale((SMALL * scale).recip()).unwrap();
     let dot = |a: &Gradients, b: &Gradients| -> f64 {
         let products = a.iter().map(|(name, x)| {
             assert_eq!(x.dtype(), DType::F32);
@@ -227,9 +238,23 @@ fn bf16_gradients_are_f32_and_point_the_same_way() {
         });
         products.sum()
     };
-    let cosine = dot(&low, &reference) / (dot(&low, &low) * dot(&reference, &reference)).sqrt();
+    dot(&low, &reference) / (dot(&low, &low) * dot(&reference, &reference)).sqrt()
+}
+
+#[test]
+fn bf16_gradients_are_f32_and_point_the_same_way() {
+    let cosine = cosine_to_f32(DType::BF16, 1.0);
     // Eight significant bits, rounded some sixty times on the way.
     assert!(cosine > 0.99, "{cosine}");
+}
+
+#[test]
+fn f16_gradients_need_their_scale() {
+    let scaled = cosine_to_f32(DType::F16, 65_536.0);
+    // Eleven significant bits.
+    assert!(scaled > 0.9999, "{scaled}");
+    let bare = cosine_to_f32(DType::F16, 1.0);
+    assert!(bare < 0.99 || bare.is_nan(), "{bare}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::checkpoint::{Checkpointing, Tape};
+use crate::attention_kernel::Span;
+use crate::checkpoint::{Checkpointing, Pass, Tape};
 use crate::kv_cache::KvCache;
 use crate::layer::{DecoderLayer, load_parameter};
+use crate::layer_direct::{is_direct, spans};
 use crate::norm::RmsNorm;
 use crate::rope::{Angles, Rotary};
 use crate::{Error, LoadOptions, ModelConfig, Parameter, Result, Weights};
@@ -25,6 +27,8 @@ pub struct Decoder {
     /// `None` when the head is the embedding.
     head: Option<Parameter>,
     rotary: Rotary,
+    /// Whether the layers can do without candle's graph.
+    direct: bool,
     dtype: DType,
     device: Device,
 }
@@ -46,10 +50,13 @@ impl Decoder {
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             embedding: load_parameter(weights, EMBEDDING, &rows, options)?,
-            layers,
             norm: RmsNorm::load(weights, "model.norm", hidden, eps, options)?,
             head,
             rotary: Rotary::new(config),
+            direct: options.dtype == DType::F32
+                && options.device.is_cpu()
+                && layers.iter().all(is_direct),
+            layers,
             dtype: options.dtype,
             device: options.device.clone(),
             config: config.clone(),
@@ -133,9 +140,11 @@ impl Decoder {
     fn layer_by_layer(&self, ids: &Tensor, mut seen: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
         let angles = self.angles(ids, 0)?;
         let mut x = self.embed(ids)?.detach();
-        for (number, layer) in (1..).zip(&self.layers) {
-            x = layer.forward(&x, &angles, None)?.detach();
-            seen(number, &x);
+        let spans = self.direct_spans(&x, &angles)?;
+        let mut pass = Pass::new(self, &angles, spans.as_deref());
+        for index in 0..self.layers.len() {
+            x = pass.run(&(index..index + 1), &x)?;
+            seen(index + 1, &x);
         }
         Ok(self.finish(&x)?.detach())
     }
@@ -186,10 +195,21 @@ impl Decoder {
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states).
     pub fn forward_graph(&self, ids: &Tensor) -> Result<Tensor> {
-        let angles = self.angles(ids, 0)?;
+        self.graph(ids, &self.angles(ids, 0)?)
+    }
+
+    /// As [`forward_graph`](Self::forward_graph), for documents in one row: see [`packed_tape`](Self::packed_tape).
+    ///
+    /// # Errors
+    /// As [`packed_tape`](Self::packed_tape).
+    pub fn packed_forward_graph(&self, ids: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        self.graph(ids, &self.packed_angles(ids, lengths)?)
+    }
+
+    fn graph(&self, ids: &Tensor, angles: &Angles) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         for layer in &self.layers {
-            x = layer.forward(&x, &angles, None)?;
+            x = layer.forward(&x, angles, None)?;
         }
         self.finish(&x)
     }
@@ -210,7 +230,25 @@ impl Decoder {
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states).
     pub fn tape(&self, ids: &Tensor, checkpointing: Checkpointing) -> Result<Tape<'_>> {
-        Tape::record(self, ids, checkpointing)
+        Tape::record(self, ids, self.angles(ids, 0)?, checkpointing)
+    }
+
+    /// As [`tape`](Self::tape), for documents packed into one row: each starts at position 0 and sees itself alone, so that
+    /// hidden states and gradients are those of the documents one by one, without padding.
+    ///
+    /// # Shapes
+    /// ids [1, N] u32, where N is the sum of `lengths`; [`Tape::hidden`] is [1, N, d]
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, or a length is zero, longer than the model's positions, or they don't add up.
+    pub fn packed_tape(
+        &self,
+        ids: &Tensor,
+        lengths: &[usize],
+        checkpointing: Checkpointing,
+    ) -> Result<Tape<'_>> {
+        let angles = self.packed_angles(ids, lengths)?;
+        Tape::record(self, ids, angles, checkpointing)
     }
 
     /// Everything that is trained, sorted by name.
@@ -271,8 +309,32 @@ impl Decoder {
                  least one of each, and at most {max} positions (max_position_embeddings)"
             )));
         }
-        // candle checks this on the CPU only, and then without saying where.
+        self.check_ids(ids)?;
+        self.rotary.angles(offset, len, self.dtype, &self.device)
+    }
+
+    /// As [`angles`](Self::angles), for documents of these lengths in one row.
+    fn packed_angles(&self, ids: &Tensor, lengths: &[usize]) -> Result<Angles> {
+        let (batch, len) = ids.dims2()?;
+        let max = self.config.max_position_embeddings;
+        let packed = lengths
+            .iter()
+            .fold(0usize, |sum, length| sum.saturating_add(*length));
+        let fits = lengths.iter().all(|length| (1..=max).contains(length));
+        if batch != 1 || len != packed || len == 0 || !fits {
+            return Err(Error::Input(format!(
+                "documents of {lengths:?} tokens packed into {batch} rows of {len}: there must be one row, as long as all \
+                 documents, each of 1 to {max} tokens (max_position_embeddings)"
+            )));
+        }
+        self.check_ids(ids)?;
+        self.rotary.packed_angles(lengths, self.dtype, &self.device)
+    }
+
+    /// candle checks this on the CPU only, and then without saying where.
+    fn check_ids(&self, ids: &Tensor) -> Result<()> {
         let vocab = self.config.vocab_size;
+        let len = ids.dim(1)?;
         let flat = ids.flatten_all()?.to_vec1::<u32>()?;
         if let Some(at) = flat.iter().position(|id| *id as usize >= vocab) {
             let (sequence, position, id) = (at / len, at % len, flat[at]);
@@ -281,7 +343,13 @@ impl Decoder {
                  model's vocabulary of {vocab}: was the text encoded for another model?"
             )));
         }
-        self.rotary.angles(offset, len, self.dtype, &self.device)
+        Ok(())
+    }
+
+    /// Which rows of x [B, T, d] attend to each other, where the layers can do without candle's graph.
+    pub(crate) fn direct_spans(&self, x: &Tensor, angles: &Angles) -> Result<Option<Vec<Span>>> {
+        let (batch, len, _) = x.dims3()?;
+        Ok(self.direct.then(|| spans(angles, batch, len)))
     }
 }
 

@@ -1,6 +1,8 @@
 //! Provides the element types a CPU kernel accepts, with the rounding each implies.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, bail};
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 /// A float that kernels read as f32 and round back to when they store.
@@ -11,39 +13,51 @@ pub(crate) trait Element: WithDType {
     fn widen(self) -> f32;
     fn narrow(value: f32) -> Self;
 
+    /// Room for a kernel's result.
+    fn zeros(len: usize) -> Vec<Self> {
+        vec![Self::zero(); len]
+    }
+
     /// A kernel's result as candle keeps it.
     fn store(values: Vec<Self>) -> CpuStorage {
         Self::to_cpu_storage_owned(values)
     }
 
     /// `value` as it reads after being stored in this type.
+    #[inline(always)]
     fn round(value: f32) -> f32 {
         Self::narrow(value).widen()
     }
 }
 
 impl Element for f32 {
+    #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
+    #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
     }
 }
 
 impl Element for bf16 {
+    #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
+    #[inline(always)]
     fn narrow(value: f32) -> Self {
         bf16::from_f32(value)
     }
 }
 
 impl Element for f16 {
+    #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
+    #[inline(always)]
     fn narrow(value: f32) -> Self {
         f16::from_f32(value)
     }
@@ -112,19 +126,24 @@ pub(crate) fn host_elements<'a, E: Element>(
     }
 }
 
-/// Sum of `term(i)` over `0..len`, in eight running sums so that the compiler can vectorise it.
-///
-/// The order is fixed by `len` alone, so the result does not depend on the number of threads.
-#[inline]
-pub(crate) fn lane_sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 8;
-    let mut lanes = [0f32; LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
-        }
+/// A tensor whose numbers are lent as long as this lives.
+pub(crate) struct Lent<'a, Guard> {
+    storage: Guard,
+    layout: &'a Layout,
+}
+
+/// Lends a tensor's numbers.
+pub(crate) fn lend(tensor: &Tensor) -> Lent<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Lent { storage, layout }
+}
+
+impl<Guard: Deref<Target = Storage>> Lent<'_, Guard> {
+    /// The numbers, in order.
+    ///
+    /// # Errors
+    /// As [`host_elements`].
+    pub(crate) fn numbers<E: Element>(&self) -> Result<&[E]> {
+        host_elements(&self.storage, self.layout)
     }
-    let tail: f32 = (whole..len).map(&term).sum();
-    lanes.iter().sum::<f32>() + tail
 }

@@ -76,16 +76,30 @@ impl DecoderLayer {
 
     /// What is trained in this layer, by name.
     pub fn parameters(&self) -> Vec<(String, Var)> {
-        let linears = self
-            .self_attn
-            .linears()
-            .into_iter()
-            .chain(self.mlp.linears());
-        let norms = [&self.input_layernorm, &self.post_attention_layernorm];
-        linears
+        let norms = self.norms().into_iter();
+        self.linears()
             .flat_map(Linear::parameters)
-            .chain(norms.into_iter().flat_map(RmsNorm::parameters))
+            .chain(norms.flat_map(RmsNorm::parameters))
             .collect()
+    }
+
+    /// Every projection.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attention = self.self_attn.linears().into_iter();
+        attention.chain(self.mlp.linears())
+    }
+
+    /// The norm before attention and the one before the MLP.
+    pub(crate) fn norms(&self) -> [&RmsNorm; 2] {
+        [&self.input_layernorm, &self.post_attention_layernorm]
+    }
+
+    pub(crate) fn attention(&self) -> &Attention {
+        &self.self_attn
+    }
+
+    pub(crate) fn mlp(&self) -> &Mlp {
+        &self.mlp
     }
 }
 

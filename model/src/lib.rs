@@ -32,11 +32,14 @@ mod lora;
 mod matmul;
 mod nf4;
 mod parameter;
+mod simd;
+mod workspace;
 
 mod attention;
 mod attention_kernel;
 mod kv_cache;
 mod layer;
+mod layer_direct;
 mod mlp;
 mod norm;
 mod rope;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element};
 use crate::layer::load_projection;
+use crate::simd::{sigmoid, vectorized};
 use crate::{Linear, LoadOptions, ModelConfig, Result, Weights};
 
 /// Elements that one task works through.
@@ -86,26 +87,21 @@ pub(crate) fn swiglu_reference(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu;
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+vectorized! {
+    fn gate_span<'a, E>(gate: &'a [E], up: &'a [E], out: &'a mut [E]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let gate = gate.widen();
+            *out = E::narrow(E::round(gate * sigmoid(gate)) * up.widen());
+        }
+    }
 }
 
-impl SwiGlu {
-    fn run<E: Element>(gate: &[E], up: &[E]) -> Vec<E> {
-        let mut out = vec![E::zero(); gate.len()];
-        out.par_chunks_mut(TASK_ELEMENTS)
-            .zip(
-                gate.par_chunks(TASK_ELEMENTS)
-                    .zip(up.par_chunks(TASK_ELEMENTS)),
-            )
-            .for_each(|(out, (gate, up))| {
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    let gate = gate.widen();
-                    *out = E::narrow(E::round(gate * sigmoid(gate)) * up.widen());
-                }
-            });
-        out
-    }
+/// `silu(gate) * up` into `out`, all of one length.
+pub(crate) fn gate_all<E: Element>(gate: &[E], up: &[E], out: &mut [E]) {
+    out.par_chunks_mut(TASK_ELEMENTS)
+        .zip(gate.par_chunks(TASK_ELEMENTS))
+        .zip(up.par_chunks(TASK_ELEMENTS))
+        .for_each(|((out, gate), up)| gate_span(gate, up, out));
 }
 
 impl CustomOp2 for SwiGlu {
@@ -129,7 +125,8 @@ impl CustomOp2 for SwiGlu {
         }
         for_element!("swiglu", gate.dtype(), E => {
             let gate = elements::<E>(gate, gate_layout)?;
-            let out = Self::run(gate, elements::<E>(up, up_layout)?);
+            let mut out = E::zeros(gate.len());
+            gate_all(gate, elements::<E>(up, up_layout)?, &mut out);
             Ok((E::store(out), gate_layout.shape().clone()))
         })
     }
@@ -149,26 +146,34 @@ impl CustomOp2 for SwiGlu {
 /// With s = sigmoid(gate): dL/dgate = g up s (1 + gate (1 - s)) and dL/dup = g gate s, stacked.
 struct SwiGluGradient;
 
-impl SwiGluGradient {
-    fn run<E: Element>(gate: &[E], up: &[E], grad: &[E]) -> Vec<E> {
-        let mut out = vec![E::zero(); 2 * gate.len()];
-        let (to_gate, to_up) = out.split_at_mut(gate.len());
-        to_gate
-            .par_chunks_mut(TASK_ELEMENTS)
-            .zip(to_up.par_chunks_mut(TASK_ELEMENTS))
-            .enumerate()
-            .for_each(|(task, (to_gate, to_up))| {
-                let start = task * TASK_ELEMENTS;
-                for (i, (to_gate, to_up)) in to_gate.iter_mut().zip(to_up).enumerate() {
-                    let at = start + i;
-                    let (gate, grad) = (gate[at].widen(), grad[at].widen());
-                    let s = sigmoid(gate);
-                    *to_gate = E::narrow(grad * up[at].widen() * s * (1.0 + gate * (1.0 - s)));
-                    *to_up = E::narrow(grad * gate * s);
-                }
-            });
-        out
+vectorized! {
+    fn gradient_span<'a, E>(gate: &'a [E], up: &'a [E], grad: &'a [E], to_gate: &'a mut [E], to_up: &'a mut [E]) {
+        let len = to_gate.len();
+        let (gate, up, grad, to_up) = (&gate[..len], &up[..len], &grad[..len], &mut to_up[..len]);
+        for i in 0..len {
+            let (gate, grad) = (gate[i].widen(), grad[i].widen());
+            let s = sigmoid(gate);
+            to_gate[i] = E::narrow(grad * up[i].widen() * s * (1.0 + gate * (1.0 - s)));
+            to_up[i] = E::narrow(grad * gate * s);
+        }
     }
+}
+
+/// Gradients in gate and up, all of one length.
+pub(crate) fn gate_gradient<E: Element>(
+    (gate, up): (&[E], &[E]),
+    grad: &[E],
+    (to_gate, to_up): (&mut [E], &mut [E]),
+) {
+    to_gate
+        .par_chunks_mut(TASK_ELEMENTS)
+        .zip(to_up.par_chunks_mut(TASK_ELEMENTS))
+        .zip(gate.par_chunks(TASK_ELEMENTS))
+        .zip(up.par_chunks(TASK_ELEMENTS))
+        .zip(grad.par_chunks(TASK_ELEMENTS))
+        .for_each(|((((to_gate, to_up), gate), up), grad)| {
+            gradient_span(gate, up, grad, to_gate, to_up);
+        });
 }
 
 impl CustomOp3 for SwiGluGradient {
@@ -189,7 +194,10 @@ impl CustomOp3 for SwiGluGradient {
         for_element!("swiglu-gradient", gate.dtype(), E => {
             let gate = elements::<E>(gate, gate_layout)?;
             let up = elements::<E>(up, up_layout)?;
-            let out = Self::run(gate, up, elements::<E>(grad, grad_layout)?);
+            let mut out = E::zeros(2 * gate.len());
+            let (to_gate, to_up) = out.split_at_mut(gate.len());
+            let grad = elements::<E>(grad, grad_layout)?;
+            gate_gradient((gate, up), grad, (to_gate, to_up));
             Ok((E::store(out), Shape::from(dims)))
         })
     }

@@ -7,8 +7,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Shape, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::element::{Element, elements, for_element, lane_sum};
+use crate::element::{Element, elements, for_element};
 use crate::layer::load_parameter;
+use crate::simd::{lane_sum, vectorized};
 use crate::{LoadOptions, Parameter, Result, Weights};
 
 /// One RMSNorm and its weight [d].
@@ -63,6 +64,12 @@ impl RmsNorm {
         Ok(normalised.broadcast_mul(&self.weight.tensor().to_dtype(x.dtype())?)?)
     }
 
+    /// The weight and epsilon, where the weight is frozen.
+    pub(crate) fn frozen(&self) -> Option<(&Tensor, f32)> {
+        let frozen = self.weight.var().is_none();
+        frozen.then_some((self.weight.tensor(), self.eps as f32))
+    }
+
     /// The weight, where it is trained.
     pub(crate) fn parameters(&self) -> Option<(String, Var)> {
         let var = self.weight.var()?;
@@ -77,6 +84,7 @@ struct Normalise {
 }
 
 /// `1 / sqrt(mean(x^2) + eps)` of one row.
+#[inline(always)]
 fn inverse_rms<E: Element>(x: &[E], eps: f32) -> f32 {
     let square = |i: usize| {
         let x = x[i].widen();
@@ -85,19 +93,25 @@ fn inverse_rms<E: Element>(x: &[E], eps: f32) -> f32 {
     1.0 / (lane_sum(x.len(), square) / x.len() as f32 + eps).sqrt()
 }
 
-impl Normalise {
-    fn run<E: Element>(&self, x: &[E], weight: &[E]) -> Vec<E> {
-        let mut out = vec![E::zero(); x.len()];
-        out.par_chunks_mut(weight.len())
-            .zip(x.par_chunks(weight.len()))
-            .for_each(|(out, x)| {
-                let scale = inverse_rms(x, self.eps);
-                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = E::narrow(weight.widen() * E::round(x.widen() * scale));
-                }
-            });
-        out
+vectorized! {
+    /// One row.
+    fn normalise_row<'a, E>(x: &'a [E], weight: &'a [E], eps: f32, out: &'a mut [E]) {
+        let scale = inverse_rms(x, eps);
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = E::narrow(weight.widen() * E::round(x.widen() * scale));
+        }
     }
+}
+
+/// RMSNorm of every row.
+///
+/// # Shapes
+/// x and out [n, d], weight [d]
+pub(crate) fn normalise<E: Element>(x: &[E], weight: &[E], eps: f32, out: &mut [E]) {
+    out.par_chunks_mut(weight.len())
+        .zip(x.par_chunks(weight.len()))
+        .with_min_len(TASK_ROWS)
+        .for_each(|(out, x)| normalise_row(x, weight, eps, out));
 }
 
 impl CustomOp2 for Normalise {
@@ -115,7 +129,9 @@ impl CustomOp2 for Normalise {
         check_last_dim(x_layout, weight_layout)?;
         for_element!("rms-norm", x.dtype(), E => {
             let weight = elements::<E>(weight, weight_layout)?;
-            let out = self.run(elements::<E>(x, x_layout)?, weight);
+            let x = elements::<E>(x, x_layout)?;
+            let mut out = E::zeros(x.len());
+            normalise(x, weight, self.eps, &mut out);
             Ok((E::store(out), x_layout.shape().clone()))
         })
     }
@@ -146,23 +162,38 @@ struct InputGradient {
     eps: f32,
 }
 
-impl InputGradient {
-    fn run<E: Element>(&self, x: &[E], weight: &[E], grad: &[E]) -> Vec<E> {
-        let size = weight.len();
-        let mut out = vec![E::zero(); x.len()];
-        out.par_chunks_mut(size)
-            .zip(x.par_chunks(size).zip(grad.par_chunks(size)))
-            .for_each(|(out, (x, grad))| {
-                let scale = inverse_rms(x, self.eps);
-                let weighted = |i: usize| weight[i].widen() * grad[i].widen();
-                let along = lane_sum(size, |i| weighted(i) * x[i].widen() * scale) / size as f32;
-                for (i, out) in out.iter_mut().enumerate() {
-                    let normalised = x[i].widen() * scale;
-                    *out = E::narrow(scale * (weighted(i) - normalised * along));
-                }
-            });
-        out
+vectorized! {
+    /// One row; added to what `out` holds where `add` says so.
+    fn input_gradient_row<'a, E>(x: &'a [E], weight: &'a [E], grad: &'a [E], eps: f32, add: bool, out: &'a mut [E]) {
+        let size = out.len();
+        let (x, weight, grad) = (&x[..size], &weight[..size], &grad[..size]);
+        let scale = inverse_rms(x, eps);
+        let along = lane_sum(size, |i| weight[i].widen() * grad[i].widen() * (x[i].widen() * scale)) / size as f32;
+        for i in 0..size {
+            let gradient = scale * (weight[i].widen() * grad[i].widen() - x[i].widen() * scale * along);
+            let before = if add { out[i].widen() } else { 0.0 };
+            out[i] = E::narrow(before + gradient);
+        }
     }
+}
+
+/// dL/dx of every row from dL/dy, stored into `out` or added to it.
+///
+/// # Shapes
+/// x, grad and out [n, d], weight [d]
+pub(crate) fn input_gradient<E: Element>(
+    x: &[E],
+    weight: &[E],
+    grad: &[E],
+    eps: f32,
+    add: bool,
+    out: &mut [E],
+) {
+    let size = weight.len();
+    out.par_chunks_mut(size)
+        .zip(x.par_chunks(size).zip(grad.par_chunks(size)))
+        .with_min_len(TASK_ROWS)
+        .for_each(|(out, (x, grad))| input_gradient_row(x, weight, grad, eps, add, out));
 }
 
 impl CustomOp3 for InputGradient {
@@ -182,11 +213,16 @@ impl CustomOp3 for InputGradient {
         for_element!("rms-norm-input-gradient", x.dtype(), E => {
             let x = elements::<E>(x, x_layout)?;
             let weight = elements::<E>(weight, weight_layout)?;
-            let out = self.run(x, weight, elements::<E>(grad, grad_layout)?);
+            let grad = elements::<E>(grad, grad_layout)?;
+            let mut out = E::zeros(x.len());
+            input_gradient(x, weight, grad, self.eps, false, &mut out);
             Ok((E::store(out), x_layout.shape().clone()))
         })
     }
 }
+
+/// Rows that one task works through at least.
+const TASK_ROWS: usize = 16;
 
 /// Rows of one partial sum of the weight's gradient: fixed, so that the sum's order does not depend
 /// on the number of threads.

@@ -10,7 +10,11 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element, round_to};
+use crate::simd::vectorized;
 use crate::{ModelConfig, Result};
+
+/// Rows that one task turns at least.
+const TASK_ROWS: usize = 16;
 
 /// The frequencies of one model.
 #[derive(Debug, Clone)]
@@ -30,6 +34,24 @@ impl Rotary {
         }
     }
 
+    /// As [`angles`](Self::angles), for documents of these lengths in one row: each starts at position 0.
+    ///
+    /// # Errors
+    /// When the device refuses the tables.
+    pub fn packed_angles(
+        &self,
+        lengths: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Angles> {
+        let positions = lengths.iter().flat_map(|length| 0..*length);
+        let angles = self.at(positions, dtype, device)?;
+        Ok(Angles {
+            documents: Some(lengths.into()),
+            ..angles
+        })
+    }
+
     /// Cosines and sines of the positions `offset..offset + len`, rounded to `dtype` for use.
     ///
     /// The angle is an f32 product, as in transformers. Computed in bf16 it would be wrong from
@@ -44,8 +66,17 @@ impl Rotary {
         dtype: DType,
         device: &Device,
     ) -> Result<Angles> {
+        self.at(offset..offset + len, dtype, device)
+    }
+
+    fn at(
+        &self,
+        positions: impl Iterator<Item = usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Angles> {
         let half = self.inverse_frequencies.len();
-        let angles = (offset..offset + len)
+        let angles = positions
             .flat_map(|position| {
                 let position = position as f32;
                 self.inverse_frequencies.iter().map(move |f| position * f)
@@ -64,12 +95,14 @@ impl Rotary {
             direction: Direction::Forward,
         };
         let tensor = |values: &[f32]| -> Result<Tensor> {
+            let len = values.len() / half.max(1);
             Ok(Tensor::from_slice(values, (len, 1, half), device)?.to_dtype(dtype)?)
         };
         Ok(Angles {
             cos: tensor(&turn.cos)?,
             sin: tensor(&turn.sin)?,
             turn,
+            documents: None,
         })
     }
 }
@@ -80,9 +113,22 @@ pub struct Angles {
     turn: Turn,
     cos: Tensor,
     sin: Tensor,
+    /// Lengths of the documents of a packed row.
+    documents: Option<Arc<[usize]>>,
 }
 
 impl Angles {
+    /// Lengths of the documents that the row is packed from, where it is.
+    pub(crate) fn documents(&self) -> Option<&Arc<[usize]>> {
+        self.documents.as_ref()
+    }
+
+    /// Turns rows in place: f32 [rows, heads * head_dim], sequence after sequence.
+    pub(crate) fn turn_rows(&self, rows: &mut [f32], heads: usize, back: bool) {
+        self.turn
+            .run_in_place(rows, heads, if back { -1.0 } else { 1.0 });
+    }
+
     /// Turns every head by its position: `[x1 cos - x2 sin, x2 cos + x1 sin]`.
     ///
     /// # Shapes
@@ -130,41 +176,37 @@ struct Turn {
 }
 
 impl Turn {
-    fn run<E: Element>(&self, x: &[E], heads: usize) -> Vec<E> {
+    fn run_in_place<E: Element>(&self, rows: &mut [E], heads: usize, sign: f32) {
         let positions = self.cos.len() / self.half;
         let row_len = heads * 2 * self.half;
-        let sign = match self.direction {
-            Direction::Forward => 1.0,
-            Direction::Back => -1.0,
-        };
-        let mut out = vec![E::zero(); x.len()];
-        out.par_chunks_mut(row_len)
-            .zip(x.par_chunks(row_len))
+        rows.par_chunks_mut(row_len)
+            .with_min_len(TASK_ROWS)
             .enumerate()
-            .for_each(|(row, (out, x))| {
+            .for_each(|(row, x)| {
                 let start = (row % positions) * self.half;
                 let cos = &self.cos[start..start + self.half];
                 let sin = &self.sin[start..start + self.half];
-                for (out, x) in out
-                    .chunks_exact_mut(2 * self.half)
-                    .zip(x.chunks_exact(2 * self.half))
-                {
-                    turn_head(out, x, cos, sin, sign);
-                }
+                turn_heads(x, cos, sin, sign);
             });
-        out
     }
 }
 
-fn turn_head<E: Element>(out: &mut [E], x: &[E], cos: &[f32], sin: &[f32], sign: f32) {
-    let (x1, x2) = x.split_at(cos.len());
-    let (out1, out2) = out.split_at_mut(cos.len());
-    for i in 0..cos.len() {
-        let (a, b) = (x1[i].widen(), x2[i].widen());
-        let (cos, sin) = (cos[i], sign * sin[i]);
-        // Each product is rounded before the sum, as transformers' tensors are.
-        out1[i] = E::narrow(E::round(a * cos) - E::round(b * sin));
-        out2[i] = E::narrow(E::round(b * cos) + E::round(a * sin));
+vectorized! {
+    /// Every head of one row.
+    fn turn_heads<'a, E>(row: &'a mut [E], cos: &'a [f32], sin: &'a [f32], sign: f32) {
+        let half = cos.len();
+        let sin = &sin[..half];
+        for head in row.chunks_exact_mut(2 * half) {
+            let (x1, x2) = head.split_at_mut(half);
+            let x2 = &mut x2[..half];
+            for i in 0..half {
+                let (a, b) = (x1[i].widen(), x2[i].widen());
+                let (cos, sin) = (cos[i], sign * sin[i]);
+                // Each product is rounded before the sum, as transformers' tensors are.
+                x1[i] = E::narrow(E::round(a * cos) - E::round(b * sin));
+                x2[i] = E::narrow(E::round(b * cos) + E::round(a * sin));
+            }
+        }
     }
 }
 
@@ -188,7 +230,12 @@ impl CustomOp1 for Turn {
             );
         }
         for_element!("rope", storage.dtype(), E => {
-            let out = self.run(elements::<E>(storage, layout)?, heads);
+            let mut out = elements::<E>(storage, layout)?.to_vec();
+            let sign = match self.direction {
+                Direction::Forward => 1.0,
+                Direction::Back => -1.0,
+            };
+            self.run_in_place(&mut out, heads, sign);
             Ok((E::store(out), layout.shape().clone()))
         })
     }

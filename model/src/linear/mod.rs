@@ -1,5 +1,6 @@
 //! Provides the linear layer of every projection: a frozen or trainable weight, an optional bias, an optional adapter.
 
+mod direct;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -7,6 +8,7 @@ mod tests;
 use crate::nf4::product;
 use crate::{Error, LoadOptions, Lora, Nf4Matrix, Parameter, Result, Weights, frozen};
 use candle_core::{DType, Tensor, Var};
+pub(crate) use direct::{LowRank, is_plain};
 pub use load::dequantized;
 use std::sync::Arc;
 

@@ -14,6 +14,7 @@ use candle_core::{
 };
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Elements of the tile of dequantised weights: 1 MiB as f32, about what a core's cache holds.
@@ -66,46 +67,86 @@ impl Product {
         Ok((rows, out))
     }
 
-    /// x [N, width] -> [N, out], tile by tile.
+    /// x [N, width] -> [N, out].
     fn multiply(&self, x: &[f32], rows: usize, out_width: usize) -> CandleResult<Vec<f32>> {
-        let (height, columns) = (self.weight.rows, self.weight.columns);
         let mut out = vec![0f32; rows * out_width];
-        if rows == 0 {
-            return Ok(out);
-        }
-        let mut tile = vec![0f32; self.tile_rows.min(height) * columns];
-        for first in (0..height).step_by(self.tile_rows) {
-            let tile_height = self.tile_rows.min(height - first);
-            let tile = &mut tile[..tile_height * columns];
-            self.weight
-                .dequantize_rows(first..first + tile_height, tile)
-                .map_err(candle_core::Error::wrap)?;
-            let tile = Matrix::new(tile, tile_height, columns, columns);
-            let (out, stride, store, left, right) = match self.side {
-                Side::Forward => {
-                    let x = Matrix::new(x, rows, columns, columns);
-                    (
-                        &mut out[first..],
-                        height,
-                        Store::Replace,
-                        x,
-                        tile.transpose(),
-                    )
-                }
-                Side::Backward => {
-                    let store = if first > 0 {
-                        Store::Add
-                    } else {
-                        Store::Replace
-                    };
-                    let x = Matrix::new(&x[first..], rows, tile_height, height);
-                    (&mut out[..], columns, store, x, tile)
-                }
-            };
-            product(out, stride, store, 1.0, Threads::All, left, right);
-        }
+        multiply_tiles(
+            &self.weight,
+            self.side,
+            self.tile_rows,
+            x,
+            rows,
+            &mut out,
+            Store::Replace,
+        )
+        .map_err(candle_core::Error::wrap)?;
         Ok(out)
     }
+}
+
+/// x W^T or dY W of a frozen NF4 matrix on plain slices, into `out` or added to it.
+///
+/// # Shapes
+/// W [height, columns]; forward: x [rows, columns], out [rows, height]; backward: x [rows, height], out [rows, columns]
+///
+/// # Errors
+/// Never for slices of these sizes.
+///
+/// # Panics
+/// When a slice is too short: a mistake in the caller.
+pub(crate) fn multiply(
+    weight: &Nf4Matrix,
+    side: Side,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    store: Store,
+) -> Result<()> {
+    multiply_tiles(weight, side, tile_rows(weight.columns), x, rows, out, store)
+}
+
+thread_local! {
+    /// The tile, kept from product to product: fresh memory costs the system a visit for every page.
+    static TILE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+fn multiply_tiles(
+    weight: &Nf4Matrix,
+    side: Side,
+    tile_rows: usize,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    store: Store,
+) -> Result<()> {
+    let (height, columns) = (weight.rows, weight.columns);
+    if rows == 0 {
+        return Ok(());
+    }
+    let mut buffer = TILE.take();
+    if buffer.len() < tile_rows.min(height) * columns {
+        buffer.resize(tile_rows.min(height) * columns, 0.0);
+    }
+    for first in (0..height).step_by(tile_rows) {
+        let tile_height = tile_rows.min(height - first);
+        let tile = &mut buffer[..tile_height * columns];
+        weight.dequantize_rows(first..first + tile_height, tile)?;
+        let tile = Matrix::new(tile, tile_height, columns, columns);
+        match side {
+            Side::Forward => {
+                let x = Matrix::new(x, rows, columns, columns);
+                let out = &mut out[first..];
+                product(out, height, store, 1.0, Threads::All, x, tile.transpose());
+            }
+            Side::Backward => {
+                let store = if first > 0 { Store::Add } else { store };
+                let x = Matrix::new(&x[first..], rows, tile_height, height);
+                product(out, columns, store, 1.0, Threads::All, x, tile);
+            }
+        }
+    }
+    TILE.set(buffer);
+    Ok(())
 }
 
 fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {

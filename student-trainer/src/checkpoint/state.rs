@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, run::LogPosition};
+use crate::{Error, Result, run::LogPosition, train::LossScaleState};
 
 /// Version of `state.toml`; another one is refused.
 const FORMAT: u32 = 1;
@@ -26,6 +26,9 @@ pub struct RunState {
     pub log: LogPosition,
     /// What evaluations have found.
     pub evals: EvalState,
+    /// The factor on the loss, where the decoder computes in f16.
+    #[serde(default)]
+    pub loss_scale: Option<LossScaleState>,
     /// What the run is about.
     pub identity: Identity,
     /// BLAKE3 of every other file of the checkpoint.
@@ -96,6 +99,7 @@ impl RunState {
             data: DataCursor::default(),
             log: LogPosition::default(),
             evals: EvalState::default(),
+            loss_scale: None,
             identity,
             files: BTreeMap::new(),
         }

@@ -120,8 +120,14 @@ settings! {
         batch_size: usize = 1,
         /// Forward passes summed into one optimiser step.
         grad_accumulation: usize = 1,
-        /// Recompute each layer in the backward pass instead of keeping its activations.
+        /// Pack the sequences of a pass into one row without padding, each with positions and attention of its own; off: rows padded to the longest.
+        packing: bool = true,
+        /// Tokens in one packed pass at most, unless one sequence has more; unset: as many as `batch_size` sequences have.
+        pack_tokens: Option<usize> = None,
+        /// Recompute layers in the backward pass instead of keeping their activations.
         checkpointing: bool = true,
+        /// Layers recomputed together: their first input is kept, and while they are recomputed the activations of all of them are.
+        checkpoint_every: usize = 1,
 
         /// Peak learning rate.
         lr: f64 = 2e-4,
@@ -244,6 +250,22 @@ impl TrainConfig {
         check(self.steps != Some(0), "steps: must be at least 1")?;
         check(self.epochs > 0, "epochs: must be at least 1")?;
         check(self.batch_size > 0, "batch_size: must be at least 1")?;
+        check(
+            self.pack_tokens != Some(0),
+            "pack_tokens: must be at least 1; leave it out for no limit",
+        )?;
+        check(
+            self.packing || self.pack_tokens.is_none(),
+            "pack_tokens: has no meaning with packing off",
+        )?;
+        check(
+            self.checkpoint_every > 0,
+            "checkpoint_every: must be at least 1; --checkpointing off keeps everything",
+        )?;
+        check(
+            self.checkpointing || self.checkpoint_every == 1,
+            "checkpoint_every: has no meaning with checkpointing off",
+        )?;
         check(
             self.grad_accumulation > 0,
             "grad_accumulation: must be at least 1",

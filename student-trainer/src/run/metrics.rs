@@ -25,6 +25,8 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Tokens through the model.
     pub tokens: usize,
+    /// Positions of padding beside them.
+    pub padding: usize,
     /// Targets among them.
     pub targets: usize,
     /// Tokens a second, this step.

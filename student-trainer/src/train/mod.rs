@@ -14,7 +14,9 @@ mod example;
 mod guard;
 mod keeper;
 mod lora;
+mod loss_scale;
 mod overrides;
+mod passes;
 mod setup;
 mod source;
 mod step;
@@ -44,7 +46,9 @@ use agreement::{agree, identity};
 use evaluation::Evaluation;
 pub use example::Example;
 use keeper::{Keeper, watch};
-use setup::{checkpointing, head_geometry, projection};
+pub use loss_scale::{LossScaleState, LossScaler, Verdict};
+pub use passes::Passes;
+use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;
@@ -194,6 +198,8 @@ fn train(
         shutdown.clone(),
         keeper.state.data.clone(),
     );
+    let mut scaler = LossScaler::new(decoder.dtype());
+    scaler.restore(keeper.state.loss_scale);
     let mut trainer = Trainer {
         config,
         run_directory,
@@ -203,6 +209,7 @@ fn train(
             trains_head: config.tune == Tune::Full,
             projection: projection.as_ref(),
             checkpointing: checkpointing(config),
+            passes: passes(config),
         },
         tuned,
         reader,
@@ -211,6 +218,7 @@ fn train(
         updates,
         watch,
         keeper,
+        scaler,
         warnings: Warnings::default(),
         loss: StepLoss::default(),
     };

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use distill_model::{Checkpointing, Decoder};
 
+use super::passes::Passes;
 use crate::{
     Error, Result,
     client::ServerInfo,
@@ -49,7 +50,18 @@ pub(super) fn projection(
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {
     match config.checkpointing {
-        true => Checkpointing::Every(1),
+        true => Checkpointing::Every(config.checkpoint_every),
         false => Checkpointing::Off,
+    }
+}
+
+pub(super) fn passes(config: &TrainConfig) -> Passes {
+    let sequences = config.batch_size;
+    match config.packing {
+        false => Passes::Padded { sequences },
+        true => Passes::Packed {
+            sequences,
+            tokens: config.pack_tokens.unwrap_or(usize::MAX),
+        },
     }
 }

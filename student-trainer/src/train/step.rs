@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use candle_core::{DType, Tensor};
 use distill_model::{Checkpointing, Decoder, Gradients, Tape};
 
-use super::example::Example;
+use super::{example::Example, passes::Passes};
 use crate::{
     Error, Result,
     loss::{
@@ -27,6 +27,8 @@ pub struct Objective<'a> {
     pub projection: Option<&'a HiddenProjection>,
     /// What the forward pass keeps.
     pub checkpointing: Checkpointing,
+    /// How sequences share a pass.
+    pub passes: Passes,
 }
 
 /// The loss of one step, over all its sequences.
@@ -44,6 +46,8 @@ pub struct StepLoss {
     pub hidden: f64,
     /// Tokens through the model, without padding.
     pub tokens: usize,
+    /// Positions of padding beside them.
+    pub padding: usize,
     /// Targets among them.
     pub targets: usize,
     /// What the solver did, the worst over all sequences.
@@ -64,18 +68,21 @@ pub struct SolverSummary {
 }
 
 impl Objective<'_> {
-    /// Runs all sequences of a step, `batch_size` at a time, and adds up their gradients.
+    /// Runs all sequences of a step, some of them in each pass, and adds up their gradients.
     ///
     /// Each sequence counts by its share of the step's targets, so that CE and KL are means over all targets of the
     /// step, however it is cut into passes.
+    ///
+    /// `scale` multiplies the loss on its way through the decoder and is taken out of the gradients again: in half precision
+    /// small gradients vanish without it (see [`LossScaler`](super::loss_scale::LossScaler)); elsewhere it is 1.
     ///
     /// # Errors
     /// A tensor error, or a loss that is not finite.
     pub fn forward_backward(
         &self,
         examples: &[Example],
-        batch_size: usize,
         loss: &LossConfig,
+        scale: f64,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
         let mut sum = StepLoss {
@@ -83,36 +90,43 @@ impl Objective<'_> {
             targets: examples.iter().map(|one| one.target_positions.len()).sum(),
             ..StepLoss::default()
         };
-        for batch in examples.chunks(batch_size.max(1)) {
-            self.pass(batch, loss, &mut sum, gradients)?;
+        let mut scaled = Gradients::new();
+        for batch in self.passes.cut(examples) {
+            self.pass(batch, loss, scale, &mut sum, &mut scaled, gradients)?;
+        }
+        if scale != 1.0 {
+            scaled.scale(scale.recip())?;
+        }
+        for (name, gradient) in scaled.iter() {
+            gradients.add(name, gradient)?;
         }
         Ok(sum)
     }
 
-    /// One forward and backward pass over sequences padded to the longest.
+    /// One forward and backward pass. What goes through the decoder comes out `scaled`, the rest does not.
     fn pass(
         &self,
         batch: &[Example],
         config: &LossConfig,
+        scale: f64,
         sum: &mut StepLoss,
+        scaled: &mut Gradients,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let sequences = batch.iter().map(|one| one.token_ids.as_slice());
-        let ids = padded_ids(sequences, self.decoder.device())?;
-        let (sequences, length) = ids.dims2()?;
-        let tape = self.decoder.tape(&ids, self.checkpointing)?;
+        let (tape, starts) = self.tape(batch)?;
+        let shape = tape.hidden().dims3()?;
         let hidden = tape.hidden().flatten_to(1)?;
-        let mut grad_hidden = hidden.zeros_like()?;
+        sum.padding += shape.0 * shape.1;
+        sum.padding -= batch.iter().map(|one| one.token_ids.len()).sum::<usize>();
+        // f32 until it is scaled: half precision loses what is small.
+        let mut grad_hidden = hidden.to_dtype(DType::F32)?.zeros_like()?;
         let geometry = self.geometry()?;
         let mut between = HiddenPass::new(self.projection, config, &tape)?;
-        for (row, example) in batch.iter().enumerate() {
+        for (example, start) in batch.iter().zip(starts) {
             let positions = &example.target_positions;
             let weight = positions.len() as f64 / sum.targets.max(1) as f64;
             // The output at t - 1 speaks of the token at t; no target is at 0.
-            let outputs: Vec<u32> = positions
-                .iter()
-                .map(|t| (row * length + t - 1) as u32)
-                .collect();
+            let outputs: Vec<u32> = positions.iter().map(|t| (start + t - 1) as u32).collect();
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let rows = hidden.index_select(&outputs, 0)?;
             let loss = self.head_loss(&rows, example, &geometry, weight, config, gradients)?;
@@ -123,28 +137,52 @@ impl Objective<'_> {
             if config.ot_weight > 0.0 {
                 sum.note(&loss.report);
             }
-            let grad = (loss.grad_hidden * weight)?.to_dtype(hidden.dtype())?;
-            grad_hidden = grad_hidden.index_add(&outputs, &grad, 0)?;
+            grad_hidden = grad_hidden.index_add(&outputs, &(loss.grad_hidden * weight)?, 0)?;
             if let Some(between) = &mut between {
                 between.add(example, &outputs, weight, sum, gradients)?;
             }
         }
-        let shape = (sequences, length, ());
         let at_layer = match between {
             Some(HiddenPass {
                 layer: 0, gradient, ..
             }) => {
-                grad_hidden = (grad_hidden + gradient.to_dtype(hidden.dtype())?)?;
+                grad_hidden = (grad_hidden + gradient)?;
                 None
             }
             Some(HiddenPass {
                 layer, gradient, ..
-            }) => Some((layer, gradient.reshape(shape)?)),
+            }) => Some((layer, (gradient.reshape(shape)? * scale)?)),
             None => None,
         };
         let at_layer = at_layer.as_ref().map(|(layer, grad)| (*layer, grad));
-        tape.backward_with(&grad_hidden.reshape(shape)?, at_layer, gradients)?;
-        Ok(())
+        let grad_hidden = (grad_hidden.reshape(shape)? * scale)?.to_dtype(hidden.dtype())?;
+        Ok(tape.backward_with(&grad_hidden, at_layer, scaled)?)
+    }
+
+    /// The forward pass over some sequences, packed or padded to the longest, and the row of the first token of each.
+    fn tape(&self, batch: &[Example]) -> Result<(Tape<'_>, Vec<usize>)> {
+        let sequences = batch.iter().map(|one| one.token_ids.as_slice());
+        let device = self.decoder.device();
+        if matches!(self.passes, Passes::Padded { .. }) {
+            let ids = padded_ids(sequences, device)?;
+            let (count, length) = ids.dims2()?;
+            let tape = self.decoder.tape(&ids, self.checkpointing)?;
+            return Ok((tape, (0..count).map(|row| row * length).collect()));
+        }
+        let lengths: Vec<usize> = sequences.clone().map(<[u32]>::len).collect();
+        let starts = lengths.iter().scan(0, |next, length| {
+            let start = *next;
+            *next += length;
+            Some(start)
+        });
+        let starts = starts.collect();
+        let ids: Vec<u32> = sequences.flatten().copied().collect();
+        let count = ids.len();
+        let ids = Tensor::from_vec(ids, (1, count), device)?;
+        let tape = self
+            .decoder
+            .packed_tape(&ids, &lengths, self.checkpointing)?;
+        Ok((tape, starts))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         self,
         mock::{MockTeacher, VOCAB_SIZE},
     },
-    config::{Quantize, TrainConfig},
+    config::{ComputeDtype, Quantize, TrainConfig},
     run::{AdapterConfig, load_adapter},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -136,42 +136,101 @@ fn a_run_learns_and_leaves_config_metrics_and_an_adapter_that_loads() {
 }
 
 #[test]
-fn batches_accumulation_and_checkpointing_change_no_gradient() {
+fn batches_packing_accumulation_and_checkpointing_change_no_gradient() {
     let bench = Bench::new(4);
     let one_by_one = TrainConfig {
         steps: Some(1),
         grad_accumulation: 4,
+        packing: false,
         ..bench.config("one_by_one")
     };
     train(&one_by_one).unwrap();
-    let batched = TrainConfig {
+    let expected = bench.first_gradients("one_by_one");
+    assert_eq!(expected.len(), 2 * 7 * 2);
+    let padded = TrainConfig {
         steps: Some(1),
         batch_size: 4,
+        packing: false,
         checkpointing: false,
-        ..bench.config("batched")
+        ..bench.config("padded")
     };
-    train(&batched).unwrap();
-    let (a, b) = (
-        bench.first_gradients("one_by_one"),
-        bench.first_gradients("batched"),
-    );
-    assert_eq!(a.len(), 2 * 7 * 2);
-    for (name, a) in &a {
-        let norm = |x: &Tensor| {
-            x.sqr()
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .to_scalar::<f32>()
-                .unwrap()
-                .sqrt()
+    let packed = TrainConfig {
+        packing: true,
+        checkpointing: true,
+        checkpoint_every: 2,
+        ..padded.clone()
+    };
+    let few_tokens = TrainConfig {
+        pack_tokens: Some(12),
+        checkpoint_every: 1,
+        ..packed.clone()
+    };
+    for (name, config) in [("padded", padded), ("packed", packed), ("few", few_tokens)] {
+        let named = bench.config(name);
+        let config = TrainConfig {
+            out: named.out,
+            first_step_grad_out: named.first_step_grad_out,
+            ..config
         };
-        let difference = norm(&(a - &b[name]).unwrap());
+        train(&config).unwrap();
+        assert_same_gradients(&bench.first_gradients(name), &expected);
+    }
+}
+
+#[test]
+fn padding_is_reported_and_packing_has_none() {
+    let bench = Bench::new(4);
+    let padding = |packing| {
+        let config = TrainConfig {
+            steps: Some(1),
+            batch_size: 4,
+            packing,
+            ..bench.config(if packing { "packed" } else { "padded" })
+        };
+        train(&config).unwrap();
+        metrics(&config)[0]["padding"].as_u64().unwrap()
+    };
+    // Frames of 2, 3, 4 and 5 tokens.
+    assert_eq!((padding(false), padding(true)), (3 + 2 + 1, 0));
+}
+
+#[test]
+fn an_f16_run_learns_and_its_checkpoint_keeps_the_loss_scale() {
+    let bench = Bench::new(4);
+    let config = TrainConfig {
+        dtype: ComputeDtype::F16,
+        quantize: Quantize::None,
+        epochs: 4,
+        batch_size: 2,
+        ..bench.config("run")
+    };
+    let summary = train(&config).unwrap();
+    assert_eq!(summary.steps, 8);
+    let lines = metrics(&config);
+    let loss = |i: usize| lines[i]["loss"].as_f64().unwrap();
+    assert!(loss(lines.len() - 1) < loss(0));
+    let newest = fs::read_dir(config.out.join("checkpoints")).unwrap();
+    let newest = newest.map(|entry| entry.unwrap().path()).max().unwrap();
+    let state = fs::read_to_string(newest.join("state.toml")).unwrap();
+    let state: toml::Table = toml::from_str(&state).unwrap();
+    let scale = state["loss_scale"]["scale"].as_float().unwrap();
+    assert!(scale >= 1.0 && scale.log2().fract() == 0.0, "{scale}");
+}
+
+#[track_caller]
+fn assert_same_gradients(actual: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) {
+    assert_eq!(actual.len(), expected.len());
+    for (name, expected) in expected {
+        let norm = |x: &Tensor| {
+            let sum = x.sqr().unwrap().sum_all().unwrap();
+            sum.to_scalar::<f32>().unwrap().sqrt()
+        };
+        let difference = norm(&(expected - &actual[name]).unwrap());
         // f32 sums in another order.
         assert!(
-            difference <= 1e-5 * norm(a) + 1e-7,
+            difference <= 1e-5 * norm(expected) + 1e-7,
             "{name}: {difference} of {}",
-            norm(a)
+            norm(expected)
         );
     }
 }

@@ -10,6 +10,7 @@ use super::{
     example::Example,
     guard::{self, GradientWatch},
     keeper::Keeper,
+    loss_scale::{LossScaler, Verdict},
     source::FrameSource,
     step::{Objective, StepLoss},
     tuned::Tuned,
@@ -38,6 +39,7 @@ pub(super) struct Trainer<'a> {
     pub updates: Updates,
     pub watch: GradientWatch,
     pub keeper: Keeper,
+    pub scaler: LossScaler,
     pub warnings: Warnings,
     /// Of the last step.
     pub loss: StepLoss,
@@ -69,7 +71,7 @@ impl Trainer<'_> {
                     let (loss, rate) = (line.loss, line.tokens_per_second);
                     format!("loss {loss:.4}  {rate:.1} tokens/s")
                 }),
-                None => progress.advance(|| "no frame for this student".to_owned()),
+                None => progress.advance(|| "no update".to_owned()),
             }
         }
         progress.finish();
@@ -91,8 +93,8 @@ impl Trainer<'_> {
         patience > 0 && self.keeper.state.evals.without_best >= patience
     }
 
-    /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student: such
-    /// a step is done without an update.
+    /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student, or the
+    /// gradients overflowed by the loss's scale: such a step is done without an update.
     fn step(&mut self, batch: &[Received], wait_seconds: f64) -> Result<Option<StepMetrics>> {
         let start = Instant::now();
         let (step, total) = (self.keeper.state.step, self.keeper.state.total_steps);
@@ -105,6 +107,9 @@ impl Trainer<'_> {
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
         self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
+        if self.is_overflow(&gradients)? {
+            return Ok(None);
+        }
         self.check_finite(batch, &gradients)?;
         self.dump_first(&gradients)?;
         self.watch
@@ -167,13 +172,31 @@ impl Trainer<'_> {
     ) -> Result<StepLoss> {
         let result =
             self.objective
-                .forward_backward(examples, self.config.batch_size, settings, gradients);
+                .forward_backward(examples, settings, self.scaler.scale(), gradients);
         match result {
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(what.to_owned(), &[], batch)?)
             }
             other => other,
         }
+    }
+
+    /// Whether the gradients overflowed because of the loss's scale, which is lower from now on.
+    fn is_overflow(&mut self, gradients: &Gradients) -> Result<bool> {
+        let scale = self.scaler.scale();
+        if scale == 1.0 || self.loss.not_finite().is_some() {
+            return Ok(false);
+        }
+        let verdict = self.scaler.settle(gradients.is_finite()?);
+        self.keeper.state.loss_scale = self.scaler.state();
+        if verdict == Verdict::Skip {
+            tracing::info!(
+                "step {}: a gradient overflowed at a loss scale of {scale}; it is left out, and the scale is {} now",
+                self.keeper.state.step,
+                self.scaler.scale()
+            );
+        }
+        Ok(verdict == Verdict::Skip)
     }
 
     /// Stops before the update when anything is NaN or infinite.
@@ -217,6 +240,7 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         ot: loss.ot,
         hidden_ot: loss.hidden,
         tokens: loss.tokens,
+        padding: loss.padding,
         targets: loss.targets,
         tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
         ot_iterations: loss.solver.map(|solver| solver.iterations),

@@ -32,6 +32,7 @@ fn step(decoder: &distill_model::Decoder, gradients: &mut Gradients) -> StepLoss
         trains_head: true,
         projection: None,
         checkpointing: distill_model::Checkpointing::Every(1),
+        passes: crate::train::Passes::Padded { sequences: 1 },
     };
     let frames: Vec<Frame> = [3, 6].map(made_up_frame).to_vec();
     let examples: Vec<Example> = frames.iter().map(Example::from_frame).collect();
@@ -40,7 +41,7 @@ fn step(decoder: &distill_model::Decoder, gradients: &mut Gradients) -> StepLoss
         ..LossConfig::default()
     };
     objective
-        .forward_backward(&examples, 1, &loss, gradients)
+        .forward_backward(&examples, &loss, 1.0, gradients)
         .unwrap()
 }
 

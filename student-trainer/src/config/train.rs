@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     loss::LossConfig,
-    optimizer::{AdamWConfig, UpdateSettings},
+    optimizer::{LearningRateRatios, UpdateSettings, update_settings},
 };
 
 /// How a base that is stored in full precision is held.
@@ -100,6 +100,10 @@ settings! {
         eps: f64 = 1e-8,
         /// Largest norm of the whole gradient; 0 leaves it alone.
         max_grad_norm: f64 = 1.0,
+        /// Learning rate of LoRA's B matrices as a multiple of `lr` (LoRA+; above 1, often 16).
+        lora_b_lr_ratio: f64 = 1.0,
+        /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
+        embedding_lr_ratio: f64 = 1.0,
 
         /// LoRA rank r.
         lora_rank: usize = 16,
@@ -177,18 +181,13 @@ impl TrainConfig {
 
     /// What the updates are told.
     pub fn update_settings(&self) -> UpdateSettings {
-        UpdateSettings {
-            lr: self.lr,
-            warmup_ratio: self.warmup_ratio,
-            lr_floor_ratio: self.lr_floor_ratio,
-            max_grad_norm: self.max_grad_norm,
-            adamw: AdamWConfig {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: self.weight_decay,
-            },
-        }
+        update_settings!(
+            self,
+            LearningRateRatios {
+                lora_b: self.lora_b_lr_ratio,
+                embedding: self.embedding_lr_ratio,
+            }
+        )
     }
 }
 

@@ -29,7 +29,7 @@ use distill_text::{TokenizerFiles, Windowing, read_corpus};
 use crate::{
     Error, Result,
     config::ComputeDtype,
-    optimizer::{AdamW, clip_factor},
+    optimizer::{Optimizer, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics},
     shutdown::Shutdown,
     student::Place,
@@ -179,7 +179,7 @@ fn train(
 ) -> Result<(usize, f64)> {
     let parameters = objective.decoder.parameters();
     let updates = config.update_settings();
-    let mut optimizer = AdamW::new(parameters.clone(), updates.adamw)?;
+    let mut optimizer = Optimizer::new(parameters.clone(), updates.optimizer)?;
     let schedule = updates.schedule(None, total_steps);
     let mut metrics = MetricsLog::create(&run_directory.join("metrics.jsonl"))?;
     let mut progress = Progress::start(total_steps as u64, "step");

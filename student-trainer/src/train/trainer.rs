@@ -17,7 +17,7 @@ use crate::{
     client::Received,
     config::TrainConfig,
     loss::{HiddenProjection, LossConfig, LossError},
-    optimizer::{AdamW, Schedule, UpdateSettings, clip_factor},
+    optimizer::{Optimizer, Schedule, UpdateSettings, clip_factor},
     run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics, write_atomically},
     shutdown::Shutdown,
 };
@@ -39,7 +39,7 @@ impl Trainer<'_> {
     pub fn train(&self, mut frames: FrameSource, shutdown: &Shutdown) -> Result<(usize, StepLoss)> {
         let config = self.config;
         let updates = config.update_settings();
-        let mut optimizer = AdamW::new(self.parameters.clone(), updates.adamw)?;
+        let mut optimizer = Optimizer::new(self.parameters.clone(), updates.optimizer)?;
         let schedule = updates.schedule(config.warmup_steps, self.total_steps);
         let mut projection = ProjectionUpdates::new(config, self.projection, self.total_steps)?;
         let mut watch = GradientWatch::new(&self.parameters);
@@ -173,7 +173,7 @@ impl Trainer<'_> {
 /// Updates of the projection of hidden states, with a learning rate and a clipping of their own: its gradient must not
 /// shorten the adapter's.
 struct ProjectionUpdates {
-    optimizer: AdamW,
+    optimizer: Optimizer,
     schedule: Schedule,
     updates: UpdateSettings,
 }
@@ -192,7 +192,7 @@ impl ProjectionUpdates {
             ..config.update_settings()
         };
         Ok(Some(Self {
-            optimizer: AdamW::new(vec![projection.parameter()], updates.adamw)?,
+            optimizer: Optimizer::new(vec![projection.parameter()], updates.optimizer)?,
             schedule: updates.schedule(config.warmup_steps, total_steps),
             updates,
         }))

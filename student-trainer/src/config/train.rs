@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     loss::LossConfig,
-    optimizer::{LearningRateRatios, UpdateSettings, update_settings},
+    optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
 
 /// How a base that is stored in full precision is held.
@@ -41,7 +41,7 @@ pub enum ComputeDtype {
 }
 
 setting_kinds! {
-    Text: Quantize, ComputeDtype;
+    Text: Quantize, ComputeDtype, OptimizerKind;
 }
 
 settings! {
@@ -90,6 +90,8 @@ settings! {
         warmup_ratio: f64 = 0.03,
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.1,
+        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        optimizer: OptimizerKind = OptimizerKind::AdamW,
         /// Decoupled weight decay.
         weight_decay: f64 = 0.0,
         /// Decay of AdamW's first moment.

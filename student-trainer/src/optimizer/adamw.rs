@@ -4,6 +4,7 @@
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
+use super::blockwise::{BLOCK, Blockwise};
 use crate::{Result, loss::simd::vectorized};
 
 /// What AdamW can be told.
@@ -88,6 +89,27 @@ impl Step {
             .zip(second.par_chunks_mut(CHUNK));
         chunks.for_each(|(((parameter, gradient), first), second)| {
             chunk(self, parameter, gradient, first, second);
+        });
+    }
+
+    /// As [`slices`](Self::slices), with moments that are only f32 while their block is at hand.
+    pub fn blocks(
+        &self,
+        parameter: &mut [f32],
+        gradient: &[f32],
+        first: &mut Blockwise,
+        second: &mut Blockwise,
+    ) {
+        let chunks = parameter
+            .par_chunks_mut(BLOCK)
+            .zip(gradient.par_chunks(BLOCK))
+            .zip(first.blocks_mut())
+            .zip(second.blocks_mut())
+            .with_min_len(CHUNK / BLOCK);
+        chunks.for_each(|(((parameter, gradient), first), second)| {
+            first.change(|first| {
+                second.change(|second| chunk(self, parameter, gradient, first, second));
+            });
         });
     }
 }

@@ -2,6 +2,8 @@
 
 use candle_core::Var;
 
+use super::OptimizerKind;
+
 /// Learning rates of groups, as shares of the schedule's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearningRateRatios {
@@ -33,9 +35,17 @@ impl LearningRateRatios {
     }
 }
 
-/// Rows of an embedding have gradients of very different sizes: its moments are never kept in 8 bits (Dettmers et al.,
-/// "8-bit optimizers via block-wise quantization", and transformers' trainer).
-pub(super) fn is_embedding(name: &str) -> bool {
+/// Elements from which on moments are kept in 8 bits: bitsandbytes' `min_8bit_size`.
+pub const EIGHT_BIT_SIZE_MIN: usize = 4096;
+
+/// Whether the moments of a parameter are kept in 8 bits. Those of embeddings never are, whose rows have gradients of very
+/// different sizes (Dettmers et al., "8-bit optimizers via block-wise quantization", and transformers' trainer).
+pub(super) fn in_8_bits(kind: OptimizerKind, name: &str, parameter: &Var) -> bool {
+    let large = parameter.elem_count() >= EIGHT_BIT_SIZE_MIN;
+    kind == OptimizerKind::AdamW8bit && large && !is_embedding(name)
+}
+
+fn is_embedding(name: &str) -> bool {
     name.ends_with("embed_tokens.weight")
 }
 

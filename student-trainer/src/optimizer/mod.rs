@@ -1,6 +1,7 @@
 //! Provides the update of the adapters: gradient clipping's factor, AdamW and the learning rate's schedule.
 
 mod adamw;
+mod blockwise;
 mod group;
 mod moments;
 #[expect(clippy::module_inception, reason = "the name says it best")]
@@ -9,8 +10,8 @@ mod schedule;
 mod settings;
 
 pub use adamw::AdamWConfig;
-pub use group::LearningRateRatios;
-pub use optimizer::{Optimizer, OptimizerConfig};
+pub use group::{EIGHT_BIT_SIZE_MIN, LearningRateRatios};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind};
 pub use schedule::Schedule;
 pub use settings::UpdateSettings;
 pub(crate) use settings::update_settings;

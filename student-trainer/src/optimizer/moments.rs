@@ -4,7 +4,10 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
 
-use super::adamw::Step;
+use super::{
+    adamw::Step,
+    blockwise::{Blockwise, DynamicMap},
+};
 use crate::{Error, Result};
 
 /// Exponential averages of the gradient and of its square.
@@ -13,24 +16,32 @@ pub(super) enum Moments {
     Slices { first: Vec<f32>, second: Vec<f32> },
     /// f32 on a device.
     Tensors { first: Tensor, second: Tensor },
+    /// 8 bits in this process's memory, wherever the parameter is.
+    Codes { first: Blockwise, second: Blockwise },
 }
 
 /// What the tensors of a saved state are called, after the parameter's name.
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 
+/// The tensors of a saved state, by name.
+type State = BTreeMap<String, Tensor>;
+
 impl Moments {
     /// Moments of zero.
-    pub fn new(parameter: &Var) -> Result<Self> {
-        if parameter.device().is_cpu() && parameter.is_contiguous() {
-            let zeros = || vec![0.0; parameter.elem_count()];
-            return Ok(Self::Slices {
-                first: zeros(),
-                second: zeros(),
+    pub fn new(parameter: &Var, in_8_bits: bool) -> Result<Self> {
+        let count = parameter.elem_count();
+        if in_8_bits {
+            return Ok(Self::Codes {
+                first: Blockwise::zeros(DynamicMap::signed(), count),
+                second: Blockwise::zeros(DynamicMap::unsigned(), count),
             });
         }
-        let first = parameter.zeros_like()?;
-        let second = first.copy()?;
+        if parameter.device().is_cpu() && parameter.is_contiguous() {
+            let (first, second) = (vec![0.0; count], vec![0.0; count]);
+            return Ok(Self::Slices { first, second });
+        }
+        let (first, second) = (parameter.zeros_like()?, parameter.zeros_like()?);
         Ok(Self::Tensors { first, second })
     }
 
@@ -39,68 +50,99 @@ impl Moments {
         match self {
             Self::Tensors { first, second } => step.tensors(parameter, gradient, first, second),
             Self::Slices { first, second } => {
-                let update = InPlace::new(|parameter, gradient| {
+                in_place(parameter, gradient, |parameter, gradient| {
                     step.slices(parameter, gradient, first, second);
-                });
-                Ok(parameter.inplace_op2(&gradient.contiguous()?, &update)?)
+                })
+            }
+            Self::Codes { first, second } => {
+                in_place(parameter, gradient, |parameter, gradient| {
+                    step.blocks(parameter, gradient, first, second);
+                })
             }
         }
     }
 
     /// Adds the tensors of the moments of `name` to `state`.
-    pub fn save(
-        &self,
-        name: &str,
-        parameter: &Var,
-        state: &mut BTreeMap<String, Tensor>,
-    ) -> Result<()> {
-        let (first, second) = match self {
-            Self::Tensors { first, second } => (first.clone(), second.clone()),
-            Self::Slices { first, second } => {
-                let tensor = |values: &[f32]| {
-                    Tensor::from_slice(values, parameter.shape().clone(), &Device::Cpu)
-                };
-                (tensor(first)?, tensor(second)?)
-            }
+    pub fn save(&self, name: &str, parameter: &Var, state: &mut State) -> Result<()> {
+        let (shape, cpu) = (parameter.shape(), &Device::Cpu);
+        let mut insert = |moment: &str, suffix: &str, tensor: Tensor| {
+            state.insert(format!("{name}.{moment}{suffix}"), tensor);
         };
-        state.insert(format!("{name}.{FIRST}"), first);
-        state.insert(format!("{name}.{SECOND}"), second);
+        match self {
+            Self::Tensors { first, second } => {
+                insert(FIRST, "", first.clone());
+                insert(SECOND, "", second.clone());
+            }
+            Self::Slices { first, second } => {
+                insert(FIRST, "", Tensor::from_slice(first, shape, cpu)?);
+                insert(SECOND, "", Tensor::from_slice(second, shape, cpu)?);
+            }
+            Self::Codes { first, second } => {
+                for (moment, values) in [(FIRST, first), (SECOND, second)] {
+                    insert(moment, "", Tensor::from_slice(&values.codes, shape, cpu)?);
+                    let absmax = Tensor::new(values.absmax.as_slice(), cpu)?;
+                    insert(moment, ABSMAX, absmax);
+                }
+            }
+        }
         Ok(())
     }
 
     /// Moments of the same form, from what [`save`](Self::save) left.
-    pub fn load(
-        &self,
-        name: &str,
-        parameter: &Var,
-        state: &BTreeMap<String, Tensor>,
-    ) -> Result<Self> {
-        let load = |suffix: &str| saved(state, &format!("{name}.{suffix}"), parameter.dims());
-        let (first, second) = (load(FIRST)?, load(SECOND)?);
+    pub fn load(&self, name: &str, parameter: &Var, state: &State) -> Result<Self> {
+        let saved = |moment: &str, dtype: DType| {
+            saved(state, &format!("{name}.{moment}"), dtype, parameter.dims())
+        };
+        let slice =
+            |moment: &str| Ok::<_, Error>(saved(moment, DType::F32)?.flatten_all()?.to_vec1()?);
+        let tensor = |moment: &str| {
+            let tensor = saved(moment, DType::F32)?;
+            // A copy: the update may change it in place, and the saved state is not ours.
+            Ok::<_, Error>(tensor.to_device(parameter.device())?.copy()?)
+        };
+        let codes = |moment: &str, like: &Blockwise| {
+            let absmax = format!("{name}.{moment}{ABSMAX}");
+            let absmax = self::saved(state, &absmax, DType::F32, &[like.absmax.len()])?;
+            Ok::<_, Error>(Blockwise {
+                map: like.map,
+                codes: saved(moment, DType::U8)?.flatten_all()?.to_vec1()?,
+                absmax: absmax.to_vec1()?,
+            })
+        };
         Ok(match self {
             Self::Slices { .. } => Self::Slices {
-                first: first.flatten_all()?.to_vec1()?,
-                second: second.flatten_all()?.to_vec1()?,
+                first: slice(FIRST)?,
+                second: slice(SECOND)?,
             },
             Self::Tensors { .. } => Self::Tensors {
-                first: first.to_device(parameter.device())?,
-                second: second.to_device(parameter.device())?,
+                first: tensor(FIRST)?,
+                second: tensor(SECOND)?,
+            },
+            Self::Codes { first, second } => Self::Codes {
+                first: codes(FIRST, first)?,
+                second: codes(SECOND, second)?,
             },
         })
     }
 
     /// Memory that they take.
     pub fn bytes(&self) -> u64 {
-        let count = match self {
-            Self::Slices { first, second } => first.len() + second.len(),
-            Self::Tensors { first, second } => first.elem_count() + second.elem_count(),
+        let bytes = match self {
+            Self::Slices { first, second } => size_of_val(&first[..]) + size_of_val(&second[..]),
+            Self::Tensors { first, second } => {
+                (first.elem_count() + second.elem_count()) * size_of::<f32>()
+            }
+            Self::Codes { first, second } => first.bytes() + second.bytes(),
         };
-        (count * size_of::<f32>()) as u64
+        bytes as u64
     }
 }
 
+/// After the name of codes, for the largest magnitude of every block.
+const ABSMAX: &str = ".absmax";
+
 /// The tensor `key` of a saved state.
-pub(super) fn entry<'a>(state: &'a BTreeMap<String, Tensor>, key: &str) -> Result<&'a Tensor> {
+pub(super) fn entry<'a>(state: &'a State, key: &str) -> Result<&'a Tensor> {
     state.get(key).ok_or_else(|| {
         Error::Config(format!(
             "the optimiser state has no `{key}`; it belongs to another run"
@@ -108,27 +150,38 @@ pub(super) fn entry<'a>(state: &'a BTreeMap<String, Tensor>, key: &str) -> Resul
     })
 }
 
-/// The f32 tensor `key` of a saved state, of the shape `dims`.
-fn saved(state: &BTreeMap<String, Tensor>, key: &str, dims: &[usize]) -> Result<Tensor> {
+/// The tensor `key` of a saved state, of this type and shape.
+fn saved<'a>(state: &'a State, key: &str, dtype: DType, dims: &[usize]) -> Result<&'a Tensor> {
     let tensor = entry(state, key)?;
-    if tensor.dims() != dims || tensor.dtype() != DType::F32 {
-        return Err(Error::Config(format!(
-            "the optimiser state `{key}` is {:?} {:?}, the run needs F32 {dims:?}; it belongs to another run",
-            tensor.dtype(),
-            tensor.dims(),
-        )));
+    if tensor.dims() == dims && tensor.dtype() == dtype {
+        return Ok(tensor);
     }
-    Ok(tensor.clone())
+    Err(Error::Config(format!(
+        "the optimiser state `{key}` is {:?} {:?}, this run's is {dtype:?} {dims:?}; it belongs to another run, or to another \
+         setting of `optimizer`",
+        tensor.dtype(),
+        tensor.dims(),
+    )))
 }
 
-/// A change of a parameter in place, seen as slices: candle lends a tensor's memory only to such operations.
+/// Changes a parameter as slices: in place where it is in this process's memory, there and back where it is on a device.
+fn in_place(
+    parameter: &Var,
+    gradient: &Tensor,
+    change: impl FnMut(&mut [f32], &[f32]),
+) -> Result<()> {
+    let change = InPlace(RefCell::new(change));
+    if parameter.device().is_cpu() && parameter.is_contiguous() {
+        return Ok(parameter.inplace_op2(&gradient.contiguous()?, &change)?);
+    }
+    let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.contiguous()?.copy();
+    let (on_host, gradient) = (host(parameter)?, host(gradient)?);
+    on_host.inplace_op2(&gradient, &change)?;
+    Ok(parameter.set(&on_host.to_device(parameter.device())?)?)
+}
+
+/// candle lends a tensor's memory only to such operations.
 struct InPlace<F>(RefCell<F>);
-
-impl<F: FnMut(&mut [f32], &[f32])> InPlace<F> {
-    fn new(change: F) -> Self {
-        Self(RefCell::new(change))
-    }
-}
 
 impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for InPlace<F> {
     fn name(&self) -> &'static str {
@@ -142,19 +195,21 @@ impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for InPlace<F> {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let ranges = (
-            parameter_layout.contiguous_offsets(),
-            gradient_layout.contiguous_offsets(),
-        );
-        match (parameter, gradient, ranges) {
-            (CpuStorage::F32(p), CpuStorage::F32(g), (Some((p0, p1)), Some((g0, g1)))) => {
-                match (p.get_mut(p0..p1), g.get(g0..g1)) {
-                    (Some(p), Some(g)) if p.len() == g.len() => (self.0.borrow_mut())(p, g),
-                    _ => candle_core::bail!("a gradient of another size than its parameter"),
-                }
+        let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else {
+            candle_core::bail!("adamw needs f32 parameters and gradients");
+        };
+        let parameter = range(parameter_layout).and_then(|range| parameter.get_mut(range));
+        let gradient = range(gradient_layout).and_then(|range| gradient.get(range));
+        match (parameter, gradient) {
+            (Some(parameter), Some(gradient)) if parameter.len() == gradient.len() => {
+                (self.0.borrow_mut())(parameter, gradient);
+                Ok(())
             }
-            _ => candle_core::bail!("adamw needs contiguous f32 parameters and gradients"),
+            _ => candle_core::bail!("adamw: a gradient of another shape than its parameter"),
         }
-        Ok(())
     }
+}
+
+fn range(layout: &Layout) -> Option<std::ops::Range<usize>> {
+    layout.contiguous_offsets().map(|(start, end)| start..end)
 }

@@ -3,18 +3,33 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
 use super::{
     AdamWConfig, LearningRateRatios,
     adamw::Step,
-    group::decays,
+    group::{decays, in_8_bits},
     moments::{Moments, entry},
 };
 use crate::{Error, Result};
 
+/// How the moments of AdamW are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// In f32: 8 bytes a parameter.
+    #[default]
+    AdamW,
+    /// In 8 bits with a scale for every 256 values, as bitsandbytes' `AdamW8bit` does: 2 bytes a parameter. Parameters of
+    /// less than 4096 elements, and embeddings, keep theirs in f32.
+    AdamW8bit,
+}
+
 /// Everything the optimiser can be told, beside the learning rate of the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptimizerConfig {
+    /// How the moments are kept.
+    pub kind: OptimizerKind,
     /// The formula's numbers.
     pub adamw: AdamWConfig,
     /// Learning rates of groups.
@@ -57,7 +72,7 @@ impl Optimizer {
                 false => 0.0,
             };
             let slot = Slot {
-                moments: Moments::new(&parameter)?,
+                moments: Moments::new(&parameter, in_8_bits(config.kind, &name, &parameter))?,
                 learning_rate_ratio: config.ratios.of(&name),
                 weight_decay,
                 parameter,
@@ -69,6 +84,11 @@ impl Optimizer {
             slots: parameters.into_iter().map(slot).collect::<Result<_>>()?,
             step: 0,
         })
+    }
+
+    /// What it was told.
+    pub fn config(&self) -> OptimizerConfig {
+        self.config
     }
 
     /// Updates done so far.
@@ -105,7 +125,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The whole state as named tensors: `NAME.exp_avg`, `NAME.exp_avg_sq` and the step count.
+    /// The whole state as named tensors: `NAME.exp_avg`, `NAME.exp_avg_sq` and the step count. Moments in 8 bits are codes
+    /// (u8) with `NAME.exp_avg.absmax` and `NAME.exp_avg_sq.absmax` beside them.
     ///
     /// # Errors
     /// A tensor error.

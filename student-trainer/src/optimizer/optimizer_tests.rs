@@ -3,6 +3,7 @@ use candle_core::Device;
 use super::*;
 
 const CONFIG: OptimizerConfig = OptimizerConfig {
+    kind: OptimizerKind::AdamW,
     adamw: AdamWConfig {
         beta1: 0.9,
         beta2: 0.99,
@@ -143,7 +144,7 @@ fn one_pass_over_slices_gives_what_tensor_operations_give() {
         Var::from_tensor(&start).unwrap(),
         Var::from_tensor(&start).unwrap(),
     );
-    let mut slices = Moments::new(&by_slices).unwrap();
+    let mut slices = Moments::new(&by_slices, false).unwrap();
     assert!(matches!(slices, Moments::Slices { .. }));
     let zeros = start.zeros_like().unwrap();
     let mut tensors = Moments::Tensors {
@@ -192,7 +193,11 @@ fn groups_have_their_own_learning_rates() {
         eps: 1e-30,
         ..CONFIG.adamw
     };
-    let config = OptimizerConfig { ratios, adamw };
+    let config = OptimizerConfig {
+        ratios,
+        adamw,
+        ..CONFIG
+    };
     let mut optimizer = Optimizer::new(parameters.collect(), config).unwrap();
     let gradient = Tensor::new(&[[3f32]], &Device::Cpu).unwrap();
     optimizer.update(0.01, 1.0, |_| Some(&gradient)).unwrap();

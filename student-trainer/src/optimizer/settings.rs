@@ -28,6 +28,7 @@ macro_rules! update_settings {
             lr_floor_ratio: config.lr_floor_ratio,
             max_grad_norm: config.max_grad_norm,
             optimizer: $crate::optimizer::OptimizerConfig {
+                kind: config.optimizer,
                 adamw: $crate::optimizer::AdamWConfig {
                     beta1: config.beta1,
                     beta2: config.beta2,

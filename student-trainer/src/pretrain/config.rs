@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     Error, Result,
     config::{ComputeDtype, settings::settings},
-    optimizer::{LearningRateRatios, UpdateSettings, update_settings},
+    optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
 
 settings! {
@@ -35,6 +35,8 @@ settings! {
         warmup_ratio: f64 = 0.02,
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.02,
+        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        optimizer: OptimizerKind = OptimizerKind::AdamW,
         /// Decoupled weight decay of matrices.
         weight_decay: f64 = 0.05,
         /// Decay of AdamW's first moment.

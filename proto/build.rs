@@ -1,9 +1,11 @@
 //! Compiles the schema without a system `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let schema = "distill/v1/teacher.proto";
-    println!("cargo::rerun-if-changed={schema}");
-    let descriptors = protox::compile([schema], ["."])?;
+    let schemas = ["distill/v1/teacher.proto", "distill/v1/cache.proto"];
+    for schema in schemas {
+        println!("cargo::rerun-if-changed={schema}");
+    }
+    let descriptors = protox::compile(schemas, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(
         out.join("distill_descriptor.bin"),

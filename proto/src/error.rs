@@ -75,6 +75,16 @@ pub enum Error {
         /// zstd's words.
         reason: String,
     },
+    /// A shard whose header or table cannot be used.
+    #[error("shard {number}, byte {offset}: {reason}")]
+    Shard {
+        /// Number in the file's name or header.
+        number: u32,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
     /// A stream cursor that this server did not make.
     #[error("the cursor is not one of this server's ({0}); start again with an empty cursor")]
     Cursor(&'static str),
@@ -92,6 +102,7 @@ impl Error {
             Self::WrongIndex { .. } => "WRONG_FRAME_INDEX",
             Self::Invalid { .. } => "INVALID_FRAME",
             Self::Compression { .. } => "BAD_COMPRESSION",
+            Self::Shard { .. } => "INVALID_SHARD",
             Self::Cursor(_) => "BAD_CURSOR",
         }
     }

@@ -21,12 +21,14 @@ mod error;
 pub mod fingerprint;
 pub mod frame;
 pub mod limits;
+pub mod shard;
 
 pub use block::{Estimator, PADDING_COUNT, Rows, State, StateCoding, StateKind, ValueCoding};
 pub use cursor::Cursor;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
-pub use frame::{Frame, FrameContext};
+pub use frame::{Frame, FrameContext, FrameSummary};
+pub use shard::{ShardEntry, ShardHeader};
 
 /// The generated gRPC client, server and messages of `distill.v1`.
 pub mod v1 {

@@ -28,3 +28,9 @@ pub const VOCABULARY_CHUNK_TOKENS: usize = 1 << 14;
 pub const VOCABULARY_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of all tokens of one vocabulary.
 pub const VOCABULARY_BYTES_MAX: usize = 1 << 28;
+/// Frames of one shard.
+pub const SHARD_FRAMES_MAX: usize = 1 << 22;
+/// One shard file.
+pub const SHARD_BYTES_MAX: u64 = 1 << 40;
+/// Sequences of one plan.
+pub const PLAN_SEQUENCES_MAX: u64 = 1 << 32;

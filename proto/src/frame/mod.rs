@@ -83,14 +83,7 @@ impl Frame {
         header.write(&mut bytes);
         bytes.extend(compressed);
         bytes.extend(checksum(&bytes, context));
-        if bytes.len() > limits::FRAME_BYTES_MAX {
-            let (value, limit) = (bytes.len() as u64, limits::FRAME_BYTES_MAX as u64);
-            return Err(Error::LimitExceeded {
-                what: "frame bytes",
-                value,
-                limit,
-            });
-        }
+        check_length(bytes.len())?;
         Ok(bytes)
     }
 
@@ -99,41 +92,7 @@ impl Frame {
     /// # Errors
     /// Any damage, lying length or misplaced frame; never a panic, and nothing is allocated before it is checked.
     pub fn decode(bytes: &[u8], context: &FrameContext) -> Result<Frame> {
-        if bytes.len() > limits::FRAME_BYTES_MAX {
-            let (value, limit) = (bytes.len() as u64, limits::FRAME_BYTES_MAX as u64);
-            return Err(Error::LimitExceeded {
-                what: "frame bytes",
-                value,
-                limit,
-            });
-        }
-        let mut reader = Reader::new(bytes, context.index);
-        let header = Header::read(&mut reader)?;
-        if header.index != context.index {
-            return Err(Error::WrongIndex {
-                expected: context.index,
-                found: header.index,
-            });
-        }
-        let compressed = reader.take("compressed body", header.compressed_bytes as usize)?;
-        let stored: [u8; CHECKSUM_BYTES] = reader.array("checksum")?;
-        if reader.remaining() != 0 {
-            let (needed, available) = (0, reader.remaining() as u64);
-            return Err(Error::Length {
-                index: header.index,
-                what: "end of frame",
-                needed,
-                available,
-            });
-        }
-        let covered = bytes
-            .split_at_checked(bytes.len() - CHECKSUM_BYTES)
-            .map_or(bytes, |(head, _)| head);
-        if checksum(covered, context) != stored {
-            return Err(Error::Checksum {
-                index: header.index,
-            });
-        }
+        let (header, compressed) = open(bytes, context)?;
         let compression = |reason: String| Error::Compression {
             index: header.index,
             reason,
@@ -151,6 +110,103 @@ impl Frame {
         let frame = body::read(&body, &header)?;
         frame.validate()?;
         Ok(frame)
+    }
+
+    /// Checks a frame's header and checksum against `context` without decompressing it.
+    ///
+    /// # Errors
+    /// As `decode`, but for what only the body shows. A frame that an honest writer made and that passes here decodes.
+    pub fn check(bytes: &[u8], context: &FrameContext) -> Result<FrameSummary> {
+        let (header, _) = open(bytes, context)?;
+        Ok(FrameSummary::of(&header, bytes.len()))
+    }
+
+    /// What the header at the start of `bytes` says, with the length of the whole frame; `bytes` may end before the
+    /// frame does, at `HEADER_BYTES_MAX` or later. Nothing is checked but the header itself.
+    ///
+    /// # Errors
+    /// No header of a frame that this build reads.
+    pub fn peek(bytes: &[u8]) -> Result<FrameSummary> {
+        let mut reader = Reader::new(bytes, 0);
+        let header = Header::read(&mut reader)?;
+        let head = bytes.len() - reader.remaining();
+        let length = head + header.compressed_bytes as usize + CHECKSUM_BYTES;
+        check_length(length)?;
+        Ok(FrameSummary::of(&header, length))
+    }
+}
+
+/// Bytes of the longest header: enough for [`Frame::peek`].
+pub const HEADER_BYTES_MAX: usize = HEADER_BYTES + 4 * limits::TEMPERATURES_MAX;
+
+/// What a frame's header says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameSummary {
+    /// Id of its sequence.
+    pub sequence_id: u64,
+    /// Index in the plan's order.
+    pub index: u64,
+    /// Tokens of the sequence.
+    pub tokens: u32,
+    /// Targets, one row each.
+    pub rows: u32,
+    /// The whole frame.
+    pub bytes: usize,
+}
+
+impl FrameSummary {
+    fn of(header: &Header, bytes: usize) -> Self {
+        Self {
+            sequence_id: header.sequence_id,
+            index: header.index,
+            tokens: header.tokens,
+            rows: header.rows,
+            bytes,
+        }
+    }
+}
+
+fn check_length(bytes: usize) -> Result<()> {
+    let (value, limit) = (bytes as u64, limits::FRAME_BYTES_MAX as u64);
+    match value > limit {
+        true => Err(Error::LimitExceeded {
+            what: "frame bytes",
+            value,
+            limit,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// The header and the compressed body of a frame whose place, length and checksum are right.
+fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8])> {
+    check_length(bytes.len())?;
+    let mut reader = Reader::new(bytes, context.index);
+    let header = Header::read(&mut reader)?;
+    if header.index != context.index {
+        return Err(Error::WrongIndex {
+            expected: context.index,
+            found: header.index,
+        });
+    }
+    let compressed = reader.take("compressed body", header.compressed_bytes as usize)?;
+    let stored: [u8; CHECKSUM_BYTES] = reader.array("checksum")?;
+    if reader.remaining() != 0 {
+        return Err(Error::Length {
+            index: header.index,
+            what: "end of frame",
+            needed: 0,
+            available: reader.remaining() as u64,
+        });
+    }
+    let covered = bytes
+        .split_at_checked(bytes.len() - CHECKSUM_BYTES)
+        .map_or(bytes, |(head, _)| head);
+    match checksum(covered, context) == stored {
+        true => Ok((header, compressed)),
+        false => Err(Error::Checksum {
+            index: header.index,
+        }),
     }
 }
 

@@ -68,7 +68,7 @@ impl Default for LossConfig {
             kl_divergence: Divergence::Forward,
             jsd_beta: 0.5,
             kl_temperature: 1.0,
-            ot_weight: 0.5,
+            ot_weight: 0.0,
             ot: OtConfig::default(),
             hidden_weight: 0.0,
             hidden_layer: 0,

@@ -59,7 +59,11 @@ pub fn dense_loss(
     if k == 0 || k > vocab_size {
         return Err(LossError::shape("top_k", format!("1..={vocab_size}"), k));
     }
-    config.check_teacher(
+    let with_transport = LossConfig {
+        ot_weight: config.ot_weight.max(1.0),
+        ..config.clone()
+    };
+    with_transport.check_teacher(
         Estimator::TopK,
         &[1.0, config.kl_temperature as f32],
         top_k.is_none().then_some(StateKind::Exact),
@@ -78,27 +82,23 @@ pub fn dense_loss(
         result.ce = 0.0;
         result.total = config.kl_weight * result.kl;
     }
-    let mut grad_ot = grad_total.zeros_like()?;
-    if config.ot_weight > 0.0 {
-        let part = DenseTransport {
-            x: &x,
-            y: &y,
-            teacher: &teacher,
-            config,
-        };
-        let transport;
-        (transport, grad_ot) = part.run()?;
-        result.ot = transport.value;
-        result.report = transport.report;
-        if config.ot.cost == Cost::Kl {
-            let rows = values.iter().zip(&transport.row_mass);
-            let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
-            result.ot += constant / config.ot.kappa;
-            result.report.transport_cost += constant / config.ot.kappa;
-        }
-        result.total += config.ot_weight * result.ot;
-        grad_total = (grad_total + (&grad_ot * config.ot_weight)?)?;
+    let part = DenseTransport {
+        x: &x,
+        y: &y,
+        teacher: &teacher,
+        config,
+    };
+    let (transport, grad_ot) = part.run()?;
+    result.ot = transport.value;
+    result.report = transport.report;
+    if config.ot.cost == Cost::Kl {
+        let rows = values.iter().zip(&transport.row_mass);
+        let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
+        result.ot += constant / config.ot.kappa;
+        result.report.transport_cost += constant / config.ot.kappa;
     }
+    result.total += config.ot_weight * result.ot;
+    grad_total = (grad_total + (&grad_ot * config.ot_weight)?)?;
     Ok(DenseLoss {
         values: result,
         grad_ot,

@@ -89,6 +89,7 @@ fn losses_of_drawn_rows_match_the_slow_form() {
             let config = LossConfig {
                 ce_weight: 0.0,
                 kl_weight: 0.6,
+                ot_weight: 0.5,
                 ot: OtConfig {
                     cost,
                     similarity,

@@ -97,6 +97,7 @@ mod tests {
     #[test]
     fn weights_drift_ramp_and_anneal() {
         let mut config = LossConfig {
+            ot_weight: 0.5,
             schedule: LossSchedule {
                 ot_warmup_steps: 4,
                 kl_weight_end: Some(0.0),

@@ -110,7 +110,7 @@ fn the_head_s_own_gradient_matches_the_reference() {
         let config = LossConfig {
             chunk_rows: 2,
             ot,
-            ..LossConfig::default()
+            ..three_parts()
         };
         let case = Case::new(SQUARE, 13);
         let geometry = HeadGeometry::new(&tensor(&case.head), None).unwrap();
@@ -204,6 +204,14 @@ fn check_dense(sizes: Sizes, config: &LossConfig) {
     }
 }
 
+/// Cross-entropy, KL and transport together.
+fn three_parts() -> LossConfig {
+    LossConfig {
+        ot_weight: 0.5,
+        ..LossConfig::default()
+    }
+}
+
 fn only_ot(ot: OtConfig) -> LossConfig {
     LossConfig {
         ce_weight: 0.0,
@@ -258,7 +266,7 @@ fn cross_entropy_and_kl_match_the_reference() {
                     kl_temperature,
                     ot_weight: 0.0,
                     chunk_rows: 2,
-                    ..LossConfig::default()
+                    ..three_parts()
                 };
                 check(sizes, &config);
                 check_dense(sizes, &config);
@@ -268,8 +276,9 @@ fn cross_entropy_and_kl_match_the_reference() {
 }
 
 #[test]
-fn the_whole_loss_with_defaults_matches_the_reference() {
-    let config = LossConfig::default();
+fn the_whole_loss_matches_the_reference() {
+    check(SQUARE, &LossConfig::default());
+    let config = three_parts();
     check(SQUARE, &config);
     check(ALL_KEPT, &config);
     check_dense(SQUARE, &config);
@@ -291,7 +300,7 @@ fn cross_entropy_alone_needs_no_teacher() {
         &case.labels,
         None,
         &geometry,
-        &LossConfig::default(),
+        &three_parts(),
     )
     .unwrap();
     let x = case.hidden.times_transposed(&case.head);
@@ -327,7 +336,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
             temperature: 0.2,
             ..OtConfig::default()
         },
-        ..LossConfig::default()
+        ..three_parts()
     };
     let case = Case::new(SQUARE, 14);
     let (h, g) = (tensor(&case.hidden), case.geometry());
@@ -347,21 +356,21 @@ fn nan_in_any_input_is_an_error_that_names_it() {
             cost: Cost::SoftmaxSimilarity,
             ..OtConfig::default()
         },
-        ..LossConfig::default()
+        ..three_parts()
     };
     let bhattacharyya = LossConfig {
         ot: OtConfig {
             similarity: Similarity::Bhattacharyya,
             ..cosine.ot.clone()
         },
-        ..LossConfig::default()
+        ..three_parts()
     };
     let ce = LossConfig {
         kl_weight: 0.0,
         ot_weight: 0.0,
-        ..LossConfig::default()
+        ..three_parts()
     };
-    for config in [LossConfig::default(), cosine, bhattacharyya, ce] {
+    for config in [three_parts(), cosine, bhattacharyya, ce] {
         assert!(run(&good, &config).is_ok());
         for bad in [f64::NAN, f64::INFINITY, 3e38] {
             let mut case = Case::new(SQUARE, 15);
@@ -374,10 +383,10 @@ fn nan_in_any_input_is_an_error_that_names_it() {
     }
     let mut case = Case::new(SQUARE, 15);
     case.targets.logits[4] = f32::NAN;
-    assert!(run(&case, &LossConfig::default()).is_err());
+    assert!(run(&case, &three_parts()).is_err());
     let mut case = Case::new(SQUARE, 15);
     case.targets.ids[3] = 13;
-    assert!(run(&case, &LossConfig::default()).is_err());
+    assert!(run(&case, &three_parts()).is_err());
 }
 
 #[test]
@@ -390,7 +399,7 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     };
     let at_three = LossConfig {
         kl_temperature: 3.0,
-        ..LossConfig::default()
+        ..three_parts()
     };
     assert!(refusal(&case, &at_three).contains("[1.0, 2.0]"));
     case.targets.state = None;
@@ -401,7 +410,7 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     assert!(refusal(&case, &cosine).contains("state"));
     let reverse = LossConfig {
         kl_divergence: Divergence::Reverse,
-        ..LossConfig::default()
+        ..three_parts()
     };
     let mut drawn = Case::new(SQUARE, 16);
     drawn.targets.estimator = distill_proto::Estimator::Sampled;
@@ -409,14 +418,14 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     drawn.targets.draws = vec![SQUARE.k as u32; SQUARE.m];
     assert!(refusal(&drawn, &reverse).contains("top-k"));
     drawn.targets.counts[2] = 0;
-    assert!(refusal(&drawn, &LossConfig::default()).contains("counts"));
+    assert!(refusal(&drawn, &three_parts()).contains("counts"));
     let unequal = Case::new(LONGER_TEACHER, 16);
-    assert!(refusal(&unequal, &LossConfig::default()).contains("kl_weight"));
+    assert!(refusal(&unequal, &three_parts()).contains("kl_weight"));
     let mut labels = Case::new(SQUARE, 16);
     labels.labels[2] = 13;
-    assert!(refusal(&labels, &LossConfig::default()).contains("label"));
+    assert!(refusal(&labels, &three_parts()).contains("label"));
     labels.labels.pop();
-    assert!(refusal(&labels, &LossConfig::default()).contains("labels"));
+    assert!(refusal(&labels, &three_parts()).contains("labels"));
 }
 
 #[test]
@@ -434,7 +443,7 @@ fn a_half_precision_head_is_widened_by_tiles() {
             &case.labels,
             &case.targets,
             &geometry,
-            &LossConfig::default(),
+            &three_parts(),
         )
         .unwrap()
     };

@@ -202,6 +202,8 @@ fn the_first_step_equals_a_dense_reference_over_loopback() -> Result<()> {
     let flags = [
         "--steps",
         "3",
+        "--ot-weight",
+        "0.5",
         "--first-step-grad-out",
         path_text(&gradients),
     ];
@@ -209,8 +211,16 @@ fn the_first_step_equals_a_dense_reference_over_loopback() -> Result<()> {
     assert_like_reference(
         &run,
         &gradients,
-        &setup.reference(24, &LossConfig::default())?,
+        &setup.reference(24, &with_transport())?,
     )
+}
+
+/// Cross-entropy, KL and transport, as the flag `--ot-weight 0.5` gives them.
+fn with_transport() -> LossConfig {
+    LossConfig {
+        ot_weight: 0.5,
+        ..LossConfig::default()
+    }
 }
 
 #[test]
@@ -235,6 +245,8 @@ fn the_first_step_equals_a_dense_reference_over_a_unix_socket_with_logit_similar
     let more = [
         "--kl-temperature",
         "2",
+        "--ot-weight",
+        "0.5",
         "--first-step-grad-out",
         path_text(&gradients),
     ];
@@ -246,7 +258,7 @@ fn the_first_step_equals_a_dense_reference_over_a_unix_socket_with_logit_similar
             similarity: Similarity::Cosine,
             ..OtConfig::default()
         },
-        ..LossConfig::default()
+        ..with_transport()
     };
     assert_like_reference(&run, &gradients, &setup.reference(VOCAB_SIZE, &loss)?)
 }

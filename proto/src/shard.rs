@@ -120,12 +120,9 @@ impl ShardHeader {
             reason,
         };
         let mut reader = Fields { bytes: fixed };
-        let fields = reader.fixed().ok_or_else(|| {
-            bad(
-                0,
-                format!("{} bytes are no header of a shard", fixed.len()),
-            )
-        })?;
+        let fields = reader
+            .fixed()
+            .ok_or_else(|| bad(0, format!("{} bytes are no header of a shard", fixed.len())))?;
         if fields.magic != MAGIC {
             return Err(bad(
                 0,
@@ -152,7 +149,10 @@ impl ShardHeader {
         }
         let header = header_bytes(count);
         match header as u64 > file_bytes {
-            true => Err(bad(12, format!("a table of {count} frames ends after the file"))),
+            true => Err(bad(
+                12,
+                format!("a table of {count} frames ends after the file"),
+            )),
             false => Ok(header),
         }
     }
@@ -187,7 +187,11 @@ impl ShardHeader {
             let found = fields.plan;
             return Err(bad(32, format!("belongs to plan {found}, not to {plan}")));
         }
-        if fields.first_index.checked_add(u64::from(fields.count)).is_none() {
+        if fields
+            .first_index
+            .checked_add(u64::from(fields.count))
+            .is_none()
+        {
             return Err(bad(16, "the index of the first frame is too large".into()));
         }
         let entries = std::iter::from_fn(|| reader.entry()).collect();

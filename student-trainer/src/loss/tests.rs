@@ -438,14 +438,7 @@ fn a_half_precision_head_is_widened_by_tiles() {
     let run = |head| {
         let geometry = HeadGeometry::new(&head, Some(&tensor(&case.basis))).unwrap();
         let h = tensor(&case.hidden);
-        head_loss(
-            &h,
-            &case.labels,
-            &case.targets,
-            &geometry,
-            &three_parts(),
-        )
-        .unwrap()
+        head_loss(&h, &case.labels, &case.targets, &geometry, &three_parts()).unwrap()
     };
     let (half, full) = (run(head), run(widened_head));
     assert!((half.total / full.total - 1.0).abs() < 1e-6);

@@ -178,6 +178,8 @@ fn moments_take_two_bytes_an_element_and_eight_a_block() {
     let (matrix, small) = (67 * 64u64, 9 * 11);
     let blocks = matrix.div_ceil(256);
     assert_eq!(optimizer.state_bytes(), 2 * matrix + 8 * blocks + 8 * small);
+    let planned = [matrix, small].map(|count| OptimizerKind::AdamW8bit.state_bytes(count));
+    assert_eq!(optimizer.state_bytes(), planned.iter().sum::<u64>());
 }
 
 #[test]

@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWConfig, LearningRateRatios,
+    AdamWConfig, EIGHT_BIT_SIZE_MIN, LearningRateRatios,
     adamw::Step,
+    blockwise::BLOCK,
     group::{decays, in_8_bits},
     moments::{Moments, entry},
 };
@@ -23,6 +24,18 @@ pub enum OptimizerKind {
     /// In 8 bits with a scale for every 256 values, as bitsandbytes' `AdamW8bit` does: 2 bytes a parameter. Parameters of
     /// less than 4096 elements, and embeddings, keep theirs in f32.
     AdamW8bit,
+}
+
+impl OptimizerKind {
+    /// Memory of the moments of one parameter that is no embedding.
+    pub fn state_bytes(self, elements: u64) -> u64 {
+        match self {
+            Self::AdamW8bit if elements >= EIGHT_BIT_SIZE_MIN as u64 => {
+                2 * (elements + 4 * elements.div_ceil(BLOCK as u64))
+            }
+            Self::AdamW | Self::AdamW8bit => 8 * elements,
+        }
+    }
 }
 
 /// Everything the optimiser can be told, beside the learning rate of the step.

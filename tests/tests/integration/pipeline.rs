@@ -208,11 +208,7 @@ fn the_first_step_equals_a_dense_reference_over_loopback() -> Result<()> {
         path_text(&gradients),
     ];
     let run = setup.train(&teacher, "run", &flags);
-    assert_like_reference(
-        &run,
-        &gradients,
-        &setup.reference(24, &with_transport())?,
-    )
+    assert_like_reference(&run, &gradients, &setup.reference(24, &with_transport())?)
 }
 
 /// Cross-entropy, KL and transport, as the flag `--ot-weight 0.5` gives them.

@@ -1,19 +1,19 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use crate::{
     Result,
-    config::{Key, Settings, TrainConfig, resolve, with_flags},
+    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
     quantize::{self, QuantizeConfig},
     shutdown::Shutdown,
-    train,
+    train::{self, Ending},
 };
 
 /// The whole command line.
@@ -24,10 +24,10 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(with_flags::<TrainConfig>(about(
-            "train",
-            "Train adapters on a teacher's blocks",
-        )))
+        .subcommand(
+            with_flags::<TrainConfig>(about("train", "Train adapters on a teacher's blocks"))
+                .arg(resume_flag()),
+        )
         .subcommand(with_flags::<EvalConfig>(about(
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
@@ -58,21 +58,7 @@ pub fn command() -> Command {
 pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Result<()> {
     let matches = command().get_matches_from(args);
     match matches.subcommand() {
-        Some(("train", matches)) => with_config(matches, |config| {
-            let summary = train::run(config, shutdown)?;
-            tracing::info!(
-                "{} after {} steps, loss {:.4}; adapter in {}",
-                if summary.interrupted {
-                    "stopped"
-                } else {
-                    "done"
-                },
-                summary.steps,
-                summary.loss.total,
-                summary.adapter.display()
-            );
-            Ok(())
-        }),
+        Some(("train", matches)) => train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
             let report = eval::run(config, shutdown)?;
             match config.json {
@@ -127,12 +113,66 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
     }
 }
 
+fn resume_flag() -> Arg {
+    Arg::new("resume")
+        .long("resume")
+        .value_name("RUN_DIR")
+        .value_parser(clap::value_parser!(PathBuf))
+        .conflicts_with_all(["config", "out"])
+        .help(
+            "Go on with this run from its newest checkpoint, with the settings in its config.toml",
+        )
+}
+
+fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
+    let Some(run) = matches.get_one::<PathBuf>("resume") else {
+        return with_config(matches, |config| {
+            report(&train::run(config, shutdown)?);
+            Ok(())
+        });
+    };
+    let file = run.join("config.toml");
+    let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
+    // The directory may have been moved since.
+    resolved.config.out = run.clone();
+    with_resolved(resolved, |config| {
+        match train::resume(config, shutdown)? {
+            Ending::Trained(summary) => report(&summary),
+            Ending::FinishedBefore => tracing::info!(
+                "the run in {} is finished; there is nothing to do",
+                run.display()
+            ),
+        }
+        Ok(())
+    })
+}
+
+fn report(summary: &train::Summary) {
+    let how = match (summary.interrupted, summary.stopped_early) {
+        (true, _) => "stopped (go on with --resume)",
+        (false, true) => "stopped early, as evaluations got no better,",
+        (false, false) => "done",
+    };
+    tracing::info!(
+        "{how} after {} steps, loss {:.4}; results in {}",
+        summary.steps,
+        summary.loss.total,
+        summary.adapter.display()
+    );
+}
+
 /// Resolves a command's settings, and prints or uses them.
 fn with_config<C: Settings>(
     matches: &ArgMatches,
     run: impl FnOnce(&C) -> Result<()>,
 ) -> Result<()> {
-    let resolved = resolve::<C>(matches, &all_keys())?;
+    with_resolved(resolve::<C>(matches, &all_keys())?, run)
+}
+
+fn with_resolved<C: Settings>(
+    resolved: Resolved<C>,
+    run: impl FnOnce(&C) -> Result<()>,
+) -> Result<()> {
     if resolved.print_only {
         let text = toml::to_string(&resolved.config).map_err(|e| {
             crate::Error::Config(format!("the configuration cannot be written as TOML: {e}"))

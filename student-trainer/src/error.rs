@@ -54,6 +54,18 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// A run that is to go on over something else than before.
+    #[error("cannot resume: the {what} was {before} and is {now} now; {remedy}")]
+    Resume {
+        /// Which property.
+        what: &'static str,
+        /// At the checkpoint.
+        before: String,
+        /// Now.
+        now: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A loss that cannot be computed, by its settings or by what the teacher sends.
     #[error(transparent)]
     Loss(#[from] LossError),

@@ -7,7 +7,7 @@
  student directory ──> student ─────┼──> train: forward ──> loss: CE + KL + OT, dL/dhidden ──> backward
                                     │           ^                                                 │ gradients
                                     │           └──────── adapters <── optimizer <── guards <─────┘
-                                    ├──> run: metrics.jsonl, progress, adapter/
+                                    ├──> run: metrics.jsonl, progress, adapter/; checkpoint: what --resume goes on from
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: an NF4 base, with all or some of the layers
@@ -24,6 +24,7 @@ mod random;
 pub mod shutdown;
 
 pub mod align;
+pub mod checkpoint;
 pub mod client;
 pub mod loss;
 pub mod optimizer;

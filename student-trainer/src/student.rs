@@ -43,7 +43,7 @@ impl StudentFiles {
         })
     }
 
-    /// Reads the weights.
+    /// Reads the weights, frozen, with adapters where `lora` says so.
     ///
     /// # Errors
     /// A tensor that is missing or does not fit, or an option that the checkpoint cannot meet.
@@ -53,14 +53,27 @@ impl StudentFiles {
         place: &Place,
         lora: Option<LoraConfig>,
     ) -> Result<Decoder> {
+        let base = match quantize {
+            Quantize::Nf4 => Base::QuantizeNf4,
+            Quantize::None => Base::AsStored,
+        };
+        self.load_as(base, place, lora)
+    }
+
+    /// Reads the weights, each to be trained, in f32.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; 4-bit weights, by name.
+    pub fn load_trainable(&self, place: &Place) -> Result<Decoder> {
+        self.load_as(Base::Trainable, place, None)
+    }
+
+    fn load_as(&self, base: Base, place: &Place, lora: Option<LoraConfig>) -> Result<Decoder> {
         let start = Instant::now();
         let options = LoadOptions {
             dtype: place.dtype,
             device: place.device.clone(),
-            base: match quantize {
-                Quantize::Nf4 => Base::QuantizeNf4,
-                Quantize::None => Base::AsStored,
-            },
+            base,
             lora,
         };
         let weights = Weights::open(&self.dir)?;

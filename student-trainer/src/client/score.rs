@@ -5,8 +5,8 @@ use distill_proto::{
     v1::{ScoreTokensRequest, TokenSequence},
 };
 
-use super::{ServerInfo, Teacher};
-use crate::{Error, Result};
+use super::{ServerInfo, Teacher, retry};
+use crate::{Error, Result, shutdown::Shutdown};
 
 /// One sequence to be scored.
 #[derive(Clone, Debug)]
@@ -18,14 +18,17 @@ pub struct SequenceToScore<'a> {
 }
 
 impl Teacher {
-    /// Scores sequences with the teacher's weights; the answers come in the order of the questions.
+    /// Scores sequences with the teacher's weights; the answers come in the order of the questions. After a lost connection
+    /// it waits for the teacher and asks again, `attempts` times at most.
     ///
     /// # Errors
-    /// A lost connection, a refusal, or an answer about other tokens than those asked for.
+    /// A connection that stays lost, a refusal, or an answer about other tokens than those asked for.
     pub async fn score(
         &self,
         info: &ServerInfo,
         sequences: &[SequenceToScore<'_>],
+        attempts: u32,
+        shutdown: &Shutdown,
     ) -> Result<Vec<Rows>> {
         let asked = sequences.iter().map(|sequence| TokenSequence {
             token_ids: sequence.token_ids.to_vec(),
@@ -35,11 +38,22 @@ impl Teacher {
             sequences: asked.collect(),
             tokenizer_fingerprint: info.tokenizer.to_hex(),
         };
-        let answer = self.service().score_tokens(request).await;
-        let blocks = answer
-            .map_err(|status| self.failed("ScoreTokens", &status))?
-            .into_inner()
-            .blocks;
+        let mut failures = 0;
+        let blocks = loop {
+            match self.service().score_tokens(request.clone()).await {
+                Ok(answer) => break answer.into_inner().blocks,
+                Err(status) if failures < attempts && retry::is_transient(status.code()) => {
+                    failures += 1;
+                    tracing::warn!(
+                        "ScoreTokens failed: {}; asking again ({failures} of {attempts})",
+                        retry::describe(&status)
+                    );
+                    tokio::time::sleep(retry::delay(failures)).await;
+                    self.wait_until_serving(shutdown).await?;
+                }
+                Err(status) => return Err(self.failed("ScoreTokens", &status)),
+            }
+        };
         if blocks.len() != sequences.len() {
             return Err(Error::Stream(format!(
                 "ScoreTokens answered {} of {} sequences",

@@ -6,6 +6,6 @@ pub mod settings;
 mod train;
 
 pub use distill_text::nearest;
-pub use resolve::{Resolved, resolve, with_flags};
+pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{ComputeDtype, LORA_TARGETS, Quantize, TrainConfig};
+pub use train::{BestMetric, ComputeDtype, LORA_TARGETS, Quantize, TrainConfig, Tune};

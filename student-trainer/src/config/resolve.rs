@@ -90,10 +90,23 @@ fn parse(text: &str, kind: Kind) -> std::result::Result<Value, String> {
 /// A file that cannot be read or parsed, a key that no command has (with the nearest one that exists), or a value of
 /// the wrong type.
 pub fn resolve<C: Settings>(matches: &ArgMatches, known: &[Key]) -> Result<Resolved<C>> {
+    let file = matches.get_one::<PathBuf>("config");
+    resolve_over(file.map(PathBuf::as_path), matches, known)
+}
+
+/// As [`resolve`], over a file that the flags do not name.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_over<C: Settings>(
+    file: Option<&Path>,
+    matches: &ArgMatches,
+    known: &[Key],
+) -> Result<Resolved<C>> {
     let mut values = Table::try_from(C::default())
         .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
     let own = C::keys();
-    let file = match matches.get_one::<PathBuf>("config") {
+    let file = match file {
         Some(path) => read_file(path, known)?,
         None => Table::new(),
     };

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    eval::Decoding,
     loss::LossConfig,
     optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
@@ -40,8 +42,45 @@ pub enum ComputeDtype {
     F16,
 }
 
+impl ComputeDtype {
+    /// The type that weights are saved in: f32 unless another one is named.
+    pub fn for_files(self) -> DType {
+        match self {
+            Self::Auto | Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tune {
+    /// LoRA adapters over a frozen base.
+    #[default]
+    Lora,
+    /// Every weight of a small student that is not quantised, in f32.
+    Full,
+}
+
+/// What of an evaluation decides which checkpoint is the best.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestMetric {
+    /// Cross-entropy, the lower the better.
+    #[default]
+    Ce,
+    /// KL to the teacher, the lower the better.
+    Kl,
+    /// Share of targets where student and teacher prefer the same token.
+    Top1Agreement,
+    /// Share of exact answers.
+    ExactMatch,
+}
+
 setting_kinds! {
-    Text: Quantize, ComputeDtype, OptimizerKind;
+    Text: Quantize, ComputeDtype, OptimizerKind, Tune, BestMetric;
 }
 
 settings! {
@@ -107,6 +146,8 @@ settings! {
         /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
         embedding_lr_ratio: f64 = 1.0,
 
+        /// What is trained: lora (adapters) or full (every weight of a small student that is not quantised).
+        tune: Tune = Tune::Lora,
         /// LoRA rank r.
         lora_rank: usize = 16,
         /// LoRA alpha: adapters count alpha / r.
@@ -115,6 +156,38 @@ settings! {
         lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(),
         /// Seed of everything random.
         seed: u64 = 42,
+
+        /// Steps between two checkpoints; 0 writes one at the end only.
+        save_steps: usize = 200,
+        /// Newest checkpoints that are kept, beside the best one.
+        keep_last: usize = 2,
+        /// Type of the weights in `model` after full-parameter training: auto (f32), f32, bf16 or f16.
+        save_dtype: ComputeDtype = ComputeDtype::Auto,
+
+        /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
+        eval_data: Vec<PathBuf> = Vec::new(),
+        /// Steps between two evaluations; 0 evaluates at the end only.
+        eval_steps: usize = 200,
+        /// Longest held-out sequence in tokens; unset: as the teacher's.
+        eval_seq_len: Option<usize> = None,
+        /// Held-out sequences at most.
+        eval_max_sequences: Option<usize> = None,
+        /// Ask the teacher for its rows of the held-out text: KL, top-1 and top-5 agreement.
+        eval_kl: bool = true,
+        /// Let the student complete every held-out prompt, and count the answers whose last line is right.
+        eval_exact_match: bool = false,
+        /// Longest held-out answer in tokens.
+        eval_max_new_tokens: usize = 256,
+        /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
+        eval_temperature: f64 = 0.0,
+        /// Share of the mass that sampling draws from, the likeliest tokens first.
+        eval_top_p: f64 = 1.0,
+        /// Seed of the sampling.
+        eval_sample_seed: u64 = 42,
+        /// What decides which evaluation is the best: ce, kl, top1_agreement or exact_match.
+        best_metric: BestMetric = BestMetric::Ce,
+        /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
+        early_stopping_patience: usize = 0,
 
         /// Loss settings to start from: default, or literal (the method's formula word for word).
         preset: String = "default".to_owned(),
@@ -177,8 +250,56 @@ impl TrainConfig {
             !self.lora_targets.is_empty(),
             "lora_targets: name at least one projection",
         )?;
+        check(self.keep_last > 0, "keep_last: must be at least 1")?;
+        self.check_eval()?;
+        if self.tune == Tune::Full {
+            self.loss.check_trained_head()?;
+        }
         self.update_settings().validate()?;
         Ok(self.loss.validate()?)
+    }
+
+    /// Checks what evaluations during training are told.
+    fn check_eval(&self) -> Result<()> {
+        let without = self.eval_data.is_empty();
+        let checks = [
+            (
+                self.early_stopping_patience == 0 || !without,
+                "early_stopping_patience: only evaluations can end a run early; name held-out text with --eval-data",
+            ),
+            (
+                self.best_metric != BestMetric::ExactMatch || without || self.eval_exact_match,
+                "best_metric: exact_match needs --eval-exact-match",
+            ),
+            (
+                !matches!(self.best_metric, BestMetric::Kl | BestMetric::Top1Agreement)
+                    || without
+                    || self.eval_kl,
+                "best_metric: kl and top1_agreement need --eval-kl on",
+            ),
+            (
+                self.eval_seq_len.is_none_or(|length| length > 1),
+                "eval_seq_len: must be at least 2",
+            ),
+            (
+                self.eval_max_sequences != Some(0),
+                "eval_max_sequences: must be at least 1",
+            ),
+        ];
+        match checks.into_iter().find(|(fine, _)| !fine) {
+            Some((_, message)) => Err(Error::Config(message.into())),
+            None => self.eval_decoding().validate("eval_"),
+        }
+    }
+
+    /// How held-out answers are written.
+    pub fn eval_decoding(&self) -> Decoding {
+        Decoding {
+            max_new_tokens: self.eval_max_new_tokens,
+            temperature: self.eval_temperature,
+            top_p: self.eval_top_p,
+            seed: self.eval_sample_seed,
+        }
     }
 
     /// What the updates are told.
@@ -210,7 +331,7 @@ mod tests {
     fn every_broken_setting_is_named() {
         valid().validate().unwrap();
         type Break = fn(&mut TrainConfig);
-        let broken: [(&str, Break); 8] = [
+        let broken: [(&str, Break); 13] = [
             ("student", |c| c.student = PathBuf::new()),
             ("out", |c| c.out = PathBuf::new()),
             ("steps", |c| c.steps = Some(0)),
@@ -219,6 +340,14 @@ mod tests {
             ("warmup_ratio", |c| c.warmup_ratio = 1.5),
             ("eps", |c| c.eps = 0.0),
             ("lora_targets", |c| c.lora_targets.clear()),
+            ("keep_last", |c| c.keep_last = 0),
+            ("eval_top_p", |c| c.eval_top_p = 0.0),
+            ("early_stopping_patience", |c| c.early_stopping_patience = 1),
+            ("best_metric", |c| {
+                c.eval_data = vec!["held-out".into()];
+                c.best_metric = BestMetric::ExactMatch;
+            }),
+            ("eval_max_sequences", |c| c.eval_max_sequences = Some(0)),
         ];
         for (name, breaks) in broken {
             let mut config = valid();

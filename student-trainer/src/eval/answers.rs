@@ -1,4 +1,4 @@
-//! Provides exact answers: the student writes its completion of every prompt, greedily, and the last line is compared.
+//! Provides exact answers: the student writes its completion of every prompt, and the last line is compared.
 
 use std::{collections::BTreeMap, io::Write, path::Path};
 
@@ -7,6 +7,7 @@ use distill_model::Decoder;
 use distill_text::{Sequence, TokenizerFiles};
 use serde::Serialize;
 
+use super::decoding::{Chooser, Decoding};
 use crate::{Error, Result, loss::HeadGeometry, run::write_atomically};
 
 /// Prompts of equal length that are continued together.
@@ -33,8 +34,8 @@ pub struct Generator<'a> {
     pub geometry: &'a HeadGeometry,
     /// Text to ids and back.
     pub tokenizer: &'a TokenizerFiles,
-    /// Where a completion is cut that does not end by itself.
-    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub decoding: Decoding,
 }
 
 impl Generator<'_> {
@@ -62,7 +63,8 @@ impl Generator<'_> {
                     .iter()
                     .map(|&i| &sequences[i].token_ids[..length])
                     .collect();
-                for (&i, generated) in batch.iter().zip(self.greedy(&prompts)?) {
+                let choosers = batch.iter().map(|&i| self.decoding.chooser(i)).collect();
+                for (&i, generated) in batch.iter().zip(self.complete(&prompts, choosers)?) {
                     let answer = self.answer(&sequences[i].token_ids, length, &generated)?;
                     let go_on = progress(&answer);
                     answers.insert(i, answer);
@@ -75,19 +77,22 @@ impl Generator<'_> {
         Ok(answers.into_values().collect())
     }
 
-    /// The most likely token after the prompt, then after that, up to the end-of-sequence token, which is left out.
+    /// A token after the prompt, then after that, up to the end-of-sequence token, which is left out.
     ///
     /// # Shapes
-    /// `prompts`: B of T ids each.
+    /// `prompts`: B of T ids each, `choosers`: one for each.
     ///
     /// # Errors
     /// A tensor error; prompts of different lengths.
-    pub fn greedy(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<u32>>> {
+    fn complete(&self, prompts: &[&[u32]], mut choosers: Vec<Chooser>) -> Result<Vec<Vec<u32>>> {
         let device = self.decoder.device();
         let eos = self.tokenizer.eos_id();
         let length = prompts.first().map_or(0, |prompt| prompt.len());
         let room = self.decoder.config().max_position_embeddings;
-        let steps = self.max_new_tokens.min(room.saturating_sub(length));
+        let steps = self
+            .decoding
+            .max_new_tokens
+            .min(room.saturating_sub(length));
         let mut cache = self.decoder.new_cache();
         let mut ids = Tensor::from_vec(prompts.concat(), (prompts.len(), length), device)?;
         let mut written = vec![Vec::new(); prompts.len()];
@@ -98,7 +103,10 @@ impl Generator<'_> {
             let logits = self
                 .geometry
                 .logits(&last.contiguous()?.to_dtype(DType::F32)?)?;
-            let next = logits.argmax(1)?.to_vec1::<u32>()?;
+            let mut next = logits.argmax(1)?.to_vec1::<u32>()?;
+            for (row, (id, chooser)) in next.iter_mut().zip(&mut choosers).enumerate() {
+                *id = chooser.next(&logits.get(row)?, *id)?;
+            }
             for ((id, written), done) in next.iter().zip(&mut written).zip(&mut done) {
                 *done |= Some(*id) == eos;
                 if !*done {

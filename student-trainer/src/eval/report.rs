@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::json;
 
+use super::measure::Agreements;
+
 /// Sums over all targets, and the means that follow.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EvalReport {
@@ -13,7 +15,7 @@ pub struct EvalReport {
     ce_sum: f64,
     compared: usize,
     kl_sum: f64,
-    agreements: usize,
+    agreements: Agreements,
     /// Entries that the teacher keeps a position; KL counts the rest as one bucket.
     pub teacher_top_k: Option<u32>,
     /// Time for all sequences.
@@ -32,10 +34,11 @@ impl EvalReport {
         self.ce_sum += ce * targets as f64;
     }
 
-    pub(super) fn add_teacher(&mut self, targets: usize, kl: f64, agreements: usize) {
+    pub(super) fn add_teacher(&mut self, targets: usize, kl: f64, agreements: Agreements) {
         self.compared += targets;
         self.kl_sum += kl * targets as f64;
-        self.agreements += agreements;
+        self.agreements.top1 += agreements.top1;
+        self.agreements.top5 += agreements.top5;
     }
 
     /// Mean cross-entropy in nats a target.
@@ -55,7 +58,21 @@ impl EvalReport {
 
     /// Share of targets where student and teacher prefer the same token.
     pub fn top1_agreement(&self) -> Option<f64> {
-        (self.compared > 0).then(|| self.agreements as f64 / self.compared as f64)
+        self.share(self.agreements.top1)
+    }
+
+    /// Share of targets where the token that the teacher prefers is among the student's five likeliest.
+    pub fn top5_agreement(&self) -> Option<f64> {
+        self.share(self.agreements.top5)
+    }
+
+    fn share(&self, positions: usize) -> Option<f64> {
+        (self.compared > 0).then(|| positions as f64 / self.compared as f64)
+    }
+
+    /// Sequences read, and the targets among their tokens.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.sequences, self.targets)
     }
 
     /// Share of prompts whose answer was exactly the corpus's.
@@ -71,6 +88,7 @@ impl EvalReport {
             "perplexity": self.perplexity(),
             "kl": self.kl(),
             "top1_agreement": self.top1_agreement(),
+            "top5_agreement": self.top5_agreement(),
             "teacher_top_k": self.teacher_top_k,
             "exact_match": self.exact_match(),
             "answers": self.answered.map(|(asked, _)| asked),
@@ -90,6 +108,9 @@ impl fmt::Display for EvalReport {
         if let (Some(kl), Some(agreement)) = (self.kl(), self.top1_agreement()) {
             writeln!(f, "KL to teacher    {kl:.4} nats a target")?;
             writeln!(f, "top-1 agreement  {:.1} %", 100.0 * agreement)?;
+        }
+        if let Some(agreement) = self.top5_agreement() {
+            writeln!(f, "top-5 agreement  {:.1} %", 100.0 * agreement)?;
         }
         if let (Some(exact), Some((asked, correct))) = (self.exact_match(), self.answered) {
             writeln!(
@@ -118,11 +139,12 @@ mod tests {
         report.add(10, 3, 2.0);
         assert_eq!(report.ce(), 2.5);
         assert_eq!(report.kl(), None);
-        report.add_teacher(4, 0.5, 3);
+        report.add_teacher(4, 0.5, Agreements { top1: 3, top5: 4 });
         assert_eq!(
             (report.kl(), report.top1_agreement()),
             (Some(0.5), Some(0.75))
         );
+        assert_eq!(report.top5_agreement(), Some(1.0));
         assert!(report.to_string().contains("75.0 %"));
     }
 }

@@ -30,14 +30,14 @@ use crate::{
     Error, Result,
     config::ComputeDtype,
     optimizer::{Optimizer, clip_factor},
-    run::{Memory, MetricsLog, Progress, RunDirectory, StepMetrics},
+    run::{Memory, Progress, RunDirectory, RunLog, StepMetrics},
     shutdown::Shutdown,
     student::Place,
 };
 use batches::Batches;
 pub use config::PretrainConfig;
 pub use init::write_random_model;
-use save::save_model;
+pub(crate) use save::save_model;
 use step::Objective;
 
 /// How a run ended.
@@ -92,21 +92,13 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         &run_directory,
         shutdown,
     )?;
-    save_model(&model, &decoder.parameters(), save_dtype(config))?;
+    save_model(&model, &decoder.parameters(), config.save_dtype.for_files())?;
     Ok(Summary {
         steps,
         ce,
         model,
         interrupted: steps < total_steps,
     })
-}
-
-fn save_dtype(config: &PretrainConfig) -> DType {
-    match config.save_dtype {
-        ComputeDtype::Auto | ComputeDtype::F32 => DType::F32,
-        ComputeDtype::Bf16 => DType::BF16,
-        ComputeDtype::F16 => DType::F16,
-    }
 }
 
 fn tokenizer(config: &PretrainConfig) -> Result<TokenizerFiles> {
@@ -181,7 +173,7 @@ fn train(
     let updates = config.update_settings();
     let mut optimizer = Optimizer::new(parameters.clone(), updates.optimizer)?;
     let schedule = updates.schedule(None, total_steps);
-    let mut metrics = MetricsLog::create(&run_directory.join("metrics.jsonl"))?;
+    let mut log = RunLog::create(run_directory)?;
     let mut progress = Progress::start(total_steps as u64, "step");
     let mut ce = f64::NAN;
     for step in 0..total_steps {
@@ -214,7 +206,7 @@ fn train(
         let seconds = start.elapsed().as_secs_f64();
         let tokens = batch.iter().map(|sequence| sequence.token_ids.len()).sum();
         let memory = Memory::now();
-        metrics.append(&StepMetrics {
+        log.step(&StepMetrics {
             step: step + 1,
             epoch,
             lr,
@@ -237,7 +229,7 @@ fn train(
         });
         if config.save_every > 0 && (step + 1) % config.save_every == 0 {
             let model = run_directory.join("model");
-            save_model(&model, &parameters, save_dtype(config))?;
+            save_model(&model, &parameters, config.save_dtype.for_files())?;
         }
         if shutdown.is_requested() {
             break;

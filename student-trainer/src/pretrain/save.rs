@@ -10,7 +10,7 @@ use crate::{Error, Result, run::write_atomically};
 ///
 /// # Errors
 /// The file system refuses; an earlier file is untouched then.
-pub(super) fn save_model(
+pub(crate) fn save_model(
     directory: &Path,
     parameters: &[(String, Var)],
     dtype: DType,

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::write_atomically;
 use crate::{Error, Result, loss::HiddenProjection};
 
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const CONFIG_FILE: &str = "adapter_config.json";
-const PROJECTION_FILE: &str = "hidden_projection.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const PROJECTION_FILE: &str = "hidden_projection.safetensors";
 
 /// `adapter_config.json`, with the keys in the order and the defaults that PEFT writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,6 +116,14 @@ impl AdapterConfig {
         }
     }
 
+    /// The content of `adapter_config.json`.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).map_err(|e| Error::Config(format!("{CONFIG_FILE}: {e}")))
+    }
+
     /// What the decoder needs to grow these adapters.
     pub fn lora(&self) -> LoraConfig {
         LoraConfig {
@@ -148,10 +156,7 @@ pub fn save_adapter(
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = safetensors::serialize(tensors, Some(metadata))?;
     write_atomically(&directory.join(WEIGHTS_FILE), &weights)?;
-    let path = directory.join(CONFIG_FILE);
-    let json =
-        serde_json::to_string_pretty(config).map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomically(&path, json.as_bytes())
+    write_atomically(&directory.join(CONFIG_FILE), &config.to_json()?)
 }
 
 /// Writes the learned projection of hidden states beside an adapter; PEFT does not look at it.

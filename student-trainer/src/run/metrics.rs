@@ -1,14 +1,6 @@
-//! Provides `metrics.jsonl`: one JSON object a step, flushed, so that a run can be watched and survives a crash.
-
-use std::{
-    fs::File,
-    io::Write,
-    path::{Path, PathBuf},
-};
+//! Provides what a run measures: a line of `metrics.jsonl` a step, a line of `eval.jsonl` an evaluation.
 
 use serde::Serialize;
-
-use crate::{Error, Result};
 
 /// What one optimiser step did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -53,63 +45,31 @@ pub struct StepMetrics {
     pub peak_rss_bytes: u64,
 }
 
-/// The open file.
-pub struct MetricsLog {
-    file: File,
-    path: PathBuf,
-}
-
-impl MetricsLog {
-    /// Creates the file.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(Error::io("create", path))?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Appends one line in a single write.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut line = serde_json::to_vec(metrics)
-            .map_err(|e| Error::file(&self.path, format!("metrics as JSON: {e}")))?;
-        line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(Error::io("write", &self.path))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_line_is_a_whole_object_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let mut log = MetricsLog::create(&path).unwrap();
-        for step in 1..=2 {
-            let metrics = StepMetrics {
-                step,
-                loss: 0.5,
-                ..Default::default()
-            };
-            log.append(&metrics).unwrap();
-            let text = std::fs::read_to_string(&path).unwrap();
-            let last: serde_json::Value =
-                serde_json::from_str(text.lines().last().unwrap()).unwrap();
-            assert_eq!(
-                (text.lines().count(), last["step"].as_u64()),
-                (step, Some(step as u64))
-            );
-            assert!(last["ot_iterations"].is_null());
-        }
-    }
+/// What one evaluation during training found; a number that was not asked for is null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct EvalMetrics {
+    /// Optimiser steps done before it.
+    pub step: usize,
+    /// Passes over the corpus, with the fraction of the current one.
+    pub epoch: f64,
+    /// Cross-entropy on the held-out text, nats a target.
+    pub ce: f64,
+    /// `e^CE`.
+    pub perplexity: f64,
+    /// KL to the teacher, nats a target.
+    pub kl: Option<f64>,
+    /// Share of targets where student and teacher prefer the same token.
+    pub top1_agreement: Option<f64>,
+    /// Share of targets where the teacher's token is among the student's five.
+    pub top5_agreement: Option<f64>,
+    /// Share of prompts whose answer was exactly the corpus's.
+    pub exact_match: Option<f64>,
+    /// Sequences read.
+    pub sequences: usize,
+    /// Targets among their tokens.
+    pub targets: usize,
+    /// Seconds of this evaluation.
+    pub seconds: f64,
+    /// Whether `best_metric` was never better before.
+    pub best: bool,
 }

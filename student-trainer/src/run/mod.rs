@@ -3,14 +3,21 @@
 mod adapter;
 mod atomic;
 mod directory;
+mod lock;
+mod log;
 mod memory;
 mod metrics;
 mod progress;
+mod tensorboard;
 
 pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
+pub(crate) use adapter::{
+    CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
+};
 pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;
+pub use log::{LogPosition, RunLog};
 pub use memory::Memory;
-pub use metrics::{MetricsLog, StepMetrics};
+pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::Progress;

@@ -15,6 +15,8 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     unit: &'static str,
     total: u64,
+    /// Done by an earlier process.
+    before: u64,
     done: u64,
     started: Instant,
     last_line: Option<Instant>,
@@ -23,16 +25,23 @@ pub struct Progress {
 impl Progress {
     /// Starts at zero of `total` units, e.g. `"step"`.
     pub fn start(total: u64, unit: &'static str) -> Self {
+        Self::resume(0, total, unit)
+    }
+
+    /// Starts at `done` of `total` units, which took someone else's time.
+    pub fn resume(done: u64, total: u64, unit: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ETA {eta}");
             ProgressBar::new(total)
+                .with_position(done)
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         Self {
             bar,
             unit,
             total,
-            done: 0,
+            before: done,
+            done,
             started: Instant::now(),
             last_line: None,
         }
@@ -62,6 +71,14 @@ impl Progress {
         }
     }
 
+    /// Says something between two units.
+    pub fn note(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(message),
+            None => eprintln!("{message}"),
+        }
+    }
+
     /// Ends the bar and leaves it where it is.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
@@ -71,7 +88,7 @@ impl Progress {
 
     fn remaining(&self) -> Duration {
         let left = self.total.saturating_sub(self.done) as f64;
-        let each = self.started.elapsed().as_secs_f64() / self.done.max(1) as f64;
+        let each = self.started.elapsed().as_secs_f64() / (self.done - self.before).max(1) as f64;
         Duration::from_secs_f64(left * each)
     }
 }

@@ -27,6 +27,18 @@ impl GradientWatch {
         }
     }
 
+    /// Goes on with those that had shown nothing before a checkpoint.
+    pub fn resume(silent: Vec<String>) -> Self {
+        Self {
+            silent: silent.into_iter().collect(),
+        }
+    }
+
+    /// Those that have shown nothing yet.
+    pub fn silent(&self) -> Vec<String> {
+        self.silent.iter().cloned().collect()
+    }
+
     /// Looks at the gradients of step `step`, from 1.
     ///
     /// # Errors

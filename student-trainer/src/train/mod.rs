@@ -1,52 +1,76 @@
 /*! The training run: agree with the teacher, then step by step frames -> loss -> gradients -> update.
 
 ```text
- FrameSource ──> FrameReader ──> Objective::forward_backward ──> GradientWatch ──> AdamW ──> metrics, progress
-   (passes)        Examples        decoder, head_loss              NaN? severed?     clip, schedule        └──> adapter
+ FrameSource ──> FrameReader ──> Objective::forward_backward ──> GradientWatch ──> Updates ──> Keeper: log, checkpoints
+   (passes)        Examples        decoder, head_loss              NaN? severed?     AdamW        └──> adapter/ or model/
+      ^                                                                                           ^
+      └── cursor <── checkpoint, with --resume                Evaluation: held-out text ──────────┘
 ```
 */
 
+mod agreement;
+mod evaluation;
 mod example;
 mod guard;
+mod keeper;
+mod overrides;
+mod setup;
 mod source;
 mod step;
 mod trainer;
+mod tuned;
+mod updates;
+mod warnings;
 
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, time::Duration};
-
-use candle_core::Tensor;
-use distill_model::{Checkpointing, Decoder, LoraConfig};
-use distill_proto::StateKind;
+use std::path::PathBuf;
 
 use crate::{
-    Error, Result,
-    align::{FrameReader, check_loss},
-    client::{self, ConnectOptions, ServerInfo, StreamOptions, Teacher, Vocabularies, fetch_basis},
-    config::{LORA_TARGETS, TrainConfig},
-    loss::{HeadGeometry, HiddenProjection, LossConfig},
-    run::{AdapterConfig, RunDirectory, save_adapter, save_projection},
+    Result,
+    align::FrameReader,
+    checkpoint::{Checkpoints, RunState},
+    client::{self, StreamOptions, Vocabularies, fetch_basis},
+    config::{TrainConfig, Tune},
+    run::{AdapterConfig, RunDirectory},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
+use agreement::{agree, identity};
+use evaluation::Evaluation;
 pub use example::Example;
+use keeper::{Keeper, watch};
+use setup::{check_targets, checkpointing, head_geometry, lora_config, projection};
 use source::FrameSource;
 pub use step::{Objective, SolverSummary, StepLoss};
 use trainer::Trainer;
+use tuned::Tuned;
+use updates::Updates;
+use warnings::Warnings;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// Optimiser steps done.
     pub steps: usize,
-    /// Loss of the last one.
+    /// Loss of the last one, where this process did any.
     pub loss: StepLoss,
-    /// Where the adapter is.
+    /// Where the adapter is, or the model after full-parameter training.
     pub adapter: PathBuf,
     /// Whether someone asked to stop before all steps were done.
     pub interrupted: bool,
+    /// Whether evaluations did not get better for too long.
+    pub stopped_early: bool,
+}
+
+/// What a wish to train came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// Steps were done.
+    Trained(Summary),
+    /// The run was finished before; nothing was done.
+    FinishedBefore,
 }
 
 /// Trains as `config` says. Blocks the thread; makes its own runtime for the network, so call it outside of one.
@@ -55,223 +79,172 @@ pub struct Summary {
 /// Whatever stops the run; what was saved before stays.
 pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     config.validate()?;
-    let run_directory = RunDirectory::create(&config.out)?;
+    train(config, &RunDirectory::create(&config.out)?, shutdown)
+}
+
+/// Goes on with the run in `config.out`, from its newest checkpoint or, without one, from its start. On one CPU in f32 the
+/// result is bitwise that of a run that was never interrupted.
+///
+/// # Errors
+/// As [`run`]; a setting that would make it another run; another teacher, corpus or student than before.
+pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
+    config.validate()?;
+    let run_directory = RunDirectory::reopen(&config.out)?;
+    overrides::check(&run_directory.read_config()?, config)?;
+    if run_directory.summary()?.is_some() {
+        return Ok(Ending::FinishedBefore);
+    }
+    train(config, &run_directory, shutdown).map(Ending::Trained)
+}
+
+fn train(
+    config: &TrainConfig,
+    run_directory: &RunDirectory,
+    shutdown: &Shutdown,
+) -> Result<Summary> {
+    let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
+    let checkpoint = checkpoints.latest()?;
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::open(&config.student)?;
     let runtime = client::runtime()?;
-    let Agreement {
-        teacher,
-        info,
-        vocabularies,
-        total_steps,
-        most,
-    } = runtime.block_on(agree(config, &files, shutdown))?;
-    let reader = FrameReader::new(vocabularies, &teacher, &info, &files);
+    let agreement = runtime.block_on(agree(config, &files, shutdown))?;
+    let (teacher, info) = (&agreement.teacher, &agreement.info);
+    let reader = FrameReader::new(agreement.vocabularies, teacher, info, &files);
     let reader = runtime.block_on(reader)?;
+    let identity = identity(info, &files)?;
+    if let Some(checkpoint) = &checkpoint {
+        checkpoint.state.identity.check(&identity)?;
+    }
     run_directory.write_config(config)?;
 
-    let lora = lora_config(config);
-    let decoder = files.load(config.quantize, &place, Some(lora.clone()))?;
-    check_targets(&config.lora_targets, &decoder)?;
-    let basis = match most.needs_state() {
-        true => runtime.block_on(fetch_basis(&teacher, &info))?,
+    let lora = (config.tune == Tune::Lora).then(|| lora_config(config));
+    let decoder = match config.tune {
+        Tune::Lora => files.load(config.quantize, &place, lora.clone())?,
+        Tune::Full => files.load_trainable(&place)?,
+    };
+    if lora.is_some() {
+        check_targets(&config.lora_targets, &decoder)?;
+    }
+    let basis = match agreement.most.needs_state() {
+        true => runtime.block_on(fetch_basis(teacher, info))?,
         false => None,
     };
-    let (vocab_size, token_ids) = match vocabularies {
+    let (vocab_size, token_ids) = match agreement.vocabularies {
         Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
         Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
     };
     let geometry = head_geometry(&decoder, vocab_size, basis)?;
+    let projection = projection(config, &agreement.most, info, &decoder)?;
+    let tuned = Tuned {
+        adapter: lora.map(|lora| AdapterConfig::new(&lora, &base_name(&files))),
+        files: &files,
+        parameters: decoder.parameters(),
+        projection: projection.as_ref(),
+    };
+    let total_steps = agreement.total_steps;
+    let mut updates = Updates::new(
+        config,
+        tuned.parameters.clone(),
+        projection.as_ref(),
+        total_steps,
+    )?;
+    if let Some(checkpoint) = &checkpoint {
+        tuned.restore(checkpoint)?;
+        updates.restore(checkpoint)?;
+        tracing::info!(
+            "resumed from {}: {} of {total_steps} steps are done",
+            checkpoint.directory().display(),
+            checkpoint.state.step
+        );
+    }
+    let watch = watch(&tuned.parameters, checkpoint.as_ref());
+    let start = RunState::start(total_steps, identity);
+    let keeper = Keeper::open(
+        config,
+        run_directory,
+        checkpoints,
+        checkpoint.as_ref(),
+        start,
+    )?;
+    let handle = runtime.handle().clone();
+    let evaluation = Evaluation::open(
+        config,
+        &files,
+        &decoder,
+        &agreement,
+        handle.clone(),
+        shutdown,
+    )?;
     let stream_options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
         token_ids,
     };
-    let handle = runtime.handle().clone();
-    let projection = projection(config, &most, &info, &decoder)?;
     let frames = FrameSource::new(
         handle,
-        teacher,
+        teacher.clone(),
         info.clone(),
         stream_options,
         shutdown.clone(),
+        keeper.state.data.clone(),
     );
-    let trainer = Trainer {
+    let mut trainer = Trainer {
         config,
-        run_directory: &run_directory,
-        parameters: decoder.parameters(),
+        run_directory,
         objective: Objective {
             decoder: &decoder,
             geometry: &geometry,
+            trains_head: config.tune == Tune::Full,
             projection: projection.as_ref(),
             checkpointing: checkpointing(config),
         },
-        projection: projection.as_ref(),
+        tuned,
         reader,
-        total_steps,
+        evaluation,
+        frames,
+        updates,
+        watch,
+        keeper,
+        warnings: Warnings::default(),
+        loss: StepLoss::default(),
     };
-    let (steps, loss) = trainer.train(frames, shutdown)?;
+    trainer.train(shutdown)?;
+    finish(&trainer)
+}
 
-    let adapter = run_directory.join("adapter");
-    let base = files
-        .dir
-        .canonicalize()
-        .unwrap_or_else(|_| files.dir.clone());
-    let adapter_config = AdapterConfig::new(&lora, &base.to_string_lossy());
-    save_adapter(&adapter, &adapter_config, &trainer.parameters)?;
-    if let Some(projection) = &projection {
-        save_projection(&adapter, projection)?;
-    }
-    files.tokenizer.copy_to(&adapter)?;
-    Ok(Summary {
-        steps,
-        loss,
+/// Leaves the result, and says that the run is finished where it is.
+fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
+    let adapter = trainer
+        .tuned
+        .publish(trainer.config, trainer.run_directory)?;
+    let state = &trainer.keeper.state;
+    let summary = Summary {
+        steps: state.step,
+        loss: trainer.loss.clone(),
         adapter,
-        interrupted: steps < trainer.total_steps,
-    })
-}
-
-/// What a run is about, agreed with the teacher.
-struct Agreement {
-    teacher: Teacher,
-    info: ServerInfo,
-    vocabularies: Vocabularies,
-    total_steps: usize,
-    /// The loss with every part that has a weight at some step.
-    most: LossConfig,
-}
-
-/// Connects and checks everything that can be checked before any weight is read.
-async fn agree(
-    config: &TrainConfig,
-    files: &StudentFiles,
-    shutdown: &Shutdown,
-) -> Result<Agreement> {
-    let options = ConnectOptions {
-        address: config.teacher.clone(),
-        ca_cert: config.ca_cert.clone(),
-        token_file: config.token_file.clone(),
-        timeout: Duration::from_secs(config.connect_timeout_seconds),
+        interrupted: !trainer.is_done(),
+        stopped_early: trainer.is_stopped_early(),
     };
-    let teacher = Teacher::connect(&options, shutdown).await?;
-    let info = teacher.info().await?;
-    let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
-    let total_steps = total_steps(config, info.sequence_count)?;
-    let most = config.loss.at_its_most(total_steps);
-    check_loss(vocabularies, &most)?;
-    most.check_teacher(
-        info.estimator,
-        &info.temperatures,
-        info.state.map(|(kind, _)| kind),
-    )?;
-    tracing::info!(
-        "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
-        info.model_name,
-        info.server_version,
-        info.sequence_count,
-        info.target_count,
-        info.token_count,
-        info.top_k,
-        info.vocab_size
-    );
-    match info.state {
-        Some((StateKind::Sketch, rank)) => tracing::info!(
-            "state: a sketch of rank {rank}, off by {:.1} % of the centred logits on held-out text",
-            100.0 * info.state_error
-        ),
-        Some((StateKind::Hidden, size)) => tracing::info!(
-            "state: the teacher's hidden states after layer {} ({size})",
-            info.state_layer
-        ),
-        _ => {}
+    if trainer.is_done() {
+        let best = state.evals.best.map(|best| {
+            serde_json::json!({
+                "step": best.step, "metric": trainer.config.best_metric, "value": best.value,
+            })
+        });
+        trainer.run_directory.write_summary(&serde_json::json!({
+            "steps": summary.steps,
+            "total_steps": state.total_steps,
+            "stopped_early": summary.stopped_early,
+            "best": best,
+        }))?;
     }
-    Ok(Agreement {
-        teacher,
-        info,
-        vocabularies,
-        total_steps,
-        most,
-    })
+    Ok(summary)
 }
 
-/// The effective rows of the head, with what the loss makes of them once.
-fn head_geometry(
-    decoder: &Decoder,
-    vocab_size: u32,
-    basis: Option<Tensor>,
-) -> Result<HeadGeometry> {
-    let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
-    Ok(HeadGeometry::new(&head, basis.as_ref())?)
-}
-
-/// The projection of the teacher's hidden states, where the loss uses them at some step.
-fn projection(
-    config: &TrainConfig,
-    most: &LossConfig,
-    info: &ServerInfo,
-    decoder: &Decoder,
-) -> Result<Option<HiddenProjection>> {
-    let (true, Some((_, size))) = (most.hidden_weight > 0.0, info.state) else {
-        return Ok(None);
-    };
-    let model = decoder.config();
-    if config.loss.hidden_layer >= model.num_hidden_layers {
-        return Err(Error::Config(format!(
-            "hidden_layer: {} is not below the student's {} layers; 0 is the last one's output after the norm",
-            config.loss.hidden_layer, model.num_hidden_layers
-        )));
-    }
-    let sizes = (size as usize, model.hidden_size);
-    let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
-    tracing::info!(
-        "hidden states: a learned projection from {} to {}",
-        sizes.0,
-        sizes.1
-    );
-    Ok(Some(projection))
-}
-
-fn lora_config(config: &TrainConfig) -> LoraConfig {
-    LoraConfig {
-        rank: config.lora_rank,
-        alpha: config.lora_alpha,
-        targets: config.lora_targets.clone(),
-        seed: config.seed,
-        ..LoraConfig::default()
-    }
-}
-
-/// A target that matches no linear would train nothing without a word.
-fn check_targets(targets: &[String], decoder: &Decoder) -> Result<()> {
-    let parameters = decoder.parameters();
-    let adapted = |target: &&String| {
-        let layer = format!(".{target}.lora_A.weight");
-        parameters.iter().any(|(name, _)| name.ends_with(&layer))
-    };
-    match targets.iter().find(|target| !adapted(target)) {
-        Some(target) => Err(Error::Config(format!(
-            "lora_targets: the student has no linear `{target}`; there are {}",
-            LORA_TARGETS.join(", ")
-        ))),
-        None => Ok(()),
-    }
-}
-
-fn checkpointing(config: &TrainConfig) -> Checkpointing {
-    match config.checkpointing {
-        true => Checkpointing::Every(1),
-        false => Checkpointing::Off,
-    }
-}
-
-/// `steps`, or as many as `epochs` passes take; a step never reaches across the end of a pass.
-fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
-    if sequence_count == 0 {
-        return Err(Error::Stream(
-            "the teacher's corpus has no sequence with a target".into(),
-        ));
-    }
-    let sequences_a_step = (config.batch_size * config.grad_accumulation) as u64;
-    let steps_a_pass = sequence_count.div_ceil(sequences_a_step) as usize;
-    Ok(config.steps.unwrap_or(config.epochs * steps_a_pass))
+/// What `adapter_config.json` says of the base.
+fn base_name(files: &StudentFiles) -> String {
+    let path = files.dir.canonicalize();
+    path.unwrap_or_else(|_| files.dir.clone())
+        .to_string_lossy()
+        .into_owned()
 }

@@ -1,9 +1,11 @@
 //! Provides the frames of all epochs, a step's worth at a time.
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use crate::{
-    Result,
+    Error, Result,
+    checkpoint::DataCursor,
     client::{BlockStream, Position, Received, ServerInfo, StreamOptions, Teacher},
     shutdown::Shutdown,
 };
@@ -16,17 +18,19 @@ pub struct FrameSource {
     options: StreamOptions,
     shutdown: Shutdown,
     stream: Option<BlockStream>,
-    frames_taken: u64,
+    /// Behind the last frame that was handed out; those held ready by the stream are not counted.
+    cursor: DataCursor,
 }
 
 impl FrameSource {
-    /// Starts before the first frame of the first pass.
+    /// Starts behind `cursor`; the default is the start of the first pass.
     pub fn new(
         runtime: Handle,
         teacher: Teacher,
         info: ServerInfo,
         options: StreamOptions,
         shutdown: Shutdown,
+        cursor: DataCursor,
     ) -> Self {
         Self {
             runtime,
@@ -35,48 +39,159 @@ impl FrameSource {
             options,
             shutdown,
             stream: None,
-            frames_taken: 0,
+            cursor,
         }
     }
 
-    /// Up to `count` frames; fewer at the end of a pass. `None` after a shutdown.
+    /// Up to `count` frames; fewer at the end of a pass. `None` after a shutdown, which leaves the cursor where it was.
     ///
     /// # Errors
     /// What ended the stream early.
     pub fn next(&mut self, count: usize) -> Result<Option<Vec<Received>>> {
         let mut frames = Vec::with_capacity(count);
+        let mut cursor = self.cursor.clone();
         while frames.len() < count {
             let stream = match &mut self.stream {
                 Some(stream) => stream,
                 None if !frames.is_empty() => break,
-                None => self.stream.insert(self.start_pass()),
+                None => {
+                    let stream = self.start_pass(&cursor)?;
+                    self.stream.insert(stream)
+                }
             };
             let received = stream.blocking_next()?;
             if self.shutdown.is_requested() {
                 return Ok(None);
             }
             match received {
-                Some(received) => frames.push(received),
-                None => self.stream = None,
+                Some(received) => {
+                    cursor = behind(&received, &cursor);
+                    frames.push(received);
+                }
+                None => {
+                    self.stream = None;
+                    cursor = next_pass(&cursor);
+                }
             }
         }
-        self.frames_taken += frames.len() as u64;
+        self.cursor = cursor;
         Ok(Some(frames))
+    }
+
+    /// Behind the last frame that was handed out.
+    pub fn cursor(&self) -> &DataCursor {
+        &self.cursor
     }
 
     /// Passes begun, with the fraction of the current one.
     pub fn epoch(&self) -> f64 {
-        self.frames_taken as f64 / self.info.sequence_count.max(1) as f64
+        self.cursor.frames as f64 / self.info.sequence_count.max(1) as f64
     }
 
-    fn start_pass(&self) -> BlockStream {
+    fn start_pass(&self, cursor: &DataCursor) -> Result<BlockStream> {
+        let position = Position {
+            cursor: from_hex(&cursor.cursor)?,
+            next_index: cursor.next_index,
+        };
         let _inside = self.runtime.enter();
-        BlockStream::start(
+        Ok(BlockStream::start(
             self.teacher.clone(),
             self.info.clone(),
-            Position::default(),
+            position,
             self.options.clone(),
             self.shutdown.clone(),
-        )
+        ))
+    }
+}
+
+fn behind(received: &Received, before: &DataCursor) -> DataCursor {
+    DataCursor {
+        pass: before.pass,
+        next_index: received.context.index + 1,
+        cursor: received.cursor.iter().map(|b| format!("{b:02x}")).collect(),
+        sequence: format!("{:016x}", received.frame.sequence_id),
+        frames: before.frames + 1,
+    }
+}
+
+fn next_pass(before: &DataCursor) -> DataCursor {
+    DataCursor {
+        pass: before.pass + 1,
+        next_index: 0,
+        cursor: String::new(),
+        ..before.clone()
+    }
+}
+
+fn from_hex(text: &str) -> Result<Bytes> {
+    let byte = |i: usize| {
+        let pair = text.get(i..i + 2);
+        pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
+    };
+    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+    bytes.map(Bytes::from).ok_or_else(|| {
+        Error::Stream(format!(
+            "the checkpoint's cursor `{text}` is not hexadecimal"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{self, mock::MockTeacher};
+
+    /// Indices of the frames of two passes over five, two at a time, with a new source after `stop_after` takes.
+    fn indices(stop_after: Option<usize>) -> (Vec<Vec<u64>>, DataCursor) {
+        let runtime = client::runtime().unwrap();
+        let mock = runtime.block_on(MockTeacher::start(5));
+        let connect = || {
+            let shutdown = Shutdown::default();
+            runtime.block_on(async {
+                let teacher = Teacher::connect(&mock.connect_options(), &shutdown).await;
+                let teacher = teacher.unwrap();
+                let info = teacher.info().await.unwrap();
+                (teacher, info, shutdown)
+            })
+        };
+        let source = |cursor: DataCursor| {
+            let (teacher, info, shutdown) = connect();
+            let options = StreamOptions {
+                prefetch_frames: 3,
+                reconnect_attempts: 1,
+                token_ids: 1000,
+            };
+            let handle = runtime.handle().clone();
+            FrameSource::new(handle, teacher, info, options, shutdown, cursor)
+        };
+        let mut frames = source(DataCursor::default());
+        let mut all = Vec::new();
+        for take in 0..6 {
+            if Some(take) == stop_after {
+                // As state.toml would carry it.
+                let text = toml::to_string(frames.cursor()).unwrap();
+                frames = source(toml::from_str(&text).unwrap());
+            }
+            let taken = frames.next(2).unwrap().unwrap();
+            all.push(taken.iter().map(|one| one.context.index).collect());
+        }
+        (all, frames.cursor().clone())
+    }
+
+    #[test]
+    fn a_source_that_starts_behind_a_cursor_loses_and_repeats_nothing() {
+        let whole = indices(None);
+        let pass = [vec![0, 1], vec![2, 3], vec![4]];
+        assert_eq!(whole.0, [pass.clone(), pass].concat());
+        assert_eq!(whole.1.frames, 10);
+        for stop_after in 0..6 {
+            assert_eq!(indices(Some(stop_after)), whole, "after {stop_after} takes");
+        }
+    }
+
+    #[test]
+    fn a_cursor_that_is_none_is_an_error() {
+        assert!(from_hex("0g").is_err() && from_hex("012").is_err());
+        assert_eq!(from_hex("00ff").unwrap(), Bytes::from_static(&[0, 255]));
     }
 }

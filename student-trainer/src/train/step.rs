@@ -1,12 +1,17 @@
 //! Provides one forward and backward pass: sequences in, loss and gradients out.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Tensor};
 use distill_model::{Checkpointing, Decoder, Gradients, Tape};
 
 use super::example::Example;
 use crate::{
     Error, Result,
-    loss::{HeadGeometry, HiddenProjection, LossConfig, SolverReport, head_loss},
+    loss::{
+        HeadGeometry, HeadLoss, HiddenProjection, LossConfig, SolverReport, head_loss,
+        head_loss_with_head,
+    },
     student::padded_ids,
 };
 
@@ -14,8 +19,10 @@ use crate::{
 pub struct Objective<'a> {
     /// The student.
     pub decoder: &'a Decoder,
-    /// What the loss knows of the head.
+    /// What the loss knows of the head, as it was at the start.
     pub geometry: &'a HeadGeometry,
+    /// Whether the head moves with every step.
+    pub trains_head: bool,
     /// The way from the teacher's hidden states to the student's, where the loss uses them.
     pub projection: Option<&'a HiddenProjection>,
     /// What the forward pass keeps.
@@ -96,6 +103,7 @@ impl Objective<'_> {
         let tape = self.decoder.tape(&ids, self.checkpointing)?;
         let hidden = tape.hidden().flatten_to(1)?;
         let mut grad_hidden = hidden.zeros_like()?;
+        let geometry = self.geometry()?;
         let mut between = HiddenPass::new(self.projection, config, &tape)?;
         for (row, example) in batch.iter().enumerate() {
             let positions = &example.target_positions;
@@ -106,9 +114,8 @@ impl Objective<'_> {
                 .map(|t| (row * length + t - 1) as u32)
                 .collect();
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
-            let labels = example.labels();
             let rows = hidden.index_select(&outputs, 0)?;
-            let loss = head_loss(&rows, &labels, &example.targets, self.geometry, config)?;
+            let loss = self.head_loss(&rows, example, &geometry, weight, config, gradients)?;
             sum.total += weight * loss.total;
             sum.ce += weight * loss.ce;
             sum.kl += weight * loss.kl;
@@ -138,6 +145,39 @@ impl Objective<'_> {
         let at_layer = at_layer.as_ref().map(|(layer, grad)| (*layer, grad));
         tape.backward_with(&grad_hidden.reshape(shape)?, at_layer, gradients)?;
         Ok(())
+    }
+}
+
+impl Objective<'_> {
+    /// The effective rows of the head as they are now.
+    fn geometry(&self) -> Result<Cow<'_, HeadGeometry>> {
+        if !self.trains_head {
+            return Ok(Cow::Borrowed(self.geometry));
+        }
+        let head = self.decoder.head();
+        let head = head.narrow(0, 0, self.geometry.vocab_size())?;
+        Ok(Cow::Owned(HeadGeometry::new(&head, None)?))
+    }
+
+    /// The loss of one sequence; a head that is trained gets its gradient, times `weight`, here.
+    fn head_loss(
+        &self,
+        rows: &Tensor,
+        example: &Example,
+        geometry: &HeadGeometry,
+        weight: f64,
+        config: &LossConfig,
+        gradients: &mut Gradients,
+    ) -> Result<HeadLoss> {
+        let (labels, targets) = (example.labels(), &example.targets);
+        if !self.trains_head {
+            return Ok(head_loss(rows, &labels, targets, geometry, config)?);
+        }
+        let (loss, head) = head_loss_with_head(rows, &labels, Some(targets), geometry, config)?;
+        let padding = self.decoder.config().vocab_size - geometry.vocab_size();
+        let head = (head * weight)?.pad_with_zeros(0, 0, padding)?;
+        gradients.add(self.decoder.head_name(), &head)?;
+        Ok(loss)
     }
 }
 

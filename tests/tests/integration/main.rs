@@ -7,4 +7,5 @@ mod harness;
 mod pipeline;
 mod quickstart;
 mod refusals;
+mod resume;
 mod security;

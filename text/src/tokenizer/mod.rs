@@ -154,16 +154,19 @@ impl TokenizerFiles {
         encode::encode(&self.tokenizer, text)
     }
 
+    /// The files that make up the tokenizer, those that are there: name and path.
+    pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        let files = FILES.iter().map(|name| (*name, self.dir.join(name)));
+        files.filter(|(_, path)| path.is_file()).collect()
+    }
+
     /// Copies the files that make up the tokenizer into `dir`, which exists.
     ///
     /// # Errors
     /// `Io` naming the file that could not be read or written.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
-        for name in FILES {
-            let from = self.dir.join(name);
-            if from.is_file() {
-                fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
-            }
+        for (name, from) in self.files() {
+            fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
         }
         Ok(())
     }

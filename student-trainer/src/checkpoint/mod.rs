@@ -1,0 +1,307 @@
+/*! Checkpoints of a run: everything that a continuation needs to be bitwise the run that was never interrupted.
+
+```text
+ RUN/checkpoints/step-000200/
+     adapter_model.safetensors, adapter_config.json    or model.safetensors, config.json and the tokenizer's files
+     optimizer.safetensors                             AdamW's moments and step count
+     hidden_projection.safetensors, projection_optimizer.safetensors      where the loss has one
+     state.toml                                        step, data cursor, log position, evaluations, fingerprints, digests
+ RUN/best -> checkpoints/step-000400                   the best by `best_metric`, where there are evaluations
+```
+
+A checkpoint is written into a temporary directory, every file and then the directory synced, renamed, and the directory
+around it synced: after a crash at any moment it is there in full or not at all, and the ones before it are untouched.
+Only then are old ones removed. What is assumed of the medium: `fsync` means on the disk, `rename` is atomic.
+*/
+
+mod disk;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor, Var};
+
+pub(crate) use disk::Content;
+use disk::{Disk, RealDisk};
+pub use state::{Best, DataCursor, EvalState, Identity, RunState};
+
+use crate::{Error, Result};
+
+/// File names in a checkpoint beside those of the adapter or model.
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+pub(crate) const PROJECTION_OPTIMIZER_FILE: &str = "projection_optimizer.safetensors";
+const STATE_FILE: &str = "state.toml";
+const DIRECTORY: &str = "checkpoints";
+const BEST_LINK: &str = "best";
+/// What begins like this was being written, or removed, when its process ended.
+const TEMPORARY: &str = ".tmp-";
+
+/// The checkpoints of one run.
+pub(crate) struct Checkpoints<D = RealDisk> {
+    run: PathBuf,
+    /// How many of the newest stay; at least one.
+    keep_last: usize,
+    disk: D,
+}
+
+impl Checkpoints {
+    /// Those of the run in `run`; removes what a crash left.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn open(run: &Path, keep_last: usize) -> Result<Self> {
+        Self::on(RealDisk, run, keep_last)
+    }
+}
+
+impl<D: Disk> Checkpoints<D> {
+    fn on(disk: D, run: &Path, keep_last: usize) -> Result<Self> {
+        let checkpoints = Self {
+            run: run.to_owned(),
+            keep_last: keep_last.max(1),
+            disk,
+        };
+        checkpoints.remove_leftovers()?;
+        Ok(checkpoints)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.run.join(DIRECTORY)
+    }
+
+    /// Writes one and removes those that are neither among the newest nor the best. `best` points to the best one then.
+    ///
+    /// # Errors
+    /// The path that the file system refused; everything that was there before is still there.
+    pub fn save(&self, mut state: RunState, files: Vec<(&str, Content)>) -> Result<PathBuf> {
+        let name = directory_name(state.step);
+        let (root, disk) = (self.root(), &self.disk);
+        let (temporary, path) = (root.join(format!("{TEMPORARY}{name}")), root.join(&name));
+        if !root.is_dir() {
+            disk.create_dir(&root).map_err(Error::io("create", &root))?;
+            disk.sync(&self.run).map_err(Error::io("sync", &self.run))?;
+        }
+        if temporary.exists() {
+            // An attempt of before that the file system refused.
+            disk.remove_dir(&temporary)
+                .map_err(Error::io("remove", &temporary))?;
+        }
+        disk.create_dir(&temporary)
+            .map_err(Error::io("create", &temporary))?;
+        for (name, content) in &files {
+            let file = temporary.join(name);
+            self.put(&file, content)?;
+            state.files.insert((*name).to_owned(), digest(&file)?);
+        }
+        let text = toml::to_string(&state)
+            .map_err(|e| Error::file(&path, format!("the state as TOML: {e}")))?;
+        self.put(&temporary.join(STATE_FILE), &Content::Bytes(text.into()))?;
+        disk.sync(&temporary)
+            .map_err(Error::io("sync", &temporary))?;
+        disk.rename(&temporary, &path)
+            .map_err(Error::io("rename to", &path))?;
+        disk.sync(&root).map_err(Error::io("sync", &root))?;
+        let best = state.evals.best.map(|best| best.step);
+        self.point_to_best(best)?;
+        self.remove_old(best)?;
+        Ok(path)
+    }
+
+    /// The newest checkpoint, where there is one.
+    ///
+    /// # Errors
+    /// A checkpoint that is damaged: its name, what is wrong, and that the one before it can be used instead.
+    pub fn latest(&self) -> Result<Option<Checkpoint>> {
+        match self.steps()?.last() {
+            Some(&step) => Checkpoint::read(&self.root().join(directory_name(step))).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes `best` point to the checkpoint of step `best`: a crash may have come between the two.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn point_to_best(&self, best: Option<usize>) -> Result<()> {
+        let Some(step) = best else { return Ok(()) };
+        let target = Path::new(DIRECTORY).join(directory_name(step));
+        let link = self.run.join(BEST_LINK);
+        if fs::read_link(&link).is_ok_and(|now| now == target) {
+            return Ok(());
+        }
+        let temporary = self.run.join(format!("{TEMPORARY}{BEST_LINK}"));
+        if temporary.is_symlink() {
+            self.disk
+                .remove_file(&temporary)
+                .map_err(Error::io("remove", &temporary))?;
+        }
+        self.disk
+            .symlink(&target, &temporary)
+            .map_err(Error::io("create", &temporary))?;
+        self.disk
+            .rename(&temporary, &link)
+            .map_err(Error::io("rename to", &link))?;
+        self.disk
+            .sync(&self.run)
+            .map_err(Error::io("sync", &self.run))
+    }
+
+    /// Steps that have a checkpoint, in order.
+    fn steps(&self) -> Result<Vec<usize>> {
+        let names = self.names()?;
+        let mut steps: Vec<usize> = names.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let root = self.root();
+        let mut names = Vec::new();
+        if !root.is_dir() {
+            return Ok(names);
+        }
+        for entry in fs::read_dir(&root).map_err(Error::io("read", &root))? {
+            let entry = entry.map_err(Error::io("read", &root))?;
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    /// Writes one file down to the disk.
+    fn put(&self, path: &Path, content: &Content) -> Result<()> {
+        self.disk
+            .write(path, content)
+            .map_err(Error::io("write", path))?;
+        self.disk.sync(path).map_err(Error::io("sync", path))
+    }
+
+    fn remove_old(&self, best: Option<usize>) -> Result<()> {
+        let steps = self.steps()?;
+        let old = steps.len().saturating_sub(self.keep_last);
+        for &step in &steps[..old] {
+            if Some(step) != best {
+                self.remove(&directory_name(step))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renamed first: half of a checkpoint must not look like one.
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.root().join(name);
+        let temporary = self.root().join(format!("{TEMPORARY}{name}"));
+        self.disk
+            .rename(&path, &temporary)
+            .map_err(Error::io("rename", &path))?;
+        self.disk
+            .remove_dir(&temporary)
+            .map_err(Error::io("remove", &temporary))
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
+        for name in self.names()? {
+            if name.starts_with(TEMPORARY) {
+                let path = self.root().join(name);
+                self.disk
+                    .remove_dir(&path)
+                    .map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn directory_name(step: usize) -> String {
+    format!("step-{step:06}")
+}
+
+fn step_of(name: &str) -> Option<usize> {
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update_reader(file)
+        .map_err(Error::io("read", path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A checkpoint whose files are all as they were written.
+pub(crate) struct Checkpoint {
+    directory: PathBuf,
+    /// How far the run was.
+    pub state: RunState,
+}
+
+impl Checkpoint {
+    fn read(directory: &Path) -> Result<Self> {
+        let damaged = |reason: String| {
+            Error::file(
+                directory,
+                format!("{reason}; remove this checkpoint to go on from the one before it"),
+            )
+        };
+        let path = directory.join(STATE_FILE);
+        let text = fs::read_to_string(&path).map_err(|e| damaged(format!("{STATE_FILE}: {e}")))?;
+        let state: RunState =
+            toml::from_str(&text).map_err(|e| damaged(format!("{STATE_FILE}: {}", e.message())))?;
+        state.check_format().map_err(damaged)?;
+        for (name, expected) in &state.files {
+            let actual = digest(&directory.join(name)).map_err(|e| damaged(e.to_string()))?;
+            if actual != *expected {
+                return Err(damaged(format!("{name} is not as it was written")));
+            }
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            state,
+        })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The tensors of one of its files, on the host.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be read.
+    pub fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
+        let path = self.directory.join(name);
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
+            .map_err(|e| Error::file(&path, e.to_string()))?;
+        Ok(tensors.into_iter().collect())
+    }
+
+    /// Fills `parameters` with the values in one of its files.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape, by name.
+    pub fn restore(&self, name: &str, parameters: &[(String, Var)]) -> Result<()> {
+        let tensors = self.tensors(name)?;
+        for (parameter, var) in parameters {
+            let fault = |what: String| Error::file(&self.directory.join(name), what);
+            let Some(tensor) = tensors.get(parameter) else {
+                return Err(fault(format!("there is no tensor {parameter}")));
+            };
+            if tensor.dims() != var.dims() {
+                return Err(fault(format!(
+                    "{parameter} has shape {:?}, the student needs {:?}",
+                    tensor.dims(),
+                    var.dims()
+                )));
+            }
+            var.set(&tensor.to_device(var.device())?.to_dtype(DType::F32)?)?;
+        }
+        Ok(())
+    }
+}

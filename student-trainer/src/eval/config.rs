@@ -1,0 +1,95 @@
+//! Provides what `eval` can be told, with the defaults, and the check that it makes sense before any work.
+
+use std::path::PathBuf;
+
+use super::Decoding;
+use crate::{
+    Error, Result,
+    config::{ComputeDtype, Quantize, settings::settings},
+};
+
+settings! {
+    /// Everything `eval` can be told.
+    pub struct EvalConfig {
+        /// Directory of the student: its base, a merged model, or a checkpoint of a full-parameter run.
+        student: PathBuf = PathBuf::new(),
+        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None,
+        /// Text to evaluate on: .txt, .md or .jsonl files, or directories of them.
+        data: Vec<PathBuf> = Vec::new(),
+        /// Longest sequence in tokens.
+        seq_len: usize = 512,
+        /// Stop after this many sequences.
+        max_sequences: Option<usize> = None,
+        /// Address of a teacher to compare with, through ScoreTokens.
+        teacher: Option<String> = None,
+        /// PEM file with the authority that signed an https teacher's certificate.
+        ca_cert: Option<PathBuf> = None,
+        /// File with the token that the teacher asks for.
+        token_file: Option<PathBuf> = None,
+        /// Seconds to wait for the teacher to be ready.
+        connect_timeout_seconds: u64 = 1800,
+        /// Temperature of the KL to the teacher; one of those that the teacher stores.
+        kl_temperature: f64 = 1.0,
+        /// Rows whose logits exist at one time.
+        chunk_rows: usize = 128,
+        /// How a full-precision student is held: nf4 or none.
+        quantize: Quantize = Quantize::Nf4,
+        /// Compute type: auto, f32, bf16 or f16.
+        dtype: ComputeDtype = ComputeDtype::Auto,
+        /// Where to compute: auto, cpu, cuda or cuda:N.
+        device: String = "auto".to_owned(),
+        /// Let the student complete every prompt, and count the answers whose last line is the corpus's.
+        exact_match: bool = false,
+        /// Longest answer in tokens.
+        max_new_tokens: usize = 256,
+        /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
+        temperature: f64 = 0.0,
+        /// Share of the mass that sampling draws from, the likeliest tokens first.
+        top_p: f64 = 1.0,
+        /// Seed of the sampling: the same seed gives the same answers.
+        sample_seed: u64 = 42,
+        /// JSON Lines file for the answers: prompt, reference, generated, correct.
+        answers_out: Option<PathBuf> = None,
+        /// JSON file for the transport plans of a few sequences; needs a teacher.
+        plans_out: Option<PathBuf> = None,
+        /// Sequences whose plans are written.
+        plans: usize = 3,
+        /// Print a JSON object.
+        json: bool = false,
+    }
+}
+
+impl EvalConfig {
+    /// Checks what can be checked without reading anything.
+    ///
+    /// # Errors
+    /// The first setting that is missing or outside its meaning, by name, with what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let checks = [
+            (
+                !self.data.is_empty(),
+                "data: name at least one file with --data",
+            ),
+            (
+                self.plans_out.is_none() || self.teacher.is_some(),
+                "plans_out: a plan is between a student and a teacher; name one with --teacher",
+            ),
+            (self.seq_len > 1, "seq_len: must be at least 2"),
+        ];
+        match checks.into_iter().find(|(fine, _)| !fine) {
+            Some((_, message)) => Err(Error::Config(message.into())),
+            None => self.decoding().validate(""),
+        }
+    }
+
+    /// How answers are written.
+    pub(super) fn decoding(&self) -> Decoding {
+        Decoding {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed: self.sample_seed,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Provides what a run is about, agreed with the teacher before any weight is read.
+
+use std::time::Duration;
+
+use distill_model::Weights;
+use distill_proto::{Fingerprint, StateKind};
+
+use crate::{
+    Error, Result,
+    align::check_loss,
+    checkpoint::Identity,
+    client::{ConnectOptions, ServerInfo, Teacher, Vocabularies},
+    config::TrainConfig,
+    loss::LossConfig,
+    shutdown::Shutdown,
+    student::StudentFiles,
+};
+
+/// What a run is about, agreed with the teacher.
+pub(super) struct Agreement {
+    pub teacher: Teacher,
+    pub info: ServerInfo,
+    pub vocabularies: Vocabularies,
+    pub total_steps: usize,
+    /// The loss with every part that has a weight at some step.
+    pub most: LossConfig,
+}
+
+/// Connects and checks everything that can be checked before any weight is read.
+pub(super) async fn agree(
+    config: &TrainConfig,
+    files: &StudentFiles,
+    shutdown: &Shutdown,
+) -> Result<Agreement> {
+    let options = ConnectOptions {
+        address: config.teacher.clone(),
+        ca_cert: config.ca_cert.clone(),
+        token_file: config.token_file.clone(),
+        timeout: Duration::from_secs(config.connect_timeout_seconds),
+    };
+    let teacher = Teacher::connect(&options, shutdown).await?;
+    let info = teacher.info().await?;
+    let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
+    let total_steps = total_steps(config, info.sequence_count)?;
+    let most = config.loss.at_its_most(total_steps);
+    check_loss(vocabularies, &most)?;
+    most.check_teacher(
+        info.estimator,
+        &info.temperatures,
+        info.state.map(|(kind, _)| kind),
+    )?;
+    introduce(&info);
+    Ok(Agreement {
+        teacher,
+        info,
+        vocabularies,
+        total_steps,
+        most,
+    })
+}
+
+fn introduce(info: &ServerInfo) {
+    tracing::info!(
+        "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",
+        info.model_name,
+        info.server_version,
+        info.sequence_count,
+        info.target_count,
+        info.token_count,
+        info.top_k,
+        info.vocab_size
+    );
+    match info.state {
+        Some((StateKind::Sketch, rank)) => tracing::info!(
+            "state: a sketch of rank {rank}, off by {:.1} % of the centred logits on held-out text",
+            100.0 * info.state_error
+        ),
+        Some((StateKind::Hidden, size)) => tracing::info!(
+            "state: the teacher's hidden states after layer {} ({size})",
+            info.state_layer
+        ),
+        _ => {}
+    }
+}
+
+/// `steps`, or as many as `epochs` passes take; a step never reaches across the end of a pass.
+fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
+    if sequence_count == 0 {
+        return Err(Error::Stream(
+            "the teacher's corpus has no sequence with a target".into(),
+        ));
+    }
+    let sequences_a_step = (config.batch_size * config.grad_accumulation) as u64;
+    let steps_a_pass = sequence_count.div_ceil(sequences_a_step) as usize;
+    Ok(config.steps.unwrap_or(config.epochs * steps_a_pass))
+}
+
+/// The fingerprints that a checkpoint names. Reads the student's weights once.
+pub(super) fn identity(info: &ServerInfo, files: &StudentFiles) -> Result<Identity> {
+    let student = Weights::open(&files.dir)?.fingerprint()?;
+    Ok(Identity {
+        teacher: info.model.to_hex(),
+        tokenizer: info.tokenizer.to_hex(),
+        corpus: info.corpus.to_hex(),
+        plan: info.plan.to_hex(),
+        student: Fingerprint(student).to_hex(),
+        student_tokenizer: files.tokenizer.fingerprint().to_hex(),
+    })
+}

@@ -1,0 +1,142 @@
+//! Provides what outlives the process: the log's lines, how far the run is, and its checkpoints.
+
+use candle_core::Var;
+
+use super::{guard::GradientWatch, source::FrameSource, tuned::Tuned, updates::Updates};
+use crate::{
+    Result,
+    checkpoint::{Best, Checkpoint, Checkpoints, RunState},
+    config::{BestMetric, TrainConfig},
+    eval::EvalReport,
+    run::{EvalMetrics, RunDirectory, RunLog},
+};
+
+/// Log, state and checkpoints of one run.
+pub(super) struct Keeper {
+    pub log: RunLog,
+    pub state: RunState,
+    checkpoints: Checkpoints,
+    save_steps: usize,
+    /// Step of the newest checkpoint; 0 without one.
+    saved: usize,
+    best_metric: BestMetric,
+}
+
+impl Keeper {
+    /// Goes on where `checkpoint` was, or starts at `start`.
+    pub fn open(
+        config: &TrainConfig,
+        run: &RunDirectory,
+        checkpoints: Checkpoints,
+        checkpoint: Option<&Checkpoint>,
+        start: RunState,
+    ) -> Result<Self> {
+        let state = checkpoint.map_or(start, |checkpoint| checkpoint.state.clone());
+        checkpoints.point_to_best(state.evals.best.map(|best| best.step))?;
+        Ok(Self {
+            log: RunLog::resume(run, state.log, state.step)?,
+            checkpoints,
+            save_steps: config.save_steps,
+            saved: state.step,
+            best_metric: config.best_metric,
+            state,
+        })
+    }
+
+    /// Whether `save_steps` ask for a checkpoint now.
+    pub fn is_due(&self) -> bool {
+        self.save_steps > 0 && self.is_unsaved() && self.state.step.is_multiple_of(self.save_steps)
+    }
+
+    /// Whether there are steps that no checkpoint has.
+    pub fn is_unsaved(&self) -> bool {
+        self.state.step > self.saved
+    }
+
+    /// Writes a checkpoint of this moment.
+    pub fn save(
+        &mut self,
+        tuned: &Tuned<'_>,
+        updates: &Updates,
+        watch: &GradientWatch,
+        frames: &FrameSource,
+    ) -> Result<()> {
+        self.state.silent = watch.silent();
+        self.state.data = frames.cursor().clone();
+        self.state.log = self.log.sync()?;
+        let mut files = tuned.checkpoint_files()?;
+        files.extend(updates.files()?);
+        let path = self.checkpoints.save(self.state.clone(), files)?;
+        self.saved = self.state.step;
+        tracing::debug!("checkpoint in {}", path.display());
+        Ok(())
+    }
+
+    /// Writes an evaluation down. True where it is the best so far.
+    pub fn record(&mut self, report: &EvalReport, epoch: f64) -> Result<EvalMetrics> {
+        let step = self.state.step;
+        let value = self.best_metric.value(report);
+        let evals = &mut self.state.evals;
+        // A NaN is no better than anything.
+        let best = value.is_some_and(|value| {
+            value.is_finite()
+                && evals
+                    .best
+                    .is_none_or(|best| self.best_metric.is_better(value, best.value))
+        });
+        evals.evaluated = step;
+        match value.filter(|_| best) {
+            Some(value) => {
+                evals.best = Some(Best { step, value });
+                evals.without_best = 0;
+            }
+            None => evals.without_best += 1,
+        }
+        let (sequences, targets) = report.counts();
+        let metrics = EvalMetrics {
+            step,
+            epoch,
+            ce: report.ce(),
+            perplexity: report.perplexity(),
+            kl: report.kl(),
+            top1_agreement: report.top1_agreement(),
+            top5_agreement: report.top5_agreement(),
+            exact_match: report.exact_match(),
+            sequences,
+            targets,
+            seconds: report.seconds,
+            best,
+        };
+        self.log.eval(&metrics)?;
+        Ok(metrics)
+    }
+}
+
+impl BestMetric {
+    fn value(self, report: &EvalReport) -> Option<f64> {
+        match self {
+            Self::Ce => Some(report.ce()),
+            Self::Kl => report.kl(),
+            Self::Top1Agreement => report.top1_agreement(),
+            Self::ExactMatch => report.exact_match(),
+        }
+    }
+
+    fn is_better(self, value: f64, than: f64) -> bool {
+        match self {
+            Self::Ce | Self::Kl => value < than,
+            Self::Top1Agreement | Self::ExactMatch => value > than,
+        }
+    }
+}
+
+/// The watch over `parameters`, or what is left of it at a checkpoint.
+pub(super) fn watch(
+    parameters: &[(String, Var)],
+    checkpoint: Option<&Checkpoint>,
+) -> GradientWatch {
+    match checkpoint {
+        Some(checkpoint) => GradientWatch::resume(checkpoint.state.silent.clone()),
+        None => GradientWatch::new(parameters),
+    }
+}

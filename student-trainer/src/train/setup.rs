@@ -1,0 +1,81 @@
+//! Provides what a run needs beside the decoder: the head's geometry, the projection, and the adapters' settings.
+
+use candle_core::Tensor;
+use distill_model::{Checkpointing, Decoder, LoraConfig};
+
+use crate::{
+    Error, Result,
+    client::ServerInfo,
+    config::{LORA_TARGETS, TrainConfig},
+    loss::{HeadGeometry, HiddenProjection, LossConfig},
+};
+
+/// The effective rows of the head, with what the loss makes of them once.
+pub(super) fn head_geometry(
+    decoder: &Decoder,
+    vocab_size: u32,
+    basis: Option<Tensor>,
+) -> Result<HeadGeometry> {
+    let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
+    Ok(HeadGeometry::new(&head, basis.as_ref())?)
+}
+
+/// The projection of the teacher's hidden states, where the loss uses them at some step.
+pub(super) fn projection(
+    config: &TrainConfig,
+    most: &LossConfig,
+    info: &ServerInfo,
+    decoder: &Decoder,
+) -> Result<Option<HiddenProjection>> {
+    let (true, Some((_, size))) = (most.hidden_weight > 0.0, info.state) else {
+        return Ok(None);
+    };
+    let model = decoder.config();
+    if config.loss.hidden_layer >= model.num_hidden_layers {
+        return Err(Error::Config(format!(
+            "hidden_layer: {} is not below the student's {} layers; 0 is the last one's output after the norm",
+            config.loss.hidden_layer, model.num_hidden_layers
+        )));
+    }
+    let sizes = (size as usize, model.hidden_size);
+    let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
+    tracing::info!(
+        "hidden states: a learned projection from {} to {}",
+        sizes.0,
+        sizes.1
+    );
+    Ok(Some(projection))
+}
+
+pub(super) fn lora_config(config: &TrainConfig) -> LoraConfig {
+    LoraConfig {
+        rank: config.lora_rank,
+        alpha: config.lora_alpha,
+        targets: config.lora_targets.clone(),
+        seed: config.seed,
+        ..LoraConfig::default()
+    }
+}
+
+/// A target that matches no linear would train nothing without a word.
+pub(super) fn check_targets(targets: &[String], decoder: &Decoder) -> Result<()> {
+    let parameters = decoder.parameters();
+    let adapted = |target: &&String| {
+        let layer = format!(".{target}.lora_A.weight");
+        parameters.iter().any(|(name, _)| name.ends_with(&layer))
+    };
+    match targets.iter().find(|target| !adapted(target)) {
+        Some(target) => Err(Error::Config(format!(
+            "lora_targets: the student has no linear `{target}`; there are {}",
+            LORA_TARGETS.join(", ")
+        ))),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {
+    match config.checkpointing {
+        true => Checkpointing::Every(1),
+        false => Checkpointing::Off,
+    }
+}

@@ -1,0 +1,99 @@
+//! Provides what is trained, adapters or the whole model, as checkpoints and results hold it.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use candle_core::{Tensor, Var};
+
+use crate::{
+    Error, Result,
+    checkpoint::{Checkpoint, Content},
+    config::{TrainConfig, Tune},
+    loss::HiddenProjection,
+    pretrain::save_model,
+    run::{
+        ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterConfig, PROJECTION_FILE, RunDirectory,
+        save_adapter, save_projection,
+    },
+    student::StudentFiles,
+};
+
+const MODEL_FILE: &str = "model.safetensors";
+
+/// The trained parameters with everything that makes files of them loadable.
+pub(super) struct Tuned<'a> {
+    pub files: &'a StudentFiles,
+    /// Of the adapters; none where every weight is trained.
+    pub adapter: Option<AdapterConfig>,
+    pub parameters: Vec<(String, Var)>,
+    pub projection: Option<&'a HiddenProjection>,
+}
+
+impl Tuned<'_> {
+    /// What a checkpoint holds: a directory that PEFT, or transformers, can load.
+    pub fn checkpoint_files(&self) -> Result<Vec<(&'static str, Content)>> {
+        let weights = Content::Tensors(tensors(&self.parameters));
+        let mut files = match &self.adapter {
+            Some(config) => vec![
+                (ADAPTER_WEIGHTS_FILE, weights),
+                (ADAPTER_CONFIG_FILE, Content::Bytes(config.to_json()?)),
+            ],
+            None => {
+                let config = self.files.dir.join("config.json");
+                let tokenizer = self.files.tokenizer.files().into_iter();
+                let mut files = vec![
+                    (MODEL_FILE, weights),
+                    ("config.json", Content::Copy(config)),
+                ];
+                files.extend(tokenizer.map(|(name, path)| (name, Content::Copy(path))));
+                files
+            }
+        };
+        if let Some(projection) = self.projection {
+            let projection = tensors(&[projection.parameter()]);
+            files.push((PROJECTION_FILE, Content::Tensors(projection)));
+        }
+        Ok(files)
+    }
+
+    /// Takes all values from a checkpoint.
+    pub fn restore(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let weights = match self.adapter {
+            Some(_) => ADAPTER_WEIGHTS_FILE,
+            None => MODEL_FILE,
+        };
+        checkpoint.restore(weights, &self.parameters)?;
+        match self.projection {
+            Some(projection) => checkpoint.restore(PROJECTION_FILE, &[projection.parameter()]),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the result of a run: `adapter`, or `model`.
+    pub fn publish(&self, config: &TrainConfig, run: &RunDirectory) -> Result<PathBuf> {
+        let directory = run.join(match config.tune {
+            Tune::Lora => "adapter",
+            Tune::Full => "model",
+        });
+        match &self.adapter {
+            Some(adapter) => save_adapter(&directory, adapter, &self.parameters)?,
+            None => {
+                fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+                let from = self.files.dir.join("config.json");
+                fs::copy(&from, directory.join("config.json")).map_err(Error::io("copy", &from))?;
+                save_model(&directory, &self.parameters, config.save_dtype.for_files())?;
+            }
+        }
+        if let Some(projection) = self.projection {
+            save_projection(&directory, projection)?;
+        }
+        self.files.tokenizer.copy_to(&directory)?;
+        Ok(directory)
+    }
+}
+
+fn tensors(parameters: &[(String, Var)]) -> BTreeMap<String, Tensor> {
+    let tensors = parameters.iter();
+    tensors
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect()
+}

@@ -1,0 +1,131 @@
+//! Provides the updates of everything that is trained: clipping, schedule and AdamW, for the student and, apart, for the
+//! projection of hidden states.
+
+use candle_core::Var;
+use distill_model::Gradients;
+
+use crate::{
+    Result,
+    checkpoint::{Checkpoint, Content, OPTIMIZER_FILE, PROJECTION_OPTIMIZER_FILE},
+    config::TrainConfig,
+    loss::HiddenProjection,
+    optimizer::{Optimizer, Schedule, UpdateSettings, clip_factor},
+};
+
+/// Both optimisers.
+pub(super) struct Updates {
+    settings: UpdateSettings,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    projection: Option<ProjectionUpdates>,
+}
+
+/// What an update did.
+pub(super) struct Applied {
+    pub learning_rate: f64,
+    /// Norm of the student's whole gradient before clipping.
+    pub grad_norm: f64,
+}
+
+impl Updates {
+    /// Starts with moments of zero.
+    pub fn new(
+        config: &TrainConfig,
+        parameters: Vec<(String, Var)>,
+        projection: Option<&HiddenProjection>,
+        total_steps: usize,
+    ) -> Result<Self> {
+        let settings = config.update_settings();
+        Ok(Self {
+            optimizer: Optimizer::new(parameters, settings.optimizer)?,
+            schedule: settings.schedule(config.warmup_steps, total_steps),
+            projection: ProjectionUpdates::new(config, projection, total_steps)?,
+            settings,
+        })
+    }
+
+    /// Updates done so far; a step without an example does none.
+    pub fn done(&self) -> usize {
+        self.optimizer.steps()
+    }
+
+    /// Uses the gradients of step `step`, from 0.
+    pub fn apply(&mut self, step: usize, gradients: &mut Gradients) -> Result<Applied> {
+        if let Some(projection) = &mut self.projection {
+            projection.update(step, gradients)?;
+        }
+        let learning_rate = self.schedule.learning_rate(step);
+        let grad_norm = gradients.global_norm()?;
+        let clip = clip_factor(grad_norm, self.settings.max_grad_norm);
+        self.optimizer
+            .update(learning_rate, clip, |name| gradients.get(name))?;
+        Ok(Applied {
+            learning_rate,
+            grad_norm,
+        })
+    }
+
+    /// What a checkpoint holds of them.
+    pub fn files(&self) -> Result<Vec<(&'static str, Content)>> {
+        let state = Content::Tensors(self.optimizer.state()?);
+        let mut files = vec![(OPTIMIZER_FILE, state)];
+        if let Some(projection) = &self.projection {
+            let state = Content::Tensors(projection.optimizer.state()?);
+            files.push((PROJECTION_OPTIMIZER_FILE, state));
+        }
+        Ok(files)
+    }
+
+    /// Goes on from a checkpoint.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.optimizer
+            .load_state(&checkpoint.tensors(OPTIMIZER_FILE)?)?;
+        match &mut self.projection {
+            Some(projection) => projection
+                .optimizer
+                .load_state(&checkpoint.tensors(PROJECTION_OPTIMIZER_FILE)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Updates of the projection of hidden states, with a learning rate and a clipping of their own: its gradient must not
+/// shorten the adapter's.
+struct ProjectionUpdates {
+    optimizer: Optimizer,
+    schedule: Schedule,
+    updates: UpdateSettings,
+}
+
+impl ProjectionUpdates {
+    fn new(
+        config: &TrainConfig,
+        projection: Option<&HiddenProjection>,
+        total_steps: usize,
+    ) -> Result<Option<Self>> {
+        let Some(projection) = projection else {
+            return Ok(None);
+        };
+        let updates = UpdateSettings {
+            lr: config.loss.hidden_lr,
+            ..config.update_settings()
+        };
+        Ok(Some(Self {
+            optimizer: Optimizer::new(vec![projection.parameter()], updates.optimizer)?,
+            schedule: updates.schedule(config.warmup_steps, total_steps),
+            updates,
+        }))
+    }
+
+    /// Takes the projection's gradient out of `gradients` and uses it; there is none while its weight is 0.
+    fn update(&mut self, step: usize, gradients: &mut Gradients) -> Result<()> {
+        let Some(gradient) = gradients.remove(HiddenProjection::NAME) else {
+            return Ok(());
+        };
+        let norm = gradient.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let clip = clip_factor(f64::from(norm).sqrt(), self.updates.max_grad_norm);
+        let learning_rate = self.schedule.learning_rate(step);
+        self.optimizer
+            .update(learning_rate, clip, |_| Some(&gradient))
+    }
+}

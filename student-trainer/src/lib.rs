@@ -11,6 +11,7 @@
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: an NF4 base, with all or some of the layers
+ run directories ──> report: report.html
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -37,5 +38,6 @@ pub mod loss_command;
 pub mod plan;
 pub mod pretrain;
 pub mod quantize;
+pub mod report;
 
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
 pub mod loss_keys;
+mod preset;
 pub mod resolve;
 pub mod settings;
 mod train;

@@ -90,7 +90,7 @@ settings! {
         teacher: String = "http://127.0.0.1:50051".to_owned(),
         /// PEM file with the authority that signed an https teacher's certificate.
         ca_cert: Option<PathBuf> = None,
-        /// File with the token that the teacher asks for.
+        /// File with the token that the teacher asks for; unset: the environment's OT_DISTILL_TOKEN, if there.
         token_file: Option<PathBuf> = None,
         /// Seconds to wait for the teacher to be ready, at the start and after a lost connection.
         connect_timeout_seconds: u64 = 1800,
@@ -189,7 +189,8 @@ settings! {
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
         early_stopping_patience: usize = 0,
 
-        /// Loss settings to start from: default, or literal (the method's formula word for word).
+        /// Settings to start from: default, literal (the method's formula word for word) or reference-24gb (Qwen2.5-7B teaches
+        /// Qwen2.5-1.5B on one card of 24 GB).
         preset: String = "default".to_owned(),
         /// Safetensors file for the gradients of the first step, before clipping, to check against other implementations.
         first_step_grad_out: Option<PathBuf> = None,

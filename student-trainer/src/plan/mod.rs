@@ -46,6 +46,8 @@ settings! {
         student_bytes: usize = 2,
         /// Memory of the card in MiB; an RTX 4090 has 24564.
         vram_mib: u64 = 24_564,
+        /// Settings to start from: default, literal or reference-24gb.
+        preset: String = "default".to_owned(),
         /// Print a JSON object.
         json: bool = false,
     }

@@ -30,6 +30,7 @@ use crate::{
     Error, Result,
     config::ComputeDtype,
     optimizer::{Optimizer, clip_factor},
+    report,
     run::{Memory, Progress, RunDirectory, RunLog, StepMetrics},
     shutdown::Shutdown,
     student::Place,
@@ -93,6 +94,7 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         shutdown,
     )?;
     save_model(&model, &decoder.parameters(), config.save_dtype.for_files())?;
+    report::write_or_warn(run_directory.path());
     Ok(Summary {
         steps,
         ce,

@@ -33,6 +33,7 @@ use crate::{
     checkpoint::{Checkpoints, RunState},
     client::{self, StreamOptions, Vocabularies, fetch_basis},
     config::{TrainConfig, Tune},
+    report,
     run::{AdapterConfig, RunDirectory},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -238,6 +239,7 @@ fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
             "best": best,
         }))?;
     }
+    report::write_or_warn(trainer.run_directory.path());
     Ok(summary)
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{EstimatorSetting, Precision, StateSetting, ValueCodingSetting};
+use crate::config::{EstimatorSetting, Part, Precision, StateSetting, ValueCodingSetting};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -21,6 +21,83 @@ pub struct Args {
 pub enum Command {
     /// Run the teacher once over the corpus and stream blocks of logits over gRPC.
     Serve(ServeArgs),
+    /// Run the teacher once over the corpus into a cache; run it again after any interruption.
+    Precompute(PrecomputeArgs),
+    /// Say what is in a cache and, with the model, how well it stands for the teacher.
+    Inspect(InspectArgs),
+    /// Read every byte of a cache and name what is damaged; fails where something is.
+    Verify(VerifyArgs),
+    /// Put caches of one plan together, as `precompute --shard` makes them.
+    Merge(MergeArgs),
+}
+
+/// Flags of `inspect`.
+#[derive(clap::Args, Debug)]
+pub struct InspectArgs {
+    /// Directory of the cache.
+    #[arg(value_name = "CACHE")]
+    pub cache: PathBuf,
+    /// Directory of the teacher: a sample is computed anew and compared with what is stored.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Arithmetic of the teacher: `f32`, `bf16`, `f16` [default: f32 on the CPU].
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Precision>,
+    /// Sequences of the sample, spread evenly.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub sample: usize,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `verify`.
+#[derive(clap::Args, Debug)]
+pub struct VerifyArgs {
+    /// Directory of the cache.
+    #[arg(value_name = "CACHE")]
+    pub cache: PathBuf,
+    /// Set damaged shards aside and compute again what was damaged in them; needs --model and --corpus.
+    #[arg(long, requires = "model", requires = "corpus")]
+    pub repair: bool,
+    /// Directory of the teacher.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Corpus files that the cache was made from.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub corpus: Option<Vec<PathBuf>>,
+    /// Threads for the arithmetic [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `merge`.
+#[derive(clap::Args, Debug)]
+pub struct MergeArgs {
+    /// Cache to make or to complete.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Caches with some of the shards each.
+    #[arg(value_name = "CACHE", required = true)]
+    pub inputs: Vec<PathBuf>,
+}
+
+/// Flags of `precompute`.
+#[derive(clap::Args, Debug, Default)]
+pub struct PrecomputeArgs {
+    /// Compute only every N-th shard, from the I-th on, counted from 0: for several machines, each with a cache of its own
+    /// that `merge` puts together.
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Part>,
+    /// Say what there is to compute and how much room it takes, and exit.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Settings, as for `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `serve`.
@@ -113,6 +190,13 @@ pub struct Settings {
     /// Threads for the arithmetic [default: one a core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Directory of a cache: what is in it is served as it is, without a model when it is complete; what is missing is
+    /// computed and kept there [default: a spool that ends with the server].
+    #[arg(long, visible_alias = "out", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Bytes of a shard of a new cache, about [default: 67108864].
+    #[arg(long, value_name = "BYTES")]
+    pub shard_bytes: Option<u64>,
     /// Directory for the spool that keeps computed blocks while the server runs [default: the system's].
     #[arg(long, value_name = "DIR")]
     pub spool_dir: Option<PathBuf>,

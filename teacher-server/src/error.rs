@@ -132,6 +132,41 @@ pub enum Error {
         /// The named limit.
         limit: usize,
     },
+    /// A batch of which only frames are at hand.
+    #[error(
+        "frame {index} is missing and the corpus does not hold its sequence; start with the --corpus that the cache was made from"
+    )]
+    NoText {
+        /// Place in the plan's order.
+        index: u64,
+    },
+    /// The model was needed where a cache is served without one.
+    #[error(
+        "this server serves a cache and has no model in memory; give it --model and --corpus to compute or score sequences"
+    )]
+    NoModel,
+    /// Something about a cache that the user has to decide.
+    #[error("cache {}: {reason}", path.display())]
+    Cache {
+        /// The cache's directory or the file in it.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A frame that is not what was written.
+    #[error(
+        "cache {}: shard {shard}, byte {offset}: {reason}; `teacher-server verify --repair` computes it anew", path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Number of the shard.
+        shard: u32,
+        /// Where the frame begins in the file.
+        offset: u64,
+        /// What does not fit.
+        reason: String,
+    },
     /// Part of a later version.
     #[error("{0}")]
     Unimplemented(&'static str),
@@ -153,7 +188,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// For `map_err` on file operations.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io {
             action,

@@ -26,6 +26,9 @@ use crate::{
 /// Rows of a half-precision head that are widened to f32 at a time, on the CPU.
 const WIDENED_HEAD_ROWS: usize = 8192;
 
+/// Rows of logits at a time where nothing else is asked.
+const LOGIT_ROWS: usize = 64;
+
 /// A loaded teacher with what to keep of its logits.
 pub struct Teacher {
     decoder: Decoder,
@@ -53,6 +56,17 @@ pub struct Capture {
 }
 
 impl Capture {
+    /// The largest logit and nothing else, for whoever wants the teacher's logits themselves.
+    pub fn largest() -> Self {
+        Self {
+            keep: Keep::top_k(1),
+            temperatures: vec![1.0],
+            coding: distill_proto::ValueCoding::F16,
+            state: StateSetting::None,
+            chunk_rows: LOGIT_ROWS,
+        }
+    }
+
     /// From the settings.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -109,6 +123,11 @@ impl Teacher {
         }
     }
 
+    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32; `None` without one.
+    pub fn projection(&self) -> Option<&Tensor> {
+        self.projection.as_ref()
+    }
+
     /// The head inside the effective vocabulary, `[V, D]`.
     pub fn head(&self) -> &Tensor {
         &self.head
@@ -138,6 +157,27 @@ impl Teacher {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 1)?.contiguous()?)
+    }
+
+    /// Hands `take` the logits of a sequence's targets, `[c, V]` row-major, a chunk of rows at a time with the number of its
+    /// first row.
+    ///
+    /// # Errors
+    /// What the model says.
+    pub fn each_logits(
+        &self,
+        tokens: &Tokens<'_>,
+        mut take: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let batch = [Tokens { ..*tokens }];
+        let states = self.target_states(&batch)?.last;
+        let rows = states.dim(0)?;
+        for start in (0..rows).step_by(self.capture.chunk_rows) {
+            let count = self.capture.chunk_rows.min(rows - start);
+            let logits = self.logits(&states.narrow(0, start, count)?)?;
+            on_host(&logits, |logits| take(start, logits))?;
+        }
+        Ok(())
     }
 
     /// Selection over all rows of a batch, a chunk of logits at a time.

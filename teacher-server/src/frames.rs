@@ -1,7 +1,6 @@
 //! Provides the assembly of frames: a sequence of the plan, or one that a client brought, with its rows.
 
 use distill_proto::{Fingerprint, Frame, FrameContext, Rows};
-use distill_text::Sequence;
 
 use crate::{Error, Result, plan::Plan, production::OwnedTokens};
 
@@ -13,8 +12,8 @@ pub const SCORED_SHARD: u32 = u32::MAX;
 /// # Errors
 /// What the frame's rules say.
 pub fn encode(plan: &Plan, index: u64, shard: u32, rows: Rows) -> Result<Vec<u8>> {
-    let outside = || Error::Internal(format!("frame {index} is outside the plan"));
-    let sequence: &Sequence = plan.sequences.get(index as usize).ok_or_else(outside)?;
+    let outside = || Error::Internal(format!("frame {index} has no sequence in the plan"));
+    let sequence = plan.sequence(index as usize).ok_or_else(outside)?;
     let frame = Frame {
         sequence_id: sequence.id,
         index,

@@ -32,12 +32,17 @@ pub mod sketch;
 pub mod frames;
 pub mod store;
 
+pub mod cache;
+
 pub mod production;
 
 pub mod load;
 pub mod service;
 
+pub mod fidelity;
+pub mod inspect;
 pub mod listener;
+pub mod precompute;
 pub mod serve;
 
 pub mod progress;

@@ -1,18 +1,21 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
+mod cached;
+
 use std::sync::Arc;
 
 use candle_core::Device;
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
-use distill_text::{TokenizerFiles, Vocabulary, Windowing, read_corpus};
+use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
     basis::Basis,
+    cache::{Cache, projection_digest},
     config::{Config, StateSetting},
     forward::{Capture, Teacher},
-    plan::{Identity, Plan},
+    plan::{self, Identity, Plan},
     production::Production,
     progress::Progress,
     report::Reporter,
@@ -38,14 +41,64 @@ pub struct Engine {
     pub tokens: Arc<Vocabulary>,
     /// Longest sequence the model takes.
     pub positions_max: usize,
+    /// The cache that is served or filled; its lock is held as long as it is here.
+    pub cache: Option<Cache>,
 }
 
 impl Engine {
-    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found. Ends early once `stopped` says so.
+    /// Reads tokenizer, corpus and weights, cheapest first, and reports what was found; with a cache, only what is missing
+    /// in it. Ends early once `stopped` says so.
     ///
     /// # Errors
     /// The first thing wrong with any of them; `ShuttingDown`.
     pub fn load(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
+        if let Some(cache) = &config.cache {
+            return cached::load(config, cache, reporter, stopped);
+        }
+        let mut opened = Opened::read(config, reporter)?;
+        let teacher = opened.teacher(config)?;
+        let mut plan = opened.plan(config)?;
+        let states = States::of(config, teacher, &plan, stopped)?;
+        if let Some(summary) = &states.sketch {
+            reporter.sketch(summary);
+        }
+        plan.fingerprint = plan::fingerprint(config, &opened.identity, states.sketch_digest()?);
+        let info = opened.info(config, &plan, &states);
+        reporter.model(config, &opened.model, &info);
+        let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
+        let progress = Progress::new(plan.count(), plan.token_count());
+        let plan = Arc::new(plan);
+        Ok(Self {
+            production: Production::start(
+                Box::new(states.teacher),
+                plan.clone(),
+                Box::new(store),
+                config.queue,
+                progress,
+            )?,
+            plan,
+            basis: states.basis.map(Arc::new),
+            info,
+            tokenizer: opened.identity.tokenizer,
+            vocabulary: opened.identity.vocabulary,
+            tokens: Arc::new(opened.tokenizer.vocabulary()),
+            positions_max: opened.model.max_position_embeddings,
+            cache: None,
+        })
+    }
+}
+
+/// What is known of a teacher and its corpus before any weight is in memory.
+struct Opened {
+    tokenizer: TokenizerFiles,
+    model: ModelConfig,
+    corpus: Corpus,
+    weights: Weights,
+    identity: Identity,
+}
+
+impl Opened {
+    fn read(config: &Config, reporter: &Reporter) -> Result<Self> {
         let tokenizer = TokenizerFiles::open(&config.model)?;
         let model = ModelConfig::load(&config.model)?;
         if config.seq_len > model.max_position_embeddings {
@@ -55,69 +108,48 @@ impl Engine {
                 reason: format!("{asked} tokens are more than the {most} positions of this model"),
             });
         }
-        let corpus = read_corpus(
-            &config.corpus,
-            &tokenizer,
-            &Windowing::new(config.seq_len),
-            &mut |_| {},
-        )?;
+        let windowing = Windowing::new(config.seq_len);
+        let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
         let weights = Weights::open(&config.model)?;
         reporter.weights(parameter_count(&weights)?);
-        let device = Device::Cpu;
         let identity = Identity {
             model: model_fingerprint(&weights)?,
             tokenizer: tokenizer.fingerprint(),
             vocabulary: tokenizer.vocabulary_fingerprint(),
             vocab_size: tokenizer.size(),
-            backend: backend(&device),
+            backend: backend(&Device::Cpu),
         };
+        Ok(Self {
+            tokenizer,
+            model,
+            corpus,
+            weights,
+            identity,
+        })
+    }
+
+    /// Reads the weights.
+    fn teacher(&self, config: &Config) -> Result<Teacher> {
         let options = LoadOptions {
             dtype: config.dtype.dtype(),
-            device,
+            device: Device::Cpu,
             base: Base::AsStored,
             lora: None,
         };
-        let decoder = Decoder::load(&model, &weights, &options)?;
-        let teacher = Teacher::new(decoder, tokenizer.size(), Capture::new(config))?;
-        let plan = Arc::new(Plan::new(config, &identity, corpus)?);
-        let states = States::of(config, teacher, &plan, stopped)?;
-        if let Some(summary) = &states.sketch {
-            reporter.sketch(summary);
-        }
-        let tokens = Arc::new(tokenizer.vocabulary());
-        Self::start(config, reporter, &model, identity, plan, states, tokens)
+        let decoder = Decoder::load(&self.model, &self.weights, &options)?;
+        Teacher::new(decoder, self.tokenizer.size(), Capture::new(config))
     }
 
-    fn start(
-        config: &Config,
-        reporter: &Reporter,
-        model: &ModelConfig,
-        identity: Identity,
-        plan: Arc<Plan>,
-        states: States,
-        tokens: Arc<Vocabulary>,
-    ) -> Result<Self> {
-        let info = server_info(config, model, &identity, &plan, &states);
-        reporter.model(config, model, &info);
-        let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
-        let production = Production::start(
-            Box::new(states.teacher),
-            plan.clone(),
-            Box::new(store),
-            config.queue,
-            Progress::new(plan.count(), plan.token_count()),
-        )?;
-        Ok(Self {
-            plan,
-            production,
-            basis: states.basis.map(Arc::new),
-            info,
-            tokenizer: identity.tokenizer,
-            vocabulary: identity.vocabulary,
-            tokens,
-            positions_max: model.max_position_embeddings,
-        })
+    /// The corpus laid out, without a fingerprint: that may depend on a sketch of it.
+    fn plan(&mut self, config: &Config) -> Result<Plan> {
+        let sequences = std::mem::take(&mut self.corpus.sequences);
+        let none = Fingerprint::default();
+        Plan::of_sequences(none, self.corpus.fingerprint, sequences, config.batch_size)
+    }
+
+    fn info(&self, config: &Config, plan: &Plan, states: &States) -> v1::GetServerInfoResponse {
+        server_info(config, &self.model, &self.identity, plan, states)
     }
 }
 
@@ -153,10 +185,16 @@ impl States {
             sketch,
         })
     }
+
+    /// Names the directions of a sketch.
+    fn sketch_digest(&self) -> Result<Option<Fingerprint>> {
+        let projection = self.teacher.projection();
+        projection.map(projection_digest).transpose()
+    }
 }
 
 /// Hash of weights and configuration.
-fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
+pub(crate) fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
     Ok(FingerprintBuilder::new("model")
         .field("weights", &weights.fingerprint()?)
         .finish())

@@ -1,12 +1,13 @@
 //! Provides the `teacher-server` command.
 
+mod commands;
+
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use teacher_server::{
-    cli::{Args, Command, ServeArgs},
-    config::Config,
+    cli::{Args, Command},
+    precompute::Outcome,
     shutdown,
 };
 use tracing_subscriber::EnvFilter;
@@ -20,29 +21,18 @@ fn main() -> ExitCode {
         .init();
     let Args { command } = Args::parse();
     let result = match command {
-        Command::Serve(args) => serve(&args),
+        Command::Serve(args) => commands::serve(&args),
+        Command::Precompute(args) => commands::precompute(&args),
+        Command::Inspect(args) => commands::inspect(&args),
+        Command::Verify(args) => commands::verify(&args),
+        Command::Merge(args) => commands::merge(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(shutdown::INTERRUPTED),
         Err(error) => {
             eprintln!("teacher-server: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-fn serve(args: &ServeArgs) -> anyhow::Result<()> {
-    let config = Config::validate(args)?;
-    if args.print_config {
-        print!("{}", config.to_toml()?);
-        return Ok(());
-    }
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
-        let signal = shutdown::signals()?;
-        teacher_server::run(config, signal).await
-    });
-    // Loading may still be under way; nothing of it is worth waiting for.
-    runtime.shutdown_background();
-    Ok(result?)
 }

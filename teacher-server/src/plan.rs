@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use distill_proto::{Estimator, Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
-use distill_text::{Corpus, Sequence};
+use distill_text::Sequence;
 
 use crate::{
     Error, Result,
@@ -25,34 +25,48 @@ pub struct Identity {
     pub backend: String,
 }
 
+/// What the plan knows of a sequence without its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Content-derived id.
+    pub id: u64,
+    /// Tokens.
+    pub tokens: u32,
+    /// Targets, one row each.
+    pub targets: u32,
+}
+
+impl Entry {
+    /// Of a sequence.
+    pub fn of(sequence: &Sequence) -> Self {
+        Self {
+            id: sequence.id,
+            tokens: sequence.token_ids.len() as u32,
+            targets: sequence.targets() as u32,
+        }
+    }
+}
+
 /// The sequences in order, cut into batches that never change, since rounding may depend on the shape of a batch.
+///
+/// Its fingerprint says *how* they are captured and leaves out which they are: sequences are told apart by their content, so
+/// what a cache holds stays valid when documents are added.
 #[derive(Debug)]
 pub struct Plan {
-    /// Names everything below and how it is computed.
+    /// Names how everything below is computed.
     pub fingerprint: Fingerprint,
     /// Names the corpus.
     pub corpus: Fingerprint,
-    /// In the order in which they are streamed.
-    pub sequences: Vec<Sequence>,
+    entries: Vec<Entry>,
+    /// One for every entry; absent where only its frames are at hand.
+    sequences: Vec<Option<Sequence>>,
     batch_size: usize,
+    /// First sequence of every batch.
+    batch_starts: Vec<usize>,
     indices: HashMap<u64, u64>,
 }
 
 impl Plan {
-    /// Lays the corpus out.
-    ///
-    /// # Errors
-    /// `Mismatch` where two sequences carry the same id.
-    pub fn new(config: &Config, identity: &Identity, corpus: Corpus) -> Result<Self> {
-        let fingerprint = fingerprint(config, identity, corpus.fingerprint);
-        Self::of_sequences(
-            fingerprint,
-            corpus.fingerprint,
-            corpus.sequences,
-            config.batch_size,
-        )
-    }
-
     /// Lays sequences out under given fingerprints.
     ///
     /// # Errors
@@ -63,27 +77,68 @@ impl Plan {
         sequences: Vec<Sequence>,
         batch_size: usize,
     ) -> Result<Self> {
-        let mut indices = HashMap::with_capacity(sequences.len());
-        for (index, sequence) in sequences.iter().enumerate() {
-            if indices.insert(sequence.id, index as u64).is_some() {
+        let entries = sequences.iter().map(Entry::of).collect::<Vec<_>>();
+        let parts = [(batch_size, entries.len())];
+        let sequences = sequences.into_iter().map(Some).collect();
+        Self::of_parts(fingerprint, corpus, entries, sequences, &parts)
+    }
+
+    /// Lays out parts that are cut into batches each by itself: batch size and number of entries of every part.
+    ///
+    /// # Errors
+    /// `Mismatch` where two entries carry the same id.
+    pub fn of_parts(
+        fingerprint: Fingerprint,
+        corpus: Fingerprint,
+        entries: Vec<Entry>,
+        sequences: Vec<Option<Sequence>>,
+        parts: &[(usize, usize)],
+    ) -> Result<Self> {
+        let mut indices = HashMap::with_capacity(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
+            if indices.insert(entry.id, index as u64).is_some() {
                 return Err(Error::Mismatch(format!(
                     "two sequences of the corpus have the id {:016x}",
-                    sequence.id
+                    entry.id
                 )));
             }
         }
+        let mut batch_starts = Vec::new();
+        let mut first = 0;
+        for &(batch_size, count) in parts {
+            batch_starts.extend((first..first + count).step_by(batch_size.max(1)));
+            first += count;
+        }
+        let batch_size = parts.last().map_or(1, |&(batch_size, _)| batch_size.max(1));
         Ok(Self {
             fingerprint,
             corpus,
+            entries,
             sequences,
-            batch_size: batch_size.max(1),
+            batch_size,
+            batch_starts,
             indices,
         })
     }
 
     /// Number of sequences.
     pub fn count(&self) -> u64 {
-        self.sequences.len() as u64
+        self.entries.len() as u64
+    }
+
+    /// What is known of every sequence, in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The sequence at `index`; `None` where its text is not at hand.
+    pub fn sequence(&self, index: usize) -> Option<&Sequence> {
+        self.sequences.get(index)?.as_ref()
+    }
+
+    /// The sequences whose texts are at hand, in order.
+    pub fn into_sequences(self) -> Vec<Sequence> {
+        self.sequences.into_iter().flatten().collect()
     }
 
     /// Sequences of a full batch.
@@ -98,37 +153,33 @@ impl Plan {
 
     /// The batch that computes the sequence at `index`.
     pub fn batch_of(&self, index: u64) -> u64 {
-        index / self.batch_size as u64
+        let after = self
+            .batch_starts
+            .partition_point(|&start| start as u64 <= index);
+        after.saturating_sub(1) as u64
     }
 
     /// Positions in the order that one batch computes.
     pub fn batch(&self, batch: u64) -> Range<usize> {
-        let start = (batch as usize).saturating_mul(self.batch_size);
-        let end = start.saturating_add(self.batch_size);
-        start.min(self.sequences.len())..end.min(self.sequences.len())
+        let all = self.entries.len();
+        let start = |batch: usize| self.batch_starts.get(batch).copied().unwrap_or(all);
+        start(batch as usize)..start((batch as usize).saturating_add(1))
     }
 
     /// Tokens over all sequences.
     pub fn token_count(&self) -> u64 {
-        self.sequences
-            .iter()
-            .map(|s| s.token_ids.len() as u64)
-            .sum()
+        self.entries.iter().map(|e| u64::from(e.tokens)).sum()
     }
 
     /// Targets over all sequences: rows that will be computed.
     pub fn target_count(&self) -> u64 {
-        let targets = |s: &Sequence| s.target_mask.iter().filter(|&&target| target).count() as u64;
-        self.sequences.iter().map(targets).sum()
+        self.entries.iter().map(|e| u64::from(e.targets)).sum()
     }
 
     /// Longest sequence in tokens.
     pub fn longest(&self) -> usize {
-        self.sequences
-            .iter()
-            .map(|s| s.token_ids.len())
-            .max()
-            .unwrap_or_default()
+        let longest = self.entries.iter().map(|entry| entry.tokens).max();
+        longest.unwrap_or_default() as usize
     }
 }
 
@@ -148,8 +199,13 @@ fn head(config: &Config) -> u64 {
     }
 }
 
-/// Everything that the bytes of a frame depend on.
-fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fingerprint {
+/// Everything that the bytes of a frame depend on beside its sequence. `sketch` names the directions of a sketch, which come
+/// from a sample of the corpus.
+pub fn fingerprint(
+    config: &Config,
+    identity: &Identity,
+    sketch: Option<Fingerprint>,
+) -> Fingerprint {
     let coding = match config.value_coding.0 {
         ValueCoding::Step(step) => format!("step {:08x}", step.to_bits()),
         ValueCoding::F16 => "f16".to_owned(),
@@ -164,7 +220,6 @@ fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fin
         .field("model", &identity.model.0)
         .field("tokenizer", &identity.tokenizer.0)
         .field("vocabulary", &identity.vocab_size.to_le_bytes())
-        .field("corpus", &corpus.0)
         .field("seq_len", &(config.seq_len as u64).to_le_bytes())
         .field("batch_size", &(config.batch_size as u64).to_le_bytes())
         .field("top_k", &head(config).to_le_bytes())
@@ -174,6 +229,59 @@ fn fingerprint(config: &Config, identity: &Identity, corpus: Fingerprint) -> Fin
         .field("value_coding", coding.as_bytes())
         .field("state", config.state.to_string().as_bytes())
         .field("dtype", config.dtype.to_string().as_bytes())
+        .field("sketch", sketch.as_ref().map_or(&[], |digest| &digest.0))
         .field("backend", identity.backend.as_bytes())
         .finish()
+}
+
+/// Bytes that a target takes in a frame without state, about: text, ids and statistics, and what is kept of the logits.
+pub fn target_bytes(config: &Config) -> u64 {
+    let drawn = match config.estimator.0 {
+        Estimator::TopK => 0,
+        Estimator::Sampled | Estimator::HeadSampled => config.draws as u64,
+    };
+    30 + (22 * head(config) + 18 * drawn) / 10
+}
+
+/// Lines of [`settings`] that are no settings.
+pub const IDENTITY_KEYS: [&str; 3] = ["model_fingerprint", "tokenizer_fingerprint", "backend"];
+
+/// What frames depend on, a line each, for people: to say later what differs.
+///
+/// # Errors
+/// `Config` where a setting cannot be written as TOML.
+pub fn settings(config: &Config, identity: &Identity) -> Result<String> {
+    let wanted = [
+        "seq_len",
+        "batch_size",
+        "estimator",
+        "top_k",
+        "draws",
+        "sample_seed",
+        "temperatures",
+        "value_coding",
+        "state",
+        "dtype",
+        "chunk_rows",
+    ];
+    let refuse = |reason: String| Error::Config {
+        key: "cache",
+        reason,
+    };
+    let table = toml::Table::try_from(config).map_err(|e| refuse(e.to_string()))?;
+    let mut lines = String::new();
+    for key in wanted {
+        if let Some(value) = table.get(key) {
+            lines += &format!("{key} = {value}\n");
+        }
+    }
+    let identity = [
+        identity.model.to_hex(),
+        identity.tokenizer.to_hex(),
+        identity.backend.clone(),
+    ];
+    for (key, value) in IDENTITY_KEYS.into_iter().zip(identity) {
+        lines += &format!("{key} = \"{value}\"\n");
+    }
+    Ok(lines)
 }

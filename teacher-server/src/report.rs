@@ -1,13 +1,35 @@
 //! Provides what the server says at start: plain lines on standard error, or JSON objects on standard output.
 
-use std::io::Write;
+use std::{io::Write, path::Path, time::Duration};
 
 use distill_model::ModelConfig;
 use distill_proto::v1::GetServerInfoResponse;
 use distill_text::Corpus;
+use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
-use crate::{config::Config, production::Totals, sketch::Summary};
+use crate::{
+    cache::{Cache, Sealed},
+    config::Config,
+    plan::Plan,
+    production::Totals,
+    sketch::Summary,
+};
+
+/// What a capture has before it.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Sequences to compute.
+    pub sequences: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Bytes on disk, about.
+    pub bytes: u64,
+    /// Seconds, once the first batch has shown how fast it goes.
+    pub seconds: Option<f64>,
+    /// Bytes that can be written, where the system says.
+    pub free_bytes: Option<u64>,
+}
 
 /// Says what happens, for people or for programs.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +165,45 @@ impl Reporter {
         );
     }
 
+    /// Which sequences of the corpus a cache knows; `gone` are in the cache only.
+    pub fn cache_corpus(&self, known: usize, new: usize, gone: usize) {
+        let mut line = format!("cache: {known} sequences known, {new} of the corpus are new");
+        if gone > 0 {
+            line += &format!(
+                "; {gone} are not in this corpus: they stay, are served, and can be computed with the corpus they came from only"
+            );
+        }
+        self.say(
+            "cache_corpus",
+            json!({ "known": known, "new": new, "gone": gone }),
+            &line,
+        );
+    }
+
+    /// What there is of a cache.
+    pub fn cache(&self, cache: &Cache, sealed: Sealed) {
+        let info = cache.info();
+        let done = sealed.frames + sealed.partial_frames;
+        self.say(
+            "cache",
+            json!({
+                "path": cache.path(),
+                "sequences": info.sequence_count,
+                "done": done,
+                "sealed_shards": sealed.shards,
+                "bytes": sealed.bytes + sealed.partial_bytes,
+                "plan_fingerprint": info.plan_fingerprint,
+            }),
+            &format!(
+                "cache {}: {done} of {} sequences, {} sealed shards, {:.1} MB",
+                cache.path().display(),
+                info.sequence_count,
+                sealed.shards,
+                (sealed.bytes + sealed.partial_bytes) as f64 / 1e6
+            ),
+        );
+    }
+
     /// Blocks can be had.
     pub fn serving(&self, address: &str) {
         self.say(
@@ -180,6 +241,56 @@ impl Reporter {
                 "computed {} tokens at {rate:.0} tokens/s; {size:.0} bytes a token",
                 totals.tokens
             ),
+        );
+    }
+
+    /// What a capture has before it.
+    pub fn work(&self, work: Work) {
+        let Work {
+            sequences,
+            tokens,
+            bytes,
+            free_bytes,
+            ..
+        } = work;
+        let mut line = format!(
+            "to compute: {sequences} sequences, {tokens} tokens, about {} on disk",
+            HumanBytes(bytes)
+        );
+        if let Some(free) = free_bytes {
+            line += &format!(" ({} free)", HumanBytes(free));
+            if free < bytes {
+                line += "; it will not fit: make room, or name another place";
+            }
+        }
+        self.say(
+            "work",
+            json!({ "sequences": sequences, "tokens": tokens, "bytes": bytes, "free_bytes": free_bytes }),
+            &line,
+        );
+    }
+
+    /// How long it takes, by its first batch.
+    pub fn work_time(&self, work: Work) {
+        let seconds = work.seconds.unwrap_or_default();
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        self.say(
+            "work_time",
+            json!({ "seconds": seconds }),
+            &format!("about {} by the first batch", HumanDuration(time)),
+        );
+    }
+
+    /// The part of this process is in the cache.
+    pub fn captured(&self, path: &Path, plan: &Plan, complete: bool) {
+        let rest = match complete {
+            true => "complete",
+            false => "this part is done; `teacher-server merge` puts the parts together",
+        };
+        self.say(
+            "captured",
+            json!({ "path": path, "sequences": plan.count(), "complete": complete }),
+            &format!("cache {}: {rest}", path.display()),
         );
     }
 

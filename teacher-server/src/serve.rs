@@ -232,7 +232,10 @@ async fn supervise(
 }
 
 /// Loads on a plain thread: the runtime would wait for a blocking task at exit, and loading cannot be interrupted.
-fn load(config: Config, reporter: Reporter) -> Result<oneshot::Receiver<Result<Engine>>> {
+pub(crate) fn load(
+    config: Config,
+    reporter: Reporter,
+) -> Result<oneshot::Receiver<Result<Engine>>> {
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("loading".into())

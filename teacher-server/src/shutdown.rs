@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{Error, Result};
 
 /// Exit status after a second interrupt, as a shell reports SIGINT.
-const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Resolves on the first SIGINT or SIGTERM; the second ends the process at once.
 ///
@@ -27,7 +27,7 @@ pub fn signals() -> Result<impl Future<Output = ()>> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            std::process::exit(INTERRUPTED);
+            std::process::exit(INTERRUPTED.into());
         });
     })
 }

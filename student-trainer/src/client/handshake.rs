@@ -150,20 +150,32 @@ impl ServerInfo {
         Ok(Vocabularies::Same)
     }
 
-    /// Refuses another plan after a reconnection.
+    /// Refuses another plan or corpus than `before`, after a reconnection.
     ///
     /// # Errors
-    /// `Mismatch` with both plans.
-    pub fn check_same_plan(&self, plan: Fingerprint) -> Result<()> {
-        if self.plan == plan {
-            return Ok(());
+    /// `Mismatch` with both fingerprints.
+    pub fn check_same_plan(&self, before: &ServerInfo) -> Result<()> {
+        let pairs = [
+            (
+                "plan fingerprint after reconnecting",
+                self.plan,
+                before.plan,
+            ),
+            (
+                "corpus fingerprint after reconnecting",
+                self.corpus,
+                before.corpus,
+            ),
+        ];
+        match pairs.into_iter().find(|(_, now, before)| now != before) {
+            None => Ok(()),
+            Some((what, now, before)) => Err(Error::Mismatch {
+                what,
+                teacher: now.to_string(),
+                student: before.to_string(),
+                remedy: "start the teacher again with the settings and corpus of before, or start a new run",
+            }),
         }
-        Err(Error::Mismatch {
-            what: "plan fingerprint after reconnecting",
-            teacher: self.plan.to_string(),
-            student: plan.to_string(),
-            remedy: "start the teacher again with the settings and corpus of before, or start a new run",
-        })
     }
 }
 

@@ -202,7 +202,7 @@ impl Pump {
             return Ok(Stop::Lost(retry::describe(&status)));
         }
         if let Ok(now) = self.teacher.info().await {
-            now.check_same_plan(self.info.plan)?;
+            now.check_same_plan(&self.info)?;
         }
         Err(self.teacher.failed("StreamBlocks", &status))
     }

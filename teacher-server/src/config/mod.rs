@@ -2,6 +2,7 @@
 
 mod address;
 mod file;
+mod part;
 mod preset;
 mod state;
 mod values;
@@ -17,10 +18,13 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
+    cache::Cache,
     cli::{ServeArgs, Settings},
+    plan,
     service::Auth,
 };
 pub use address::BindAddress;
+pub use part::Part;
 pub use state::StateSetting;
 pub use values::{EstimatorSetting, Precision, ValueCodingSetting};
 
@@ -32,6 +36,9 @@ pub const QUEUE_MAX: usize = 1 << 16;
 pub const CHUNK_ROWS_MAX: usize = 1 << 16;
 /// Threads for the arithmetic.
 pub const THREADS_MAX: usize = 1024;
+/// Bytes of a shard that is about to be written, which is in memory once.
+pub const SHARD_BYTES_MAX: usize = 4 << 30;
+const SHARD_BYTES_DEFAULT: u64 = 64 << 20;
 /// Largest logits under `top-k`.
 const TOP_K_DEFAULT: usize = 64;
 /// Draws under `sampled`.
@@ -83,6 +90,16 @@ pub struct Config {
     pub chunk_rows: usize,
     /// Threads for the arithmetic; absent: one a core.
     pub threads: Option<usize>,
+    /// Directory of the cache that is served and filled; absent: what is computed lives as long as the server.
+    pub cache: Option<PathBuf>,
+    /// Bytes of a shard of the cache, about.
+    pub shard_bytes: u64,
+    /// Which shards this process computes; absent: all.
+    #[serde(skip)]
+    pub part: Option<Part>,
+    /// Whether a cache of another backend or build is gone on with: its bytes will not be those of before.
+    #[serde(skip)]
+    pub any_backend: bool,
     /// Directory of the spool; absent: the system's temporary directory.
     pub spool_dir: Option<PathBuf>,
     /// File for the port listened on.
@@ -105,7 +122,7 @@ impl Config {
             Some(name) => preset::preset(name)?.overlaid_with(&settings)?,
             None => settings,
         };
-        Self::from_settings(settings)
+        Self::from_settings(with_captured(settings)?)
     }
 
     /// Fills defaults in and checks every setting.
@@ -120,9 +137,7 @@ impl Config {
             Estimator::TopK | Estimator::Sampled => (TOP_K_DEFAULT, DRAWS_DEFAULT),
         };
         let config = Self {
-            model: settings
-                .model
-                .ok_or_else(|| refuse("model", "name the teacher's directory"))?,
+            model: settings.model.unwrap_or_default(),
             corpus: settings.corpus.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),
@@ -141,6 +156,10 @@ impl Config {
             queue: settings.queue.unwrap_or(32),
             chunk_rows: settings.chunk_rows.unwrap_or(128),
             threads: settings.threads,
+            cache: settings.cache,
+            shard_bytes: settings.shard_bytes.unwrap_or(SHARD_BYTES_DEFAULT),
+            part: None,
+            any_backend: false,
             spool_dir: settings.spool_dir,
             port_file: settings.port_file,
             json: settings.json.unwrap_or_default(),
@@ -174,8 +193,25 @@ impl Config {
         Ok(())
     }
 
+    /// Whether a model was named; a complete cache is served without one.
+    pub fn has_model(&self) -> bool {
+        !self.model.as_os_str().is_empty()
+    }
+
+    /// Whether this process computes the shard with this number.
+    pub fn is_mine(&self, shard: u32) -> bool {
+        self.part.as_ref().is_none_or(|part| part.holds(shard))
+    }
+
     fn check_numbers(&self) -> Result<()> {
-        if self.corpus.is_empty() {
+        let served_as_it_is = self.cache.is_some() && !self.has_model();
+        if !self.has_model() && !served_as_it_is {
+            return Err(refuse(
+                "model",
+                "name the teacher's directory, or a finished cache with --cache",
+            ));
+        }
+        if self.corpus.is_empty() && !served_as_it_is {
             return Err(refuse(
                 "corpus",
                 "name at least one .txt, .md or .jsonl file",
@@ -185,6 +221,8 @@ impl Config {
         within("batch-size", self.batch_size, 1, BATCH_SIZE_MAX)?;
         within("top-k", self.top_k, 1, KEPT_ENTRIES_MAX)?;
         within("queue", self.queue, 1, QUEUE_MAX)?;
+        let shard_bytes = usize::try_from(self.shard_bytes).unwrap_or(usize::MAX);
+        within("shard-bytes", shard_bytes, 1, SHARD_BYTES_MAX)?;
         within("chunk-rows", self.chunk_rows, 1, CHUNK_ROWS_MAX)?;
         within("threads", self.threads.unwrap_or(1), 1, THREADS_MAX)?;
         within("temperatures", self.temperatures.len(), 1, TEMPERATURES_MAX)?;
@@ -236,6 +274,25 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(|e| refuse("print-config", e.to_string()))
     }
+}
+
+/// Where a cache is gone on with, what nobody set is as it was captured.
+fn with_captured(settings: Settings) -> Result<Settings> {
+    let captured = match &settings.cache {
+        Some(path) => Cache::captured_settings(path)?,
+        None => None,
+    };
+    let Some(captured) = captured else {
+        return Ok(settings);
+    };
+    let mut table: toml::Table = captured
+        .parse()
+        .map_err(|e: toml::de::Error| refuse("cache", e.to_string()))?;
+    table.retain(|key: &str, _| !plan::IDENTITY_KEYS.contains(&key));
+    let base: Settings = table
+        .try_into()
+        .map_err(|e: toml::de::Error| refuse("cache", e.to_string()))?;
+    base.overlaid_with(&settings)
 }
 
 /// What is asked for, or the cheapest that does as well as the whole distribution (docs/losses.md). Who names only a K means

@@ -44,6 +44,21 @@ impl StateSetting {
     }
 }
 
+impl StateSetting {
+    /// Bytes of one coordinate as it is stored.
+    pub fn coordinate_bytes(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Exact(coding) | Self::Sketch { coding, .. } | Self::Hidden { coding, .. } => {
+                match coding {
+                    StateCoding::F16 => 2,
+                    StateCoding::I8 => 1,
+                }
+            }
+        }
+    }
+}
+
 impl FromStr for StateSetting {
     type Err = String;
 

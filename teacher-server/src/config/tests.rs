@@ -8,7 +8,9 @@ use crate::cli::{Args, Command};
 
 fn serve(flags: &[&str]) -> Result<Config> {
     let args = ["teacher-server", "serve"].iter().chain(flags);
-    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command;
+    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command else {
+        panic!("not serve");
+    };
     Config::validate(&args)
 }
 

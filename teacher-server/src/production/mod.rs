@@ -25,11 +25,16 @@ use std::{
     thread::JoinHandle,
 };
 
-use distill_proto::{Fingerprint, Rows};
+use distill_proto::Rows;
 use distill_text::Sequence;
 use tokio::sync::watch;
 
-use crate::{Error, Result, plan::Plan, progress::Progress, store::BlockStore};
+use crate::{
+    Error, Result,
+    plan::Plan,
+    progress::Progress,
+    store::{BlockStore, OrderDigest},
+};
 use demand::Demand;
 pub use demand::Order;
 pub use reader::Reader;
@@ -91,6 +96,8 @@ struct Shared {
     work: Condvar,
     /// Wakes readers: a batch is done, failed, or the server stops. The value only counts.
     changes: watch::Sender<u64>,
+    /// Over the plan in order, made when the first reader comes to its end.
+    digest: Mutex<OrderDigest>,
     sequences_done: AtomicU64,
     sequences_computed: AtomicU64,
     work_done: WorkDone,
@@ -131,7 +138,6 @@ impl Totals {
 struct State {
     demand: Demand,
     scores: VecDeque<ScoreJob>,
-    digest: Option<Fingerprint>,
     closing: bool,
 }
 
@@ -168,6 +174,7 @@ impl Production {
             state: Mutex::default(),
             work: Condvar::new(),
             changes: watch::Sender::new(0),
+            digest: Mutex::default(),
             sequences_done: AtomicU64::new(done as u64),
             sequences_computed: AtomicU64::new(0),
             work_done: WorkDone::default(),
@@ -198,6 +205,18 @@ impl Production {
         drop(state);
         self.shared.work.notify_all();
         Ok(Reader::new(self.shared.clone(), id, order))
+    }
+
+    /// Places of the frames that are not kept, of the shards that `mine` says.
+    pub fn missing(&self, mine: impl Fn(u32) -> bool) -> Vec<u64> {
+        let store = &self.shared.store;
+        let missing = |&index: &u64| !store.contains(index) && mine(store.shard_of(index));
+        (0..self.shared.plan.count()).filter(missing).collect()
+    }
+
+    /// Whether every frame is kept.
+    pub fn complete(&self) -> bool {
+        self.missing(|_| true).is_empty()
     }
 
     /// Sequences kept so far.

@@ -1,6 +1,6 @@
 //! Provides a reader: one client's place in the plan.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use distill_proto::Fingerprint;
 use tokio::sync::watch;
@@ -73,33 +73,39 @@ impl Reader {
         let block = tokio::task::spawn_blocking(move || shared.store.get(index))
             .await
             .map_err(|e| Error::Internal(e.to_string()))??;
-        if block.is_some() {
-            self.position += 1;
-            self.shared.state().demand.advance(self.id);
-            self.shared.work.notify_all();
+        match block {
+            Some(_) => self.skip(),
+            // Found damaged and dropped since `ready`: somebody has to compute it.
+            None => self.shared.work.notify_all(),
         }
         Ok(block)
     }
 
-    /// The digest over the whole plan; `None` where this process has not computed all of it.
+    /// Moves on without reading the next frame, after `ready`.
+    pub fn skip(&mut self) {
+        self.position += 1;
+        self.shared.state().demand.advance(self.id);
+        self.shared.work.notify_all();
+    }
+
+    /// The digest over the whole plan; `None` where not all of it is kept.
     ///
     /// # Errors
-    /// `ShuttingDown`.
-    pub async fn digest(&mut self) -> Result<Option<Fingerprint>> {
-        loop {
-            self.changes.borrow_and_update();
-            let done = self.shared.sequences_done.load(Ordering::Acquire);
-            {
-                let state = self.shared.state();
-                if state.digest.is_some() || done < self.shared.plan.count() {
-                    return Ok(state.digest);
-                }
-                if state.closing {
-                    return Err(Error::ShuttingDown);
-                }
-            }
-            self.wait().await?;
+    /// What the store says.
+    pub async fn digest(&self) -> Result<Option<Fingerprint>> {
+        let shared = self.shared.clone();
+        let count = shared.plan.count();
+        if shared.sequences_done.load(Ordering::Acquire) < count {
+            return Ok(None);
         }
+        // Reading all of a long plan takes its time, once.
+        let advance = move || {
+            let mut digest = shared.digest.lock().unwrap_or_else(PoisonError::into_inner);
+            digest.advance(shared.store.as_ref(), count)
+        };
+        tokio::task::spawn_blocking(advance)
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// Sequences kept so far, for heartbeats.

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use distill_proto::{Frame, FrameContext};
 
+use distill_proto::Fingerprint;
+
 use super::*;
 use crate::{
     store::{Spool, StoredBlock},
@@ -128,7 +130,7 @@ async fn fetching_computes_only_the_batches_asked_for() {
     );
     assert_eq!(blocks[0], blocks[2]);
     assert_eq!(teacher.batches.load(Ordering::SeqCst), 2);
-    let mut reader = production.reader(Order::From(20)).unwrap();
+    let reader = production.reader(Order::From(20)).unwrap();
     assert_eq!(reader.upcoming(), None);
     assert_eq!(
         reader.digest().await.unwrap(),

@@ -15,7 +15,7 @@ use std::{
 use distill_proto::Rows;
 
 use super::{Forward, ScoreJob, Shared, Tokens};
-use crate::{Error, Result, frames::encode, progress::Progress, store::OrderDigest};
+use crate::{Error, Result, frames::encode, progress::Progress};
 
 /// Batches that wait for packing while the teacher runs on.
 const PACKING_QUEUE: usize = 1;
@@ -62,17 +62,10 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
             Work::Stop => return,
             Work::Score(job) => score(shared, teacher, job),
             Work::Batch(batch) => {
-                let sequences = shared.plan.sequences.get(shared.plan.batch(batch));
-                let tokens: Vec<Tokens<'_>> = sequences
-                    .unwrap_or_default()
-                    .iter()
-                    .map(Tokens::of)
-                    .collect();
                 let started = Instant::now();
-                match run(shared, teacher, &tokens) {
-                    Ok(rows) => {
+                match plan_batch(shared, teacher, batch) {
+                    Ok((rows, count)) => {
                         let nanos = started.elapsed().as_nanos() as u64;
-                        let count = tokens.iter().map(|t| t.token_ids.len() as u64).sum();
                         let done = &shared.work_done;
                         done.compute_nanos.fetch_add(nanos, Ordering::Relaxed);
                         done.tokens.fetch_add(count, Ordering::Relaxed);
@@ -89,6 +82,20 @@ fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed
             }
         }
     }
+}
+
+/// Rows of a batch of the plan, and its tokens.
+fn plan_batch(shared: &Shared, teacher: &dyn Forward, batch: u64) -> Result<(Vec<Rows>, u64)> {
+    let sequence = |index| {
+        let missing = || Error::NoText {
+            index: index as u64,
+        };
+        Ok(Tokens::of(shared.plan.sequence(index).ok_or_else(missing)?))
+    };
+    let tokens = shared.plan.batch(batch).map(sequence);
+    let tokens = tokens.collect::<Result<Vec<Tokens<'_>>>>()?;
+    let count = tokens.iter().map(|t| t.token_ids.len() as u64).sum();
+    Ok((run(shared, teacher, &tokens)?, count))
 }
 
 /// Waits for something to do. Scoring comes first: a trainer stands still for it.
@@ -153,7 +160,6 @@ fn run(shared: &Shared, teacher: &dyn Forward, batch: &[Tokens<'_>]) -> Result<V
 
 /// Encodes and keeps what arrives until the teacher's thread ends.
 fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) {
-    let mut digest = OrderDigest::default();
     while let Ok(Computed { batch, rows }) = computed.recv() {
         let panicked = |_| Error::Internal("packing panicked; see the log".into());
         let kept = catch_unwind(AssertUnwindSafe(|| keep(shared, batch, rows)))
@@ -161,19 +167,14 @@ fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) 
             .flatten();
         if kept.is_ok() {
             let range = shared.plan.batch(batch);
-            let done = shared.plan.sequences.get(range).unwrap_or_default();
-            let tokens = done
-                .iter()
-                .map(|sequence| sequence.token_ids.len() as u64)
-                .sum();
+            let done = shared.plan.entries().get(range).unwrap_or_default();
+            let tokens = done.iter().map(|entry| u64::from(entry.tokens)).sum();
             progress.advance(done.len() as u64, tokens);
-            // A digest that cannot be read is no reason to hold frames back.
-            match digest.advance(shared.store.as_ref(), shared.plan.count()) {
-                Ok(found) => shared.state().digest = found,
-                Err(error) => tracing::warn!("digest over the plan: {error}"),
-            }
         }
         finish(shared, batch, kept);
+    }
+    if let Err(error) = shared.store.flush() {
+        tracing::error!("{error}");
     }
 }
 

@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status};
 use crate::{Error, Result, load::Engine};
 pub use auth::Auth;
 pub use status::{ERROR_DOMAIN, status};
+pub use vocabulary::chunks as vocabulary_chunks;
 
 /// Messages that wait between a stream's task and its connection; HTTP/2 flow control holds the rest back.
 const STREAM_MESSAGES: usize = 1;

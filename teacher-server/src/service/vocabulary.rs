@@ -17,15 +17,23 @@ use super::{Messages, STREAM_MESSAGES};
 pub(super) fn stream(vocabulary: Arc<Vocabulary>) -> Messages<v1::GetVocabularyResponse> {
     let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
     tokio::spawn(async move {
-        let mut first = 0;
-        while let Some(chunk) = chunk(&vocabulary, first) {
-            first += chunk.tokens.len();
+        for chunk in chunks(&vocabulary) {
             if sender.send(Ok(chunk)).await.is_err() {
                 return;
             }
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// All of `vocabulary` in messages.
+pub fn chunks(vocabulary: &Vocabulary) -> impl Iterator<Item = v1::GetVocabularyResponse> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let chunk = chunk(vocabulary, first)?;
+        first += chunk.tokens.len();
+        Some(chunk)
+    })
 }
 
 /// Tokens from id `first` on, as many as one message takes; `None` after the last.

@@ -61,7 +61,7 @@ impl Choice {
     /// Sequences and tokens to run the teacher on.
     pub fn work(&self, plan: &Plan) -> (u64, u64) {
         let all = self.training.iter().chain(&self.held_out);
-        let lengths = all.filter_map(|&index| plan.sequences.get(index));
+        let lengths = all.filter_map(|&index| plan.sequence(index));
         lengths.fold((0, 0), |(sequences, tokens), sequence| {
             (sequences + 1, tokens + sequence.token_ids.len() as u64)
         })
@@ -80,7 +80,7 @@ pub(super) fn hidden_rows(
 ) -> Result<()> {
     for batch in indices.chunks(plan.batch_size()) {
         check(stopped)?;
-        let sequences = batch.iter().filter_map(|&index| plan.sequences.get(index));
+        let sequences = batch.iter().filter_map(|&index| plan.sequence(index));
         let tokens: Vec<Tokens<'_>> = sequences.map(Tokens::of).collect();
         let states = teacher.target_states(&tokens)?.last;
         let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;

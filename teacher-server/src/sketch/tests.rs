@@ -135,7 +135,7 @@ fn dense_errors(
     index: usize,
     coding: StateCoding,
 ) -> Vec<f64> {
-    let tokens = [Tokens::of(&plan.sequences[index])];
+    let tokens = [Tokens::of(plan.sequence(index).unwrap())];
     let hidden = teacher.target_states(&tokens).unwrap().last;
     let logits = matrix(&hidden) * matrix(teacher.head()).transpose();
     let mut state = teacher.rows(&tokens).unwrap()[0].state.clone().unwrap();

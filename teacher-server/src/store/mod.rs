@@ -39,4 +39,12 @@ pub trait BlockStore: Send + Sync {
     /// # Errors
     /// `Io` naming the place; the store is as before then.
     fn put(&self, index: u64, frame: &[u8]) -> Result<()>;
+
+    /// Returns once what was put would survive a power loss, where the store is one that would at all.
+    ///
+    /// # Errors
+    /// `Io` naming the place.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -125,6 +125,35 @@ impl Drop for Teacher {
     }
 }
 
+/// A command line of the teacher, not yet run.
+pub fn teacher(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs the teacher to its end and fails the test with its output where it did not succeed.
+pub fn teacher_succeeds(args: &[&str]) -> Output {
+    let output = teacher(args).output().expect("teacher-server starts");
+    assert!(
+        output.status.success(),
+        "teacher-server {args:?} failed: {}",
+        text(&output)
+    );
+    output
+}
+
+/// Runs the teacher, which must fail without a panic, and returns what it printed.
+pub fn teacher_refuses(args: &[&str]) -> String {
+    let output = teacher(args).output().expect("teacher-server starts");
+    let text = text(&output);
+    assert!(
+        !output.status.success() && !text.contains("panicked"),
+        "teacher-server {args:?} should have refused: {text}"
+    );
+    text
+}
+
 /// A command line of the trainer, not yet run.
 pub fn trainer(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_student-trainer-under-test"));

@@ -1,5 +1,6 @@
 //! Integration tests.
 
+mod cache;
 mod captures;
 mod fixtures_models;
 mod fixtures_text;

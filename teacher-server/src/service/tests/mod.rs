@@ -277,7 +277,7 @@ async fn the_vocabulary_arrives_whole_with_its_special_tokens() {
 async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
     let server = start(|settings| settings.batch_size = Some(1)).await;
     let engine = server.service.engine().unwrap();
-    let sequence = &engine.plan.sequences[0];
+    let sequence = engine.plan.sequence(0).unwrap();
     let request = v1::ScoreTokensRequest {
         sequences: vec![v1::TokenSequence {
             token_ids: sequence.token_ids.clone(),

@@ -39,7 +39,7 @@ async fn drawn_frames_are_as_the_handshake_says_and_scored_alike_every_time() {
             assert_eq!(frame.rows.estimator, estimator);
             assert!(frame.rows.k <= most as usize);
         }
-        let sequence = &engine.plan.sequences[1];
+        let sequence = engine.plan.sequence(1).unwrap();
         let request = v1::ScoreTokensRequest {
             sequences: vec![v1::TokenSequence {
                 token_ids: sequence.token_ids.clone(),

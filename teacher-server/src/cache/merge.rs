@@ -1,0 +1,128 @@
+//! Provides the merge of caches that share one plan, each with some of its shards, as several machines make them.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Access, BASIS, Cache, HEADER, LocalFiles, LocalStorage, Lock, PROJECTION, SEGMENTS, VOCABULARY,
+    basis_name, files::Files, segment_name, storage::Storage, store::sealed_name,
+};
+use crate::{Error, Result};
+
+/// What came together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Shards that were copied.
+    pub copied: u64,
+    /// Shards that are sealed now.
+    pub sealed: u64,
+    /// Shards of the plan.
+    pub shards: u64,
+}
+
+/// Copies every sealed shard of `inputs` into the cache in `out`, making it where it is missing. Each is checked before.
+///
+/// # Errors
+/// `Cache` where the inputs' plans differ or `out` is another one; `Damaged`; `Io`.
+pub fn merge(out: &Path, inputs: &[PathBuf]) -> Result<Merged> {
+    let open = |path: &PathBuf| {
+        let none = || Error::Cache {
+            path: path.clone(),
+            reason: "there is no cache here".into(),
+        };
+        Cache::open(path, Access::Read)?.ok_or_else(none)
+    };
+    let inputs = inputs.iter().map(open).collect::<Result<Vec<Cache>>>()?;
+    let Some(first) = inputs.first() else {
+        return Err(Error::Config {
+            key: "input",
+            reason: "name the caches to merge".into(),
+        });
+    };
+    std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    let lock = Lock::take(out)?;
+    let files = std::sync::Arc::new(LocalFiles::new(out));
+    let storage = LocalStorage::new(files.clone());
+    storage.clean()?;
+    if storage.length(HEADER)?.is_none() {
+        copy_plan(first, &storage, files.as_ref())?;
+    }
+    let merged = Cache::over(files, out, Access::Write, Some(lock))?;
+    let gone = || Error::Internal("the header that was just copied is not there".into());
+    let merged = merged.ok_or_else(gone)?;
+    for input in &inputs {
+        check_same(&merged, input)?;
+    }
+    copy_shards(&merged, &inputs)
+}
+
+/// Copies everything but the shards; the header comes last.
+fn copy_plan(from: &Cache, to: &dyn Storage, files: &dyn Files) -> Result<()> {
+    super::remove_leftovers(files)?;
+    let pieces = (0..from.header.basis_pieces).map(basis_name);
+    let segments = from
+        .segments
+        .iter()
+        .map(|segment| segment_name(segment.number));
+    let single = [VOCABULARY, PROJECTION].map(str::to_owned);
+    let names = single.into_iter().chain(pieces).chain(segments);
+    for name in names.chain([HEADER.to_owned()]) {
+        if let Some(length) = from.storage.length(&name)? {
+            let bytes = from.storage.read(&name, 0, length as usize)?;
+            to.put_if_absent(&name, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses caches whose frames could not stand side by side.
+fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
+    let differs = if merged.plan != input.plan {
+        "plans"
+    } else if merged.segments != input.segments {
+        SEGMENTS
+    } else if merged.header.basis_pieces != input.header.basis_pieces {
+        BASIS
+    } else {
+        return Ok(());
+    };
+    Err(Error::Cache {
+        path: input.path.clone(),
+        reason: format!(
+            "its {differs} are not those of {}: merge caches of one corpus and the same settings (plans {} and {})",
+            merged.path.display(),
+            input.plan,
+            merged.plan
+        ),
+    })
+}
+
+fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
+    let target = merged.contents();
+    let mut done = Merged {
+        shards: target.shards.len() as u64,
+        ..Merged::default()
+    };
+    for &shard in target.shards.iter() {
+        if target.sealed_header(shard)?.is_some() {
+            done.sealed += 1;
+            continue;
+        }
+        for input in inputs {
+            let source = input.contents();
+            let Some(header) = source.sealed_header(shard)? else {
+                continue;
+            };
+            let mut bytes = header.encode();
+            for position in 0..shard.count {
+                bytes.extend(source.sealed_frame(&header, position)?);
+            }
+            target
+                .storage
+                .put_if_absent(&sealed_name(shard.number), &bytes)?;
+            done.copied += 1;
+            done.sealed += 1;
+            break;
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,473 @@
+/*! Provides the cache: what a teacher said about a corpus, on disk, sealed shard by sealed shard.
+
+```text
+ header      how it was captured: the handshake, the settings
+ vocabulary  the bytes behind every id           projection, basis/NNN   of a sketch; of the exact state the basis
+ segments/N  which sequences came together, cut into batches and shards: the static plan
+ shards/N    sealed: all frames of a shard, FORMAT.md
+ partial/N   frames of a shard that is not complete, in the order in which they came
+ tmp/        objects being written            damaged/  shards that were set aside            LOCK  the writer's
+
+ Production ── put ──> CacheStore: partial/N ── all frames of a shard ──> shards/N ── get ──> Reader
+```
+
+Everything but `partial/` is written whole or not at all and never changed. A partial shard may end in anything after a crash:
+each frame carries its checksum, so the whole ones at its start are kept and the rest is cut off. What a frame says depends on
+its sequence, its batch and the settings, all fixed by the plan, so an interrupted capture ends in the same bytes.
+
+The medium may lose what was not synced and half-write what was; it may not reorder a synced write behind a later rename.
+*/
+
+mod files;
+mod layout;
+mod lock;
+mod merge;
+mod partial;
+mod sealed;
+mod storage;
+mod store;
+mod verify;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Device, Tensor};
+use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_text::{Token, Vocabulary};
+use half::f16;
+
+use crate::{Error, Result, basis::Basis, plan::Entry, service::vocabulary_chunks};
+use files::{Files, LocalFiles};
+pub use layout::{Segment, ShardPlan};
+use lock::Lock;
+pub use merge::{Merged, merge};
+use storage::{LocalStorage, Storage};
+pub use store::{Access, CacheStore, Contents, Sealed};
+pub use verify::{Damage, Verdict};
+
+/// Version of the directory's layout.
+const VERSION: u32 = 1;
+const HEADER: &str = "header";
+const VOCABULARY: &str = "vocabulary";
+const PROJECTION: &str = "projection";
+const SEGMENTS: &str = "segments";
+const BASIS: &str = "basis";
+/// Bytes of a piece of the basis, about.
+const BASIS_PIECE_BYTES: usize = 32 << 20;
+
+/// An open cache.
+pub struct Cache {
+    path: PathBuf,
+    files: Arc<dyn Files>,
+    storage: Arc<dyn Storage>,
+    header: v1::CacheHeader,
+    info: v1::GetServerInfoResponse,
+    plan: Fingerprint,
+    segments: Vec<Segment>,
+    access: Access,
+    _lock: Option<Lock>,
+}
+
+/// What a cache is made with, beside its header.
+pub struct Matrices<'a> {
+    /// Takes coordinates to centred logits.
+    pub basis: Option<&'a Basis>,
+    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32.
+    pub projection: Option<&'a Tensor>,
+    /// The bytes behind every id.
+    pub vocabulary: &'a Vocabulary,
+}
+
+impl Cache {
+    /// Opens the cache in `path`; `None` where there is none. With `Access::Write` no one else can write to it meanwhile.
+    ///
+    /// # Errors
+    /// `Cache` where it is damaged, of another version, or somebody writes to it; `Io`.
+    pub fn open(path: &Path, access: Access) -> Result<Option<Self>> {
+        let exists = path.join(HEADER).exists();
+        if !exists && access == Access::Read {
+            return Ok(None);
+        }
+        let lock = match access {
+            Access::Write => {
+                std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
+                Some(Lock::take(path)?)
+            }
+            Access::Read => None,
+        };
+        Self::over(Arc::new(LocalFiles::new(path)), path, access, lock)
+    }
+
+    fn over(
+        files: Arc<dyn Files>,
+        path: &Path,
+        access: Access,
+        lock: Option<Lock>,
+    ) -> Result<Option<Self>> {
+        let local = LocalStorage::new(files.clone());
+        if access == Access::Write {
+            local.clean()?;
+        }
+        let storage: Arc<dyn Storage> = Arc::new(local);
+        let Some(header) = sealed::get::<v1::CacheHeader>(storage.as_ref(), HEADER)? else {
+            return Ok(None);
+        };
+        let refuse = |reason: String| Error::Cache {
+            path: path.to_owned(),
+            reason,
+        };
+        if header.version != VERSION {
+            return Err(refuse(format!(
+                "version {} is not readable by this build, which reads {VERSION}",
+                header.version
+            )));
+        }
+        let info = header.info.clone().unwrap_or_default();
+        let plan = Fingerprint::from_hex(&info.plan_fingerprint)
+            .ok_or_else(|| refuse("the header names no plan".into()))?;
+        let mut cache = Self {
+            path: path.to_owned(),
+            files,
+            storage,
+            header,
+            info,
+            plan,
+            segments: Vec::new(),
+            access,
+            _lock: lock,
+        };
+        cache.read_segments()?;
+        Ok(Some(cache))
+    }
+
+    /// The settings that the cache in `path` was captured with, TOML; `None` where there is no cache.
+    ///
+    /// # Errors
+    /// `Cache` where its header is damaged.
+    pub fn captured_settings(path: &Path) -> Result<Option<String>> {
+        let storage = LocalStorage::new(Arc::new(LocalFiles::new(path)));
+        let header = sealed::get::<v1::CacheHeader>(&storage, HEADER)?;
+        Ok(header.map(|header| header.settings))
+    }
+
+    /// Makes a cache in `path`, which must hold none; the header comes last, so that a crash leaves a cache or none.
+    ///
+    /// # Errors
+    /// `Cache` where there is one or somebody writes there; `Io`.
+    pub fn create(path: &Path, header: v1::CacheHeader, matrices: &Matrices<'_>) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
+        let lock = Lock::take(path)?;
+        let files: Arc<dyn Files> = Arc::new(LocalFiles::new(path));
+        Self::create_over(files, path, header, matrices, Some(lock))
+    }
+
+    fn create_over(
+        files: Arc<dyn Files>,
+        path: &Path,
+        mut header: v1::CacheHeader,
+        matrices: &Matrices<'_>,
+        lock: Option<Lock>,
+    ) -> Result<Self> {
+        let refuse = |reason: &str| Error::Cache {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let storage = LocalStorage::new(files.clone());
+        if storage.length(HEADER)?.is_some() {
+            return Err(refuse("there is a cache already"));
+        }
+        let strangers = [SEGMENTS, store::SHARDS, partial::PARTIAL];
+        for directory in strangers {
+            let found = files.list(directory);
+            if !found
+                .map_err(Error::io("read", &files.path(directory)))?
+                .is_empty()
+            {
+                return Err(refuse(
+                    "holds shards but no header; name an empty directory, or remove what is in it",
+                ));
+            }
+        }
+        storage.clean()?;
+        remove_leftovers(files.as_ref())?;
+        header.version = VERSION;
+        let chunks = vocabulary_chunks(matrices.vocabulary).collect();
+        sealed::put(&storage, VOCABULARY, &v1::CacheVocabulary { chunks })?;
+        if let Some(projection) = matrices.projection {
+            let values = projection.flatten_all()?.to_vec1::<f32>()?;
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            sealed::put_bytes(&storage, PROJECTION, bytes.collect())?;
+        }
+        if let Some(basis) = matrices.basis {
+            header.basis_pieces = put_basis(&storage, basis)?;
+        }
+        sealed::put(&storage, HEADER, &header)?;
+        drop(storage);
+        let missing = || refuse("the header that was just written is not there");
+        Self::over(files, path, Access::Write, lock)?.ok_or_else(missing)
+    }
+
+    fn read_segments(&mut self) -> Result<()> {
+        for number in 0.. {
+            let name = segment_name(number);
+            let message = sealed::get::<v1::CacheSegment>(self.storage.as_ref(), &name)?;
+            let Some(message) = message else {
+                return Ok(());
+            };
+            let path = self.storage.path(&name);
+            let segment = Segment::from_message(&message, self.segments.last(), path)?;
+            self.segments.push(segment);
+        }
+        Ok(())
+    }
+
+    /// Adds sequences after those that are there; they get batches and shards of their own.
+    ///
+    /// # Errors
+    /// `Io` naming the place.
+    pub fn add(
+        &mut self,
+        corpus: Fingerprint,
+        entries: Vec<Entry>,
+        batch_size: usize,
+        sizes: (u64, u64),
+    ) -> Result<()> {
+        let segment = Segment::cut(self.segments.last(), corpus, entries, batch_size, sizes);
+        let name = segment_name(segment.number);
+        if !sealed::put(self.storage.as_ref(), &name, &segment.to_message())? {
+            return Err(Error::Cache {
+                path: self.storage.path(&name),
+                reason: "appeared while this process held the lock".into(),
+            });
+        }
+        self.segments.push(segment);
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Plan that all frames belong to.
+    pub fn plan(&self) -> Fingerprint {
+        self.plan
+    }
+
+    /// Names the corpus: that of the only segment, or all of them.
+    pub fn corpus(&self) -> Fingerprint {
+        match self.segments.as_slice() {
+            [only] => only.corpus,
+            all => {
+                let builder = FingerprintBuilder::new("corpora");
+                let builder = all.iter().fold(builder, |builder, segment| {
+                    builder.field("corpus", &segment.corpus.0)
+                });
+                builder.finish()
+            }
+        }
+    }
+
+    /// The segments in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// All sequences in order.
+    pub fn entries(&self) -> Vec<Entry> {
+        let entries = self.segments.iter().flat_map(|segment| &segment.entries);
+        entries.copied().collect()
+    }
+
+    /// The settings that it was captured with, TOML.
+    pub fn settings(&self) -> &str {
+        &self.header.settings
+    }
+
+    /// Longest sequence the model takes.
+    pub fn positions_max(&self) -> usize {
+        self.header.positions_max as usize
+    }
+
+    /// The handshake of all that is in it.
+    pub fn info(&self) -> v1::GetServerInfoResponse {
+        let entries = self.segments.iter().flat_map(|segment| &segment.entries);
+        let mut info = v1::GetServerInfoResponse {
+            corpus_fingerprint: self.corpus().to_hex(),
+            sequence_count: 0,
+            token_count: 0,
+            target_count: 0,
+            seq_len: 0,
+            ..self.info.clone()
+        };
+        for entry in entries {
+            info.sequence_count += 1;
+            info.token_count += u64::from(entry.tokens);
+            info.target_count += u64::from(entry.targets);
+            info.seq_len = info.seq_len.max(entry.tokens);
+        }
+        info
+    }
+
+    /// The files with the plan that they follow.
+    pub fn contents(&self) -> Contents {
+        let shards = self.segments.iter().flat_map(Segment::shard_plans);
+        Contents {
+            files: self.files.clone(),
+            storage: self.storage.clone(),
+            plan: self.plan,
+            shards: shards.collect(),
+            entries: self.entries().into(),
+        }
+    }
+
+    /// The store of its frames.
+    ///
+    /// # Errors
+    /// As [`CacheStore::open`].
+    pub fn store(&self) -> Result<CacheStore> {
+        CacheStore::open(self.contents(), self.access)
+    }
+
+    /// The bytes behind every id.
+    ///
+    /// # Errors
+    /// `Cache` where they are missing or damaged.
+    pub fn vocabulary(&self) -> Result<Vocabulary> {
+        let found = sealed::get::<v1::CacheVocabulary>(self.storage.as_ref(), VOCABULARY)?;
+        let message = found.ok_or_else(|| self.lacks(VOCABULARY))?;
+        let mut vocabulary = Vocabulary {
+            tokens: Vec::new(),
+            eos_id: None,
+        };
+        for chunk in message.chunks {
+            vocabulary.eos_id = chunk.eos_id;
+            let tokens = chunk.tokens.into_iter().zip(chunk.special);
+            vocabulary.tokens.extend(tokens.map(|(bytes, special)| {
+                (!bytes.is_empty()).then(|| Token {
+                    bytes: bytes.into(),
+                    special,
+                })
+            }));
+        }
+        Ok(vocabulary)
+    }
+
+    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32; `None` where there is no sketch.
+    ///
+    /// # Errors
+    /// `Cache` where it is damaged.
+    pub fn projection(&self) -> Result<Option<Tensor>> {
+        let Some(bytes) = sealed::get_bytes(self.storage.as_ref(), PROJECTION)? else {
+            return Ok(None);
+        };
+        let shape = (
+            self.info.hidden_size as usize,
+            self.info.state_rank as usize,
+        );
+        let values: Vec<f32> = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        match values.len() == shape.0 * shape.1 {
+            true => Ok(Some(Tensor::from_vec(values, shape, &Device::Cpu)?)),
+            false => Err(self.lacks(PROJECTION)),
+        }
+    }
+
+    /// The matrix behind `state`; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Cache` where a piece is missing or damaged.
+    pub fn basis(&self) -> Result<Option<Basis>> {
+        if self.header.basis_pieces == 0 {
+            return Ok(None);
+        }
+        let mut pieces = Vec::new();
+        let rank = self.info.state_rank as usize;
+        for number in 0..self.header.basis_pieces {
+            let name = basis_name(number);
+            let bytes = sealed::get_bytes(self.storage.as_ref(), &name)?;
+            let bytes = bytes.ok_or_else(|| self.lacks(&name))?;
+            let values: Vec<f16> = bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|bytes| f16::from_le_bytes(*bytes))
+                .collect();
+            let rows = values.len() / rank.max(1);
+            pieces.push(Tensor::from_vec(values, (rows, rank), &Device::Cpu)?);
+        }
+        let basis = Tensor::cat(&pieces, 0)?;
+        match basis.dim(0)? == self.info.effective_vocab_size as usize {
+            true => Ok(Some(Basis::stored(basis.to_dtype(DType::F16)?)?)),
+            false => Err(self.lacks(BASIS)),
+        }
+    }
+
+    fn lacks(&self, name: &str) -> Error {
+        Error::Cache {
+            path: self.path.clone(),
+            reason: format!(
+                "`{name}` is missing or has another size; bring it back from a copy, or start a new cache"
+            ),
+        }
+    }
+}
+
+/// Names a sketch's directions, on which every coordinate depends.
+///
+/// # Errors
+/// What the tensor library says.
+pub fn projection_digest(projection: &Tensor) -> Result<Fingerprint> {
+    let values = projection.flatten_all()?.to_vec1::<f32>()?;
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    Ok(Fingerprint::of(&bytes))
+}
+
+fn segment_name(number: u32) -> String {
+    format!("{SEGMENTS}/{number:05}")
+}
+
+fn basis_name(number: u32) -> String {
+    format!("{BASIS}/{number:05}")
+}
+
+/// Writes the basis in pieces; gives how many there are.
+fn put_basis(storage: &dyn Storage, basis: &Basis) -> Result<u32> {
+    let mut number = 0;
+    let mut piece = Vec::new();
+    for rows in basis.chunks() {
+        piece.extend_from_slice(&basis.bytes(rows.clone())?);
+        if piece.len() >= BASIS_PIECE_BYTES || rows.end == basis.rows() {
+            sealed::put_bytes(storage, &basis_name(number), std::mem::take(&mut piece))?;
+            number += 1;
+        }
+    }
+    Ok(number)
+}
+
+/// Removes what an earlier attempt at making a cache left before it came to the header.
+fn remove_leftovers(files: &dyn Files) -> Result<()> {
+    let pieces = files
+        .list(BASIS)
+        .map_err(Error::io("read", &files.path(BASIS)))?;
+    let pieces = pieces.iter().map(|name| format!("{BASIS}/{name}"));
+    for name in pieces.chain([VOCABULARY, PROJECTION].map(str::to_owned)) {
+        let removed = files.remove(&name);
+        removed.map_err(Error::io("remove", &files.path(&name)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Provides small sealed messages: a protobuf message in an object of its own, with a checksum that covers its name.
+
+use distill_proto::Fingerprint;
+use prost::Message;
+
+use super::storage::Storage;
+use crate::{Error, Result};
+
+/// Bytes of a truncated blake3 digest.
+const CHECKSUM_BYTES: usize = 16;
+/// Most bytes of such an object: hundreds of millions of sequences.
+const OBJECT_BYTES_MAX: u64 = 8 << 30;
+
+/// Writes `message` under a free name; false where it is taken.
+///
+/// # Errors
+/// `Io` naming the place.
+pub fn put(storage: &dyn Storage, name: &str, message: &impl Message) -> Result<bool> {
+    put_bytes(storage, name, message.encode_to_vec())
+}
+
+/// As `put`, for bytes that are no message.
+///
+/// # Errors
+/// `Io` naming the place.
+pub fn put_bytes(storage: &dyn Storage, name: &str, mut bytes: Vec<u8>) -> Result<bool> {
+    bytes.extend(checksum(name, &bytes));
+    storage.put_if_absent(name, &bytes)
+}
+
+/// Reads the message under `name`; `None` where there is none.
+///
+/// # Errors
+/// `Cache` where the object is damaged, `Io`.
+pub fn get<M: Message + Default>(storage: &dyn Storage, name: &str) -> Result<Option<M>> {
+    let Some(bytes) = get_bytes(storage, name)? else {
+        return Ok(None);
+    };
+    let message = M::decode(bytes.as_slice()).map_err(|e| damaged(storage, name, e.to_string()))?;
+    Ok(Some(message))
+}
+
+/// As `get`, for bytes that are no message.
+///
+/// # Errors
+/// As `get`.
+pub fn get_bytes(storage: &dyn Storage, name: &str) -> Result<Option<Vec<u8>>> {
+    let Some(length) = storage.length(name)? else {
+        return Ok(None);
+    };
+    if length > OBJECT_BYTES_MAX || length < CHECKSUM_BYTES as u64 {
+        let reason = format!("{length} bytes are not what was written");
+        return Err(damaged(storage, name, reason));
+    }
+    let mut bytes = storage.read(name, 0, length as usize)?;
+    let stored = bytes.split_off(bytes.len() - CHECKSUM_BYTES);
+    match stored == checksum(name, &bytes) {
+        true => Ok(Some(bytes)),
+        false => Err(damaged(storage, name, "checksum mismatch".into())),
+    }
+}
+
+fn damaged(storage: &dyn Storage, name: &str, reason: String) -> Error {
+    let remedy = "it is damaged, or from another build; start a new cache, or bring the file back from a copy";
+    Error::Cache {
+        path: storage.path(name),
+        reason: format!("{reason}: {remedy}"),
+    }
+}
+
+fn checksum(name: &str, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let named = Fingerprint::of(name.as_bytes());
+    let mut hasher = blake3::Hasher::new_keyed(&named.0);
+    hasher.update(bytes);
+    let mut out = [0; CHECKSUM_BYTES];
+    hasher.finalize_xof().fill(&mut out);
+    out
+}

@@ -1,0 +1,497 @@
+//! Provides the store of a cache: frames in sealed shards and, until their shard is complete, in partial ones.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use distill_proto::{Fingerprint, ShardEntry, ShardHeader, shard};
+
+use super::{
+    files::Files,
+    layout::ShardPlan,
+    partial::{self, Expected, PARTIAL, Partial},
+    storage::Storage,
+};
+use crate::{
+    Error, Result,
+    plan::Entry,
+    store::{BlockStore, StoredBlock},
+};
+
+/// Directory of sealed shards.
+pub const SHARDS: &str = "shards";
+/// Time between syncs of partial shards: what a power loss costs at most.
+const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Name of a sealed shard.
+pub fn sealed_name(shard: u32) -> String {
+    format!("{SHARDS}/{shard:07}")
+}
+
+/// What is there of a shard.
+#[derive(Debug)]
+enum State {
+    /// These frames in its partial file, maybe none.
+    Partial(Partial),
+    /// All of it.
+    Sealed(Arc<ShardHeader>),
+}
+
+/// Where a frame is.
+enum Found {
+    Sealed(Arc<ShardHeader>),
+    Partial(Option<(u64, usize)>),
+}
+
+/// Whether a store may change what it finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Damage is told.
+    Read,
+    /// Damage is set aside, to be computed anew. The cache's lock is held.
+    Write,
+}
+
+/// The files of a cache with the plan that they follow.
+#[derive(Clone)]
+pub struct Contents {
+    /// Partial shards.
+    pub files: Arc<dyn Files>,
+    /// Sealed shards.
+    pub storage: Arc<dyn Storage>,
+    /// Plan that all frames belong to.
+    pub plan: Fingerprint,
+    /// In order; the number of a shard is its place.
+    pub shards: Arc<[ShardPlan]>,
+    /// All sequences in order.
+    pub entries: Arc<[Entry]>,
+}
+
+impl Contents {
+    /// What shard `number` has to be.
+    pub fn expected(&self, shard: ShardPlan) -> Expected<'_> {
+        let range = shard.first_index as usize..shard.first_index as usize + shard.count;
+        Expected {
+            plan: self.plan,
+            shard,
+            entries: self.entries.get(range).unwrap_or_default(),
+        }
+    }
+
+    /// The header of a sealed shard, checked against the plan; `None` where it is not sealed.
+    ///
+    /// # Errors
+    /// `Damaged` naming the byte; `Io`.
+    pub fn sealed_header(&self, shard: ShardPlan) -> Result<Option<ShardHeader>> {
+        let name = sealed_name(shard.number);
+        let Some(length) = self.storage.length(&name)? else {
+            return Ok(None);
+        };
+        let damaged = |error: distill_proto::Error| {
+            let offset = match &error {
+                distill_proto::Error::Shard { offset, .. } => *offset,
+                _ => 0,
+            };
+            self.damaged(shard.number, offset, error.to_string())
+        };
+        let fixed = length.min(shard::FIXED_BYTES as u64) as usize;
+        let fixed = self.storage.read(&name, 0, fixed)?;
+        let bytes = ShardHeader::header_bytes(&fixed, shard.number, length).map_err(damaged)?;
+        let bytes = self.storage.read(&name, 0, bytes)?;
+        let header =
+            ShardHeader::decode(&bytes, self.plan, shard.number, length).map_err(damaged)?;
+        let ids = header.entries.iter().map(|entry| entry.sequence_id);
+        let planned = self.expected(shard).entries.iter().map(|entry| entry.id);
+        match header.first_index == shard.first_index && ids.eq(planned) {
+            true => Ok(Some(header)),
+            false => {
+                let reason = "holds other sequences than the plan says".to_owned();
+                Err(self.damaged(shard.number, 16, reason))
+            }
+        }
+    }
+
+    /// The frame at `position` of a sealed shard, checked.
+    ///
+    /// # Errors
+    /// `Damaged` naming the byte; `Io`.
+    pub fn sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {
+        let number = header.number;
+        let none = || Error::Internal(format!("shard {number} has no frame {position}"));
+        let (offset, bytes) = header.extent(position).ok_or_else(none)?;
+        let frame = self.storage.read(&sealed_name(number), offset, bytes)?;
+        let shard = self.shards.get(number as usize).copied().ok_or_else(none)?;
+        let checked = self.expected(shard).check(position, &frame);
+        checked.map_err(|reason| self.damaged(number, offset, reason))?;
+        Ok(frame)
+    }
+
+    fn damaged(&self, shard: u32, offset: u64, reason: String) -> Error {
+        Error::Damaged {
+            path: self.storage.path(&sealed_name(shard)),
+            shard,
+            offset,
+            reason,
+        }
+    }
+}
+
+/// Frames of a cache. One writer, many readers.
+pub struct CacheStore {
+    contents: Contents,
+    access: Access,
+    states: RwLock<Vec<State>>,
+    /// Held by whoever changes files; readers do not wait for it.
+    writing: Mutex<Unsynced>,
+}
+
+/// Partial shards that a power loss could shorten.
+struct Unsynced {
+    shards: BTreeSet<u32>,
+    since: Instant,
+}
+
+impl CacheStore {
+    /// Finds what is there.
+    ///
+    /// # Errors
+    /// `Io`; `Damaged` where a sealed shard's header is and `access` is to read only.
+    pub fn open(contents: Contents, access: Access) -> Result<Self> {
+        let store = Self {
+            states: RwLock::new(Vec::with_capacity(contents.shards.len())),
+            writing: Mutex::new(Unsynced {
+                shards: BTreeSet::new(),
+                since: Instant::now(),
+            }),
+            contents,
+            access,
+        };
+        let shards = store.contents.shards.clone();
+        for &shard in shards.iter() {
+            let state = store.find(shard)?;
+            store.states_mut().push(state);
+        }
+        if access == Access::Write {
+            // A crash between the last frame and the seal leaves a whole shard in its partial file.
+            for &shard in shards.iter() {
+                store.seal_if_complete(shard)?;
+            }
+        }
+        Ok(store)
+    }
+
+    fn find(&self, shard: ShardPlan) -> Result<State> {
+        let Contents { files, storage, .. } = &self.contents;
+        let partial_name = partial::name(shard.number);
+        match self.contents.sealed_header(shard) {
+            Ok(Some(header)) => {
+                if self.access == Access::Write {
+                    let removed = files.remove(&partial_name);
+                    removed.map_err(Error::io("remove", &files.path(&partial_name)))?;
+                }
+                return Ok(State::Sealed(Arc::new(header)));
+            }
+            Ok(None) => {}
+            Err(error @ Error::Damaged { .. }) if self.access == Access::Write => {
+                tracing::warn!("{error}; it is set aside");
+                storage.set_aside(&sealed_name(shard.number))?;
+            }
+            Err(error) => return Err(error),
+        }
+        let expected = self.contents.expected(shard);
+        let partial = Partial::scan(files.as_ref(), &expected)?;
+        if let (Access::Write, Some(partial)) = (self.access, &partial) {
+            let cut = files.truncate(&partial_name, partial.end);
+            cut.map_err(Error::io("cut", &files.path(&partial_name)))?;
+        }
+        Ok(State::Partial(partial.unwrap_or_default()))
+    }
+
+    fn states(&self) -> std::sync::RwLockReadGuard<'_, Vec<State>> {
+        self.states.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn states_mut(&self) -> std::sync::RwLockWriteGuard<'_, Vec<State>> {
+        self.states.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Unsynced> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shard of a frame and its position in it.
+    fn place(&self, index: u64) -> Option<(ShardPlan, usize)> {
+        let shards = &self.contents.shards;
+        let after = shards.partition_point(|shard| shard.first_index <= index);
+        let shard = *shards.get(after.checked_sub(1)?)?;
+        let position = (index - shard.first_index) as usize;
+        (position < shard.count).then_some((shard, position))
+    }
+
+    /// Looks at the state of a shard, without waiting for a disk.
+    fn look<T>(&self, shard: ShardPlan, at: impl FnOnce(&State) -> T) -> Option<T> {
+        self.states().get(shard.number as usize).map(at)
+    }
+
+    /// All of a partial shard's places, once it is complete.
+    fn complete(&self, shard: ShardPlan) -> Option<Partial> {
+        let complete = |state: &State| match state {
+            State::Partial(partial) if partial.extents.len() >= shard.count => {
+                Some(partial.clone())
+            }
+            _ => None,
+        };
+        self.look(shard, complete).flatten()
+    }
+
+    fn set_state(&self, shard: ShardPlan, state: State) {
+        if let Some(slot) = self.states_mut().get_mut(shard.number as usize) {
+            *slot = state;
+        }
+    }
+
+    /// The shard's number where it is sealed, frames and shards that are, and bytes of the latter: for people.
+    pub fn sealed(&self) -> Sealed {
+        let mut found = Sealed::default();
+        for state in self.states().iter() {
+            match state {
+                State::Sealed(header) => {
+                    found.shards += 1;
+                    found.bytes += header.file_bytes();
+                    found.frames += header.entries.len() as u64;
+                }
+                State::Partial(partial) => {
+                    found.partial_frames += partial.extents.len() as u64;
+                    found.partial_bytes += partial.end;
+                }
+            }
+        }
+        found
+    }
+
+    /// Which shard a frame is in, sealed or not.
+    pub fn shards(&self) -> &[ShardPlan] {
+        &self.contents.shards
+    }
+
+    fn partial_frame(
+        &self,
+        shard: ShardPlan,
+        position: usize,
+        (offset, bytes): (u64, usize),
+    ) -> Result<Option<Vec<u8>>> {
+        let (files, name) = (&self.contents.files, partial::name(shard.number));
+        let frame = match files.read(&name, offset, bytes) {
+            // Sealed since the place was looked up.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            frame => frame.map_err(Error::io("read", &files.path(&name)))?,
+        };
+        let checked = self.contents.expected(shard).check(position, &frame);
+        checked.map_err(|reason| Error::Damaged {
+            path: files.path(&name),
+            shard: shard.number,
+            offset,
+            reason,
+        })?;
+        Ok(Some(frame))
+    }
+
+    /// Seals a shard whose frames are all there.
+    fn seal_if_complete(&self, shard: ShardPlan) -> Result<()> {
+        let Some(partial) = self.complete(shard) else {
+            return Ok(());
+        };
+        let mut frames = Vec::with_capacity(partial.end as usize);
+        let mut entries = Vec::with_capacity(shard.count);
+        let expected = self.contents.expected(shard);
+        for ((&position, &extent), entry) in partial.extents.iter().zip(expected.entries) {
+            let frame = self.partial_frame(shard, position, extent)?;
+            let gone = || Error::Internal(format!("partial shard {} is gone", shard.number));
+            let frame = frame.ok_or_else(gone)?;
+            entries.push(ShardEntry {
+                sequence_id: entry.id,
+                frame_bytes: frame.len() as u32,
+            });
+            frames.extend(frame);
+        }
+        let header =
+            ShardHeader::new(self.contents.plan, shard.number, shard.first_index, entries)?;
+        let bytes = [header.encode(), frames].concat();
+        let name = sealed_name(shard.number);
+        self.contents.storage.put_if_absent(&name, &bytes)?;
+        // Read back: where the name was taken, it must be the same shard.
+        let header = self.contents.sealed_header(shard)?.unwrap_or(header);
+        self.set_state(shard, State::Sealed(Arc::new(header)));
+        let (files, name) = (&self.contents.files, partial::name(shard.number));
+        let removed = files.remove(&name);
+        removed.map_err(Error::io("remove", &files.path(&name)))
+    }
+
+    /// Makes a sealed shard a partial one of those of its frames that are whole.
+    ///
+    /// # Errors
+    /// `Io` naming the place.
+    pub fn reopen(&self, shard: ShardPlan) -> Result<()> {
+        let mut unsynced = self.writing();
+        let sealed = |state: &State| match state {
+            State::Sealed(header) => Some(header.clone()),
+            State::Partial(_) => None,
+        };
+        let Some(header) = self.look(shard, sealed).flatten() else {
+            return Ok(());
+        };
+        let whole = (0..shard.count).filter_map(|position| {
+            let frame = self.contents.sealed_frame(&header, position);
+            frame.ok().map(|frame| (position, frame))
+        });
+        let whole: Vec<(usize, Vec<u8>)> = whole.collect();
+        self.contents
+            .storage
+            .set_aside(&sealed_name(shard.number))?;
+        self.set_state(shard, State::Partial(Partial::default()));
+        for (position, frame) in whole {
+            self.append(&mut unsynced, shard, position, &frame)?;
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        unsynced: &mut Unsynced,
+        shard: ShardPlan,
+        position: usize,
+        frame: &[u8],
+    ) -> Result<()> {
+        let end = |state: &State| match state {
+            State::Partial(partial) if !partial.extents.contains_key(&position) => {
+                Some(partial.end)
+            }
+            _ => None,
+        };
+        let Some(end) = self.look(shard, end).flatten() else {
+            return Ok(());
+        };
+        let (files, name) = (&self.contents.files, partial::name(shard.number));
+        if end == 0 {
+            let made = files.create_directory(PARTIAL);
+            made.map_err(Error::io("create", &files.path(PARTIAL)))?;
+        }
+        let written = files.write_at(&name, end, frame);
+        written.map_err(Error::io("write", &files.path(&name)))?;
+        unsynced.shards.insert(shard.number);
+        if let Some(State::Partial(partial)) = self.states_mut().get_mut(shard.number as usize) {
+            partial.add(position, frame.len());
+        }
+        Ok(())
+    }
+
+    fn sync(&self, unsynced: &mut Unsynced) -> Result<()> {
+        let files = &self.contents.files;
+        while let Some(&shard) = unsynced.shards.first() {
+            let name = partial::name(shard);
+            let synced = match files.length(&name) {
+                // Sealed meanwhile.
+                Ok(None) => Ok(()),
+                _ => files.sync(&name),
+            };
+            synced.map_err(Error::io("sync", &files.path(&name)))?;
+            unsynced.shards.remove(&shard);
+        }
+        if files.length(PARTIAL).is_ok_and(|found| found.is_some()) {
+            let synced = files.sync_directory(PARTIAL);
+            synced.map_err(Error::io("sync", &files.path(PARTIAL)))?;
+        }
+        unsynced.since = Instant::now();
+        Ok(())
+    }
+}
+
+/// How much of a cache is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sealed {
+    /// Sealed shards.
+    pub shards: u64,
+    /// Their frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames in partial shards.
+    pub partial_frames: u64,
+    /// Their bytes.
+    pub partial_bytes: u64,
+}
+
+impl BlockStore for CacheStore {
+    fn contains(&self, index: u64) -> bool {
+        let Some((shard, position)) = self.place(index) else {
+            return false;
+        };
+        match self.states().get(shard.number as usize) {
+            Some(State::Sealed(_)) => true,
+            Some(State::Partial(partial)) => partial.extents.contains_key(&position),
+            None => false,
+        }
+    }
+
+    fn get(&self, index: u64) -> Result<Option<StoredBlock>> {
+        let Some((shard, position)) = self.place(index) else {
+            return Ok(None);
+        };
+        let mut frame = None;
+        // Twice: a shard may be sealed between the look and the reading.
+        for _ in 0..2 {
+            let found = |state: &State| match state {
+                State::Sealed(header) => Found::Sealed(header.clone()),
+                State::Partial(partial) => Found::Partial(partial.extents.get(&position).copied()),
+            };
+            frame = match self.look(shard, found) {
+                None | Some(Found::Partial(None)) => return Ok(None),
+                Some(Found::Partial(Some(extent))) => {
+                    self.partial_frame(shard, position, extent)?
+                }
+                Some(Found::Sealed(header)) => {
+                    match self.contents.sealed_frame(&header, position) {
+                        Err(error @ Error::Damaged { .. }) if self.access == Access::Write => {
+                            tracing::warn!(
+                                "{error}; the shard is set aside, and what is damaged computed anew"
+                            );
+                            self.reopen(shard)?;
+                            return Ok(None);
+                        }
+                        frame => Some(frame?),
+                    }
+                }
+            };
+            if frame.is_some() {
+                break;
+            }
+        }
+        Ok(frame.map(|frame| StoredBlock {
+            shard: shard.number,
+            index,
+            frame: frame.into(),
+        }))
+    }
+
+    fn shard_of(&self, index: u64) -> u32 {
+        self.place(index).map_or(0, |(shard, _)| shard.number)
+    }
+
+    fn put(&self, index: u64, frame: &[u8]) -> Result<()> {
+        let outside = || Error::Internal(format!("frame {index} is outside the cache's plan"));
+        let (shard, position) = self.place(index).ok_or_else(outside)?;
+        let mut unsynced = self.writing();
+        self.append(&mut unsynced, shard, position, frame)?;
+        self.seal_if_complete(shard)?;
+        if unsynced.since.elapsed() >= SYNC_INTERVAL {
+            self.sync(&mut unsynced)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.sync(&mut self.writing())
+    }
+}

@@ -1,0 +1,135 @@
+//! Provides the verification of a cache: every byte that was sealed, with the place of whatever is not as it was written.
+
+use distill_proto::Frame;
+use serde::Serialize;
+
+use super::{Cache, ShardPlan, partial::Partial};
+use crate::{
+    Error, Result,
+    progress::{Progress, Words},
+};
+
+const WORDS: Words = Words {
+    label: "verify",
+    parts: "shards",
+    units: "sequences",
+};
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// Number of the shard.
+    pub shard: u32,
+    /// Byte of the file where the damaged part begins.
+    pub offset: u64,
+    /// What does not fit.
+    pub reason: String,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Shards of the plan.
+    pub shards: u64,
+    /// Of these sealed.
+    pub sealed: u64,
+    /// Frames that were read.
+    pub frames: u64,
+    /// Bytes of sealed shards.
+    pub bytes: u64,
+    /// Frames in partial shards.
+    pub partial_frames: u64,
+    /// What is damaged, in order.
+    pub damage: Vec<Damage>,
+}
+
+impl Cache {
+    /// Reads everything and decodes every frame.
+    ///
+    /// # Errors
+    /// `Cache` where the vocabulary or the basis is damaged; `Io`.
+    pub fn verify(&self) -> Result<Verdict> {
+        self.vocabulary()?;
+        self.projection()?;
+        self.basis()?;
+        let contents = self.contents();
+        let mut progress = Progress::of(
+            WORDS,
+            contents.shards.len() as u64,
+            contents.entries.len() as u64,
+        );
+        let mut verdict = Verdict {
+            shards: contents.shards.len() as u64,
+            ..Verdict::default()
+        };
+        for &shard in contents.shards.iter() {
+            self.verify_shard(shard, &mut verdict)?;
+            progress.advance(1, shard.count as u64);
+        }
+        Ok(verdict)
+    }
+
+    fn verify_shard(&self, shard: ShardPlan, verdict: &mut Verdict) -> Result<()> {
+        let contents = self.contents();
+        let header = match contents.sealed_header(shard) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                let expected = contents.expected(shard);
+                let partial = Partial::scan(contents.files.as_ref(), &expected)?;
+                verdict.partial_frames += partial.map_or(0, |found| found.extents.len() as u64);
+                return Ok(());
+            }
+            Err(error) => return verdict.note(error),
+        };
+        verdict.sealed += 1;
+        verdict.bytes += header.file_bytes();
+        for position in 0..shard.count {
+            let frame = match contents.sealed_frame(&header, position) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    verdict.note(error)?;
+                    continue;
+                }
+            };
+            verdict.frames += 1;
+            // Behind a right checksum only a fault of the writer's could be found: that too is better known.
+            if let Err(error) = Frame::decode(&frame, &header.context(position)) {
+                let offset = header.extent(position).map_or(0, |(offset, _)| offset);
+                verdict.damage.push(Damage {
+                    shard: shard.number,
+                    offset,
+                    reason: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Verdict {
+    fn note(&mut self, error: Error) -> Result<()> {
+        match error {
+            Error::Damaged {
+                shard,
+                offset,
+                reason,
+                ..
+            } => {
+                self.damage.push(Damage {
+                    shard,
+                    offset,
+                    reason,
+                });
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    /// Numbers of the shards that hold something damaged.
+    pub fn damaged_shards(&self) -> Vec<u32> {
+        let mut shards: Vec<u32> = self.damage.iter().map(|damage| damage.shard).collect();
+        shards.dedup();
+        shards
+    }
+}

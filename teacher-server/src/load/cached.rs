@@ -1,0 +1,302 @@
+//! Provides the loading over a cache: what is in it is served as it is, and only what is missing needs the model.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use distill_proto::{Fingerprint, Rows, v1};
+use distill_text::Sequence;
+
+use super::{Engine, Opened, States};
+use crate::{
+    Error, Result,
+    basis::Basis,
+    cache::{Access, Cache, CacheStore, Matrices, Segment},
+    config::{Config, StateSetting},
+    plan::{self, Entry, Plan},
+    production::{Forward, Production, Tokens},
+    progress::Progress,
+    report::Reporter,
+    store::BlockStore,
+};
+
+/// Stands where no model is in memory.
+struct NoTeacher;
+
+impl Forward for NoTeacher {
+    fn rows(&self, _batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
+        Err(Error::NoModel)
+    }
+}
+
+/// What answers, and the matrix behind `state`.
+struct Answers {
+    teacher: Box<dyn Forward>,
+    basis: Option<Basis>,
+}
+
+/// Opens or makes the cache in `path`.
+///
+/// # Errors
+/// As [`Engine::load`]; `Cache` where it was captured otherwise, is incomplete without a model, or somebody writes to it.
+pub(super) fn load(
+    config: &Config,
+    path: &Path,
+    reporter: &Reporter,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Engine> {
+    if !config.has_model() {
+        return without_model(config, path, reporter);
+    }
+    let mut opened = Opened::read(config, reporter)?;
+    match Cache::open(path, Access::Write)? {
+        Some(mut cache) => {
+            if config.any_backend {
+                opened.identity.backend = captured_backend(cache.settings());
+            }
+            check_plan(config, &opened, &cache)?;
+            add_sequences(config, &opened, &mut cache, reporter)?;
+            let store = cache.store()?;
+            let complete = (0..cache.entries().len() as u64).all(|index| store.contains(index));
+            let answers = match complete {
+                true => Answers {
+                    teacher: Box::new(NoTeacher),
+                    basis: cache.basis()?,
+                },
+                false => answers(config, &opened, &cache)?,
+            };
+            let sequences = std::mem::take(&mut opened.corpus.sequences);
+            start(config, cache, store, sequences, answers, reporter)
+        }
+        None => {
+            let (cache, states, sequences) = create(config, path, opened, reporter, stopped)?;
+            let store = cache.store()?;
+            let answers = Answers {
+                teacher: Box::new(states.teacher),
+                basis: states.basis,
+            };
+            start(config, cache, store, sequences, answers, reporter)
+        }
+    }
+}
+
+/// Serves a complete cache; nothing is written.
+fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<Engine> {
+    let missing = || Error::Cache {
+        path: path.to_owned(),
+        reason: "there is no cache here; make one with `teacher-server precompute`".into(),
+    };
+    let cache = Cache::open(path, Access::Read)?.ok_or_else(missing)?;
+    let store = cache.store()?;
+    let count = cache.entries().len() as u64;
+    let there = (0..count).filter(|&index| store.contains(index)).count() as u64;
+    if there < count {
+        return Err(Error::Cache {
+            path: path.to_owned(),
+            reason: format!(
+                "{} of {count} sequences are missing; finish `teacher-server precompute`, or give --model and --corpus to compute them when they are asked for",
+                count - there
+            ),
+        });
+    }
+    let answers = Answers {
+        teacher: Box::new(NoTeacher),
+        basis: cache.basis()?,
+    };
+    start(config, cache, store, Vec::new(), answers, reporter)
+}
+
+/// Makes a cache for the corpus.
+fn create(
+    config: &Config,
+    path: &Path,
+    mut opened: Opened,
+    reporter: &Reporter,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(Cache, States, Vec<Sequence>)> {
+    let teacher = opened.teacher(config)?;
+    let mut plan = opened.plan(config)?;
+    let states = States::of(config, teacher, &plan, stopped)?;
+    if let Some(summary) = &states.sketch {
+        reporter.sketch(summary);
+    }
+    plan.fingerprint = plan::fingerprint(config, &opened.identity, states.sketch_digest()?);
+    let info = opened.info(config, &plan, &states);
+    reporter.model(config, &opened.model, &info);
+    let header = v1::CacheHeader {
+        info: Some(info),
+        settings: plan::settings(config, &opened.identity)?,
+        positions_max: opened.model.max_position_embeddings as u32,
+        ..Default::default()
+    };
+    let vocabulary = opened.tokenizer.vocabulary();
+    let matrices = Matrices {
+        basis: states.basis.as_ref(),
+        projection: states.teacher.projection(),
+        vocabulary: &vocabulary,
+    };
+    let mut cache = Cache::create(path, header, &matrices)?;
+    cache.add(
+        plan.corpus,
+        plan.entries().to_vec(),
+        config.batch_size,
+        sizes(config, cache.info().state_rank),
+    )?;
+    let sequences = plan.into_sequences();
+    Ok((cache, states, sequences))
+}
+
+/// Bytes of a target, about, and of a shard.
+fn sizes(config: &Config, state_rank: u32) -> (u64, u64) {
+    let state = u64::from(state_rank) * config.state.coordinate_bytes();
+    (plan::target_bytes(config) + state, config.shard_bytes)
+}
+
+/// Refuses to go on with other settings, another model or another tokenizer, naming what differs.
+fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<()> {
+    let projection = cache.projection()?;
+    let sketch = match (&projection, config.state) {
+        (Some(projection), StateSetting::Sketch { .. }) => {
+            Some(crate::cache::projection_digest(projection)?)
+        }
+        _ => None,
+    };
+    let asked = plan::fingerprint(config, &opened.identity, sketch);
+    if asked == cache.plan() {
+        return Ok(());
+    }
+    let now = plan::settings(config, &opened.identity)?;
+    Err(Error::Cache {
+        path: cache.path().to_owned(),
+        reason: format!(
+            "was captured otherwise ({}); its plan is {}, this would be {asked}. Use what it was captured with, or name another directory",
+            differences(cache.settings(), &now),
+            cache.plan()
+        ),
+    })
+}
+
+/// The backend that the settings of a cache name.
+fn captured_backend(settings: &str) -> String {
+    let table: toml::Table = settings.parse().unwrap_or_default();
+    let backend = table.get("backend").and_then(toml::Value::as_str);
+    backend.unwrap_or_default().to_owned()
+}
+
+/// The settings whose lines differ, as `key: before -> now`.
+fn differences(before: &str, now: &str) -> String {
+    let lines = |text: &str| -> Vec<(String, String)> {
+        let pairs = text.lines().filter_map(|line| line.split_once(" = "));
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    };
+    let before: HashMap<String, String> = lines(before).into_iter().collect();
+    let changed = lines(now).into_iter().filter_map(|(key, value)| {
+        let old = before.get(&key).map_or("unset", String::as_str);
+        (old != value).then(|| format!("{key}: {old} -> {value}"))
+    });
+    let changed: Vec<String> = changed.collect();
+    match changed.is_empty() {
+        true => "by another build".to_owned(),
+        false => changed.join(", "),
+    }
+}
+
+/// Adds the sequences of the corpus that the cache does not know.
+fn add_sequences(
+    config: &Config,
+    opened: &Opened,
+    cache: &mut Cache,
+    reporter: &Reporter,
+) -> Result<()> {
+    let known: std::collections::HashSet<u64> =
+        cache.entries().iter().map(|entry| entry.id).collect();
+    let sequences = &opened.corpus.sequences;
+    let new: Vec<Entry> = sequences
+        .iter()
+        .filter(|sequence| !known.contains(&sequence.id))
+        .map(Entry::of)
+        .collect();
+    let gone = known.len() + new.len() - sequences.len();
+    reporter.cache_corpus(known.len(), new.len(), gone);
+    if new.is_empty() {
+        return Ok(());
+    }
+    let sizes = sizes(config, cache.info().state_rank);
+    cache.add(opened.corpus.fingerprint, new, config.batch_size, sizes)
+}
+
+/// The teacher that computes what is missing, with the cache's own sketch.
+fn answers(config: &Config, opened: &Opened, cache: &Cache) -> Result<Answers> {
+    let teacher = opened.teacher(config)?;
+    let (teacher, basis) = match cache.projection()? {
+        Some(projection) => (teacher.with_projection(projection), cache.basis()?),
+        None => {
+            let exact = matches!(config.state, StateSetting::Exact(_));
+            let head = exact.then(|| Basis::new(teacher.head().clone()));
+            (teacher, head.transpose()?)
+        }
+    };
+    Ok(Answers {
+        teacher: Box::new(teacher),
+        basis,
+    })
+}
+
+fn start(
+    config: &Config,
+    cache: Cache,
+    store: CacheStore,
+    sequences: Vec<Sequence>,
+    answers: Answers,
+    reporter: &Reporter,
+) -> Result<Engine> {
+    let plan = Arc::new(plan(&cache, sequences)?);
+    let missing = plan
+        .entries()
+        .iter()
+        .zip(0..)
+        .filter(|&(_, index)| !store.contains(index) && config.is_mine(store.shard_of(index)));
+    let (sequences, tokens) = missing.fold((0, 0), |(count, tokens), (entry, _)| {
+        (count + 1, tokens + u64::from(entry.tokens))
+    });
+    reporter.cache(&cache, store.sealed());
+    let digest = |hex: &str| Fingerprint::from_hex(hex).unwrap_or_default();
+    let captured = cache.info();
+    let info = v1::GetServerInfoResponse {
+        vram_mode: v1::VramMode::Cached.into(),
+        ..captured
+    };
+    Ok(Engine {
+        production: Production::start(
+            answers.teacher,
+            plan.clone(),
+            Box::new(store),
+            config.queue,
+            Progress::new(sequences, tokens),
+        )?,
+        plan,
+        basis: answers.basis.map(Arc::new),
+        tokenizer: digest(&info.tokenizer_fingerprint),
+        vocabulary: digest(&info.vocabulary_fingerprint),
+        info,
+        tokens: Arc::new(cache.vocabulary()?),
+        positions_max: cache.positions_max(),
+        cache: Some(cache),
+    })
+}
+
+/// The cache's plan, with the texts that are at hand.
+fn plan(cache: &Cache, sequences: Vec<Sequence>) -> Result<Plan> {
+    let mut texts: HashMap<u64, Sequence> = sequences
+        .into_iter()
+        .map(|sequence| (sequence.id, sequence))
+        .collect();
+    let entries = cache.entries();
+    let sequences = entries
+        .iter()
+        .map(|entry| texts.remove(&entry.id))
+        .collect();
+    let part = |segment: &Segment| (segment.batch_size, segment.entries.len());
+    let parts: Vec<(usize, usize)> = cache.segments().iter().map(part).collect();
+    Plan::of_parts(cache.plan(), cache.corpus(), entries, sequences, &parts)
+}

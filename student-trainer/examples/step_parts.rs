@@ -19,7 +19,7 @@ use distill_model::{Checkpointing, Gradients, LoraConfig};
 use distill_proto::Estimator;
 use student_trainer::config::{ComputeDtype, Quantize, TrainConfig};
 use student_trainer::loss::{HeadGeometry, LossConfig, Targets};
-use student_trainer::optimizer::AdamW;
+use student_trainer::optimizer::Optimizer;
 use student_trainer::run::Memory;
 use student_trainer::student::{Place, StudentFiles};
 use student_trainer::train::{Example, LossScaler, Objective, Passes};
@@ -100,7 +100,10 @@ fn main() -> Result<()> {
         passes,
     };
     let parameters = decoder.parameters();
-    let mut optimizer = AdamW::new(parameters, TrainConfig::default().update_settings().adamw)?;
+    let mut optimizer = Optimizer::new(
+        parameters,
+        TrainConfig::default().update_settings().optimizer,
+    )?;
     let examples: Vec<Example> = (0..args.documents)
         .map(|i| example(i, args.tokens / (1 + i % args.spread.max(1)), vocab))
         .collect();

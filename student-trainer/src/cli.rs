@@ -1,11 +1,14 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::{Arg, ArgMatches, Command};
 
 use crate::{
-    Result,
+    Error, Result,
     config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
@@ -13,6 +16,7 @@ use crate::{
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
     quantize::{self, QuantizeConfig},
+    report,
     shutdown::Shutdown,
     train::{self, Ending},
 };
@@ -49,6 +53,27 @@ pub fn command() -> Command {
             "plan",
             "What every part takes on one card, before anything is loaded",
         )))
+        .subcommand(
+            about(
+                "report",
+                "Write report.html of a run anew, or compare several runs",
+            )
+            .arg(
+                Arg::new("runs")
+                    .value_name("RUN_DIR")
+                    .num_args(1..)
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("Run directories of train or pretrain"),
+            )
+            .arg(
+                Arg::new("out")
+                    .long("out")
+                    .value_name("FILE")
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("Page to write; unset: report.html in the run's directory, where there is one run"),
+            ),
+        )
         .subcommand(with_flags::<LossesConfig>(about(
             "losses",
             "Evaluate any loss setting on dense logits",
@@ -125,8 +150,31 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             }
             Ok(())
         }),
+        Some(("report", matches)) => write_report(matches),
         _ => Ok(()),
     }
+}
+
+fn write_report(matches: &ArgMatches) -> Result<()> {
+    let runs: Vec<&Path> = matches
+        .get_many::<PathBuf>("runs")
+        .unwrap_or_default()
+        .map(PathBuf::as_path)
+        .collect();
+    let out = match (matches.get_one::<PathBuf>("out"), runs.as_slice()) {
+        (Some(out), runs) => {
+            report::write_to(runs, out)?;
+            out.clone()
+        }
+        (None, [run]) => report::write(run)?,
+        (None, _) => {
+            return Err(Error::Config(
+                "out: name the page about several runs with --out FILE".into(),
+            ));
+        }
+    };
+    println!("{}", out.display());
+    Ok(())
 }
 
 fn resume_flag() -> Arg {
@@ -143,7 +191,7 @@ fn resume_flag() -> Arg {
 fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config| {
-            report(&train::run(config, shutdown)?);
+            say(&train::run(config, shutdown)?);
             Ok(())
         });
     };
@@ -153,7 +201,7 @@ fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
     resolved.config.out = run.clone();
     with_resolved(resolved, |config| {
         match train::resume(config, shutdown)? {
-            Ending::Trained(summary) => report(&summary),
+            Ending::Trained(summary) => say(&summary),
             Ending::FinishedBefore => tracing::info!(
                 "the run in {} is finished; there is nothing to do",
                 run.display()
@@ -163,7 +211,7 @@ fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
     })
 }
 
-fn report(summary: &train::Summary) {
+fn say(summary: &train::Summary) {
     let how = match (summary.interrupted, summary.stopped_early) {
         (true, _) => "stopped (go on with --resume)",
         (false, true) => "stopped early, as evaluations got no better,",
@@ -191,7 +239,7 @@ fn with_resolved<C: Settings>(
 ) -> Result<()> {
     if resolved.print_only {
         let text = toml::to_string(&resolved.config).map_err(|e| {
-            crate::Error::Config(format!("the configuration cannot be written as TOML: {e}"))
+            Error::Config(format!("the configuration cannot be written as TOML: {e}"))
         })?;
         print!("{text}");
         return Ok(());

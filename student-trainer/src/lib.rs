@@ -12,6 +12,7 @@
                                     └──> eval: CE, perplexity, KL to the teacher
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: a 4-bit base, with all or some of the layers
+ run directories ──> report: report.html
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -40,5 +41,6 @@ mod model_files;
 pub mod plan;
 pub mod pretrain;
 pub mod quantize;
+pub mod report;
 
 pub use error::{Error, Result};

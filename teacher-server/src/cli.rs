@@ -118,6 +118,10 @@ pub struct ServeArgs {
 #[derive(clap::Args, Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// Settings to start from; file and flags win over them. `reference-24gb`: Qwen2.5-7B teaches a 4-bit Qwen2.5-1.5B
+    /// windows of 512 tokens, both on one card of 24 GB.
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, or a name on the hub (org/name,
     /// org/name@revision).
     #[arg(long, value_name = "DIR|NAME")]
@@ -170,7 +174,7 @@ pub struct Settings {
     /// Address to listen on: HOST:PORT (port 0 takes a free one) or unix:PATH [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
-    /// File whose content every client must send as a bearer token.
+    /// File whose content every client must send as a bearer token [default: the environment's OT_DISTILL_TOKEN, if there].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// PEM file with the server's certificate chain.

@@ -69,7 +69,7 @@ impl Server {
                 tracing::warn!("--threads: {error}");
             }
         }
-        let auth = Auth::read(config.token_file.as_deref())?;
+        let auth = Auth::read(config.token_file.as_deref(), Auth::variable().as_deref())?;
         let tls = tls(&config)?;
         let listener = Listener::bind(&config.bind).await?;
         let (address, port) = listener.address()?;

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::escape;
+use distill_report::escape;
+
 use crate::run::TransportPlan;
 
 /// Largest side of a cell in pixels; with many positions cells shrink, so that two plans stand side by side.

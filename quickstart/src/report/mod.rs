@@ -8,17 +8,20 @@
 ```
 */
 
-mod chart;
 mod heatmap;
-mod style;
 
 use std::{fmt::Write, fs, path::Path};
+
+use distill_report::{Series, escape, figure, figures, note, section};
 
 use crate::{
     Result,
     error::io_at,
     run::{HEADS, Sample, Summary, cells},
 };
+
+/// Points of a curve: each is the mean over its share of the steps.
+const POINTS_MAX: usize = 20;
 
 /// Writes the page.
 ///
@@ -37,45 +40,18 @@ pub fn page(summary: &Summary) -> String {
         section("Answers", &answers(&summary.samples)),
         section("Memory", &memory(summary)),
     ];
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
-         <style>{css}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p class=\"muted\">{setting}; {seconds:.0} s in all.</p>\n\
-         {sections}</main>\n</body>\n</html>\n",
-        title = escape(&summary.title),
-        css = style::CSS,
-        setting = escape(&summary.setting),
-        seconds = summary.seconds,
-        sections = sections.concat(),
-    )
-}
-
-fn section(title: &str, body: &str) -> String {
-    match body.is_empty() {
-        true => String::new(),
-        false => format!("<section>\n<h2>{title}</h2>\n{body}</section>\n"),
-    }
+    let subtitle = format!("{}; {:.0} s in all.", summary.setting, summary.seconds);
+    distill_report::page(&summary.title, &subtitle, &sections)
 }
 
 fn table(summary: &Summary) -> String {
-    let heads = HEADS.map(|head| format!("<th>{}</th>", escape(head)));
-    let mut html = format!(
-        "<div class=\"wide\"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n",
-        heads.concat()
-    );
-    for row in &summary.rows {
-        let cells = cells(row);
-        let cells: Vec<String> = cells
-            .iter()
-            .map(|cell| format!("<td>{}</td>", escape(cell)))
-            .collect();
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(html, "<tr>{}</tr>", cells.concat());
-    }
-    html + "</tbody></table></div>\n\
-            <p class=\"muted\">Exact answers in percent of the held-out problems with unseen numbers and with unseen templates; \
-            cross-entropy and KL to the teacher in nats a target; seconds of training; tokens a second through the student; the \
-            trainer's peak memory in MB.</p>\n"
+    let rows: Vec<Vec<String>> = summary.rows.iter().map(|row| cells(row).into()).collect();
+    distill_report::table(&HEADS, &rows)
+        + &note(
+            "Exact answers in percent of the held-out problems with unseen numbers and with unseen templates; \
+             cross-entropy and KL to the teacher in nats a target; seconds of training; tokens a second through the student; \
+             the trainer's peak memory in MB.",
+        )
 }
 
 fn verdict(summary: &Summary) -> String {
@@ -86,30 +62,23 @@ fn verdict(summary: &Summary) -> String {
 }
 
 fn curves(summary: &Summary) -> String {
-    let lines = |of: fn(&crate::run::Curve) -> &Vec<f64>| -> Vec<(String, Vec<f64>)> {
+    let draw = |title: &str, of: fn(&crate::run::Curve) -> &Vec<f64>| {
         let curves = summary.curves.iter();
-        curves
-            .map(|curve| (curve.name.clone(), of(curve).clone()))
-            .filter(|(_, values)| values.iter().any(|&value| value != 0.0))
-            .collect()
+        let lines = curves.filter(|curve| of(curve).iter().any(|&value| value != 0.0));
+        let lines = lines.map(|curve| {
+            let values = of(curve).iter().enumerate();
+            let points = values.map(|(i, &value)| ((i + 1) as f64, value));
+            Series::new(curve.name.clone(), points.collect()).averaged(POINTS_MAX)
+        });
+        figure(title, &lines.collect::<Vec<_>>())
     };
-    let draw = |title: &str, lines: Vec<(String, Vec<f64>)>| match lines.is_empty() {
-        true => String::new(),
-        false => format!(
-            "<figure><figcaption>{title}</figcaption>{}</figure>\n",
-            chart::lines(&lines)
-        ),
-    };
-    let ce = draw("Cross-entropy (nats a target)", lines(|curve| &curve.ce));
-    let kl = draw(
-        "KL to the teacher (nats a target)",
-        lines(|curve| &curve.kl),
-    );
-    match ce.is_empty() && kl.is_empty() {
-        true => String::new(),
-        false => format!(
-            "<div class=\"pair\">{ce}{kl}</div>\n<p class=\"muted\">Means over a twentieth of the steps.</p>\n"
-        ),
+    let pair = figures(&[
+        draw("Cross-entropy (nats a target)", |curve| &curve.ce),
+        draw("KL to the teacher (nats a target)", |curve| &curve.kl),
+    ]);
+    match pair.is_empty() {
+        true => pair,
+        false => pair + &note("Means over a twentieth of the steps."),
     }
 }
 
@@ -184,20 +153,6 @@ fn memory(summary: &Summary) -> String {
         summary.teacher_tokens_per_second,
         summary.bytes_per_token
     )
-}
-
-/// Text as HTML shows it literally.
-fn escape(text: &str) -> String {
-    text.chars().fold(String::new(), |mut out, c| {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-        out
-    })
 }
 
 #[cfg(test)]

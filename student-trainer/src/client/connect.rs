@@ -1,6 +1,7 @@
 //! Provides the connection to a teacher: TCP, TLS or a unix socket, a token, and waiting until it is ready.
 
 use std::{
+    ffi::OsStr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -21,6 +22,8 @@ use crate::{Error, Result, shutdown::Shutdown};
 
 /// Name that the teacher's health is asked by.
 const SERVICE_NAME: &str = "distill.v1.TeacherService";
+/// Of the environment: the token, where no file is named.
+const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
 /// Between two questions whether the teacher is ready.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two messages that it is not.
@@ -90,7 +93,10 @@ impl Teacher {
             address: options.address.clone(),
             timeout: options.timeout,
             channel: endpoint(options)?.connect_lazy(),
-            token: BearerToken(read_token(options)?),
+            token: BearerToken(read_token(
+                options,
+                std::env::var_os(TOKEN_VARIABLE).as_deref(),
+            )?),
         };
         teacher.wait_until_serving(shutdown).await?;
         Ok(teacher)
@@ -214,20 +220,33 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
         .map_err(|e| Error::file(path, format!("not a usable PEM certificate: {e}")))
 }
 
-fn read_token(options: &ConnectOptions) -> Result<Option<MetadataValue<Ascii>>> {
-    let Some(path) = &options.token_file else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+/// The token of the file, or, where none is named, of [`TOKEN_VARIABLE`].
+fn read_token(
+    options: &ConnectOptions,
+    variable: Option<&OsStr>,
+) -> Result<Option<MetadataValue<Ascii>>> {
+    match (&options.token_file, variable) {
+        (Some(path), _) => {
+            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            bearer(&text).map(Some).map_err(|e| Error::file(path, e))
+        }
+        (None, Some(text)) => bearer(text.to_str().unwrap_or_default())
+            .map(Some)
+            .map_err(|e| Error::Config(format!("the environment's {TOKEN_VARIABLE}: {e}"))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn bearer(text: &str) -> std::result::Result<MetadataValue<Ascii>, &'static str> {
     let token = text.trim();
     if token.is_empty() {
-        return Err(Error::file(path, "holds no token"));
+        return Err("holds no token");
     }
-    let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
-        .parse()
-        .map_err(|_| Error::file(path, "the token has characters that no header can carry"))?;
+    let value = format!("Bearer {token}").parse();
+    let mut value: MetadataValue<Ascii> =
+        value.map_err(|_| "the token has characters that no header can carry")?;
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -263,16 +282,27 @@ mod tests {
         std::fs::write(&path, "s3cret\n").unwrap();
         let mut with_token = options("http://x:1");
         with_token.token_file = Some(path.clone());
-        let token = read_token(&with_token).unwrap().unwrap();
+        let token = |variable: &str| read_token(&with_token, Some(OsStr::new(variable)));
+        let token = token("another").unwrap().unwrap();
         assert_eq!(token.to_str().unwrap(), "Bearer s3cret");
         assert!(!format!("{token:?}{:?}", BearerToken(Some(token.clone()))).contains("s3cret"));
         std::fs::write(&path, " \n").unwrap();
         assert!(
-            read_token(&with_token)
+            read_token(&with_token, None)
                 .unwrap_err()
                 .to_string()
                 .contains("no token")
         );
+    }
+
+    #[test]
+    fn without_a_file_the_token_is_the_environment_s() {
+        let read = |variable: &str| read_token(&options("http://x:1"), Some(OsStr::new(variable)));
+        let token = read("s3cret\n").unwrap().unwrap();
+        assert_eq!(token.to_str().unwrap(), "Bearer s3cret");
+        let error = read(" ").unwrap_err().to_string();
+        assert!(error.contains(TOKEN_VARIABLE), "{error}");
+        assert!(read_token(&options("http://x:1"), None).unwrap().is_none());
     }
 
     #[tokio::test]

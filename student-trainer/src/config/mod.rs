@@ -2,6 +2,7 @@
 
 mod lora;
 pub mod loss_keys;
+mod preset;
 pub mod resolve;
 pub mod settings;
 mod train;

@@ -7,9 +7,10 @@ use toml::{Table, Value};
 
 use super::{
     nearest,
+    preset::preset,
     settings::{Key, Kind, Settings},
 };
-use crate::{Error, Result, loss::LossConfig};
+use crate::{Error, Result};
 
 /// What the command line asked for beside settings.
 pub struct Resolved<C> {
@@ -111,7 +112,10 @@ pub fn resolve_over<C: Settings>(
         None => Table::new(),
     };
     let flags = given_flags(matches, &own);
-    if let Some(name) = flags.get("preset").or_else(|| file.get("preset")) {
+    let has_presets = own.iter().any(|key| key.path == "preset");
+    if let Some(name) = flags.get("preset").or_else(|| file.get("preset"))
+        && has_presets
+    {
         overlay(&mut values, preset(name)?);
     }
     overlay(&mut values, file);
@@ -124,14 +128,6 @@ pub fn resolve_over<C: Settings>(
         config,
         print_only: matches.get_flag("print-config"),
     })
-}
-
-/// The settings that a preset stands for; file and flags win over it.
-fn preset(name: &Value) -> Result<Table> {
-    let loss = LossConfig::preset(name.as_str().unwrap_or_default())?;
-    let loss = Value::try_from(loss)
-        .map_err(|e| Error::Config(format!("the preset cannot be written as TOML: {e}")))?;
-    Ok(Table::from_iter([("loss".to_owned(), loss)]))
 }
 
 fn read_file(path: &Path, known: &[Key]) -> Result<Table> {

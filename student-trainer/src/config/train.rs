@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     eval::Decoding,
     loss::LossConfig,
-    optimizer::{AdamWConfig, UpdateSettings},
+    optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
 
 /// How a base that is stored in full precision is held.
@@ -81,7 +81,7 @@ pub enum BestMetric {
 }
 
 setting_kinds! {
-    Text: Quantize, ComputeDtype, Tune, BestMetric;
+    Text: Quantize, ComputeDtype, OptimizerKind, Tune, BestMetric;
 }
 
 settings! {
@@ -91,7 +91,7 @@ settings! {
         teacher: String = "http://127.0.0.1:50051".to_owned(),
         /// PEM file with the authority that signed an https teacher's certificate.
         ca_cert: Option<PathBuf> = None,
-        /// File with the token that the teacher asks for.
+        /// File with the token that the teacher asks for; unset: the environment's OT_DISTILL_TOKEN, if there.
         token_file: Option<PathBuf> = None,
         /// Seconds to wait for the teacher to be ready, at the start and after a lost connection.
         connect_timeout_seconds: u64 = 1800,
@@ -137,6 +137,8 @@ settings! {
         warmup_ratio: f64 = 0.03,
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.1,
+        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        optimizer: OptimizerKind = OptimizerKind::AdamW,
         /// Decoupled weight decay.
         weight_decay: f64 = 0.0,
         /// Decay of AdamW's first moment.
@@ -147,6 +149,10 @@ settings! {
         eps: f64 = 1e-8,
         /// Largest norm of the whole gradient; 0 leaves it alone.
         max_grad_norm: f64 = 1.0,
+        /// Learning rate of LoRA's B matrices as a multiple of `lr` (LoRA+; above 1, often 16).
+        lora_b_lr_ratio: f64 = 1.0,
+        /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
+        embedding_lr_ratio: f64 = 1.0,
 
         /// What is trained: lora (adapters) or full (every weight of a small student that is not quantised).
         tune: Tune = Tune::Lora,
@@ -199,7 +205,8 @@ settings! {
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
         early_stopping_patience: usize = 0,
 
-        /// Loss settings to start from: default, or literal (the method's formula word for word).
+        /// Settings to start from: default, literal (the method's formula word for word) or reference-24gb (Qwen2.5-7B teaches
+        /// Qwen2.5-1.5B on one card of 24 GB).
         preset: String = "default".to_owned(),
         /// Safetensors file for the gradients of the first step, before clipping, to check against other implementations.
         first_step_grad_out: Option<PathBuf> = None,
@@ -328,18 +335,13 @@ impl TrainConfig {
 
     /// What the updates are told.
     pub fn update_settings(&self) -> UpdateSettings {
-        UpdateSettings {
-            lr: self.lr,
-            warmup_ratio: self.warmup_ratio,
-            lr_floor_ratio: self.lr_floor_ratio,
-            max_grad_norm: self.max_grad_norm,
-            adamw: AdamWConfig {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: self.weight_decay,
-            },
-        }
+        update_settings!(
+            self,
+            LearningRateRatios {
+                lora_b: self.lora_b_lr_ratio,
+                embedding: self.embedding_lr_ratio,
+            }
+        )
     }
 }
 

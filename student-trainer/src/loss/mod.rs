@@ -35,7 +35,7 @@ pub mod reference;
 mod rows;
 mod rowwise;
 mod schedule;
-mod simd;
+pub(crate) mod simd;
 mod similarity;
 pub mod sinkhorn;
 mod sparse;

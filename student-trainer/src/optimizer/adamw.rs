@@ -1,10 +1,11 @@
-//! Provides AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization") with a state that can be saved.
+//! Provides the arithmetic of AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization"): one step, fused over
+//! slices, and as tensor operations for devices without slices.
 
-use std::collections::BTreeMap;
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
 
-use candle_core::{DType, Tensor, Var};
-
-use crate::{Error, Result};
+use super::blockwise::{BLOCK, Blockwise};
+use crate::{Result, loss::simd::vectorized};
 
 /// What AdamW can be told.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,162 +20,119 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
 }
 
-/// First and second moment of one parameter, f32.
-#[derive(Clone, Debug)]
-struct Moments {
-    first: Tensor,
-    second: Tensor,
-}
+/// Elements that one thread takes at a time: four arrays of them fit the second-level cache.
+const CHUNK: usize = 1 << 15;
 
-/// AdamW over named f32 parameters, updated in name order.
+/// The numbers of one update, the same for every element of a parameter.
 ///
-/// With step t from 1, per element: `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
+/// With step t from 1 and gradient g, per element: `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
 /// `p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
-pub struct AdamW {
-    config: AdamWConfig,
-    parameters: BTreeMap<String, Var>,
-    moments: BTreeMap<String, Moments>,
-    step: usize,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    /// Multiplies the gradient (clipping).
+    pub scale: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// `lr / (1 - b1^t)`.
+    pub rate: f64,
+    /// `sqrt(1 - b2^t)`.
+    pub correction: f64,
+    /// `1 - lr wd`.
+    pub kept: f64,
 }
 
-/// Name of the tensor that holds the step count in a saved state.
-const STEP_KEY: &str = "step";
-
-impl AdamW {
-    /// Starts with moments of zero.
-    ///
-    /// # Errors
-    /// A parameter that is not f32: in half precision small updates vanish.
-    pub fn new(parameters: Vec<(String, Var)>, config: AdamWConfig) -> Result<Self> {
-        let mut moments = BTreeMap::new();
-        for (name, parameter) in &parameters {
-            if parameter.dtype() != DType::F32 {
-                return Err(Error::Config(format!(
-                    "parameter {name} is {:?}; the optimiser needs f32",
-                    parameter.dtype()
-                )));
-            }
-            let zeros = parameter.zeros_like()?;
-            let second = zeros.clone();
-            moments.insert(
-                name.clone(),
-                Moments {
-                    first: zeros,
-                    second,
-                },
-            );
+impl Step {
+    /// Step `t` from 1 with decay `weight_decay`.
+    pub fn new(config: &AdamWConfig, t: usize, lr: f64, weight_decay: f64, scale: f64) -> Self {
+        let t = t as f64;
+        Self {
+            scale,
+            beta1: config.beta1,
+            beta2: config.beta2,
+            eps: config.eps,
+            rate: lr / (1.0 - config.beta1.powf(t)),
+            correction: (1.0 - config.beta2.powf(t)).sqrt(),
+            kept: 1.0 - lr * weight_decay,
         }
-        Ok(Self {
-            config,
-            parameters: parameters.into_iter().collect(),
-            moments,
-            step: 0,
-        })
     }
 
-    /// Updates done so far.
-    pub fn steps(&self) -> usize {
-        self.step
-    }
-
-    /// One update. `gradient` gives the gradient of a parameter by name, times `scale` (clipping) when used.
-    ///
-    /// # Errors
-    /// A parameter without a gradient (skipping it silently would leave it untrained), or a tensor error.
-    pub fn update<'a>(
-        &mut self,
-        learning_rate: f64,
-        scale: f64,
-        gradient: impl Fn(&str) -> Option<&'a Tensor>,
+    /// The obvious form, a dozen passes over memory; works on every device.
+    pub fn tensors(
+        &self,
+        parameter: &Var,
+        gradient: &Tensor,
+        first: &mut Tensor,
+        second: &mut Tensor,
     ) -> Result<()> {
-        let AdamWConfig {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = self.config;
-        let t = self.step as f64 + 1.0;
-        let correction1 = 1.0 - beta1.powf(t);
-        let correction2 = (1.0 - beta2.powf(t)).sqrt();
-        for (name, parameter) in &self.parameters {
-            let missing = || Error::Gradient {
-                step: self.step + 1,
-                names: name.clone(),
-                what: "no",
-            };
-            let gradient = (gradient(name).ok_or_else(missing)? * scale)?;
-            let Some(moments) = self.moments.get_mut(name) else {
-                continue;
-            };
-            moments.first = ((&moments.first * beta1)? + (&gradient * (1.0 - beta1))?)?;
-            moments.second = ((&moments.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-            let root = ((moments.second.sqrt()? / correction2)? + eps)?;
-            let change = ((&moments.first / root)? * (learning_rate / correction1))?;
-            let decay = if parameter.dims().len() > 1 {
-                weight_decay
-            } else {
-                0.0
-            };
-            let decayed = (parameter.as_tensor() * (1.0 - learning_rate * decay))?;
-            parameter.set(&(decayed - change)?)?;
-        }
-        self.step += 1;
-        Ok(())
+        let gradient = (gradient * self.scale)?;
+        *first = ((&*first * self.beta1)? + (&gradient * (1.0 - self.beta1))?)?;
+        *second = ((&*second * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
+        let root = ((second.sqrt()? / self.correction)? + self.eps)?;
+        let change = ((&*first / root)? * self.rate)?;
+        let kept = (parameter.as_tensor() * self.kept)?;
+        Ok(parameter.set(&(kept - change)?)?)
     }
 
-    /// The whole state as named tensors: `NAME.exp_avg`, `NAME.exp_avg_sq` and the step count.
-    ///
-    /// # Errors
-    /// A tensor error.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        for (name, moments) in &self.moments {
-            state.insert(format!("{name}.exp_avg"), moments.first.clone());
-            state.insert(format!("{name}.exp_avg_sq"), moments.second.clone());
-        }
-        let device = &candle_core::Device::Cpu;
-        state.insert(
-            STEP_KEY.to_owned(),
-            Tensor::new(&[self.step as i64], device)?,
-        );
-        Ok(state)
+    /// One pass over memory; all slices are equally long. The bits do not depend on the number of threads.
+    pub fn slices(
+        &self,
+        parameter: &mut [f32],
+        gradient: &[f32],
+        first: &mut [f32],
+        second: &mut [f32],
+    ) {
+        let chunks = parameter
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK))
+            .zip(first.par_chunks_mut(CHUNK))
+            .zip(second.par_chunks_mut(CHUNK));
+        chunks.for_each(|(((parameter, gradient), first), second)| {
+            chunk(self, parameter, gradient, first, second);
+        });
     }
 
-    /// Goes on from a state that `state` gave.
-    ///
-    /// # Errors
-    /// A tensor that is missing or has another shape, by name; nothing is changed then.
-    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let get = |key: &str| {
-            state.get(key).ok_or_else(|| {
-                Error::Config(format!(
-                    "the optimiser state has no `{key}`; it belongs to another run"
-                ))
-            })
-        };
-        let mut moments = BTreeMap::new();
-        for (name, parameter) in &self.parameters {
-            let load = |suffix: &str| -> Result<Tensor> {
-                let tensor = get(&format!("{name}.{suffix}"))?;
-                if tensor.dims() == parameter.dims() {
-                    return Ok(tensor.to_device(parameter.device())?.to_dtype(DType::F32)?);
-                }
-                Err(Error::Config(format!(
-                    "the optimiser state of {name} has shape {:?}, the parameter {:?}",
-                    tensor.dims(),
-                    parameter.dims()
-                )))
-            };
-            let (first, second) = (load("exp_avg")?, load("exp_avg_sq")?);
-            moments.insert(name.clone(), Moments { first, second });
-        }
-        let step = get(STEP_KEY)?.flatten_all()?.to_vec1::<i64>()?;
-        self.step = step.first().map_or(0, |&step| step.max(0) as usize);
-        self.moments = moments;
-        Ok(())
+    /// As [`slices`](Self::slices), with moments that are only f32 while their block is at hand.
+    pub fn blocks(
+        &self,
+        parameter: &mut [f32],
+        gradient: &[f32],
+        first: &mut Blockwise,
+        second: &mut Blockwise,
+    ) {
+        let chunks = parameter
+            .par_chunks_mut(BLOCK)
+            .zip(gradient.par_chunks(BLOCK))
+            .zip(first.blocks_mut())
+            .zip(second.blocks_mut())
+            .with_min_len(CHUNK / BLOCK);
+        chunks.for_each(|(((parameter, gradient), first), second)| {
+            first.change(|first| {
+                second.change(|second| chunk(self, parameter, gradient, first, second));
+            });
+        });
     }
 }
 
-#[cfg(test)]
-#[path = "adamw_tests.rs"]
-mod tests;
+vectorized! {
+    /// One thread's share of [`Step::slices`].
+    pub(super) fn chunk<'a>(
+        step: &'a Step,
+        parameter: &'a mut [f32],
+        gradient: &'a [f32],
+        first: &'a mut [f32],
+        second: &'a mut [f32],
+    ) -> () {
+        let (beta1, new1) = (step.beta1 as f32, (1.0 - step.beta1) as f32);
+        let (beta2, new2) = (step.beta2 as f32, (1.0 - step.beta2) as f32);
+        let (correction, eps) = ((1.0 / step.correction) as f32, step.eps as f32);
+        let (scale, rate, kept) = (step.scale as f32, step.rate as f32, step.kept as f32);
+        let elements = parameter.iter_mut().zip(gradient).zip(first).zip(second);
+        for (((p, g), m), v) in elements {
+            let g = g * scale;
+            *m = *m * beta1 + g * new1;
+            *v = *v * beta2 + g * g * new2;
+            *p = *p * kept - *m / (v.sqrt() * correction + eps) * rate;
+        }
+    }
+}

@@ -1,12 +1,20 @@
 //! Provides the update of the adapters: gradient clipping's factor, AdamW and the learning rate's schedule.
 
 mod adamw;
+mod blockwise;
+mod group;
+mod moments;
+#[expect(clippy::module_inception, reason = "the name says it best")]
+mod optimizer;
 mod schedule;
 mod settings;
 
-pub use adamw::{AdamW, AdamWConfig};
+pub use adamw::AdamWConfig;
+pub use group::{EIGHT_BIT_SIZE_MIN, LearningRateRatios};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind};
 pub use schedule::Schedule;
 pub use settings::UpdateSettings;
+pub(crate) use settings::update_settings;
 
 /// The factor that brings a gradient of norm `norm` down to `max_norm`; 1 where it is smaller, or where `max_norm` is 0.
 ///

@@ -1,6 +1,6 @@
 //! Provides what every training can be told of its updates, with the check of each number.
 
-use super::{AdamWConfig, Schedule};
+use super::{AdamWConfig, LearningRateRatios, OptimizerConfig, Schedule};
 use crate::{Error, Result};
 
 /// Learning rate, clipping and AdamW.
@@ -15,8 +15,32 @@ pub struct UpdateSettings {
     /// Largest norm of the whole gradient; 0 leaves it alone.
     pub max_grad_norm: f64,
     /// The optimiser.
-    pub adamw: AdamWConfig,
+    pub optimizer: OptimizerConfig,
 }
+
+/// Collects [`UpdateSettings`] from the settings of the same names that every training has.
+macro_rules! update_settings {
+    ($config:expr, $ratios:expr) => {{
+        let config = $config;
+        $crate::optimizer::UpdateSettings {
+            lr: config.lr,
+            warmup_ratio: config.warmup_ratio,
+            lr_floor_ratio: config.lr_floor_ratio,
+            max_grad_norm: config.max_grad_norm,
+            optimizer: $crate::optimizer::OptimizerConfig {
+                kind: config.optimizer,
+                adamw: $crate::optimizer::AdamWConfig {
+                    beta1: config.beta1,
+                    beta2: config.beta2,
+                    eps: config.eps,
+                    weight_decay: config.weight_decay,
+                },
+                ratios: $ratios,
+            },
+        }
+    }};
+}
+pub(crate) use update_settings;
 
 impl UpdateSettings {
     /// Checks every number.
@@ -30,12 +54,11 @@ impl UpdateSettings {
             beta2,
             eps,
             weight_decay,
-        } = self.adamw;
+        } = self.optimizer.adamw;
+        let LearningRateRatios { lora_b, embedding } = self.optimizer.ratios;
+        let positive = |number: f64| number > 0.0 && number.is_finite();
         let checks = [
-            (
-                self.lr > 0.0 && self.lr.is_finite(),
-                "lr: must be a positive number",
-            ),
+            (positive(self.lr), "lr: must be a positive number"),
             (
                 share.contains(&self.warmup_ratio),
                 "warmup_ratio: must lie in 0..=1",
@@ -51,6 +74,14 @@ impl UpdateSettings {
             (
                 self.max_grad_norm >= 0.0,
                 "max_grad_norm: must be at least 0",
+            ),
+            (
+                positive(lora_b),
+                "lora_b_lr_ratio: must be a positive number",
+            ),
+            (
+                positive(embedding),
+                "embedding_lr_ratio: must be a positive number",
             ),
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {

@@ -5,6 +5,8 @@
 
 use distill_model::ModelConfig;
 
+use crate::optimizer::OptimizerKind;
+
 /// One context with cuBLAS: what `nvidia-smi` shows for a process that has computed nothing but a matrix product.
 const CUDA_CONTEXT_BYTES: u64 = 450 << 20;
 /// Share of everything else that caching allocators hold without using it.
@@ -15,9 +17,6 @@ const TEACHER_CHUNK_ROWS: u64 = 128;
 const HEAD_CHUNK_COPIES: u64 = 2;
 /// f32 matrices over pairs of positions at the peak of the solver: cost, kernel, plan and gradient.
 const OT_MATRICES: u64 = 4;
-/// Weights, gradient and two moments of an adapter, f32 each.
-const ADAM_COPIES: u64 = 3;
-
 /// What the student's frozen linears are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StudentBase {
@@ -36,6 +35,8 @@ pub struct Workload {
     pub batch_size: u64,
     /// LoRA rank, on every linear.
     pub lora_rank: u64,
+    /// How the adapters' moments are kept.
+    pub optimizer: OptimizerKind,
     /// Whether layers are recomputed in the backward pass.
     pub checkpointing: bool,
     /// Bytes of a teacher's weight.
@@ -124,6 +125,16 @@ pub fn lora_parameters(model: &ModelConfig, rank: u64) -> u64 {
     layer * model.num_hidden_layers as u64
 }
 
+/// Bytes of the moments of those adapters.
+pub fn moments_bytes(model: &ModelConfig, workload: &Workload) -> u64 {
+    let of = |elements: u64| workload.optimizer.state_bytes(elements);
+    let layer: u64 = linears(model)
+        .iter()
+        .map(|(rows, columns)| of(workload.lora_rank * rows) + of(workload.lora_rank * columns))
+        .sum();
+    layer * model.num_hidden_layers as u64
+}
+
 /// Numbers that one layer keeps for its backward pass, a token.
 ///
 /// Norms; every linear's output thrice (base, adapter, sum) and its r adapter inputs; rotated
@@ -192,10 +203,11 @@ pub fn parts(teacher: &ModelConfig, student: &ModelConfig, workload: &Workload) 
             embeddings * workload.student_bytes,
         ),
         part("adapters, f32", "student", adapters * 4),
+        part("adapters' gradients, f32", "student", adapters * 4),
         part(
-            "gradients and Adam's moments, f32",
+            "adapters' moments in AdamW",
             "student",
-            adapters * 4 * ADAM_COPIES,
+            moments_bytes(student, workload),
         ),
         part("activations kept for backward", "student", kept),
         part("one layer's backward pass", "student", recomputed),

@@ -31,6 +31,7 @@ pub(in crate::plan) const REFERENCE: Workload = Workload {
     seq_len: 512,
     batch_size: 1,
     lora_rank: 16,
+    optimizer: OptimizerKind::AdamW,
     checkpointing: true,
     teacher_weight_bytes: 2,
     student_bytes: 2,
@@ -68,7 +69,16 @@ fn weights_are_as_designed() {
 fn adapters_are_as_designed() {
     let adapters = lora_parameters(&qwen_1_5b(), 16);
     assert_eq!(adapters, 18_464_768);
-    assert_gib(adapters * 4 * (1 + ADAM_COPIES), 0.28);
+    let moments = moments_bytes(&qwen_1_5b(), &REFERENCE);
+    assert_eq!(moments, 8 * adapters);
+    assert_gib(adapters * 8 + moments, 0.28);
+    let in_8_bits = Workload {
+        optimizer: OptimizerKind::AdamW8bit,
+        ..REFERENCE
+    };
+    // Two bytes an element, and eight for 256 of them.
+    let moments = moments_bytes(&qwen_1_5b(), &in_8_bits);
+    assert_eq!(moments, 2 * adapters + adapters / 32);
 }
 
 #[test]

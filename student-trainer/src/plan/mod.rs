@@ -17,6 +17,7 @@ use crate::{
     Error, Result,
     config::{Quantize, loss_keys::loss_keys, settings::settings},
     loss::LossConfig,
+    optimizer::OptimizerKind,
     shutdown::Shutdown,
     student,
 };
@@ -36,6 +37,8 @@ settings! {
         batch_size: usize = 1,
         /// LoRA rank r, on every linear.
         lora_rank: usize = 16,
+        /// How AdamW's moments are kept: adamw (f32) or adamw8bit.
+        optimizer: OptimizerKind = OptimizerKind::AdamW,
         /// Recompute each layer in the backward pass instead of keeping its activations.
         checkpointing: bool = true,
         /// How the student's linears are held: nf4 or none.
@@ -46,6 +49,8 @@ settings! {
         student_bytes: usize = 2,
         /// Memory of the card in MiB; an RTX 4090 has 24564.
         vram_mib: u64 = 24_564,
+        /// Settings to start from: default, literal or reference-24gb.
+        preset: String = "default".to_owned(),
         /// Print a JSON object.
         json: bool = false,
     }
@@ -86,6 +91,7 @@ fn workload(config: &PlanConfig, teacher: &ModelConfig) -> Workload {
         seq_len: config.seq_len as u64,
         batch_size: config.batch_size as u64,
         lora_rank: config.lora_rank as u64,
+        optimizer: config.optimizer,
         checkpointing: config.checkpointing,
         teacher_weight_bytes: config.teacher_weight_bytes as u64,
         student_bytes: config.student_bytes as u64,

@@ -6,6 +6,7 @@ use distill_model::ModelConfig;
 use serde::Serialize;
 
 use super::arithmetic::{Part, StudentBase, Workload, parts, total};
+use crate::optimizer::OptimizerKind;
 
 /// What fits, and what would lower it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -89,6 +90,13 @@ fn savings(
         "--quantize nf4".into(),
         Workload {
             student_base: StudentBase::Nf4,
+            ..*now
+        },
+    );
+    offer(
+        "--optimizer adamw8bit".into(),
+        Workload {
+            optimizer: OptimizerKind::AdamW8bit,
             ..*now
         },
     );

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     Error, Result,
     config::{ComputeDtype, settings::settings},
-    optimizer::{AdamWConfig, UpdateSettings},
+    optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
 
 settings! {
@@ -35,6 +35,8 @@ settings! {
         warmup_ratio: f64 = 0.02,
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.02,
+        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        optimizer: OptimizerKind = OptimizerKind::AdamW,
         /// Decoupled weight decay of matrices.
         weight_decay: f64 = 0.05,
         /// Decay of AdamW's first moment.
@@ -45,6 +47,8 @@ settings! {
         eps: f64 = 1e-8,
         /// Largest norm of the whole gradient; 0 leaves it alone.
         max_grad_norm: f64 = 1.0,
+        /// Learning rate of the embeddings and the head as a multiple of `lr`.
+        embedding_lr_ratio: f64 = 1.0,
         /// Rows whose logits exist at one time.
         chunk_rows: usize = 512,
         /// Seed of the weights and of the order of the sequences.
@@ -92,17 +96,12 @@ impl PretrainConfig {
 
     /// What the updates are told.
     pub fn update_settings(&self) -> UpdateSettings {
-        UpdateSettings {
-            lr: self.lr,
-            warmup_ratio: self.warmup_ratio,
-            lr_floor_ratio: self.lr_floor_ratio,
-            max_grad_norm: self.max_grad_norm,
-            adamw: AdamWConfig {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: self.weight_decay,
-            },
-        }
+        update_settings!(
+            self,
+            LearningRateRatios {
+                embedding: self.embedding_lr_ratio,
+                ..LearningRateRatios::default()
+            }
+        )
     }
 }

@@ -29,7 +29,8 @@ use distill_text::{TokenizerFiles, Windowing, read_corpus};
 use crate::{
     Error, Result,
     config::ComputeDtype,
-    optimizer::{AdamW, clip_factor},
+    optimizer::{Optimizer, clip_factor},
+    report,
     run::{Memory, Progress, RunDirectory, RunLog, StepMetrics},
     shutdown::Shutdown,
     student::Place,
@@ -93,6 +94,7 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         shutdown,
     )?;
     save_model(&model, &decoder.parameters(), config.save_dtype.for_files())?;
+    report::write_or_warn(run_directory.path());
     Ok(Summary {
         steps,
         ce,
@@ -171,7 +173,7 @@ fn train(
 ) -> Result<(usize, f64)> {
     let parameters = objective.decoder.parameters();
     let updates = config.update_settings();
-    let mut optimizer = AdamW::new(parameters.clone(), updates.adamw)?;
+    let mut optimizer = Optimizer::new(parameters.clone(), updates.optimizer)?;
     let schedule = updates.schedule(None, total_steps);
     let mut log = RunLog::create(run_directory)?;
     let mut progress = Progress::start(total_steps as u64, "step");

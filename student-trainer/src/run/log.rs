@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{EvalMetrics, RunDirectory, StepMetrics};
+use super::{EvalMetrics, RunDirectory, StepMetrics, tensorboard::TensorBoard};
 use crate::{Error, Result};
 
 /// How long both files are: what a checkpoint remembers, so that a resumed run repeats no line.
@@ -20,10 +20,11 @@ pub struct LogPosition {
     pub eval_bytes: u64,
 }
 
-/// `metrics.jsonl` with one line a step and `eval.jsonl` with one an evaluation.
+/// `metrics.jsonl` with one line a step and `eval.jsonl` with one an evaluation, and both for TensorBoard.
 pub struct RunLog {
     metrics: JsonLines,
     evals: JsonLines,
+    board: TensorBoard,
 }
 
 impl RunLog {
@@ -32,17 +33,18 @@ impl RunLog {
     /// # Errors
     /// The file system refuses.
     pub fn create(run: &RunDirectory) -> Result<Self> {
-        Self::resume(run, LogPosition::default())
+        Self::resume(run, LogPosition::default(), 0)
     }
 
-    /// Goes on at `position`: what was written after it is cut off, because the steps behind it are done again.
+    /// Goes on at `position`, `steps_done` steps into the run: what was written after it is cut off, because the steps behind it are done again.
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn resume(run: &RunDirectory, position: LogPosition) -> Result<Self> {
+    pub fn resume(run: &RunDirectory, position: LogPosition, steps_done: usize) -> Result<Self> {
         let mut log = Self {
             metrics: JsonLines::at(run.join("metrics.jsonl"), position.metrics_bytes)?,
             evals: JsonLines::at(run.join("eval.jsonl"), position.eval_bytes)?,
+            board: TensorBoard::open(&run.join("tensorboard"), steps_done)?,
         };
         // Seen at once by whoever watches the run; most runs have no evaluation.
         log.metrics.open()?;
@@ -54,7 +56,8 @@ impl RunLog {
     /// # Errors
     /// The file system refuses.
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        self.metrics.append(metrics)
+        self.metrics.append(metrics)?;
+        self.board.step(metrics)
     }
 
     /// What one evaluation found.
@@ -62,7 +65,8 @@ impl RunLog {
     /// # Errors
     /// The file system refuses.
     pub fn eval(&mut self, metrics: &EvalMetrics) -> Result<()> {
-        self.evals.append(metrics)
+        self.evals.append(metrics)?;
+        self.board.eval(metrics)
     }
 
     /// How long both files are, once they are on the disk.
@@ -199,7 +203,7 @@ mod tests {
         torn.truncate(torn.len() - 5);
         std::fs::write(&path, torn).unwrap();
 
-        let mut log = RunLog::resume(&run, position).unwrap();
+        let mut log = RunLog::resume(&run, position, 1).unwrap();
         assert_eq!(std::fs::read(run.join("eval.jsonl")).unwrap(), b"");
         log.step(&step(2)).unwrap();
         assert_eq!(steps(&run), [1, 2]);

@@ -8,6 +8,7 @@ mod log;
 mod memory;
 mod metrics;
 mod progress;
+mod tensorboard;
 
 pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
 pub(crate) use adapter::{

@@ -34,7 +34,7 @@ impl Keeper {
         let state = checkpoint.map_or(start, |checkpoint| checkpoint.state.clone());
         checkpoints.point_to_best(state.evals.best.map(|best| best.step))?;
         Ok(Self {
-            log: RunLog::resume(run, state.log)?,
+            log: RunLog::resume(run, state.log, state.step)?,
             checkpoints,
             save_steps: config.save_steps,
             saved: state.step,

@@ -38,6 +38,7 @@ use crate::{
     checkpoint::{Checkpoints, RunState},
     client::{self, StreamOptions, Vocabularies, fetch_basis},
     config::{TrainConfig, Tune},
+    report,
     run::{AdapterConfig, RunDirectory},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -259,5 +260,6 @@ fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
             "best": best,
         }))?;
     }
+    report::write_or_warn(trainer.run_directory.path());
     Ok(summary)
 }

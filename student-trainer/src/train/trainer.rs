@@ -69,7 +69,8 @@ impl Trainer<'_> {
             match self.step(&batch, wait_seconds)? {
                 Some(line) => progress.advance(|| {
                     let (loss, rate) = (line.loss, line.tokens_per_second);
-                    format!("loss {loss:.4}  {rate:.1} tokens/s")
+                    let gigabytes = line.rss_bytes as f64 / 1e9;
+                    format!("loss {loss:.4}  {rate:.1} tokens/s  {gigabytes:.1} GB")
                 }),
                 None => progress.advance(|| "no update".to_owned()),
             }

@@ -9,13 +9,13 @@ use crate::{
     checkpoint::{Checkpoint, Content, OPTIMIZER_FILE, PROJECTION_OPTIMIZER_FILE},
     config::TrainConfig,
     loss::HiddenProjection,
-    optimizer::{AdamW, Schedule, UpdateSettings, clip_factor},
+    optimizer::{Optimizer, Schedule, UpdateSettings, clip_factor},
 };
 
 /// Both optimisers.
 pub(super) struct Updates {
     settings: UpdateSettings,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     schedule: Schedule,
     projection: Option<ProjectionUpdates>,
 }
@@ -37,7 +37,7 @@ impl Updates {
     ) -> Result<Self> {
         let settings = config.update_settings();
         Ok(Self {
-            optimizer: AdamW::new(parameters, settings.adamw)?,
+            optimizer: Optimizer::new(parameters, settings.optimizer)?,
             schedule: settings.schedule(config.warmup_steps, total_steps),
             projection: ProjectionUpdates::new(config, projection, total_steps)?,
             settings,
@@ -92,7 +92,7 @@ impl Updates {
 /// Updates of the projection of hidden states, with a learning rate and a clipping of their own: its gradient must not
 /// shorten the adapter's.
 struct ProjectionUpdates {
-    optimizer: AdamW,
+    optimizer: Optimizer,
     schedule: Schedule,
     updates: UpdateSettings,
 }
@@ -111,7 +111,7 @@ impl ProjectionUpdates {
             ..config.update_settings()
         };
         Ok(Some(Self {
-            optimizer: AdamW::new(vec![projection.parameter()], updates.adamw)?,
+            optimizer: Optimizer::new(vec![projection.parameter()], updates.optimizer)?,
             schedule: updates.schedule(config.warmup_steps, total_steps),
             updates,
         }))

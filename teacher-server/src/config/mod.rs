@@ -3,6 +3,7 @@
 mod address;
 mod file;
 mod part;
+mod preset;
 mod state;
 mod values;
 
@@ -20,6 +21,7 @@ use crate::{
     cache::Cache,
     cli::{ServeArgs, Settings},
     plan,
+    service::Auth,
 };
 pub use address::BindAddress;
 pub use part::Part;
@@ -116,6 +118,10 @@ impl Config {
             Some(path) => file::read(path)?.overlaid_with(&args.settings)?,
             None => args.settings.clone(),
         };
+        let settings = match &settings.preset {
+            Some(name) => preset::preset(name)?.overlaid_with(&settings)?,
+            None => settings,
+        };
         Self::from_settings(with_captured(settings)?)
     }
 
@@ -172,7 +178,8 @@ impl Config {
                 "goes together with --tls-key; give both or neither",
             ));
         }
-        let protected = self.token_file.is_some() && self.tls_cert.is_some();
+        let has_token = self.token_file.is_some() || Auth::variable().is_some();
+        let protected = has_token && self.tls_cert.is_some();
         if !self.bind.is_local() && !protected {
             let reason = format!(
                 "{} can be reached from other machines; give --token-file, --tls-cert and --tls-key, or bind to 127.0.0.1 or unix:PATH",

@@ -155,3 +155,16 @@ fn senseless_numbers_are_refused_by_name() {
             .starts_with("--corpus")
     );
 }
+
+#[test]
+fn file_and_flags_win_over_a_preset_and_the_print_shows_what_came_of_it() {
+    let file = file("preset = 'reference-24gb'\nmodel = 'm'\ncorpus = ['a']\ndraws = 32\n");
+    let path = file.path().to_str().unwrap();
+    let config = serve(&["--config", path, "--top-k", "4"]).unwrap();
+    assert_eq!((config.top_k, config.draws, config.seq_len), (4, 32, 512));
+    assert_eq!(config.dtype, Precision::Bf16);
+    let printed = config.to_toml().unwrap();
+    assert!(printed.contains("dtype = \"bf16\"") && !printed.contains("preset"));
+    let error = serve(&["--preset", "reference"]).unwrap_err().to_string();
+    assert!(error.contains("`reference-24gb`"), "{error}");
+}

@@ -1,6 +1,9 @@
 //! Provides the check of the bearer token, ahead of every RPC.
 
-use std::path::Path;
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
 
 use subtle::ConstantTimeEq;
 use tonic::{Code, Request, Status, metadata::MetadataMap, service::Interceptor};
@@ -9,6 +12,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::status::ERROR_DOMAIN;
 use crate::{Error, Result};
 
+/// Of the environment: the token, where no file is named.
+const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
 /// Bytes of a token; a shorter one can be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
 /// Bytes of a token file.
@@ -22,23 +27,37 @@ const TOKEN_BYTES_MAX: usize = 4096;
 pub struct Auth(Option<[u8; 32]>);
 
 impl Auth {
-    /// Reads the token from a file; surrounding white space is not part of it.
+    /// The token in the environment, where there is one.
+    pub fn variable() -> Option<OsString> {
+        std::env::var_os(TOKEN_VARIABLE)
+    }
+
+    /// Takes the token from a file or, where none is named, from the environment's variable; surrounding white space is not
+    /// part of it.
     ///
     /// # Errors
     /// `Io`, or `Config` where the content is no token.
-    pub fn read(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path else {
-            return Ok(Self(None));
+    pub fn read(path: Option<&Path>, variable: Option<&OsStr>) -> Result<Self> {
+        let (text, source) = match (path, variable) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(Error::io("read the token in", path))?;
+                (text, path.display().to_string())
+            }
+            // What is not UTF-8 is no token either, and must not mean that there is none.
+            (None, Some(text)) => (
+                text.to_str().unwrap_or_default().to_owned(),
+                format!("the environment's {TOKEN_VARIABLE}"),
+            ),
+            (None, None) => return Ok(Self(None)),
         };
-        let text = std::fs::read_to_string(path).map_err(Error::io("read the token in", path))?;
         let token = text.trim();
         let printable = token.bytes().all(|byte| byte.is_ascii_graphic());
         if !printable || !(TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len()) {
             return Err(Error::Config {
                 key: "token-file",
                 reason: format!(
-                    "{} must hold {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters, e.g. from `openssl rand -hex 32`",
-                    path.display()
+                    "{source} must hold {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters, e.g. from `openssl rand -hex 32`"
                 ),
             });
         }
@@ -67,5 +86,24 @@ impl Interceptor for Auth {
             "send the server's token as `authorization: Bearer TOKEN`",
             details,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_file_the_token_is_the_environment_s_and_a_bad_one_is_no_open_door() {
+        let token = "0123456789abcdef";
+        let auth = Auth::read(None, Some(OsStr::new(token))).unwrap();
+        let mut metadata = MetadataMap::new();
+        assert!(!auth.allows(&metadata));
+        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        assert!(auth.allows(&metadata));
+        for bad in ["", "short"] {
+            let error = Auth::read(None, Some(OsStr::new(bad))).err().unwrap();
+            assert!(error.to_string().contains(TOKEN_VARIABLE), "{error}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Provides the page's style: a light and a dark set of colours, the same roles.
 
 /// Series colours keep their order; text never takes them.
-pub(super) const CSS: &str = "
+pub(crate) const CSS: &str = "
 :root { color-scheme: light; --page:#fcfcfb; --raised:#f3f2ef; --ink:#1c1b19; --muted:#66645f; --grid:#dedcd6;
   --s0:#2a78d6; --s1:#c2570c; --s2:#1a8a5c; --s3:#8b4fc9; --s4:#b3273f; --heat:#1f5fb4; --right:#187a4d; --wrong:#b3273f; }
 @media (prefers-color-scheme: dark) { :root { color-scheme: dark; --page:#191817; --raised:#242321; --ink:#eeece8;

@@ -1,0 +1,136 @@
+//! Provides a run directory as the report reads it: its settings, its steps, its evaluations.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value};
+use toml::Table;
+
+use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig};
+
+/// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
+const FILE_BYTES_MAX: u64 = 1 << 29;
+
+/// What a run left behind.
+pub(super) struct Run {
+    /// Its directory's name.
+    pub name: String,
+    /// The resolved settings, by dotted path, and the defaults of the command that wrote them.
+    pub settings: Vec<(String, String)>,
+    pub defaults: Vec<(String, String)>,
+    /// `config.toml`.
+    pub config: Table,
+    /// Lines of `metrics.jsonl`.
+    pub steps: Vec<Map<String, Value>>,
+    /// Lines of `eval.jsonl`.
+    pub evals: Vec<Map<String, Value>>,
+}
+
+impl Run {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// A directory without `config.toml` or `metrics.jsonl`, or with something else in them.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let config = config(&directory.join("config.toml"))?;
+        let defaults = match config.contains_key("teacher") {
+            true => Table::try_from(TrainConfig::default()),
+            false => Table::try_from(PretrainConfig::default()),
+        };
+        let defaults = defaults
+            .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
+        let evals = directory.join("eval.jsonl");
+        Ok(Self {
+            name: name(directory),
+            settings: flat("", &config),
+            defaults: flat("", &defaults),
+            config,
+            steps: lines(&directory.join("metrics.jsonl"))?,
+            evals: match evals.exists() {
+                true => lines(&evals)?,
+                false => Vec::new(),
+            },
+        })
+    }
+
+    /// The numbers `key` of the steps, with their steps.
+    pub fn curve(&self, key: &str) -> Vec<(f64, f64)> {
+        points(&self.steps, key)
+    }
+
+    /// The numbers `key` of the evaluations, with their steps.
+    pub fn eval_curve(&self, key: &str) -> Vec<(f64, f64)> {
+        points(&self.evals, key)
+    }
+
+    /// The setting of this dotted path; empty where it is unset.
+    pub fn setting<'a>(settings: &'a [(String, String)], key: &str) -> &'a str {
+        let found = settings.iter().find(|(path, _)| path == key);
+        found.map_or("", |(_, value)| value)
+    }
+}
+
+fn points(lines: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
+    let point =
+        |line: &Map<String, Value>| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?));
+    lines.iter().filter_map(point).collect()
+}
+
+fn name(directory: &Path) -> String {
+    // `.` has no name of its own.
+    let whole = directory
+        .canonicalize()
+        .unwrap_or_else(|_| PathBuf::from(directory));
+    let name = whole.file_name().unwrap_or(whole.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if bytes > FILE_BYTES_MAX {
+        let reason =
+            format!("has {bytes} bytes, more than the {FILE_BYTES_MAX} that a report reads");
+        return Err(Error::file(path, reason));
+    }
+    fs::read_to_string(path).map_err(Error::io("read", path))
+}
+
+fn config(path: &Path) -> Result<Table> {
+    let text = read(path)?;
+    text.parse()
+        .map_err(|e: toml::de::Error| Error::file(path, e.to_string()))
+}
+
+/// A file of one object a line. The last line may be half written, by a run that goes on or was killed.
+fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let text = read(path)?;
+    let count = text.lines().count();
+    let mut objects = Vec::with_capacity(count);
+    for (i, line) in text.lines().enumerate() {
+        match serde_json::from_str(line) {
+            Ok(object) => objects.push(object),
+            Err(_) if i + 1 == count => {}
+            Err(error) => {
+                let reason = format!("line {}: {error}", i + 1);
+                return Err(Error::file(path, reason));
+            }
+        }
+    }
+    Ok(objects)
+}
+
+/// Every value with its dotted path, as text.
+fn flat(prefix: &str, table: &Table) -> Vec<(String, String)> {
+    let mut values = Vec::new();
+    for (name, value) in table {
+        let path = format!("{prefix}{name}");
+        match value {
+            toml::Value::Table(inner) => values.extend(flat(&format!("{path}."), inner)),
+            toml::Value::String(text) => values.push((path, text.clone())),
+            other => values.push((path, other.to_string())),
+        }
+    }
+    values
+}

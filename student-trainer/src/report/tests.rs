@@ -1,0 +1,85 @@
+use super::*;
+use crate::{
+    config::TrainConfig,
+    run::{EvalMetrics, RunDirectory, RunLog, StepMetrics},
+};
+
+/// A run of 300 steps, which ends in half a line.
+fn run(directory: &Path, lr: f64) {
+    let run = RunDirectory::create(directory).unwrap();
+    let config = TrainConfig {
+        lr,
+        student: "some <student>".into(),
+        ..TrainConfig::default()
+    };
+    run.write_config(&config).unwrap();
+    let mut log = RunLog::create(&run).unwrap();
+    for step in 1..=300 {
+        let metrics = StepMetrics {
+            step,
+            lr,
+            loss: 3.0 - step as f64 / 300.0,
+            ce: 2.0,
+            peak_rss_bytes: 7_000_000,
+            ..Default::default()
+        };
+        log.step(&metrics).unwrap();
+    }
+    let eval = EvalMetrics {
+        step: 300,
+        ce: 2.5,
+        ..Default::default()
+    };
+    log.eval(&eval).unwrap();
+    let path = directory.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(path, text + "{\"step\": 30").unwrap();
+}
+
+#[test]
+fn a_page_shows_what_the_run_measured_and_what_was_not_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    run(&a, 1e-3);
+    run(&b, 2e-3);
+    let html = std::fs::read_to_string(write(&a).unwrap()).unwrap();
+    for expected in [
+        "<td>300</td>",
+        // The mean of the last thirty steps.
+        "<td>2.0483</td>",
+        "<td>lr</td><td>0.0002</td><td>0.001</td>",
+        "some &lt;student&gt;",
+        "<td>2.5000</td>",
+        "<td>7</td>",
+        "Cross-entropy on held-out text",
+    ] {
+        assert!(html.contains(expected), "{expected}: {html}");
+    }
+    // Neither weight nor number.
+    assert!(
+        !html.contains("Optimal transport") && !html.contains("<script") && !html.contains("beta1")
+    );
+
+    let out = dir.path().join("both.html");
+    write_to(&[&a, &b], &out).unwrap();
+    let html = std::fs::read_to_string(out).unwrap();
+    assert!(html.contains("<td>0.001</td><td>0.002</td>"), "{html}");
+    assert!(html.contains("class=\"legend\""));
+}
+
+#[test]
+fn what_is_no_run_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = write(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("config.toml"), "{error}");
+    run(&dir.path().join("a"), 1e-3);
+    let path = dir.path().join("a/metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("{\"step\":7,", "{step", 1)).unwrap();
+    let error = write(&dir.path().join("a")).unwrap_err().to_string();
+    assert!(
+        error.contains("metrics.jsonl") && error.contains("line 7"),
+        "{error}"
+    );
+    assert!(write_to(&[], dir.path()).is_err());
+}

@@ -261,7 +261,11 @@ mod tests {
         let logits = logits(12);
         let few = measured(&keep(4), &logits);
         let many = measured(&keep(4000), &logits);
-        assert!(many.gradient_cosine > 0.999 && few.gradient_cosine < many.gradient_cosine);
+        assert!(
+            // 4000 draws miss the tail by a hundredth; the gradient is about 0.2 long.
+            many.gradient_cosine > 0.998 && few.gradient_cosine < many.gradient_cosine,
+            "{few:?} {many:?}"
+        );
         assert!(
             few.top1_agreement == 1.0 && few.gradient_cosine > 0.5,
             "{few:?}"

@@ -67,7 +67,7 @@ def product(options, folder, address, mode, name):
 def peer(options, folder, base):
     out = folder / "torch.json"
     command = [sys.executable, HERE / "torch_step.py", "--teacher", options.teacher, "--student", options.student, "--train", options.train, "--heldout", options.train]
-    command += ["--heldout-windows", 0, "--steps", options.steps, "--seq-len", options.seq_len, "--base", base, "--out", out]
+    command += ["--heldout-windows", 1, "--steps", options.steps, "--seq-len", options.seq_len, "--base", base, "--out", out]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr[-2000:])

@@ -75,6 +75,14 @@ pub enum Error {
         /// zstd's words.
         reason: String,
     },
+    /// A coded part that no encoder wrote.
+    #[error("frame {index}: coded rows: {reason}")]
+    Entropy {
+        /// Frame index.
+        index: u64,
+        /// What is wrong with the stream.
+        reason: &'static str,
+    },
     /// A shard whose header or table cannot be used.
     #[error("shard {number}, byte {offset}: {reason}")]
     Shard {
@@ -102,6 +110,7 @@ impl Error {
             Self::WrongIndex { .. } => "WRONG_FRAME_INDEX",
             Self::Invalid { .. } => "INVALID_FRAME",
             Self::Compression { .. } => "BAD_COMPRESSION",
+            Self::Entropy { .. } => "BAD_COMPRESSION",
             Self::Shard { .. } => "INVALID_SHARD",
             Self::Cursor(_) => "BAD_CURSOR",
         }

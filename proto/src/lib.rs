@@ -39,5 +39,7 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
 }
 
-/// Version of the frame layout written by this build; older ones are read or cleanly refused.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the frame layout written by this build.
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest version that this build reads.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;

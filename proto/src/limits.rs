@@ -14,7 +14,9 @@ pub const TEMPERATURES_MAX: usize = 16;
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
 /// One frame, compressed.
 pub const FRAME_BYTES_MAX: usize = 256 << 20;
-/// One frame, decompressed.
+/// Kept entries of all rows of one frame.
+pub const FRAME_ENTRIES_MAX: usize = 1 << 28;
+/// One frame's planes, decompressed.
 pub const FRAME_DECOMPRESSED_BYTES_MAX: usize = 1 << 30;
 /// One gRPC message; GetBasis chunks aim at about 2 MiB, one block may be larger.
 pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (1 << 20);

@@ -157,7 +157,10 @@ pub struct Settings {
     /// Temperatures at which logsumexp is stored, and KL can be had [default: 1,2,4].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub temperatures: Option<Vec<f32>>,
-    /// How kept logits are stored: `step:NATS` or `f16` [default: step:0.125].
+    /// How kept logits are stored: `graded`, `graded:NATS`, `step:NATS` or `f16` [default: graded].
+    ///
+    /// `graded`: in steps that grow with the distance to the largest logit, from 0.046875 nats (or the given multiple of
+    /// 1/1024) to 1; smallest at equal fidelity. `step:NATS`: in equal steps. `f16`: half precision, with exact statistics.
     #[arg(long, value_name = "CODING")]
     pub value_coding: Option<ValueCodingSetting>,
     /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L` [default: none].

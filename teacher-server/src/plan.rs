@@ -209,6 +209,7 @@ pub fn fingerprint(
     let coding = match config.value_coding.0 {
         ValueCoding::Step(step) => format!("step {:08x}", step.to_bits()),
         ValueCoding::F16 => "f16".to_owned(),
+        ValueCoding::Graded(step) => format!("graded {:08x}", step.to_bits()),
     };
     let temperatures: Vec<u8> = config
         .temperatures
@@ -234,13 +235,21 @@ pub fn fingerprint(
         .finish()
 }
 
-/// Bytes that a target takes in a frame without state, about: text, ids and statistics, and what is kept of the logits.
+/// Bytes that a target takes in a frame without state, about: text, tokens and statistics, and what is kept of the logits.
+/// Fitted to the table in proto/FORMAT.md.
 pub fn target_bytes(config: &Config) -> u64 {
+    let draws = config.draws as u64;
+    // Hundredths of a byte; draws from the tail are rarely of the same id, and their ids are rare ones.
     let drawn = match config.estimator.0 {
         Estimator::TopK => 0,
-        Estimator::Sampled | Estimator::HeadSampled => config.draws as u64,
+        Estimator::Sampled => 55 * draws,
+        Estimator::HeadSampled => 175 * draws,
     };
-    30 + (22 * head(config) + 18 * drawn) / 10
+    let kept = 120 * head(config) + drawn;
+    match config.value_coding.0 {
+        ValueCoding::Graded(_) | ValueCoding::Step(_) => 14 + kept / 100,
+        ValueCoding::F16 => 30 + kept * 8 / 500,
+    }
 }
 
 /// Lines of [`settings`] that are no settings.

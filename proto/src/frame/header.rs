@@ -7,17 +7,41 @@ use crate::{
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";
-pub(super) const VERSION: u16 = 1;
+/// The version that is written.
+pub(super) const VERSION: u16 = 2;
+/// The first version: byte planes under zstd. It is read only.
+pub(super) const VERSION_1: u16 = 1;
 /// Bytes before the temperatures.
 pub(super) const HEADER_BYTES: usize = 104;
+
+/// What differs between the versions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Layout {
+    /// Version 1: all is in planes, a value takes 1 or 2 bytes.
+    Planes { value_bytes: u8 },
+    /// Version 2: rows and tokens are entropy coded, in this many bytes after the planes.
+    Coded {
+        statistics: StatisticsCoding,
+        coded_bytes: u32,
+    },
+}
+
+/// How the statistics of rows are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StatisticsCoding {
+    /// f32, in planes.
+    Exact = 1,
+    /// In small steps, with the rows.
+    Fixed = 2,
+}
 
 /// Every length and coding of one frame; see FORMAT.md.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub estimator: Estimator,
     pub coding: ValueCoding,
-    /// Bytes a stored value: 1 or 2.
-    pub value_bytes: u8,
+    /// How the rest is laid out.
+    pub layout: Layout,
     pub state: Option<(StateKind, StateCoding, u32)>,
     pub vocab_size: u32,
     pub tokens: u32,
@@ -26,6 +50,7 @@ pub(super) struct Header {
     pub text_bytes: u32,
     pub sequence_id: u64,
     pub index: u64,
+    /// Bytes of the planes, decompressed; they are what zstd compresses.
     pub body_bytes: u32,
     pub compressed_bytes: u32,
     pub text_digest: Fingerprint,
@@ -33,12 +58,15 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub fn new(frame: &Frame, value_bytes: u8) -> Result<Self> {
+    pub fn new(frame: &Frame, statistics: StatisticsCoding) -> Result<Self> {
         let rows = &frame.rows;
         let header = Self {
             estimator: rows.estimator,
             coding: rows.coding,
-            value_bytes,
+            layout: Layout::Coded {
+                statistics,
+                coded_bytes: 0,
+            },
             state: match &rows.state {
                 Some(state) => Some((state.kind, state.coding, length("state rank", state.rank)?)),
                 None => None,
@@ -91,40 +119,68 @@ impl Header {
         )?;
         let rank = self.state.map_or(0, |(_, _, rank)| u64::from(rank));
         within("state rank", rank, STATE_RANK_MAX)?;
-        let counts = if self.estimator == Estimator::TopK {
-            0
-        } else {
-            4
-        };
         let state_row = match self.state {
             None => 0,
             Some((_, StateCoding::F16, _)) => 2 * rank,
             Some((_, StateCoding::I8, _)) => 4 + rank,
         };
-        let entry = 3 + u64::from(self.value_bytes) + counts;
+        let counts = match self.estimator {
+            Estimator::TopK => 0,
+            _ => 4,
+        };
+        within("kept entries", rows * k, FRAME_ENTRIES_MAX)?;
+        let statistics = 4 * (4 + temperatures);
         // All factors are below 2^20, so nothing here can overflow u64.
-        let body = tokens * 12
-            + tokens.div_ceil(8)
-            + text
-            + rows * (k * entry + 4 * (4 + temperatures) + state_row);
+        let (token_bytes, row_bytes) = match self.layout {
+            Layout::Planes { value_bytes } => {
+                let entry = 3 + u64::from(value_bytes) + counts;
+                (tokens * 12, k * entry + statistics)
+            }
+            Layout::Coded {
+                statistics: StatisticsCoding::Exact,
+                ..
+            } => (0, statistics),
+            Layout::Coded {
+                statistics: StatisticsCoding::Fixed,
+                ..
+            } => (0, 0),
+        };
+        let body = token_bytes + tokens.div_ceil(8) + text + rows * (row_bytes + state_row);
         within("decompressed frame", body, FRAME_DECOMPRESSED_BYTES_MAX)?;
         length("decompressed frame", body as usize)
+    }
+
+    /// Bytes from the end of the header to the checksum.
+    pub fn stored_bytes(&self) -> usize {
+        let coded = match self.layout {
+            Layout::Planes { .. } => 0,
+            Layout::Coded { coded_bytes, .. } => coded_bytes,
+        };
+        self.compressed_bytes as usize + coded as usize
     }
 
     pub fn write(&self, out: &mut Vec<u8>) {
         let (coding, step) = match self.coding {
             ValueCoding::Step(step) => (1u8, step),
             ValueCoding::F16 => (2, 0.0),
+            ValueCoding::Graded(step) => (3, step),
+        };
+        let (version, layout, coded_bytes) = match self.layout {
+            Layout::Planes { value_bytes } => (VERSION_1, value_bytes, 0),
+            Layout::Coded {
+                statistics,
+                coded_bytes,
+            } => (VERSION, statistics as u8, coded_bytes),
         };
         let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |(kind, coding, rank)| {
             (kind as u8, coding as u8, rank)
         });
         out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+        out.extend(version.to_le_bytes());
         out.extend([
             self.estimator as u8,
             coding,
-            self.value_bytes,
+            layout,
             kind,
             state_coding,
             self.temperatures.len() as u8,
@@ -144,7 +200,8 @@ impl Header {
         out.extend(self.index.to_le_bytes());
         out.extend(self.body_bytes.to_le_bytes());
         out.extend(self.compressed_bytes.to_le_bytes());
-        out.extend([0; 8]);
+        out.extend(coded_bytes.to_le_bytes());
+        out.extend([0; 4]);
         out.extend(self.text_digest.0);
         for temperature in &self.temperatures {
             out.extend(temperature.to_le_bytes());
@@ -157,20 +214,14 @@ impl Header {
             return Err(Error::BadMagic);
         }
         let found = u16::from_le_bytes(reader.array("version")?);
-        if found != VERSION {
+        if found != VERSION && found != VERSION_1 {
             return Err(Error::UnsupportedVersion {
                 found,
                 supported: VERSION,
             });
         }
-        let [
-            estimator,
-            coding,
-            value_bytes,
-            kind,
-            state_coding,
-            temperatures,
-        ] = reader.array("codings")?;
+        let [estimator, coding, layout, kind, state_coding, temperatures] =
+            reader.array("codings")?;
         let step = f32::from_le_bytes(reader.array("step")?);
         let [vocab_size, tokens, rows, k, rank, text_bytes] = reader.u32s("lengths")?;
         let sequence_id = u64::from_le_bytes(reader.array("sequence id")?);
@@ -182,7 +233,8 @@ impl Header {
             what,
             reason,
         };
-        if reader.array::<8>("reserved")? != [0; 8] {
+        let [coded_bytes, reserved] = reader.u32s("coded bytes")?;
+        if reserved != 0 || found == VERSION_1 && coded_bytes != 0 {
             return Err(bad("reserved", "bytes are not zero".into()));
         }
         let text_digest = Fingerprint(reader.array("text digest")?);
@@ -192,16 +244,32 @@ impl Header {
             3 => Estimator::HeadSampled,
             other => return Err(bad("estimator", format!("unknown code {other}"))),
         };
-        let coding = match (coding, value_bytes) {
-            (1, 1 | 2) if step.is_finite() && step > 0.0 => ValueCoding::Step(step),
-            (2, 2) if step.to_bits() == 0 => ValueCoding::F16,
-            _ => {
-                return Err(bad(
-                    "value coding",
-                    format!("unknown code {coding}, {value_bytes} bytes, step {step}"),
-                ));
-            }
+        let step_bits = step.to_bits();
+        let unknown =
+            || format!("unknown code {coding}, step {step}, layout {layout} in version {found}");
+        let coding = match coding {
+            1 => ValueCoding::Step(step),
+            2 if step_bits == 0 => ValueCoding::F16,
+            3 if found != VERSION_1 => ValueCoding::Graded(step),
+            _ => return Err(bad("value coding", unknown())),
         };
+        let layout = match (found, layout, coding) {
+            (VERSION_1, 1, ValueCoding::Step(_)) | (VERSION_1, 2, _) => Layout::Planes {
+                value_bytes: layout,
+            },
+            (VERSION, 1, _) => Layout::Coded {
+                statistics: StatisticsCoding::Exact,
+                coded_bytes,
+            },
+            (VERSION, 2, _) => Layout::Coded {
+                statistics: StatisticsCoding::Fixed,
+                coded_bytes,
+            },
+            _ => return Err(bad("value coding", unknown())),
+        };
+        if !coding.is_valid() {
+            return Err(bad("value coding", unknown()));
+        }
         let state = match (kind, state_coding, rank) {
             (0, 0, 0) => None,
             (2..=4, 1 | 2, 1..) => Some((
@@ -239,7 +307,7 @@ impl Header {
         let header = Self {
             estimator,
             coding,
-            value_bytes,
+            layout,
             state,
             vocab_size,
             tokens,

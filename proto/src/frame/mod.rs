@@ -1,16 +1,25 @@
 //! Provides the frame: one sequence's text, tokens, masks and rows as checksummed bytes.
 
 mod body;
+mod entropy;
+mod groups;
 mod header;
+mod ids;
+mod known;
 mod planes;
+mod rows;
+mod sections;
+mod statistics;
+mod tokens;
 mod validate;
 mod values;
+mod version1;
 
 use crate::{Error, Result, block::Rows, fingerprint::Fingerprint, limits};
-use header::{HEADER_BYTES, Header, length};
+use header::{HEADER_BYTES, Header, Layout, length};
 use planes::Reader;
 
-/// zstd level of the body; FORMAT.md has what other levels give.
+/// zstd level of the planes, which are text for the most part.
 const ZSTD_LEVEL: i32 = 12;
 /// Bytes of the truncated blake3 digest that ends a frame.
 const CHECKSUM_BYTES: usize = 16;
@@ -70,18 +79,24 @@ impl Frame {
                 found: self.index,
             });
         }
-        let (codes, value_bytes) = values::encode(&self.rows);
-        let mut header = Header::new(self, value_bytes)?;
-        let body = body::write(self, &codes, value_bytes)?;
+        let codes = body::Codes::of(&self.rows);
+        let mut header = Header::new(self, codes.statistics())?;
         let compression = |e: std::io::Error| Error::Compression {
             index: self.index,
             reason: e.to_string(),
         };
-        let compressed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(compression)?;
-        header.compressed_bytes = length("compressed frame", compressed.len())?;
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + compressed.len() + 128);
+        let planes = body::planes(self, &codes);
+        let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
+        header.compressed_bytes = length("compressed planes", compressed.len())?;
+        let coded = body::coded(self, &header, &codes);
+        header.layout = Layout::Coded {
+            statistics: codes.statistics(),
+            coded_bytes: length("coded rows", coded.len())?,
+        };
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + header.stored_bytes() + 128);
         header.write(&mut bytes);
         bytes.extend(compressed);
+        bytes.extend(coded);
         bytes.extend(checksum(&bytes, context));
         check_length(bytes.len())?;
         Ok(bytes)
@@ -92,7 +107,7 @@ impl Frame {
     /// # Errors
     /// Any damage, lying length or misplaced frame; never a panic, and nothing is allocated before it is checked.
     pub fn decode(bytes: &[u8], context: &FrameContext) -> Result<Frame> {
-        let (header, compressed) = open(bytes, context)?;
+        let (header, compressed, coded) = open(bytes, context)?;
         let compression = |reason: String| Error::Compression {
             index: header.index,
             reason,
@@ -107,7 +122,10 @@ impl Frame {
                 header.body_bytes
             )));
         }
-        let frame = body::read(&body, &header)?;
+        let frame = match header.layout {
+            Layout::Planes { value_bytes } => version1::read(&body, &header, value_bytes)?,
+            Layout::Coded { statistics, .. } => body::read(&body, coded, &header, statistics)?,
+        };
         frame.validate()?;
         Ok(frame)
     }
@@ -117,7 +135,7 @@ impl Frame {
     /// # Errors
     /// As `decode`, but for what only the body shows. A frame that an honest writer made and that passes here decodes.
     pub fn check(bytes: &[u8], context: &FrameContext) -> Result<FrameSummary> {
-        let (header, _) = open(bytes, context)?;
+        let (header, ..) = open(bytes, context)?;
         Ok(FrameSummary::of(&header, bytes.len()))
     }
 
@@ -130,7 +148,7 @@ impl Frame {
         let mut reader = Reader::new(bytes, 0);
         let header = Header::read(&mut reader)?;
         let head = bytes.len() - reader.remaining();
-        let length = head + header.compressed_bytes as usize + CHECKSUM_BYTES;
+        let length = head + header.stored_bytes() + CHECKSUM_BYTES;
         check_length(length)?;
         Ok(FrameSummary::of(&header, length))
     }
@@ -178,8 +196,8 @@ fn check_length(bytes: usize) -> Result<()> {
     }
 }
 
-/// The header and the compressed body of a frame whose place, length and checksum are right.
-fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8])> {
+/// The header, the compressed planes and the coded part of a frame whose place, length and checksum are right.
+fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8], &'a [u8])> {
     check_length(bytes.len())?;
     let mut reader = Reader::new(bytes, context.index);
     let header = Header::read(&mut reader)?;
@@ -189,7 +207,9 @@ fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8]
             found: header.index,
         });
     }
-    let compressed = reader.take("compressed body", header.compressed_bytes as usize)?;
+    let compressed = reader.take("compressed planes", header.compressed_bytes as usize)?;
+    let coded = header.stored_bytes() - compressed.len();
+    let coded = reader.take("coded rows", coded)?;
     let stored: [u8; CHECKSUM_BYTES] = reader.array("checksum")?;
     if reader.remaining() != 0 {
         return Err(Error::Length {
@@ -203,7 +223,7 @@ fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8]
         .split_at_checked(bytes.len() - CHECKSUM_BYTES)
         .map_or(bytes, |(head, _)| head);
     match checksum(covered, context) == stored {
-        true => Ok((header, compressed)),
+        true => Ok((header, compressed, coded)),
         false => Err(Error::Checksum {
             index: header.index,
         }),
@@ -226,7 +246,13 @@ fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {
 mod drawn_tests;
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod golden_tests;
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod properties;
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests;
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod value_tests;

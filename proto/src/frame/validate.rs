@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::Frame;
-use crate::{Error, Estimator, Fingerprint, Result, Rows, StateCoding, ValueCoding, limits};
+use crate::{Error, Estimator, Fingerprint, Result, Rows, StateCoding, limits};
 
 impl Frame {
     /// Checks every rule of FORMAT.md that does not depend on the bytes.
@@ -114,13 +114,11 @@ impl Frame {
             "counts",
             "do not fit the estimator",
         )?;
-        if let ValueCoding::Step(step) = rows.coding {
-            check(
-                step.is_finite() && step > 0.0,
-                "step",
-                "must be a positive number of nats",
-            )?;
-        }
+        check(
+            rows.coding.is_valid(),
+            "step",
+            "must be a positive number of nats; graded, a multiple of 2^-10 up to 1",
+        )?;
         for ids in rows.ids.chunks_exact(rows.k.max(1)) {
             check(
                 ids.is_sorted_by(|a, b| a < b),

@@ -1,7 +1,7 @@
 //! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, Fingerprint, StateKind, limits,
+    Estimator, FORMAT_VERSION, FORMAT_VERSION_OLDEST, Fingerprint, StateKind, limits,
     v1::{self, GetServerInfoResponse},
 };
 
@@ -65,11 +65,12 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
     type Error = Error;
 
     fn try_from(info: GetServerInfoResponse) -> Result<Self> {
-        if info.format_version != FORMAT_VERSION {
+        let readable = FORMAT_VERSION_OLDEST..=FORMAT_VERSION;
+        if !readable.contains(&info.format_version) {
             return Err(Error::Mismatch {
                 what: "frame format version",
                 teacher: info.format_version.to_string(),
-                student: FORMAT_VERSION.to_string(),
+                student: format!("{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"),
                 remedy: "use teacher-server and student-trainer of one release",
             });
         }

@@ -5,14 +5,14 @@ use std::{fmt, str::FromStr};
 use distill_proto::{Estimator, ValueCoding};
 use serde::{Deserialize, Serialize};
 
-/// How kept logits are stored, as `step:0.125` or `f16`.
+/// How kept logits are stored, as `graded`, `graded:NATS`, `step:NATS` or `f16`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ValueCodingSetting(pub ValueCoding);
 
 impl Default for ValueCodingSetting {
     fn default() -> Self {
-        Self(ValueCoding::Step(0.125))
+        Self(ValueCoding::GRADED)
     }
 }
 
@@ -20,16 +20,18 @@ impl FromStr for ValueCodingSetting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "f16" {
-            return Ok(Self(ValueCoding::F16));
-        }
-        let step = text
-            .strip_prefix("step:")
-            .and_then(|step| step.parse::<f32>().ok());
-        match step {
-            Some(step) if step.is_finite() && step > 0.0 => Ok(Self(ValueCoding::Step(step))),
+        let coding = match text.split_once(':') {
+            None if text == "f16" => Some(ValueCoding::F16),
+            None if text == "graded" => Some(ValueCoding::GRADED),
+            Some(("graded", step)) => step.parse().ok().map(ValueCoding::Graded),
+            Some(("step", step)) => step.parse().ok().map(ValueCoding::Step),
+            _ => None,
+        };
+        match coding {
+            Some(coding) if coding.is_valid() => Ok(Self(coding)),
             _ => Err(format!(
-                "`{text}` is neither `f16` nor `step:NATS` with a positive number"
+                "`{text}` is none of `graded`, `graded:NATS` with a multiple of 1/1024 up to 1, `step:NATS` with a positive \
+                 number, `f16`"
             )),
         }
     }
@@ -40,6 +42,8 @@ impl fmt::Display for ValueCodingSetting {
         match self.0 {
             ValueCoding::Step(step) => write!(f, "step:{step}"),
             ValueCoding::F16 => f.write_str("f16"),
+            ValueCoding::GRADED => f.write_str("graded"),
+            ValueCoding::Graded(step) => write!(f, "graded:{step}"),
         }
     }
 }
@@ -141,3 +145,33 @@ macro_rules! serde_as_words {
 }
 pub(super) use serde_as_words;
 serde_as_words!(ValueCodingSetting, EstimatorSetting, Precision);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_codings_are_written_as_they_are_read() {
+        for word in ["graded", "graded:0.0625", "step:0.125", "f16"] {
+            let setting: ValueCodingSetting = word.parse().unwrap();
+            assert_eq!(setting.to_string(), word);
+        }
+        assert_eq!(ValueCodingSetting::default().to_string(), "graded");
+        for word in [
+            "graded:2",
+            "graded:0.0001",
+            "graded:nan",
+            "step:0",
+            "step:-1",
+            "step:inf",
+            "step",
+            "f32",
+        ] {
+            let refused = word.parse::<ValueCodingSetting>().unwrap_err();
+            assert!(
+                refused.contains(word) && refused.contains("graded:NATS"),
+                "{refused}"
+            );
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Tests that frames of every release stay readable.
+
+use super::{
+    tests::{assert_read, context, sample, settle_padding},
+    *,
+};
+use crate::{Estimator, PADDING_COUNT, StateCoding, StateKind, ValueCoding};
+
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// The frames that the golden files hold: top-k with exact state, head+sampled halves with a sketch, and padded head+sampled
+/// rows with a hidden state.
+fn golden(which: &str, steps: ValueCoding) -> Frame {
+    if which == "top_k" {
+        return sample(6, 8, 100, steps, Some(StateCoding::F16));
+    }
+    let coding = match which {
+        "padded" => steps,
+        _ => ValueCoding::F16,
+    };
+    let mut frame = sample(6, 8, 100, coding, Some(StateCoding::I8));
+    frame.rows.estimator = Estimator::HeadSampled;
+    frame.rows.counts = (0..48).map(|entry| entry % 3).collect();
+    if which == "padded" {
+        let counts = frame.rows.counts.iter_mut().skip(3).step_by(4);
+        counts.for_each(|count| *count = PADDING_COUNT);
+        frame.rows.state.as_mut().unwrap().kind = StateKind::Hidden;
+        return frame;
+    }
+    frame.rows.state.as_mut().unwrap().kind = StateKind::Sketch;
+    frame
+}
+
+fn read(version: u16, which: &str) -> Frame {
+    let bytes = std::fs::read(format!("{DIRECTORY}/v{version}_{which}.frame")).unwrap();
+    Frame::decode(&bytes, &context(5)).unwrap()
+}
+
+/// Statistics go through the platform's exp and ln, and codes through rounding: all else is exact.
+fn settle_statistics(frame: &mut Frame, like: &Frame) {
+    let (a, b) = (&mut frame.rows, &like.rows);
+    for (a, b) in [
+        (&mut a.max, &b.max),
+        (&mut a.mean, &b.mean),
+        (&mut a.std, &b.std),
+    ] {
+        assert!(a.iter().zip(b).all(|(a, b)| (*a - b).abs() <= 1e-4));
+        a.clone_from(b);
+    }
+    for (a, b) in a.logsumexp.iter_mut().zip(&b.logsumexp) {
+        assert!(a.iter().zip(b).all(|(a, b)| (*a - b).abs() <= 1e-4));
+        a.clone_from(b);
+    }
+}
+
+#[test]
+fn the_golden_frames_of_version_1_are_read() {
+    for which in ["top_k", "head_sampled", "padded"] {
+        let mut read = read(1, which);
+        let frame = golden(which, ValueCoding::Step(0.125));
+        settle_statistics(&mut read, &frame);
+        let pairs = read.rows.logits.iter().zip(&frame.rows.logits);
+        assert!(pairs.clone().all(|(a, b)| (a - b).abs() <= 0.126));
+        assert_read(&read, &frame);
+    }
+}
+
+/// `REGENERATE=1 cargo test` writes them anew, which the release of version 2 ends.
+#[test]
+fn the_golden_frames_of_version_2_are_read() {
+    for which in ["top_k", "head_sampled", "padded"] {
+        let mut frame = golden(which, ValueCoding::GRADED);
+        if std::env::var_os("REGENERATE").is_some() {
+            let path = format!("{DIRECTORY}/v2_{which}.frame");
+            std::fs::write(path, frame.encode(&context(5)).unwrap()).unwrap();
+        }
+        if which != "top_k" {
+            settle_padding(&mut frame.rows);
+        }
+        let mut read = read(2, which);
+        if which == "head_sampled" {
+            settle_statistics(&mut read, &frame);
+        }
+        assert_read(&read, &frame);
+    }
+}
+
+/// Version 1 has no writer any more: what it is read from are its files, damaged behind an honest checksum.
+#[test]
+fn damage_to_version_1_never_panics() {
+    for which in ["top_k", "head_sampled", "padded"] {
+        let bytes = std::fs::read(format!("{DIRECTORY}/v1_{which}.frame")).unwrap();
+        let (body, _) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
+        for place in 0..body.len() {
+            for flip in [1u8, 0x10, 0x80, 0xff] {
+                let mut damaged = body.to_vec();
+                damaged[place] ^= flip;
+                let sum = checksum(&damaged, &context(5));
+                damaged.extend(sum);
+                if let Ok(read) = Frame::decode(&damaged, &context(5)) {
+                    assert!(read.validate().is_ok());
+                }
+            }
+        }
+    }
+}

@@ -4,8 +4,8 @@
     cargo build --release -p teacher-server -p student-trainer
     python3 tests/baselines/step_speed.py --teacher DIR --student BNB_DIR --train FILE [--seq-len 512 --steps 5 --rounds 2 --modes "on,off,every 4" --torch bnb,dequantize]
 
-The teacher works first and is idle while steps are timed: the product's server keeps what it computed in a first run of the trainer, which is not counted, and the peer's
-teacher ends before its student starts. Sides take turns, `--rounds` times, so that a machine whose speed drifts is fair to all. The first step of every run is left out.
+The teacher works first: the product trains from a cache with no teacher in memory, and the peer's teacher ends before its student starts.
+Sides take turns, `--rounds` times, so that a machine whose speed drifts is fair to all. The first step of every run is left out.
 Peak memory is that of the training process: the product's over its whole life, PyTorch's while it steps (its loading takes more).
 """
 
@@ -30,12 +30,15 @@ def flags(mode):
 
 
 class Server:
-    """A teacher-server on a free port of the loopback."""
+    """A teacher-server on a free port of the loopback, over a cache and so without a teacher."""
 
     def __init__(self, options, folder):
-        port = folder / "port"
-        command = [options.bin / "teacher-server", "serve", "--bind", "127.0.0.1:0", "--port-file", port, "--model", options.teacher]
-        command += ["--corpus", options.train, "--seq-len", options.seq_len]
+        port, cache, text = folder / "port", folder / "cache", folder / "train.txt"
+        # Eight bytes a token are more than any text of natural language has.
+        text.write_text(Path(options.train).read_text()[: 8 * options.seq_len * (options.steps + 2)])
+        command = [options.bin / "teacher-server", "precompute", "--model", options.teacher, "--corpus", text, "--seq-len", options.seq_len, "--out", cache]
+        subprocess.run([str(part) for part in command], check=True, stderr=subprocess.DEVNULL)
+        command = [options.bin / "teacher-server", "serve", "--bind", "127.0.0.1:0", "--port-file", port, "--cache", cache]
         log = open(folder / "teacher.log", "w")
         self.process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         deadline = time.monotonic() + 300
@@ -91,16 +94,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         server = Server(options, folder) if modes else None
-        if server:
-            product(options, folder, server.address, modes[0], "first")
         for turn in range(options.rounds):
             for base in bases:
-                # The peer gets the machine for itself.
-                if server:
-                    server.process.send_signal(signal.SIGSTOP)
                 results.setdefault(f"PyTorch, {base}", []).append(peer(options, folder, base))
-                if server:
-                    server.process.send_signal(signal.SIGCONT)
             for mode in modes:
                 name = f"{turn}-{mode.replace(' ', '-')}"
                 results.setdefault(f"product, checkpointing {mode}", []).append(product(options, folder, server.address, mode, name))

@@ -62,7 +62,9 @@ pub use gguf::{Gguf, GgufTokenizer};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Weight, dequantized};
-pub use lora::{LORA_RANK_MAX, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern};
+pub use lora::{
+    LORA_RANK_MAX, LORA_TARGETS, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern,
+};
 pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
     StoredTensor,

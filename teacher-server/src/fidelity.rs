@@ -25,14 +25,11 @@ pub struct Fidelity {
 }
 
 impl Fidelity {
-    /// Adds the rows of one sequence with their logits `[rows, V]`.
-    pub fn add(&mut self, stored: &Rows, logits: &[f32]) {
+    /// Adds the rows of one sequence from `first` on, as many as there are `logits` `[c, V]`.
+    pub fn add(&mut self, stored: &Rows, first: usize, logits: &[f32]) {
         let vocab = stored.vocab_size as usize;
-        for (i, logits) in logits
-            .chunks_exact(vocab.max(1))
-            .enumerate()
-            .take(stored.rows)
-        {
+        let rows = (first..stored.rows).zip(logits.chunks_exact(vocab.max(1)));
+        for (i, logits) in rows {
             let row = Row::new(stored, i);
             let full = softmax(logits, 1.0);
             let student = softmax(logits, STUDENT_TEMPERATURE);
@@ -221,7 +218,7 @@ mod tests {
 
     fn measured(keep: &Keep, logits: &[f32]) -> Fidelity {
         let mut fidelity = Fidelity::default();
-        fidelity.add(&rows(keep, logits), logits);
+        fidelity.add(&rows(keep, logits), 0, logits);
         fidelity.mean()
     }
 

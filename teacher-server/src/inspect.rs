@@ -240,34 +240,11 @@ fn fidelity(
             target_mask: &frame.target_mask,
         };
         teacher.each_logits(&tokens, |first, logits| {
-            fidelity.add(&part(&frame.rows, first), logits);
+            fidelity.add(&frame.rows, first, logits);
         })?;
         progress.advance(1, frame.token_ids.len() as u64);
     }
     Ok(fidelity.mean())
-}
-
-/// The rows from `first` on.
-fn part(rows: &distill_proto::Rows, first: usize) -> distill_proto::Rows {
-    let from = |values: &[f32]| values.get(first..).unwrap_or_default().to_vec();
-    let entries = first * rows.k..;
-    distill_proto::Rows {
-        rows: rows.rows.saturating_sub(first),
-        ids: rows.ids.get(entries.clone()).unwrap_or_default().to_vec(),
-        logits: rows
-            .logits
-            .get(entries.clone())
-            .unwrap_or_default()
-            .to_vec(),
-        counts: rows.counts.get(entries).unwrap_or_default().to_vec(),
-        max: from(&rows.max),
-        mean: from(&rows.mean),
-        std: from(&rows.std),
-        logsumexp: rows.logsumexp.iter().map(|values| from(values)).collect(),
-        temperatures: rows.temperatures.clone(),
-        state: None,
-        ..*rows
-    }
 }
 
 /// Reads every byte of a cache.

@@ -61,15 +61,7 @@ impl Engine {
             return cached::load(config, cache, reporter, stopped);
         }
         let mut opened = Opened::read(config, reporter, stopped)?;
-        let teacher = opened.teacher(config)?;
-        let mut plan = opened.plan(config)?;
-        let states = States::of(config, teacher, &plan, stopped)?;
-        if let Some(summary) = &states.sketch {
-            reporter.sketch(summary);
-        }
-        plan.fingerprint = plan::fingerprint(config, &opened.identity, states.sketch_digest()?);
-        let info = opened.info(config, &plan, &states);
-        reporter.model(config, &opened.model, &info);
+        let Beginning { plan, states, info } = opened.begin(config, reporter, stopped)?;
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let progress = Progress::new(plan.count(), plan.token_count());
         let plan = Arc::new(plan);
@@ -158,16 +150,36 @@ impl Opened {
         Teacher::new(decoder, self.tokenizer.size(), Capture::new(config))
     }
 
-    /// The corpus laid out, without a fingerprint: that may depend on a sketch of it.
-    fn plan(&mut self, config: &Config) -> Result<Plan> {
+    /// Reads the weights and settles what the capture of this corpus is.
+    fn begin(
+        &mut self,
+        config: &Config,
+        reporter: &Reporter,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Beginning> {
+        let teacher = self.teacher(config)?;
         let sequences = std::mem::take(&mut self.corpus.sequences);
+        // The fingerprint comes later: it may depend on a sketch of these sequences.
         let none = Fingerprint::default();
-        Plan::of_sequences(none, self.corpus.fingerprint, sequences, config.batch_size)
+        let corpus = self.corpus.fingerprint;
+        let mut plan = Plan::of_sequences(none, corpus, sequences, config.batch_size)?;
+        let states = States::of(config, teacher, &plan, stopped)?;
+        if let Some(summary) = &states.sketch {
+            reporter.sketch(summary);
+        }
+        plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?);
+        let info = server_info(config, &self.model, &self.identity, &plan, &states);
+        reporter.model(config, &self.model, &info);
+        Ok(Beginning { plan, states, info })
     }
+}
 
-    fn info(&self, config: &Config, plan: &Plan, states: &States) -> v1::GetServerInfoResponse {
-        server_info(config, &self.model, &self.identity, plan, states)
-    }
+/// A capture before its first frame.
+struct Beginning {
+    plan: Plan,
+    states: States,
+    /// The handshake.
+    info: v1::GetServerInfoResponse,
 }
 
 /// The teacher, ready to say its states, with the matrix behind them.

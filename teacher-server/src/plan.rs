@@ -235,9 +235,9 @@ pub fn fingerprint(
         .finish()
 }
 
-/// Bytes that a target takes in a frame without state, about: text, tokens and statistics, and what is kept of the logits.
-/// Fitted to the table in proto/FORMAT.md.
-pub fn target_bytes(config: &Config) -> u64 {
+/// Bytes that a target takes in a frame, about: text, tokens and statistics, what is kept of the logits, and a state of
+/// `state_rank` coordinates. Fitted to the table in proto/FORMAT.md.
+pub fn target_bytes(config: &Config, state_rank: u32) -> u64 {
     let draws = config.draws as u64;
     // Hundredths of a byte; draws from the tail are rarely of the same id, and their ids are rare ones.
     let drawn = match config.estimator.0 {
@@ -246,10 +246,11 @@ pub fn target_bytes(config: &Config) -> u64 {
         Estimator::HeadSampled => 175 * draws,
     };
     let kept = 120 * head(config) + drawn;
-    match config.value_coding.0 {
+    let rest = match config.value_coding.0 {
         ValueCoding::Graded(_) | ValueCoding::Step(_) => 14 + kept / 100,
         ValueCoding::F16 => 30 + kept * 8 / 500,
-    }
+    };
+    rest + u64::from(state_rank) * config.state.coordinate_bytes()
 }
 
 /// Lines of [`settings`] that are no settings.

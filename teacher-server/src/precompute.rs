@@ -14,7 +14,7 @@ use crate::{
     plan,
     production::Order,
     report::{Reporter, Work},
-    serve::load,
+    serve::load_until,
 };
 
 /// How a capture ended.
@@ -40,13 +40,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
     };
     let reporter = Reporter::new(config.json);
     let mut shutdown = std::pin::pin!(shutdown);
-    let loading = load(config.clone(), reporter)?;
-    let engine = tokio::select! {
-        loaded = loading => loaded.map_err(|_| Error::Internal("loading ended in a panic".into()))??,
-        () = &mut shutdown => {
-            reporter.stopping();
-            return Ok(Outcome::Interrupted);
-        }
+    let Some(engine) = load_until(&config, reporter, shutdown.as_mut()).await? else {
+        return Ok(Outcome::Interrupted);
     };
     let outcome = tokio::select! {
         computed = compute(&engine, &config, &cache, reporter) => computed.map(|()| Outcome::Complete),
@@ -85,11 +80,10 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
         tokens += u64::from(entry.tokens);
         targets += u64::from(entry.targets);
     }
-    let state = u64::from(engine.info.state_rank) * config.state.coordinate_bytes();
     let mut work = Work {
         sequences: missing.len() as u64,
         tokens,
-        bytes: targets * (plan::target_bytes(config) + state),
+        bytes: targets * plan::target_bytes(config, engine.info.state_rank),
         seconds: None,
         free_bytes: free_bytes(cache),
     };
@@ -139,7 +133,7 @@ pub fn dry_run(config: &Config) -> Result<()> {
         StateSetting::Sketch { rank, .. } => rank,
         StateSetting::Exact(_) | StateSetting::Hidden { .. } => model.hidden_size,
     };
-    let target_bytes = plan::target_bytes(config) + rank as u64 * config.state.coordinate_bytes();
+    let target_bytes = plan::target_bytes(config, rank as u32);
     let missing: Vec<&Sequence> = corpus
         .sequences
         .iter()

@@ -1,6 +1,6 @@
 //! Provides the server: binds, answers health while the teacher loads, serves, and stops in order.
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use distill_proto::{
     limits::MESSAGE_BYTES_MAX,
@@ -215,13 +215,8 @@ async fn supervise(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let mut shutdown = std::pin::pin!(shutdown);
-    let loading = load(config.clone(), reporter)?;
-    let engine = tokio::select! {
-        loaded = loading => loaded.map_err(|_| Error::Internal("loading ended in a panic".into()))??,
-        () = &mut shutdown => {
-            reporter.stopping();
-            return Ok(());
-        }
+    let Some(engine) = load_until(config, reporter, shutdown.as_mut()).await? else {
+        return Ok(());
     };
     service.set_engine(Arc::new(engine));
     set_health(health, ServingStatus::Serving).await;
@@ -231,11 +226,30 @@ async fn supervise(
     Ok(())
 }
 
-/// Loads on a plain thread: the runtime would wait for a blocking task at exit, and loading cannot be interrupted.
-pub(crate) fn load(
-    config: Config,
+/// Loads the teacher; `None` where `shutdown` resolves first, which is said then.
+///
+/// # Errors
+/// What loading says.
+pub(crate) async fn load_until(
+    config: &Config,
     reporter: Reporter,
-) -> Result<oneshot::Receiver<Result<Engine>>> {
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Engine>> {
+    let loading = load(config.clone(), reporter)?;
+    tokio::select! {
+        loaded = loading => {
+            let panicked = |_| Error::Internal("loading ended in a panic".into());
+            loaded.map_err(panicked)?.map(Some)
+        }
+        () = shutdown => {
+            reporter.stopping();
+            Ok(None)
+        }
+    }
+}
+
+/// Loads on a plain thread: the runtime would wait for a blocking task at exit, and loading cannot be interrupted.
+fn load(config: Config, reporter: Reporter) -> Result<oneshot::Receiver<Result<Engine>>> {
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("loading".into())

@@ -85,21 +85,23 @@ pub struct LoraConfig {
     pub rs_lora: bool,
 }
 
+/// Every linear of a decoder layer.
+pub const LORA_TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
 impl Default for LoraConfig {
     fn default() -> Self {
-        let targets = [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ];
         Self {
             rank: 16,
             alpha: 32.0,
-            targets: targets.into_iter().collect(),
+            targets: LORA_TARGETS.into_iter().collect(),
             exclude: None,
             layers: None,
             rank_pattern: Vec::new(),

@@ -5,7 +5,7 @@ mod pattern;
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};
-pub use config::{LORA_RANK_MAX, LoraConfig, LoraLayers, LoraModules};
+pub use config::{LORA_RANK_MAX, LORA_TARGETS, LoraConfig, LoraLayers, LoraModules};
 pub use pattern::LoraPattern;
 
 /// One adapter beside a linear layer.

@@ -10,4 +10,4 @@ mod train;
 pub use distill_text::nearest;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{BestMetric, ComputeDtype, LORA_TARGETS, Quantize, TrainConfig, Tune};
+pub use train::{BestMetric, ComputeDtype, Quantize, TrainConfig, Tune};

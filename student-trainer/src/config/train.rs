@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::DType;
+use distill_model::LORA_TARGETS;
 use distill_text::limits::SEQ_LEN_MIN;
 use serde::{Deserialize, Serialize};
 
@@ -216,17 +217,6 @@ settings! {
         loss: LossConfig = loss_keys,
     }
 }
-
-/// Every linear of a decoder layer.
-pub const LORA_TARGETS: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
 
 impl TrainConfig {
     /// Checks what can be checked without touching the teacher or the student.

@@ -1,10 +1,10 @@
 //! Provides the adapters that a run trains: new ones as the settings say, or existing ones to be continued.
 
-use distill_model::{Decoder, LoraConfig, LoraModules, LoraPattern};
+use distill_model::{Decoder, LORA_TARGETS, LoraConfig, LoraModules, LoraPattern};
 
 use crate::{
     Error, Result,
-    config::{LORA_TARGETS, TrainConfig},
+    config::TrainConfig,
     run::{AdapterConfig, load_adapter},
 };
 

@@ -311,7 +311,7 @@ fn a_crash_at_any_operation_ends_in_the_same_bytes() {
             kept += u64::from(
                 disk.names
                     .keys()
-                    .any(|name| name.starts_with(store::SHARDS)),
+                    .any(|name| name.starts_with(contents::SHARDS)),
             );
             let files = Arc::new(FaultyFiles::over(disk, None, false));
             capture(&files).unwrap_or_else(|error| panic!("operation {at}, seed {seed}: {error}"));

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, BASIS, Cache, HEADER, LocalFiles, LocalStorage, Lock, PROJECTION, SEGMENTS, VOCABULARY,
-    basis_name, files::Files, segment_name, storage::Storage, store::sealed_name,
+    Access, Cache, Contents, HEADER, LocalFiles, LocalStorage, Lock, SEGMENTS,
+    contents::sealed_name,
+    files::Files,
+    matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
+    segment_name,
+    storage::Storage,
 };
 use crate::{Error, Result};
 
@@ -57,7 +61,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf]) -> Result<Merged> {
 
 /// Copies everything but the shards; the header comes last.
 fn copy_plan(from: &Cache, to: &dyn Storage, files: &dyn Files) -> Result<()> {
-    super::remove_leftovers(files)?;
+    matrices::remove_leftovers(files)?;
     let pieces = (0..from.header.basis_pieces).map(basis_name);
     let segments = from
         .segments
@@ -98,6 +102,7 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
 
 fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
     let target = merged.contents();
+    let sources: Vec<Contents> = inputs.iter().map(Cache::contents).collect();
     let mut done = Merged {
         shards: target.shards.len() as u64,
         ..Merged::default()
@@ -107,8 +112,7 @@ fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
             done.sealed += 1;
             continue;
         }
-        for input in inputs {
-            let source = input.contents();
+        for source in &sources {
             let Some(header) = source.sealed_header(shard)? else {
                 continue;
             };

@@ -18,9 +18,11 @@ its sequence, its batch and the settings, all fixed by the plan, so an interrupt
 The medium may lose what was not synced and half-write what was; it may not reorder a synced write behind a later rename.
 */
 
+mod contents;
 mod files;
 mod layout;
 mod lock;
+mod matrices;
 mod merge;
 mod partial;
 mod sealed;
@@ -38,29 +40,23 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
-use distill_text::{Token, Vocabulary};
-use half::f16;
 
-use crate::{Error, Result, basis::Basis, plan::Entry, service::vocabulary_chunks};
+use crate::{Error, Result, plan::Entry};
+pub use contents::Contents;
 use files::{Files, LocalFiles};
 pub use layout::{Segment, ShardPlan};
 use lock::Lock;
+pub use matrices::{Matrices, projection_digest};
 pub use merge::{Merged, merge};
 use storage::{LocalStorage, Storage};
-pub use store::{Access, CacheStore, Contents, Sealed};
+pub use store::{Access, CacheStore, Sealed};
 pub use verify::{Damage, Verdict};
 
 /// Version of the directory's layout.
 const VERSION: u32 = 1;
 const HEADER: &str = "header";
-const VOCABULARY: &str = "vocabulary";
-const PROJECTION: &str = "projection";
 const SEGMENTS: &str = "segments";
-const BASIS: &str = "basis";
-/// Bytes of a piece of the basis, about.
-const BASIS_PIECE_BYTES: usize = 32 << 20;
 
 /// An open cache.
 pub struct Cache {
@@ -73,16 +69,6 @@ pub struct Cache {
     segments: Vec<Segment>,
     access: Access,
     _lock: Option<Lock>,
-}
-
-/// What a cache is made with, beside its header.
-pub struct Matrices<'a> {
-    /// Takes coordinates to centred logits.
-    pub basis: Option<&'a Basis>,
-    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32.
-    pub projection: Option<&'a Tensor>,
-    /// The bytes behind every id.
-    pub vocabulary: &'a Vocabulary,
 }
 
 impl Cache {
@@ -183,7 +169,7 @@ impl Cache {
         if storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
         }
-        let strangers = [SEGMENTS, store::SHARDS, partial::PARTIAL];
+        let strangers = [SEGMENTS, contents::SHARDS, partial::PARTIAL];
         for directory in strangers {
             let found = files.list(directory);
             if !found
@@ -196,18 +182,9 @@ impl Cache {
             }
         }
         storage.clean()?;
-        remove_leftovers(files.as_ref())?;
+        matrices::remove_leftovers(files.as_ref())?;
         header.version = VERSION;
-        let chunks = vocabulary_chunks(matrices.vocabulary).collect();
-        sealed::put(&storage, VOCABULARY, &v1::CacheVocabulary { chunks })?;
-        if let Some(projection) = matrices.projection {
-            let values = projection.flatten_all()?.to_vec1::<f32>()?;
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            sealed::put_bytes(&storage, PROJECTION, bytes.collect())?;
-        }
-        if let Some(basis) = matrices.basis {
-            header.basis_pieces = put_basis(&storage, basis)?;
-        }
+        header.basis_pieces = matrices.put(&storage)?;
         sealed::put(&storage, HEADER, &header)?;
         drop(storage);
         let missing = || refuse("the header that was just written is not there");
@@ -335,139 +312,8 @@ impl Cache {
     pub fn store(&self) -> Result<CacheStore> {
         CacheStore::open(self.contents(), self.access)
     }
-
-    /// The bytes behind every id.
-    ///
-    /// # Errors
-    /// `Cache` where they are missing or damaged.
-    pub fn vocabulary(&self) -> Result<Vocabulary> {
-        let found = sealed::get::<v1::CacheVocabulary>(self.storage.as_ref(), VOCABULARY)?;
-        let message = found.ok_or_else(|| self.lacks(VOCABULARY))?;
-        let mut vocabulary = Vocabulary {
-            tokens: Vec::new(),
-            eos_id: None,
-        };
-        for chunk in message.chunks {
-            vocabulary.eos_id = chunk.eos_id;
-            let tokens = chunk.tokens.into_iter().zip(chunk.special);
-            vocabulary.tokens.extend(tokens.map(|(bytes, special)| {
-                (!bytes.is_empty()).then(|| Token {
-                    bytes: bytes.into(),
-                    special,
-                })
-            }));
-        }
-        Ok(vocabulary)
-    }
-
-    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32; `None` where there is no sketch.
-    ///
-    /// # Errors
-    /// `Cache` where it is damaged.
-    pub fn projection(&self) -> Result<Option<Tensor>> {
-        let Some(bytes) = sealed::get_bytes(self.storage.as_ref(), PROJECTION)? else {
-            return Ok(None);
-        };
-        let shape = (
-            self.info.hidden_size as usize,
-            self.info.state_rank as usize,
-        );
-        let values: Vec<f32> = bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        match values.len() == shape.0 * shape.1 {
-            true => Ok(Some(Tensor::from_vec(values, shape, &Device::Cpu)?)),
-            false => Err(self.lacks(PROJECTION)),
-        }
-    }
-
-    /// The matrix behind `state`; `None` where there is none.
-    ///
-    /// # Errors
-    /// `Cache` where a piece is missing or damaged.
-    pub fn basis(&self) -> Result<Option<Basis>> {
-        if self.header.basis_pieces == 0 {
-            return Ok(None);
-        }
-        let mut pieces = Vec::new();
-        let rank = self.info.state_rank as usize;
-        for number in 0..self.header.basis_pieces {
-            let name = basis_name(number);
-            let bytes = sealed::get_bytes(self.storage.as_ref(), &name)?;
-            let bytes = bytes.ok_or_else(|| self.lacks(&name))?;
-            let values: Vec<f16> = bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|bytes| f16::from_le_bytes(*bytes))
-                .collect();
-            let rows = values.len() / rank.max(1);
-            pieces.push(Tensor::from_vec(values, (rows, rank), &Device::Cpu)?);
-        }
-        let basis = Tensor::cat(&pieces, 0)?;
-        match basis.dim(0)? == self.info.effective_vocab_size as usize {
-            true => Ok(Some(Basis::stored(basis.to_dtype(DType::F16)?)?)),
-            false => Err(self.lacks(BASIS)),
-        }
-    }
-
-    fn lacks(&self, name: &str) -> Error {
-        Error::Cache {
-            path: self.path.clone(),
-            reason: format!(
-                "`{name}` is missing or has another size; bring it back from a copy, or start a new cache"
-            ),
-        }
-    }
-}
-
-/// Names a sketch's directions, on which every coordinate depends.
-///
-/// # Errors
-/// What the tensor library says.
-pub fn projection_digest(projection: &Tensor) -> Result<Fingerprint> {
-    let values = projection.flatten_all()?.to_vec1::<f32>()?;
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
-    Ok(Fingerprint::of(&bytes))
 }
 
 fn segment_name(number: u32) -> String {
     format!("{SEGMENTS}/{number:05}")
-}
-
-fn basis_name(number: u32) -> String {
-    format!("{BASIS}/{number:05}")
-}
-
-/// Writes the basis in pieces; gives how many there are.
-fn put_basis(storage: &dyn Storage, basis: &Basis) -> Result<u32> {
-    let mut number = 0;
-    let mut piece = Vec::new();
-    for rows in basis.chunks() {
-        piece.extend_from_slice(&basis.bytes(rows.clone())?);
-        if piece.len() >= BASIS_PIECE_BYTES || rows.end == basis.rows() {
-            sealed::put_bytes(storage, &basis_name(number), std::mem::take(&mut piece))?;
-            number += 1;
-        }
-    }
-    Ok(number)
-}
-
-/// Removes what an earlier attempt at making a cache left before it came to the header.
-fn remove_leftovers(files: &dyn Files) -> Result<()> {
-    let pieces = files
-        .list(BASIS)
-        .map_err(Error::io("read", &files.path(BASIS)))?;
-    let pieces = pieces.iter().map(|name| format!("{BASIS}/{name}"));
-    for name in pieces.chain([VOCABULARY, PROJECTION].map(str::to_owned)) {
-        let removed = files.remove(&name);
-        removed.map_err(Error::io("remove", &files.path(&name)))?;
-    }
-    Ok(())
 }

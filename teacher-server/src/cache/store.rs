@@ -6,29 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_proto::{Fingerprint, ShardEntry, ShardHeader, shard};
+use distill_proto::{ShardEntry, ShardHeader};
 
 use super::{
-    files::Files,
+    contents::{Contents, sealed_name},
     layout::ShardPlan,
-    partial::{self, Expected, PARTIAL, Partial},
-    storage::Storage,
+    partial::{self, PARTIAL, Partial},
 };
 use crate::{
     Error, Result,
-    plan::Entry,
     store::{BlockStore, StoredBlock},
 };
 
-/// Directory of sealed shards.
-pub const SHARDS: &str = "shards";
 /// Time between syncs of partial shards: what a power loss costs at most.
 const SYNC_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Name of a sealed shard.
-pub fn sealed_name(shard: u32) -> String {
-    format!("{SHARDS}/{shard:07}")
-}
 
 /// What is there of a shard.
 #[derive(Debug)]
@@ -52,90 +43,6 @@ pub enum Access {
     Read,
     /// Damage is set aside, to be computed anew. The cache's lock is held.
     Write,
-}
-
-/// The files of a cache with the plan that they follow.
-#[derive(Clone)]
-pub struct Contents {
-    /// Partial shards.
-    pub files: Arc<dyn Files>,
-    /// Sealed shards.
-    pub storage: Arc<dyn Storage>,
-    /// Plan that all frames belong to.
-    pub plan: Fingerprint,
-    /// In order; the number of a shard is its place.
-    pub shards: Arc<[ShardPlan]>,
-    /// All sequences in order.
-    pub entries: Arc<[Entry]>,
-}
-
-impl Contents {
-    /// What shard `number` has to be.
-    pub fn expected(&self, shard: ShardPlan) -> Expected<'_> {
-        let range = shard.first_index as usize..shard.first_index as usize + shard.count;
-        Expected {
-            plan: self.plan,
-            shard,
-            entries: self.entries.get(range).unwrap_or_default(),
-        }
-    }
-
-    /// The header of a sealed shard, checked against the plan; `None` where it is not sealed.
-    ///
-    /// # Errors
-    /// `Damaged` naming the byte; `Io`.
-    pub fn sealed_header(&self, shard: ShardPlan) -> Result<Option<ShardHeader>> {
-        let name = sealed_name(shard.number);
-        let Some(length) = self.storage.length(&name)? else {
-            return Ok(None);
-        };
-        let damaged = |error: distill_proto::Error| {
-            let offset = match &error {
-                distill_proto::Error::Shard { offset, .. } => *offset,
-                _ => 0,
-            };
-            self.damaged(shard.number, offset, error.to_string())
-        };
-        let fixed = length.min(shard::FIXED_BYTES as u64) as usize;
-        let fixed = self.storage.read(&name, 0, fixed)?;
-        let bytes = ShardHeader::header_bytes(&fixed, shard.number, length).map_err(damaged)?;
-        let bytes = self.storage.read(&name, 0, bytes)?;
-        let header =
-            ShardHeader::decode(&bytes, self.plan, shard.number, length).map_err(damaged)?;
-        let ids = header.entries.iter().map(|entry| entry.sequence_id);
-        let planned = self.expected(shard).entries.iter().map(|entry| entry.id);
-        match header.first_index == shard.first_index && ids.eq(planned) {
-            true => Ok(Some(header)),
-            false => {
-                let reason = "holds other sequences than the plan says".to_owned();
-                Err(self.damaged(shard.number, 16, reason))
-            }
-        }
-    }
-
-    /// The frame at `position` of a sealed shard, checked.
-    ///
-    /// # Errors
-    /// `Damaged` naming the byte; `Io`.
-    pub fn sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {
-        let number = header.number;
-        let none = || Error::Internal(format!("shard {number} has no frame {position}"));
-        let (offset, bytes) = header.extent(position).ok_or_else(none)?;
-        let frame = self.storage.read(&sealed_name(number), offset, bytes)?;
-        let shard = self.shards.get(number as usize).copied().ok_or_else(none)?;
-        let checked = self.expected(shard).check(position, &frame);
-        checked.map_err(|reason| self.damaged(number, offset, reason))?;
-        Ok(frame)
-    }
-
-    fn damaged(&self, shard: u32, offset: u64, reason: String) -> Error {
-        Error::Damaged {
-            path: self.storage.path(&sealed_name(shard)),
-            shard,
-            offset,
-            reason,
-        }
-    }
 }
 
 /// Frames of a cache. One writer, many readers.

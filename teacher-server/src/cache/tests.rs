@@ -1,8 +1,9 @@
 //! The cache on a real directory: sealing, damage, growth, and what is refused.
 
 use distill_proto::{Frame, FrameContext};
+use distill_text::{Token, Vocabulary};
 
-use super::*;
+use super::{matrices::VOCABULARY, *};
 use crate::{
     frames::encode,
     plan::Plan,
@@ -89,7 +90,7 @@ impl Setup {
     }
 
     fn shard(&self, number: u32) -> PathBuf {
-        self.directory.path().join(store::sealed_name(number))
+        self.directory.path().join(contents::sealed_name(number))
     }
 
     fn fill(&self, cache: &Cache, order: impl IntoIterator<Item = u64>) {

@@ -3,7 +3,7 @@
 use distill_proto::Frame;
 use serde::Serialize;
 
-use super::{Cache, ShardPlan, partial::Partial};
+use super::{Cache, Contents, ShardPlan, partial::Partial};
 use crate::{
     Error, Result,
     progress::{Progress, Words},
@@ -63,47 +63,46 @@ impl Cache {
             ..Verdict::default()
         };
         for &shard in contents.shards.iter() {
-            self.verify_shard(shard, &mut verdict)?;
+            verify_shard(&contents, shard, &mut verdict)?;
             progress.advance(1, shard.count as u64);
         }
         Ok(verdict)
     }
+}
 
-    fn verify_shard(&self, shard: ShardPlan, verdict: &mut Verdict) -> Result<()> {
-        let contents = self.contents();
-        let header = match contents.sealed_header(shard) {
-            Ok(Some(header)) => header,
-            Ok(None) => {
-                let expected = contents.expected(shard);
-                let partial = Partial::scan(contents.files.as_ref(), &expected)?;
-                verdict.partial_frames += partial.map_or(0, |found| found.extents.len() as u64);
-                return Ok(());
-            }
-            Err(error) => return verdict.note(error),
-        };
-        verdict.sealed += 1;
-        verdict.bytes += header.file_bytes();
-        for position in 0..shard.count {
-            let frame = match contents.sealed_frame(&header, position) {
-                Ok(frame) => frame,
-                Err(error) => {
-                    verdict.note(error)?;
-                    continue;
-                }
-            };
-            verdict.frames += 1;
-            // Behind a right checksum only a fault of the writer's could be found: that too is better known.
-            if let Err(error) = Frame::decode(&frame, &header.context(position)) {
-                let offset = header.extent(position).map_or(0, |(offset, _)| offset);
-                verdict.damage.push(Damage {
-                    shard: shard.number,
-                    offset,
-                    reason: error.to_string(),
-                });
-            }
+fn verify_shard(contents: &Contents, shard: ShardPlan, verdict: &mut Verdict) -> Result<()> {
+    let header = match contents.sealed_header(shard) {
+        Ok(Some(header)) => header,
+        Ok(None) => {
+            let expected = contents.expected(shard);
+            let partial = Partial::scan(contents.files.as_ref(), &expected)?;
+            verdict.partial_frames += partial.map_or(0, |found| found.extents.len() as u64);
+            return Ok(());
         }
-        Ok(())
+        Err(error) => return verdict.note(error),
+    };
+    verdict.sealed += 1;
+    verdict.bytes += header.file_bytes();
+    for position in 0..shard.count {
+        let frame = match contents.sealed_frame(&header, position) {
+            Ok(frame) => frame,
+            Err(error) => {
+                verdict.note(error)?;
+                continue;
+            }
+        };
+        verdict.frames += 1;
+        // Behind a right checksum only a fault of the writer's could be found: that too is better known.
+        if let Err(error) = Frame::decode(&frame, &header.context(position)) {
+            let offset = header.extent(position).map_or(0, |(offset, _)| offset);
+            verdict.damage.push(Damage {
+                shard: shard.number,
+                offset,
+                reason: error.to_string(),
+            });
+        }
     }
+    Ok(())
 }
 
 impl Verdict {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use distill_proto::{Fingerprint, Rows, v1};
 use distill_text::Sequence;
 
-use super::{Engine, Opened, States};
+use super::{Beginning, Engine, Opened, States};
 use crate::{
     Error, Result,
     basis::Basis,
@@ -112,15 +112,7 @@ fn create(
     reporter: &Reporter,
     stopped: &dyn Fn() -> bool,
 ) -> Result<(Cache, States, Vec<Sequence>)> {
-    let teacher = opened.teacher(config)?;
-    let mut plan = opened.plan(config)?;
-    let states = States::of(config, teacher, &plan, stopped)?;
-    if let Some(summary) = &states.sketch {
-        reporter.sketch(summary);
-    }
-    plan.fingerprint = plan::fingerprint(config, &opened.identity, states.sketch_digest()?);
-    let info = opened.info(config, &plan, &states);
-    reporter.model(config, &opened.model, &info);
+    let Beginning { plan, states, info } = opened.begin(config, reporter, stopped)?;
     let header = v1::CacheHeader {
         info: Some(info),
         settings: plan::settings(config, &opened.identity)?,
@@ -146,8 +138,7 @@ fn create(
 
 /// Bytes of a target, about, and of a shard.
 fn sizes(config: &Config, state_rank: u32) -> (u64, u64) {
-    let state = u64::from(state_rank) * config.state.coordinate_bytes();
-    (plan::target_bytes(config) + state, config.shard_bytes)
+    (plan::target_bytes(config, state_rank), config.shard_bytes)
 }
 
 /// Refuses to go on with other settings, another model or another tokenizer, naming what differs.

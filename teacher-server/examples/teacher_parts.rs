@@ -31,11 +31,7 @@ fn main() -> Result<()> {
     let config = ModelConfig::load(&model)?;
     let load = || -> Result<Decoder> {
         let weights = Weights::open(&model)?;
-        Ok(Decoder::load(
-            &config,
-            &weights,
-            &LoadOptions::reference(),
-        )?)
+        Ok(Decoder::load(&config, &weights, &LoadOptions::reference())?)
     };
     let decoder = load()?;
     let batch = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;

@@ -51,6 +51,8 @@ mod gradients;
 #[cfg(test)]
 mod families_tests;
 #[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 mod test_support;
 #[doc(hidden)]
 pub mod testing;

@@ -113,6 +113,7 @@ impl Nf4Matrix {
             codes: codes.to_vec(),
             scales: read_scales(weights, name, &state, blocks)?,
             rounding,
+            resident: super::Resident::default(),
         })
     }
 }

@@ -41,11 +41,13 @@ mod call;
 pub mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
+pub mod head;
 pub mod layers;
 mod module;
 pub mod nf4;
+pub mod select;
 
-pub use call::{Call, Launch, SHARED_BYTES_MAX, THREADS_MAX};
+pub use call::{Call, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Memory};
 pub use module::*;

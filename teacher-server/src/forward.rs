@@ -20,7 +20,7 @@ use crate::{
     Error, Result,
     config::{Config, StateSetting},
     production::{Forward, Tokens},
-    selection::{Keep, NotFinite, RowKey, Selected, select_rows},
+    selection::{Keep, NotFinite, RowKey, Selected, select_on_device, select_rows},
 };
 
 /// Rows of a half-precision head that are widened to f32 at a time, on the CPU.
@@ -133,16 +133,14 @@ impl Teacher {
         &self.head
     }
 
-    /// Logits of a few rows, f32 on the host.
+    /// Logits of a few rows where the model is; f32 on the CPU.
     ///
     /// # Shapes
     /// `[c, D]` to `[c, V]`, contiguous.
     fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let half_on_cpu = self.head.dtype() != DType::F32 && self.head.device().is_cpu();
         if !half_on_cpu {
-            let logits = states.matmul(&self.head.t()?)?;
-            let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            return Ok(logits.contiguous()?);
+            return Ok(states.matmul(&self.head.t()?)?.contiguous()?);
         }
         // A half-precision product would round logits to steps of up to 1/8; the CPU widens for it anyway.
         let states = states.to_dtype(DType::F32)?;
@@ -175,6 +173,7 @@ impl Teacher {
         for start in (0..rows).step_by(self.capture.chunk_rows) {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
+            let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             on_host(&logits, |logits| take(start, logits))?;
         }
         Ok(())
@@ -192,10 +191,13 @@ impl Teacher {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
             let keys = keys.get(start..start + count).unwrap_or_default();
-            let selected = on_host(&logits, |logits| {
-                select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
-            })?
-            .map_err(|NotFinite { row }| not_finite(batch, start + row))?;
+            let selected = match logits.device() {
+                Device::Cpu => on_host(&logits, |logits| {
+                    select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
+                })?,
+                _ => select_on_device(&logits, keep, temperatures, keys)?,
+            };
+            let selected = selected.map_err(|NotFinite { row }| not_finite(batch, start + row))?;
             all.extend(selected);
         }
         Ok(all)

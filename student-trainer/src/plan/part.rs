@@ -15,8 +15,10 @@ pub enum Phase {
     Logits,
     /// The trainer's head: losses and their gradient in the hidden states.
     Loss,
-    /// The trainer's layers, back from the last to the first.
+    /// The trainer's way back begins, at the last layer: all that was kept is there, and no gradient yet.
     Backward,
+    /// It ends, at the first layer: all gradients are there, and nothing that was kept.
+    Lowest,
     /// AdamW.
     Update,
     /// The moments are copied for a checkpoint.
@@ -24,12 +26,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Loading,
         Self::Layers,
         Self::Logits,
         Self::Loss,
         Self::Backward,
+        Self::Lowest,
         Self::Update,
         Self::Saving,
     ];
@@ -42,6 +45,7 @@ impl Phase {
             Self::Logits => "logits",
             Self::Loss => "loss",
             Self::Backward => "backward",
+            Self::Lowest => "lowest layer",
             Self::Update => "update",
             Self::Saving => "saving",
         }

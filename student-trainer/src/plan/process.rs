@@ -5,9 +5,9 @@ use super::{config::Place, part::Part};
 /// One context with cuBLAS: what `nvidia-smi` shows for a process that has computed nothing but a matrix product.
 const CUDA_CONTEXT_BYTES: u64 = 450 << 20;
 /// The program with its libraries, threads and network.
-const PROGRAM_BYTES: u64 = 60 << 20;
+const PROGRAM_BYTES: u64 = 16 << 20;
 /// A tokenizer's vocabulary and merges, by its entries.
-const TOKENIZER_ENTRY_BYTES: u64 = 600;
+const TOKENIZER_ENTRY_BYTES: u64 = 300;
 
 /// What is there before any weight.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,6 @@ impl Base {
 pub fn slack(place: Place) -> f64 {
     match place {
         Place::Card => 0.05,
-        Place::Cpu => 0.03,
+        Place::Cpu => 0.02,
     }
 }

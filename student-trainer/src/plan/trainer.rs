@@ -30,8 +30,17 @@ const HEAD_GRADIENT_COPIES: u64 = 3;
 const ENTRY_BYTES: u64 = 12;
 const TOKEN_BYTES: u64 = 100;
 
-const LOSS_ON: &[Phase] = &[Phase::Loss, Phase::Backward];
-const BACKWARD: &[Phase] = &[Phase::Backward];
+/// What was kept goes, layer by layer, as gradients come.
+const KEPT: &[Phase] = &[Phase::Loss, Phase::Backward];
+const BACKWARD: &[Phase] = &[Phase::Backward, Phase::Lowest];
+/// Optimisers are made when the weights are in.
+const LOADED: &[Phase] = &[
+    Phase::Loss,
+    Phase::Backward,
+    Phase::Lowest,
+    Phase::Update,
+    Phase::Saving,
+];
 
 /// The trainer's process.
 ///
@@ -148,12 +157,16 @@ impl Trainer<'_> {
         let largest = counts.largest_trained(full).max(projection);
         // From the second pass of a step on, the gradients of the first are there.
         let gradients = match train.grad_accumulation {
-            1 => &[Phase::Backward, Phase::Update][..],
-            _ => &[Phase::Loss, Phase::Backward, Phase::Update],
+            1 => &[Phase::Lowest, Phase::Update][..],
+            _ => &[Phase::Loss, Phase::Backward, Phase::Lowest, Phase::Update],
         };
         let mut parts = vec![
             Part::during("gradients, f32", F32 * (elements + projection), gradients),
-            Part::always("AdamW's moments", if in_host_memory { 0 } else { moments }),
+            Part::during(
+                "AdamW's moments",
+                if in_host_memory { 0 } else { moments },
+                LOADED,
+            ),
         ];
         if !full {
             parts.insert(0, Part::always("adapters, f32", F32 * elements));
@@ -183,7 +196,7 @@ impl Trainer<'_> {
         let (kept, recomputed) = self.activations();
         let head = &self.head;
         let mut parts = vec![
-            Part::during("kept of the layers for the way back", kept, LOSS_ON),
+            Part::during("kept of the layers for the way back", kept, KEPT),
             Part::during("one piece of layers, on the way back", recomputed, BACKWARD),
             Part::during("logits of a chunk, f32", head.chunk(), &[Phase::Loss]),
             Part::during(

@@ -255,7 +255,7 @@ mod tests {
         let text = report.to_string();
         for expected in [
             "does not fit",
-            "--chunk-rows 64",
+            "--lora-rank 8",
             "Qwen2.5-7B -> Qwen2.5-1.5B",
             "at its peak",
         ] {

@@ -49,6 +49,8 @@ mod decoder;
 mod gradients;
 
 #[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 mod test_support;
 #[doc(hidden)]
 pub mod testing;

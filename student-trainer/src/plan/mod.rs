@@ -46,22 +46,29 @@ pub fn run(config: &PlanConfig, shutdown: &Shutdown) -> Result<PlanReport> {
     PlanReport::new(&pair, config)
 }
 
-/// What the process of a run takes with sequences of `seq_len` tokens, where it computes on the CPU or on a card; `student`
-/// is the directory of its base.
+/// What is known of a run's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRows {
+    /// Tokens of the longest sequence.
+    pub seq_len: usize,
+    /// Entries of a row at most; unset: the default.
+    pub entries: Option<usize>,
+    /// Coordinates of the state that comes with them, where one does.
+    pub state_rank: Option<usize>,
+}
+
+/// What the process of a run takes, where it computes on the CPU or on a card; `student` is the directory of its base.
 ///
 /// # Errors
 /// As [`run`].
-pub fn of_run(
-    train: &TrainConfig,
-    student: &Path,
-    seq_len: usize,
-    on_cpu: bool,
-) -> Result<Process> {
+pub fn of_run(train: &TrainConfig, student: &Path, rows: RunRows, on_cpu: bool) -> Result<Process> {
     let mut config = PlanConfig {
         train: train.clone(),
         ..PlanConfig::default()
     };
-    config.options.seq_len = seq_len;
+    config.options.seq_len = rows.seq_len;
+    config.options.entries = rows.entries.unwrap_or(config.options.entries);
+    config.options.state_rank = rows.state_rank;
     config.train.device = if on_cpu { "cpu" } else { "cuda" }.to_owned();
     config.validate()?;
     let pair = Pair {

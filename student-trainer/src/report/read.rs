@@ -26,6 +26,8 @@ pub(super) struct Run {
     pub steps: Vec<Map<String, Value>>,
     /// Lines of `eval.jsonl`.
     pub evals: Vec<Map<String, Value>>,
+    /// `summary.json`; empty where the run is not finished.
+    pub summary: Map<String, Value>,
 }
 
 impl Run {
@@ -42,6 +44,7 @@ impl Run {
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
         let evals = directory.join("eval.jsonl");
+        let summary = directory.join("summary.json");
         Ok(Self {
             name: name(directory),
             settings: flat("", &config),
@@ -51,6 +54,10 @@ impl Run {
             evals: match evals.exists() {
                 true => lines(&evals)?,
                 false => Vec::new(),
+            },
+            summary: match summary.exists() {
+                true => object(&summary)?,
+                false => Map::new(),
             },
         })
     }
@@ -101,6 +108,11 @@ fn config(path: &Path) -> Result<Table> {
     let text = read(path)?;
     text.parse()
         .map_err(|e: toml::de::Error| Error::file(path, e.to_string()))
+}
+
+/// A file of one object.
+fn object(path: &Path) -> Result<Map<String, Value>> {
+    serde_json::from_str(&read(path)?).map_err(|e| Error::file(path, e.to_string()))
 }
 
 /// A file of one object a line. The last line may be half written, by a run that goes on or was killed.

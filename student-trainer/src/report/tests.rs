@@ -37,6 +37,19 @@ fn run(directory: &Path, lr: f64) {
 }
 
 #[test]
+fn a_finished_run_shows_what_was_planned_beside_what_it_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    run(&path, 1e-3);
+    let summary =
+        r#"{"steps": 300, "memory": {"planned_bytes": 8000000, "measured_bytes": 10000000}}"#;
+    std::fs::write(path.join("summary.json"), summary).unwrap();
+    let html = std::fs::read_to_string(write(&path).unwrap()).unwrap();
+    let row = "<td>10</td><td>8</td><td>0.80</td>";
+    assert!(html.contains(row), "{html}");
+}
+
+#[test]
 fn a_page_shows_what_the_run_measured_and_what_was_not_the_default() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));

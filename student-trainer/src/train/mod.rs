@@ -15,6 +15,7 @@ mod guard;
 mod keeper;
 mod lora;
 mod loss_scale;
+mod memory;
 mod overrides;
 mod passes;
 mod setup;
@@ -48,6 +49,7 @@ use evaluation::Evaluation;
 pub use example::Example;
 use keeper::{Keeper, watch};
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
+use memory::Peaks;
 pub use passes::Passes;
 use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
@@ -125,6 +127,7 @@ fn train(
     }
     run_directory.write_config(config)?;
 
+    let planned = memory::planned(config, &files.dir, info, place.device.is_cpu());
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
         Tune::Full => None,
@@ -224,7 +227,8 @@ fn train(
         loss: StepLoss::default(),
     };
     trainer.train(shutdown)?;
-    finish(&trainer)
+    let peaks = memory::compare(planned.as_ref(), place.device.is_cpu());
+    finish(&trainer, peaks)
 }
 
 /// What PEFT is told of the adapters and their base.
@@ -235,7 +239,7 @@ fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
 }
 
 /// Leaves the result, and says that the run is finished where it is.
-fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
+fn finish(trainer: &Trainer<'_>, peaks: Option<Peaks>) -> Result<Summary> {
     let adapter = trainer
         .tuned
         .publish(trainer.config, trainer.run_directory)?;
@@ -258,6 +262,7 @@ fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
             "total_steps": state.total_steps,
             "stopped_early": summary.stopped_early,
             "best": best,
+            "memory": peaks,
         }))?;
     }
     report::write_or_warn(trainer.run_directory.path());

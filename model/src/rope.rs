@@ -24,11 +24,12 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Frequencies `theta^(-2i / head_dim)`, in f64 and then rounded to f32.
+    /// Frequencies `theta^(-2i / head_dim)`, scaled as the config says, in f64 and then rounded to f32.
     pub fn new(config: &ModelConfig) -> Self {
         let dim = config.head_dim;
+        let frequency = |i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64);
         let inverse_frequencies = (0..dim / 2)
-            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64) as f32)
+            .map(|i| config.rope_scaling.scale(frequency(i)) as f32)
             .collect();
         Self {
             inverse_frequencies,

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
-use distill_model::{LoraConfig, ModelConfig};
+use distill_model::{BLOCK_SIZE, LoraConfig, ModelConfig, double_quantized_bytes};
 
 use super::pair::FourBit;
 use crate::{Result, optimizer::OptimizerKind};
 
-/// Weights that share a scale, and scales that share a nested one.
-const NF4_BLOCK: u64 = 64;
-const NF4_NESTED_BLOCK: u64 = 256;
+/// Weights that share a scale.
+const NF4_BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// One linear of a layer with its adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,12 +155,10 @@ fn rank(module: &str, lora: Option<&LoraConfig>) -> Result<u64> {
 
 /// Bytes of `elements` weights in four bits (bitsandbytes' block sizes).
 pub fn four_bit_bytes(elements: u64, scales: FourBit) -> u64 {
-    let blocks = elements.div_ceil(NF4_BLOCK);
-    let scales = match scales {
-        FourBit::Plain => 4 * blocks,
-        FourBit::Double => blocks + 4 * blocks.div_ceil(NF4_NESTED_BLOCK),
-    };
-    elements.div_ceil(2) + scales
+    match scales {
+        FourBit::Plain => elements.div_ceil(2) + 4 * elements.div_ceil(NF4_BLOCK),
+        FourBit::Double => double_quantized_bytes(elements),
+    }
 }
 
 #[cfg(test)]

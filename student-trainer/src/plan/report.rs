@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use candle_core::Device;
+use distill_model::free_and_total;
 use serde::Serialize;
 
 use super::{
@@ -11,7 +13,7 @@ use super::{
     pair::Pair,
     part::Process,
 };
-use crate::{Result, run::total_memory_bytes};
+use crate::Result;
 
 /// Lengths of the second table, as multiples of the one that was asked for.
 const LENGTHS: [usize; 4] = [1, 2, 4, 8];
@@ -62,9 +64,10 @@ impl PlanReport {
         let options = &config.options;
         let memory_bytes = match config.place() {
             Place::Card => options.vram_mib << 20,
-            Place::Cpu => options
-                .ram_mib
-                .map_or_else(total_memory_bytes, |mib| mib << 20),
+            Place::Cpu => match options.ram_mib {
+                Some(mib) => mib << 20,
+                None => free_and_total(&Device::Cpu)?.map_or(0, |memory| memory.total_bytes),
+            },
         };
         let reserve_bytes = options.reserve_mib << 20;
         let limit = memory_bytes.saturating_sub(reserve_bytes);

@@ -18,6 +18,6 @@ pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;
 pub use log::{LogPosition, RunLog};
-pub use memory::{Memory, total_memory_bytes};
+pub use memory::Memory;
 pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::Progress;

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Map, Value};
 use toml::Table;
 
-use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig};
+use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig, run::MEMORY_FILE};
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 29;
@@ -26,8 +26,8 @@ pub(super) struct Run {
     pub steps: Vec<Map<String, Value>>,
     /// Lines of `eval.jsonl`.
     pub evals: Vec<Map<String, Value>>,
-    /// `summary.json`; empty where the run is not finished.
-    pub summary: Map<String, Value>,
+    /// What was planned of its memory; empty where nothing was.
+    pub memory: Map<String, Value>,
 }
 
 impl Run {
@@ -44,7 +44,7 @@ impl Run {
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
         let evals = directory.join("eval.jsonl");
-        let summary = directory.join("summary.json");
+        let memory = directory.join(MEMORY_FILE);
         Ok(Self {
             name: name(directory),
             settings: flat("", &config),
@@ -55,8 +55,8 @@ impl Run {
                 true => lines(&evals)?,
                 false => Vec::new(),
             },
-            summary: match summary.exists() {
-                true => object(&summary)?,
+            memory: match memory.exists() {
+                true => object(&memory)?,
                 false => Map::new(),
             },
         })

@@ -1,62 +1,58 @@
 //! Provides a run's peak of memory as it was planned, beside the one that was measured.
 
-use std::path::Path;
-
-use serde::Serialize;
-
 use crate::{
+    Result,
     client::ServerInfo,
     config::TrainConfig,
     plan::{self, Process, RunRows},
-    run::Memory,
+    run::{MEMORY_FILE, Memory, RunDirectory, write_atomically},
+    student::StudentFiles,
 };
 
-/// Both peaks of the process, where it computes on the CPU; on a card only the planned one is known here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Peaks {
-    planned_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    measured_bytes: Option<u64>,
-}
-
-/// What `plan` says of this run, where it can be said; a plan that cannot be made stops no run.
-pub(super) fn planned(
+/// Says what `plan` says of this run, and writes it part by part into the run's directory. A plan that cannot be made stops
+/// no run.
+///
+/// # Errors
+/// The file system refuses.
+pub(super) fn plan_ahead(
     config: &TrainConfig,
-    student: &Path,
+    run_directory: &RunDirectory,
+    files: &StudentFiles,
     info: &ServerInfo,
     on_cpu: bool,
-) -> Option<Process> {
+) -> Result<Option<Process>> {
     let rows = RunRows {
         seq_len: info.seq_len as usize,
         entries: Some(info.top_k as usize),
         state_rank: info.state.map(|(_, rank)| rank as usize),
     };
-    let process = plan::of_run(config, student, rows, on_cpu);
-    let process = process.map_err(|error| tracing::debug!("no plan of its memory: {error}"));
-    let process = process.ok()?;
+    let process = match plan::of_run(config, &files.dir, rows, on_cpu) {
+        Ok(process) => process,
+        Err(error) => {
+            tracing::warn!("the run's memory could not be planned: {error}");
+            return Ok(None);
+        }
+    };
+    let json = format!("{:#}\n", serde_json::json!(process));
+    write_atomically(&run_directory.join(MEMORY_FILE), json.as_bytes())?;
     tracing::info!(
         "memory: {} MiB planned at its peak ({})",
         process.peak_bytes >> 20,
         process.peak_phase.name()
     );
-    Some(process)
+    Ok(Some(process))
 }
 
-/// Says the planned peak beside the measured one.
-pub(super) fn compare(planned: Option<&Process>, on_cpu: bool) -> Option<Peaks> {
-    let planned_bytes = planned?.peak_bytes;
+/// Says the planned peak beside the measured one, where the process computes on the CPU and the system tells.
+pub(super) fn compare(planned: Option<&Process>, on_cpu: bool) {
     let measured = Memory::now().peak_rss_bytes;
-    let measured_bytes = (on_cpu && measured > 0).then_some(measured);
-    if let Some(measured) = measured_bytes {
-        let percent = 100.0 * planned_bytes as f64 / measured as f64;
-        tracing::info!(
-            "memory: {} MiB at its peak; {} MiB were planned ({percent:.0} %)",
-            measured >> 20,
-            planned_bytes >> 20
-        );
-    }
-    Some(Peaks {
-        planned_bytes,
-        measured_bytes,
-    })
+    let Some(planned) = planned.filter(|_| on_cpu && measured > 0) else {
+        return;
+    };
+    tracing::info!(
+        "memory: {} MiB at its peak; {} MiB were planned ({:.0} %)",
+        measured >> 20,
+        planned.peak_bytes >> 20,
+        100.0 * planned.peak_bytes as f64 / measured as f64
+    );
 }

@@ -49,7 +49,6 @@ use evaluation::Evaluation;
 pub use example::Example;
 use keeper::{Keeper, watch};
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
-use memory::Peaks;
 pub use passes::Passes;
 use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
@@ -126,8 +125,9 @@ fn train(
         checkpoint.state.identity.check(&identity)?;
     }
     run_directory.write_config(config)?;
+    let on_cpu = place.device.is_cpu();
+    let planned = memory::plan_ahead(config, run_directory, &files, info, on_cpu)?;
 
-    let planned = memory::planned(config, &files.dir, info, place.device.is_cpu());
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
         Tune::Full => None,
@@ -229,8 +229,8 @@ fn train(
     trainer
         .train(shutdown)
         .map_err(|error| place.explained(error))?;
-    let peaks = memory::compare(planned.as_ref(), place.device.is_cpu());
-    finish(&trainer, peaks)
+    memory::compare(planned.as_ref(), on_cpu);
+    finish(&trainer)
 }
 
 /// What PEFT is told of the adapters and their base.
@@ -241,7 +241,7 @@ fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
 }
 
 /// Leaves the result, and says that the run is finished where it is.
-fn finish(trainer: &Trainer<'_>, peaks: Option<Peaks>) -> Result<Summary> {
+fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
     let adapter = trainer
         .tuned
         .publish(trainer.config, trainer.run_directory)?;
@@ -264,7 +264,6 @@ fn finish(trainer: &Trainer<'_>, peaks: Option<Peaks>) -> Result<Summary> {
             "total_steps": state.total_steps,
             "stopped_early": summary.stopped_early,
             "best": best,
-            "memory": peaks,
         }))?;
     }
     report::write_or_warn(trainer.run_directory.path());

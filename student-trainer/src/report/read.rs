@@ -20,8 +20,6 @@ pub(super) struct Run {
     /// The resolved settings, by dotted path, and the defaults of the command that wrote them.
     pub settings: Vec<(String, String)>,
     pub defaults: Vec<(String, String)>,
-    /// `config.toml`.
-    pub config: Table,
     /// Lines of `metrics.jsonl`.
     pub steps: Vec<Map<String, Value>>,
     /// Lines of `eval.jsonl`.
@@ -49,7 +47,6 @@ impl Run {
             name: name(directory),
             settings: flat("", &config),
             defaults: flat("", &defaults),
-            config,
             steps: lines(&directory.join("metrics.jsonl"))?,
             evals: match evals.exists() {
                 true => lines(&evals)?,

@@ -54,8 +54,8 @@ mod tests;
 mod transport;
 
 pub use config::{
-    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, PlanCost, Reduction, Scope,
-    Similarity,
+    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
+    Reduction, Scope, Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};

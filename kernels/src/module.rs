@@ -59,6 +59,8 @@ modules! {
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange";
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    /// Causal attention, forward and backward.
+    ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys";
     /// RMSNorm, rotary positions and SwiGLU, with their gradients.
     LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
 }

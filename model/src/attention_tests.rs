@@ -73,12 +73,11 @@ fn a_window_hides_what_is_older() {
         (70, 150, 20),
     ] {
         let inputs = inputs(2, queries, keys, 4, 2);
-        let window = Some(window);
+        let (by_rows, window) = (windowed_by_rows(&inputs, window), Some(window));
         let fast = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], window, None);
         let reference = |x: &[Tensor]| causal_attention_reference(&x[0], &x[1], &x[2], window);
         // As for full attention.
         assert_same_function(fast, reference, &inputs, 2e-5);
-        let by_rows = windowed_by_rows(&inputs, window.unwrap());
         let difference = crate::test_support::largest_difference(&fast(&inputs).unwrap(), &by_rows);
         assert!(
             difference < 2e-5,

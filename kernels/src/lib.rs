@@ -37,6 +37,7 @@
 //! in a test from `emulator.compute(&[&x], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`, with
 //! `Emulator::of(&SELF_TEST)?`.
 
+pub mod attention;
 mod call;
 pub mod device;
 #[cfg(feature = "emulator")]

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Shape, Tensor};
 
 use std::sync::Arc;
 
+use crate::attention_card;
 use crate::attention_kernel::{self, Dims, Span};
 use crate::element::{elements, host_elements};
 use crate::kv_cache::LayerCache;
@@ -131,6 +132,14 @@ pub(crate) fn causal_attention(
     window: Option<usize>,
     documents: Option<&Arc<[usize]>>,
 ) -> Result<Tensor> {
+    let op = CausalAttention {
+        window,
+        documents: documents.cloned(),
+    };
+    if attention_card::takes(q) {
+        let (dims, spans) = op.plan(q.shape(), k.shape(), v.shape())?;
+        return Ok(attention_card::attend(q, k, v, dims, &spans)?);
+    }
     if !q.device().is_cpu() {
         return match documents {
             Some(documents) => packed_attention_reference(q, k, v, window, documents),
@@ -139,10 +148,6 @@ pub(crate) fn causal_attention(
     }
     // Scores, softmax and sums stay in f32 for every dtype; only the output is rounded.
     let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
-    let op = CausalAttention {
-        window,
-        documents: documents.cloned(),
-    };
     let out = wide(q)?.apply_op3(&wide(k)?, &wide(v)?, op)?;
     Ok(out.to_dtype(q.dtype())?)
 }

@@ -37,9 +37,12 @@ impl Decoder {
     /// Reads the weights under the names that Hugging Face checkpoints use.
     ///
     /// # Errors
-    /// When an option is invalid, or a tensor is missing or has another shape than `config` says.
+    /// When an option is invalid, a tensor is missing or has another shape than `config` says, or a card refuses the kernels.
     pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
         options.validate()?;
+        if let Device::Cuda(card) = &options.device {
+            distill_kernels::device::compile_all(card)?;
+        }
         let rows = [config.vocab_size, config.hidden_size];
         let head = (!config.tie_word_embeddings)
             .then(|| load_parameter(weights, HEAD, &rows, options))

@@ -38,6 +38,7 @@ mod simd;
 mod workspace;
 
 mod attention;
+mod attention_card;
 mod attention_kernel;
 mod kv_cache;
 mod layer;

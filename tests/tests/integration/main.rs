@@ -11,3 +11,4 @@ mod quickstart;
 mod refusals;
 mod resume;
 mod security;
+mod swapping;

@@ -24,8 +24,8 @@ die() { echo "gpu-check.sh: $*" >&2; exit 1; }
 collect() {
   local to=$1 target
   shift
-  cargo build --release --locked -p teacher-server -p student-trainer "$@"
-  cargo build --release --locked -p teacher-server -p student-trainer --example gpu_probe "$@"
+  cargo build --release --locked -p teacher-server -p student-trainer --bin teacher-server --bin student-trainer \
+    --example gpu_probe "$@"
   target=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
   mkdir -p "$to"
   for program in teacher-server student-trainer examples/gpu_probe; do
@@ -62,8 +62,10 @@ rehearse() {
     GPU_CHECK_BIN=$dir/bin
     collect "$GPU_CHECK_BIN"
   fi
-  python3 gpu-check/check.py run all "$dir" --rehearse --bin "$GPU_CHECK_BIN"
+  local status=0
+  python3 gpu-check/check.py run all "$dir" --rehearse --bin "$GPU_CHECK_BIN" || status=$?
   python3 gpu-check/table.py "$dir/results.json"
+  return $status
 }
 
 case ${1:-} in

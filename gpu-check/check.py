@@ -286,11 +286,15 @@ def run(setup, stages, limit_s):
                 left.append(name)
             result |= {"piece_seconds": round(time.monotonic() - begun, 1), "rehearsal": setup.tiny}
             write(setup.results / f"{name}.json", result)
+            gather(setup)
             print(f"{stage} {name}: {'ok' if result['ok'] else 'FAILED: ' + result['error']} ({result['piece_seconds']} s)", flush=True)
-    pieces = [name for stage in STAGES.values() for name in stage]
-    paths = [setup.results / f"{name}.json" for name in pieces]
-    write(setup.directory / "results.json", {path.stem: json.loads(path.read_text()) for path in paths if path.exists()})
     return left
+
+
+def gather(setup):
+    """All that was measured so far, in one file."""
+    paths = [setup.results / f"{name}.json" for stage in STAGES.values() for name in stage]
+    write(setup.directory / "results.json", {path.stem: json.loads(path.read_text()) for path in paths if path.exists()})
 
 
 def main():

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Measures this project on a machine with an NVIDIA card that may have nothing but a driver, CUDA's libraries and Python.
+#
+#   ./gpu-check.sh pack [FILE]                      here: builds with CUDA and packs what the other machine needs, below 64 MiB
+#   ./gpu-check.sh run a|b|c|d|all DIR [--limit-s N]
+#                                                   there, unpacked: runs stages; done pieces are skipped, so the same command goes on
+#   ./gpu-check.sh table RESULTS.json...            Markdown tables of what was measured
+#   ./gpu-check.sh rehearse [DIR]                   here: every stage in tiny shapes on the CPU; tests these scripts, measures nothing
+#
+# a  the matrix product's ceiling, the kernels, a whole student's bf16 gradients against the CPU's
+# b  7B and 1.5B with random weights in their real shapes; `precompute` for a minute beside a ballast that leaves 24 GiB free
+# c  distillation at 512 and 2048 tokens, resident and swap
+# d  the same work in PyTorch (needs torch and transformers; GPU_CHECK_PYTHON names an interpreter that has them)
+#
+# Both models take 20 GB of disk in DIR. docs/gpu.md says what the figures mean.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+archive_bytes_max=$((64 << 20))
+usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
+die() { echo "gpu-check.sh: $*" >&2; exit 1; }
+
+# Programs and the example into $1, stripped; the rest of the arguments go to cargo.
+collect() {
+  local to=$1 target
+  shift
+  cargo build --release --locked -p teacher-server -p student-trainer --bin teacher-server --bin student-trainer \
+    --example gpu_probe "$@"
+  target=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  mkdir -p "$to"
+  for program in teacher-server student-trainer examples/gpu_probe; do
+    strip -o "$to/$(basename "$program")" "$target/release/$program"
+  done
+}
+
+pack() {
+  local out=${1:-gpu-check.tar.xz} work
+  work=$(mktemp -d)
+  # shellcheck disable=SC2064 # the directory of now, not of then
+  trap "rm -rf '$work'" EXIT
+  local root=$work/gpu-check
+  mkdir -p "$root/tests/baselines"
+  collect "$root/bin" --features teacher-server/cuda,student-trainer/cuda
+  cp -r gpu-check.sh gpu-check "$root/"
+  cp tests/baselines/{torch_step,common,ot}.py "$root/tests/baselines/"
+  find "$root" -name __pycache__ -prune -exec rm -rf {} +
+  tar -C "$work" --owner=0 --group=0 -c gpu-check | xz -T0 -6 > "$out"
+  local bytes
+  bytes=$(stat -c %s "$out")
+  ((bytes < archive_bytes_max)) || die "$out has $bytes bytes, above $archive_bytes_max: build for one architecture (CUDA_COMPUTE_CAP)"
+  echo "$out: $((bytes >> 10)) KiB. There: tar xf $(basename "$out") && gpu-check/gpu-check.sh run all gpu-check/work"
+}
+
+rehearse() {
+  local dir=${1:-}
+  if [[ -z $dir ]]; then
+    dir=$(mktemp -d)
+    # shellcheck disable=SC2064 # the directory of now, not of then
+    trap "rm -rf '$dir'" EXIT
+  fi
+  if [[ -z ${GPU_CHECK_BIN:-} ]]; then
+    GPU_CHECK_BIN=$dir/bin
+    collect "$GPU_CHECK_BIN"
+  fi
+  local status=0
+  python3 gpu-check/check.py run all "$dir" --rehearse --bin "$GPU_CHECK_BIN" || status=$?
+  python3 gpu-check/table.py "$dir/results.json"
+  return $status
+}
+
+case ${1:-} in
+  pack) shift; pack "$@" ;;
+  run) shift; (($# >= 2)) || die "run needs a stage and a directory"; exec python3 gpu-check/check.py run "$@" ;;
+  table) shift; (($#)) || die "table needs results.json"; exec python3 gpu-check/table.py "$@" ;;
+  rehearse | --rehearse) shift; rehearse "$@" ;;
+  -h | --help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac

@@ -1,0 +1,81 @@
+"""Provides Markdown tables of gpu-check's results.
+
+    python3 table.py results.json [more.json ...]
+"""
+
+import json
+import sys
+
+SIDES = {"resident": "both resident", "swap": "taking turns"}
+
+
+def number(value, digits=0):
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def peak(result, name):
+    return number(result.get("peak_mib", {}).get(name))
+
+
+def distillations(results):
+    """One line a run of both programs, with PyTorch's step beside it where it was measured at the same length."""
+    yield "| run | tokens | trainer tokens/s | PyTorch tokens/s | step s | wait s | teacher peak MiB | trainer peak MiB | card peak MiB | handover to teacher / trainer s |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for name, result in results.items():
+        if result.get("stage") != "c" or not result["ok"]:
+            continue
+        peer = results.get(f"torch-student-{name.split('-')[1]}", {})
+        beside = None if result["transport"] else peer.get("tokens_per_second")
+        ways = result.get("handovers", {})
+        handover = " / ".join(number(ways[way]["median"], 2) if way in ways else "–" for way in ("to_teacher_s", "to_trainer_s"))
+        label = SIDES[result["mode"]] + (", with transport" if result["transport"] else "")
+        yield (
+            f"| {label} | {result['seq_len']} | {number(result['tokens_per_second'])} | {number(beside)} | {number(result['step_seconds'], 2)} | {number(result['wait_seconds'], 2)} "
+            f"| {peak(result, 'teacher')} | {peak(result, 'student')} | {number(result.get('card_peak_mib'))} | {handover} |"
+        )
+
+
+def teacher(results):
+    """The teacher alone, ours and PyTorch's."""
+    ours, peer, ceiling = (results.get(name, {}) for name in ("precompute", "torch-teacher", "ceiling"))
+    yield "| teacher | tokens | batch | tokens/s | of the matrix product's ceiling | peak MiB |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    if ours.get("ok"):
+        yield f"| teacher-server precompute | {ours['seq_len']} | {ours['batch_size']} | {number(ours['tokens_per_second'])} | {number(100 * ours['share_of_ceiling'], 1)} % | {peak(ours, 'teacher')} |"
+    if peer.get("ok"):
+        share = None
+        if ours.get("ok") and ceiling.get("ok"):
+            share = 100 * peer["tokens_per_second"] * ours["matrix_flops_per_token"] / ceiling["best_flops"]
+        yield f"| transformers + torch.topk | {peer['seq_len']} | {peer['batch_size']} | {number(peer['tokens_per_second'])} | {number(share, 1)} % | {number(peer.get('peak_mib'))} |"
+
+
+def headline(results):
+    """What it was measured on."""
+    host, ceiling = results.get("host", {}), results.get("ceiling", {})
+    card = (host.get("card") or {}).get("device", "CPU")
+    yield f"{card}, {host.get('date', 'no date')}" + (f"; {ceiling['dtype']} matrix product {ceiling['best_flops'] / 1e12:.2f} TFLOP/s" if ceiling.get("ok") else "")
+    if host.get("rehearsal"):
+        yield "\nA rehearsal in tiny shapes: the figures mean nothing."
+    gradients = results.get("gradients", {})
+    if gradients.get("ok"):
+        yield (
+            f"\nWhole student in bf16 against f32 on the CPU: gradients off by at most {100 * gradients['worst_relative_error']:.2f} % of their norm, in bf16 on the CPU by "
+            f"{100 * gradients['worst_relative_error_cpu_bf16']:.2f} %."
+        )
+    failed = [f"{name} ({result['error'].splitlines()[0][:160]})" for name, result in results.items() if not result["ok"]]
+    if failed:
+        yield "\nFailed: " + "; ".join(failed)
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    for path in sys.argv[1:]:
+        with open(path) as file:
+            results = json.load(file)
+        for part in (headline, teacher, distillations):
+            print("\n".join(part(results)), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ use std::{
 
 use candle_core::Device;
 use distill_hub::Wanted;
-use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
+use distill_model::{Base, Decoder, LoadOptions, Weights};
 use distill_proto::{Frame, FrameContext, StateKind, v1};
 use serde::Serialize;
 
@@ -224,7 +224,7 @@ fn fidelity(
         base: Base::AsStored,
         lora: None,
     };
-    let decoder = Decoder::load(&ModelConfig::load(model)?, &weights, &options)?;
+    let decoder = Decoder::load(&weights.model_config()?, &weights, &options)?;
     let teacher = Teacher::new(decoder, info.effective_vocab_size, Capture::largest())?;
     let tokens = sample
         .iter()

@@ -19,6 +19,11 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
         let matrix = Nf4Matrix::read(weights, name)?;
         return Ok(Weight::Nf4(Arc::new(matrix)));
     }
+    if options.base == Base::AsStored
+        && let Some(matrix) = weights.packed(name, &options.device)?
+    {
+        return Ok(Weight::Packed(matrix));
+    }
     refuse_other_quantization(weights, name)?;
     let shape = weights.shape(name)?;
     let [rows, columns] = *shape else {

@@ -7,7 +7,6 @@
 
 mod codebook;
 mod dequantize;
-pub(crate) mod product;
 mod quantize;
 mod read;
 #[cfg(test)]

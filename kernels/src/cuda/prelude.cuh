@@ -1,0 +1,161 @@
+/* What every kernel's text begins with: types, buffers, conversions, reductions. The same text is compiled by NVRTC for a card
+ * and by a C++17 compiler for the emulator, so:
+ *  - nothing is included, and of CUDA only this is used: threadIdx.x, blockIdx, blockDim.x, gridDim, __syncthreads,
+ *    __syncwarp, __shfl_{,xor_,up_,down_}sync and __ballot_sync with all 32 lanes (FULL), atomicAdd, atomicMax and atomicMin on
+ *    int, unsigned and unsigned long long, __popc, __clz, __ffs, __fmul_rn and __fadd_rn (a product and a sum that are not fused),
+ *    and the float functions of math.h that CUDA also has;
+ *  - kernels are extern "C" __global__ void, with names that the C library does not have; their parameters are Floats, Buffer<T>,
+ *    i64, int or float, and nothing else;
+ *  - blocks are one-dimensional, whole warps, and all threads of a block meet at the same barriers: none returns before one;
+ *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; it holds NaN at first;
+ *  - every element of an output is written; inputs are not;
+ *  - sums are formed in a fixed order: no atomics on floats, so that a run can be repeated bit for bit;
+ *  - arithmetic is in f32; bf16 and f16 are what is loaded and stored.
+ */
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+enum { F32 = 0, BF16 = 1, F16 = 2, U8 = 3, U32 = 4, I64 = 5 };
+enum { WARP = 32 };
+#define FULL 0xffffffffu
+
+#ifndef EMULATED
+/* The emulator has its own: these check bounds there. */
+extern __shared__ float4 shared_memory[];
+__device__ inline void* shared_at(i64 offset, i64) { return (u8*)shared_memory + offset; }
+__device__ inline void check(i64, i64) {}
+__device__ inline u32 float_bits(float value) { return __float_as_uint(value); }
+__device__ inline float bits_float(u32 bits) { return __uint_as_float(bits); }
+#endif
+
+__device__ inline float infinity() { return bits_float(0x7f800000u); }
+
+__device__ inline float bf16_to_float(u16 bits) { return bits_float((u32)bits << 16); }
+
+/* To the nearest, ties to even; NaN stays NaN. */
+__device__ inline u16 float_to_bf16(float value) {
+    u32 bits = float_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 0x40u);
+    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+__device__ inline float f16_to_float(u16 bits) {
+    u32 sign = (u32)(bits & 0x8000u) << 16, exponent = bits >> 10 & 0x1fu, mantissa = bits & 0x3ffu;
+    if (exponent == 0x1fu) return bits_float(sign | 0x7f800000u | mantissa << 13 | (mantissa ? 0x400000u : 0u));
+    if (exponent) return bits_float(sign | (exponent + 112u) << 23 | mantissa << 13);
+    /* Subnormal: mantissa * 2^-24, exact in f32. */
+    float magnitude = (float)mantissa * bits_float(103u << 23);
+    return bits_float(sign | float_bits(magnitude));
+}
+
+/* To the nearest, ties to even; too large becomes infinity; NaN stays NaN. */
+__device__ inline u16 float_to_f16(float value) {
+    u32 bits = float_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (u16)(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+    if (magnitude >= 0x47800000u) return (u16)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) {
+        /* Below 2^-14: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits of the sum. */
+        return (u16)(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
+    }
+    return (u16)(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13));
+}
+
+/* `value` as it reads after being stored as `dtype`. */
+__device__ inline float round_to(float value, int dtype) {
+    if (dtype == BF16) return bf16_to_float(float_to_bf16(value));
+    if (dtype == F16) return f16_to_float(float_to_f16(value));
+    return value;
+}
+
+/* Numbers of one type in global memory. */
+template <class T> struct Buffer {
+    T* data;
+    i64 len;
+    __device__ T& operator[](i64 i) const {
+        check(i, len);
+        return data[i];
+    }
+};
+
+/* Floats in global memory, of a type that is known when the kernel runs: all threads take the same branch. */
+struct Floats {
+    void* data;
+    i64 len;
+    int dtype;
+    __device__ float load(i64 i) const {
+        check(i, len);
+        if (dtype == F32) return ((const float*)data)[i];
+        u16 bits = ((const u16*)data)[i];
+        return dtype == BF16 ? bf16_to_float(bits) : f16_to_float(bits);
+    }
+    __device__ void store(i64 i, float value) const {
+        check(i, len);
+        if (dtype == F32) ((float*)data)[i] = value;
+        else ((u16*)data)[i] = dtype == BF16 ? float_to_bf16(value) : float_to_f16(value);
+    }
+    /* Elements i and i + 1 at once; i is even and the buffer is one that was allocated, not a part of one. */
+    __device__ void store_pair(i64 i, float first, float second) const {
+        check(i + 1, len);
+        if (dtype == F32) {
+            store(i, first);
+            store(i + 1, second);
+        } else if (dtype == BF16) {
+            ((u32*)data)[i / 2] = (u32)float_to_bf16(second) << 16 | float_to_bf16(first);
+        } else {
+            ((u32*)data)[i / 2] = (u32)float_to_f16(second) << 16 | float_to_f16(first);
+        }
+    }
+    __device__ float round(float value) const { return round_to(value, dtype); }
+};
+
+/* Numbers in the block's shared memory. */
+template <class T> struct Shared {
+    T* data;
+    i64 len;
+    __device__ T& operator[](i64 i) const {
+        check(i, len);
+        return data[i];
+    }
+};
+
+/* `len` numbers from byte `offset` on, a multiple of their size. */
+template <class T> __device__ inline Shared<T> shared(i64 offset, i64 len) {
+    return Shared<T>{(T*)shared_at(offset, len * (i64)sizeof(T)), len};
+}
+
+__device__ inline int lane() { return threadIdx.x % WARP; }
+__device__ inline int warp() { return threadIdx.x / WARP; }
+__device__ inline int warps() { return blockDim.x / WARP; }
+/* This thread's index among all of a grid along x. */
+__device__ inline i64 global_index() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
+
+struct Sum {
+    __device__ static float nothing() { return 0.0f; }
+    __device__ static float join(float a, float b) { return a + b; }
+};
+struct Max {
+    __device__ static float nothing() { return -infinity(); }
+    __device__ static float join(float a, float b) { return fmaxf(a, b); }
+};
+
+/* Joins the values of a warp; every lane gets the same. */
+template <class Op> __device__ inline float warp_join(float value) {
+    for (int step = WARP / 2; step > 0; step /= 2) value = Op::join(value, __shfl_xor_sync(FULL, value, step));
+    return value;
+}
+__device__ inline float warp_sum(float value) { return warp_join<Sum>(value); }
+__device__ inline float warp_max(float value) { return warp_join<Max>(value); }
+
+/* Joins the values of a block; every thread gets the same. `scratch` has room for WARP floats and may be used again at once. */
+template <class Op> __device__ inline float block_join(float value, Shared<float> scratch) {
+    value = warp_join<Op>(value);
+    __syncthreads();
+    if (lane() == 0) scratch[warp()] = value;
+    __syncthreads();
+    return warp_join<Op>(lane() < warps() ? scratch[lane()] : Op::nothing());
+}
+__device__ inline float block_sum(float value, Shared<float> scratch) { return block_join<Sum>(value, scratch); }
+__device__ inline float block_max(float value, Shared<float> scratch) { return block_join<Max>(value, scratch); }

@@ -1,0 +1,313 @@
+//! Provides kernels on the card: compiled by NVRTC at their first use, launched on candle's stream.
+
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
+
+use crate::Call;
+
+/// Runs the calls that `calls` makes from the indices of the inputs and of the outputs; the outputs, in their order.
+///
+/// Inputs are contiguous. Outputs are `(type, length)` and begin with whatever the memory held: kernels write all of them.
+/// Nothing waits for the card.
+///
+/// # Errors
+/// When an input has gaps or a type that kernels do not take, memory runs out, NVRTC or the driver refuses a module, or the
+/// build has no CUDA.
+pub fn run(
+    card: &CudaDevice,
+    inputs: &[(&CudaStorage, &Layout)],
+    outputs: &[(DType, usize)],
+    calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
+) -> Result<Vec<CudaStorage>> {
+    let indices: Vec<usize> = (0..inputs.len() + outputs.len()).collect();
+    let (before, after) = indices.split_at(inputs.len());
+    on_card::run(card, inputs, outputs, &calls(before, after)?)
+}
+
+/// As [`run`], for one call with one output.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_one(
+    card: &CudaDevice,
+    inputs: &[(&CudaStorage, &Layout)],
+    output: (DType, usize),
+    call: impl FnOnce(&[usize], usize) -> Result<Call>,
+) -> Result<CudaStorage> {
+    let outputs = run(card, inputs, &[output], |inputs, outputs| {
+        Ok(vec![call(inputs, outputs[0])?])
+    })?;
+    match <[CudaStorage; 1]>::try_from(outputs) {
+        Ok([output]) => Ok(output),
+        Err(outputs) => bail!("one output was asked for, and {} came", outputs.len()),
+    }
+}
+
+/// Compiles and loads every module, so that a mistake shows before anything long begins.
+///
+/// # Errors
+/// When NVRTC or the driver refuses a module, or the build has no CUDA.
+pub fn compile_all(card: &CudaDevice) -> Result<()> {
+    for module in crate::MODULES {
+        for function in module.functions() {
+            on_card::load(card, module, function)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+mod on_card {
+    use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result};
+
+    use crate::{Call, Module};
+
+    pub(super) fn run(
+        _: &CudaDevice,
+        _: &[(&CudaStorage, &Layout)],
+        _: &[(DType, usize)],
+        _: &[Call],
+    ) -> Result<Vec<CudaStorage>> {
+        Err(Error::NotCompiledWithCudaSupport)
+    }
+
+    pub(super) fn load(_: &CudaDevice, _: &Module, _: &str) -> Result<()> {
+        Err(Error::NotCompiledWithCudaSupport)
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_card {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use candle_core::backend::BackendStorage;
+    use candle_core::cuda_backend::cudarc::driver::{
+        CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+    };
+    use candle_core::cuda_backend::cudarc::nvrtc::{
+        CompileError, CompileOptions, compile_ptx_with_opts,
+    };
+    use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
+    use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
+
+    use crate::call::{Argument, float_code};
+    use crate::{Call, Module};
+
+    /// A buffer of the run.
+    #[derive(Clone, Copy)]
+    struct Region {
+        pointer: u64,
+        len: i64,
+        dtype: DType,
+    }
+
+    /// An argument as prelude.cuh declares it: `Floats`, of which `Buffer` is the beginning, or one number.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Parameter {
+        value: u64,
+        len: i64,
+        dtype: i32,
+    }
+
+    #[expect(unsafe_code, reason = "says that the bytes can be passed to a kernel")]
+    // SAFETY: the layout is C's and the fields are those of the kernels' parameter types.
+    unsafe impl DeviceRepr for Parameter {}
+
+    /// Evaluates a body for the slice that a storage holds.
+    macro_rules! for_slice {
+        ($slice:expr, $data:ident => $body:expr) => {
+            match $slice {
+                CudaStorageSlice::F32($data) => $body,
+                CudaStorageSlice::BF16($data) => $body,
+                CudaStorageSlice::F16($data) => $body,
+                CudaStorageSlice::U8($data) => $body,
+                CudaStorageSlice::U32($data) => $body,
+                CudaStorageSlice::I64($data) => $body,
+                _ => bail!("kernels take no buffers of this type"),
+            }
+        };
+    }
+
+    pub(super) fn run(
+        card: &CudaDevice,
+        inputs: &[(&CudaStorage, &Layout)],
+        outputs: &[(DType, usize)],
+        calls: &[Call],
+    ) -> Result<Vec<CudaStorage>> {
+        let stream = card.cuda_stream();
+        let mut made = outputs
+            .iter()
+            .map(|(dtype, len)| allocate(card, *dtype, *len))
+            .collect::<Result<Vec<_>>>()?;
+        let mut regions = Vec::with_capacity(inputs.len() + outputs.len());
+        // Dropped after the launches, when they tell other streams what was read and written.
+        let mut uses = Vec::with_capacity(regions.capacity());
+        for (storage, layout) in inputs {
+            let (region, used) = read(storage, layout, &stream)?;
+            regions.push(region);
+            uses.push(used);
+        }
+        for (storage, (dtype, len)) in made.iter_mut().zip(outputs) {
+            let (pointer, used) =
+                for_slice!(&mut storage.slice, data => data.device_ptr_mut(&stream));
+            regions.push(Region {
+                pointer,
+                len: *len as i64,
+                dtype: *dtype,
+            });
+            uses.push(used);
+        }
+        for call in calls.iter().filter(|call| call.launches()) {
+            launch(card, call, &regions)?;
+        }
+        drop(uses);
+        Ok(made)
+    }
+
+    fn allocate(card: &CudaDevice, dtype: DType, len: usize) -> Result<CudaStorage> {
+        fn fresh<T: CudaDType + DeviceRepr>(card: &CudaDevice, len: usize) -> Result<CudaStorage> {
+            #[expect(unsafe_code, reason = "memory that nothing was written to")]
+            // SAFETY: any bytes are numbers of these types, and `run` says that kernels write all of them.
+            let slice = unsafe { card.alloc::<T>(len)? };
+            Ok(CudaStorage::wrap_cuda_slice(slice, card.clone()))
+        }
+        // The driver has no empty allocations.
+        let len = len.max(1);
+        match dtype {
+            DType::F32 => fresh::<f32>(card, len),
+            DType::BF16 => fresh::<half::bf16>(card, len),
+            DType::F16 => fresh::<half::f16>(card, len),
+            DType::U8 => fresh::<u8>(card, len),
+            DType::U32 => fresh::<u32>(card, len),
+            DType::I64 => fresh::<i64>(card, len),
+            other => bail!("kernels take no buffers of {other:?}"),
+        }
+    }
+
+    fn read<'a>(
+        storage: &'a CudaStorage,
+        layout: &Layout,
+        stream: &'a Arc<CudaStream>,
+    ) -> Result<(Region, SyncOnDrop<'a>)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a kernel was given a tensor that is not contiguous: {layout:?}");
+        };
+        let dtype = storage.dtype();
+        let (pointer, used, len) = for_slice!(&storage.slice, data => {
+            let (pointer, used) = data.device_ptr(stream);
+            (pointer, used, data.len())
+        });
+        if end > len {
+            bail!("a layout of {start}..{end} reaches past {len} elements");
+        }
+        let region = Region {
+            pointer: pointer + (start * dtype.size_in_bytes()) as u64,
+            len: (end - start) as i64,
+            dtype,
+        };
+        Ok((region, used))
+    }
+
+    fn launch(card: &CudaDevice, call: &Call, regions: &[Region]) -> Result<()> {
+        let ptx = ptx(card, call.module)?;
+        let function = card.get_or_load_custom_func(call.function, call.module.name(), &ptx)?;
+        let parameters = call
+            .arguments
+            .iter()
+            .map(|argument| parameter(call, *argument, regions))
+            .collect::<Result<Vec<_>>>()?;
+        let mut builder = function.builder();
+        for parameter in &parameters {
+            builder.arg(parameter);
+        }
+        let [x, y, z] = call.grid;
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (call.block, 1, 1),
+            shared_mem_bytes: call.shared,
+        };
+        #[expect(unsafe_code, reason = "launches a kernel")]
+        // SAFETY: the emulator's tests check that each call's arguments are its kernel's parameters and that the kernel stays
+        // inside its buffers; the pointers are of live slices of this stream's device.
+        let launched = unsafe { builder.launch(config) };
+        launched.w().map(drop)
+    }
+
+    fn parameter(call: &Call, argument: Argument, regions: &[Region]) -> Result<Parameter> {
+        let region = |index: usize| match regions.get(index) {
+            Some(region) => Ok(*region),
+            None => bail!("{}: there is no buffer {index}", call.function),
+        };
+        let buffer = |region: Region, dtype| Parameter {
+            value: region.pointer,
+            len: region.len,
+            dtype,
+        };
+        // A number is read from the first bytes; cards and their hosts are little-endian.
+        let number = |value: u64| Parameter {
+            value,
+            len: 0,
+            dtype: 0,
+        };
+        Ok(match argument {
+            Argument::Floats(index) => {
+                let region = region(index)?;
+                buffer(region, float_code(region.dtype)?)
+            }
+            Argument::Buffer(index, dtype) => {
+                let region = region(index)?;
+                if region.dtype != dtype {
+                    let held = region.dtype;
+                    bail!(
+                        "{}: buffer {index} holds {held:?}, not {dtype:?}",
+                        call.function
+                    );
+                }
+                buffer(region, 0)
+            }
+            Argument::Long(value) => number(value as u64),
+            Argument::Int(value) => number(value as u32 as u64),
+            Argument::Float(value) => number(value.to_bits().into()),
+        })
+    }
+
+    /// Compiles and loads the function.
+    pub(super) fn load(card: &CudaDevice, module: &Module, function: &str) -> Result<()> {
+        let ptx = ptx(card, module)?;
+        card.get_or_load_custom_func(function, module.name(), &ptx)
+            .map(drop)
+    }
+
+    /// The module's PTX for this card, compiled once in a process.
+    fn ptx(card: &CudaDevice, module: &Module) -> Result<Arc<str>> {
+        type Compiled = BTreeMap<(&'static str, (i32, i32)), Arc<str>>;
+        static COMPILED: Mutex<Compiled> = Mutex::new(BTreeMap::new());
+        let capability = card.cuda_stream().context().compute_capability().w()?;
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ptx) = compiled.get(&(module.name(), capability)) {
+            return Ok(Arc::clone(ptx));
+        }
+        let (major, minor) = capability;
+        let options = CompileOptions {
+            // Nothing of fast math: what is computed must be what the CPU computes, to rounding.
+            options: vec![
+                format!("--gpu-architecture=compute_{major}{minor}"),
+                "--std=c++17".into(),
+            ],
+            ..CompileOptions::default()
+        };
+        let ptx: Arc<str> = match compile_ptx_with_opts(module.text(), options) {
+            Ok(ptx) => ptx.to_src().into(),
+            Err(CompileError::CompileError { log, .. }) => bail!(
+                "NVRTC refuses the kernels of {} for compute capability {major}.{minor} (a CUDA toolkit older than the card \
+                 does not know it):\n{}",
+                module.name(),
+                log.to_string_lossy()
+            ),
+            Err(other) => bail!("NVRTC, for the kernels of {}: {other:?}", module.name()),
+        };
+        compiled.insert((module.name(), capability), Arc::clone(&ptx));
+        Ok(ptx)
+    }
+}

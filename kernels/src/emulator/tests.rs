@@ -1,0 +1,227 @@
+use candle_core::{DType, Device, Result, Tensor};
+use half::{bf16, f16};
+
+use super::{Emulator, Memory};
+use crate::{Call, Launch, Module, SELF_TEST};
+
+fn launch(blocks: usize, block: usize, shared: usize) -> Launch {
+    Launch {
+        grid: [blocks, 1, 1],
+        block,
+        shared,
+    }
+}
+
+/// x in another type, by the kernel.
+fn converted(emulator: &Emulator, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let len = x.elem_count();
+    let out = emulator.compute(&[x], &[(dtype, len)], |x, out| {
+        let call = Call::new(&SELF_TEST, "convert", Launch::over(len, 256))?;
+        Ok(vec![call.floats(x[0]).floats(out[0]).size(len)])
+    })?;
+    Ok(out[0].clone())
+}
+
+/// The bits of every f32 on the way between numbers that 16 bits hold, and the numbers themselves.
+fn awkward() -> Vec<f32> {
+    let bits = (0..=u16::MAX).flat_map(|high| {
+        [0u32, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001]
+            .map(|low| u32::from(high) << 16 | low)
+    });
+    let f16s = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits());
+    let between = f16s.flat_map(|bits| [bits, bits ^ 0x1000, bits.wrapping_add(0x0fff)]);
+    bits.chain(between).map(f32::from_bits).collect()
+}
+
+#[test]
+fn sixteen_bit_floats_are_those_of_half() -> Result<()> {
+    let Some(emulator) = Emulator::of(&SELF_TEST)? else {
+        return Ok(());
+    };
+    let wide = awkward();
+    let x = Tensor::from_slice(&wide, wide.len(), &Device::Cpu)?;
+    let narrow = converted(&emulator, &x, DType::BF16)?.to_vec1::<bf16>()?;
+    for (wide, narrow) in wide.iter().zip(narrow) {
+        assert_eq!(
+            narrow.to_bits(),
+            bf16::from_f32(*wide).to_bits(),
+            "{wide:e}"
+        );
+    }
+    let narrow = converted(&emulator, &x, DType::F16)?.to_vec1::<f16>()?;
+    for (wide, narrow) in wide.iter().zip(narrow) {
+        assert_eq!(narrow.to_bits(), f16::from_f32(*wide).to_bits(), "{wide:e}");
+    }
+    let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    let x = Tensor::from_slice(&all, all.len(), &Device::Cpu)?;
+    for (wide, narrow) in converted(&emulator, &x, DType::F32)?
+        .to_vec1::<f32>()?
+        .iter()
+        .zip(all)
+    {
+        assert!(wide.to_bits() == narrow.to_f32().to_bits() || narrow.is_nan() && wide.is_nan());
+    }
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let x = Tensor::from_slice(&all, all.len(), &Device::Cpu)?;
+    for (wide, narrow) in converted(&emulator, &x, DType::F32)?
+        .to_vec1::<f32>()?
+        .iter()
+        .zip(all)
+    {
+        assert_eq!(wide.to_bits(), narrow.to_f32().to_bits(), "{narrow:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_meet_at_barriers_and_join_their_values() -> Result<()> {
+    let Some(emulator) = Emulator::of(&SELF_TEST)? else {
+        return Ok(());
+    };
+    let (rows, size) = (3usize, 1000usize);
+    let x: Vec<f32> = (0..rows * size).map(|i| (i % 701) as f32).collect();
+    for block in [32, 256, 1024] {
+        let mut memory = Memory::new();
+        let at = memory.upload(&Tensor::from_slice(&x, x.len(), &Device::Cpu)?)?;
+        let out = memory.fresh(DType::F32, 2 * rows);
+        let call = Call::new(&SELF_TEST, "block_totals", launch(rows, block, 128))?;
+        emulator.run(&mut memory, &[call.floats(at).floats(out).size(size)])?;
+        // Sums of whole numbers below 2^24, exact in any order.
+        let expected: Vec<f32> = x
+            .chunks(size)
+            .flat_map(|row| [row.iter().sum(), row.iter().copied().fold(0.0, f32::max)])
+            .collect();
+        assert_eq!(
+            memory.read(out)?.to_vec1::<f32>()?,
+            expected,
+            "{block} threads"
+        );
+    }
+    let mut memory = Memory::new();
+    let x: Vec<u32> = (0..128).collect();
+    let at = memory.upload(&Tensor::from_slice(&x, x.len(), &Device::Cpu)?)?;
+    let out = memory.fresh(DType::U32, x.len());
+    let call = Call::new(&SELF_TEST, "reverse", launch(2, 64, 256))?;
+    emulator.run(
+        &mut memory,
+        &[call.buffer(at, DType::U32).buffer(out, DType::U32)],
+    )?;
+    let turned: Vec<u32> = x.chunks(64).flat_map(|x| x.iter().rev().copied()).collect();
+    assert_eq!(memory.read(out)?.to_vec1::<u32>()?, turned);
+    Ok(())
+}
+
+#[test]
+fn lanes_get_what_cuda_says_they_get() -> Result<()> {
+    let Some(emulator) = Emulator::of(&SELF_TEST)? else {
+        return Ok(());
+    };
+    let mut memory = Memory::new();
+    let out = memory.fresh(DType::I64, 5 * 32);
+    let call = Call::new(&SELF_TEST, "exchange", launch(1, 32, 0))?;
+    emulator.run(&mut memory, &[call.buffer(out, DType::I64)])?;
+    let out = memory.read(out)?.reshape((5, 32))?.to_vec2::<i64>()?;
+    let every_third: i64 = (0..32).filter(|i| i % 3 == 0).map(|i| 1 << i).sum();
+    for lane in 0..32i64 {
+        let down = if lane + 4 < 32 { lane + 4 } else { lane };
+        let up = if lane >= 4 { lane - 4 } else { lane };
+        let column: Vec<i64> = out.iter().map(|row| row[lane as usize]).collect();
+        assert_eq!(column, [5, lane ^ 3, down, up, every_third]);
+    }
+    Ok(())
+}
+
+/// Kernels that do what kernels may not.
+static FAULTS: Module = Module::new(
+    "faults",
+    r#"
+    extern "C" __global__ void race(Buffer<u32> out) {
+        Shared<u32> tile = shared<u32>(0, blockDim.x);
+        tile[threadIdx.x] = threadIdx.x;
+        out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
+    }
+    extern "C" __global__ void blocks_race(Buffer<u32> out) { out[0] = blockIdx.x; }
+    extern "C" __global__ void outside(Buffer<u32> out) { out[threadIdx.x + 1] = 0; }
+    extern "C" __global__ void outside_shared(Buffer<u32> out) { out[0] = shared<u32>(0, 33)[0]; }
+    extern "C" __global__ void parted(Buffer<u32> out) {
+        if (threadIdx.x < 7) __syncthreads();
+        out[threadIdx.x] = 0;
+    }
+    extern "C" __global__ void some_lanes(Buffer<u32> out) { out[threadIdx.x] = __shfl_sync(0xff, 1u, 0); }
+    extern "C" __global__ void unwritten(Floats out) { out.store(0, shared<float>(0, 1)[0]); }
+    "#,
+    &[
+        "race",
+        "blocks_race",
+        "outside",
+        "outside_shared",
+        "parted",
+        "some_lanes",
+        "unwritten",
+    ],
+);
+
+#[test]
+fn mistakes_are_named() -> Result<()> {
+    let Some(emulator) = Emulator::of(&FAULTS)? else {
+        return Ok(());
+    };
+    let mut memory = Memory::new();
+    let out = memory.fresh(DType::U32, 64);
+    let call = |function, blocks| Call::new(&FAULTS, function, launch(blocks, 64, 256));
+    for (function, blocks, message) in [
+        ("race", 1, "a barrier is missing"),
+        ("blocks_race", 2, "a barrier is missing"),
+        ("outside", 1, "thread 63: element 64 of 64"),
+        (
+            "parted",
+            1,
+            "not all threads meet: 57 have ended, 7 are at a barrier",
+        ),
+        ("some_lanes", 1, "lanes ff only"),
+    ] {
+        let call = call(function, blocks)?.buffer(out, DType::U32);
+        let error = emulator.run(&mut memory, &[call]).unwrap_err().to_string();
+        assert!(error.contains(message), "{function}: {error}");
+    }
+    let small = Call::new(&FAULTS, "outside_shared", launch(1, 32, 128))?;
+    let error = emulator.run(&mut memory, &[small.buffer(out, DType::U32)]);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("to byte 132, the launch has 128")
+    );
+    // What nobody wrote is NaN, in shared memory and in fresh buffers.
+    let out = memory.fresh(DType::F32, 2);
+    emulator.run(&mut memory, &[call("unwritten", 1)?.floats(out)])?;
+    assert!(
+        memory
+            .read(out)?
+            .to_vec1::<f32>()?
+            .iter()
+            .all(|x| x.is_nan())
+    );
+    Ok(())
+}
+
+#[test]
+fn arguments_of_other_types_are_refused() -> Result<()> {
+    let Some(emulator) = Emulator::of(&SELF_TEST)? else {
+        return Ok(());
+    };
+    let mut memory = Memory::new();
+    let (x, whole) = (memory.fresh(DType::F32, 4), memory.fresh(DType::U32, 4));
+    let call = || Call::new(&SELF_TEST, "convert", launch(1, 32, 0));
+    for call in [
+        call()?.floats(x).floats(x),
+        call()?.floats(x).floats(x).int(4),
+        call()?.floats(x).buffer(x, DType::F32).size(4),
+        call()?.floats(x).floats(whole).size(4),
+        call()?.floats(x).buffer(whole, DType::F32).size(4),
+        call()?.floats(x).floats(2).size(4),
+    ] {
+        assert!(emulator.run(&mut memory, &[call]).is_err());
+    }
+    emulator.run(&mut memory, &[call()?.floats(x).floats(x).size(4)])
+}

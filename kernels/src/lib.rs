@@ -1,0 +1,52 @@
+//! CUDA kernels for what candle's own operations do slowly or with too much memory, as C++ text that is compiled where it runs.
+//!
+//! ```text
+//!  src/cuda/prelude.cuh + src/cuda/NAME.cu ── Module ──┬─ on a card: NVRTC ─> device::run
+//!                                                      └─ in tests: c++ ────> Emulator::run
+//!  Call::new(&NAME, "function", Launch)?.floats(x).long(n) ── one launch, the same for both
+//! ```
+//!
+//! **When they are compiled.** At first use, by NVRTC, for the card that is there. candle links NVRTC already, so a build
+//! needs nothing more than candle's `cuda` feature does; the text compiles in a second and is kept as long as the process
+//! lives; and no list of architectures has to be decided at build time. The price, a second in the first step, is paid by
+//! runs of hours.
+//!
+//! **How they are tested.** A build machine has no GPU. So the text includes nothing and uses little (`prelude.cuh` lists what),
+//! and the `Emulator` (feature `emulator`) compiles it with the system's C++ compiler. It runs every block's threads one after
+//! another to the next barrier or warp exchange, forward and then in reverse, and refuses results that differ: a missing
+//! barrier shows. Buffers are bounds-checked, shared memory and fresh buffers begin as NaN, arguments are checked against the
+//! function's parameters. Where no C++ compiler is found, `Emulator::of` says so and tests pass over the kernel.
+//!
+//! **A new kernel** is a `.cu` file beside the others, one entry in the list at the end of `module.rs`, and a function that makes
+//! the [`Call`] from indices of buffers and sizes:
+//!
+//! ```
+//! use candle_core::Result;
+//! use distill_kernels::{Call, Launch, SELF_TEST};
+//!
+//! /// out[i] = x[i], rounded to out's type.
+//! fn convert(x: usize, out: usize, len: usize) -> Result<Call> {
+//!     let call = Call::new(&SELF_TEST, "convert", Launch::over(len, 256))?;
+//!     Ok(call.floats(x).floats(out).size(len))
+//! }
+//! # assert!(convert(0, 1, 1000).is_ok());
+//! ```
+//!
+//! In `CustomOp::cuda_fwd` the indices come from [`device::run`]:
+//! `device::run(card, &[(x, layout)], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`;
+//! in a test from `emulator.compute(&[&x], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`, with
+//! `Emulator::of(&SELF_TEST)?`.
+
+mod call;
+pub mod device;
+#[cfg(feature = "emulator")]
+mod emulator;
+mod module;
+
+pub use call::{Call, Launch, SHARED_BYTES_MAX, THREADS_MAX};
+#[cfg(feature = "emulator")]
+pub use emulator::{Emulator, Memory};
+pub use module::*;
+
+#[cfg(test)]
+mod nvcc_tests;

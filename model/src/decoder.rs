@@ -51,7 +51,7 @@ impl Decoder {
             true => None,
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|i| DecoderLayer::load(config, weights, &format!("model.layers.{i}"), options))
+            .map(|layer| DecoderLayer::load(config, weights, layer, options))
             .collect::<Result<Vec<_>>>()?;
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         Ok(Self {
@@ -103,7 +103,7 @@ impl Decoder {
     /// Memory taken by the weights, adapters aside, in bytes; a head that is the embedding counts once.
     pub fn weight_bytes(&self) -> usize {
         let linears = self.layers.iter().flat_map(DecoderLayer::linears);
-        let norms = self.layers.iter().flat_map(DecoderLayer::norms);
+        let norms = self.layers.iter().flat_map(DecoderLayer::all_norms);
         let norms = norms.chain([&self.norm]).map(RmsNorm::bytes);
         let head = self.head.as_ref().map_or(0, TokenMatrix::bytes);
         linears.map(Linear::bytes).sum::<usize>()

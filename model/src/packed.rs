@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CudaDevice, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::element::lend;
@@ -289,8 +289,9 @@ impl Quantised for PackedMatrix {
         Self::dequantize_rows(self, rows, out)
     }
 
-    fn dequantize(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        Self::dequantize(self, dtype, device)
+    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {
+        let device = Device::Cuda(card.clone());
+        Self::dequantize(self, dtype, &device).map_err(candle_core::Error::wrap)
     }
 }
 

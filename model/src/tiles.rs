@@ -8,9 +8,10 @@ use crate::matmul::{Matrix, Store, Threads, product};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result as CandleResult, Shape,
-    Storage, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Result as CandleResult, Shape,
+    Tensor,
 };
+use distill_kernels::device;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -38,8 +39,8 @@ pub(crate) trait Quantised: Clone + Send + Sync + 'static {
     /// Dequantises rows into `out` [rows.len(), width].
     fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
-    /// The whole matrix as a dense tensor on a device.
-    fn dequantize(&self, dtype: DType, device: &Device) -> Result<Tensor>;
+    /// The whole matrix as a dense tensor on a card.
+    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> CandleResult<Tensor>;
 }
 
 /// y = x W^T for a frozen quantised matrix W. The product is computed in f32 and rounded to x's type.
@@ -208,22 +209,16 @@ impl<W: Quantised> CustomOp1 for Product<W> {
         Ok((y, (rows, out_width).into()))
     }
 
-    /// With the whole matrix, dequantised for this product.
+    /// The whole matrix is unpacked into scratch, in x's type, which lasts for the one product.
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
         let (rows, out_width) = self.plan(layout)?;
-        let device = Device::Cuda(x.device().clone());
-        let weight = self
-            .weight
-            .dequantize(x.dtype(), &device)
-            .map_err(candle_core::Error::wrap)?;
+        let weight = self.weight.unpack_on_card(x.device(), x.dtype())?;
         let (storage, weight_layout) = weight.storage_and_layout();
-        let Storage::Cuda(weight) = &*storage else {
-            candle_core::bail!("{}: the dequantised weight is not on CUDA", W::PRODUCT);
-        };
         let (right, inner) = match self.side {
             Side::Forward => (weight_layout.transpose(0, 1)?, self.weight.width()),
             Side::Backward => (weight_layout.clone(), self.weight.height()),
         };
+        let weight = device::storage(&storage)?;
         let y = x.matmul(weight, (1, rows, out_width, inner), layout, &right)?;
         Ok((y, (rows, out_width).into()))
     }

@@ -45,7 +45,10 @@ fn main() -> Result<()> {
         }
         Ok(seconds)
     };
-    let hidden = best(&|| Ok(drop(decoder.hidden_states(&batch)?)))?;
+    let hidden = best(&|| {
+        decoder.hidden_states(&batch)?;
+        Ok(())
+    })?;
     let vocab_size = decoder.head_matrix().rows() as u32;
     let capture = Capture {
         keep: Keep::top_k(top_k),
@@ -62,7 +65,10 @@ fn main() -> Result<()> {
         target_mask: &target_mask,
     };
     let logits = best(&|| Ok(teacher.each_logits(&tokens, |_, _| ())?))?;
-    let rows = best(&|| Ok(drop(teacher.rows(&[tokens])?)))?;
+    let rows = best(&|| {
+        teacher.rows(&[tokens])?;
+        Ok(())
+    })?;
     drop(teacher);
 
     let (d, width) = (config.hidden_size, config.intermediate_size);
@@ -70,7 +76,10 @@ fn main() -> Result<()> {
     let product = |rows: usize, inputs: usize, outputs: usize| -> Result<f64> {
         let x = Tensor::randn(0f32, 1.0, (rows, inputs), &Device::Cpu)?;
         let w = Tensor::randn(0f32, 1.0, (outputs, inputs), &Device::Cpu)?.t()?;
-        best(&|| Ok(drop(x.matmul(&w)?)))
+        best(&|| {
+            x.matmul(&w)?;
+            Ok(())
+        })
     };
     let length = ids.len();
     let layer = product(length, d, queries)?

@@ -6,10 +6,14 @@ use serde_json::json;
 
 use super::header::Header;
 use super::value::{Metadata, Value};
-use crate::{Error, Result};
+use crate::{Architecture, Error, Result};
 
-/// transformers' class of each architecture.
-const CLASSES: [(&str, &str); 2] = [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")];
+/// What files are read of; those of Mistral's models say `llama`.
+const READ: [Architecture; 3] = [
+    Architecture::Llama,
+    Architecture::Qwen2,
+    Architecture::Qwen3,
+];
 
 /// Settings under the architecture's name that change the computation.
 const NOT_DONE: [(&str, &str); 5] = [
@@ -36,12 +40,13 @@ pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Va
     };
     let key = "general.architecture";
     let architecture = metadata.text(key)?;
-    let known = CLASSES.iter().find(|(name, _)| *name == architecture);
-    let (name, class) = known.ok_or_else(|| {
-        let names = CLASSES.map(|(name, _)| name).join(", ");
+    let known = READ.iter().find(|known| known.name() == architecture);
+    let known = known.ok_or_else(|| {
+        let names = READ.map(Architecture::name).join(", ");
         let problem = format!("is `{architecture}`; this build reads {names}");
         metadata.fault(key, problem)
     })?;
+    let name = known.name();
     let integer = |key: &str| metadata.unsigned(&format!("{name}.{key}"));
     let float = |key: &str| metadata.float(&format!("{name}.{key}"));
     let has = |key: &str| metadata.get(&format!("{name}.{key}")).is_some();
@@ -86,7 +91,7 @@ pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Va
         false => 10_000.0,
     };
     Ok(json!({
-        "architectures": [class],
+        "architectures": [known.class()],
         "model_type": name,
         "vocab_size": rows.ok_or_else(|| Error::MissingTensor {
             path: path.to_owned(),

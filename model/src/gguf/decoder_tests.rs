@@ -16,6 +16,8 @@ fn wide(base: TinyModel) -> TinyModel {
         hidden_size: 256,
         intermediate_size: 512,
         num_hidden_layers: 1,
+        num_attention_heads: 8,
+        num_key_value_heads: 4,
         vocab_size: 40,
         ..base
     }
@@ -71,7 +73,8 @@ fn logits_are_those_of_the_dequantised_model() {
         GgmlDType::Q4K,
         GgmlDType::Q6K,
     ] {
-        for base in [TinyModel::llama(), TinyModel::qwen2(), untied.clone()] {
+        let bases = [TinyModel::llama(), TinyModel::qwen2(), TinyModel::qwen3()];
+        for base in bases.into_iter().chain([untied.clone()]) {
             let dir = tempfile::tempdir().unwrap();
             let path = write_gguf(dir.path(), &wide(base), dtype);
             let packed = load(&path, &LoadOptions::reference());

@@ -33,7 +33,7 @@ fn metadata_of_another_model_is_refused_by_its_key() {
         (
             "general.architecture",
             text("mamba"),
-            "this build reads llama, qwen2",
+            "this build reads llama, qwen2, qwen3",
         ),
         (
             "general.architecture",

@@ -1,4 +1,3 @@
-
 use candle_core::quantized::{
     GgmlDType, QTensor,
     gguf_file::{self, Value},
@@ -54,6 +53,7 @@ pub(super) fn write_gguf_with(
             key("attention.head_count_kv"),
             number(config.num_key_value_heads),
         ),
+        (key("attention.key_length"), number(config.head_dim)),
         (key("rope.freq_base"), Value::F32(config.rope_theta as f32)),
         (
             key("attention.layer_norm_rms_epsilon"),
@@ -108,7 +108,8 @@ pub(super) fn write_gguf_with(
 
 #[test]
 fn a_file_gives_back_the_checkpoint_it_was_made_from() {
-    for tiny in [model(TinyModel::llama()), model(TinyModel::qwen2())] {
+    for base in [TinyModel::llama(), TinyModel::qwen2(), TinyModel::qwen3()] {
+        let tiny = model(base);
         let dir = tempfile::tempdir().unwrap();
         let path = write_gguf(dir.path(), &tiny, GgmlDType::F32);
         let gguf = Gguf::open(&path).unwrap();

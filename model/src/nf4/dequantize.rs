@@ -4,7 +4,7 @@ use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
 use crate::tiles::Quantised;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CudaDevice, DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -99,9 +99,8 @@ impl Quantised for Arc<Nf4Matrix> {
         Nf4Matrix::dequantize_rows(self, rows, out)
     }
 
-    /// Until there is a kernel: on the host, and sent over. Right, and slow.
-    fn dequantize(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        Nf4Matrix::dequantize(self, dtype, device)
+    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {
+        Nf4Matrix::unpack_on_card(self, card, dtype)
     }
 }
 

@@ -42,13 +42,15 @@ impl Decoder {
         options.validate()?;
         let rows = [config.vocab_size, config.hidden_size];
         let matrix = |name, device| TokenMatrix::load(weights, name, &rows, options, device);
+        let tied = config.tie_word_embeddings;
+        let own_head = (!tied).then(|| matrix(HEAD, &options.device));
+        let own_head = own_head.transpose()?;
         // Rows of a packed embedding are dequantised in host memory, few as they are; a head is needed where the states are.
         let embedding = matrix(EMBEDDING, &Device::Cpu)?;
         let apart = matches!(embedding, TokenMatrix::Packed(_)) && !options.device.is_cpu();
-        let head = match config.tie_word_embeddings {
-            false => Some(matrix(HEAD, &options.device)?),
-            true if apart => Some(matrix(EMBEDDING, &options.device)?),
-            true => None,
+        let head = match tied && apart {
+            true => Some(matrix(EMBEDDING, &options.device)?),
+            false => own_head,
         };
         let layers = (0..config.num_hidden_layers)
             .map(|layer| DecoderLayer::load(config, weights, layer, options))

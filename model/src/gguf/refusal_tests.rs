@@ -87,7 +87,7 @@ fn metadata_of_another_model_is_refused_by_its_key() {
         (
             "tokenizer.ggml.model",
             text("llama"),
-            "name the tokenizer's directory",
+            "tokenizer.json with --tokenizer",
         ),
         (
             "tokenizer.ggml.token_type",
@@ -209,14 +209,12 @@ fn any_byte_of_the_header_may_be_wrong_without_a_panic() {
     let (bytes, header) = small_file(dir.path());
     let mut refused = 0;
     for at in 0..header {
-        for change in [0x55, 0x80, 0xff] {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= change;
-            refused += usize::from(opened(dir.path(), &damaged).is_some());
-        }
+        let mut damaged = bytes.clone();
+        damaged[at] ^= [0x55, 0x80, 0xff][at % 3];
+        refused += usize::from(opened(dir.path(), &damaged).is_some());
     }
     // Many bytes are letters of tokens and names of things that nobody reads.
-    assert!(refused > header, "{refused} of {}", 3 * header);
+    assert!(2 * refused > header, "{refused} of {header}");
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use distill_hub::{Options, Wanted};
-use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
+use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
@@ -62,7 +62,9 @@ impl Engine {
         if let Some(cache) = &config.cache {
             return cached::load(config, cache, reporter, stopped);
         }
-        let mut opened = Opened::read(config, reporter, stopped)?;
+        let device = config.device.open()?;
+        let config = &config.on(&device);
+        let mut opened = Opened::read(config, device, reporter, stopped)?;
         let Beginning { plan, states, info } = opened.begin(config, reporter, stopped)?;
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let progress = Progress::new(plan.count(), plan.token_count());
@@ -98,8 +100,31 @@ pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) 
     }
 }
 
+/// Reads the weights onto `device`, where there is room for them: `budget_bytes`, or what is free.
+pub(crate) fn load_decoder(
+    model: &ModelConfig,
+    weights: &Weights,
+    dtype: DType,
+    device: &Device,
+    budget_bytes: Option<u64>,
+) -> Result<Decoder> {
+    let options = LoadOptions {
+        dtype,
+        device: device.clone(),
+        base: Base::AsStored,
+        lora: None,
+    };
+    let remedy = match dtype {
+        DType::F32 => "--dtype bf16 takes half of it; else use a 4-bit or a smaller teacher",
+        _ => "end what else holds memory there, or use a 4-bit or a smaller teacher",
+    };
+    check_weights_fit(model, weights, &options, budget_bytes, remedy)?;
+    Ok(Decoder::load(model, weights, &options)?)
+}
+
 /// What is known of a teacher and its corpus before any weight is in memory.
 struct Opened {
+    device: Device,
     tokenizer: TokenizerFiles,
     model: ModelConfig,
     corpus: Corpus,
@@ -108,7 +133,12 @@ struct Opened {
 }
 
 impl Opened {
-    fn read(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
+    fn read(
+        config: &Config,
+        device: Device,
+        reporter: &Reporter,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Self> {
         let files = TeacherFiles::open(config, stopped)?;
         let parameters = files.parameter_count()?;
         let TeacherFiles {
@@ -133,9 +163,10 @@ impl Opened {
             tokenizer: tokenizer.fingerprint(),
             vocabulary: tokenizer.vocabulary_fingerprint(),
             vocab_size: tokenizer.size(),
-            backend: backend(&Device::Cpu),
+            backend: backend_and_build(&device)?,
         };
         Ok(Self {
+            device,
             tokenizer,
             model,
             corpus,
@@ -146,13 +177,9 @@ impl Opened {
 
     /// Reads the weights.
     fn teacher(&self, config: &Config) -> Result<Teacher> {
-        let options = LoadOptions {
-            dtype: config.dtype.dtype(),
-            device: Device::Cpu,
-            base: Base::AsStored,
-            lora: None,
-        };
-        let decoder = Decoder::load(&self.model, &self.weights, &options)?;
+        let dtype = config.dtype.on(&self.device);
+        let budget = config.memory_budget_bytes;
+        let decoder = load_decoder(&self.model, &self.weights, dtype, &self.device, budget)?;
         Teacher::new(decoder, self.tokenizer.size(), Capture::new(config))
     }
 
@@ -237,12 +264,12 @@ pub(crate) fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
 }
 
 /// Bytes are promised equal for the same of these only.
-fn backend(device: &Device) -> String {
-    let place = if device.is_cpu() { "cpu" } else { "cuda" };
-    format!(
-        "{place} candle-0.11 teacher-server-{}",
+fn backend_and_build(device: &Device) -> Result<String> {
+    Ok(format!(
+        "{} candle-0.11 teacher-server-{}",
+        backend(device)?,
         env!("CARGO_PKG_VERSION")
-    )
+    ))
 }
 
 fn server_info(

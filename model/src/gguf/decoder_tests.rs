@@ -95,6 +95,10 @@ fn logits_are_those_of_the_dequantised_model() {
                 "{dtype:?}: {difference} of {largest}"
             );
             assert!(2 * packed.weight_bytes() <= dense.weight_bytes() + 4 * 4096);
+            let weights = Weights::open(&path).unwrap();
+            let (config, options) = (packed.config(), LoadOptions::reference());
+            let foreseen = crate::weight_bytes(config, &weights, &options).unwrap();
+            assert_eq!(foreseen, packed.weight_bytes() as u64);
         }
     }
 }

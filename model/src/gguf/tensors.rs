@@ -161,6 +161,14 @@ impl Gguf {
         Ok(type_name(self.find(name)?.dtype))
     }
 
+    /// Bytes that a tensor takes in the file, and in memory where it stays packed.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn stored_bytes(&self, name: &str) -> Result<u64> {
+        Ok(self.find(name)?.bytes() as u64)
+    }
+
     /// The types that matrices are stored as, those with most bytes first: `Q4_K, Q6_K`.
     pub fn quantisation(&self) -> String {
         let matrices = self.tensors.values().filter(|tensor| tensor.rows() > 1);
@@ -194,7 +202,8 @@ impl Gguf {
     pub(crate) fn is_packed(&self, name: &str, device: &Device) -> Result<bool> {
         let stored = self.find(name)?;
         let plain = stored.dtype.block_size() == 1;
-        Ok(stored.dtype != GgmlDType::F32 && (device.is_cpu() || !plain))
+        let matrix = stored.shape.len() > 1;
+        Ok(matrix && stored.dtype != GgmlDType::F32 && (device.is_cpu() || !plain))
     }
 
     /// A tensor by its Hugging Face name, in the file's blocks; a vector as a matrix of one row.

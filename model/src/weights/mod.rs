@@ -215,6 +215,17 @@ impl Weights {
         }
     }
 
+    /// Bytes that [`packed`](Self::packed) takes; `None` where it gives `None`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn packed_bytes(&self, name: &str, device: &Device) -> Result<Option<u64>> {
+        match &self.gguf {
+            Some(gguf) if gguf.is_packed(name, device)? => gguf.stored_bytes(name).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A digest of what the model computes: the meaning of config.json and every tensor's name, type, shape and bytes. Layout
     /// of files and shards, and config keys that no forward pass reads, do not enter. Reads every byte once.
     ///

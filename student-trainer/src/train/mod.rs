@@ -112,7 +112,7 @@ fn train(
 ) -> Result<Summary> {
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
     let checkpoint = checkpoints.latest()?;
-    let place = Place::choose(&config.device, config.dtype)?;
+    let place = Place::choose(&config.device, config.dtype)?.within(config.memory_budget_bytes);
     let files = StudentFiles::find(&config.student, shutdown)?;
     let runtime = client::runtime()?;
     let agreement = runtime.block_on(agree(config, &files, shutdown))?;
@@ -223,7 +223,9 @@ fn train(
         warnings: Warnings::default(),
         loss: StepLoss::default(),
     };
-    trainer.train(shutdown)?;
+    trainer
+        .train(shutdown)
+        .map_err(|error| place.explained(error))?;
     finish(&trainer)
 }
 

@@ -242,7 +242,7 @@ mod tests {
         };
         let (dense, decoder) = with(DType::F32, Base::AsStored);
         assert_eq!(dense, 4 * parameters as u64);
-        assert_eq!(decoder.head().dtype(), DType::F32);
+        assert_eq!(decoder.head().unwrap().dtype(), DType::F32);
         assert_eq!(with(DType::BF16, Base::AsStored).0, 2 * parameters as u64);
         let (trained, decoder) = with(DType::BF16, Base::Trainable);
         let held = |(_, var): &(String, candle_core::Var)| {

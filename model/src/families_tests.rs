@@ -49,7 +49,7 @@ fn fixture(name: &str, base: Base) -> Fixture {
 
 #[track_caller]
 fn assert_logits(fixture: &Fixture, way: &str, hidden: &Tensor) {
-    let head = fixture.decoder.head().t().unwrap();
+    let head = fixture.decoder.head().unwrap().t().unwrap();
     let logits = hidden.flatten_to(1).unwrap().matmul(&head).unwrap();
     let difference = largest_difference(&logits, &fixture.logits);
     assert!(difference < TOLERANCE, "{way} is off by {difference:e}");

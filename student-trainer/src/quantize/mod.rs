@@ -167,8 +167,8 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
         make,
     )?;
     let path = staging.path().join("config.json");
-    let windows = map.kept(&model.windows);
-    let json = config_json(source.config_json()?, &windows, config);
+    let json = with_layers(source.config_json()?, model, &map);
+    let json = config_json(json, config);
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
@@ -225,12 +225,12 @@ fn quantized(name: &str, tensor: &Tensor, options: QuantOptions) -> Result<Vec<S
     Ok(matrix.stored(name))
 }
 
-/// The source's configuration with what changes: the number of layers and which of them have a window, the type, and what
-/// transformers must know of four bits.
-fn config_json(mut json: Value, windows: &[Option<usize>], config: &QuantizeConfig) -> Value {
+/// The source's configuration with the layers that stay: their number, and which of them differ from the others.
+fn with_layers(mut json: Value, model: &ModelConfig, map: &LayerMap) -> Value {
     let Value::Object(fields) = &mut json else {
         return json;
     };
+    let (windows, turned) = (map.kept(&model.windows), map.kept(&model.turned));
     fields.insert("num_hidden_layers".into(), windows.len().into());
     // One entry a layer of the source. Families whose layers differ name a first one with a window, which is another one now.
     fields.remove("layer_types");
@@ -242,6 +242,18 @@ fn config_json(mut json: Value, windows: &[Option<usize>], config: &QuantizeConf
         let kinds: Vec<&str> = windows.iter().map(kind).collect();
         fields.insert("layer_types".into(), kinds.into());
     }
+    if model.turned.contains(&false) {
+        let flags: Vec<u8> = turned.into_iter().map(u8::from).collect();
+        fields.insert("no_rope_layers".into(), flags.into());
+    }
+    json
+}
+
+/// The configuration with what changes beside the layers: the type, and what transformers must know of four bits.
+fn config_json(mut json: Value, config: &QuantizeConfig) -> Value {
+    let Value::Object(fields) = &mut json else {
+        return json;
+    };
     config.weights.dense().set_in(fields);
     if config.weights == StoredAs::FourBit {
         let mut skipped = vec!["lm_head"];

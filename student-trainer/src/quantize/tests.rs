@@ -143,6 +143,24 @@ fn kept_layers_keep_their_windows() {
 }
 
 #[test]
+fn kept_layers_keep_to_turn_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write_source_of(&source, TinyModel::smollm3());
+    let config = QuantizeConfig {
+        from: source,
+        out: dir.path().join("short"),
+        keep_layers: Some("0,3".into()),
+        weights: StoredAs::F32,
+        ..QuantizeConfig::default()
+    };
+    run(&config, &Shutdown::default()).unwrap();
+    let short = ModelConfig::load(&config.out).unwrap();
+    assert_eq!(short.turned, [true, false]);
+}
+
+#[test]
 fn every_kind_of_four_bits_is_what_was_asked_for_and_skipped_linears_are_dense() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");

@@ -109,9 +109,11 @@ fn the_same_command_trains_with_every_teacher() -> Result<()> {
         assert_eq!(run.lines.len(), STEPS, "{name}");
         for line in &run.lines {
             // Every teacher says something about the student's tokens, and every part of the loss hears it.
-            for key in ["ce", "kl", "ot", "grad_norm", "targets"] {
+            for key in ["ce", "kl", "grad_norm", "targets"] {
                 assert!(number(line, key)? > 0.0, "{name}, {key}: {line}");
             }
+            // The transport's objective has an entropy in it, so it may be negative.
+            assert!(number(line, "ot")? != 0.0, "{name}: {line}");
             assert!(number(line, "loss")?.is_finite(), "{name}: {line}");
         }
         first_divergences.push(number(&run.lines[0], "kl")?);

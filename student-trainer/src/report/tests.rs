@@ -41,10 +41,13 @@ fn a_run_shows_what_was_planned_beside_what_it_took() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     run(&path, 1e-3);
-    let memory = r#"{"name": "trainer", "peak_bytes": 5600000}"#;
-    std::fs::write(path.join("memory.json"), memory).unwrap();
-    let html = std::fs::read_to_string(write(&path).unwrap()).unwrap();
-    assert!(html.contains("<td>7</td><td>6</td><td>0.80</td>"), "{html}");
+    for (on_cpu, ratio) in [(true, "0.80"), (false, "–")] {
+        let memory = format!(r#"{{"on_cpu": {on_cpu}, "peak_bytes": 5600000}}"#);
+        std::fs::write(path.join("memory.json"), memory).unwrap();
+        let html = std::fs::read_to_string(write(&path).unwrap()).unwrap();
+        let row = format!("<td>7</td><td>6</td><td>{ratio}</td>");
+        assert!(html.contains(&row), "{html}");
+    }
 }
 
 #[test]

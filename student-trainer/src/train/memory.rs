@@ -1,13 +1,26 @@
 //! Provides a run's peak of memory as it was planned, beside the one that was measured.
 
+use std::fs;
+
+use serde::Serialize;
+
 use crate::{
     Result,
     client::ServerInfo,
     config::TrainConfig,
     plan::{self, Process, RunRows},
     run::{MEMORY_FILE, Memory, RunDirectory, write_atomically},
-    student::StudentFiles,
+    student::{Place, StudentFiles},
 };
+
+/// What is written down of the plan.
+#[derive(Serialize)]
+struct Planned {
+    /// Whether it speaks of this process's memory, and not of a card's.
+    on_cpu: bool,
+    #[serde(flatten)]
+    process: Process,
+}
 
 /// Says what `plan` says of this run, and writes it part by part into the run's directory. A plan that cannot be made stops
 /// no run.
@@ -19,8 +32,9 @@ pub(super) fn plan_ahead(
     run_directory: &RunDirectory,
     files: &StudentFiles,
     info: &ServerInfo,
-    on_cpu: bool,
-) -> Result<Option<Process>> {
+    place: &Place,
+) -> Result<()> {
+    let on_cpu = place.device.is_cpu();
     let rows = RunRows {
         seq_len: info.seq_len as usize,
         entries: Some(info.top_k as usize),
@@ -30,29 +44,35 @@ pub(super) fn plan_ahead(
         Ok(process) => process,
         Err(error) => {
             tracing::warn!("the run's memory could not be planned: {error}");
-            return Ok(None);
+            return Ok(());
         }
     };
-    let json = format!("{:#}\n", serde_json::json!(process));
-    write_atomically(&run_directory.join(MEMORY_FILE), json.as_bytes())?;
     tracing::info!(
         "memory: {} MiB planned at its peak ({})",
         process.peak_bytes >> 20,
         process.peak_phase.name()
     );
-    Ok(Some(process))
+    let planned = serde_json::json!(Planned { on_cpu, process });
+    let path = run_directory.join(MEMORY_FILE);
+    write_atomically(&path, format!("{planned:#}\n").as_bytes())
 }
 
-/// Says the planned peak beside the measured one, where the process computes on the CPU and the system tells.
-pub(super) fn compare(planned: Option<&Process>, on_cpu: bool) {
+/// Says the planned peak beside the measured one, where a plan of this process's memory was written down.
+pub(super) fn compare(run_directory: &RunDirectory) {
+    let planned = fs::read(run_directory.join(MEMORY_FILE)).unwrap_or_default();
+    let planned: serde_json::Value = serde_json::from_slice(&planned).unwrap_or_default();
+    let on_cpu = planned["on_cpu"].as_bool().unwrap_or(false);
     let measured = Memory::now().peak_rss_bytes;
-    let Some(planned) = planned.filter(|_| on_cpu && measured > 0) else {
+    let Some(planned) = planned["peak_bytes"]
+        .as_u64()
+        .filter(|_| on_cpu && measured > 0)
+    else {
         return;
     };
     tracing::info!(
         "memory: {} MiB at its peak; {} MiB were planned ({:.0} %)",
         measured >> 20,
-        planned.peak_bytes >> 20,
-        100.0 * planned.peak_bytes as f64 / measured as f64
+        planned >> 20,
+        100.0 * planned as f64 / measured as f64
     );
 }

@@ -88,7 +88,10 @@ pub enum Ending {
 /// Whatever stops the run; what was saved before stays.
 pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     config.validate()?;
-    train(config, &RunDirectory::create(&config.out)?, shutdown)
+    let run_directory = RunDirectory::create(&config.out)?;
+    let summary = train(config, &run_directory, shutdown)?;
+    memory::compare(&run_directory);
+    Ok(summary)
 }
 
 /// Goes on with the run in `config.out`, from its newest checkpoint or, without one, from its start. On one CPU in f32 the
@@ -103,7 +106,9 @@ pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     if run_directory.summary()?.is_some() {
         return Ok(Ending::FinishedBefore);
     }
-    train(config, &run_directory, shutdown).map(Ending::Trained)
+    let summary = train(config, &run_directory, shutdown)?;
+    memory::compare(&run_directory);
+    Ok(Ending::Trained(summary))
 }
 
 fn train(
@@ -125,8 +130,7 @@ fn train(
         checkpoint.state.identity.check(&identity)?;
     }
     run_directory.write_config(config)?;
-    let on_cpu = place.device.is_cpu();
-    let planned = memory::plan_ahead(config, run_directory, &files, info, on_cpu)?;
+    memory::plan_ahead(config, run_directory, &files, info, &place)?;
 
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
@@ -229,7 +233,6 @@ fn train(
     trainer
         .train(shutdown)
         .map_err(|error| place.explained(error))?;
-    memory::compare(planned.as_ref(), on_cpu);
     finish(&trainer)
 }
 

@@ -43,7 +43,7 @@ pub fn run_one(
     }
 }
 
-/// As [`run`], for tensors on one card; the outputs, each as [length], without a way back.
+/// As [`run`], for tensors on one card; the outputs, each as `[length]`, without a way back.
 ///
 /// # Errors
 /// As [`run`], and when a tensor is not on a card.

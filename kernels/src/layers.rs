@@ -21,7 +21,7 @@ fn by_row(rows: usize) -> Launch {
 /// `w * round(x / sqrt(mean(x^2) + eps))`
 ///
 /// # Shapes
-/// x and out [rows, size], weight [size]
+/// x and out [rows, size], weight `[size]`
 ///
 /// # Errors
 /// When there are more rows than a grid has.
@@ -40,7 +40,7 @@ pub fn rms_norm(
 /// dL/dx of [`rms_norm`] from dL/dy.
 ///
 /// # Shapes
-/// x, grad and out [rows, size], weight [size]
+/// x, grad and out [rows, size], weight `[size]`
 ///
 /// # Errors
 /// When there are more rows than a grid has.
@@ -94,7 +94,7 @@ pub fn rope(
 /// `round(silu(gate)) * up`
 ///
 /// # Shapes
-/// gate, up and out [len]
+/// gate, up and out `[len]`
 ///
 /// # Errors
 /// When there are more elements than a grid has threads.
@@ -106,7 +106,7 @@ pub fn swiglu(gate: usize, up: usize, out: usize, len: usize) -> Result<Call> {
 /// dL/dgate and dL/dup of [`swiglu`] from dL/dy, one after the other.
 ///
 /// # Shapes
-/// gate, up and grad [len], out [2, len]
+/// gate, up and grad `[len]`, out [2, len]
 ///
 /// # Errors
 /// When there are more elements than a grid has threads.

@@ -87,7 +87,7 @@ impl Memory {
         self.regions.len() - 1
     }
 
-    /// The numbers of a buffer, as [len].
+    /// The numbers of a buffer, as `[len]`.
     ///
     /// # Errors
     /// When there is no such buffer.

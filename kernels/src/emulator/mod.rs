@@ -115,7 +115,7 @@ impl Emulator {
     }
 
     /// What [`device::run`](crate::device::run) does on a card: runs the calls that `calls` makes from the indices of inputs and outputs;
-    /// the outputs, each as [length].
+    /// the outputs, each as `[length]`.
     ///
     /// # Errors
     /// As [`run`](Self::run).

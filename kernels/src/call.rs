@@ -46,6 +46,9 @@ pub(crate) enum Argument {
     Float(f32),
 }
 
+/// Makes calls from the indices of inputs and of outputs, for whoever passes that on.
+pub type MakeCalls<'a> = &'a dyn Fn(&[usize], &[usize]) -> Result<Vec<Call>>;
+
 /// A launch with its arguments, in the order of the function's parameters.
 #[derive(Debug, Clone)]
 #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]

@@ -37,15 +37,18 @@
 //! in a test from `emulator.compute(&[&x], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`, with
 //! `Emulator::of(&SELF_TEST)?`.
 
+pub mod attention;
 mod call;
 pub mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
+pub mod head;
 pub mod layers;
 mod module;
 pub mod nf4;
+pub mod select;
 
-pub use call::{Call, Launch, SHARED_BYTES_MAX, THREADS_MAX};
+pub use call::{Call, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Memory};
 pub use module::*;

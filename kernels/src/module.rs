@@ -57,8 +57,14 @@ macro_rules! modules {
 modules! {
     /// What every kernel rests on: conversions, barriers, exchanges within a warp.
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange";
+    /// The rows of a student's head; see [`head`](crate::head).
+    HEAD = "head": "head_parts" "head_gradient";
+    /// What is kept of rows of logits; see [`select`](crate::select).
+    SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    /// Causal attention, forward and backward.
+    ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys";
     /// RMSNorm, rotary positions and SwiGLU, with their gradients.
     LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
 }

@@ -1,15 +1,25 @@
-//! Provides a timing of one frozen linear layer, NF4 beside dense: forward, and the gradient with respect to the input.
+//! Provides a timing of one frozen linear layer, NF4 and ggml's blocks beside dense: forward, and the gradient with respect to the
+//! input.
 //!
 //! usage: cargo run --release -p distill-model --example linear_speed [ROWS IN OUT]     (default 512 896 4864)
-//! Prints the best of ten runs, in milliseconds; candle's own matmul with its backward is there for comparison.
+//! Prints the best of ten runs, in milliseconds; candle's own matmul with its backward, and its product with blocks, which
+//! rounds the activations to 8 bits, are there for comparison.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
-use distill_model::{Linear, Nf4Matrix, Rounding, Weight};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Tensor, Var};
+use distill_model::{Linear, Nf4Matrix, PackedMatrix, Rounding, Weight};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const RUNS: usize = 10;
+const BLOCKS: [GgmlDType; 5] = [
+    GgmlDType::F16,
+    GgmlDType::Q8_0,
+    GgmlDType::Q4_0,
+    GgmlDType::Q4K,
+    GgmlDType::Q6K,
+];
 
 fn main() -> Result<()> {
     let sizes: Vec<usize> = std::env::args()
@@ -57,7 +67,25 @@ fn main() -> Result<()> {
     let narrow = x.to_dtype(DType::BF16)?;
     report("NF4, bf16 input", &|| {
         Ok(nf4.forward(&narrow)?.to_dtype(DType::F32)?)
-    })
+    })?;
+    let x = x.detach();
+    let fit = |blocks: &&GgmlDType| columns.is_multiple_of(blocks.block_size());
+    for blocks in BLOCKS.iter().filter(fit) {
+        let ours = PackedMatrix::new(QTensor::quantize(&values, *blocks)?)?;
+        let dequantise = best(|| Ok(ours.dequantize_rows(0..height, &mut out)?))?;
+        let linear = Linear::new("packed", Weight::Packed(ours.clone()), None)?;
+        let forward = best(|| Ok(linear.forward(&x).map(drop)?))?;
+        let theirs = QMatMul::from_qtensor(QTensor::quantize(&values, *blocks)?)?;
+        let their_forward = best(|| Ok(theirs.forward(&x).map(drop)?))?;
+        println!(
+            "{:<15} {:7.2} dequantise {:7.2} forward {:7.2} candle's QMatMul",
+            ours.type_name(),
+            milliseconds(dequantise),
+            milliseconds(forward),
+            milliseconds(their_forward)
+        );
+    }
+    Ok(())
 }
 
 fn best(mut run: impl FnMut() -> Result<()>) -> Result<Duration> {

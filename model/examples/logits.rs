@@ -95,7 +95,7 @@ fn main() -> Result<()> {
 
     // As the teacher forms them: from hidden states in the model's dtype, but never rounded to it themselves.
     let rows = hidden.flatten_to(1)?.to_dtype(DType::F32)?;
-    let head = decoder.head().to_dtype(DType::F32)?.t()?;
+    let head = decoder.head()?.to_dtype(DType::F32)?.t()?;
     let logits = (0..tokens)
         .step_by(CHUNK_ROWS)
         .map(|start| {

@@ -5,10 +5,11 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Shape, Tensor};
 
 use std::sync::Arc;
 
+use crate::attention_card;
 use crate::attention_kernel::{self, Dims, Span};
 use crate::element::{elements, host_elements};
 use crate::kv_cache::LayerCache;
-use crate::layer::load_projection;
+use crate::layer::{load_projection, load_stacked};
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
 use crate::{Linear, LoadOptions, ModelConfig, Result, Weights};
@@ -22,6 +23,8 @@ pub struct Attention {
     o_proj: Linear,
     /// Of every head's queries and keys, where the model has them.
     head_norms: Option<[RmsNorm; 2]>,
+    /// Whether queries and keys are turned by their positions.
+    turned: bool,
     dims: Dims,
 }
 
@@ -51,12 +54,26 @@ impl Attention {
             true => Some([norm("q_norm")?, norm("k_norm")?]),
             false => None,
         };
+        let (q_proj, k_proj, v_proj) = match config.model_type.stacks_projections() {
+            true => {
+                let parts = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+                let [q, k, v] =
+                    load_stacked(weights, (prefix, "qkv_proj"), hidden, parts, options)?;
+                (q, k, v)
+            }
+            false => (
+                load("q_proj", hidden, queries, config.qkv_bias)?,
+                load("k_proj", hidden, keys, config.qkv_bias)?,
+                load("v_proj", hidden, keys, config.qkv_bias)?,
+            ),
+        };
         Ok(Self {
-            q_proj: load("q_proj", hidden, queries, config.qkv_bias)?,
-            k_proj: load("k_proj", hidden, keys, config.qkv_bias)?,
-            v_proj: load("v_proj", hidden, keys, config.qkv_bias)?,
+            q_proj,
+            k_proj,
+            v_proj,
             o_proj: load("o_proj", queries, hidden, config.output_bias)?,
             head_norms,
+            turned: config.turned.get(layer).copied().unwrap_or(true),
             dims: Dims {
                 heads: config.num_attention_heads,
                 key_value_heads: config.num_key_value_heads,
@@ -89,7 +106,9 @@ impl Attention {
         if let Some([q_norm, k_norm]) = &self.head_norms {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
-        let (q, k) = (angles.apply(&q)?, angles.apply(&k)?);
+        if self.turned {
+            (q, k) = (angles.apply(&q)?, angles.apply(&k)?);
+        }
         let (k, v) = match cache {
             Some(cache) => cache.append(k, v)?,
             None => (k, v),
@@ -101,6 +120,11 @@ impl Attention {
 
     pub(crate) fn dims(&self) -> Dims {
         self.dims
+    }
+
+    /// Whether queries and keys are turned by their positions.
+    pub(crate) fn turned(&self) -> bool {
+        self.turned
     }
 
     /// The norm of queries and that of keys, where the model has them.
@@ -131,6 +155,14 @@ pub(crate) fn causal_attention(
     window: Option<usize>,
     documents: Option<&Arc<[usize]>>,
 ) -> Result<Tensor> {
+    let op = CausalAttention {
+        window,
+        documents: documents.cloned(),
+    };
+    if attention_card::takes(q) {
+        let (dims, spans) = op.plan(q.shape(), k.shape(), v.shape())?;
+        return Ok(attention_card::attend(q, k, v, dims, &spans)?);
+    }
     if !q.device().is_cpu() {
         return match documents {
             Some(documents) => packed_attention_reference(q, k, v, window, documents),
@@ -139,10 +171,6 @@ pub(crate) fn causal_attention(
     }
     // Scores, softmax and sums stay in f32 for every dtype; only the output is rounded.
     let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
-    let op = CausalAttention {
-        window,
-        documents: documents.cloned(),
-    };
     let out = wide(q)?.apply_op3(&wide(k)?, &wide(v)?, op)?;
     Ok(out.to_dtype(q.dtype())?)
 }

@@ -133,6 +133,15 @@ fn gradients_through_norms_of_heads_equal_those_of_the_whole_graph() {
 }
 
 #[test]
+fn gradients_through_layers_that_turn_nothing_equal_those_of_the_whole_graph() {
+    for options in [lora(Base::AsStored), everything()] {
+        let decoder = load(TinyModel::smollm3(), &options);
+        assert_eq!(decoder.config().turned, [true, false, true]);
+        assert_tape_equals_whole_graph(&decoder);
+    }
+}
+
+#[test]
 fn gradients_through_windows_equal_those_of_the_whole_graph() {
     for base in [Base::AsStored, Base::QuantizeNf4] {
         assert_tape_equals_whole_graph(&load(TinyModel::mistral(), &lora(base)));
@@ -173,7 +182,12 @@ fn adapters_on_some_projections_only() {
 
 #[test]
 fn lora_gradients_equal_central_differences() {
-    for model in [TinyModel::qwen2(), TinyModel::qwen3(), TinyModel::mistral()] {
+    for model in [
+        TinyModel::qwen2(),
+        TinyModel::qwen3(),
+        TinyModel::mistral(),
+        TinyModel::smollm3(),
+    ] {
         let decoder = load(model, &lora(Base::AsStored));
         assert_central_differences(&decoder, |name| {
             name.contains("layers.0.self_attn") || name.contains("layers.1.mlp")

@@ -5,11 +5,11 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::attention_kernel::Span;
 use crate::checkpoint::{Checkpointing, Pass, Tape};
 use crate::kv_cache::KvCache;
-use crate::layer::{DecoderLayer, load_parameter};
+use crate::layer::DecoderLayer;
 use crate::layer_direct::{is_direct, spans};
 use crate::norm::RmsNorm;
 use crate::rope::{Angles, Rotary};
-use crate::{Error, LoadOptions, ModelConfig, Parameter, Result, Weights};
+use crate::{Error, Linear, LoadOptions, ModelConfig, Result, TokenMatrix, Weights};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -21,11 +21,11 @@ const HEAD: &str = "lm_head.weight";
 #[derive(Debug)]
 pub struct Decoder {
     config: ModelConfig,
-    embedding: Parameter,
+    embedding: TokenMatrix,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    /// `None` when the head is the embedding.
-    head: Option<Parameter>,
+    /// `None` when the head is the embedding, and in the same place.
+    head: Option<TokenMatrix>,
     rotary: Rotary,
     /// Whether the layers can do without candle's graph.
     direct: bool,
@@ -37,19 +37,30 @@ impl Decoder {
     /// Reads the weights under the names that Hugging Face checkpoints use.
     ///
     /// # Errors
-    /// When an option is invalid, or a tensor is missing or has another shape than `config` says.
+    /// When an option is invalid, a tensor is missing or has another shape than `config` says, or a card refuses the kernels.
     pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
         options.validate()?;
+        if let Device::Cuda(card) = &options.device {
+            distill_kernels::device::compile_all(card)?;
+        }
         let rows = [config.vocab_size, config.hidden_size];
-        let head = (!config.tie_word_embeddings)
-            .then(|| load_parameter(weights, HEAD, &rows, options))
-            .transpose()?;
+        let matrix = |name, device| TokenMatrix::load(weights, name, &rows, options, device);
+        let tied = config.tie_word_embeddings;
+        let own_head = (!tied).then(|| matrix(HEAD, &options.device));
+        let own_head = own_head.transpose()?;
+        // Rows of a packed embedding are dequantised in host memory, few as they are; a head is needed where the states are.
+        let embedding = matrix(EMBEDDING, &Device::Cpu)?;
+        let apart = matches!(embedding, TokenMatrix::Packed(_)) && !options.device.is_cpu();
+        let head = match tied && apart {
+            true => Some(matrix(EMBEDDING, &options.device)?),
+            false => own_head,
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|layer| DecoderLayer::load(config, weights, layer, options))
             .collect::<Result<Vec<_>>>()?;
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         Ok(Self {
-            embedding: load_parameter(weights, EMBEDDING, &rows, options)?,
+            embedding,
             norm: RmsNorm::load(weights, "model.norm", hidden, eps, options)?,
             head,
             rotary: Rotary::new(config),
@@ -82,14 +93,37 @@ impl Decoder {
     ///
     /// # Shapes
     /// [vocab_size, d]
-    pub fn head(&self) -> &Tensor {
-        self.head.as_ref().unwrap_or(&self.embedding).tensor()
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when it is packed; [`head_matrix`](Self::head_matrix) gives its rows.
+    pub fn head(&self) -> Result<&Tensor> {
+        self.head_matrix().tensor()
+    }
+
+    /// As [`head`](Self::head), however it is stored.
+    pub fn head_matrix(&self) -> &TokenMatrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Memory taken by the weights, adapters aside, in bytes; a head that is the embedding counts once.
+    pub fn weight_bytes(&self) -> usize {
+        let linears = self.layers.iter().flat_map(DecoderLayer::linears);
+        let norms = self.layers.iter().flat_map(DecoderLayer::all_norms);
+        let norms = norms.chain([&self.norm]).map(RmsNorm::bytes);
+        let head = self.head.as_ref().map_or(0, TokenMatrix::bytes);
+        linears.map(Linear::bytes).sum::<usize>()
+            + norms.sum::<usize>()
+            + self.embedding.bytes()
+            + head
     }
 
     /// The name under which [`head`](Self::head) is trained: what a loss that computes the head's
     /// gradient itself must add it to.
     pub fn head_name(&self) -> &'static str {
-        if self.head.is_some() { HEAD } else { EMBEDDING }
+        match self.config.tie_word_embeddings {
+            true => EMBEDDING,
+            false => HEAD,
+        }
     }
 
     /// Hidden states of all positions after the final norm; no graph is kept.
@@ -253,11 +287,12 @@ impl Decoder {
 
     /// Everything that is trained, sorted by name.
     pub fn parameters(&self) -> Vec<(String, Var)> {
-        let named = |name: &str, parameter: &Parameter| {
-            let var = parameter.var()?;
+        let named = |name: &str, matrix: &TokenMatrix| {
+            let var = matrix.var()?;
             Some((name.to_owned(), var.clone()))
         };
-        let head = self.head.as_ref().and_then(|head| named(HEAD, head));
+        let head = self.head.as_ref();
+        let head = head.and_then(|head| named(self.head_name(), head));
         let mut parameters: Vec<_> = self
             .layers
             .iter()
@@ -286,11 +321,7 @@ impl Decoder {
     /// Looks ids up: [B, T] -> [B, T, d], the start of the residual stream, f32.
     pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, len) = ids.dims2()?;
-        let rows = self
-            .embedding
-            .tensor()
-            .index_select(&ids.flatten_all()?, 0)?
-            .to_dtype(DType::F32)?;
+        let rows = self.embedding.lookup(&ids.flatten_all()?)?;
         Ok(rows.reshape((batch, len, self.config.hidden_size))?)
     }
 

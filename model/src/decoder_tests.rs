@@ -34,7 +34,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 
 fn logits(decoder: &Decoder, hidden: &Tensor) -> Tensor {
     let rows = hidden.flatten_to(1).unwrap();
-    rows.matmul(&decoder.head().t().unwrap()).unwrap()
+    rows.matmul(&decoder.head().unwrap().t().unwrap()).unwrap()
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn the_head_is_the_embedding_only_when_tied() {
     model.vocab_size = 100;
     let untied = load(&model, &LoadOptions::reference()).decoder;
     assert_eq!(untied.head_name(), "lm_head.weight");
-    assert_eq!(untied.head().dims(), [100, 64]);
+    assert_eq!(untied.head().unwrap().dims(), [100, 64]);
     assert!(untied.parameters().is_empty());
 }
 

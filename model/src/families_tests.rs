@@ -1,12 +1,12 @@
 //! Tests of every family against Hugging Face transformers, at every position and on every way through the decoder. The
 //! fixtures and their recipe: tests/fixtures/families, tests/fixtures/make_families.py.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
 use crate::test_support::largest_difference;
-use crate::{Base, Decoder, LoadOptions, ModelConfig, RopeScaling, Weights};
+use crate::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, RopeScaling, Weights};
 
 /// Two attention implementations of PyTorch differ by up to 9e-6 on these logits (-10..10); what the script tries as mistakes
 /// moves them by 0.04 and more.
@@ -18,18 +18,28 @@ struct Fixture {
     logits: Tensor,
 }
 
-fn fixture(name: &str, base: Base) -> Fixture {
+fn directory(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families");
-    let dir = root.join(name);
+    root.join(name)
+}
+
+fn opened(name: &str) -> (ModelConfig, Weights) {
+    let dir = directory(name);
+    (
+        ModelConfig::load(&dir).unwrap(),
+        Weights::open(&dir).unwrap(),
+    )
+}
+
+fn fixture(name: &str, base: Base) -> Fixture {
     let options = LoadOptions {
         base,
         ..LoadOptions::reference()
     };
-    let config = ModelConfig::load(&dir).unwrap();
-    let weights = Weights::open(&dir).unwrap();
+    let (config, weights) = opened(name);
     let decoder = Decoder::load(&config, &weights, &options).unwrap();
-    let expected =
-        candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let file = directory(name).join("expected.safetensors");
+    let expected = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     Fixture {
         decoder,
         ids: expected["ids"].clone(),
@@ -39,7 +49,7 @@ fn fixture(name: &str, base: Base) -> Fixture {
 
 #[track_caller]
 fn assert_logits(fixture: &Fixture, way: &str, hidden: &Tensor) {
-    let head = fixture.decoder.head().t().unwrap();
+    let head = fixture.decoder.head().unwrap().t().unwrap();
     let logits = hidden.flatten_to(1).unwrap().matmul(&head).unwrap();
     let difference = largest_difference(&logits, &fixture.logits);
     assert!(difference < TOLERANCE, "{way} is off by {difference:e}");
@@ -48,33 +58,36 @@ fn assert_logits(fixture: &Fixture, way: &str, hidden: &Tensor) {
 /// Every way through the decoder: slices and graph, recomputed and kept, in pieces through a cache, packed into one row.
 #[track_caller]
 fn assert_like_transformers(name: &str) {
-    let slices = fixture(name, Base::AsStored);
-    let graph = fixture(name, Base::Trainable);
-    for (fixture, kind) in [(&slices, "slices"), (&graph, "graph")] {
-        let Fixture { decoder, ids, .. } = fixture;
-        let whole = decoder.hidden_states(ids).unwrap();
-        assert_logits(fixture, &format!("{kind}, hidden_states"), &whole);
-        let taped = decoder.checkpointed(ids).unwrap();
-        assert_logits(fixture, &format!("{kind}, checkpointed"), taped.hidden());
-        let graph = decoder.forward_graph(ids).unwrap();
-        assert_logits(fixture, &format!("{kind}, forward_graph"), &graph);
-
-        let mut cache = decoder.new_cache();
-        let mut pieces = Vec::new();
-        for (start, len) in [(0, 7), (7, 1), (8, 30), (38, 1), (39, 31)] {
-            let piece = ids.narrow(1, start, len).unwrap();
-            pieces.push(decoder.extend(&piece, &mut cache).unwrap());
-        }
-        let pieces = Tensor::cat(&pieces, 1).unwrap();
-        assert_logits(fixture, &format!("{kind}, through a cache"), &pieces);
-
-        let (batch, len) = ids.dims2().unwrap();
-        let row = ids.reshape((1, batch * len)).unwrap();
-        let packed = decoder
-            .packed_forward_graph(&row, &vec![len; batch])
-            .unwrap();
-        assert_logits(fixture, &format!("{kind}, packed"), &packed);
+    for (base, kind) in [(Base::AsStored, "slices"), (Base::Trainable, "graph")] {
+        assert_every_way(&fixture(name, base), kind);
     }
+}
+
+#[track_caller]
+fn assert_every_way(fixture: &Fixture, kind: &str) {
+    let Fixture { decoder, ids, .. } = fixture;
+    let whole = decoder.hidden_states(ids).unwrap();
+    assert_logits(fixture, &format!("{kind}, hidden_states"), &whole);
+    let taped = decoder.checkpointed(ids).unwrap();
+    assert_logits(fixture, &format!("{kind}, checkpointed"), taped.hidden());
+    let graph = decoder.forward_graph(ids).unwrap();
+    assert_logits(fixture, &format!("{kind}, forward_graph"), &graph);
+
+    let mut cache = decoder.new_cache();
+    let mut pieces = Vec::new();
+    for (start, len) in [(0, 7), (7, 1), (8, 30), (38, 1), (39, 31)] {
+        let piece = ids.narrow(1, start, len).unwrap();
+        pieces.push(decoder.extend(&piece, &mut cache).unwrap());
+    }
+    let pieces = Tensor::cat(&pieces, 1).unwrap();
+    assert_logits(fixture, &format!("{kind}, through a cache"), &pieces);
+
+    let (batch, len) = ids.dims2().unwrap();
+    let row = ids.reshape((1, batch * len)).unwrap();
+    let packed = decoder
+        .packed_forward_graph(&row, &vec![len; batch])
+        .unwrap();
+    assert_logits(fixture, &format!("{kind}, packed"), &packed);
 }
 
 #[test]
@@ -107,4 +120,58 @@ fn llama3_stretches_long_waves() {
 #[test]
 fn linear_scaling_as_transformers_4_wrote_it() {
     assert_like_transformers("linear-rope");
+}
+
+#[test]
+fn phi3_is_split_into_its_projections() {
+    let fixture = fixture("phi3", Base::AsStored);
+    assert_eq!(fixture.decoder.config().windows, [Some(9); 2]);
+    assert_every_way(&fixture, "slices");
+    // One matrix of the checkpoint cannot have three adapters.
+    for options in [
+        LoadOptions {
+            lora: Some(LoraConfig::default()),
+            ..LoadOptions::reference()
+        },
+        LoadOptions {
+            base: Base::Trainable,
+            ..LoadOptions::reference()
+        },
+    ] {
+        let (config, weights) = opened("phi3");
+        let error = Decoder::load(&config, &weights, &options).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("qkv_proj") && message.contains("teacher"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn every_fixture_has_the_tensors_that_its_config_names() {
+    for name in [
+        "qwen3",
+        "qwen2-windows",
+        "llama3-rope",
+        "mistral",
+        "phi3",
+        "smollm3",
+    ] {
+        let (config, weights) = opened(name);
+        let mut shapes = config.parameter_shapes();
+        shapes.sort();
+        let stored: Vec<(String, Vec<usize>)> = weights
+            .names()
+            .map(|tensor| (tensor.to_owned(), weights.shape(tensor).unwrap().to_vec()))
+            .collect();
+        assert_eq!(shapes, stored, "{name}");
+    }
+}
+
+#[test]
+fn smollm3_has_layers_that_turn_nothing() {
+    let decoder = fixture("smollm3", Base::AsStored).decoder;
+    assert_eq!(decoder.config().turned, [true, false]);
+    assert_like_transformers("smollm3");
 }

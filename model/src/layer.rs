@@ -7,7 +7,9 @@ use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
-use crate::{Base, Error, Linear, LoadOptions, ModelConfig, Nf4Matrix, Parameter, Result, Weights};
+use crate::{
+    Base, Error, Linear, LoadOptions, ModelConfig, Nf4Matrix, Parameter, Result, Weight, Weights,
+};
 
 /// One layer.
 #[derive(Debug)]
@@ -142,6 +144,39 @@ pub(crate) fn load_projection(
         ));
     }
     Ok(linear)
+}
+
+/// Reads projections that the checkpoint stacks, one's rows below the other's, in `{prefix}.{name}.weight`; each becomes a
+/// layer of its own. What is one matrix in the checkpoint has one adapter there, so it is for models that only compute.
+pub(crate) fn load_stacked<const PARTS: usize>(
+    weights: &Weights,
+    (prefix, name): (&str, &str),
+    inputs: usize,
+    parts: [(&str, usize); PARTS],
+    options: &LoadOptions,
+) -> Result<[Linear; PARTS]> {
+    let stored = format!("{prefix}.{name}.weight");
+    let is_packed = Nf4Matrix::is_stored(weights, &stored);
+    if options.base != Base::AsStored || options.lora.is_some() || is_packed {
+        return Err(Error::Unsupported {
+            what: format!("training or four bits of `{stored}`, which holds {PARTS} projections,"),
+            remedy:
+                "take this model as a teacher, as it was published, and another one as the student"
+                    .into(),
+        });
+    }
+    let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+    let stacked = load_parameter(weights, &stored, &[rows, inputs], options)?;
+    let mut first = 0;
+    let linears = parts.map(|(part, rows)| {
+        let weight = stacked.tensor().narrow(0, first, rows)?;
+        first += rows;
+        Linear::new(&format!("{prefix}.{part}"), Weight::Dense(weight), None)
+    });
+    let linears: Vec<Linear> = linears.into_iter().collect::<Result<_>>()?;
+    linears
+        .try_into()
+        .map_err(|_| Error::Input(format!("`{stored}` has other parts than were asked for")))
 }
 
 /// Reads the parameter `name` and checks its shape before anything is converted.

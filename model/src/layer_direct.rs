@@ -12,7 +12,8 @@
 
 use candle_core::Tensor;
 
-use crate::attention_kernel::{self, Dims, Span};
+use crate::attention::Attention;
+use crate::attention_kernel::{self, Span};
 use crate::element::lend;
 use crate::layer::DecoderLayer;
 use crate::linear::{LowRank, is_plain};
@@ -118,7 +119,7 @@ impl Direct<'_> {
                 std::mem::replace(&mut k, normed_k),
             ]);
         }
-        {
+        if attention.turned() {
             let _part = tracing::trace_span!("rope").entered();
             self.angles.turn_rows(&mut q, dims.heads, false);
             self.angles.turn_rows(&mut k, dims.key_value_heads, false);
@@ -214,8 +215,7 @@ impl Direct<'_> {
         let mut to_attended = self.space.take(kept.attended.len());
         let into = Some((&mut to_attended[..], Store::Replace));
         o_proj.pull_back_into(&kept.attended, Some(low_o), &grad, into, gradients)?;
-        let mut to =
-            self.through_attention(attention.dims(), (&kept.q, &kept.k, &kept.v), &to_attended);
+        let mut to = self.through_attention(attention, (&kept.q, &kept.k, &kept.v), &to_attended);
         if let (Some(norms), Some([q, k])) = (attention.head_norms(), kept.before_norms) {
             to.q = self.through_head_norm(&norms[0], q, to.q)?;
             to.k = self.through_head_norm(&norms[1], k, to.k)?;
@@ -274,14 +274,18 @@ impl Direct<'_> {
     /// From the gradient of attention's output to those of q, k and v before they were turned.
     fn through_attention(
         &self,
-        dims: Dims,
+        attention: &Attention,
         inputs: (&[f32], &[f32], &[f32]),
         grad: &[f32],
     ) -> attention_kernel::InputGradients {
+        let dims = attention.dims();
         let mut to = {
             let _part = tracing::trace_span!("attention, backward").entered();
             attention_kernel::backward(dims, self.spans, inputs, grad)
         };
+        if !attention.turned() {
+            return to;
+        }
         let _part = tracing::trace_span!("rope").entered();
         self.angles.turn_rows(&mut to.q, dims.heads, true);
         self.angles.turn_rows(&mut to.k, dims.key_value_heads, true);

@@ -1,8 +1,8 @@
-//! One decoder for every architecture that shares its shape, driven by `config.json`; frozen (dense or
-//! NF4) with LoRA adapters for the student, plain for the teacher.
+//! One decoder for every architecture that shares its shape, driven by `config.json`; frozen (dense, NF4
+//! or the blocks of a GGUF file) with LoRA adapters for the student, plain for the teacher.
 //!
 //! ```text
-//!  config.json ──> ModelConfig ─┐
+//!  config.json ──> ModelConfig ─┐      (a GGUF file is both)
 //!  *.safetensors ─> Weights ────┼─> Decoder ── hidden_states(ids) ───────────> [B, T, d]
 //!  LoadOptions ─────────────────┘      │
 //!     dtype, device, NF4, LoRA         └─ checkpointed(ids) ─> Tape
@@ -33,11 +33,15 @@ mod linear;
 mod lora;
 mod matmul;
 mod nf4;
+mod packed;
 mod parameter;
 mod simd;
+mod tiles;
+mod token_matrix;
 mod workspace;
 
 mod attention;
+mod attention_card;
 mod attention_kernel;
 mod kv_cache;
 mod layer;
@@ -80,5 +84,7 @@ pub use nf4::{
     StoredTensor, double_quantized_bytes,
 };
 pub use options::{Base, LoadOptions};
+pub use packed::PackedMatrix;
 pub use parameter::Parameter;
+pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -7,7 +7,7 @@ use distill_kernels::{device, layers};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element};
-use crate::layer::load_projection;
+use crate::layer::{load_projection, load_stacked};
 use crate::simd::{sigmoid, vectorized};
 use crate::{Linear, LoadOptions, ModelConfig, Result, Weights};
 
@@ -44,9 +44,19 @@ impl Mlp {
                 options,
             )
         };
+        let [gate_proj, up_proj] = match config.model_type.stacks_projections() {
+            true => {
+                let parts = [("gate_proj", intermediate), ("up_proj", intermediate)];
+                load_stacked(weights, (prefix, "gate_up_proj"), hidden, parts, options)?
+            }
+            false => [
+                load("gate_proj", hidden, intermediate)?,
+                load("up_proj", hidden, intermediate)?,
+            ],
+        };
         Ok(Self {
-            gate_proj: load("gate_proj", hidden, intermediate)?,
-            up_proj: load("up_proj", hidden, intermediate)?,
+            gate_proj,
+            up_proj,
             down_proj: load("down_proj", intermediate, hidden)?,
         })
     }

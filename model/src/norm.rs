@@ -68,6 +68,11 @@ impl RmsNorm {
         Ok(normalised.broadcast_mul(&self.weight.tensor().to_dtype(x.dtype())?)?)
     }
 
+    /// Memory taken by the weight, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
     /// The weight and epsilon, where the weight is frozen.
     pub(crate) fn frozen(&self) -> Option<(&Tensor, f32)> {
         let frozen = self.weight.var().is_none();

@@ -34,6 +34,12 @@ impl Parameter {
         }
     }
 
+    /// Memory taken, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let tensor = self.tensor();
+        tensor.elem_count() * tensor.dtype().size_in_bytes()
+    }
+
     /// The variable, when it is trainable.
     pub fn var(&self) -> Option<&Var> {
         match self {

@@ -83,6 +83,15 @@ impl TinyModel {
         }
     }
 
+    /// Every second layer turns nothing by its position.
+    pub fn smollm3() -> Self {
+        Self {
+            architecture: Architecture::SmolLm3,
+            settings: vec![("no_rope_layer_interval", json!(2))],
+            ..Self::llama()
+        }
+    }
+
     fn config(&self) -> Value {
         let dtype = match self.dtype {
             DType::BF16 => "bfloat16",

@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let ids = candle_core::safetensors::load(ids, &Device::Cpu)?;
     let ids = ids.get("ids").context("no tensor `ids`")?;
     let hidden = decoder.hidden_states(&ids.to_dtype(DType::U32)?)?;
-    let head = decoder.head().to_dtype(DType::F32)?.t()?;
+    let head = decoder.head()?.to_dtype(DType::F32)?.t()?;
     let logits = hidden.broadcast_matmul(&head)?;
     candle_core::safetensors::save(&HashMap::from([("logits", logits)]), out)?;
     Ok(())

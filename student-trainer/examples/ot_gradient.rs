@@ -72,7 +72,7 @@ fn main() -> Result<()> {
         .squeeze(0)?
         .index_select(&outputs, 0)?;
     let labels: Vec<u32> = targets.iter().map(|&t| frame.token_ids[t]).collect();
-    let head = decoder.head().narrow(0, 0, info.vocab_size as usize)?;
+    let head = decoder.head()?.narrow(0, 0, info.vocab_size as usize)?;
     let geometry = HeadGeometry::new(&head, basis.as_ref())?;
     for (name, config) in costs() {
         let rows = Targets::from_rows(&frame.rows);

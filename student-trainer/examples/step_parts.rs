@@ -76,7 +76,7 @@ fn main() -> Result<()> {
     let files = StudentFiles::open(&args.student)?;
     let decoder = files.load(Quantize::Nf4, &place, Some(LoraConfig::default()))?;
     let vocab = files.tokenizer.size() as usize;
-    let geometry = HeadGeometry::new(&decoder.head().narrow(0, 0, vocab)?, None)?;
+    let geometry = HeadGeometry::new(&decoder.head()?.narrow(0, 0, vocab)?, None)?;
     let checkpointing = match args.checkpointing.as_str() {
         "on" => Checkpointing::Every(1),
         "off" => Checkpointing::Off,

@@ -136,7 +136,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
             let report = plan::run(config, shutdown)?;
-            match config.json {
+            match config.options.json {
                 true => println!("{}", serde_json::json!(report)),
                 false => print!("{report}"),
             }

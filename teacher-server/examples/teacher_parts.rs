@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         decoder.hidden_states(&batch)?;
         Ok(())
     })?;
-    let vocab_size = decoder.head().dim(0)? as u32;
+    let vocab_size = decoder.head_matrix().rows() as u32;
     let capture = Capture {
         keep: Keep::top_k(top_k),
         temperatures: vec![1.0, 2.0, 4.0],

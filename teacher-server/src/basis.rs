@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
+use distill_model::{Parameter, TokenMatrix};
 use distill_proto::limits::BASIS_CHUNK_BYTES;
 use half::f16;
 
@@ -16,7 +17,7 @@ const MEAN_ROWS: usize = 8192;
 /// matrix of its own, which has no mean to take off.
 #[derive(Debug, Clone)]
 pub struct Basis {
-    head: Tensor,
+    head: TokenMatrix,
     mean: Tensor,
     rows: usize,
     rank: usize,
@@ -27,12 +28,11 @@ impl Basis {
     ///
     /// # Errors
     /// What the tensor library says.
-    pub fn new(head: Tensor) -> Result<Self> {
-        let (rows, rank) = head.dims2()?;
+    pub fn new(head: TokenMatrix) -> Result<Self> {
+        let (rows, rank) = (head.rows(), head.columns());
         let mut sum = vec![0f64; rank];
         for start in (0..rows).step_by(MEAN_ROWS) {
-            let part = head.narrow(0, start, MEAN_ROWS.min(rows - start))?;
-            let part = part.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            let part = head.values(start..rows.min(start + MEAN_ROWS))?;
             for row in part.to_vec2::<f32>()? {
                 for (sum, value) in sum.iter_mut().zip(row) {
                     *sum += f64::from(value);
@@ -57,7 +57,7 @@ impl Basis {
         let (rows, rank) = values.dims2()?;
         Ok(Self {
             mean: Tensor::zeros((1, rank), DType::F32, &Device::Cpu)?,
-            head: values,
+            head: TokenMatrix::Dense(Parameter::Frozen(values)),
             rows,
             rank,
         })
@@ -87,9 +87,7 @@ impl Basis {
     /// # Errors
     /// What the tensor library says.
     pub fn values(&self, rows: Range<usize>) -> Result<Tensor> {
-        let part = self.head.narrow(0, rows.start, rows.len())?;
-        let part = part.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        Ok(part.broadcast_sub(&self.mean)?)
+        Ok(self.head.values(rows)?.broadcast_sub(&self.mean)?)
     }
 
     /// Rows of B as f16, row-major, little-endian.

@@ -130,10 +130,13 @@ pub struct Settings {
     /// windows of 512 tokens, both on one card of 24 GB.
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
-    /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, or a name on the hub (org/name,
-    /// org/name@revision).
-    #[arg(long, value_name = "DIR|NAME")]
+    /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, a GGUF file, or a name on the hub
+    /// (org/name, org/name@revision).
+    #[arg(long, value_name = "DIR|GGUF|NAME")]
     pub model: Option<PathBuf>,
+    /// The teacher's tokenizer, where it is not beside or in the model: a directory with tokenizer.json, or a name on the hub.
+    #[arg(long, value_name = "DIR|NAME")]
+    pub tokenizer: Option<PathBuf>,
     /// Corpus files: .txt, .md, or .jsonl and .parquet (`text`, `prompt` + `completion`, `messages`, `conversations` of
     /// ShareGPT, or `instruction` + `output` of Alpaca).
     #[arg(long, value_name = "FILE", num_args = 1..)]

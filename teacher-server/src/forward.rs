@@ -13,14 +13,14 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use distill_model::Decoder;
+use distill_model::{Decoder, TokenMatrix};
 use distill_proto::{Rows, State};
 
 use crate::{
     Error, Result,
     config::{Config, StateSetting},
     production::{Forward, Tokens},
-    selection::{Keep, NotFinite, RowKey, Selected, select_rows},
+    selection::{Keep, NotFinite, RowKey, Selected, select_on_device, select_rows},
 };
 
 /// Rows of a half-precision head that are widened to f32 at a time, on the CPU.
@@ -33,7 +33,7 @@ const LOGIT_ROWS: usize = 64;
 pub struct Teacher {
     decoder: Decoder,
     /// Rows of lm_head inside the effective vocabulary, `[V, D]`.
-    head: Tensor,
+    head: TokenMatrix,
     vocab_size: u32,
     capture: Capture,
     /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32.
@@ -91,7 +91,7 @@ impl Teacher {
     /// `Mismatch` where the tokenizer knows more ids than the head has rows; `Config` where K is larger than the vocabulary,
     /// or the model has no such layer or too few dimensions for the state.
     pub fn new(decoder: Decoder, vocab_size: u32, capture: Capture) -> Result<Self> {
-        let head_rows = decoder.head().dim(0)?;
+        let head_rows = decoder.head_matrix().rows();
         if vocab_size as usize > head_rows {
             return Err(Error::Mismatch(format!(
                 "the tokenizer knows {vocab_size} ids but the model's head has {head_rows} rows; tokenizer.json and the weights belong to different models"
@@ -105,7 +105,7 @@ impl Teacher {
             });
         }
         states::check(capture.state, decoder.config())?;
-        let head = decoder.head().narrow(0, 0, vocab_size as usize)?.detach();
+        let head = decoder.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {
             decoder,
             head,
@@ -128,21 +128,32 @@ impl Teacher {
         self.projection.as_ref()
     }
 
+    /// Memory that the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
+    }
+
     /// The head inside the effective vocabulary, `[V, D]`.
-    pub fn head(&self) -> &Tensor {
+    pub fn head(&self) -> &TokenMatrix {
         &self.head
     }
 
-    /// Logits of a few rows, f32 on the host.
+    /// Logits of a few rows where the model is; f32 on the CPU.
     ///
     /// # Shapes
     /// `[c, D]` to `[c, V]`, contiguous.
     fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let half_on_cpu = self.head.dtype() != DType::F32 && self.head.device().is_cpu();
+        let head = match &self.head {
+            TokenMatrix::Dense(head) => head.tensor(),
+            // The product is formed in f32 and rounded to the type of the states.
+            TokenMatrix::Packed(head) => {
+                let logits = head.product(&states.to_dtype(DType::F32)?)?;
+                return Ok(logits.contiguous()?);
+            }
+        };
+        let half_on_cpu = head.dtype() != DType::F32 && head.device().is_cpu();
         if !half_on_cpu {
-            let logits = states.matmul(&self.head.t()?)?;
-            let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            return Ok(logits.contiguous()?);
+            return Ok(states.matmul(&head.t()?)?.contiguous()?);
         }
         // A half-precision product would round logits to steps of up to 1/8; the CPU widens for it anyway.
         let states = states.to_dtype(DType::F32)?;
@@ -150,9 +161,7 @@ impl Teacher {
         let parts = (0..rows)
             .step_by(WIDENED_HEAD_ROWS)
             .map(|start| {
-                let head = self
-                    .head
-                    .narrow(0, start, WIDENED_HEAD_ROWS.min(rows - start))?;
+                let head = head.narrow(0, start, WIDENED_HEAD_ROWS.min(rows - start))?;
                 Ok(states.matmul(&head.to_dtype(DType::F32)?.t()?)?)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -175,6 +184,7 @@ impl Teacher {
         for start in (0..rows).step_by(self.capture.chunk_rows) {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
+            let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             on_host(&logits, |logits| take(start, logits))?;
         }
         Ok(())
@@ -192,10 +202,13 @@ impl Teacher {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
             let keys = keys.get(start..start + count).unwrap_or_default();
-            let selected = on_host(&logits, |logits| {
-                select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
-            })?
-            .map_err(|NotFinite { row }| not_finite(batch, start + row))?;
+            let selected = match logits.device() {
+                Device::Cpu => on_host(&logits, |logits| {
+                    select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
+                })?,
+                _ => select_on_device(&logits, keep, temperatures, keys)?,
+            };
+            let selected = selected.map_err(|NotFinite { row }| not_finite(batch, start + row))?;
             all.extend(selected);
         }
         Ok(all)

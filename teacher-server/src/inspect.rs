@@ -6,7 +6,7 @@ use std::{
 };
 
 use distill_hub::Wanted;
-use distill_model::{ComputeDtype, DeviceChoice, ModelConfig, Weights};
+use distill_model::{ComputeDtype, DeviceChoice, Weights};
 use distill_proto::{Frame, FrameContext, StateKind, v1};
 use serde::Serialize;
 
@@ -220,7 +220,7 @@ fn fidelity(
         });
     }
     let device = question.device.open()?;
-    let config = ModelConfig::load(model)?;
+    let config = weights.model_config()?;
     let decoder = load_decoder(&config, &weights, question.dtype.on(&device), &device, None)?;
     let teacher = Teacher::new(decoder, info.effective_vocab_size, Capture::largest())?;
     let tokens = sample

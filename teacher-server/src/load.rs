@@ -1,6 +1,7 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
 mod cached;
+mod files;
 
 use std::{
     path::{Path, PathBuf},
@@ -9,9 +10,7 @@ use std::{
 
 use candle_core::{DType, Device};
 use distill_hub::{Options, Wanted};
-use distill_model::{
-    Base, Decoder, LoadOptions, ModelConfig, Nf4Matrix, Weights, backend, check_weights_fit,
-};
+use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
@@ -21,6 +20,7 @@ use crate::{
     cache::{Cache, projection_digest},
     config::{Config, StateSetting},
     forward::{Capture, Teacher},
+    load::files::TeacherFiles,
     plan::{self, Identity, Plan},
     production::Production,
     progress::Progress,
@@ -139,9 +139,13 @@ impl Opened {
         reporter: &Reporter,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Self> {
-        let directory = located(&config.model, Wanted::Model, stopped)?;
-        let tokenizer = TokenizerFiles::open(&directory)?;
-        let model = ModelConfig::load(&directory)?;
+        let files = TeacherFiles::open(config, stopped)?;
+        let parameters = files.parameter_count()?;
+        let TeacherFiles {
+            tokenizer,
+            model,
+            weights,
+        } = files;
         if config.seq_len > model.max_position_embeddings {
             let (asked, most) = (config.seq_len, model.max_position_embeddings);
             return Err(Error::Config {
@@ -152,8 +156,8 @@ impl Opened {
         let windowing = Windowing::new(config.seq_len);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
-        let weights = Weights::open(&directory)?;
-        reporter.weights(parameter_count(&weights)?);
+        let quantisation = weights.gguf().map(|gguf| gguf.quantisation());
+        reporter.weights(parameters, quantisation.as_deref());
         let identity = Identity {
             model: model_fingerprint(&weights)?,
             tokenizer: tokenizer.fingerprint(),
@@ -198,7 +202,8 @@ impl Opened {
         }
         plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?);
         let info = server_info(config, &self.model, &self.identity, &plan, &states);
-        reporter.model(config, &self.model, &info);
+        let weight_bytes = states.teacher.weight_bytes() as u64;
+        reporter.model(config, &self.model, &info, weight_bytes);
         Ok(Beginning { plan, states, info })
     }
 }
@@ -256,22 +261,6 @@ pub(crate) fn model_fingerprint(weights: &Weights) -> Result<Fingerprint> {
     Ok(FingerprintBuilder::new("model")
         .field("weights", &weights.fingerprint()?)
         .finish())
-}
-
-/// Numbers in the checkpoint, tied heads once; where four bits are packed, whatever the type they are stored as, a byte holds two.
-fn parameter_count(weights: &Weights) -> Result<u64> {
-    let mut count = 0;
-    for name in weights.names() {
-        if name.ends_with(".weight") || name.ends_with(".bias") {
-            let (_, shape, bytes) = weights.raw(name)?;
-            let packed = Nf4Matrix::is_stored(weights, name);
-            count += match packed {
-                true => 2 * bytes.len() as u64,
-                false => shape.iter().product::<usize>() as u64,
-            };
-        }
-    }
-    Ok(count)
 }
 
 /// Bytes are promised equal for the same of these only.

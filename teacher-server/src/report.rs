@@ -81,14 +81,16 @@ impl Reporter {
         );
     }
 
-    /// The checkpoint is open; hashing and reading it takes a while.
-    pub fn weights(&self, parameters: u64) {
+    /// The checkpoint is open, in blocks of these types where it is a GGUF file; hashing and reading it takes a while.
+    pub fn weights(&self, parameters: u64, quantisation: Option<&str>) {
+        let blocks = quantisation.map(|types| format!(" in {types}"));
         self.say(
             "weights",
-            json!({ "parameters": parameters }),
+            json!({ "parameters": parameters, "quantisation": quantisation }),
             &format!(
-                "weights: {:.1} M parameters; reading them",
-                parameters as f64 / 1e6
+                "weights: {:.1} M parameters{}; reading them",
+                parameters as f64 / 1e6,
+                blocks.unwrap_or_default(),
             ),
         );
     }
@@ -122,8 +124,14 @@ impl Reporter {
         );
     }
 
-    /// The weights are in.
-    pub fn model(&self, config: &Config, model: &ModelConfig, info: &GetServerInfoResponse) {
+    /// The weights are in, and take so many bytes.
+    pub fn model(
+        &self,
+        config: &Config,
+        model: &ModelConfig,
+        info: &GetServerInfoResponse,
+        weight_bytes: u64,
+    ) {
         let vocabulary = if info.effective_vocab_size == info.head_rows {
             format!("vocabulary {}", info.head_rows)
         } else {
@@ -138,6 +146,7 @@ impl Reporter {
                 "name": info.model_name,
                 "architecture": model.model_type.name(),
                 "dtype": config.dtype,
+                "weight_bytes": weight_bytes,
                 "hidden_size": model.hidden_size,
                 "num_hidden_layers": model.num_hidden_layers,
                 "head_rows": info.head_rows,
@@ -147,12 +156,13 @@ impl Reporter {
                 "plan_fingerprint": info.plan_fingerprint,
             }),
             &format!(
-                "model: {} ({}, {} layers, hidden size {}, {}); {vocabulary}\nplan: {} K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
+                "model: {} ({}, {} layers, hidden size {}, {}), {:.1} MB of weights; {vocabulary}\nplan: {} K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
                 info.model_name,
                 model.model_type.name(),
                 model.num_hidden_layers,
                 model.hidden_size,
                 config.dtype,
+                weight_bytes as f64 / 1e6,
                 config.estimator,
                 info.top_k,
                 info.temperatures,

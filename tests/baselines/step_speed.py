@@ -29,15 +29,29 @@ def flags(mode):
     return MODES.get(mode, f"--checkpointing on --checkpoint-every {every}").split()
 
 
+def finish(command):
+    """Runs a command to its end; gives the most memory that it had, in MiB."""
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    errors = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(errors[-2000:])
+    return used.ru_maxrss / 1024
+
+
+def precompute(options, folder, sequences, seq_len):
+    """A cache of about so many sequences in `folder`; gives the teacher's peak in MiB."""
+    text = folder / "train.txt"
+    # Eight bytes a token are more than any text of natural language has.
+    text.write_text(Path(options.train).read_text()[: 8 * seq_len * sequences])
+    return finish([options.bin / "teacher-server", "precompute", "--model", options.teacher, "--corpus", text, "--seq-len", seq_len, "--out", folder / "cache"])
+
+
 class Server:
-    """A teacher-server on a free port of the loopback, over a cache and so without a teacher."""
+    """A teacher-server on a free port of the loopback, over the cache in a folder and so without a teacher."""
 
     def __init__(self, options, folder):
-        port, cache, text = folder / "port", folder / "cache", folder / "train.txt"
-        # Eight bytes a token are more than any text of natural language has.
-        text.write_text(Path(options.train).read_text()[: 8 * options.seq_len * (options.steps + 2)])
-        command = [options.bin / "teacher-server", "precompute", "--model", options.teacher, "--corpus", text, "--seq-len", options.seq_len, "--out", cache]
-        subprocess.run([str(part) for part in command], check=True, stderr=subprocess.DEVNULL)
+        port, cache = folder / "port", folder / "cache"
         command = [options.bin / "teacher-server", "serve", "--bind", "127.0.0.1:0", "--port-file", port, "--cache", cache]
         log = open(folder / "teacher.log", "w")
         self.process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
@@ -58,11 +72,7 @@ def product(options, folder, address, mode, name):
     out = folder / name
     command = [options.bin / "student-trainer", "train", "--teacher", address, "--student", options.student, "--out", out]
     command += ["--steps", options.steps, *flags(mode), *options.flags.split()]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    errors = process.stderr.read()
-    _, status, _ = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(errors[-2000:])
+    finish(command)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line["seconds"] for line in lines if "seconds" in line][1:], lines[-1]["peak_rss_bytes"] / 2**20
 
@@ -93,6 +103,8 @@ def main():
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        if modes:
+            precompute(options, folder, options.steps + 2, options.seq_len)
         server = Server(options, folder) if modes else None
         for turn in range(options.rounds):
             for base in bases:

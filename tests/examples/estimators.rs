@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     let files = StudentFiles::open(&args.student)?;
     let place = Place::choose("cpu", ComputeDtype::F32)?;
     let student = files.load(Quantize::Nf4, &place, None)?;
-    let geometry = HeadGeometry::new(&student.head().narrow(0, 0, vocab)?, None)?;
+    let geometry = HeadGeometry::new(&student.head()?.narrow(0, 0, vocab)?, None)?;
 
     let sequences = corpus.sequences.into_iter().take(args.windows);
     let windows = sequences
@@ -164,7 +164,7 @@ impl Window {
             Ok(hidden.index_select(&outputs, 0)?)
         };
         let head = teacher
-            .head()
+            .head()?
             .narrow(0, 0, vocab)?
             .to_dtype(DType::F32)?
             .t()?;

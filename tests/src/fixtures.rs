@@ -71,7 +71,7 @@ pub fn decoder(directory: &Path, dtype: DType) -> Result<Decoder> {
 /// Whatever the model crate or candle refuses.
 pub fn dense_logits(decoder: &Decoder, ids: &Tensor) -> Result<Tensor> {
     let hidden = decoder.hidden_states(ids)?.to_dtype(DType::F32)?;
-    let head = decoder.head().to_dtype(DType::F32)?;
+    let head = decoder.head()?.to_dtype(DType::F32)?;
     Ok(hidden.broadcast_matmul(&head.t()?)?)
 }
 

@@ -47,7 +47,7 @@ pub fn step(
     let outputs: Vec<u32> = targets.iter().map(|&t| t as u32 - 1).collect();
     let outputs = Tensor::new(outputs.as_slice(), &Device::Cpu)?;
     let logits = |decoder: &Decoder, hidden: Tensor| -> Result<Tensor> {
-        let head = decoder.head().narrow(0, 0, vocab_size)?;
+        let head = decoder.head()?.narrow(0, 0, vocab_size)?;
         Ok(hidden
             .squeeze(0)?
             .index_select(&outputs, 0)?

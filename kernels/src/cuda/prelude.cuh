@@ -80,6 +80,11 @@ template <class T> struct Buffer {
     }
 };
 
+/* Four neighbouring floats. */
+struct alignas(16) Four {
+    float x, y, z, w;
+};
+
 /* Floats in global memory, of a type that is known when the kernel runs: all threads take the same branch. */
 struct Floats {
     void* data;
@@ -107,6 +112,23 @@ struct Floats {
         } else {
             ((u32*)data)[i / 2] = (u32)float_to_f16(second) << 16 | float_to_f16(first);
         }
+    }
+    /* Elements i to i + 3, in one access where they lie so. */
+    __device__ Four load_four(i64 i) const {
+        check(i, len - 3);
+        const void* at = (const u8*)data + i * (dtype == F32 ? 4 : 2);
+        if (dtype == F32 && (u64)at % 16 == 0) return *(const Four*)at;
+        if (dtype == F32 || (u64)at % 8 != 0) return Four{load(i), load(i + 1), load(i + 2), load(i + 3)};
+        u64 bits = *(const u64*)at;
+        u16 a = (u16)bits, b = (u16)(bits >> 16), c = (u16)(bits >> 32), d = (u16)(bits >> 48);
+        if (dtype == BF16) return Four{bf16_to_float(a), bf16_to_float(b), bf16_to_float(c), bf16_to_float(d)};
+        return Four{f16_to_float(a), f16_to_float(b), f16_to_float(c), f16_to_float(d)};
+    }
+    __device__ void store_four(i64 i, Four v) const {
+        store(i, v.x);
+        store(i + 1, v.y);
+        store(i + 2, v.z);
+        store(i + 3, v.w);
     }
     __device__ float round(float value) const { return round_to(value, dtype); }
 };

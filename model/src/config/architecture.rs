@@ -12,15 +12,21 @@ pub enum Architecture {
     Llama,
     /// Mistral: Llama without biases, early ones with attention to a window.
     Mistral,
+    /// Phi-3 and Phi-4, without longrope: Mistral with q, k and v in one matrix, and gate and up in another.
+    Phi3,
+    /// SmolLM3: Llama with layers that turn nothing by its position.
+    SmolLm3,
 }
 
 impl Architecture {
     /// Every supported architecture, with the name `config.json` gives it.
-    pub const ALL: [(&str, Self); 4] = [
+    pub const ALL: [(&str, Self); 6] = [
         ("qwen2", Self::Qwen2),
         ("qwen3", Self::Qwen3),
         ("llama", Self::Llama),
         ("mistral", Self::Mistral),
+        ("phi3", Self::Phi3),
+        ("smollm3", Self::SmolLm3),
     ];
 
     /// The name under which `config.json` knows it.
@@ -30,6 +36,8 @@ impl Architecture {
             Self::Qwen3 => "qwen3",
             Self::Llama => "llama",
             Self::Mistral => "mistral",
+            Self::Phi3 => "phi3",
+            Self::SmolLm3 => "smollm3",
         }
     }
 
@@ -40,23 +48,47 @@ impl Architecture {
             Self::Qwen3 => "Qwen3ForCausalLM",
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
+            Self::Phi3 => "Phi3ForCausalLM",
+            Self::SmolLm3 => "SmolLM3ForCausalLM",
         }
     }
 
     /// transformers' default where `config.json` names no longest sequence.
     pub(super) fn max_position_embeddings(self) -> usize {
         match self {
-            Self::Qwen2 | Self::Qwen3 => 32_768,
+            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 => 32_768,
             Self::Llama => 2_048,
             Self::Mistral => 131_072,
+            Self::Phi3 => 4_096,
         }
+    }
+
+    /// transformers' default base of the rotary frequencies.
+    pub(super) fn rope_theta(self) -> f64 {
+        match self {
+            Self::SmolLm3 => 2_000_000.0,
+            _ => 10_000.0,
+        }
+    }
+
+    /// transformers' default of RMSNorm's epsilon.
+    pub(super) fn rms_norm_eps(self) -> f64 {
+        match self {
+            Self::Phi3 => 1e-5,
+            _ => 1e-6,
+        }
+    }
+
+    /// Whether q, k and v are the rows of one stored matrix, and gate and up those of another.
+    pub fn stacks_projections(self) -> bool {
+        self == Self::Phi3
     }
 
     /// transformers' default width of a head, where it is not the stream's share.
     pub(super) fn head_dim(self) -> Option<usize> {
         match self {
             Self::Qwen3 => Some(128),
-            Self::Qwen2 | Self::Llama | Self::Mistral => None,
+            _ => None,
         }
     }
 }

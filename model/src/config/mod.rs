@@ -40,6 +40,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Of each layer, whether it turns queries and keys by their positions.
+    pub turned: Vec<bool>,
     /// How the frequencies are stretched for sequences longer than the first ones.
     pub rope_scaling: RopeScaling,
     /// Of each layer, the number of latest positions that one attends to, itself included; `None` for all.
@@ -102,17 +104,21 @@ impl ModelConfig {
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let (d, m) = (self.hidden_size, self.intermediate_size);
         let (q, kv) = (self.query_size(), self.key_value_size());
-        let attention = [
+        let mut attention = vec![
             ("q_proj", [q, d], self.qkv_bias),
             ("k_proj", [kv, d], self.qkv_bias),
             ("v_proj", [kv, d], self.qkv_bias),
             ("o_proj", [d, q], self.output_bias),
         ];
-        let mlp = [
+        let mut mlp = vec![
             ("gate_proj", [m, d], self.mlp_bias),
             ("up_proj", [m, d], self.mlp_bias),
             ("down_proj", [d, m], self.mlp_bias),
         ];
+        if self.model_type.stacks_projections() {
+            attention.splice(..3, [("qkv_proj", [q + 2 * kv, d], self.qkv_bias)]);
+            mlp.splice(..2, [("gate_up_proj", [2 * m, d], self.mlp_bias)]);
+        }
         let rows = vec![self.vocab_size, d];
         let mut shapes = vec![("model.embed_tokens.weight".to_owned(), rows.clone())];
         for layer in 0..self.num_hidden_layers {

@@ -30,6 +30,8 @@ pub(super) struct RawConfig {
     pub(super) rope_scaling: Option<RawRope>,
     pub(super) rope_parameters: Option<RawRope>,
     pub(super) partial_rotary_factor: Option<f64>,
+    pub(super) no_rope_layers: Option<Vec<u8>>,
+    pub(super) no_rope_layer_interval: Option<usize>,
     max_position_embeddings: Option<usize>,
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
@@ -61,9 +63,11 @@ impl RawConfig {
                 .or(Some(model_type.max_position_embeddings())),
             POSITIONS_MAX,
         )?;
-        // Mistral and Qwen2 have no such setting.
-        let has_settings = matches!(model_type, Architecture::Llama | Architecture::Qwen3);
-        let attention_bias = self.attention_bias.unwrap_or(false) && has_settings;
+        // The others have no such setting.
+        let llama_like = matches!(model_type, Architecture::Llama | Architecture::SmolLm3);
+        let has_biases = llama_like || model_type == Architecture::Qwen3;
+        let attention_bias = self.attention_bias.unwrap_or(false) && has_biases;
+        let tied_by_default = model_type == Architecture::SmolLm3;
         Ok(ModelConfig {
             model_type,
             vocab_size: required("vocab_size", self.vocab_size, VOCAB_SIZE_MAX)?,
@@ -79,18 +83,24 @@ impl RawConfig {
             head_dim: self.head_dim(model_type, hidden_size, num_attention_heads)?,
             rms_norm_eps: within(
                 "rms_norm_eps",
-                self.rms_norm_eps.unwrap_or(1e-6),
+                self.rms_norm_eps.unwrap_or(model_type.rms_norm_eps()),
                 1e-12,
                 1.0,
             )?,
-            rope_theta: within("rope_theta", self.rope_theta(), 1.0, 1e12)?,
+            rope_theta: within(
+                "rope_theta",
+                self.rope_theta(model_type.rope_theta()),
+                1.0,
+                1e12,
+            )?,
+            turned: self.turned(model_type, num_hidden_layers)?,
             rope_scaling: self.rope_scaling(max_position_embeddings)?,
             windows: self.windows(model_type, num_hidden_layers)?,
             max_position_embeddings,
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(tied_by_default),
             qkv_bias: attention_bias || model_type == Architecture::Qwen2,
             output_bias: attention_bias,
-            mlp_bias: self.mlp_bias.unwrap_or(false) && model_type == Architecture::Llama,
+            mlp_bias: self.mlp_bias.unwrap_or(false) && llama_like,
             qk_norm: model_type == Architecture::Qwen3,
         })
     }

@@ -2,11 +2,14 @@
 
 use serde::Deserialize;
 
-use super::check::{Problem, problem, within};
+use super::Architecture;
+use super::check::{Problem, problem, required, within};
 use super::raw::{POSITIONS_MAX, RawConfig};
 
 /// Largest factor by which frequencies are divided; published ones are 2 to 64.
 const FACTOR_MAX: f64 = 1e6;
+/// SmolLM3's default: every fourth layer turns nothing.
+const NO_ROPE_LAYER_INTERVAL: usize = 4;
 /// Kinds of scaling that are done, for messages.
 const SUPPORTED: &str = "default, linear and llama3";
 
@@ -72,13 +75,44 @@ pub(super) struct RawRope {
 }
 
 impl RawConfig {
-    /// Where transformers looks: in the nested settings first, then at the top level, then 10000.
-    pub(super) fn rope_theta(&self) -> f64 {
+    /// Where transformers looks: in the nested settings first, then at the top level, then the family's default.
+    pub(super) fn rope_theta(&self, default: f64) -> f64 {
         let nested = [&self.rope_parameters, &self.rope_scaling]
             .into_iter()
             .flatten()
             .find_map(|rope| rope.rope_theta);
-        nested.or(self.rope_theta).unwrap_or(10_000.0)
+        nested.or(self.rope_theta).unwrap_or(default)
+    }
+
+    /// Which layers turn queries and keys by their positions: all but those that SmolLM3 leaves out.
+    pub(super) fn turned(
+        &self,
+        architecture: Architecture,
+        layers: usize,
+    ) -> Result<Vec<bool>, Problem> {
+        if architecture != Architecture::SmolLm3 {
+            return Ok(vec![true; layers]);
+        }
+        if let Some(flags) = &self.no_rope_layers {
+            let turned: Vec<bool> = flags.iter().take(layers).map(|flag| *flag != 0).collect();
+            return match turned.len() == layers {
+                true => Ok(turned),
+                false => problem(
+                    "no_rope_layers",
+                    format!(
+                        "names {} layers beside num_hidden_layers = {layers}",
+                        flags.len()
+                    ),
+                ),
+            };
+        }
+        let interval = self
+            .no_rope_layer_interval
+            .unwrap_or(NO_ROPE_LAYER_INTERVAL);
+        let interval = required("no_rope_layer_interval", Some(interval), usize::MAX)?;
+        Ok((1..=layers)
+            .map(|layer| !layer.is_multiple_of(interval))
+            .collect())
     }
 
     /// As transformers 5, `rope_scaling` goes before `rope_parameters` where a file has both. A kind that is not done is

@@ -261,3 +261,54 @@ fn a_missing_or_huge_file_is_an_error_that_names_it() {
     file.set_len(CONFIG_BYTES_MAX + 1).unwrap();
     assert!(load().contains("file size"));
 }
+
+#[test]
+fn smollm3_leaves_some_layers_unturned() {
+    let mut smollm3 = with(qwen(), "model_type", json!("smollm3"));
+    let turned = |json: &Value| parse(json).unwrap().turned;
+    let every_fourth: Vec<bool> = (1..=24).map(|layer| layer % 4 != 0).collect();
+    assert_eq!(turned(&smollm3), every_fourth);
+    assert_eq!(turned(&qwen()), vec![true; 24]);
+    smollm3["no_rope_layer_interval"] = json!(0);
+    refused(&smollm3, &["no_rope_layer_interval"]);
+    // Longer lists are allowed, shorter ones are not.
+    smollm3["no_rope_layers"] = json!([vec![1; 23], vec![0; 9]].concat());
+    assert_eq!(turned(&smollm3), [vec![true; 23], vec![false]].concat());
+    smollm3["use_sliding_window"] = json!(true);
+    smollm3["sliding_window"] = json!(64);
+    smollm3["layer_types"] = Value::Null;
+    let windows = parse(&smollm3).unwrap().windows;
+    assert_eq!(windows, [vec![None; 23], vec![Some(64)]].concat());
+    smollm3["no_rope_layers"] = json!([1, 0]);
+    refused(&smollm3, &["no_rope_layers", "2", "24"]);
+}
+
+#[test]
+fn what_a_config_leaves_out_is_its_family_s_default() {
+    let mut json = qwen();
+    for field in [
+        "rope_parameters",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+    ] {
+        json[field] = Value::Null;
+    }
+    for (family, theta, eps, tied, positions) in [
+        ("qwen2", 1e4, 1e-6, false, 32_768),
+        ("qwen3", 1e4, 1e-6, false, 32_768),
+        ("llama", 1e4, 1e-6, false, 2_048),
+        ("mistral", 1e4, 1e-6, false, 131_072),
+        ("phi3", 1e4, 1e-5, false, 4_096),
+        ("smollm3", 2e6, 1e-6, true, 32_768),
+    ] {
+        let config = parse(&with(json.clone(), "model_type", json!(family))).unwrap();
+        let found = (
+            config.rope_theta,
+            config.rms_norm_eps,
+            config.tie_word_embeddings,
+        );
+        assert_eq!(found, (theta, eps, tied), "{family}");
+        assert_eq!(config.max_position_embeddings, positions, "{family}");
+    }
+}

@@ -7,6 +7,8 @@ use super::raw::{POSITIONS_MAX, RawConfig};
 
 /// Mistral's default where `config.json` does not mention the window at all; `null` means none.
 const MISTRAL_WINDOW: usize = 4096;
+/// Qwen's default where it is used but not named.
+const QWEN_WINDOW: usize = 4096;
 /// Qwen's default of the first layer with a window.
 const QWEN_FIRST_WINDOW_LAYER: usize = 28;
 
@@ -24,19 +26,33 @@ impl RawConfig {
                 let window = self.sliding_window.unwrap_or(Some(MISTRAL_WINDOW));
                 Ok(vec![checked(window)?; layers])
             }
-            Architecture::Qwen2 | Architecture::Qwen3 => self.qwen_windows(layers),
+            Architecture::Phi3 => Ok(vec![checked(self.sliding_window.flatten())?; layers]),
+            Architecture::Qwen2 | Architecture::Qwen3 => {
+                let first = self.max_window_layers.unwrap_or(QWEN_FIRST_WINDOW_LAYER);
+                let window = self.sliding_window.unwrap_or(Some(QWEN_WINDOW));
+                self.windows_by_layer(window, (0..layers).map(|layer| layer >= first))
+            }
+            Architecture::SmolLm3 => {
+                let turned = self.turned(architecture, layers)?;
+                let has_window = turned.into_iter().map(|turned| !turned);
+                self.windows_by_layer(self.sliding_window.flatten(), has_window)
+            }
         }
     }
 
-    fn qwen_windows(&self, layers: usize) -> Result<Vec<Option<usize>>, Problem> {
+    /// Where windows are used at all, those of the layers that `layer_types` says, else of those in `by_default`.
+    fn windows_by_layer(
+        &self,
+        window: Option<usize>,
+        by_default: impl ExactSizeIterator<Item = bool>,
+    ) -> Result<Vec<Option<usize>>, Problem> {
+        let layers = by_default.len();
         let window = match self.use_sliding_window {
-            Some(true) => checked(self.sliding_window.unwrap_or(Some(MISTRAL_WINDOW)))?,
+            Some(true) => checked(window)?,
             _ => None,
         };
         let Some(types) = &self.layer_types else {
-            let first = self.max_window_layers.unwrap_or(QWEN_FIRST_WINDOW_LAYER);
-            let of_layer = |layer| window.filter(|_| layer >= first);
-            return Ok((0..layers).map(of_layer).collect());
+            return Ok(by_default.map(|has| window.filter(|_| has)).collect());
         };
         let full = |kind: &String| kind == "full_attention";
         if types.iter().all(full) {

@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{self, Content};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::value;
-use crate::{Error, Result};
+use super::header::Header;
+use super::value::{Metadata, Value};
+use crate::{Architecture, Error, Result};
 
-/// transformers' class of each architecture.
-const CLASSES: [(&str, &str); 2] = [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")];
+/// What files are read of; those of Mistral's models say `llama`.
+const READ: [Architecture; 3] = [
+    Architecture::Llama,
+    Architecture::Qwen2,
+    Architecture::Qwen3,
+];
 
 /// Settings under the architecture's name that change the computation.
 const NOT_DONE: [(&str, &str); 5] = [
@@ -21,64 +25,45 @@ const NOT_DONE: [(&str, &str); 5] = [
 ];
 
 /// Whether a setting of [`NOT_DONE`] says that the thing is not used: none, 0, or a factor of 1.
-fn is_off(found: &gguf_file::Value) -> bool {
-    let none = found.to_string().is_ok_and(|kind| kind == "none");
-    let zero = found.to_u64().is_ok_and(|count| count == 0);
-    let one = found
-        .to_f32()
-        .is_ok_and(|factor| factor == 0.0 || factor == 1.0);
-    none || zero || one
+fn is_off(found: &Value) -> bool {
+    let none = found.text() == Some("none");
+    let zero = found.unsigned() == Some(0);
+    let one = found.float();
+    none || zero || one.is_some_and(|factor| factor == 0.0 || factor == 1.0)
 }
 
 /// The object that `config.json` of the same model holds.
-pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
-    let wrong =
-        |key: &str, e: candle_core::Error| Error::malformed(path, key, super::first_line(&e));
+pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Value> {
+    let metadata = Metadata {
+        values: &header.metadata,
+        path,
+    };
     let key = "general.architecture";
-    let architecture = value(content, path, key)?
-        .to_string()
-        .map_err(|e| wrong(key, e))?;
-    let known = CLASSES.iter().find(|(name, _)| name == architecture);
-    let (name, class) = known.ok_or_else(|| {
-        let names = CLASSES.map(|(name, _)| name).join(", ");
-        Error::malformed(
-            path,
-            key,
-            format!("is `{architecture}`; this build reads {names}"),
-        )
+    let architecture = metadata.text(key)?;
+    let known = READ.iter().find(|known| known.name() == architecture);
+    let known = known.ok_or_else(|| {
+        let names = READ.map(Architecture::name).join(", ");
+        let problem = format!("is `{architecture}`; this build reads {names}");
+        metadata.fault(key, problem)
     })?;
-    let integer = |key: &str| -> Result<u64> {
-        let key = format!("{name}.{key}");
-        let found = value(content, path, &key)?;
-        found.to_u64().map_err(|e| wrong(&key, e))
-    };
-    let float = |key: &str| -> Result<f64> {
-        let key = format!("{name}.{key}");
-        let found = value(content, path, &key)?;
-        found.to_f32().map(f64::from).map_err(|e| wrong(&key, e))
-    };
-    let has = |key: &str| content.metadata.contains_key(&format!("{name}.{key}"));
+    let name = known.name();
+    let integer = |key: &str| metadata.unsigned(&format!("{name}.{key}"));
+    let float = |key: &str| metadata.float(&format!("{name}.{key}"));
+    let has = |key: &str| metadata.get(&format!("{name}.{key}")).is_some();
     // Ids of special tokens; some converters write -1 for none.
     let token_id = |key: &str| {
-        let found = content.metadata.get(&format!("tokenizer.ggml.{key}"));
-        found.and_then(|found| found.to_u64().ok())
+        let found = metadata.get(&format!("tokenizer.ggml.{key}"));
+        found.and_then(Value::unsigned)
     };
     for (key, what) in NOT_DONE {
         let key = format!("{name}.{key}");
-        if content
-            .metadata
-            .get(&key)
-            .is_some_and(|found| !is_off(found))
-        {
-            return Err(Error::malformed(
-                path,
-                key,
-                format!("asks for {what}, which this decoder does not do; take another model"),
-            ));
+        if metadata.get(&key).is_some_and(|found| !is_off(found)) {
+            let problem =
+                format!("asks for {what}, which this decoder does not do; take another model");
+            return Err(metadata.fault(&key, problem));
         }
     }
-    let embedding = content.tensor_infos.get("token_embd.weight");
-    let rows = embedding.and_then(|info| info.shape.dims().first().copied());
+    let rows = header.embedding_rows();
     let heads = integer("attention.head_count")?;
     let hidden = integer("embedding_length")?;
     let head_dim = match has("attention.key_length") {
@@ -106,7 +91,7 @@ pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
         false => 10_000.0,
     };
     Ok(json!({
-        "architectures": [class],
+        "architectures": [known.class()],
         "model_type": name,
         "vocab_size": rows.ok_or_else(|| Error::MissingTensor {
             path: path.to_owned(),
@@ -122,7 +107,7 @@ pub(super) fn config_json(content: &Content, path: &Path) -> Result<Value> {
         "rms_norm_eps": float("attention.layer_norm_rms_epsilon")?,
         "rope_theta": rope_theta,
         "max_position_embeddings": integer("context_length")?,
-        "tie_word_embeddings": !content.tensor_infos.contains_key("output.weight"),
+        "tie_word_embeddings": !header.tensors.contains_key("output.weight"),
         "attention_bias": false,
         "mlp_bias": false,
         "bos_token_id": token_id("bos_token_id"),

@@ -1,46 +1,56 @@
 /*! Provides a GGUF file as a Hugging Face checkpoint: config, tensors by their Hugging Face names, one at a time.
 
 ```text
- metadata ──> config.json (config)
- blk.0.attn_q.weight ──> model.layers.0.self_attn.q_proj.weight (names) ──> dequantised, rows in Hugging Face's order
+ header ──> metadata ──> config.json (config)
+ blk.0.attn_q.weight ──> model.layers.0.self_attn.q_proj.weight (names) ──> rows in Hugging Face's order (tensors)
+                                                                              ├──> PackedMatrix, in the file's blocks
+                                                                              └──> dequantised
  tokenizer.ggml.* ──> GgufTokenizer, for whoever builds tokenizer.json
 ```
 
-The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle reads it and dequantises.
+The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle has the arithmetic of the blocks.
 */
 
 mod config;
+#[cfg(test)]
+mod decoder_tests;
+mod header;
 mod names;
 #[cfg(test)]
 mod refusal_tests;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod value;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::File,
     io::BufReader,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::{DType, Device, Tensor};
-
-use crate::{Architecture, Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Result};
+use header::Header;
+use tensors::StoredTensor;
 pub use tokenizer::GgufTokenizer;
+use value::Value;
 
-/// Longest part of candle's words in one of ours: it prints a value of the wrong type whole, be it a vocabulary.
-const REASON_CHARS_MAX: usize = 200;
+/// Whether `path` names a GGUF file, by its ending.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    let extension = path.extension();
+    extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
 
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
-    file: Mutex<BufReader<File>>,
-    file_bytes: u64,
-    content: Content,
+    file: Mutex<File>,
+    header: Header,
+    /// By Hugging Face name.
+    tensors: BTreeMap<String, StoredTensor>,
     config_json: serde_json::Value,
     config: ModelConfig,
 }
@@ -56,22 +66,26 @@ impl Gguf {
             .metadata()
             .map_err(|source| Error::io(path, source))?
             .len();
-        let mut file = BufReader::new(file);
-        let content = read_header(&mut file, path)?;
-        let config_json = config::config_json(&content, path)?;
+        let mut reader = BufReader::new(file);
+        let header = Header::read(&mut reader, path)?;
+        refuse_split(&header, path)?;
+        let config_json = config::config_json(&header, path)?;
         let config = ModelConfig::parse(config_json.to_string().as_bytes(), path)?;
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in config.parameter_shapes() {
+            let stored = StoredTensor::find(&header, path, file_bytes, &name, &shape)?;
+            tensors.insert(name, stored);
+        }
         let gguf = Self {
             path: path.to_owned(),
-            file: Mutex::new(file),
-            file_bytes,
-            content,
+            file: Mutex::new(reader.into_inner()),
+            header,
+            tensors,
             config_json,
             config,
         };
-        for (name, shape) in gguf.config.parameter_shapes() {
-            gguf.check(&name, &shape)?;
-        }
         gguf.refuse_unknown_tensors()?;
+        StoredTensor::refuse_overlaps(gguf.tensors.values(), path)?;
         Ok(gguf)
     }
 
@@ -90,56 +104,35 @@ impl Gguf {
     /// # Errors
     /// Names the key that is missing or has another type.
     pub fn tokenizer(&self) -> Result<GgufTokenizer> {
-        tokenizer::read(&self.content, &self.path)
+        tokenizer::read(&self.header, &self.path)
     }
 
-    /// A tensor by its Hugging Face name, dequantised to f32.
-    ///
-    /// llama.cpp stores the rows of Llama's q and k so that its rotation takes neighbours; they are put back in order here.
+    /// The tokenizer as the files that a model directory has, by name.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; a file that ends early.
-    pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let (stored_name, _) = self.find(name)?;
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let quantised = self
-            .content
-            .tensor(&mut *file, &stored_name, &Device::Cpu)
-            .map_err(|e| Error::tensor(&self.path, &stored_name, first_line(&e)))?;
-        drop(file);
-        let tensor = quantised.dequantize(&Device::Cpu)?.to_dtype(DType::F32)?;
-        if self.config.model_type != Architecture::Llama {
-            return Ok(tensor);
-        }
-        let heads = if name.contains(".q_proj.") {
-            self.config.num_attention_heads
-        } else if name.contains(".k_proj.") {
-            self.config.num_key_value_heads
-        } else {
-            return Ok(tensor);
-        };
-        halves_from_pairs(&tensor, heads)
-    }
-
-    fn find(&self, name: &str) -> Result<(String, &TensorInfo)> {
-        let missing = || Error::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-        };
-        let stored = names::stored_name(name).ok_or_else(missing)?;
-        let info = self.content.tensor_infos.get(&stored).ok_or_else(missing)?;
-        Ok((stored, info))
+    /// As [`tokenizer`](Self::tokenizer), and where it is not known how the tokenizer splits text.
+    pub fn tokenizer_files(&self) -> Result<Vec<(&'static str, String)>> {
+        let tokenizer = self.tokenizer()?;
+        let json = tokenizer.tokenizer_json().ok_or_else(|| {
+            let problem = format!(
+                "is `{}`, and how that splits text is not known here; name a directory with this model's tokenizer.json with \
+                 --tokenizer",
+                tokenizer.pre_tokenizer
+            );
+            Error::malformed(&self.path, "tokenizer.ggml.pre", problem)
+        })?;
+        let config = tokenizer.tokenizer_config_json();
+        Ok(vec![
+            ("tokenizer.json", json.to_string()),
+            ("tokenizer_config.json", format!("{config:#}\n")),
+        ])
     }
 
     /// What the decoder would leave out, be it a bias or the angles of Llama 3.1 (`rope_freqs`), changes what the model computes.
     fn refuse_unknown_tensors(&self) -> Result<()> {
-        let parameters = self.config.parameter_shapes();
-        let known: HashSet<String> = parameters
-            .iter()
-            .filter_map(|(name, _)| names::stored_name(name))
-            .collect();
-        let stored = self.content.tensor_infos.keys();
-        match stored.filter(|name| !known.contains(*name)).min() {
+        let known: HashSet<&str> = self.tensors.values().map(StoredTensor::name).collect();
+        let stored = self.header.tensors.keys();
+        match stored.filter(|name| !known.contains(name.as_str())).min() {
             None => Ok(()),
             Some(name) => Err(Error::tensor(
                 &self.path,
@@ -148,71 +141,20 @@ impl Gguf {
             )),
         }
     }
-
-    /// Shape and place, before anything is allocated for it.
-    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
-        let (stored, info) = self.find(name)?;
-        if info.shape.dims() != shape {
-            let what = format!("tensor `{stored}` beside this file's metadata");
-            return Err(Error::shape(what, shape, info.shape.dims()));
-        }
-        let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
-        let count: usize = shape.iter().product();
-        let bytes = (count / block) as u64 * size as u64;
-        let end = self
-            .content
-            .tensor_data_offset
-            .checked_add(info.offset)
-            .and_then(|start| start.checked_add(bytes));
-        match end.filter(|end| *end <= self.file_bytes && count.is_multiple_of(block)) {
-            Some(_) => Ok(()),
-            None => Err(Error::tensor(
-                &self.path,
-                &stored,
-                format!(
-                    "needs {bytes} bytes that are not in the file's {}; it was cut off, download it again",
-                    self.file_bytes
-                ),
-            )),
-        }
-    }
 }
 
-/// Rows (2i, 2i + 1) of every head to rows (i, i + half): the inverse of llama.cpp's permutation.
-///
-/// # Shapes
-/// [heads * head_dim, ..] -> the same
-fn halves_from_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
-    let dims = tensor.dims().to_vec();
-    let rest: usize = dims.iter().skip(1).product();
-    let half = dims.first().map_or(0, |rows| rows / heads / 2);
-    let pairs = tensor.reshape((heads, half, 2, rest))?;
-    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(dims)?)
-}
-
-/// The value of `key`.
-fn value<'a>(content: &'a Content, path: &Path, key: &str) -> Result<&'a Value> {
-    let missing = || Error::malformed(path, key, "is not in the file's metadata");
-    content.metadata.get(key).ok_or_else(missing)
-}
-
-/// candle checks every length against the file, but divides by the alignment that the file names.
-fn read_header(file: &mut BufReader<File>, path: &Path) -> Result<Content> {
-    let fault = |reason: String| Error::malformed(path, "(GGUF header)", reason);
-    match catch_unwind(AssertUnwindSafe(|| Content::read(file))) {
-        Ok(read) => read.map_err(|e| {
-            let reason = first_line(&e);
-            fault(format!("{reason}; is it whole, and a GGUF file?"))
-        }),
-        Err(_) => Err(fault(
-            "makes no sense, such as general.alignment = 0; download the file again".into(),
+/// A model in several files lacks most of its tensors in each.
+fn refuse_split(header: &Header, path: &Path) -> Result<()> {
+    let key = "split.count";
+    let count = header.metadata.get(key).and_then(Value::unsigned);
+    match count {
+        Some(count) if count > 1 => Err(Error::malformed(
+            path,
+            key,
+            format!(
+                "is {count}: the model is spread over {count} files, which are not read; join them with llama.cpp's `llama-gguf-split --merge FIRST.gguf OUT.gguf`"
+            ),
         )),
+        _ => Ok(()),
     }
-}
-
-/// candle's errors carry a backtrace in their text.
-fn first_line(error: &candle_core::Error) -> String {
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.chars().take(REASON_CHARS_MAX).collect()
 }

@@ -1,11 +1,13 @@
 //! Provides the names under which llama.cpp stores what Hugging Face checkpoints call otherwise.
 
 /// Hugging Face's names of a layer's parts, with llama.cpp's.
-const LAYER: [(&str, &str); 9] = [
+const LAYER: [(&str, &str); 11] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
     ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),

@@ -1,10 +1,12 @@
-use std::fs;
-
-use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::quantized::{
+    GgmlDType, QTensor,
+    gguf_file::{self, Value},
+};
+use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::testing::{TinyModel, write_tiny_model};
-use crate::{Decoder, LoadOptions, Weights};
+use crate::{Architecture, Decoder, LoadOptions, Weights};
 
 pub(super) fn model(base: TinyModel) -> TinyModel {
     TinyModel {
@@ -15,7 +17,7 @@ pub(super) fn model(base: TinyModel) -> TinyModel {
     }
 }
 
-fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
+pub(super) fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
     write_gguf_with(dir, tiny, dtype, |_, _| ())
 }
 
@@ -51,6 +53,7 @@ pub(super) fn write_gguf_with(
             key("attention.head_count_kv"),
             number(config.num_key_value_heads),
         ),
+        (key("attention.key_length"), number(config.head_dim)),
         (key("rope.freq_base"), Value::F32(config.rope_theta as f32)),
         (
             key("attention.layer_norm_rms_epsilon"),
@@ -105,7 +108,8 @@ pub(super) fn write_gguf_with(
 
 #[test]
 fn a_file_gives_back_the_checkpoint_it_was_made_from() {
-    for tiny in [model(TinyModel::llama()), model(TinyModel::qwen2())] {
+    for base in [TinyModel::llama(), TinyModel::qwen2(), TinyModel::qwen3()] {
+        let tiny = model(base);
         let dir = tempfile::tempdir().unwrap();
         let path = write_gguf(dir.path(), &tiny, GgmlDType::F32);
         let gguf = Gguf::open(&path).unwrap();
@@ -164,29 +168,4 @@ fn the_tokenizer_is_rebuilt_without_padding_rows() {
         ..tokenizer
     };
     assert_eq!(unknown.tokenizer_json(), None);
-}
-
-#[test]
-fn damaged_files_are_errors_that_say_where() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = write_gguf(dir.path(), &model(TinyModel::llama()), GgmlDType::F32);
-    let bytes = fs::read(&path).unwrap();
-    let refused = |bytes: &[u8]| {
-        let path = dir.path().join("damaged.gguf");
-        fs::write(&path, bytes).unwrap();
-        Gguf::open(&path).err().map(|e| e.to_string())
-    };
-    let message = refused(&bytes[..bytes.len() - 1000]).unwrap();
-    assert!(message.contains("cut off"), "{message}");
-    assert!(refused(b"not a model").unwrap().contains("GGUF header"));
-    // Every cut inside the header is an error, never a panic.
-    for length in (0..2000).step_by(7) {
-        assert!(refused(&bytes[..length]).is_some(), "{length}");
-    }
-    // Any damaged byte of the header's first part: an error or a file that still opens, never a panic.
-    for at in 0..400 {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 0x55;
-        let _ = refused(&damaged);
-    }
 }

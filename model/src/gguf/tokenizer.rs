@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{Content, Value};
 use serde_json::json;
 
-use super::value;
-use crate::{Error, Result};
+use super::header::Header;
+use super::value::{Metadata, Value};
+use crate::Result;
 
 /// llama.cpp's types of tokens that are matched before the text is split.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+const CONTROL: u64 = 3;
+const USER_DEFINED: u64 = 4;
 /// Padding rows of the embedding, which no text reaches.
-const UNUSED: i64 = 5;
+const UNUSED: u64 = 5;
 
 /// How Qwen2 splits text, from its published tokenizer: contractions, words, single digits, punctuation, white space.
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -125,91 +125,60 @@ impl GgufTokenizer {
     }
 }
 
-pub(super) fn read(content: &Content, path: &Path) -> Result<GgufTokenizer> {
-    let wrong = |key: &str, problem: String| Error::malformed(path, key, problem);
-    let text = |key: &str| -> Result<String> {
-        let found = value(content, path, key)?.to_string();
-        found
-            .cloned()
-            .map_err(|e| wrong(key, super::first_line(&e)))
-    };
-    let list = |key: &str| -> Result<&Vec<Value>> {
-        let found = value(content, path, key)?.to_vec();
-        found.map_err(|e| wrong(key, super::first_line(&e)))
-    };
-    let texts = |key: &str| -> Result<Vec<String>> {
-        let strings = list(key)?.iter().map(|value| value.to_string().cloned());
-        let strings: candle_core::Result<Vec<String>> = strings.collect();
-        strings.map_err(|e| wrong(key, super::first_line(&e)))
+pub(super) fn read(header: &Header, path: &Path) -> Result<GgufTokenizer> {
+    let metadata = Metadata {
+        values: &header.metadata,
+        path,
     };
     let key = "tokenizer.ggml.model";
-    let model = text(key)?;
+    let model = metadata.text(key)?;
     if model != "gpt2" {
-        return Err(wrong(
-            key,
-            format!(
-                "is `{model}`; this build rebuilds `gpt2` (byte-level BPE): name the tokenizer's directory instead"
-            ),
-        ));
+        let problem = format!(
+            "is `{model}`; this build rebuilds `gpt2` (byte-level BPE): name the directory of the model's tokenizer.json with --tokenizer"
+        );
+        return Err(metadata.fault(key, problem));
     }
-    let tokens = texts("tokenizer.ggml.tokens")?;
-    let types = list("tokenizer.ggml.token_type")?;
+    let tokens = metadata.texts("tokenizer.ggml.tokens")?;
+    let key = "tokenizer.ggml.token_type";
+    let types = metadata.list(key)?;
     if types.len() != tokens.len() {
         let (types, tokens) = (types.len(), tokens.len());
-        let key = "tokenizer.ggml.token_type";
-        return Err(wrong(
-            key,
-            format!("has {types} entries for {tokens} tokens; download the file again"),
-        ));
+        let problem = format!("has {types} entries for {tokens} tokens; download the file again");
+        return Err(metadata.fault(key, problem));
     }
-    let embedding = content.tensor_infos.get("token_embd.weight");
-    let rows = embedding.and_then(|info| info.shape.dims().first().copied());
-    if rows.is_some_and(|rows| rows < tokens.len()) {
-        return Err(wrong(
-            "tokenizer.ggml.tokens",
-            format!(
-                "has {} tokens, more than rows in token_embd.weight; name the tokenizer's directory instead",
-                tokens.len()
-            ),
-        ));
+    let rows = header.embedding_rows();
+    if rows.is_some_and(|rows| rows < tokens.len() as u64) {
+        let problem = format!(
+            "has {} tokens, more than rows in token_embd.weight; name the directory of the model's tokenizer.json with --tokenizer",
+            tokens.len()
+        );
+        return Err(metadata.fault("tokenizer.ggml.tokens", problem));
     }
-    let of_type = |wanted: i64| -> Vec<u32> {
-        let typed = types.iter().enumerate();
+    let of_type = |wanted: u64| -> Vec<u32> {
+        let typed = types.iter().zip(0_u32..);
         typed
-            .filter(|(_, kind)| integer(kind) == Some(wanted))
-            .map(|(id, _)| id as u32)
+            .filter(|(kind, _)| kind.unsigned() == Some(wanted))
+            .map(|(_, id)| id)
             .collect()
     };
     let id = |key: &str| {
-        let found = content.metadata.get(key).and_then(integer);
+        let found = metadata.get(key).and_then(Value::unsigned);
         found.and_then(|id| u32::try_from(id).ok())
     };
-    let flag = |key: &str| {
-        let found = content.metadata.get(key);
-        found.is_some_and(|found| found.to_bool().unwrap_or(false))
-    };
+    let add_bos = metadata.get("tokenizer.ggml.add_bos_token");
+    let template = metadata.get("tokenizer.chat_template");
     Ok(GgufTokenizer {
-        pre_tokenizer: text("tokenizer.ggml.pre")?,
+        pre_tokenizer: metadata.text("tokenizer.ggml.pre")?.to_owned(),
         special: of_type(CONTROL),
         added: of_type(USER_DEFINED),
         unused: of_type(UNUSED),
-        merges: texts("tokenizer.ggml.merges")?,
+        merges: metadata.texts("tokenizer.ggml.merges")?,
         bos_id: id("tokenizer.ggml.bos_token_id"),
         eos_id: id("tokenizer.ggml.eos_token_id"),
         pad_id: id("tokenizer.ggml.padding_token_id"),
         unk_id: id("tokenizer.ggml.unknown_token_id"),
-        add_bos: flag("tokenizer.ggml.add_bos_token"),
-        chat_template: text("tokenizer.chat_template").ok(),
+        add_bos: add_bos.and_then(Value::bool).unwrap_or(false),
+        chat_template: template.and_then(Value::text).map(str::to_owned),
         tokens,
     })
-}
-
-fn integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::I32(value) => Some(i64::from(*value)),
-        Value::U32(value) => Some(i64::from(*value)),
-        Value::I64(value) => Some(*value),
-        Value::U64(value) => i64::try_from(*value).ok(),
-        _ => None,
-    }
 }

@@ -8,8 +8,8 @@ use super::{Linear, Weight};
 use crate::element::lend;
 use crate::frozen::Side;
 use crate::matmul::{Matrix, Store, Threads, product};
-use crate::nf4::product;
 use crate::simd::add_to;
+use crate::tiles;
 use crate::{Error, Gradients, Lora, Parameter, Result};
 
 /// Rows of the output that one task adds the bias to.
@@ -30,7 +30,7 @@ impl Linear {
     pub(crate) fn is_direct(&self) -> bool {
         let weight = match &self.weight {
             Weight::Dense(weight) => is_plain(weight),
-            Weight::Nf4(_) => true,
+            Weight::Nf4(_) | Weight::Packed(_) => true,
             Weight::Trainable(_) => false,
         };
         let bias = match &self.bias {
@@ -197,7 +197,8 @@ impl Linear {
         }
         .entered();
         match &self.weight {
-            Weight::Nf4(weight) => product::multiply(weight, side, x, rows, out, store),
+            Weight::Nf4(weight) => tiles::multiply(weight, side, x, rows, out, store),
+            Weight::Packed(weight) => tiles::multiply(weight, side, x, rows, out, store),
             Weight::Trainable(_) => Err(Error::Input(format!(
                 "{} is trained: it has no place in a pass without a graph",
                 self.prefix

@@ -18,6 +18,11 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
         }
         return placed(Nf4Matrix::read(weights, name)?, options);
     }
+    if options.base == Base::AsStored
+        && let Some(matrix) = weights.packed(name, &options.device)?
+    {
+        return Ok(Weight::Packed(matrix));
+    }
     refuse_other_quantization(weights, name)?;
     let shape = weights.shape(name)?;
     let [rows, columns] = *shape else {

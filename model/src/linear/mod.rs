@@ -5,8 +5,9 @@ mod load;
 #[cfg(test)]
 mod tests;
 
-use crate::nf4::product;
-use crate::{Error, LoadOptions, Lora, Nf4Matrix, Parameter, Result, Weights, frozen};
+use crate::{
+    Error, LoadOptions, Lora, Nf4Matrix, PackedMatrix, Parameter, Result, Weights, frozen, tiles,
+};
 use candle_core::{DType, Tensor, Var};
 pub(crate) use direct::{LowRank, is_plain};
 pub use load::dequantized;
@@ -19,6 +20,8 @@ pub enum Weight {
     Dense(Tensor),
     /// Frozen, in four bits; shared with the ops that will run backward.
     Nf4(Arc<Nf4Matrix>),
+    /// Frozen, in the blocks of a GGUF file.
+    Packed(PackedMatrix),
     /// Trained, f32.
     Trainable(Var),
 }
@@ -29,7 +32,19 @@ impl Weight {
         match self {
             Self::Dense(weight) => Ok(weight.dims2()?),
             Self::Nf4(weight) => Ok((weight.rows(), weight.columns())),
+            Self::Packed(weight) => Ok((weight.rows(), weight.columns())),
             Self::Trainable(weight) => Ok(weight.dims2()?),
+        }
+    }
+
+    /// Memory taken, in bytes.
+    fn bytes(&self) -> usize {
+        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        match self {
+            Self::Dense(weight) => dense(weight),
+            Self::Nf4(weight) => weight.bytes(),
+            Self::Packed(weight) => weight.bytes(),
+            Self::Trainable(weight) => dense(weight),
         }
     }
 
@@ -37,7 +52,8 @@ impl Weight {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => frozen::dense_forward(x, weight),
-            Self::Nf4(weight) => product::forward(x, weight),
+            Self::Nf4(weight) => tiles::forward(x, weight),
+            Self::Packed(weight) => weight.product(x),
             Self::Trainable(weight) => {
                 let weight = weight.to_dtype(x.dtype())?;
                 Ok(x.matmul(&weight.t()?)?)
@@ -200,6 +216,11 @@ impl Linear {
     /// Rows of the weight.
     pub fn out_features(&self) -> usize {
         self.out_features
+    }
+
+    /// Memory taken by weight and bias, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.as_ref().map_or(0, Parameter::bytes)
     }
 
     /// The weight.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{Base, LoraConfig, Rounding};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -31,11 +32,18 @@ fn dense() -> Weight {
     Weight::Dense(tensor(&[OUT, IN], 1))
 }
 
+/// In blocks of one element: no other fits rows of 50.
+fn packed() -> Weight {
+    let blocks = QTensor::quantize(&tensor(&[OUT, IN], 1), GgmlDType::F16).unwrap();
+    Weight::Packed(PackedMatrix::new(blocks).unwrap())
+}
+
 /// The matrix that a weight stands for.
 fn matrix(weight: &Weight) -> Tensor {
     match weight {
         Weight::Dense(tensor) => tensor.clone(),
         Weight::Nf4(matrix) => matrix.dequantize(DType::F32, &Device::Cpu).unwrap(),
+        Weight::Packed(matrix) => matrix.dequantize(DType::F32, &Device::Cpu).unwrap(),
         Weight::Trainable(var) => var.as_tensor().clone(),
     }
 }
@@ -77,7 +85,7 @@ fn loss(y: &Tensor) -> Tensor {
 
 #[test]
 fn values_and_gradients_equal_plain_autograd() {
-    for weight in [dense(), nf4()] {
+    for weight in [dense(), nf4(), packed()] {
         let linear = layer(weight);
         let x = Var::from_tensor(&tensor(&[2, 3, IN], 6)).unwrap();
         let y = linear.forward(&x).unwrap();
@@ -96,7 +104,7 @@ fn values_and_gradients_equal_plain_autograd() {
 
 #[test]
 fn gradients_equal_central_differences() {
-    for weight in [dense(), nf4()] {
+    for weight in [dense(), nf4(), packed()] {
         let linear = layer(weight);
         let x = Var::from_tensor(&tensor(&[4, IN], 6)).unwrap();
         let evaluate = || {
@@ -191,7 +199,7 @@ fn sixteen_bit_activations_keep_their_type_and_stay_near_f32() {
 
 #[test]
 fn inputs_of_another_width_or_no_rows() {
-    for weight in [dense(), nf4()] {
+    for weight in [dense(), nf4(), packed()] {
         let linear = layer(weight);
         let error = linear.forward(&tensor(&[2, IN + 1], 0)).unwrap_err();
         assert!(error.to_string().contains("layer"), "{error}");

@@ -2,11 +2,13 @@
 
 use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
+use crate::tiles::Quantised;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CudaDevice, DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Elements one task dequantises: 256 blocks, long enough to pay for the task.
 const TASK_ELEMENTS: usize = 1 << 14;
@@ -79,6 +81,26 @@ impl Nf4Matrix {
             }
         }
         values
+    }
+}
+
+impl Quantised for Arc<Nf4Matrix> {
+    const PRODUCT: &'static str = "NF4 linear";
+
+    fn height(&self) -> usize {
+        self.rows
+    }
+
+    fn width(&self) -> usize {
+        self.columns
+    }
+
+    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        Nf4Matrix::dequantize_rows(self, rows, out)
+    }
+
+    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {
+        Nf4Matrix::unpack_on_card(self, card, dtype)
     }
 }
 

@@ -8,7 +8,6 @@
 mod card;
 mod codebook;
 mod dequantize;
-pub(crate) mod product;
 mod quantize;
 mod read;
 #[cfg(test)]

@@ -400,7 +400,7 @@ fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
         let (x, grad) = (input(5, matrix.columns()), input(5, matrix.rows()));
         let y = x.matmul(&dense.t().unwrap()).unwrap();
         let dx = grad.matmul(&dense).unwrap();
-        let op = |side| product::Product {
+        let op = |side| crate::tiles::Product {
             weight: std::sync::Arc::clone(&matrix),
             side,
             tile_rows,

@@ -1,7 +1,7 @@
 //! Provides the model fingerprint: one digest over what a forward pass depends on, config.json and every tensor.
 
 use super::Weights;
-use crate::{Error, Result};
+use crate::{Error, Gguf, Result};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::Path;
@@ -10,6 +10,8 @@ use std::path::Path;
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// Tensors are hashed in pieces of this size on all cores.
 const SEGMENT_BYTES: usize = 4 << 20;
+/// Bytes of a GGUF file that are read at a time: whole segments.
+const READ_BYTES: usize = 16 * SEGMENT_BYTES;
 /// Names the definition below; a change of it changes every fingerprint.
 const DOMAIN: &[u8] = b"ot-distill model fingerprint v1";
 
@@ -20,26 +22,60 @@ const VOLATILE_KEYS: [&str; 4] = ["transformers_version", "dtype", "torch_dtype"
 /// BLAKE3 over, each preceded by its length as u64 little-endian: the domain, the canonical config (empty without
 /// config.json), and for every tensor in name order its name, type, shape and the digests of its 4 MiB segments.
 pub(super) fn fingerprint(weights: &Weights, config: Option<&Path>) -> Result<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    update(&mut hasher, DOMAIN);
-    let config = config.map(canonical_config).transpose()?;
-    update(&mut hasher, config.unwrap_or_default().as_bytes());
+    let config = config.map(read_config).transpose()?;
+    let mut hasher = begin(config.map(canonical_config));
     for name in weights.names() {
         let (dtype, shape, bytes) = weights.raw(name)?;
-        update(&mut hasher, name.as_bytes());
-        update(&mut hasher, dtype.to_string().as_bytes());
-        let shape: Vec<u8> = shape
-            .iter()
-            .flat_map(|d| (*d as u64).to_le_bytes())
-            .collect();
-        update(&mut hasher, &shape);
-        let segments: Vec<[u8; 32]> = bytes
-            .par_chunks(SEGMENT_BYTES)
-            .map(|segment| *blake3::hash(segment).as_bytes())
-            .collect();
-        update(&mut hasher, segments.as_flattened());
+        add_tensor(
+            &mut hasher,
+            name,
+            &dtype.to_string(),
+            shape,
+            &digests(bytes),
+        );
     }
     Ok(*hasher.finalize().as_bytes())
+}
+
+/// The same of a GGUF file: the config that its metadata means, and its tensors by their Hugging Face names, with ggml's names
+/// of their types and their bytes as they are stored.
+pub(super) fn of_gguf(gguf: &Gguf) -> Result<[u8; 32]> {
+    let mut hasher = begin(Some(canonical_config(gguf.config_json().clone())));
+    for name in gguf.names() {
+        let mut segments = Vec::new();
+        gguf.each_part(name, READ_BYTES, |bytes| segments.extend(digests(bytes)))?;
+        let (kind, shape) = (gguf.type_name(name)?, gguf.shape(name)?);
+        add_tensor(&mut hasher, name, kind, shape, &segments);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn begin(config: Option<String>) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    update(&mut hasher, DOMAIN);
+    update(&mut hasher, config.unwrap_or_default().as_bytes());
+    hasher
+}
+
+fn add_tensor(
+    hasher: &mut blake3::Hasher,
+    name: &str,
+    dtype: &str,
+    shape: &[usize],
+    segments: &[[u8; 32]],
+) {
+    update(hasher, name.as_bytes());
+    update(hasher, dtype.as_bytes());
+    let shape = shape.iter().flat_map(|d| (*d as u64).to_le_bytes());
+    update(hasher, &shape.collect::<Vec<u8>>());
+    update(hasher, segments.as_flattened());
+}
+
+fn digests(bytes: &[u8]) -> Vec<[u8; 32]> {
+    let segments = bytes.par_chunks(SEGMENT_BYTES);
+    segments
+        .map(|segment| *blake3::hash(segment).as_bytes())
+        .collect()
 }
 
 fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
@@ -47,16 +83,18 @@ fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// The config without volatile keys, keys sorted, no white space, integral numbers without a fraction.
-fn canonical_config(path: &Path) -> Result<String> {
+fn read_config(path: &Path) -> Result<Value> {
     let bytes = super::read_capped(path, CONFIG_BYTES_MAX)?;
-    let mut config: Value = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::malformed(path, "JSON", e.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, "JSON", e.to_string()))
+}
+
+/// The config without volatile keys, keys sorted, no white space, integral numbers without a fraction.
+fn canonical_config(mut config: Value) -> String {
     if let Value::Object(fields) = &mut config {
         fields.retain(|key, _| !key.starts_with('_') && !VOLATILE_KEYS.contains(&key.as_str()));
     }
     canonicalise(&mut config);
-    Ok(config.to_string())
+    config.to_string()
 }
 
 fn canonicalise(value: &mut Value) {

@@ -1,4 +1,5 @@
-//! Provides the memory-mapped weights of a model directory: tensors by name, converted or raw, and their fingerprint.
+//! Provides the weights of a model directory, memory-mapped, or of a GGUF file: tensors by name, converted, packed or raw, and
+//! their fingerprint.
 
 mod convert;
 mod fingerprint;
@@ -12,7 +13,8 @@ pub(crate) use convert::to_f32;
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::{INDEX_BYTES_MAX, SHARDS_MAX};
 
-use crate::{Error, Result};
+use crate::gguf::is_gguf;
+use crate::{Error, Gguf, ModelConfig, PackedMatrix, Result};
 use candle_core::{DType, Device, Tensor};
 use header::TensorInfo;
 use index::WeightFiles;
@@ -22,15 +24,19 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+/// The tensors of `model.safetensors`, of the shards that `model.safetensors.index.json` names, or of a GGUF file, by their
+/// Hugging Face names.
 ///
-/// Files are mapped, not read: pages come in when a tensor is asked for. They must not be changed while this lives.
+/// Files are mapped, not read: pages come in when a tensor is asked for. Of a GGUF file, which is kept in memory as it is
+/// stored, tensors are read. Files must not be changed while this lives.
 pub struct Weights {
     /// The directory, or the file when opened with [`Weights::open_file`].
     path: PathBuf,
     config: Option<PathBuf>,
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, (usize, TensorInfo)>,
+    /// What there is instead of `files` and `tensors`, where `path` is such a file.
+    gguf: Option<Box<Gguf>>,
 }
 
 struct WeightFile {
@@ -39,19 +45,19 @@ struct WeightFile {
 }
 
 impl Weights {
-    /// Opens the weights in the model directory `dir`. Every header is validated here, so reading a tensor later can only
-    /// fail for its name or its type.
+    /// Opens the weights in the model directory `dir`, or those of the GGUF file of this name. Every header is validated
+    /// here, so reading a tensor later can only fail for its name or its type.
     ///
     /// # Errors
     /// Names the file and the tensor or field that is missing, truncated or inconsistent.
     pub fn open(dir: &Path) -> Result<Self> {
+        let mut weights = Self::none(dir);
+        if is_gguf(dir) {
+            weights.gguf = Some(Box::new(Gguf::open(dir)?));
+            return Ok(weights);
+        }
         let config = dir.join("config.json");
-        let mut weights = Self {
-            path: dir.to_owned(),
-            config: config.exists().then_some(config),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        weights.config = config.exists().then_some(config);
         match index::find(dir)? {
             WeightFiles::Single(path) => weights.add_file(path)?,
             WeightFiles::Sharded { index, shards } => {
@@ -68,14 +74,35 @@ impl Weights {
     /// # Errors
     /// As [`Weights::open`].
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut weights = Self {
+        let mut weights = Self::none(path);
+        weights.add_file(path.to_owned())?;
+        Ok(weights)
+    }
+
+    fn none(path: &Path) -> Self {
+        Self {
             path: path.to_owned(),
             config: None,
             files: Vec::new(),
             tensors: BTreeMap::new(),
-        };
-        weights.add_file(path.to_owned())?;
-        Ok(weights)
+            gguf: None,
+        }
+    }
+
+    /// The GGUF file, where it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_deref()
+    }
+
+    /// The shape of the model that these are the weights of: from `config.json`, or from the GGUF file.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn model_config(&self) -> Result<ModelConfig> {
+        match &self.gguf {
+            Some(gguf) => Ok(gguf.config().clone()),
+            None => ModelConfig::load(&self.path),
+        }
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
@@ -109,12 +136,14 @@ impl Weights {
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        let packed = self.gguf.iter().flat_map(|gguf| gguf.names());
+        self.tensors.keys().map(String::as_str).chain(packed)
     }
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        let packed = self.gguf.as_ref();
+        self.tensors.contains_key(name) || packed.is_some_and(|gguf| gguf.contains(name))
     }
 
     /// The stored shape.
@@ -122,14 +151,26 @@ impl Weights {
     /// # Errors
     /// [`Error::MissingTensor`].
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
-        Ok(&self.find(name)?.1.shape)
+        match &self.gguf {
+            Some(gguf) => gguf.shape(name),
+            None => Ok(&self.find(name)?.1.shape),
+        }
     }
 
     /// The stored type, shape and little-endian bytes, which need not be aligned to the element.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`].
+    /// [`Error::MissingTensor`]; [`Error::Unsupported`] for what a GGUF file holds.
     pub fn raw(&self, name: &str) -> Result<(Dtype, &[usize], &[u8])> {
+        if self.gguf.is_some() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "quantising `{name}` of {} while it is loaded",
+                    self.path.display()
+                ),
+                remedy: "convert the file with `student-trainer quantize` first".into(),
+            });
+        }
         let (file, info) = self.find(name)?;
         let bytes = file.map.get(info.bytes.clone()).ok_or_else(|| {
             Error::tensor(&file.path, name, "lies outside its file; the file changed")
@@ -142,6 +183,10 @@ impl Weights {
     /// # Errors
     /// [`Error::MissingTensor`], or [`Error::Tensor`] when the stored type or `dtype` is not a plain float.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some(gguf) = &self.gguf {
+            let values = gguf.tensor(name)?;
+            return Ok(values.to_dtype(dtype)?.to_device(device)?);
+        }
         let (source, shape, bytes) = self.raw(name)?;
         convert::to_tensor(source, bytes, shape, dtype, device)
             .ok_or_else(|| {
@@ -158,13 +203,39 @@ impl Weights {
             .map_err(Error::from)
     }
 
+    /// The matrix `name` as a GGUF file stores it, on `device`; `None` where it is stored as plain floats that are better held as
+    /// a dense tensor: f32 anywhere, 16 bits on a device that multiplies with them.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], or what reading the file says.
+    pub fn packed(&self, name: &str, device: &Device) -> Result<Option<PackedMatrix>> {
+        match &self.gguf {
+            Some(gguf) if gguf.is_packed(name, device)? => gguf.matrix(name, device).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Bytes that [`packed`](Self::packed) takes; `None` where it gives `None`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn packed_bytes(&self, name: &str, device: &Device) -> Result<Option<u64>> {
+        match &self.gguf {
+            Some(gguf) if gguf.is_packed(name, device)? => gguf.stored_bytes(name).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A digest of what the model computes: the meaning of config.json and every tensor's name, type, shape and bytes. Layout
     /// of files and shards, and config keys that no forward pass reads, do not enter. Reads every byte once.
     ///
     /// # Errors
     /// When config.json cannot be read.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
-        fingerprint::fingerprint(self, self.config.as_deref())
+        match &self.gguf {
+            Some(gguf) => fingerprint::of_gguf(gguf),
+            None => fingerprint::fingerprint(self, self.config.as_deref()),
+        }
     }
 
     /// The directory or file these weights were opened from.

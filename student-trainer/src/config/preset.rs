@@ -9,7 +9,7 @@ use crate::{Error, Result, loss::LossConfig};
 const NAMES: [&str; 3] = ["default", "literal", "reference-24gb"];
 
 /// Qwen2.5-7B teaches a 4-bit Qwen2.5-1.5B windows of 512 tokens, both on one card of 24 GB; `teacher-server` has a preset
-/// of the same name. Sixteen windows a step and QLoRA's learning rate for a model of this size; the last four keys are what
+/// of the same name. Sixteen windows a step and QLoRA's learning rate for a model of this size; the last three keys are what
 /// `plan` is told.
 const REFERENCE_24GB: &str = r#"
 quantize = "nf4"
@@ -24,8 +24,7 @@ max_grad_norm = 1.0
 lora_rank = 16
 lora_alpha = 32.0
 seq_len = 512
-student_bytes = 2
-teacher_weight_bytes = 2
+teacher_dtype = "bf16"
 vram_mib = 24564
 [loss]
 chunk_rows = 128
@@ -83,7 +82,8 @@ mod tests {
         assert_eq!(train.dtype, ComputeDtype::Bf16);
         assert_eq!(train.loss, LossConfig::default());
         let plan: PlanConfig = resolved(&flags).unwrap();
-        assert_eq!((plan.seq_len, plan.student_bytes), (512, 2));
+        assert_eq!((plan.options.seq_len, plan.train.lora_rank), (512, 8));
+        assert_eq!(plan.train.dtype, ComputeDtype::Bf16);
     }
 
     #[test]

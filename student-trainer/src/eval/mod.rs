@@ -117,7 +117,7 @@ pub(crate) fn sequences(
 pub(crate) fn geometry(decoder: &Decoder, files: &StudentFiles) -> Result<HeadGeometry> {
     let rows = files.tokenizer.size() as usize;
     Ok(HeadGeometry::new(
-        &decoder.head().narrow(0, 0, rows)?,
+        &decoder.head()?.narrow(0, 0, rows)?,
         None,
     )?)
 }

@@ -45,7 +45,7 @@ fn logits(dir: &Path, lora: Option<(LoraConfig, &Path)>, ids: &Tensor) -> Tensor
     }
     let hidden = decoder.hidden_states(ids).unwrap();
     hidden
-        .broadcast_matmul(&decoder.head().t().unwrap())
+        .broadcast_matmul(&decoder.head().unwrap().t().unwrap())
         .unwrap()
 }
 

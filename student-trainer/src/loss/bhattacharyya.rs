@@ -3,12 +3,12 @@
 //! `dS_ij/dz_iu = (sqrt(p_ju q_iu) [u kept in j] - S_ij q_iu) / 2`. q needs the student's logsumexp, so the head is
 //! passed over twice: once for S, once for the gradient.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::error::Result;
-use super::rowwise::each_row;
+use super::rowwise::{each_row, to_host};
 use super::simd::{exp_in_place, max};
-use super::sparse;
+use super::sparse::{self, DeviceEntries};
 use super::teacher::Teacher;
 
 /// S, with what its gradient needs.
@@ -52,6 +52,55 @@ impl<'a> Bhattacharyya<'a> {
         Ok(())
     }
 
+    /// The same where the logits are, which are left as they were.
+    pub(crate) fn push_on_device(&mut self, z: &Tensor) -> Result<()> {
+        let largest = z.max_keepdim(D::Minus1)?;
+        let sum = z.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
+        let logsumexp = (largest + sum.log()?)?;
+        let entries = self.entries(z)?;
+        let s = entries.dots(&roots(z, &logsumexp)?, self.teacher.rows())?;
+        self.logsumexp
+            .extend(to_host(&logsumexp)?.into_iter().map(f64::from));
+        self.s.extend(to_host(&s)?);
+        Ok(())
+    }
+
+    fn entries(&self, like: &Tensor) -> Result<DeviceEntries> {
+        DeviceEntries::new(self.teacher.targets, &self.roots, like.device())
+    }
+
+    /// `weight sum_j g_ij dS_ij/dz_i` `[c, V]` of a chunk of rows from `start` on, where their logits z are.
+    ///
+    /// # Shapes
+    /// `z`: `[c, V]`; `gradient`: g `[c, M]`.
+    pub(crate) fn backward_on_device(
+        &self,
+        start: usize,
+        z: &Tensor,
+        gradient: &[f32],
+        weight: f64,
+    ) -> Result<Tensor> {
+        let (count, vocab_size) = z.dims2()?;
+        let m = self.teacher.rows();
+        let shares: Vec<f32> = gradient
+            .chunks(m)
+            .zip(self.s[start * m..].chunks(m))
+            .map(|(gradient, s)| share(gradient, s, weight))
+            .collect();
+        let logsumexp: Vec<f32> = self.logsumexp[start..start + count]
+            .iter()
+            .map(|&logsumexp| logsumexp as f32)
+            .collect();
+        let column = |values| Tensor::from_vec(values, (count, 1), z.device());
+        let factors = Tensor::from_slice(gradient, (count, m), z.device())?;
+        let kept = self
+            .entries(z)?
+            .sums(&(factors * (0.5 * weight))?, vocab_size)?;
+        let roots = roots(z, &column(logsumexp)?)?;
+        let through = (kept - roots.broadcast_mul(&column(shares)?)?)?;
+        Ok((roots * through)?)
+    }
+
     /// `sum_j g_j dS_ij/dz_i` of one row, from its logits z and g = dL/dS_i `[M]` times `weight`.
     pub(crate) fn backward(&self, i: usize, z: &[f32], gradient: &[f32], weight: f64) -> Vec<f32> {
         let m = gradient.len();
@@ -61,12 +110,7 @@ impl<'a> Bhattacharyya<'a> {
             .map(|&g| (half * f64::from(g)) as f32)
             .collect();
         let s = &self.s[i * m..(i + 1) * m];
-        let share: f64 = gradient
-            .iter()
-            .zip(s)
-            .map(|(&g, &s)| f64::from(g) * f64::from(s))
-            .sum();
-        let share = (half * share) as f32;
+        let share = share(gradient, s, weight);
         let targets = self.teacher.targets;
         let mut out = vec![0.0; z.len()];
         sparse::add(
@@ -83,4 +127,16 @@ impl<'a> Bhattacharyya<'a> {
         }
         out
     }
+}
+
+/// `weight / 2 sum_j g_j s_j`.
+fn share(gradient: &[f32], s: &[f32], weight: f64) -> f32 {
+    let terms = gradient.iter().zip(s);
+    let sum: f64 = terms.map(|(&g, &s)| f64::from(g) * f64::from(s)).sum();
+    (0.5 * weight * sum) as f32
+}
+
+/// `sqrt(softmax(z))` `[c, V]` from z and its logsumexp `[c, 1]`.
+fn roots(z: &Tensor, logsumexp: &Tensor) -> Result<Tensor> {
+    Ok((z.broadcast_sub(logsumexp)? * 0.5)?.exp()?)
 }

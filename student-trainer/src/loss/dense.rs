@@ -190,7 +190,7 @@ impl DenseTransport<'_> {
                 roots.push(self.x.copy()?)?;
                 let transport = self.solve(roots.s.clone(), distances)?;
                 let (gradient, _) = each_row(self.x.copy()?, |i, z| {
-                    let g = &transport.gradient[i * m..(i + 1) * m];
+                    let g = transport.gradient_rows(i, 1);
                     z.copy_from_slice(&roots.backward(i, z, g, 1.0));
                 })?;
                 Ok((transport, gradient))
@@ -240,7 +240,7 @@ impl DenseTransport<'_> {
             };
             row_pass(z, &terms, true);
             if !dense {
-                let g = &transport.gradient[i * m..(i + 1) * m];
+                let g = transport.gradient_rows(i, 1);
                 let factors: Vec<f32> = g.iter().map(|g| -g / kappa as f32).collect();
                 sparse::add(z, &targets.ids, p, &targets.starts, &factors);
             }

@@ -7,7 +7,7 @@ use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
 use super::*;
 
 /// The case's rows as if 4 ids had been drawn 1, 2, 3 and 4 times, or the first two of them were a known head.
-fn drawn(estimator: Estimator) -> Case {
+pub(super) fn drawn(estimator: Estimator) -> Case {
     let mut case = Case::new(SQUARE, 21);
     let head = if estimator == Estimator::HeadSampled {
         2

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::error::{LossError, Result};
 use super::rowwise::with_f32;
 use super::simd::{add_row, vectorized};
+use super::sparse::DeviceEntries;
 use super::teacher::Teacher;
 
 /// Rows of the head that are widened to f32, or multiplied with the basis, at one time.
@@ -19,6 +20,8 @@ const TILE_ROWS: usize = 8_192;
 pub struct HeadGeometry {
     head: Tensor,
     logit_space: Option<LogitSpace>,
+    /// Whether rows of logits are worked on where they are, by the CPU; elsewhere they stay on their device.
+    rows_on_host: bool,
 }
 
 /// Inner products of student and teacher logits, with the V axis summed out.
@@ -54,6 +57,7 @@ impl HeadGeometry {
         let mut geometry = Self {
             head: head.detach().contiguous()?,
             logit_space: None,
+            rows_on_host: head.device().is_cpu(),
         };
         if let Some(basis) = basis {
             geometry.logit_space = Some(geometry.logit_space(basis)?);
@@ -83,6 +87,19 @@ impl HeadGeometry {
 
     pub(crate) fn device(&self) -> &Device {
         self.head.device()
+    }
+
+    pub(crate) fn rows_on_host(&self) -> bool {
+        self.rows_on_host
+    }
+
+    /// As on a device that is not the CPU, for tests of that way.
+    #[cfg(test)]
+    pub(crate) fn with_rows_on_device(self) -> Self {
+        Self {
+            rows_on_host: false,
+            ..self
+        }
     }
 
     pub(crate) fn space(&self) -> Option<&LogitSpace> {
@@ -123,7 +140,7 @@ impl HeadGeometry {
     /// `E [M, d]`, `e_j = sum_v p_jv W_v` by the weights of the teacher's entries.
     pub(crate) fn expectation(&self, teacher: &Teacher) -> Result<Tensor> {
         let d = self.hidden_size();
-        if self.device().is_cpu() && self.head.dtype() == DType::F32 {
+        if self.rows_on_host && self.head.dtype() == DType::F32 {
             let targets = teacher.targets;
             let mut sums = vec![0.0_f32; teacher.rows() * d];
             with_f32(&self.head, |head| {
@@ -135,29 +152,14 @@ impl HeadGeometry {
             })?;
             return Ok(Tensor::from_vec(sums, (teacher.rows(), d), self.device())?);
         }
-        self.expectation_gathered(teacher)
-    }
-
-    /// The same by tensor operations, about a tile of gathered rows at a time.
-    pub(crate) fn expectation_gathered(&self, teacher: &Teacher) -> Result<Tensor> {
-        let shape = (teacher.rows(), self.hidden_size());
-        let mut sums = Tensor::zeros(shape, DType::F32, self.device())?;
-        for tile in EntryTile::all(teacher, self.device())? {
-            let rows = self.head.index_select(&tile.ids, 0)?.to_dtype(DType::F32)?;
-            sums = sums.index_add(&tile.rows, &rows.broadcast_mul(&tile.weights)?, 0)?;
-        }
-        Ok(sums)
+        let entries = DeviceEntries::new(teacher.targets, &teacher.weights, self.device())?;
+        entries.times(&self.head, teacher.rows())
     }
 
     /// The way back from E to the head: `dW_v = sum_j p_jv dE_j`, `[V, d]` from dE `[M, d]`.
     pub(crate) fn expectation_backward(&self, teacher: &Teacher, grad: &Tensor) -> Result<Tensor> {
-        let shape = (self.vocab_size(), self.hidden_size());
-        let mut sum = Tensor::zeros(shape, DType::F32, self.device())?;
-        for tile in EntryTile::all(teacher, self.device())? {
-            let rows = grad.index_select(&tile.rows, 0)?;
-            sum = sum.index_add(&tile.ids, &rows.broadcast_mul(&tile.weights)?, 0)?;
-        }
-        Ok(sum)
+        let entries = DeviceEntries::new(teacher.targets, &teacher.weights, self.device())?;
+        entries.transposed_times(grad, self.vocab_size())
     }
 
     fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
@@ -219,36 +221,6 @@ impl HeadGeometry {
             row_sum: row_sum.to_dtype(DType::F32)?,
             gram,
         })
-    }
-}
-
-/// Some of the teacher's entries, on the student's device.
-struct EntryTile {
-    /// Ids, `[e]`.
-    ids: Tensor,
-    /// Rows they belong to, `[e]`.
-    rows: Tensor,
-    /// Weights, `[e, 1]`.
-    weights: Tensor,
-}
-
-impl EntryTile {
-    /// All entries, at most [`TILE_ROWS`] at a time.
-    fn all(teacher: &Teacher, device: &Device) -> Result<Vec<Self>> {
-        let targets = teacher.targets;
-        let owners: Vec<u32> = (0..targets.rows())
-            .flat_map(|j| std::iter::repeat_n(j as u32, targets.entries(j).len()))
-            .collect();
-        let tile = |start: usize| {
-            let range = start..(start + TILE_ROWS).min(owners.len());
-            let count = range.len();
-            Ok(Self {
-                ids: Tensor::from_slice(&targets.ids[range.clone()], count, device)?,
-                rows: Tensor::from_slice(&owners[range.clone()], count, device)?,
-                weights: Tensor::from_slice(&teacher.weights[range], (count, 1), device)?,
-            })
-        };
-        (0..owners.len()).step_by(TILE_ROWS).map(tile).collect()
     }
 }
 

@@ -11,9 +11,9 @@ use candle_core::{DType, Tensor};
 use super::config::LossConfig;
 use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
+use super::head_pass::{Gradients, HeadPass, Wanted};
 use super::head_transport::HeadTransport;
-use super::rows::{RowTerms, RowValues, row_pass};
-use super::rowwise::each_row;
+use super::rows::RowValues;
 use super::targets::Targets;
 use super::teacher::Teacher;
 use super::transport::SolverReport;
@@ -142,20 +142,6 @@ pub fn head_values(
     config: &LossConfig,
 ) -> Result<LossValues> {
     Ok(run(hidden, labels, targets, geometry, config, Wanted::Values)?.0)
-}
-
-/// What a pass is to yield beside the values.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    Values,
-    Hidden,
-    HiddenAndHead,
-}
-
-/// Gradients of one sequence; one zero where not wanted.
-struct Gradients {
-    hidden: Tensor,
-    head: Tensor,
 }
 
 fn run(
@@ -309,109 +295,4 @@ fn checked_hidden(hidden: &Tensor, labels: &[u32], geometry: &HeadGeometry) -> R
     }
     check_labels(labels, n, geometry.vocab_size())?;
     Ok(hidden.detach().to_dtype(DType::F32)?.contiguous()?)
-}
-
-/// The pass over the head that yields values and, if asked for, the gradient.
-struct HeadPass<'a> {
-    labels: &'a [u32],
-    teacher: Option<&'a Teacher<'a>>,
-    /// Rows with a teacher row beside them.
-    pairs: usize,
-    ot: Option<&'a HeadTransport<'a>>,
-    config: &'a LossConfig,
-    wanted: Wanted,
-}
-
-impl HeadPass<'_> {
-    /// Whether anything that is asked for depends on logits: a similarity of `state` alone does not.
-    fn needs_logits(&self) -> bool {
-        let config = self.config;
-        let through_logits = self.ot.is_some_and(|ot| ot.row_costs || ot.roots.is_some());
-        self.wanted == Wanted::Values
-            || config.ce_weight > 0.0
-            || self.teacher.is_none()
-            || config.kl_weight > 0.0
-            || through_logits
-    }
-
-    fn without_logits(&self, hidden: &Tensor) -> Result<(Vec<RowValues>, Gradients)> {
-        let values = vec![RowValues::default(); self.labels.len()];
-        let head = Tensor::zeros(1, DType::F32, hidden.device())?;
-        Ok((
-            values,
-            Gradients {
-                hidden: hidden.zeros_like()?,
-                head,
-            },
-        ))
-    }
-
-    fn run(&self, hidden: &Tensor, geometry: &HeadGeometry) -> Result<(Vec<RowValues>, Gradients)> {
-        let n = hidden.dims()[0];
-        let zero = Tensor::zeros(1, DType::F32, hidden.device())?;
-        let mut values = Vec::with_capacity(n);
-        let mut grad_hidden = Vec::new();
-        let mut grad_head: Option<Tensor> = None;
-        for (start, count) in chunks(n, self.config.chunk_rows) {
-            let h = hidden.narrow(0, start, count)?;
-            let (d, chunk) = each_row(geometry.logits(&h)?, |i, z| self.row(start + i, z))?;
-            values.extend(chunk);
-            if self.wanted != Wanted::Values {
-                grad_hidden.push(geometry.backward(&d)?);
-            }
-            if self.wanted == Wanted::HiddenAndHead {
-                let part = d.t()?.matmul(&h)?;
-                grad_head = Some(match grad_head {
-                    Some(sum) => (sum + part)?,
-                    None => part,
-                });
-            }
-        }
-        let hidden = match self.wanted {
-            Wanted::Values => zero.clone(),
-            _ => Tensor::cat(&grad_hidden, 0)?,
-        };
-        let head = grad_head.unwrap_or(zero);
-        Ok((values, Gradients { hidden, head }))
-    }
-
-    fn row(&self, i: usize, z: &mut [f32]) -> RowValues {
-        let n = self.labels.len() as f64;
-        let (config, teacher) = (self.config, self.teacher);
-        let kl = teacher
-            .filter(|_| config.kl_weight > 0.0)
-            .and_then(|teacher| teacher.row(teacher.targets.pair(i)?, config.kl_temperature));
-        let costs = self.ot.filter(|ot| ot.row_costs);
-        let softmax = costs.map_or(0.0, |ot| {
-            config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
-        });
-        let terms = RowTerms {
-            label: self.labels[i],
-            ce: config.ce_weight / n,
-            kl: kl.map(|row| (row, config.kl_weight / self.pairs.max(1) as f64)),
-            divergence: config.divergence(),
-            softmax,
-        };
-        let gradient_wanted = self.wanted != Wanted::Values;
-        let through_roots = self.ot.filter(|_| gradient_wanted).and_then(|ot| {
-            let m = ot.transport.gradient.len() / self.labels.len();
-            let gradient = &ot.transport.gradient[i * m..(i + 1) * m];
-            let roots = ot.roots.as_ref()?;
-            Some(roots.backward(i, z, gradient, config.ot_weight))
-        });
-        let values = row_pass(z, &terms, gradient_wanted);
-        if let Some(extra) = through_roots {
-            for (z, extra) in z.iter_mut().zip(extra) {
-                *z += extra;
-            }
-        }
-        values
-    }
-}
-
-/// `(start, length)` of the chunks of `rows` rows.
-pub(crate) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows)
-        .step_by(step)
-        .map(move |start| (start, step.min(rows - start)))
 }

@@ -15,7 +15,7 @@ use super::cost::kl_cost_rows;
 use super::error::Result;
 use super::euclidean::SquaredEuclidean;
 use super::geometry::HeadGeometry;
-use super::head::{Wanted, chunks};
+use super::head_pass::{Wanted, chunks};
 use super::rowwise::to_host;
 use super::similarity::Bilinear;
 use super::targets::Targets;
@@ -148,10 +148,13 @@ impl<'a> TransportPass<'_, 'a> {
     fn bhattacharyya(&self) -> Result<HeadTransport<'a>> {
         let mut roots = Bhattacharyya::new(self.teacher);
         for (start, count) in chunks(self.hidden.dims()[0], self.config.chunk_rows) {
-            roots.push(
-                self.geometry
-                    .logits(&self.hidden.narrow(0, start, count)?)?,
-            )?;
+            let z = self
+                .geometry
+                .logits(&self.hidden.narrow(0, start, count)?)?;
+            match self.geometry.rows_on_host() {
+                true => roots.push(z)?,
+                false => roots.push_on_device(&z)?,
+            }
         }
         Ok(HeadTransport {
             transport: self.solve(roots.s.clone())?,

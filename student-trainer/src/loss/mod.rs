@@ -5,6 +5,7 @@
  teacher Rows ──> teacher (kept distribution) ──┐
  student head ──> geometry (E; P, G) ───────────┼──> similarity / cost ──> sinkhorn ──> objective ──> transport
  hidden states H ───────────────────────────────┴──> head: chunks of Z = H W^T ──> rows (CE, KL, softmax part) ──> dL/dH
+                                                      (on a card Z stays there: device_rows)
  reference: all of it dense, in f64, slow and obvious; dense: the same costs from dense logits
 ```
 
@@ -18,6 +19,9 @@ pub mod config;
 mod config_tests;
 mod cost;
 mod dense;
+mod device_rows;
+#[cfg(test)]
+mod device_tests;
 mod divergence;
 mod error;
 #[cfg(test)]
@@ -27,6 +31,8 @@ mod euclidean;
 mod fixture_tests;
 mod geometry;
 mod head;
+mod head_kernels;
+mod head_pass;
 mod head_transport;
 mod hidden;
 mod objective;
@@ -48,8 +54,8 @@ mod tests;
 mod transport;
 
 pub use config::{
-    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, PlanCost, Reduction, Scope,
-    Similarity,
+    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
+    Reduction, Scope, Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};

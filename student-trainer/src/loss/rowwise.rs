@@ -7,9 +7,8 @@ use rayon::prelude::*;
 
 use super::error::{LossError, Result};
 
-/// Applies `row(i, z_i)` to every row of a contiguous f32 matrix in place, on all cores, and returns what it returns.
-///
-/// On the CPU nothing is copied; from another device the matrix goes to the host and back.
+/// Applies `row(i, z_i)` to every row of a contiguous f32 matrix on the CPU in place, on all cores, and returns what it
+/// returns.
 ///
 /// # Shapes
 /// `matrix`: `[n, columns]`. The returned tensor is the changed matrix.
@@ -17,20 +16,18 @@ pub(crate) fn each_row<T: Send>(
     matrix: Tensor,
     row: impl Fn(usize, &mut [f32]) -> T + Sync,
 ) -> Result<(Tensor, Vec<T>)> {
-    let device = matrix.device().clone();
-    let host = matrix.to_device(&candle_core::Device::Cpu)?;
-    let (_, columns) = host.dims2()?;
+    let (_, columns) = matrix.dims2()?;
     let op = EachRow {
         columns,
         row,
         results: Mutex::new(Vec::new()),
     };
-    host.inplace_op1(&op)?;
+    matrix.inplace_op1(&op)?;
     let results = op
         .results
         .into_inner()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    Ok((host.to_device(&device)?, results))
+    Ok((matrix, results))
 }
 
 struct EachRow<F, T> {

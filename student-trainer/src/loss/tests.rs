@@ -3,15 +3,15 @@
 use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
 use super::*;
 
-const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
-const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
+pub(super) const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
+pub(super) const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
 
 /// f32 arithmetic on sums of a few dozen terms.
 const VALUE: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
 
 /// Every cost and similarity, under both objectives and scopes.
-fn transports() -> Vec<OtConfig> {
+pub(super) fn transports() -> Vec<OtConfig> {
     let mut all = Vec::new();
     let similarities = [
         (Similarity::ScaledDot, 0.5),
@@ -205,14 +205,14 @@ fn check_dense(sizes: Sizes, config: &LossConfig) {
 }
 
 /// Cross-entropy, KL and transport together.
-fn three_parts() -> LossConfig {
+pub(super) fn three_parts() -> LossConfig {
     LossConfig {
         ot_weight: 0.5,
         ..LossConfig::default()
     }
 }
 
-fn only_ot(ot: OtConfig) -> LossConfig {
+pub(super) fn only_ot(ot: OtConfig) -> LossConfig {
     LossConfig {
         ce_weight: 0.0,
         kl_weight: 0.0,

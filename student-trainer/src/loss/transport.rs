@@ -49,6 +49,12 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// The gradient of `count` rows from row `start` on, `[count, m]`.
+    pub(crate) fn gradient_rows(&self, start: usize, count: usize) -> &[f32] {
+        let m = self.gradient.len() / self.row_mass.len();
+        &self.gradient[start * m..(start + count) * m]
+    }
+
     /// The gradient as `[n, m]` times a weight.
     pub(crate) fn gradient_tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
         as_matrix(&self.gradient, m, weight, device)

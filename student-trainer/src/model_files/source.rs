@@ -99,20 +99,9 @@ impl Source {
         let Self::Gguf(gguf) = self else {
             return Ok(());
         };
-        let tokenizer = gguf.tokenizer()?;
-        let json = tokenizer.tokenizer_json().ok_or_else(|| {
-            Error::Config(format!(
-                "tokenizer: how `{}` splits text is not known here; name a directory with this model's tokenizer.json with \
-                 --tokenizer",
-                tokenizer.pre_tokenizer
-            ))
-        })?;
-        write_atomically(&out.join("tokenizer.json"), json.to_string().as_bytes())?;
-        let config = tokenizer.tokenizer_config_json();
-        write_atomically(
-            &out.join("tokenizer_config.json"),
-            format!("{config:#}\n").as_bytes(),
-        )?;
+        for (name, text) in gguf.tokenizer_files()? {
+            write_atomically(&out.join(name), text.as_bytes())?;
+        }
         // It must be one that the programs can read.
         TokenizerFiles::open(out)?;
         Ok(())

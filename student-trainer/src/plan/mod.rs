@@ -1,123 +1,79 @@
-/*! The memory plan: what each part of a distillation takes on one card, before anything is loaded.
+/*! The memory plan: what each part of a distillation takes, before anything is loaded, and what fits.
 
 ```text
- two config.json ──> arithmetic: bytes of every part ──> report: table, does it fit, which setting lowers it
+ two config.json ──> pair ──> counts: weights, adapters ──┬──> teacher ──┐
+ settings of train ──> config ────────────────────────────┤              ├──> modes: peaks, what fits ──> report
+                              layer, head: what a step adds ┴──> trainer ─┘         choices: what each setting buys
 ```
+
+Weights, adapters and moments are exact. What a step adds is counted from the tensors that the code keeps, and checked
+against measured peaks (docs/memory.md); what no formula gives (contexts, an allocator's holes) is a named constant.
 */
 
-pub mod arithmetic;
+mod choices;
+mod config;
+mod counts;
+mod head;
+mod layer;
+mod modes;
+mod pair;
+mod part;
+mod process;
 mod report;
+mod teacher;
+mod trainer;
 
-use std::path::{Path, PathBuf};
+pub use choices::Choice;
+pub use config::{Place, PlanConfig, PlanOptions};
+pub use counts::{Counts, LinearShape};
+pub use modes::{Mode, Processes, Sharing};
+pub use pair::{FourBit, Pair, Shape, Stored};
+pub use part::{Part, Phase, Process};
+pub use report::{Length, PlanReport};
 
-use distill_hub::Wanted;
-use distill_model::ModelConfig;
+use std::path::Path;
 
-use crate::{
-    Error, Result,
-    config::{Quantize, loss_keys::loss_keys, settings::settings},
-    loss::LossConfig,
-    optimizer::OptimizerKind,
-    shutdown::Shutdown,
-    student,
-};
-use arithmetic::{StudentBase, Workload};
-pub use report::PlanReport;
-
-settings! {
-    /// Everything `plan` can be told.
-    pub struct PlanConfig {
-        /// The teacher's directory or its config.json, or its name on the hub: org/name or org/name@revision.
-        teacher: PathBuf = PathBuf::new(),
-        /// The student's directory or its config.json, or its name on the hub.
-        student: PathBuf = PathBuf::new(),
-        /// Tokens of a sequence.
-        seq_len: usize = 512,
-        /// Sequences in one forward pass.
-        batch_size: usize = 1,
-        /// LoRA rank r, on every linear.
-        lora_rank: usize = 16,
-        /// How AdamW's moments are kept: adamw (f32) or adamw8bit.
-        optimizer: OptimizerKind = OptimizerKind::AdamW,
-        /// Recompute each layer in the backward pass instead of keeping its activations.
-        checkpointing: bool = true,
-        /// How the student's linears are held: nf4 or none.
-        quantize: Quantize = Quantize::Nf4,
-        /// Bytes of a teacher's weight: 2 for f16 and bf16, 4 for f32.
-        teacher_weight_bytes: usize = 2,
-        /// Bytes of a student's activation: 2 for bf16, 4 for f32.
-        student_bytes: usize = 2,
-        /// Memory of the card in MiB; an RTX 4090 has 24564.
-        vram_mib: u64 = 24_564,
-        /// Settings to start from: default, literal or reference-24gb.
-        preset: String = "default".to_owned(),
-        /// Print a JSON object.
-        json: bool = false,
-    }
-    sections {
-        /// The loss.
-        loss: LossConfig = loss_keys,
-    }
-}
+use crate::{Result, config::TrainConfig, shutdown::Shutdown};
 
 /// Reads both shapes and adds everything up.
 ///
 /// # Errors
 /// A `config.json` that cannot be read, or a setting that makes no sense.
 pub fn run(config: &PlanConfig, shutdown: &Shutdown) -> Result<PlanReport> {
-    let sizes = [
-        ("seq_len", config.seq_len),
-        ("batch_size", config.batch_size),
-        ("lora_rank", config.lora_rank),
-        ("teacher_weight_bytes", config.teacher_weight_bytes),
-        ("student_bytes", config.student_bytes),
-    ];
-    if let Some((name, _)) = sizes.iter().find(|(_, size)| !(1..=1 << 20).contains(size)) {
-        return Err(Error::Config(format!("{name}: must lie in 1..=1048576")));
-    }
-    config.loss.validate()?;
-    let teacher = read_shape("teacher", &config.teacher, shutdown)?;
-    let student = read_shape("student", &config.student, shutdown)?;
-    Ok(PlanReport::new(
-        &teacher,
-        &student,
-        &workload(config, &teacher),
-        config.vram_mib,
-    ))
+    config.validate()?;
+    let train = &config.train;
+    let pair = Pair::read(&train.teacher, &train.student, &train.preset, shutdown)?;
+    PlanReport::new(&pair, config)
 }
 
-fn workload(config: &PlanConfig, teacher: &ModelConfig) -> Workload {
-    Workload {
-        seq_len: config.seq_len as u64,
-        batch_size: config.batch_size as u64,
-        lora_rank: config.lora_rank as u64,
-        optimizer: config.optimizer,
-        checkpointing: config.checkpointing,
-        teacher_weight_bytes: config.teacher_weight_bytes as u64,
-        student_bytes: config.student_bytes as u64,
-        student_base: match config.quantize {
-            Quantize::Nf4 => StudentBase::Nf4,
-            Quantize::None => StudentBase::Dense,
-        },
-        chunk_rows: config.loss.chunk_rows as u64,
-        state_rank: config
-            .loss
-            .needs_state()
-            .then_some(teacher.hidden_size as u64),
-        transport: config.loss.ot_weight > 0.0,
-    }
+/// What is known of a run's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRows {
+    /// Tokens of the longest sequence.
+    pub seq_len: usize,
+    /// Entries of a row at most; unset: the default.
+    pub entries: Option<usize>,
+    /// Coordinates of the state that comes with them, where one does.
+    pub state_rank: Option<usize>,
 }
 
-fn read_shape(whose: &str, path: &Path, shutdown: &Shutdown) -> Result<ModelConfig> {
-    if path.as_os_str().is_empty() {
-        return Err(Error::Config(format!(
-            "{whose}: name a directory or config.json with --{whose}"
-        )));
-    }
-    let path = student::located(path, Wanted::Config, shutdown)?;
-    if path.is_dir() {
-        return Ok(ModelConfig::load(&path)?);
-    }
-    let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    Ok(ModelConfig::parse(&json, &path)?)
+/// What the process of a run takes, where it computes on the CPU or on a card; `student` is the directory of its base.
+///
+/// # Errors
+/// As [`run`].
+pub fn of_run(train: &TrainConfig, student: &Path, rows: RunRows, on_cpu: bool) -> Result<Process> {
+    let mut config = PlanConfig {
+        train: train.clone(),
+        ..PlanConfig::default()
+    };
+    config.options.seq_len = rows.seq_len;
+    config.options.entries = rows.entries.unwrap_or(config.options.entries);
+    config.options.state_rank = rows.state_rank;
+    config.train.device = if on_cpu { "cpu" } else { "cuda" }.to_owned();
+    config.validate()?;
+    let pair = Pair {
+        teacher: None,
+        student: Shape::open(student)?,
+    };
+    trainer::trainer(&pair, &config)
 }

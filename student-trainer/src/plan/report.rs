@@ -1,214 +1,279 @@
-//! Provides the plan as people and programs read it: the table, whether it fits, and which setting lowers it.
+//! Provides the plan as people and programs read it: the parts, what fits, and what each setting buys.
 
 use std::fmt;
 
-use distill_model::ModelConfig;
+use candle_core::Device;
+use distill_model::free_and_total;
 use serde::Serialize;
 
-use super::arithmetic::{Part, StudentBase, Workload, parts, total};
-use crate::optimizer::OptimizerKind;
+use super::{
+    choices::{Choice, choices},
+    config::{Place, PlanConfig},
+    modes::{Mode, Processes, Sharing},
+    pair::Pair,
+    part::Process,
+};
+use crate::Result;
 
-/// What fits, and what would lower it.
+/// Lengths of the second table, as multiples of the one that was asked for.
+const LENGTHS: [usize; 4] = [1, 2, 4, 8];
+
+/// What a pair takes under some settings, and what would change it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlanReport {
-    /// Every part.
-    pub parts: Vec<Part>,
-    /// Both processes at once.
-    pub resident_bytes: u64,
-    /// The larger of both, as when they take turns on the card.
-    pub swap_bytes: u64,
-    /// The trainer alone, with the teacher's answers on disk.
-    pub cached_bytes: u64,
-    /// The card.
-    pub vram_bytes: u64,
-    /// Whether both fit at once.
-    pub fits_resident: bool,
-    /// Settings that lower the total, the largest saving first.
-    pub savings: Vec<Saving>,
+    /// Where the work is done.
+    pub place: Place,
+    /// The teacher's name.
+    pub teacher: Option<String>,
+    /// The student's name.
+    pub student: String,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Sequences of a pass of the trainer.
+    pub batch_size: usize,
+    /// Every part of both processes.
+    pub processes: Processes,
+    /// The memory of the card, or of the machine.
+    pub memory_bytes: u64,
+    /// What of it is left to others.
+    pub reserve_bytes: u64,
+    /// The ways to share it.
+    pub modes: Vec<Mode>,
+    /// Peaks at longer sequences.
+    pub lengths: Vec<Length>,
+    /// What each setting buys, of the first mode's peak.
+    pub choices: Vec<Choice>,
 }
 
-/// One setting that lowers the total.
+/// The peaks at one length, in the order of the modes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Saving {
-    /// What to change.
-    pub setting: String,
-    /// What it saves.
-    pub bytes: u64,
+pub struct Length {
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// One for every mode.
+    pub peak_bytes: Vec<u64>,
 }
 
 impl PlanReport {
-    /// Adds everything up for one card of `vram_mib`.
-    pub fn new(
-        teacher: &ModelConfig,
-        student: &ModelConfig,
-        workload: &Workload,
-        vram_mib: u64,
-    ) -> Self {
-        let parts = parts(teacher, student, workload);
-        let resident_bytes = total(&parts);
-        let of = |owner: &str| -> u64 {
-            let own = parts.iter().filter(|part| part.owner == owner);
-            own.map(|part| part.bytes).sum()
+    /// Adds everything up.
+    ///
+    /// # Errors
+    /// Adapters that cannot be read, or a pattern whose matching does not end in time.
+    pub fn new(pair: &Pair, config: &PlanConfig) -> Result<Self> {
+        let processes = Processes::new(pair, config)?;
+        let options = &config.options;
+        let memory_bytes = match config.place() {
+            Place::Card => options.vram_mib << 20,
+            Place::Cpu => match options.ram_mib {
+                Some(mib) => mib << 20,
+                None => free_and_total(&Device::Cpu)?.map_or(0, |memory| memory.total_bytes),
+            },
         };
-        let (teacher_bytes, student_bytes, shared) = (of("teacher"), of("student"), of("both"));
-        let vram_bytes = vram_mib << 20;
-        Self {
-            swap_bytes: teacher_bytes.max(student_bytes) + shared,
-            // One context, and the slack of one process, are half of what both have.
-            cached_bytes: student_bytes + shared / 2,
-            vram_bytes,
-            fits_resident: resident_bytes <= vram_bytes,
-            savings: savings(teacher, student, workload, resident_bytes),
-            parts,
-            resident_bytes,
-        }
+        let reserve_bytes = options.reserve_mib << 20;
+        let limit = memory_bytes.saturating_sub(reserve_bytes);
+        let mode = |&sharing: &Sharing| {
+            let peak = processes.peak(sharing).unwrap_or(0);
+            Mode::new(sharing, pair, config, peak, limit)
+        };
+        Ok(Self {
+            place: config.place(),
+            teacher: pair.teacher.as_ref().map(|teacher| teacher.name.clone()),
+            student: pair.student.name.clone(),
+            seq_len: options.seq_len,
+            batch_size: config.train.batch_size,
+            modes: processes
+                .sharings()
+                .iter()
+                .map(mode)
+                .collect::<Result<_>>()?,
+            lengths: lengths(pair, config)?,
+            choices: choices(pair, config)?,
+            processes,
+            memory_bytes,
+            reserve_bytes,
+        })
     }
 }
 
-/// Tries the settings that trade memory for something else.
-fn savings(
-    teacher: &ModelConfig,
-    student: &ModelConfig,
-    now: &Workload,
-    total_bytes: u64,
-) -> Vec<Saving> {
-    let mut alternatives = Vec::new();
-    let mut offer = |setting: String, workload: Workload| {
-        let bytes = total_bytes.saturating_sub(total(&parts(teacher, student, &workload)));
-        if bytes > 0 {
-            alternatives.push(Saving { setting, bytes });
-        }
+fn lengths(pair: &Pair, config: &PlanConfig) -> Result<Vec<Length>> {
+    let at = |times: usize| {
+        let mut config = config.clone();
+        config.options.seq_len *= times;
+        let processes = Processes::new(pair, &config)?;
+        let sharings = processes.sharings().iter();
+        Ok(Length {
+            seq_len: config.options.seq_len,
+            peak_bytes: sharings
+                .filter_map(|&sharing| processes.peak(sharing))
+                .collect(),
+        })
     };
-    offer(
-        "--checkpointing on".into(),
-        Workload {
-            checkpointing: true,
-            ..*now
-        },
-    );
-    offer(
-        "--quantize nf4".into(),
-        Workload {
-            student_base: StudentBase::Nf4,
-            ..*now
-        },
-    );
-    offer(
-        "--optimizer adamw8bit".into(),
-        Workload {
-            optimizer: OptimizerKind::AdamW8bit,
-            ..*now
-        },
-    );
-    for (setting, bytes) in [
-        ("the teacher in f16 or bf16", now.teacher_weight_bytes),
-        ("--dtype bf16", now.student_bytes),
-    ] {
-        if bytes > 2 {
-            let teacher_side = setting.starts_with("the");
-            let half = Workload {
-                teacher_weight_bytes: if teacher_side {
-                    2
-                } else {
-                    now.teacher_weight_bytes
-                },
-                student_bytes: if teacher_side { now.student_bytes } else { 2 },
-                ..*now
-            };
-            offer(setting.into(), half);
-        }
-    }
-    let halved = |value: u64| (value > 1).then_some(value / 2);
-    if let Some(seq_len) = halved(now.seq_len) {
-        offer(
-            format!("--seq-len {seq_len} at the teacher"),
-            Workload { seq_len, ..*now },
-        );
-    }
-    if let Some(batch_size) = halved(now.batch_size) {
-        offer(
-            format!("--batch-size {batch_size} with --grad-accumulation 2"),
-            Workload { batch_size, ..*now },
-        );
-    }
-    if let Some(chunk_rows) = halved(now.chunk_rows) {
-        offer(
-            format!("--chunk-rows {chunk_rows}"),
-            Workload { chunk_rows, ..*now },
-        );
-    }
-    if let Some(lora_rank) = halved(now.lora_rank) {
-        offer(
-            format!("--lora-rank {lora_rank}"),
-            Workload { lora_rank, ..*now },
-        );
-    }
-    alternatives.sort_by_key(|saving| std::cmp::Reverse(saving.bytes));
-    alternatives
+    LENGTHS.into_iter().map(at).collect()
 }
 
 impl fmt::Display for PlanReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<10} {:<42} {:>10}", "process", "part", "MiB")?;
-        for Part { name, owner, bytes } in &self.parts {
-            writeln!(f, "{owner:<10} {name:<42} {:>10}", mib(*bytes))?;
+        let teacher = self.teacher.as_deref().unwrap_or("no teacher");
+        writeln!(
+            f,
+            "{teacher} -> {}, {} tokens, batch {}; MiB\n",
+            self.student, self.seq_len, self.batch_size
+        )?;
+        writeln!(f, "{:<8} {:<38} {:>8}  while", "process", "part", "MiB")?;
+        for process in self
+            .processes
+            .teacher
+            .iter()
+            .chain([&self.processes.trainer])
+        {
+            write_process(f, process)?;
         }
-        writeln!(f)?;
-        for (mode, bytes) in [
-            ("resident: both at once", self.resident_bytes),
-            ("swap: taking turns", self.swap_bytes),
-            ("cached: the trainer alone", self.cached_bytes),
-        ] {
-            let verdict = match bytes <= self.vram_bytes {
-                true => format!("fits, {} MiB free", mib(self.vram_bytes - bytes)),
-                false => format!(
-                    "does not fit, {} MiB too much",
-                    mib(bytes - self.vram_bytes)
-                ),
-            };
+        let limit = self.memory_bytes.saturating_sub(self.reserve_bytes);
+        let (memory, reserve) = (mib(self.memory_bytes), mib(self.reserve_bytes));
+        writeln!(f, "\nof {memory} MiB less a reserve of {reserve}:")?;
+        writeln!(
+            f,
+            "{:<10} {:>8} {:>8}  {:<13} {:>14} {:>14}",
+            "mode", "peak", "free", "", "longest", "largest batch"
+        )?;
+        for mode in &self.modes {
+            let fits = if mode.fits { "fits" } else { "does not fit" };
+            let more = if mode.longest_is_the_models { ">=" } else { "" };
             writeln!(
                 f,
-                "{mode:<53} {:>10}  of {} MiB: {verdict}",
-                mib(bytes),
-                mib(self.vram_bytes)
+                "{:<10} {:>8} {:>8}  {fits:<13} {:>14} {:>14}",
+                mode.sharing.name(),
+                mib(mode.peak_bytes),
+                signed_mib(limit as i64 - mode.peak_bytes as i64),
+                format!("{more}{}", mode.longest_seq_len),
+                mode.largest_batch_size,
             )?;
         }
-        writeln!(f, "\nwhat lowers it:")?;
-        for Saving { setting, bytes } in &self.savings {
-            writeln!(f, "  {setting:<51} {:>10}", format!("-{}", mib(*bytes)))?;
+        write!(f, "\n{:<10}", "tokens")?;
+        for mode in &self.modes {
+            write!(f, " {:>8}", mode.sharing.name())?;
+        }
+        writeln!(f)?;
+        for length in &self.lengths {
+            write!(f, "{:<10}", length.seq_len)?;
+            for peak in &length.peak_bytes {
+                write!(f, " {:>8}", mib(*peak))?;
+            }
+            writeln!(f)?;
+        }
+        let first = self.modes.first().map_or("", |mode| mode.sharing.name());
+        writeln!(f, "\nwhat each setting changes of {first}:")?;
+        for Choice {
+            setting,
+            bytes,
+            effect,
+        } in &self.choices
+        {
+            let sign = if *bytes > 0 { "+" } else { "" };
+            let change = format!("{sign}{}", signed_mib(*bytes));
+            writeln!(f, "  {setting:<45} {change:>8}  {effect}")?;
         }
         Ok(())
     }
 }
 
+/// A process's parts, and its peak below them; what is not there at the peak stands in brackets.
+fn write_process(f: &mut fmt::Formatter<'_>, process: &Process) -> fmt::Result {
+    for part in &process.parts {
+        let phases: Vec<&str> = part.phases.iter().map(|phase| phase.name()).collect();
+        let bytes = match process.is_at_peak(part) {
+            true => mib(part.bytes),
+            false => format!("({})", mib(part.bytes)),
+        };
+        let line = format!(
+            "{:<8} {:<38} {bytes:>8}  {}",
+            process.name,
+            part.name,
+            phases.join(", ")
+        );
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    writeln!(
+        f,
+        "{:<8} {:<38} {:>8}  {}",
+        process.name,
+        "at its peak",
+        mib(process.peak_bytes),
+        process.peak_phase.name()
+    )
+}
+
 fn mib(bytes: u64) -> String {
+    signed_mib(bytes as i64)
+}
+
+fn signed_mib(bytes: i64) -> String {
     format!("{:.0}", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::arithmetic::tests::{REFERENCE, qwen_1_5b, qwen_7b};
+
+    fn report(config: &PlanConfig) -> PlanReport {
+        PlanReport::new(&Pair::reference().unwrap(), config).unwrap()
+    }
+
+    #[test]
+    fn the_reference_pair_fits_with_room_as_it_was_meant_to() {
+        let report = report(&PlanConfig::default());
+        let [resident, swap, cached] = report.modes.as_slice() else {
+            panic!("{:?}", report.modes);
+        };
+        // The aims of the design: both processes at 512 tokens in 19 GiB, and 4096 tokens on the card.
+        assert!(
+            resident.peak_bytes < 19 << 30,
+            "{}",
+            mib(resident.peak_bytes)
+        );
+        assert!(
+            resident.longest_seq_len >= 4096,
+            "{}",
+            resident.longest_seq_len
+        );
+        assert!(cached.peak_bytes < swap.peak_bytes && swap.peak_bytes < resident.peak_bytes);
+        assert!(swap.longest_seq_len > resident.longest_seq_len);
+        let four_thousand = report.lengths.iter().find(|length| length.seq_len == 4096);
+        assert!(four_thousand.unwrap().peak_bytes[0] < 24 << 30);
+    }
 
     #[test]
     fn the_table_says_what_fits_and_what_helps() {
-        let wasteful = Workload {
-            checkpointing: false,
-            seq_len: 4096,
-            ..REFERENCE
-        };
-        let report = PlanReport::new(&qwen_7b(), &qwen_1_5b(), &wasteful, 24_564);
-        assert!(!report.fits_resident && report.savings[0].setting == "--checkpointing on");
+        let mut config = PlanConfig::default();
+        config.train.checkpointing = false;
+        config.options.seq_len = 4096;
+        let report = report(&config);
+        assert!(!report.modes[0].fits && report.modes[0].free_bytes < 0);
+        assert!(
+            report
+                .choices
+                .iter()
+                .any(|choice| choice.setting == "--checkpointing on")
+        );
         let text = report.to_string();
-        assert!(
-            text.contains("does not fit") && text.contains("--chunk-rows 64"),
-            "{text}"
-        );
+        for expected in [
+            "does not fit",
+            "--lora-rank 8",
+            "Qwen2.5-7B -> Qwen2.5-1.5B",
+            "at its peak",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
 
-        let report = PlanReport::new(&qwen_7b(), &qwen_1_5b(), &REFERENCE, 24_564);
-        assert!(report.fits_resident);
-        assert!(
-            report.cached_bytes < report.swap_bytes && report.swap_bytes < report.resident_bytes
-        );
+    #[test]
+    fn a_program_reads_the_same_numbers() {
+        let report = report(&PlanConfig::default());
+        let json = serde_json::json!(report);
+        let peak = json["modes"][0]["peak_bytes"].as_u64();
+        assert_eq!(peak, Some(report.modes[0].peak_bytes));
+        let parts = json["processes"]["trainer"]["parts"].as_array().unwrap();
+        assert_eq!(parts.len(), report.processes.trainer.parts.len());
+        assert_eq!(json["modes"][1]["sharing"], "swap");
     }
 }

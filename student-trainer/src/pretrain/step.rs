@@ -53,7 +53,7 @@ impl<'a> Objective<'a> {
         let hidden = tape.hidden().flatten_to(1)?;
         let outputs = Tensor::new(outputs, device)?;
         // The head moves with every step.
-        let head = self.decoder.head();
+        let head = self.decoder.head()?;
         let geometry = HeadGeometry::new(&head.narrow(0, 0, self.vocab_size)?, None)?;
         let rows = hidden.index_select(&outputs, 0)?;
         let (loss, grad_head) = head_loss_with_head(&rows, &labels, None, &geometry, &self.loss)?;

@@ -35,7 +35,7 @@ fn sharded_and_partly_skipped_checkpoints_give_the_logits_of_their_dequantised_w
         let decoder = load(name).unwrap();
         let hidden = decoder.hidden_states(&ids).unwrap();
         let logits = hidden
-            .broadcast_matmul(&decoder.head().t().unwrap())
+            .broadcast_matmul(&decoder.head().unwrap().t().unwrap())
             .unwrap();
         let difference = (logits - &expected["logits"]).unwrap().abs().unwrap();
         let difference = difference.max_all().unwrap().to_scalar::<f32>().unwrap();

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Map, Value};
 use toml::Table;
 
-use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig};
+use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig, run::MEMORY_FILE};
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 29;
@@ -20,12 +20,12 @@ pub(super) struct Run {
     /// The resolved settings, by dotted path, and the defaults of the command that wrote them.
     pub settings: Vec<(String, String)>,
     pub defaults: Vec<(String, String)>,
-    /// `config.toml`.
-    pub config: Table,
     /// Lines of `metrics.jsonl`.
     pub steps: Vec<Map<String, Value>>,
     /// Lines of `eval.jsonl`.
     pub evals: Vec<Map<String, Value>>,
+    /// What was planned of its memory; empty where nothing was.
+    pub memory: Map<String, Value>,
 }
 
 impl Run {
@@ -42,15 +42,19 @@ impl Run {
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
         let evals = directory.join("eval.jsonl");
+        let memory = directory.join(MEMORY_FILE);
         Ok(Self {
             name: name(directory),
             settings: flat("", &config),
             defaults: flat("", &defaults),
-            config,
             steps: lines(&directory.join("metrics.jsonl"))?,
             evals: match evals.exists() {
                 true => lines(&evals)?,
                 false => Vec::new(),
+            },
+            memory: match memory.exists() {
+                true => object(&memory)?,
+                false => Map::new(),
             },
         })
     }
@@ -101,6 +105,11 @@ fn config(path: &Path) -> Result<Table> {
     let text = read(path)?;
     text.parse()
         .map_err(|e: toml::de::Error| Error::file(path, e.to_string()))
+}
+
+/// A file of one object.
+fn object(path: &Path) -> Result<Map<String, Value>> {
+    serde_json::from_str(&read(path)?).map_err(|e| Error::file(path, e.to_string()))
 }
 
 /// A file of one object a line. The last line may be half written, by a run that goes on or was killed.

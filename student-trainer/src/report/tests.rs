@@ -37,6 +37,17 @@ fn run(directory: &Path, lr: f64) {
 }
 
 #[test]
+fn a_run_shows_what_was_planned_beside_what_it_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    run(&path, 1e-3);
+    let memory = r#"{"name": "trainer", "peak_bytes": 5600000}"#;
+    std::fs::write(path.join("memory.json"), memory).unwrap();
+    let html = std::fs::read_to_string(write(&path).unwrap()).unwrap();
+    assert!(html.contains("<td>7</td><td>6</td><td>0.80</td>"), "{html}");
+}
+
+#[test]
 fn a_page_shows_what_the_run_measured_and_what_was_not_the_default() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));

@@ -1,5 +1,8 @@
 //! Provides how much memory this process takes.
 
+/// What was planned of a run's memory, in its directory.
+pub(crate) const MEMORY_FILE: &str = "memory.json";
+
 /// Resident memory in bytes; zero where the system does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {

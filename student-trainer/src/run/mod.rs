@@ -18,6 +18,7 @@ pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;
 pub use log::{LogPosition, RunLog};
+pub(crate) use memory::MEMORY_FILE;
 pub use memory::Memory;
 pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::Progress;

@@ -15,6 +15,7 @@ mod guard;
 mod keeper;
 mod lora;
 mod loss_scale;
+mod memory;
 mod overrides;
 mod passes;
 mod setup;
@@ -124,6 +125,8 @@ fn train(
         checkpoint.state.identity.check(&identity)?;
     }
     run_directory.write_config(config)?;
+    let on_cpu = place.device.is_cpu();
+    let planned = memory::plan_ahead(config, run_directory, &files, info, on_cpu)?;
 
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
@@ -226,6 +229,7 @@ fn train(
     trainer
         .train(shutdown)
         .map_err(|error| place.explained(error))?;
+    memory::compare(planned.as_ref(), on_cpu);
     finish(&trainer)
 }
 

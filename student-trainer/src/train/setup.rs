@@ -17,7 +17,7 @@ pub(super) fn head_geometry(
     vocab_size: u32,
     basis: Option<Tensor>,
 ) -> Result<HeadGeometry> {
-    let head = decoder.head().narrow(0, 0, vocab_size as usize)?;
+    let head = decoder.head()?.narrow(0, 0, vocab_size as usize)?;
     Ok(HeadGeometry::new(&head, basis.as_ref())?)
 }
 

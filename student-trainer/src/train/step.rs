@@ -192,7 +192,7 @@ impl Objective<'_> {
         if !self.trains_head {
             return Ok(Cow::Borrowed(self.geometry));
         }
-        let head = self.decoder.head();
+        let head = self.decoder.head()?;
         let head = head.narrow(0, 0, self.geometry.vocab_size())?;
         Ok(Cow::Owned(HeadGeometry::new(&head, None)?))
     }

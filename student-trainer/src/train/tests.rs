@@ -114,6 +114,11 @@ fn a_run_learns_and_leaves_config_metrics_and_an_adapter_that_loads() {
     let summary = train(&config).unwrap();
     // Five frames in steps of two are three steps a pass.
     assert_eq!((summary.steps, summary.interrupted), (18, false));
+    let planned = fs::read(config.out.join("memory.json")).unwrap();
+    let planned: serde_json::Value = serde_json::from_slice(&planned).unwrap();
+    let planned = planned["peak_bytes"].as_u64().unwrap();
+    // A model this small is next to nothing beside the program, which the plan takes to be 16 MiB.
+    assert!((16 << 20..64 << 20).contains(&planned), "{planned}");
     let lines = metrics(&config);
     assert_eq!(lines.len(), 18);
     assert_eq!(

@@ -54,8 +54,10 @@ pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
 /// Everything `serve` needs, checked. Serialises to the TOML that `--config` reads.
 #[derive(Debug, Clone, Serialize)]
 pub struct Config {
-    /// Directory or name of the teacher.
+    /// Directory, GGUF file or name of the teacher.
     pub model: PathBuf,
+    /// Directory or name of its tokenizer; absent: the model's own.
+    pub tokenizer: Option<PathBuf>,
     /// Corpus files, in order.
     pub corpus: Vec<PathBuf>,
     /// Tokens in a window.
@@ -144,6 +146,7 @@ impl Config {
         };
         let config = Self {
             model: settings.model.unwrap_or_default(),
+            tokenizer: settings.tokenizer,
             corpus: settings.corpus.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),

@@ -45,7 +45,9 @@ fn dense_logits(decoder: &Decoder, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec
         .unsqueeze(0)
         .unwrap();
     let hidden = decoder.hidden_states(&ids).unwrap().squeeze(0).unwrap();
-    let logits = hidden.matmul(&decoder.head().t().unwrap()).unwrap();
+    let logits = hidden
+        .matmul(&decoder.head().unwrap().t().unwrap())
+        .unwrap();
     let logits = logits.narrow(1, 0, VOCAB_SIZE as usize).unwrap();
     (logits.to_vec2().unwrap(), hidden.to_vec2().unwrap())
 }
@@ -127,6 +129,8 @@ fn a_half_precision_head_gives_unrounded_logits() {
     let state = rows[0].state.as_ref().unwrap();
     let head = teacher
         .head()
+        .tensor()
+        .unwrap()
         .to_dtype(DType::F32)
         .unwrap()
         .to_vec2::<f32>()

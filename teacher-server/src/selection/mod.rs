@@ -5,12 +5,14 @@
                                                    ├─> statistics    max, mean, std, logsumexp per temperature
                                                    └─> draws         sums of parts, ids with counts
  Selected (rows of different widths) ──> block: rows of one width, padded
+ logits on a card ──> select_on_device: the same by kernels
 ```
 
 A row is read twice: once for block maxima and moments, once for the exponentials; the second read comes from the
 cache. Loops run over fixed-width lanes, so that the result does not depend on the instruction set that `pulp` picks.
 */
 
+mod device;
 mod draws;
 mod exp;
 mod kept;
@@ -21,6 +23,7 @@ mod uniforms;
 use distill_proto::Estimator;
 use rayon::prelude::*;
 
+pub use device::select_on_device;
 use draws::draw;
 pub use kept::{Block, Selected};
 pub use statistics::Statistics;

@@ -137,7 +137,7 @@ fn dense_errors(
 ) -> Vec<f64> {
     let tokens = [Tokens::of(plan.sequence(index).unwrap())];
     let hidden = teacher.target_states(&tokens).unwrap().last;
-    let logits = matrix(&hidden) * matrix(teacher.head()).transpose();
+    let logits = matrix(&hidden) * matrix(teacher.head().tensor().unwrap()).transpose();
     let mut state = teacher.rows(&tokens).unwrap()[0].state.clone().unwrap();
     assert_eq!(state.kind, distill_proto::StateKind::Sketch);
     state

@@ -95,7 +95,7 @@ impl Setup {
             .context("the corpus has a window")
     }
 
-    fn reference(&self, top_k: usize, loss: &LossConfig) -> Result<Step> {
+    pub fn reference(&self, top_k: usize, loss: &LossConfig) -> Result<Step> {
         let teacher = fixtures::decoder(self.teacher.path(), candle_core::DType::F32)?;
         let student = Decoder::load(
             &ModelConfig::load(self.student.path())?,
@@ -155,7 +155,7 @@ pub fn number(line: &Value, key: &str) -> Result<f64> {
 const LOSS_TOLERANCE: f64 = 1e-3;
 const GRADIENT_TOLERANCE: f32 = 5e-3;
 
-fn assert_like_reference(run: &Path, gradients: &Path, expected: &Step) -> Result<()> {
+pub fn assert_like_reference(run: &Path, gradients: &Path, expected: &Step) -> Result<()> {
     let lines = metrics(run)?;
     let first = &lines[0];
     for (key, expected) in [

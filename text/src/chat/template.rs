@@ -13,7 +13,7 @@ use super::functions;
 use crate::{
     Error, Result,
     limits::{RENDERING_BYTES_MAX, TEMPLATE_FUEL},
-    tokenizer::{read_json, read_text},
+    tokenizer::Origin,
 };
 
 /// A compiled chat template.
@@ -24,15 +24,19 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Reads `chat_template.jinja` or the `chat_template` of `tokenizer_config.json` (a text, or a list in which the one
     /// named `default` is taken); `None` where there is neither.
-    pub(crate) fn read(dir: &Path, special: &BTreeMap<String, String>) -> Result<Option<Self>> {
-        let path = dir.join("chat_template.jinja");
-        if let Some(source) = read_text(&path)? {
+    pub(crate) fn read(
+        origin: Origin<'_>,
+        special: &BTreeMap<String, String>,
+    ) -> Result<Option<Self>> {
+        let name = "chat_template.jinja";
+        if let Some(source) = origin.text(name)? {
             return Self::compile(&source, special)
                 .map(Some)
-                .map_err(|reason| at(&path, "file", reason));
+                .map_err(|reason| at(&origin.path_of(name), "file", reason));
         }
-        let path = dir.join("tokenizer_config.json");
-        let config = read_json(&path)?.unwrap_or(Value::Null);
+        let Some((path, config)) = origin.json("tokenizer_config.json")? else {
+            return Ok(None);
+        };
         let source = match config.get("chat_template") {
             None | Some(Value::Null) => return Ok(None),
             Some(Value::String(source)) => source.as_str(),

@@ -1,8 +1,6 @@
-//! Provides the reading of `tokenizer.json` and its neighbours, bounded and without a panic.
+//! Provides the reading of `tokenizer.json`, without a panic.
 
 use std::{
-    fs::File,
-    io::Read,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -14,11 +12,8 @@ use tokenizers::{
     Tokenizer,
 };
 
-use crate::{
-    Error, Result,
-    error::io_at,
-    limits::{TOKENIZER_FILE_BYTES_MAX, VOCAB_SIZE_MAX},
-};
+use super::origin::Origin;
+use crate::{Error, Result, limits::VOCAB_SIZE_MAX};
 
 /// An error of one field of one file.
 pub(super) fn bad(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> Error {
@@ -37,44 +32,11 @@ pub(super) fn guarded<T>(
         .unwrap_or_else(|_| Err("the tokenizers library gave up on it".to_owned()))
 }
 
-/// Text of a tokenizer file; `None` where there is no such file.
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_at(path)(e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(TOKENIZER_FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io_at(path))?;
-    if bytes.len() as u64 > TOKENIZER_FILE_BYTES_MAX {
-        let reason = format!("larger than {TOKENIZER_FILE_BYTES_MAX} bytes");
-        return Err(bad(path, "file", reason));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|e| bad(path, "file", format!("not UTF-8: {}", e.utf8_error())))?;
-    Ok(Some(text))
-}
-
-/// A JSON file of the tokenizer directory; `None` where there is no such file.
-pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let Some(text) = read_text(path)? else {
-        return Ok(None);
-    };
-    let value: Value = serde_json::from_str(&text)
-        .map_err(|e| bad(path, "file", format!("not JSON, or truncated: {e}")))?;
-    if !value.is_object() {
-        return Err(bad(path, "file", "is not a JSON object"));
-    }
-    Ok(Some(value))
-}
-
 /// Loads `tokenizer.json` without truncation and padding.
-pub(super) fn tokenizer(dir: &Path) -> Result<(Tokenizer, PathBuf)> {
-    let path = dir.join("tokenizer.json");
-    let Some(text) = read_text(&path)? else {
-        return Err(missing(dir, &path));
+pub(super) fn tokenizer(origin: Origin<'_>) -> Result<(Tokenizer, PathBuf)> {
+    let path = origin.path_of("tokenizer.json");
+    let Some(text) = origin.text("tokenizer.json")? else {
+        return Err(missing(origin.path(), &path));
     };
     let parsed: Value = serde_json::from_str(&text)
         .map_err(|e| bad(&path, "file", format!("not JSON, or truncated: {e}")))?;
@@ -184,10 +146,4 @@ pub(super) fn size(tokenizer: &Tokenizer, path: &Path) -> Result<u32> {
         }
         Some(id) => Ok(id + 1),
     }
-}
-
-/// Reads a file of the directory that must be JSON if it exists.
-pub(super) fn neighbour(dir: &Path, name: &str) -> Result<Option<(PathBuf, Value)>> {
-    let path = dir.join(name);
-    Ok(read_json(&path)?.map(|value| (path, value)))
 }

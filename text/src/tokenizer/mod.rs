@@ -4,6 +4,7 @@ mod bytes;
 mod digest;
 mod encode;
 mod load;
+mod origin;
 mod special;
 
 use std::{
@@ -18,7 +19,7 @@ use tokenizers::Tokenizer;
 use crate::{Error, Result, chat::ChatTemplate, error::io_at};
 pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
-pub(crate) use load::{read_json, read_text};
+pub(crate) use origin::Origin;
 use special::SpecialTokens;
 
 /// Files that make up a tokenizer; what is there of them is copied beside an adapter.
@@ -39,6 +40,8 @@ const FILES: [&str; 8] = [
 /// the post-processor puts in front of a text is kept as [`TokenizerFiles::prefix_ids`].
 pub struct TokenizerFiles {
     dir: PathBuf,
+    /// What there is instead of files in `dir`, where that is a file of another format.
+    texts: Vec<(&'static str, String)>,
     tokenizer: Tokenizer,
     size: u32,
     prefix_ids: Vec<u32>,
@@ -55,13 +58,31 @@ impl TokenizerFiles {
     /// # Errors
     /// Names the file and the field that cannot be used.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (mut tokenizer, path) = load::tokenizer(dir)?;
+        Self::read(Origin::Directory(dir), Vec::new())
+    }
+
+    /// Takes a tokenizer from what the file at `path`, such as a GGUF model, says about it: the contents that files of a model
+    /// directory would have, by their names.
+    ///
+    /// # Errors
+    /// As [`TokenizerFiles::open`].
+    pub fn from_texts(path: &Path, texts: Vec<(&'static str, String)>) -> Result<Self> {
+        let origin = Origin::Texts {
+            path,
+            texts: &texts,
+        };
+        Self::read(origin, texts.clone())
+    }
+
+    fn read(origin: Origin<'_>, texts: Vec<(&'static str, String)>) -> Result<Self> {
+        let (mut tokenizer, path) = load::tokenizer(origin)?;
         let prefix_ids = load::take_post_processor(&mut tokenizer, &path)?;
         let size = load::size(&tokenizer, &path)?;
-        let special = SpecialTokens::read(dir, &tokenizer)?;
-        let template = ChatTemplate::read(dir, special.contents())?;
+        let special = SpecialTokens::read(origin, &tokenizer)?;
+        let template = ChatTemplate::read(origin, special.contents())?;
         Ok(Self {
-            dir: dir.to_owned(),
+            dir: origin.path().to_owned(),
+            texts,
             size,
             prefix_ids,
             special,
@@ -167,6 +188,10 @@ impl TokenizerFiles {
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
         for (name, from) in self.files() {
             fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
+        }
+        for (name, text) in &self.texts {
+            let to = dir.join(name);
+            fs::write(&to, text).map_err(io_at(to))?;
         }
         Ok(())
     }

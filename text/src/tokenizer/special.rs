@@ -1,11 +1,11 @@
 //! Provides the special tokens by name (`bos_token`, `eos_token`, ...) and the id that ends a completion.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::load::{bad, neighbour};
+use super::{load::bad, origin::Origin};
 use crate::Result;
 
 /// Special tokens as the configuration names them.
@@ -17,11 +17,11 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// Reads `special_tokens_map.json` and, over it, `tokenizer_config.json`; the end-of-sequence id also from
     /// `generation_config.json` and `config.json`.
-    pub fn read(dir: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn read(origin: Origin<'_>, tokenizer: &Tokenizer) -> Result<Self> {
         let mut contents = BTreeMap::new();
         let mut eos_id = None;
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let Some((path, value)) = neighbour(dir, name)? else {
+            let Some((path, value)) = origin.json(name)? else {
                 continue;
             };
             let fields = value.as_object().into_iter().flatten();
@@ -42,7 +42,7 @@ impl SpecialTokens {
             }
         }
         if eos_id.is_none() {
-            eos_id = configured_eos_id(dir, tokenizer)?;
+            eos_id = configured_eos_id(origin, tokenizer)?;
         }
         Ok(Self { contents, eos_id })
     }
@@ -64,9 +64,9 @@ fn content(value: &Value) -> Option<&str> {
         .or_else(|| value.get("content").and_then(Value::as_str))
 }
 
-fn configured_eos_id(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+fn configured_eos_id(origin: Origin<'_>, tokenizer: &Tokenizer) -> Result<Option<u32>> {
     for name in ["generation_config.json", "config.json"] {
-        let Some((path, value)) = neighbour(dir, name)? else {
+        let Some((path, value)) = origin.json(name)? else {
             continue;
         };
         let field = match value.get("eos_token_id") {

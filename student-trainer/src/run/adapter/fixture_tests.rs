@@ -29,7 +29,7 @@ fn logits(adapter: &Path, ids: &Tensor) -> Tensor {
     load_adapter(adapter, &decoder.parameters()).unwrap();
     let hidden = decoder.hidden_states(ids).unwrap();
     hidden
-        .broadcast_matmul(&decoder.head().t().unwrap())
+        .broadcast_matmul(&decoder.head().unwrap().t().unwrap())
         .unwrap()
 }
 

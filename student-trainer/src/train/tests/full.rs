@@ -24,7 +24,11 @@ impl Bench {
 
 /// A step over two frames on every weight of the bench's student.
 fn step(decoder: &distill_model::Decoder, gradients: &mut Gradients) -> StepLoss {
-    let head = decoder.head().narrow(0, 0, VOCAB_SIZE as usize).unwrap();
+    let head = decoder
+        .head()
+        .unwrap()
+        .narrow(0, 0, VOCAB_SIZE as usize)
+        .unwrap();
     let geometry = HeadGeometry::new(&head, None).unwrap();
     let objective = Objective {
         decoder,

@@ -1,21 +1,21 @@
-//! Provides the product with a frozen NF4 matrix as a candle op: a tile of rows is dequantised, multiplied and discarded.
+//! Provides the product with a frozen quantised matrix as a candle op: a tile of rows is dequantised, multiplied and discarded.
 //!
 //! Only one tile of f32 weights exists at a time, and both directions share it: y = x W^T fills columns of y, dX = dY W sums
 //! over tiles. The gradient of W does not exist.
 
-use super::Nf4Matrix;
 use crate::frozen::Side;
 use crate::matmul::{Matrix, Store, Threads, product};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, Result as CandleResult, Shape, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Result as CandleResult, Shape,
+    Tensor,
 };
 use distill_kernels::device;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::cell::Cell;
-use std::sync::Arc;
+use std::ops::Range;
 
 /// Elements of the tile of dequantised weights: 1 MiB as f32, about what a core's cache holds.
 const TILE_ELEMENTS: usize = 1 << 18;
@@ -25,18 +25,36 @@ const TILE_ROWS: std::ops::RangeInclusive<usize> = 256..=1024;
 /// Activations one task widens or narrows at a time.
 const CONVERT_ELEMENTS: usize = 1 << 14;
 
-/// y = x W^T for a frozen NF4 matrix W. The product is computed in f32 and rounded to x's type.
+/// A frozen matrix [height, width] whose rows are dequantised when they are needed; a clone shares them.
+pub(crate) trait Quantised: Clone + Send + Sync + 'static {
+    /// What its product is called in errors.
+    const PRODUCT: &'static str;
+
+    /// Rows, a linear layer's output features.
+    fn height(&self) -> usize;
+
+    /// Columns, a linear layer's input features.
+    fn width(&self) -> usize;
+
+    /// Dequantises rows into `out` [rows.len(), width].
+    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// The whole matrix as a dense tensor on a card.
+    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> CandleResult<Tensor>;
+}
+
+/// y = x W^T for a frozen quantised matrix W. The product is computed in f32 and rounded to x's type.
 ///
 /// # Shapes
 /// x [N, in], weight [out, in] -> [N, out]
 ///
 /// # Errors
 /// When x has another width or a type that is not f32, bf16 or f16.
-pub(crate) fn forward(x: &Tensor, weight: &Arc<Nf4Matrix>) -> Result<Tensor> {
+pub(crate) fn forward<W: Quantised>(x: &Tensor, weight: &W) -> Result<Tensor> {
     let op = Product {
-        weight: Arc::clone(weight),
+        weight: weight.clone(),
         side: Side::Forward,
-        tile_rows: tile_rows(weight.columns),
+        tile_rows: tile_rows(weight.width()),
     };
     x.contiguous()?.apply_op1(op).map_err(Error::from)
 }
@@ -45,23 +63,24 @@ fn tile_rows(columns: usize) -> usize {
     (TILE_ELEMENTS / columns.max(1)).clamp(*TILE_ROWS.start(), *TILE_ROWS.end())
 }
 
-pub(super) struct Product {
-    pub weight: Arc<Nf4Matrix>,
+pub(crate) struct Product<W> {
+    pub weight: W,
     pub side: Side,
     pub tile_rows: usize,
 }
 
-impl Product {
+impl<W: Quantised> Product<W> {
     /// Checks the input and returns (rows of the input, width of the output).
     fn plan(&self, x: &Layout) -> CandleResult<(usize, usize)> {
         let (rows, width) = x.shape().dims2()?;
         let (expected, out) = match self.side {
-            Side::Forward => (self.weight.columns, self.weight.rows),
-            Side::Backward => (self.weight.rows, self.weight.columns),
+            Side::Forward => (self.weight.width(), self.weight.height()),
+            Side::Backward => (self.weight.height(), self.weight.width()),
         };
         if width != expected {
             candle_core::bail!(
-                "NF4 linear: the input is {width} wide, the weight takes {expected}"
+                "{}: the input is {width} wide, the weight takes {expected}",
+                W::PRODUCT
             );
         }
         Ok((rows, out))
@@ -84,7 +103,7 @@ impl Product {
     }
 }
 
-/// x W^T or dY W of a frozen NF4 matrix on plain slices, into `out` or added to it.
+/// x W^T or dY W of a frozen quantised matrix on plain slices, into `out` or added to it.
 ///
 /// # Shapes
 /// W [height, columns]; forward: x [rows, columns], out [rows, height]; backward: x [rows, height], out [rows, columns]
@@ -94,15 +113,15 @@ impl Product {
 ///
 /// # Panics
 /// When a slice is too short: a mistake in the caller.
-pub(crate) fn multiply(
-    weight: &Nf4Matrix,
+pub(crate) fn multiply<W: Quantised>(
+    weight: &W,
     side: Side,
     x: &[f32],
     rows: usize,
     out: &mut [f32],
     store: Store,
 ) -> Result<()> {
-    multiply_tiles(weight, side, tile_rows(weight.columns), x, rows, out, store)
+    multiply_tiles(weight, side, tile_rows(weight.width()), x, rows, out, store)
 }
 
 thread_local! {
@@ -110,8 +129,8 @@ thread_local! {
     static TILE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-fn multiply_tiles(
-    weight: &Nf4Matrix,
+fn multiply_tiles<W: Quantised>(
+    weight: &W,
     side: Side,
     tile_rows: usize,
     x: &[f32],
@@ -119,7 +138,7 @@ fn multiply_tiles(
     out: &mut [f32],
     store: Store,
 ) -> Result<()> {
-    let (height, columns) = (weight.rows, weight.columns);
+    let (height, columns) = (weight.height(), weight.width());
     if rows == 0 {
         return Ok(());
     }
@@ -157,15 +176,15 @@ fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {
         .collect()
 }
 
-impl CustomOp1 for Product {
+impl<W: Quantised> CustomOp1 for Product<W> {
     fn name(&self) -> &'static str {
-        "nf4-linear"
+        W::PRODUCT
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
         let (rows, out_width) = self.plan(layout)?;
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("NF4 linear: the input must be contiguous");
+            candle_core::bail!("{}: the input must be contiguous", W::PRODUCT);
         };
         let y = match x {
             CpuStorage::F32(x) => {
@@ -182,7 +201,8 @@ impl CustomOp1 for Product {
                 CpuStorage::F16(convert(&y, f16::from_f32))
             }
             other => candle_core::bail!(
-                "NF4 linear: activations must be f32, bf16 or f16, got {:?}",
+                "{}: activations must be f32, bf16 or f16, got {:?}",
+                W::PRODUCT,
                 other.dtype()
             ),
         };
@@ -195,8 +215,8 @@ impl CustomOp1 for Product {
         let weight = self.weight.unpack_on_card(x.device(), x.dtype())?;
         let (storage, weight_layout) = weight.storage_and_layout();
         let (right, inner) = match self.side {
-            Side::Forward => (weight_layout.transpose(0, 1)?, self.weight.columns),
-            Side::Backward => (weight_layout.clone(), self.weight.rows),
+            Side::Forward => (weight_layout.transpose(0, 1)?, self.weight.width()),
+            Side::Backward => (weight_layout.clone(), self.weight.height()),
         };
         let weight = device::storage(&storage)?;
         let y = x.matmul(weight, (1, rows, out_width, inner), layout, &right)?;
@@ -205,10 +225,10 @@ impl CustomOp1 for Product {
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
         if self.side == Side::Backward {
-            candle_core::bail!("NF4 linear: second derivatives are not supported");
+            candle_core::bail!("{}: second derivatives are not supported", W::PRODUCT);
         }
         let op = Self {
-            weight: Arc::clone(&self.weight),
+            weight: self.weight.clone(),
             side: Side::Backward,
             tile_rows: self.tile_rows,
         };

@@ -1,0 +1,324 @@
+//! Provides causal attention on a card, forward and backward: one logsumexp a head and query is kept, and no matrix of scores.
+
+use std::sync::OnceLock;
+
+use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
+use distill_kernels::attention::{self, Kept, Ranges, Sizes};
+use distill_kernels::{Call, device};
+
+use crate::attention_kernel::{Dims, Span};
+
+/// Whether the kernels take these queries [B, T_q, H, head_dim].
+pub(crate) fn takes(q: &Tensor) -> bool {
+    q.device().is_cuda() && q.dim(3).is_ok_and(attention::takes)
+}
+
+/// Attention of the rows that `spans` says, each query over what it sees.
+///
+/// # Shapes
+/// q [B, T_q, H, head_dim], k and v [B, T_k, KV, head_dim] -> [B, T_q, H, head_dim], on one card
+///
+/// # Errors
+/// When the card has no room.
+pub(crate) fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    dims: Dims,
+    spans: &[Span],
+) -> Result<Tensor> {
+    let op = CardAttention {
+        plan: Plan::new(dims, spans, q.device())?,
+        logsumexp: OnceLock::new(),
+    };
+    q.contiguous()?
+        .apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// Rows `[first, end)` that each row sees. They are fewer than u32 counts: a tensor of more would not fit a card.
+#[derive(Default)]
+struct Rows([Vec<u32>; 2]);
+
+impl Rows {
+    fn push(&mut self, first: usize, end: usize) {
+        self.0[0].push(first as u32);
+        self.0[1].push(end as u32);
+    }
+}
+
+/// The keys that each query sees, and the queries that see each key.
+fn visible(spans: &[Span], window: Option<usize>) -> (Rows, Rows) {
+    let (mut keys, mut queries) = (Rows::default(), Rows::default());
+    for span in spans {
+        let past = span.keys - span.queries;
+        let window = window.unwrap_or(span.keys);
+        for query in 0..span.queries {
+            let end = past + query + 1;
+            let first = end.saturating_sub(window);
+            keys.push(span.first_key + first, span.first_key + end);
+        }
+        for key in 0..span.keys {
+            let first = key.saturating_sub(past);
+            // No query sees a key before every window.
+            let end = (key + window).saturating_sub(past).min(span.queries);
+            let (first, end) = (span.first_query + first, span.first_query + end);
+            queries.push(first, end.max(first));
+        }
+    }
+    (keys, queries)
+}
+
+/// What the kernels need beside their tensors.
+pub(crate) struct Plan {
+    sizes: Sizes,
+    /// u32: first and end of the keys that queries see, and of the queries that see keys.
+    ranges: [Tensor; 4],
+}
+
+impl Plan {
+    pub(crate) fn new(dims: Dims, spans: &[Span], device: &Device) -> Result<Self> {
+        let (Rows([a, b]), Rows([c, d])) = visible(spans, dims.window);
+        let sizes = Sizes {
+            queries: a.len(),
+            keys: c.len(),
+            heads: dims.heads,
+            key_heads: dims.key_value_heads,
+            head_dim: dims.head_dim,
+            scale: dims.scale(),
+        };
+        let tensor = |rows: Vec<u32>| Tensor::from_slice(&rows, rows.len(), device);
+        let ranges = [tensor(a)?, tensor(b)?, tensor(c)?, tensor(d)?];
+        Ok(Self { sizes, ranges })
+    }
+
+    /// Inputs of [`forward`](Self::forward) after q, k and v, and of [`backward`](Self::backward) after those, the output, logsumexp and
+    /// the gradient.
+    pub(crate) fn ranges(&self) -> [&Tensor; 4] {
+        self.ranges.each_ref()
+    }
+
+    /// The output and logsumexp [H, queries].
+    pub(crate) fn forward_outputs(&self, dtype: DType) -> [(DType, usize); 2] {
+        let rows = self.sizes.queries * self.sizes.heads;
+        [(dtype, rows * self.sizes.head_dim), (DType::F32, rows)]
+    }
+
+    pub(crate) fn forward(&self, x: &[usize], out: &[usize]) -> Result<Vec<Call>> {
+        let (seen, _) = ranges(&x[3..]);
+        let call = attention::forward(self.sizes, [x[0], x[1], x[2]], seen, (out[0], out[1]))?;
+        Ok(vec![call])
+    }
+
+    /// Gradients in q, k and v, and scratch.
+    pub(crate) fn backward_outputs(&self, dtype: DType) -> [(DType, usize); 4] {
+        let Sizes {
+            queries,
+            keys,
+            heads,
+            key_heads,
+            head_dim,
+            ..
+        } = self.sizes;
+        let to_key = (dtype, keys * key_heads * head_dim);
+        let to_query = (dtype, queries * heads * head_dim);
+        [to_query, to_key, to_key, (DType::F32, queries * heads)]
+    }
+
+    pub(crate) fn backward(&self, x: &[usize], out: &[usize]) -> Result<Vec<Call>> {
+        let kept = Kept {
+            inputs: [x[0], x[1], x[2]],
+            out: x[3],
+            logsumexp: x[4],
+            grad: x[5],
+        };
+        let to = [out[0], out[1], out[2]];
+        attention::backward(self.sizes, kept, ranges(&x[6..]), out[3], to)
+    }
+}
+
+fn ranges(x: &[usize]) -> (Ranges, Ranges) {
+    let ranges = |first, end| Ranges { first, end };
+    (ranges(x[0], x[1]), ranges(x[2], x[3]))
+}
+
+struct CardAttention {
+    plan: Plan,
+    /// f32 [H, queries], from the forward pass.
+    logsumexp: OnceLock<Tensor>,
+}
+
+impl CustomOp3 for CardAttention {
+    fn name(&self) -> &'static str {
+        "causal-attention-card"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        bail!("this is the card's attention, and the CPU has its own")
+    }
+
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let ranges = self.plan.ranges().map(Tensor::storage_and_layout);
+        let mut inputs = vec![(q, q_layout), (k, k_layout), (v, v_layout)];
+        for (storage, layout) in &ranges {
+            inputs.push((device::storage(storage)?, layout));
+        }
+        let outputs = self.plan.forward_outputs(q.dtype());
+        let calls = |x: &[usize], out: &[usize]| self.plan.forward(x, out);
+        let mut made = device::run(q.device(), &inputs, &outputs, calls)?.into_iter();
+        let (Some(out), Some(logsumexp)) = (made.next(), made.next()) else {
+            bail!("attention: two outputs were asked for, and fewer came");
+        };
+        let storage = Storage::Cuda(logsumexp);
+        let kept = Tensor::from_storage(storage, outputs[1].1, BackpropOp::none(), false);
+        self.logsumexp.get_or_init(|| kept);
+        Ok((out, q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(logsumexp) = self.logsumexp.get() else {
+            bail!("attention: a way back without a way there");
+        };
+        let grad = grad.contiguous()?;
+        let mut inputs = vec![q, k, v, out, logsumexp, &grad];
+        inputs.extend(self.plan.ranges());
+        let outputs = self.plan.backward_outputs(q.dtype());
+        let made = device::compute(&inputs, &outputs, |x, out| self.plan.backward(x, out))?;
+        Ok((
+            Some(made[0].reshape(q.shape())?),
+            Some(made[1].reshape(k.shape())?),
+            Some(made[2].reshape(v.shape())?),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::causal_attention;
+    use crate::kernel_tests::assert_near;
+    use crate::test_support::{gradients, random};
+    use distill_kernels::{ATTENTION, Emulator};
+    use std::sync::Arc;
+
+    /// Checks output and gradients against the CPU's: in f32 to a few roundings of sums of some hundred terms; in 16 bits to the
+    /// output's rounding, which the way back multiplies with.
+    fn check(
+        (batch, queries, keys): (usize, usize, usize),
+        (heads, key_value_heads, head_dim): (usize, usize, usize),
+        window: Option<usize>,
+        documents: Option<&[usize]>,
+        dtype: DType,
+    ) {
+        let Some(emulator) = Emulator::of(&ATTENTION).unwrap() else {
+            return;
+        };
+        let unit = match dtype {
+            DType::BF16 => 1.0 / 256.0,
+            DType::F16 => 1.0 / 2048.0,
+            _ => 1e-6,
+        };
+        let dims = Dims {
+            heads,
+            key_value_heads,
+            head_dim,
+            window,
+        };
+        let spans = match documents {
+            Some(lengths) => Span::documents(lengths),
+            None => Span::batch(batch, queries, keys),
+        };
+        let plan = Plan::new(dims, &spans, &Device::Cpu).unwrap();
+        let random = |rows, heads, seed| {
+            let x = random(&[batch, rows, heads, head_dim], seed);
+            (x * 2.0).unwrap().to_dtype(dtype).unwrap()
+        };
+        let q = random(queries, heads, 1);
+        let (k, v) = (
+            random(keys, key_value_heads, 2),
+            random(keys, key_value_heads, 3),
+        );
+        let grad = random(queries, heads, 4);
+
+        let mut inputs = vec![&q, &k, &v];
+        inputs.extend(plan.ranges());
+        let outputs = plan.forward_outputs(dtype);
+        let forward = |x: &[usize], out: &[usize]| plan.forward(x, out);
+        let made = emulator.compute(&inputs, &outputs, forward).unwrap();
+        let documents: Option<Arc<[usize]>> = documents.map(Into::into);
+        let cpu = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], window, documents.as_ref());
+        let inputs = [q.clone(), k.clone(), v.clone()];
+        assert_near(&made[0], &cpu(&inputs).unwrap(), unit);
+
+        let mut kept = vec![&q, &k, &v, &made[0], &made[1], &grad];
+        kept.extend(plan.ranges());
+        let outputs = plan.backward_outputs(dtype);
+        let backward = |x: &[usize], out: &[usize]| plan.backward(x, out);
+        let made = emulator.compute(&kept, &outputs, backward).unwrap();
+        for (kernel, cpu) in made.into_iter().zip(gradients(cpu, &inputs, &grad)) {
+            assert_near(&kernel, &cpu, 2.0 * unit);
+        }
+    }
+
+    #[test]
+    fn sequences_longer_than_tiles_and_ones_of_one_position() {
+        // Past two tiles of 32 and three of 24, with a rest; one head, shared heads, all heads sharing one.
+        check((2, 71, 71), (4, 2, 8), None, None, DType::F32);
+        check((1, 33, 33), (3, 1, 64), None, None, DType::F32);
+        check((3, 1, 1), (1, 1, 4), None, None, DType::F32);
+    }
+
+    #[test]
+    fn the_largest_head() {
+        check((1, 40, 40), (1, 1, 128), None, None, DType::F32);
+    }
+
+    #[test]
+    fn documents_see_themselves_only() {
+        check((1, 70, 70), (2, 1, 8), None, Some(&[30, 1, 39]), DType::F32);
+    }
+
+    #[test]
+    fn queries_that_follow_earlier_keys() {
+        check((2, 5, 40), (2, 2, 8), None, None, DType::F32);
+    }
+
+    #[test]
+    fn windows_that_hide_whole_tiles() {
+        check((1, 90, 90), (2, 1, 8), Some(7), None, DType::F32);
+        check((2, 5, 60), (1, 1, 8), Some(20), None, DType::F32);
+        check((1, 70, 70), (1, 1, 8), Some(9), Some(&[30, 40]), DType::F32);
+    }
+
+    #[test]
+    fn half_precision() {
+        check((1, 50, 50), (2, 1, 16), None, None, DType::BF16);
+        check((1, 50, 50), (2, 1, 16), None, None, DType::F16);
+    }
+}

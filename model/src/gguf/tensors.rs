@@ -1,0 +1,303 @@
+//! Provides the tensors of a GGUF file by their Hugging Face names: in the file's blocks, dequantised, or as bytes.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Seek, SeekFrom},
+    ops::Range,
+    path::Path,
+    sync::PoisonError,
+};
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
+
+use super::header::Header;
+use super::{Gguf, names};
+use crate::packed::{PackedMatrix, row_bytes, type_name, type_of};
+use crate::{Architecture, Error, Result};
+
+/// Types that files are published in and that are not read here, by ggml's numbers.
+const OTHER_TYPES: [(u32, &str); 12] = [
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+];
+
+/// Where a tensor is and what it is, checked against the file.
+pub(super) struct StoredTensor {
+    name: String,
+    dtype: GgmlDType,
+    shape: Vec<usize>,
+    /// Of its first byte in the file.
+    start: u64,
+    /// Of each of its rows; a vector is one row.
+    row_bytes: usize,
+}
+
+impl StoredTensor {
+    /// The tensor that Hugging Face calls `name`: its type, shape and place, before anything is allocated for it.
+    pub fn find(
+        header: &Header,
+        path: &Path,
+        file_bytes: u64,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let missing = || Error::MissingTensor {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+        };
+        let stored = names::stored_name(name).ok_or_else(missing)?;
+        let info = header.tensors.get(&stored).ok_or_else(missing)?;
+        let fault = |message: String| Error::tensor(path, &stored, message);
+        let expected = shape.iter().map(|size| *size as u64);
+        if !expected.eq(info.shape.iter().copied()) {
+            return Err(fault(format!(
+                "has shape {:?}, but this file's metadata asks for {shape:?}; download it again",
+                info.shape
+            )));
+        }
+        let dtype = type_of(info.kind).ok_or_else(|| {
+            let name = other_type(info.kind);
+            fault(format!(
+                "is stored as {name}, which is not read here; take the model in Q4_K_M, Q5_K_M, Q6_K, Q8_0 or BF16"
+            ))
+        })?;
+        let columns = shape.last().copied().unwrap_or_default();
+        let row_bytes = row_bytes(dtype, columns).ok_or_else(|| {
+            fault(format!(
+                "has rows of {columns}, which are no whole blocks of {} ({} each); download the file again",
+                type_name(dtype),
+                dtype.block_size()
+            ))
+        })?;
+        let rows = shape.iter().rev().skip(1).product::<usize>();
+        let bytes = rows.checked_mul(row_bytes).map(|bytes| bytes as u64);
+        let start = header.data_start.checked_add(info.offset);
+        let end = start.zip(bytes).and_then(|(a, b)| a.checked_add(b));
+        match (start, end) {
+            (Some(start), Some(end)) if end <= file_bytes => Ok(Self {
+                dtype,
+                shape: shape.to_vec(),
+                start,
+                row_bytes,
+                name: stored,
+            }),
+            _ => Err(fault(format!(
+                "needs bytes that are not in the file's {file_bytes}; it was cut off, download it again"
+            ))),
+        }
+    }
+
+    /// Refuses tensors that share bytes: no writer makes them, and one of the two would be read as what it is not.
+    pub fn refuse_overlaps<'a>(tensors: impl Iterator<Item = &'a Self>, path: &Path) -> Result<()> {
+        let mut tensors: Vec<&Self> = tensors.collect();
+        tensors.sort_by_key(|tensor| tensor.start);
+        for pair in tensors.windows(2) {
+            if let [first, second] = pair
+                && first.start + first.bytes() as u64 > second.start
+            {
+                let message = format!(
+                    "begins inside tensor `{}`; the file is damaged, download it again",
+                    first.name
+                );
+                return Err(Error::tensor(path, &second.name, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// llama.cpp's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or_default()
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows() * self.row_bytes
+    }
+}
+
+impl Gguf {
+    /// Hugging Face's names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.find(name)?.shape)
+    }
+
+    /// ggml's name of the type that a tensor is stored as, such as `Q4_K`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn type_name(&self, name: &str) -> Result<&'static str> {
+        Ok(type_name(self.find(name)?.dtype))
+    }
+
+    /// Bytes that a tensor takes in the file, and in memory where it stays packed.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn stored_bytes(&self, name: &str) -> Result<u64> {
+        Ok(self.find(name)?.bytes() as u64)
+    }
+
+    /// The types that matrices are stored as, those with most bytes first: `Q4_K, Q6_K`.
+    pub fn quantisation(&self) -> String {
+        let matrices = self.tensors.values().filter(|tensor| tensor.rows() > 1);
+        let names: BTreeSet<_> = matrices
+            .clone()
+            .map(|tensor| type_name(tensor.dtype))
+            .collect();
+        let bytes = |name: &str| -> usize {
+            let of_type = matrices.clone();
+            let of_type = of_type.filter(|tensor| type_name(tensor.dtype) == name);
+            of_type.map(StoredTensor::bytes).sum()
+        };
+        let mut names: Vec<_> = names.into_iter().collect();
+        names.sort_by_key(|name| std::cmp::Reverse(bytes(name)));
+        names.join(", ")
+    }
+
+    /// A tensor by its Hugging Face name, dequantised to f32.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`]; a file that ends early.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let shape = self.shape(name)?;
+        let matrix = self.matrix(name, &Device::Cpu)?;
+        Ok(matrix
+            .dequantize(DType::F32, &Device::Cpu)?
+            .reshape(shape)?)
+    }
+
+    /// Whether a matrix is better held in the file's blocks than densely on `device`.
+    pub(crate) fn is_packed(&self, name: &str, device: &Device) -> Result<bool> {
+        let stored = self.find(name)?;
+        let plain = stored.dtype.block_size() == 1;
+        let matrix = stored.shape.len() > 1;
+        Ok(matrix && stored.dtype != GgmlDType::F32 && (device.is_cpu() || !plain))
+    }
+
+    /// A tensor by its Hugging Face name, in the file's blocks; a vector as a matrix of one row.
+    ///
+    /// llama.cpp stores the rows of Llama's q and k so that its rotation takes neighbours; they are put back in order here.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn matrix(&self, name: &str, device: &Device) -> Result<PackedMatrix> {
+        let stored = self.find(name)?;
+        let shape = (stored.rows(), stored.columns());
+        let Some(heads) = self.paired_heads(name) else {
+            return PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
+                self.read_bytes(stored, rows.start * stored.row_bytes, out)
+            });
+        };
+        let mut paired = vec![0u8; stored.bytes()];
+        self.read_bytes(stored, 0, &mut paired)?;
+        let in_head = stored.rows() / heads;
+        PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
+            for (row, out) in rows.zip(out.chunks_exact_mut(stored.row_bytes)) {
+                let from = row / in_head * in_head + pair_of(row % in_head, in_head);
+                let bytes = row_range(from, stored.row_bytes);
+                out.copy_from_slice(paired.get(bytes).unwrap_or_default());
+            }
+            Ok(())
+        })
+    }
+
+    /// Heads of a matrix whose rows are stored as pairs.
+    fn paired_heads(&self, name: &str) -> Option<usize> {
+        let llama = self.config.model_type == Architecture::Llama;
+        let queries = name.contains(".q_proj.");
+        let keys = name.contains(".k_proj.");
+        match (llama, queries, keys) {
+            (true, true, _) => Some(self.config.num_attention_heads),
+            (true, _, true) => Some(self.config.num_key_value_heads),
+            _ => None,
+        }
+    }
+
+    /// Hands over the bytes of a tensor in the file's order, at most `bytes_max` at a time.
+    pub(crate) fn each_part(
+        &self,
+        name: &str,
+        bytes_max: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let stored = self.find(name)?;
+        let bytes = stored.bytes();
+        let mut buffer = vec![0u8; bytes_max.min(bytes)];
+        for start in (0..bytes).step_by(bytes_max.max(1)) {
+            let (part, _) = buffer.split_at_mut(bytes_max.min(bytes - start));
+            self.read_bytes(stored, start, part)?;
+            take(part);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a tensor from `offset` on.
+    fn read_bytes(&self, stored: &StoredTensor, offset: usize, out: &mut [u8]) -> Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = SeekFrom::Start(stored.start + offset as u64);
+        file.seek(start)
+            .and_then(|_| file.read_exact(out))
+            .map_err(|e| {
+                let message = format!("cannot be read ({e}); the file changed or is damaged");
+                Error::tensor(&self.path, &stored.name, message)
+            })
+    }
+
+    fn find(&self, name: &str) -> Result<&StoredTensor> {
+        self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })
+    }
+}
+
+/// What ggml calls a type that is not read here.
+fn other_type(kind: u32) -> String {
+    let known = OTHER_TYPES.iter().find(|(number, _)| *number == kind);
+    known.map_or_else(|| format!("type {kind}"), |(_, name)| (*name).to_owned())
+}
+
+/// Where llama.cpp's converter put row `row` of a head: rows (i, i + half) became (2i, 2i + 1).
+fn pair_of(row: usize, in_head: usize) -> usize {
+    let half = in_head / 2;
+    match row < half {
+        true => 2 * row,
+        false => 2 * (row - half) + 1,
+    }
+}
+
+fn row_range(row: usize, row_bytes: usize) -> Range<usize> {
+    row * row_bytes..(row + 1) * row_bytes
+}

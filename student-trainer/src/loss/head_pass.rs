@@ -1,0 +1,172 @@
+/*! Provides the pass over the head, a chunk of rows at a time: values of all rows, and the gradients that are asked for.
+
+On the CPU every row is worked on in place; on another device the chunk's logits stay there and the host sees what it
+needs of each row.
+*/
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::config::LossConfig;
+use super::device_rows::device_pass;
+use super::error::Result;
+use super::geometry::HeadGeometry;
+use super::head_transport::HeadTransport;
+use super::rows::{RowTerms, RowValues, row_pass};
+use super::rowwise::each_row;
+use super::teacher::Teacher;
+
+/// What a pass is to yield beside the values.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Values,
+    Hidden,
+    HiddenAndHead,
+}
+
+/// Gradients of one sequence; one zero where not wanted.
+pub(super) struct Gradients {
+    pub(super) hidden: Tensor,
+    pub(super) head: Tensor,
+}
+
+/// The pass over the head that yields values and, if asked for, the gradient.
+pub(super) struct HeadPass<'a> {
+    pub(super) labels: &'a [u32],
+    pub(super) teacher: Option<&'a Teacher<'a>>,
+    /// Rows with a teacher row beside them.
+    pub(super) pairs: usize,
+    pub(super) ot: Option<&'a HeadTransport<'a>>,
+    pub(super) config: &'a LossConfig,
+    pub(super) wanted: Wanted,
+}
+
+impl HeadPass<'_> {
+    /// Whether anything that is asked for depends on logits: a similarity of `state` alone does not.
+    pub(super) fn needs_logits(&self) -> bool {
+        let config = self.config;
+        let through_logits = self.ot.is_some_and(|ot| ot.row_costs || ot.roots.is_some());
+        self.wanted == Wanted::Values
+            || config.ce_weight > 0.0
+            || self.teacher.is_none()
+            || config.kl_weight > 0.0
+            || through_logits
+    }
+
+    pub(super) fn without_logits(&self, hidden: &Tensor) -> Result<(Vec<RowValues>, Gradients)> {
+        let values = vec![RowValues::default(); self.labels.len()];
+        let head = Tensor::zeros(1, DType::F32, hidden.device())?;
+        let hidden = hidden.zeros_like()?;
+        Ok((values, Gradients { hidden, head }))
+    }
+
+    pub(super) fn run(
+        &self,
+        hidden: &Tensor,
+        geometry: &HeadGeometry,
+    ) -> Result<(Vec<RowValues>, Gradients)> {
+        let n = hidden.dims()[0];
+        let zero = Tensor::zeros(1, DType::F32, hidden.device())?;
+        let mut values = Vec::with_capacity(n);
+        let mut grad_hidden = Vec::new();
+        let mut grad_head: Option<Tensor> = None;
+        for (start, count) in chunks(n, self.config.chunk_rows) {
+            let h = hidden.narrow(0, start, count)?;
+            let z = geometry.logits(&h)?;
+            let (d, chunk) = match geometry.rows_on_host() {
+                true => self.chunk_on_host(start, z)?,
+                false => self.chunk_on_device(start, z)?,
+            };
+            values.extend(chunk);
+            let Some(d) = d else { continue };
+            grad_hidden.push(geometry.backward(&d)?);
+            if self.wanted == Wanted::HiddenAndHead {
+                let part = d.t()?.matmul(&h)?;
+                grad_head = Some(match grad_head {
+                    Some(sum) => (sum + part)?,
+                    None => part,
+                });
+            }
+        }
+        let hidden = match self.wanted {
+            Wanted::Values => zero.clone(),
+            _ => Tensor::cat(&grad_hidden, 0)?,
+        };
+        let head = grad_head.unwrap_or(zero);
+        Ok((values, Gradients { hidden, head }))
+    }
+
+    /// Values of the rows from `start` on and, where a gradient is wanted, dL/dZ.
+    fn chunk_on_host(&self, start: usize, z: Tensor) -> Result<(Option<Tensor>, Vec<RowValues>)> {
+        let wanted = self.gradient_wanted();
+        let row = |i: usize, z: &mut [f32]| {
+            let i = start + i;
+            let through_roots = self.ot.filter(|_| wanted).and_then(|ot| {
+                let gradient = ot.transport.gradient_rows(i, 1);
+                let roots = ot.roots.as_ref()?;
+                Some(roots.backward(i, z, gradient, self.config.ot_weight))
+            });
+            let values = row_pass(z, &self.terms(i), wanted);
+            for (z, extra) in z.iter_mut().zip(through_roots.into_iter().flatten()) {
+                *z += extra;
+            }
+            values
+        };
+        let (d, values) = each_row(z, row)?;
+        Ok((wanted.then_some(d), values))
+    }
+
+    /// The same with Z on its device.
+    fn chunk_on_device(&self, start: usize, z: Tensor) -> Result<(Option<Tensor>, Vec<RowValues>)> {
+        let count = z.dims()[0];
+        let through_roots = match self.ot {
+            Some(ot) if self.gradient_wanted() => {
+                let gradient = ot.transport.gradient_rows(start, count);
+                let through = |roots: &super::bhattacharyya::Bhattacharyya| {
+                    roots.backward_on_device(start, &z, gradient, self.config.ot_weight)
+                };
+                ot.roots.as_ref().map(through).transpose()?
+            }
+            _ => None,
+        };
+        let terms: Vec<RowTerms> = (start..start + count)
+            .into_par_iter()
+            .map(|i| self.terms(i))
+            .collect();
+        let (d, values) = device_pass(z, &terms, self.gradient_wanted())?;
+        let d = match (d, through_roots) {
+            (Some(d), Some(through)) => Some((d + through)?),
+            (d, _) => d,
+        };
+        Ok((d, values))
+    }
+
+    fn gradient_wanted(&self) -> bool {
+        self.wanted != Wanted::Values
+    }
+
+    /// What row i contributes to the loss.
+    fn terms(&self, i: usize) -> RowTerms<'_> {
+        let (config, teacher) = (self.config, self.teacher);
+        let kl = teacher
+            .filter(|_| config.kl_weight > 0.0)
+            .and_then(|teacher| teacher.row(teacher.targets.pair(i)?, config.kl_temperature));
+        let costs = self.ot.filter(|ot| ot.row_costs);
+        RowTerms {
+            label: self.labels[i],
+            ce: config.ce_weight / self.labels.len() as f64,
+            kl: kl.map(|row| (row, config.kl_weight / self.pairs.max(1) as f64)),
+            divergence: config.divergence(),
+            softmax: costs.map_or(0.0, |ot| {
+                config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
+            }),
+        }
+    }
+}
+
+/// `(start, length)` of the chunks of `rows` rows.
+pub(super) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows)
+        .step_by(step)
+        .map(move |start| (start, step.min(rows - start)))
+}

@@ -1,0 +1,218 @@
+//! Provides what the trainer's losses take: a chunk of logits, the hidden states of the targets, transport's matrices.
+
+use crate::loss::{Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity};
+
+use super::config::Place;
+
+const F32: u64 = 4;
+/// Rows of a half-precision head that are widened at one time, and entries whose rows are gathered at one time
+/// (loss/geometry.rs).
+const TILE_ROWS: u64 = 8192;
+/// epsilon below which the solver's kernel is in f64 as a rule.
+const F32_EPSILON_MIN: f64 = 0.0125;
+
+/// What the sizes of a loss depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// The loss.
+    pub loss: &'a LossConfig,
+    /// Where the head is.
+    pub place: Place,
+    /// Bytes of a hidden state's number, and of the head's.
+    pub element: u64,
+    /// Targets of a sequence at most: one for every token.
+    pub rows: u64,
+    /// Tokens of a pass.
+    pub tokens: u64,
+    /// d.
+    pub hidden_size: u64,
+    /// V.
+    pub vocab_size: u64,
+    /// Coordinates of the state that comes with every row.
+    pub state_rank: u64,
+    /// Entries kept of a row.
+    pub entries: u64,
+}
+
+impl Head<'_> {
+    /// Logits of a chunk in f32: the product, on which the gradient is written, and where the head is not f32 on the CPU
+    /// the parts that it is put together from, with one widened part of the head.
+    pub fn chunk(&self) -> u64 {
+        let chunk = self.rows.min(self.loss.chunk_rows as u64) * self.vocab_size * F32;
+        match (self.place, self.element) {
+            (Place::Cpu, F32) => chunk,
+            (_, F32) => 2 * chunk,
+            _ => 2 * chunk + TILE_ROWS.min(self.vocab_size) * self.hidden_size * F32,
+        }
+    }
+
+    /// Hidden states of a sequence's targets and of the pass, with their gradients in f32.
+    pub fn hidden(&self) -> u64 {
+        let Self {
+            element,
+            rows,
+            tokens,
+            hidden_size,
+            ..
+        } = *self;
+        rows * hidden_size * (element + 4 * F32) + tokens * hidden_size * (element + 3 * F32)
+    }
+
+    /// Transport over logits, and over hidden states: matrices over pairs of positions, and what they are made from.
+    pub fn transport(&self) -> u64 {
+        let Self {
+            rows,
+            hidden_size,
+            state_rank,
+            ..
+        } = *self;
+        let pairs = F32 * rows * rows;
+        let mut sum = 0;
+        let ot = &self.loss.ot;
+        if self.loss.ot_weight > 0.0 {
+            sum += matrices(ot) * pairs;
+            if ot.cost == Cost::Kl {
+                sum += F32 * rows * hidden_size + self.gathered();
+            }
+            if ot.needs_logits() {
+                // Coordinates, anchors, and H G.
+                sum += F32 * rows * (state_rank + 2 * hidden_size);
+            }
+        }
+        if self.loss.hidden_weight > 0.0 {
+            let hidden_ot = OtConfig {
+                cost: Cost::SoftmaxSimilarity,
+                plan_cost: PlanCost::Same,
+                similarity: self.loss.hidden_similarity,
+                ..ot.clone()
+            };
+            // Y, then X, Y P, both divided by their norms, and a gradient of each.
+            sum += matrices(&hidden_ot) * pairs + F32 * rows * (state_rank + 6 * hidden_size);
+        }
+        sum
+    }
+
+    /// On a card the rows of the head behind a row's entries are gathered a tile at a time; the CPU reads them in place.
+    fn gathered(&self) -> u64 {
+        match self.place {
+            Place::Cpu => 0,
+            Place::Card => {
+                let entries = self.rows * self.entries;
+                entries * 3 * F32
+                    + entries.min(TILE_ROWS) * self.hidden_size * (self.element + 2 * F32)
+                    + F32 * self.rows * self.hidden_size
+            }
+        }
+    }
+
+    /// What similarities of whole logits keep for the whole run: P and its centred form [d, r], and G [d, d].
+    pub fn logit_space(&self) -> u64 {
+        match self.loss.needs_state() {
+            true => F32 * self.hidden_size * (2 * self.state_rank + self.hidden_size),
+            false => 0,
+        }
+    }
+
+    /// Elements of the projection of the teacher's hidden states; 0 without one.
+    pub fn projection_elements(&self) -> u64 {
+        match self.loss.hidden_weight > 0.0 {
+            true => self.state_rank * self.hidden_size,
+            false => 0,
+        }
+    }
+}
+
+/// f32 matrices over all pairs of positions that exist at one time.
+fn matrices(ot: &OtConfig) -> u64 {
+    let kernel = if ot.epsilon() < F32_EPSILON_MIN { 2 } else { 1 };
+    // The cost, the cost with the prior, the solver's kernel; or the adjoint's cost, plan, and kernel in f64.
+    let solving = match ot.scope {
+        Scope::Row => {
+            let prior = u64::from(ot.position_prior > 0.0);
+            (1 + prior + kernel).max(if ot.objective == Objective::Sharp {
+                4
+            } else {
+                3
+            })
+        }
+        // Block by block: all costs, the blocks' gradients, and those put together.
+        Scope::Block => 3,
+    };
+    let similarity = match (ot.cost, ot.similarity) {
+        (Cost::Kl, _) => 0,
+        (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => 2,
+        // S on its device and its softmax.
+        (Cost::SoftmaxSimilarity, _) => 2,
+    };
+    let distances = match ot.plan_cost {
+        PlanCost::Same => 0,
+        // Scaled distances and the gradient in them.
+        PlanCost::SquaredEuclidean => 2,
+    };
+    solving + similarity + distances
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(loss: &LossConfig) -> Head<'_> {
+        Head {
+            loss,
+            place: Place::Card,
+            element: 2,
+            rows: 512,
+            tokens: 512,
+            hidden_size: 1536,
+            vocab_size: 151_936,
+            state_rank: 0,
+            entries: 24,
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_what_exists_of_the_logits() {
+        let loss = LossConfig::default();
+        let card = head(&loss);
+        // 128 rows of 151,936 in f32 are 77.8 MB.
+        let chunk = 128 * 151_936 * 4;
+        assert_eq!(card.chunk(), 2 * chunk + 8192 * 1536 * 4);
+        let cpu = Head {
+            place: Place::Cpu,
+            element: 4,
+            ..card
+        };
+        assert_eq!(cpu.chunk(), chunk);
+        let short = Head { rows: 100, ..cpu };
+        assert_eq!(short.chunk(), 100 * 151_936 * 4);
+        // [N, V] itself, in f32, would be four times a chunk, and its gradient as much again.
+        assert!(card.chunk() < 512 * 151_936 * 4);
+    }
+
+    #[test]
+    fn transport_counts_the_matrices_of_its_settings() {
+        let mut loss = LossConfig {
+            ot_weight: 0.5,
+            ..LossConfig::default()
+        };
+        let pairs = 4 * 512 * 512;
+        let cpu = |loss: &LossConfig, state_rank| {
+            let head = Head {
+                place: Place::Cpu,
+                element: 4,
+                state_rank,
+                ..head(loss)
+            };
+            (head.transport(), head.logit_space())
+        };
+        // Cost, with its prior, kernel; and E.
+        assert_eq!(cpu(&loss, 0), (3 * pairs + 4 * 512 * 1536, 0));
+        loss.ot.objective = Objective::Sharp;
+        assert_eq!(cpu(&loss, 0).0, 4 * pairs + 4 * 512 * 1536);
+        loss.ot.cost = Cost::SoftmaxSimilarity;
+        let cosine = 6 * pairs + 4 * 512 * (128 + 2 * 1536);
+        assert_eq!(cpu(&loss, 128), (cosine, 4 * 1536 * (2 * 128 + 1536)));
+        loss.ot_weight = 0.0;
+        assert_eq!(cpu(&loss, 128), (0, 0));
+    }
+}

@@ -1,0 +1,115 @@
+//! Provides the teacher's parts: its weights, a batch on its way through the layers, a chunk of logits.
+
+use super::{
+    config::{Place, PlanConfig},
+    counts::Counts,
+    layer::Layer,
+    pair::{Shape, Stored},
+    part::{Part, Phase, Process},
+    process::{Base, slack},
+};
+use crate::Result;
+
+const F32: u64 = 4;
+/// Rows of a half-precision head that the CPU widens at a time (teacher-server/src/forward.rs).
+const WIDENED_HEAD_ROWS: u64 = 8192;
+
+/// The teacher's process.
+///
+/// # Errors
+/// Never, for a shape that could be read.
+pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
+    let counts = Counts::new(&shape.model, None)?;
+    let (place, element) = (config.place(), config.teacher_element());
+    let (options, model) = (&config.options, &shape.model);
+    let tokens = config.seq_len() * options.teacher_batch_size as u64;
+    let linears = counts.layers.first().map_or(&[][..], Vec::as_slice);
+    let layer = Layer::new(model, linears);
+    let (d, vocab_size) = (model.hidden_size as u64, model.vocab_size as u64);
+    let linear_bytes = |stored: Stored, element: u64| match stored.four_bit {
+        Some(scales) => counts.four_bit_bytes(scales),
+        None => counts.linear_elements() * element,
+    };
+    let held = linear_bytes(shape.stored, element) + counts.dense_elements() * element;
+    let dequantized = match (shape.stored.four_bit, place) {
+        (Some(_), Place::Card) => layer.largest_linear() * element,
+        _ => 0,
+    };
+    let chunk = (options.teacher_chunk_rows as u64).min(tokens) * vocab_size;
+    // The product in the model's type and its widened copy, or put together from parts of a widened head.
+    let chunk = match (place, element) {
+        (_, F32) => F32 * chunk,
+        (Place::Card, _) => (element + F32) * chunk,
+        (Place::Cpu, _) => 2 * F32 * chunk + F32 * WIDENED_HEAD_ROWS.min(vocab_size) * d,
+    };
+    let state = F32 * tokens * config.state_rank(Some(model));
+    let mut parts = vec![
+        Part::always("weights", held),
+        Part::during(
+            "one layer's activations",
+            tokens * layer.forward(element),
+            &[Phase::Layers],
+        ),
+        Part::during("one linear, dequantised", dequantized, &[Phase::Layers]),
+        Part::during(
+            "hidden states",
+            2 * tokens * d * element + state,
+            &[Phase::Logits],
+        ),
+        Part::during("logits of a chunk", chunk, &[Phase::Logits]),
+    ];
+    parts.extend(Base { place, vocab_size }.parts());
+    if place == Place::Cpu {
+        let stored = shape.stored;
+        let pages =
+            linear_bytes(stored, stored.dense_bytes) + counts.dense_elements() * stored.dense_bytes;
+        parts.push(Part::during(
+            "checkpoint's pages while it is read",
+            pages,
+            &[Phase::Loading],
+        ));
+    }
+    Ok(Process::new("teacher", parts, slack(place)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::ComputeDtype, plan::Pair};
+
+    #[test]
+    fn the_reference_teacher_by_hand() {
+        let shape = Pair::reference().unwrap().teacher.unwrap();
+        let mut config = PlanConfig::default();
+        let process = teacher(&shape, &config).unwrap();
+        assert_eq!(process.bytes_of("weights"), 2 * 7_615_616_512);
+        // 512 tokens: stream and norm in f32 twice each, norm in bf16 twice, three matrices of the MLP.
+        let layer = 512 * (16 * 3584 + 4 * 3584 + 6 * 18944);
+        assert_eq!(process.bytes_of("one layer's activations"), layer);
+        assert_eq!(process.bytes_of("logits of a chunk"), 6 * 128 * 152_064);
+        assert_eq!(process.bytes_of("hidden states"), 4 * 512 * 3584);
+        assert_eq!(process.stays_bytes, 450 << 20);
+
+        config.options.teacher_dtype = ComputeDtype::F32;
+        config.options.teacher_batch_size = 2;
+        let wide = teacher(&shape, &config).unwrap();
+        assert_eq!(wide.bytes_of("weights"), 4 * 7_615_616_512);
+        let layer = 1024 * (16 * 3584 + 8 * 3584 + 12 * 18944);
+        assert_eq!(wide.bytes_of("one layer's activations"), layer);
+    }
+
+    #[test]
+    fn on_the_cpu_the_mapped_file_counts_while_it_is_read() {
+        let shape = Pair::reference().unwrap().teacher.unwrap();
+        let mut config = PlanConfig::default();
+        config.train.device = "cpu".into();
+        let process = teacher(&shape, &config).unwrap();
+        assert_eq!(process.peak_phase, Phase::Loading);
+        let file = 2 * 7_615_616_512;
+        assert_eq!(
+            process.bytes_of("checkpoint's pages while it is read"),
+            file
+        );
+        assert_eq!(process.bytes_of("weights"), 2 * file);
+    }
+}

@@ -1,6 +1,6 @@
 """Provides the stages of gpu-check on the machine with the card: each piece writes one JSON file and is skipped when that is there.
 
-    python3 check.py run a|b|c|d|all DIR [--limit-s 540] [--rehearse] [--bin DIR]
+    python3 check.py run a|b|c|d|all DIR [--limit-s 450] [--rehearse] [--bin DIR]
 
     a   what the card's matrix product reaches, kernels against their references, a whole student's bf16 gradients against the CPU's
     b   random-weight 7B and 1.5B in their real shapes; the 7B's `precompute` beside a ballast that leaves 24 GiB
@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Setup:
         self.tiny = options.rehearse
         self.device = "cpu" if self.tiny else "cuda"
         self.measure_seconds = 3 if self.tiny else 60
-        self.train_seconds = 20 if self.tiny else 60
+        self.train_seconds = 20 if self.tiny else 45
         self.batch_size = 2 if self.tiny else 8
         self.results = self.directory / "results"
         self.logs = self.directory / "logs"
@@ -302,10 +303,12 @@ def main():
     parser.add_argument("what", choices=("run",))
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("directory")
-    parser.add_argument("--limit-s", type=float, default=540, help="no piece begins after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=450, help="no piece begins after so many seconds")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--bin", default=HERE.parent / "bin")
     options = parser.parse_args()
+    # An exception, unlike the signal, ends the programs that are running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     stages = list(STAGES) if options.stage == "all" else [options.stage]
     left = run(Setup(options), stages, options.limit_s)
     print(f"results: {pathlib.Path(options.directory) / 'results.json'}")

@@ -222,5 +222,5 @@ def make(directory, tiny=False, text_bytes=None):
             write_weights(path, config, seed)
     corpus = directory / "corpus.txt"
     if not corpus.exists():
-        write_text(corpus, text_bytes or (200_000 if tiny else 8_000_000))
+        write_text(corpus, text_bytes or (200_000 if tiny else 5_000_000))
     return sizes

@@ -20,7 +20,7 @@ def library_directories():
     """Where CUDA's libraries may be beside the loader's own places: toolkits, the driver's folder in containers, and Python's packages."""
     packages = [*site.getsitepackages(), site.getusersitepackages()]
     patterns = [f"{place}/{inside}" for place in packages for inside in ("nvidia/*/lib", "torch/lib")]
-    patterns += ["/usr/local/cuda*/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/usr/local/cuda*/compat"]
+    patterns += ["/usr/local/cuda*/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"]
     return [found for pattern in patterns for found in sorted(glob.glob(pattern), reverse=True)]
 
 

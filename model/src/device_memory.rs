@@ -177,7 +177,7 @@ pub fn check_weights_fit(
         return Ok(());
     }
     Err(Error::OutOfMemory {
-        what: format!("the weights of {}", weights.path().display()),
+        what: format!("the model in {}", weights.path().display()),
         need_bytes: Some(need_bytes),
         room,
         remedy: remedy.to_owned(),

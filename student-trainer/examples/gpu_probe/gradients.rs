@@ -132,7 +132,7 @@ fn outcome(
         let values = Tensor::from_vec(values.collect(), var.shape(), &Device::Cpu)?;
         var.set(&values.to_device(device)?)?;
     }
-    let geometry = HeadGeometry::new(decoder.head(), None)?;
+    let geometry = HeadGeometry::new(decoder.head()?, None)?;
     let objective = Objective {
         decoder: &decoder,
         geometry: &geometry,

@@ -50,7 +50,7 @@ impl Processes {
     /// Adds everything up.
     ///
     /// # Errors
-    /// As [`trainer`].
+    /// Adapters that cannot be read, or a pattern whose matching does not end in time.
     pub fn new(pair: &Pair, config: &PlanConfig) -> Result<Self> {
         let shape = pair.teacher.as_ref();
         Ok(Self {

@@ -1,6 +1,7 @@
 //! Provides the report's memory table: what was measured, beside what was planned when the run began.
 
 use distill_report::note;
+use serde_json::Value;
 
 use super::read::Run;
 
@@ -9,11 +10,10 @@ pub(super) fn table(runs: &[Run]) -> String {
     let row = |run: &Run| {
         let peaks = run.curve("peak_rss_bytes");
         let peak = peaks.iter().map(|step| step.1).fold(0.0, f64::max);
-        let planned = run
-            .memory
-            .get("peak_bytes")
-            .and_then(|bytes| bytes.as_f64());
-        let ratio = planned.filter(|_| peak > 0.0).map(|planned| planned / peak);
+        let planned = run.memory.get("peak_bytes").and_then(Value::as_f64);
+        let on_cpu = run.memory.get("on_cpu").and_then(Value::as_bool);
+        let ratio = planned.filter(|_| on_cpu == Some(true) && peak > 0.0);
+        let ratio = ratio.map(|planned| planned / peak);
         let megabytes = |bytes: f64| format!("{:.0}", bytes / 1e6);
         let dash = || "–".to_owned();
         vec![

@@ -154,25 +154,27 @@ fn blocks_are_not_trained_or_quantised_anew_while_they_are_loaded() {
     assert!(message.contains("student-trainer quantize"), "{message}");
 }
 
+type Entries = Vec<(String, Value)>;
+
 #[test]
 fn the_fingerprint_follows_types_values_and_metadata() {
     let dir = tempfile::tempdir().unwrap();
-    let of = |tiny: &TinyModel, dtype, change: &dyn Fn(&mut Vec<(String, Value)>)| {
+    let of = |tiny: &TinyModel, dtype, change: &dyn Fn(&mut Entries)| {
         let path = write_gguf_with(dir.path(), tiny, dtype, |metadata, _| change(metadata));
         Weights::open(&path).unwrap().fingerprint().unwrap()
     };
     let tiny = wide(TinyModel::llama());
-    let same = |_: &mut Vec<(String, Value)>| ();
+    let same = |_: &mut Entries| ();
     let base = of(&tiny, GgmlDType::Q8_0, &same);
     assert_eq!(of(&tiny, GgmlDType::Q8_0, &same), base);
     assert_ne!(of(&tiny, GgmlDType::Q4_0, &same), base);
-    let theta = |metadata: &mut Vec<(String, Value)>| {
+    let theta = |metadata: &mut Entries| {
         metadata.retain(|(key, _)| key != "llama.rope.freq_base");
         metadata.push(("llama.rope.freq_base".into(), Value::F32(5e5)));
     };
     assert_ne!(of(&tiny, GgmlDType::Q8_0, &theta), base);
     // What says nothing about the computation does not count.
-    let named = |metadata: &mut Vec<(String, Value)>| {
+    let named = |metadata: &mut Entries| {
         metadata.push(("general.name".into(), Value::String("other".into())));
     };
     assert_eq!(of(&tiny, GgmlDType::Q8_0, &named), base);

@@ -84,7 +84,7 @@ fn assert_wide_vocabulary(side: &str, head_rows: usize, tied: bool) -> Result<()
     };
     let directory = hashed_model::directory(head_rows, tied)?;
     let decoder = fixtures::decoder(directory.path(), DType::F32)?;
-    assert_eq!(decoder.head().unwrap().dims()[0], head_rows);
+    assert_eq!(decoder.head()?.dims()[0], head_rows);
     let logits = fixtures::dense_logits(&decoder, &expected["ids"].unsqueeze(0)?)?.squeeze(0)?;
     let effective = logits.narrow(1, 0, hashed_model::EFFECTIVE_VOCABULARY)?;
     let close = |what: &str, ours: &Tensor, theirs: &Tensor| -> Result<()> {

@@ -63,6 +63,25 @@ impl Decoder {
         })
     }
 
+    /// The head alone: what [`head`](Self::head) gives of a decoder that is loaded with the same options.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_head(
+        config: &ModelConfig,
+        weights: &Weights,
+        options: &LoadOptions,
+    ) -> Result<Tensor> {
+        let name = match config.tie_word_embeddings {
+            true => EMBEDDING,
+            false => HEAD,
+        };
+        let rows = [config.vocab_size, config.hidden_size];
+        Ok(load_parameter(weights, name, &rows, options)?
+            .tensor()
+            .clone())
+    }
+
     /// The shape of this decoder.
     pub fn config(&self) -> &ModelConfig {
         &self.config

@@ -134,7 +134,6 @@ impl Call {
 }
 
 /// How prelude.cuh names the types that buffers hold.
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn type_code(dtype: DType) -> Result<i32> {
     Ok(match dtype {
         DType::F32 => 0,
@@ -148,7 +147,6 @@ pub(crate) fn type_code(dtype: DType) -> Result<i32> {
 }
 
 /// The code of a buffer that is passed as [`Argument::Floats`].
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn float_code(dtype: DType) -> Result<i32> {
     match dtype {
         DType::F32 | DType::BF16 | DType::F16 => type_code(dtype),

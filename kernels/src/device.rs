@@ -1,6 +1,7 @@
 //! Provides kernels on the card: compiled by NVRTC at their first use, launched on candle's stream.
 
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
 use crate::Call;
 
@@ -39,6 +40,41 @@ pub fn run_one(
     match <[CudaStorage; 1]>::try_from(outputs) {
         Ok([output]) => Ok(output),
         Err(outputs) => bail!("one output was asked for, and {} came", outputs.len()),
+    }
+}
+
+/// As [`run`], for tensors on one card; the outputs, each as [length], without a way back.
+///
+/// # Errors
+/// As [`run`], and when a tensor is not on a card.
+pub fn compute(
+    inputs: &[&Tensor],
+    outputs: &[(DType, usize)],
+    calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
+) -> Result<Vec<Tensor>> {
+    let Some(Device::Cuda(card)) = inputs.first().map(|x| x.device()) else {
+        bail!("a CUDA kernel was given a tensor on another device");
+    };
+    let storages: Vec<_> = inputs.iter().map(|x| x.storage_and_layout()).collect();
+    let inputs = storages
+        .iter()
+        .map(|(held, layout)| Ok((storage(held)?, *layout)))
+        .collect::<Result<Vec<_>>>()?;
+    let made = run(card, &inputs, outputs, calls)?;
+    let tensor = |(made, (_, len)): (CudaStorage, &(DType, usize))| {
+        Tensor::from_storage(Storage::Cuda(made), *len, BackpropOp::none(), false)
+    };
+    Ok(made.into_iter().zip(outputs).map(tensor).collect())
+}
+
+/// What a tensor on a card holds.
+///
+/// # Errors
+/// When the tensor is elsewhere.
+pub fn storage(storage: &Storage) -> Result<&CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => bail!("a CUDA kernel was given a tensor on another device"),
     }
 }
 

@@ -41,7 +41,9 @@ mod call;
 pub mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
+pub mod layers;
 mod module;
+pub mod nf4;
 
 pub use call::{Call, Launch, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]

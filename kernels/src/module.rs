@@ -57,4 +57,8 @@ macro_rules! modules {
 modules! {
     /// What every kernel rests on: conversions, barriers, exchanges within a warp.
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange";
+    /// Four-bit matrices, unpacked.
+    NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    /// RMSNorm, rotary positions and SwiGLU, with their gradients.
+    LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
 }

@@ -1,5 +1,5 @@
-//! Provides grouped-query causal self-attention: projections, rotary positions, and the attention
-//! itself with its gradient.
+//! Provides grouped-query causal self-attention: projections, norms of heads, rotary positions, and the attention itself
+//! with its gradient.
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Shape, Tensor};
 
@@ -9,6 +9,7 @@ use crate::attention_kernel::{self, Dims, Span};
 use crate::element::{elements, host_elements};
 use crate::kv_cache::LayerCache;
 use crate::layer::load_projection;
+use crate::norm::RmsNorm;
 use crate::rope::Angles;
 use crate::{Linear, LoadOptions, ModelConfig, Result, Weights};
 
@@ -19,40 +20,53 @@ pub struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    heads: usize,
-    key_value_heads: usize,
-    head_dim: usize,
+    /// Of every head's queries and keys, where the model has them.
+    head_norms: Option<[RmsNorm; 2]>,
+    dims: Dims,
 }
 
 impl Attention {
-    /// Reads the projections below `prefix`, such as `model.layers.0.self_attn`.
+    /// Reads the projections of layer `layer` below `prefix`, such as `model.layers.0.self_attn`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn load(
         config: &ModelConfig,
         weights: &Weights,
-        prefix: &str,
+        (layer, prefix): (usize, &str),
         options: &LoadOptions,
     ) -> Result<Self> {
         let load = |name: &str, inputs, outputs, bias| {
             let prefix = format!("{prefix}.{name}");
             load_projection(weights, &prefix, (inputs, outputs), bias, options)
         };
+        let norm = |name: &str| {
+            let prefix = format!("{prefix}.{name}");
+            let eps = config.rms_norm_eps;
+            RmsNorm::load(weights, &prefix, config.head_dim, eps, options)
+        };
         let hidden = config.hidden_size;
         let (queries, keys) = (config.query_size(), config.key_value_size());
+        let head_norms = match config.qk_norm {
+            true => Some([norm("q_norm")?, norm("k_norm")?]),
+            false => None,
+        };
         Ok(Self {
             q_proj: load("q_proj", hidden, queries, config.qkv_bias)?,
             k_proj: load("k_proj", hidden, keys, config.qkv_bias)?,
             v_proj: load("v_proj", hidden, keys, config.qkv_bias)?,
             o_proj: load("o_proj", queries, hidden, config.output_bias)?,
-            heads: config.num_attention_heads,
-            key_value_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
+            head_norms,
+            dims: Dims {
+                heads: config.num_attention_heads,
+                key_value_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                window: config.windows.get(layer).copied().flatten(),
+            },
         })
     }
 
-    /// Attends from every position of `x` to itself and everything before it, including what
+    /// Attends from every position of `x` to itself and everything before it (within the layer's window), including what
     /// `cache` holds from earlier calls; the cache then holds this call's keys and values too.
     ///
     /// # Shapes
@@ -67,25 +81,31 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
         let (batch, len, _) = x.dims3()?;
-        let split = |x: Tensor, heads| x.reshape((batch, len, heads, self.head_dim));
-        let q = angles.apply(&split(self.q_proj.forward(x)?, self.heads)?)?;
-        let k = angles.apply(&split(self.k_proj.forward(x)?, self.key_value_heads)?)?;
-        let v = split(self.v_proj.forward(x)?, self.key_value_heads)?;
+        let dims = self.dims;
+        let split = |x: Tensor, heads| x.reshape((batch, len, heads, dims.head_dim));
+        let mut q = split(self.q_proj.forward(x)?, dims.heads)?;
+        let mut k = split(self.k_proj.forward(x)?, dims.key_value_heads)?;
+        let v = split(self.v_proj.forward(x)?, dims.key_value_heads)?;
+        if let Some([q_norm, k_norm]) = &self.head_norms {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        let (q, k) = (angles.apply(&q)?, angles.apply(&k)?);
         let (k, v) = match cache {
             Some(cache) => cache.append(k, v)?,
             None => (k, v),
         };
-        let attended = causal_attention(&q, &k, &v, angles.documents())?;
+        let attended = causal_attention(&q, &k, &v, dims.window, angles.documents())?;
         self.o_proj
-            .forward(&attended.reshape((batch, len, self.heads * self.head_dim))?)
+            .forward(&attended.reshape((batch, len, dims.heads * dims.head_dim))?)
     }
 
     pub(crate) fn dims(&self) -> Dims {
-        Dims {
-            heads: self.heads,
-            key_value_heads: self.key_value_heads,
-            head_dim: self.head_dim,
-        }
+        self.dims
+    }
+
+    /// The norm of queries and that of keys, where the model has them.
+    pub(crate) fn head_norms(&self) -> Option<&[RmsNorm; 2]> {
+        self.head_norms.as_ref()
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 4] {
@@ -94,7 +114,8 @@ impl Attention {
 }
 
 /// Attention of each query over the keys up to its own position; the queries are the last T_q of the
-/// T_k positions. Query head h reads key head `h / (H / KV)`.
+/// T_k positions. Query head h reads key head `h / (H / KV)`. With a `window`, a position sees that many latest ones, itself
+/// included.
 ///
 /// Where one row of T positions is packed from `documents` of these lengths, positions see their own document only.
 ///
@@ -107,17 +128,19 @@ pub(crate) fn causal_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
+    window: Option<usize>,
     documents: Option<&Arc<[usize]>>,
 ) -> Result<Tensor> {
     if !q.device().is_cpu() {
         return match documents {
-            Some(documents) => packed_attention_reference(q, k, v, documents),
-            None => causal_attention_reference(q, k, v),
+            Some(documents) => packed_attention_reference(q, k, v, window, documents),
+            None => causal_attention_reference(q, k, v, window),
         };
     }
     // Scores, softmax and sums stay in f32 for every dtype; only the output is rounded.
     let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
     let op = CausalAttention {
+        window,
         documents: documents.cloned(),
     };
     let out = wide(q)?.apply_op3(&wide(k)?, &wide(v)?, op)?;
@@ -126,7 +149,12 @@ pub(crate) fn causal_attention(
 
 /// The same in candle's own operations, with [T_q, T_k] matrices: for other devices, and to test the
 /// kernel against.
-pub(crate) fn causal_attention_reference(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub(crate) fn causal_attention_reference(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    window: Option<usize>,
+) -> Result<Tensor> {
     let (_, queries, heads, head_dim) = q.dims4()?;
     let (batch, keys, key_value_heads, _) = k.dims4()?;
     let group = heads / key_value_heads;
@@ -144,7 +172,7 @@ pub(crate) fn causal_attention_reference(q: &Tensor, k: &Tensor, v: &Tensor) -> 
     let scores = (q.matmul(&k.t()?)? * (head_dim as f64).powf(-0.5))?
         .to_dtype(DType::F32)?
         .reshape((batch, heads, queries, keys))?
-        .broadcast_add(&causal_mask(queries, keys, q.device())?)?;
+        .broadcast_add(&causal_mask(queries, keys, window, q.device())?)?;
     let shifted = scores
         .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
         .exp()?;
@@ -163,25 +191,33 @@ pub(crate) fn packed_attention_reference(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
+    window: Option<usize>,
     documents: &[usize],
 ) -> Result<Tensor> {
     let mut start = 0;
     let mut parts = Vec::with_capacity(documents.len());
     for length in documents {
         let part = |x: &Tensor| x.narrow(1, start, *length);
-        parts.push(causal_attention_reference(&part(q)?, &part(k)?, &part(v)?)?);
+        let (q, k, v) = (part(q)?, part(k)?, part(v)?);
+        parts.push(causal_attention_reference(&q, &k, &v, window)?);
         start += length;
     }
     Ok(Tensor::cat(&parts, 1)?)
 }
 
-/// 0 where a query may look, -inf after it: [T_q, T_k].
-fn causal_mask(queries: usize, keys: usize, device: &candle_core::Device) -> Result<Tensor> {
+/// 0 where a query may look, -inf after it and before its window: [T_q, T_k].
+fn causal_mask(
+    queries: usize,
+    keys: usize,
+    window: Option<usize>,
+    device: &candle_core::Device,
+) -> Result<Tensor> {
     let past = keys - queries;
+    let window = window.unwrap_or(keys);
     let mask: Vec<f32> = (0..queries)
         .flat_map(|i| {
             (0..keys).map(move |j| {
-                if j <= past + i {
+                if j <= past + i && past + i < j + window {
                     0.0
                 } else {
                     f32::NEG_INFINITY
@@ -193,6 +229,7 @@ fn causal_mask(queries: usize, keys: usize, device: &candle_core::Device) -> Res
 }
 
 struct CausalAttention {
+    window: Option<usize>,
     documents: Option<Arc<[usize]>>,
 }
 
@@ -223,6 +260,7 @@ impl CausalAttention {
             heads,
             key_value_heads,
             head_dim,
+            window: self.window,
         };
         Ok((dims, spans))
     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::matmul::{Matrix, Store, Threads, product};
 use crate::simd::{add_to, softmax, softmax_gradient};
 
-/// Queries per block. Keys after a block's last query are never touched, which halves the work.
+/// Queries per block. Keys after a block's last query, and before its first one's window, are never touched.
 const BLOCK_QUERIES: usize = 64;
 
 /// Sizes of one attention: all tensors are [rows, heads, head_dim].
@@ -16,6 +16,8 @@ pub(crate) struct Dims {
     pub(crate) heads: usize,
     pub(crate) key_value_heads: usize,
     pub(crate) head_dim: usize,
+    /// The number of latest positions that one attends to, itself included; `None` for its whole past.
+    pub(crate) window: Option<usize>,
 }
 
 /// Rows that attend to each other: one sequence of a batch, or one document of a packed row.
@@ -60,14 +62,36 @@ impl Span {
             .collect()
     }
 
-    /// The blocks of queries, each with the number of keys that its last query sees.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// The blocks of queries, each with the keys that any of them sees.
+    fn blocks(self, window: Option<usize>) -> impl Iterator<Item = Block> {
         let past = self.keys - self.queries;
         (0..self.queries).step_by(BLOCK_QUERIES).map(move |start| {
-            let len = BLOCK_QUERIES.min(self.queries - start);
-            (start, len, past + start + len)
+            let queries = BLOCK_QUERIES.min(self.queries - start);
+            let first_key = first_visible(past + start, window);
+            Block {
+                start,
+                queries,
+                first_key,
+                keys: past + start + queries - first_key,
+            }
         })
     }
+}
+
+/// The first position that `position` sees.
+fn first_visible(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// Consecutive queries of a span, and the keys that reach from the first one's window to the last one.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// First query, counted in the span.
+    start: usize,
+    queries: usize,
+    /// First key, counted in the span.
+    first_key: usize,
+    keys: usize,
 }
 
 /// Gradients of the loss in q, k and v.
@@ -107,56 +131,54 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn of_query(&self, data: &'a [f32], start: usize, len: usize) -> Matrix<'a> {
-        let first = self.span.first_query + start;
+    fn of_query(&self, data: &'a [f32], block: Block) -> Matrix<'a> {
+        let first = self.span.first_query + block.start;
         self.dims
-            .rows(data, (self.dims.heads, self.head), first, len)
+            .rows(data, (self.dims.heads, self.head), first, block.queries)
     }
 
-    fn of_key(&self, data: &'a [f32], len: usize) -> Matrix<'a> {
+    fn of_key(&self, data: &'a [f32], block: Block) -> Matrix<'a> {
         let Dims {
             heads,
             key_value_heads,
             ..
         } = self.dims;
         let head = self.head / (heads / key_value_heads);
-        let first = self.span.first_key;
-        self.dims.rows(data, (key_value_heads, head), first, len)
+        let first = self.span.first_key + block.first_key;
+        self.dims
+            .rows(data, (key_value_heads, head), first, block.keys)
     }
 
-    /// softmax(scale q k^T) of the block's queries over their own past, zero beyond it:
-    /// [len, seen] into `out`.
-    fn probabilities(&self, start: usize, len: usize, seen: usize, out: &mut [f32]) {
-        let (q, k) = (self.of_query(self.q, start, len), self.of_key(self.k, seen));
+    /// softmax(scale q k^T) of the block's queries over what they see, zero elsewhere: [queries, keys] into `out`.
+    fn probabilities(&self, block: Block, out: &mut [f32]) {
+        let (q, k) = (self.of_query(self.q, block), self.of_key(self.k, block));
         product(
             out,
-            seen,
+            block.keys,
             Store::Replace,
             self.dims.scale(),
             Threads::One,
             q,
             k.transpose(),
         );
-        for (i, row) in out.chunks_exact_mut(seen).enumerate() {
-            let (visible, hidden) = row.split_at_mut(seen - len + i + 1);
-            softmax(visible);
-            hidden.fill(0.0);
+        for (i, row) in out.chunks_exact_mut(block.keys).enumerate() {
+            let end = block.keys - block.queries + i + 1;
+            let last = block.first_key + end - 1;
+            let start = first_visible(last, self.dims.window) - block.first_key;
+            row[..start].fill(0.0);
+            softmax(&mut row[start..end]);
+            row[end..].fill(0.0);
         }
     }
 
-    /// The head's output for one block of queries, into its columns of [len, heads * head_dim].
-    fn forward(
-        &self,
-        (start, len, seen): (usize, usize, usize),
-        scratch: &mut [f32],
-        out: &mut [f32],
-    ) {
+    /// The head's output for one block of queries, into its columns of [queries, heads * head_dim].
+    fn forward(&self, block: Block, scratch: &mut [f32], out: &mut [f32]) {
         let stride = self.dims.heads * self.dims.head_dim;
-        let probabilities = &mut scratch[..len * seen];
-        self.probabilities(start, len, seen, probabilities);
-        let p = Matrix::new(probabilities, len, seen, seen);
+        let probabilities = &mut scratch[..block.queries * block.keys];
+        self.probabilities(block, probabilities);
+        let p = Matrix::new(probabilities, block.queries, block.keys, block.keys);
         let out = &mut out[self.head * self.dims.head_dim..];
-        let v = self.of_key(self.v, seen);
+        let v = self.of_key(self.v, block);
         product(out, stride, Store::Replace, 1.0, Threads::One, p, v);
     }
 
@@ -172,31 +194,35 @@ impl<'a> Head<'a> {
         };
         let scratch_len = BLOCK_QUERIES.min(self.span.queries) * self.span.keys;
         let (mut p, mut ds) = (vec![0f32; scratch_len], vec![0f32; scratch_len]);
-        for (start, len, seen) in self.span.blocks() {
-            let (p, ds) = (&mut p[..len * seen], &mut ds[..len * seen]);
-            self.probabilities(start, len, seen, p);
-            let grad = self.of_query(grad, start, len);
-            let v = self.of_key(self.v, seen);
+        for block in self.span.blocks(self.dims.window) {
+            let Block { start, keys, .. } = block;
+            let len = block.queries;
+            let (p, ds) = (&mut p[..len * keys], &mut ds[..len * keys]);
+            self.probabilities(block, p);
+            let grad = self.of_query(grad, block);
+            let v = self.of_key(self.v, block);
             product(
                 ds,
-                seen,
+                keys,
                 Store::Replace,
                 1.0,
                 Threads::One,
                 grad,
                 v.transpose(),
             );
-            for (p, ds) in p.chunks_exact(seen).zip(ds.chunks_exact_mut(seen)) {
+            for (p, ds) in p.chunks_exact(keys).zip(ds.chunks_exact_mut(keys)) {
                 softmax_gradient(p, ds);
             }
-            let p = Matrix::new(p, len, seen, seen).transpose();
-            product(&mut out.v, head_dim, Store::Add, 1.0, Threads::One, p, grad);
-            let ds = Matrix::new(ds, len, seen, seen);
-            let (q, k) = (self.of_query(self.q, start, len), self.of_key(self.k, seen));
+            let p = Matrix::new(p, len, keys, keys).transpose();
+            let seen = block.first_key * head_dim..;
+            let to_v = &mut out.v[seen.clone()];
+            product(to_v, head_dim, Store::Add, 1.0, Threads::One, p, grad);
+            let ds = Matrix::new(ds, len, keys, keys);
+            let (q, k) = (self.of_query(self.q, block), self.of_key(self.k, block));
             let to_q = &mut out.q[start * head_dim..(start + len) * head_dim];
             product(to_q, head_dim, Store::Replace, scale, Threads::One, ds, k);
             product(
-                &mut out.k,
+                &mut out.k[seen],
                 head_dim,
                 Store::Add,
                 scale,
@@ -209,7 +235,8 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Attention of every head: softmax(q k^T / sqrt(head_dim)) v over each position's past within its span, into `out`.
+/// Attention of every head: softmax(q k^T / sqrt(head_dim)) v over each position's past within its span and window, into
+/// `out`.
 ///
 /// # Shapes
 /// q and out [rows, H, head_dim], k and v [key rows, KV, head_dim]; the spans are in order and cover all rows.
@@ -223,14 +250,14 @@ pub(crate) fn forward(
     let mut rest = out;
     let mut tasks = Vec::new();
     for span in spans {
-        for block in span.blocks() {
-            let (out, later) = std::mem::take(&mut rest).split_at_mut(block.1 * stride);
+        for block in span.blocks(dims.window) {
+            let (out, later) = std::mem::take(&mut rest).split_at_mut(block.queries * stride);
             rest = later;
             tasks.push((*span, block, out));
         }
     }
     tasks.into_par_iter().for_each(|(span, block, out)| {
-        let mut scratch = vec![0f32; block.1 * block.2];
+        let mut scratch = vec![0f32; block.queries * block.keys];
         for head in 0..dims.heads {
             let head = Head {
                 dims,

@@ -13,11 +13,11 @@ fn inputs(batch: usize, queries: usize, keys: usize, heads: usize, shared: usize
 }
 
 fn fast(x: &[Tensor]) -> Result<Tensor> {
-    causal_attention(&x[0], &x[1], &x[2], None)
+    causal_attention(&x[0], &x[1], &x[2], None, None)
 }
 
 fn reference(x: &[Tensor]) -> Result<Tensor> {
-    causal_attention_reference(&x[0], &x[1], &x[2])
+    causal_attention_reference(&x[0], &x[1], &x[2], None)
 }
 
 #[test]
@@ -41,6 +41,64 @@ fn the_kernel_equals_the_matrices() {
 fn gradients_equal_central_differences() {
     assert_central_differences(fast, &inputs(1, 6, 6, 4, 2));
     assert_central_differences(fast, &inputs(1, 2, 5, 2, 1));
+}
+
+/// A window's attention by its definition: position i sees max(0, i + 1 - window) to i, each row of q on its own.
+fn windowed_by_rows(x: &[Tensor], window: usize) -> Tensor {
+    let (queries, keys) = (x[0].dim(1).unwrap(), x[1].dim(1).unwrap());
+    let rows: Vec<Tensor> = (0..queries)
+        .map(|i| {
+            let position = keys - queries + i;
+            let first = (position + 1).saturating_sub(window);
+            let seen = |x: &Tensor| x.narrow(1, first, position + 1 - first).unwrap();
+            let q = x[0].narrow(1, i, 1).unwrap();
+            causal_attention_reference(&q, &seen(&x[1]), &seen(&x[2]), None).unwrap()
+        })
+        .collect();
+    Tensor::cat(&rows, 1).unwrap()
+}
+
+#[test]
+fn a_window_hides_what_is_older() {
+    // Windows of one position, inside a block of queries, across blocks, as long as the sequence, and longer; with a past.
+    for (queries, keys, window) in [
+        (5, 5, 1),
+        (130, 130, 7),
+        (130, 130, 64),
+        (130, 130, 100),
+        (9, 9, 9),
+        (9, 9, 1000),
+        (3, 90, 17),
+        (1, 40, 8),
+        (70, 150, 20),
+    ] {
+        let inputs = inputs(2, queries, keys, 4, 2);
+        let (by_rows, window) = (windowed_by_rows(&inputs, window), Some(window));
+        let fast = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], window, None);
+        let reference = |x: &[Tensor]| causal_attention_reference(&x[0], &x[1], &x[2], window);
+        // As for full attention.
+        assert_same_function(fast, reference, &inputs, 2e-5);
+        let difference = crate::test_support::largest_difference(&fast(&inputs).unwrap(), &by_rows);
+        assert!(
+            difference < 2e-5,
+            "{queries}, {keys}, {window:?}: {difference}"
+        );
+    }
+    let fast = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], Some(3), None);
+    assert_central_differences(fast, &inputs(1, 6, 6, 4, 2));
+    assert_central_differences(fast, &inputs(1, 2, 5, 2, 1));
+}
+
+#[test]
+fn a_window_is_each_document_s_own() {
+    let lengths: Arc<[usize]> = [3, 64, 1, 70].into();
+    let total = lengths.iter().sum();
+    let inputs = inputs(1, total, total, 4, 2);
+    let window = Some(10);
+    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], window, Some(&lengths));
+    let one_by_one =
+        |x: &[Tensor]| packed_attention_reference(&x[0], &x[1], &x[2], window, &lengths);
+    assert_same_function(packed, one_by_one, &inputs, 2e-5);
 }
 
 #[test]
@@ -70,10 +128,10 @@ fn low_precision_differs_by_rounding_only() {
 fn shapes_that_do_not_fit_are_errors() {
     let [q, k, v] = inputs(1, 6, 6, 4, 2);
     let narrow = |x: &Tensor| x.narrow(1, 0, 5).unwrap();
-    assert!(causal_attention(&q, &narrow(&k), &v, None).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &v, None, None).is_err());
     // More queries than keys: some would see nothing.
-    assert!(causal_attention(&q, &narrow(&k), &narrow(&v), None).is_err());
-    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v, None).is_err());
+    assert!(causal_attention(&q, &narrow(&k), &narrow(&v), None, None).is_err());
+    assert!(causal_attention(&q.narrow(2, 0, 3).unwrap(), &k, &v, None, None).is_err());
 }
 
 #[test]
@@ -82,11 +140,11 @@ fn packed_documents_see_themselves_alone() {
     let lengths: Arc<[usize]> = [3, 64, 1, 70].into();
     let total = lengths.iter().sum();
     let inputs = inputs(1, total, total, 4, 2);
-    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], Some(&lengths));
-    let one_by_one = |x: &[Tensor]| packed_attention_reference(&x[0], &x[1], &x[2], &lengths);
+    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], None, Some(&lengths));
+    let one_by_one = |x: &[Tensor]| packed_attention_reference(&x[0], &x[1], &x[2], None, &lengths);
     assert_same_function(packed, one_by_one, &inputs, 2e-5);
     let few: Arc<[usize]> = [2, 4].into();
-    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], Some(&few));
+    let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], None, Some(&few));
     assert_central_differences(packed, &self::inputs(1, 6, 6, 4, 2));
     // Other lengths than there are rows.
     assert!(packed(&inputs).is_err());

@@ -49,8 +49,13 @@ fn assert_close(actual: &Gradients, expected: &Gradients) {
 
 #[test]
 fn packed_documents_equal_the_documents_one_by_one() {
-    for options in [lora(Base::QuantizeNf4), lora(Base::AsStored), everything()] {
-        let decoder = load(TinyModel::qwen2(), &options);
+    let models = [TinyModel::qwen2(), TinyModel::qwen3(), TinyModel::mistral()];
+    let ways = [lora(Base::QuantizeNf4), lora(Base::AsStored), everything()];
+    for (model, options) in models
+        .iter()
+        .flat_map(|model| ways.iter().map(move |way| (model, way)))
+    {
+        let decoder = load(model.clone(), options);
         let (hidden, expected) = one_by_one(&decoder);
         let packed = row(&documents().concat());
         let graph = decoder.packed_forward_graph(&packed, &LENGTHS).unwrap();

@@ -114,6 +114,37 @@ fn lora_gradients_over_nf4_equal_those_of_the_whole_graph() {
 }
 
 #[test]
+fn gradients_through_norms_of_heads_equal_those_of_the_whole_graph() {
+    for base in [Base::AsStored, Base::QuantizeNf4] {
+        assert_tape_equals_whole_graph(&load(TinyModel::qwen3(), &lora(base)));
+    }
+    // Two norms of a layer and two of its heads, in three layers, and the last one.
+    let tied = TinyModel {
+        tie_word_embeddings: true,
+        ..TinyModel::qwen3()
+    };
+    let decoder = load(tied, &everything());
+    let is_norm = |(name, _): &(String, _)| name.ends_with("norm.weight");
+    assert_eq!(
+        decoder.parameters().iter().filter(|p| is_norm(p)).count(),
+        13
+    );
+    assert_tape_equals_whole_graph(&decoder);
+}
+
+#[test]
+fn gradients_through_windows_equal_those_of_the_whole_graph() {
+    for base in [Base::AsStored, Base::QuantizeNf4] {
+        assert_tape_equals_whole_graph(&load(TinyModel::mistral(), &lora(base)));
+    }
+    let tied = TinyModel {
+        tie_word_embeddings: true,
+        ..TinyModel::mistral()
+    };
+    assert_tape_equals_whole_graph(&load(tied, &everything()));
+}
+
+#[test]
 fn full_parameter_gradients_equal_those_of_the_whole_graph() {
     let tied = load(TinyModel::llama(), &everything());
     assert_tape_equals_whole_graph(&tied);
@@ -142,8 +173,26 @@ fn adapters_on_some_projections_only() {
 
 #[test]
 fn lora_gradients_equal_central_differences() {
-    let decoder = load(TinyModel::qwen2(), &lora(Base::AsStored));
-    let gradients = taped(&decoder, Checkpointing::Every(1));
+    for model in [TinyModel::qwen2(), TinyModel::qwen3(), TinyModel::mistral()] {
+        let decoder = load(model, &lora(Base::AsStored));
+        assert_central_differences(&decoder, |name| {
+            name.contains("layers.0.self_attn") || name.contains("layers.1.mlp")
+        });
+    }
+}
+
+#[test]
+fn gradients_of_head_norms_equal_central_differences() {
+    let decoder = load(TinyModel::qwen3(), &everything());
+    assert_central_differences(&decoder, |name| {
+        name.contains("q_norm") || name.contains("k_norm")
+    });
+}
+
+/// Checks one element of every parameter that `chosen` takes.
+#[track_caller]
+fn assert_central_differences(decoder: &Decoder, chosen: impl Fn(&str) -> bool) {
+    let gradients = taped(decoder, Checkpointing::Every(1));
     let weights = values(&upstream());
     let loss = || -> f64 {
         let hidden = values(&decoder.hidden_states(&ids()).unwrap());
@@ -153,10 +202,10 @@ fn lora_gradients_equal_central_differences() {
             .map(|(h, w)| f64::from(*h) * f64::from(*w))
             .sum()
     };
-    for (name, var) in decoder.parameters() {
-        if !(name.contains("layers.0.self_attn") || name.contains("layers.1.mlp")) {
-            continue;
-        }
+    let parameters = decoder.parameters().into_iter();
+    let chosen: Vec<_> = parameters.filter(|(name, _)| chosen(name)).collect();
+    assert!(!chosen.is_empty());
+    for (name, var) in chosen {
         let original = values(&var);
         let at = original.len() / 2 + 1;
         let shifted = |by: f32| {

@@ -45,7 +45,7 @@ impl Decoder {
             .then(|| load_parameter(weights, HEAD, &rows, options))
             .transpose()?;
         let layers = (0..config.num_hidden_layers)
-            .map(|i| DecoderLayer::load(config, weights, &format!("model.layers.{i}"), options))
+            .map(|layer| DecoderLayer::load(config, weights, layer, options))
             .collect::<Result<Vec<_>>>()?;
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         Ok(Self {

@@ -59,6 +59,26 @@ fn qwen2_agrees_with_candle_transformers() {
 }
 
 #[test]
+fn qwen3_agrees_with_candle_transformers() {
+    let Model { dir, decoder } = load(&TinyModel::qwen3(), &LoadOptions::reference());
+    let json = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    json["max_window_layers"] = 28.into();
+    for field in ["use_sliding_window", "attention_bias"] {
+        json[field] = false.into();
+    }
+    let config = serde_json::from_value(json).unwrap();
+    let tensors =
+        candle_core::safetensors::load(dir.path().join("model.safetensors"), &Device::Cpu);
+    let weights = VarBuilder::from_tensors(tensors.unwrap(), DType::F32, &Device::Cpu);
+    let mut oracle = candle_transformers::models::qwen3::Model::new(&config, weights).unwrap();
+    let ids = ids(2, 70);
+    let expected = oracle.forward(&ids, 0).unwrap();
+    // As for Qwen2.
+    assert!(largest_difference(&decoder.hidden_states(&ids).unwrap(), &expected) < 2e-5);
+}
+
+#[test]
 fn llama_agrees_with_candle_transformers() {
     use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
     let Model { dir, decoder } = load(&TinyModel::llama(), &LoadOptions::reference());

@@ -21,16 +21,18 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Reads the layer below `prefix`, such as `model.layers.0`.
+    /// Reads layer `layer`, counted from 0: what lies below `model.layers.{layer}`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than the config says.
     pub fn load(
         config: &ModelConfig,
         weights: &Weights,
-        prefix: &str,
+        layer: usize,
         options: &LoadOptions,
     ) -> Result<Self> {
+        let prefix = format!("model.layers.{layer}");
+        let attention = format!("{prefix}.self_attn");
         let norm = |name: &str| {
             let prefix = format!("{prefix}.{name}");
             RmsNorm::load(
@@ -43,7 +45,7 @@ impl DecoderLayer {
         };
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(config, weights, &format!("{prefix}.self_attn"), options)?,
+            self_attn: Attention::load(config, weights, (layer, &attention), options)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp::load(config, weights, &format!("{prefix}.mlp"), options)?,
             dtype: options.dtype,
@@ -76,10 +78,9 @@ impl DecoderLayer {
 
     /// What is trained in this layer, by name.
     pub fn parameters(&self) -> Vec<(String, Var)> {
-        let norms = self.norms().into_iter();
         self.linears()
             .flat_map(Linear::parameters)
-            .chain(norms.flat_map(RmsNorm::parameters))
+            .chain(self.all_norms().flat_map(RmsNorm::parameters))
             .collect()
     }
 
@@ -92,6 +93,12 @@ impl DecoderLayer {
     /// The norm before attention and the one before the MLP.
     pub(crate) fn norms(&self) -> [&RmsNorm; 2] {
         [&self.input_layernorm, &self.post_attention_layernorm]
+    }
+
+    /// Every norm, those of attention's heads included.
+    pub(crate) fn all_norms(&self) -> impl Iterator<Item = &RmsNorm> {
+        let of_heads = self.self_attn.head_norms().into_iter().flatten();
+        self.norms().into_iter().chain(of_heads)
     }
 
     pub(crate) fn attention(&self) -> &Attention {

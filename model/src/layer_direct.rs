@@ -5,6 +5,7 @@
 //!  x ─> RmsNorm ─> q, k, v ─> RoPE ─> attention ─> o ─> + x = middle ─> RmsNorm ─> gate, up ─> SwiGLU ─> down ─> + middle
 //!                  (kept)                 (kept)         (kept)                    (kept)
 //! ```
+//! Where a model norms its heads, q and k are kept from before that too: products then, and turned.
 //!
 //! candle's graph adds every gradient to a tensor of zeros, keeps both terms of every sum, and cannot add a product to what is
 //! there. It stays the reference: [`DecoderLayer::forward`](crate::layer::DecoderLayer::forward).
@@ -28,6 +29,8 @@ pub(crate) struct Activations {
     /// Turned by their positions.
     q: Vec<f32>,
     k: Vec<f32>,
+    /// q and k as their products made them, where the model norms its heads.
+    before_norms: Option<[Vec<f32>; 2]>,
     v: Vec<f32>,
     attended: Vec<f32>,
     /// The residual stream after attention.
@@ -58,7 +61,7 @@ pub(crate) fn spans(angles: &Angles, batch: usize, len: usize) -> Vec<Span> {
 /// Whether [`Direct`] can take this layer: nothing but adapters is trained, and everything is f32 on the CPU.
 pub(crate) fn is_direct(layer: &DecoderLayer) -> bool {
     let norm = |norm: &RmsNorm| norm.frozen().is_some_and(|(weight, _)| is_plain(weight));
-    layer.linears().all(Linear::is_direct) && layer.norms().into_iter().all(norm)
+    layer.linears().all(Linear::is_direct) && layer.all_norms().all(norm)
 }
 
 impl Direct<'_> {
@@ -107,6 +110,14 @@ impl Direct<'_> {
         let (mut q, low_q) = apply(to_q, &normed)?;
         let (mut k, low_k) = apply(to_k, &normed)?;
         let (v, low_v) = apply(to_v, &normed)?;
+        let mut before_norms = None;
+        if let Some([q_norm, k_norm]) = attention.head_norms() {
+            let (normed_q, normed_k) = (self.normed(q_norm, &q)?, self.normed(k_norm, &k)?);
+            before_norms = Some([
+                std::mem::replace(&mut q, normed_q),
+                std::mem::replace(&mut k, normed_k),
+            ]);
+        }
         {
             let _part = tracing::trace_span!("rope").entered();
             self.angles.turn_rows(&mut q, dims.heads, false);
@@ -135,6 +146,7 @@ impl Direct<'_> {
         Ok(Activations {
             q,
             k,
+            before_norms,
             v,
             attended,
             middle,
@@ -150,6 +162,7 @@ impl Direct<'_> {
         let Activations {
             q,
             k,
+            before_norms,
             v,
             attended,
             middle,
@@ -158,6 +171,9 @@ impl Direct<'_> {
             ..
         } = kept;
         self.space.give_all([q, k, v, attended, middle, gate, up]);
+        if let Some(buffers) = before_norms {
+            self.space.give_all(buffers);
+        }
     }
 
     /// From dL/d output to dL/dx, where something below is trained, and the gradients of the layer's adapters.
@@ -188,7 +204,8 @@ impl Direct<'_> {
         gate_proj.pull_back_into(&normed, Some(low_gate), &to_gate, into, gradients)?;
         let into = Some((&mut to_normed[..], Store::Add));
         up_proj.pull_back_into(&normed, Some(low_up), &to_up, into, gradients)?;
-        norm_gradient(mlp_norm, &kept.middle, &to_normed, &mut grad)?;
+        let into = (&mut grad[..], Store::Add);
+        norm_gradient(mlp_norm, &kept.middle, &to_normed, into)?;
         self.space
             .give_all([to_gate, to_up, normed, kept.gate, kept.up, kept.middle]);
 
@@ -197,8 +214,12 @@ impl Direct<'_> {
         let mut to_attended = self.space.take(kept.attended.len());
         let into = Some((&mut to_attended[..], Store::Replace));
         o_proj.pull_back_into(&kept.attended, Some(low_o), &grad, into, gradients)?;
-        let to =
+        let mut to =
             self.through_attention(attention.dims(), (&kept.q, &kept.k, &kept.v), &to_attended);
+        if let (Some(norms), Some([q, k])) = (attention.head_norms(), kept.before_norms) {
+            to.q = self.through_head_norm(&norms[0], q, to.q)?;
+            to.k = self.through_head_norm(&norms[1], k, to.k)?;
+        }
         self.space
             .give_all([to_attended, kept.attended, kept.q, kept.k, kept.v]);
         let normed = self.normed(attention_norm, x)?;
@@ -217,7 +238,7 @@ impl Direct<'_> {
             linear.pull_back_into(&normed, Some(low), grad, into, gradients)?;
         }
         if trained_below {
-            norm_gradient(attention_norm, x, &to_normed, &mut grad)?;
+            norm_gradient(attention_norm, x, &to_normed, (&mut grad, Store::Add))?;
         }
         self.space.give_all([to.q, to.k, to.v, normed, to_normed]);
         Ok(trained_below.then_some(grad))
@@ -267,6 +288,19 @@ impl Direct<'_> {
         to
     }
 
+    /// From the gradient of heads after their norm to that before it.
+    fn through_head_norm(
+        &mut self,
+        norm: &RmsNorm,
+        before: Vec<f32>,
+        grad: Vec<f32>,
+    ) -> Result<Vec<f32>> {
+        let mut out = self.space.take(grad.len());
+        norm_gradient(norm, &before, &grad, (&mut out, Store::Replace))?;
+        self.space.give_all([before, grad]);
+        Ok(out)
+    }
+
     fn normed(&mut self, norm: &RmsNorm, x: &[f32]) -> Result<Vec<f32>> {
         let _part = tracing::trace_span!("rms-norm").entered();
         let (weight, eps) = frozen(norm)?;
@@ -277,12 +311,18 @@ impl Direct<'_> {
     }
 }
 
-/// Adds the gradient in x of a norm's output to `out`.
-fn norm_gradient(norm: &RmsNorm, x: &[f32], grad: &[f32], out: &mut [f32]) -> Result<()> {
+/// The gradient in x of a norm's output, into `out` or added to it.
+fn norm_gradient(
+    norm: &RmsNorm,
+    x: &[f32],
+    grad: &[f32],
+    (out, store): (&mut [f32], Store),
+) -> Result<()> {
     let _part = tracing::trace_span!("rms-norm").entered();
     let (weight, eps) = frozen(norm)?;
     let weight = lend(weight);
-    input_gradient(x, weight.numbers()?, grad, eps, true, out);
+    let add = store == Store::Add;
+    input_gradient(x, weight.numbers()?, grad, eps, add, out);
     Ok(())
 }
 

@@ -11,7 +11,7 @@
 //!                                                               └ backward() ─> Gradients, by name
 //!
 //!  ids ─> embedding ─> n x DecoderLayer ─> RmsNorm ─> hidden
-//!                        x + Attention(RmsNorm(x)), RoPE angles in f32
+//!                        x + Attention(RmsNorm(x)), RoPE angles in f32, Qwen3's heads through an RmsNorm first
 //!                        x + Mlp(RmsNorm(x))
 //! ```
 //!
@@ -49,13 +49,17 @@ mod decoder;
 mod gradients;
 
 #[cfg(test)]
+mod families_tests;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 mod test_support;
 #[doc(hidden)]
 pub mod testing;
 pub mod threads;
 
 pub use checkpoint::{Checkpointing, Tape};
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer};

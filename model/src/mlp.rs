@@ -2,7 +2,8 @@
 //! `down(silu(gate(x)) * up(x))`.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use distill_kernels::{device, layers};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element};
@@ -73,7 +74,7 @@ impl Mlp {
 /// # Errors
 /// When the shapes differ.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.device().is_cpu() {
+    if gate.device().is_cpu() || gate.device().is_cuda() {
         Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)?)
     } else {
         swiglu_reference(gate, up)
@@ -116,19 +117,29 @@ impl CustomOp2 for SwiGlu {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        if gate_layout.shape() != up_layout.shape() {
-            candle_core::bail!(
-                "swiglu: gate is {:?}, up is {:?}",
-                gate_layout.shape(),
-                up_layout.shape()
-            );
-        }
+        check_shapes(gate_layout, up_layout)?;
         for_element!("swiglu", gate.dtype(), E => {
             let gate = elements::<E>(gate, gate_layout)?;
             let mut out = E::zeros(gate.len());
             gate_all(gate, elements::<E>(up, up_layout)?, &mut out);
             Ok((E::store(out), gate_layout.shape().clone()))
         })
+    }
+
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        gate_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        check_shapes(gate_layout, up_layout)?;
+        let shape = gate_layout.shape().clone();
+        let (inputs, len) = ([(gate, gate_layout), (up, up_layout)], shape.elem_count());
+        let out = device::run_one(gate.device(), &inputs, (gate.dtype(), len), |x, out| {
+            layers::swiglu(x[0], x[1], out, len)
+        })?;
+        Ok((out, shape))
     }
 
     fn bwd(
@@ -141,6 +152,14 @@ impl CustomOp2 for SwiGlu {
         let both = gate.apply_op3_no_bwd(up, &grad.contiguous()?, &SwiGluGradient)?;
         Ok((Some(both.get(0)?), Some(both.get(1)?)))
     }
+}
+
+fn check_shapes(gate: &Layout, up: &Layout) -> candle_core::Result<()> {
+    let (gate, up) = (gate.shape(), up.shape());
+    if gate != up {
+        candle_core::bail!("swiglu: gate is {gate:?}, up is {up:?}");
+    }
+    Ok(())
 }
 
 /// With s = sigmoid(gate): dL/dgate = g up s (1 + gate (1 - s)) and dL/dup = g gate s, stacked.
@@ -200,6 +219,25 @@ impl CustomOp3 for SwiGluGradient {
             gate_gradient((gate, up), grad, (to_gate, to_up));
             Ok((E::store(out), Shape::from(dims)))
         })
+    }
+
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        gate_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let dims = [&[2], gate_layout.dims()].concat();
+        let len = gate_layout.shape().elem_count();
+        let inputs = [(gate, gate_layout), (up, up_layout), (grad, grad_layout)];
+        let output = (gate.dtype(), 2 * len);
+        let out = device::run_one(gate.device(), &inputs, output, |x, out| {
+            layers::swiglu_gradient(x[0], x[1], x[2], out, len)
+        })?;
+        Ok((out, Shape::from(dims)))
     }
 }
 

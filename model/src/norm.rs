@@ -4,7 +4,10 @@
 //! `y = w * x / sqrt(mean(x^2) + eps)`.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Shape, Tensor, Var};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, DType, Layout, Shape, Tensor, Var,
+};
+use distill_kernels::{device, layers};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element};
@@ -43,7 +46,8 @@ impl RmsNorm {
     /// # Errors
     /// When the last dimension is not d.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
+        // On a card there is no kernel for the weight's gradient.
+        if x.device().is_cpu() || x.device().is_cuda() && self.weight.var().is_none() {
             let op = Normalise {
                 eps: self.eps as f32,
                 trained: self.weight.var().is_some(),
@@ -136,6 +140,23 @@ impl CustomOp2 for Normalise {
         })
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let size = check_last_dim(x_layout, weight_layout)?;
+        let shape = x_layout.shape().clone();
+        let inputs = [(x, x_layout), (weight, weight_layout)];
+        let len = shape.elem_count();
+        let out = device::run_one(x.device(), &inputs, (x.dtype(), len), |x, out| {
+            layers::rms_norm(x[0], x[1], out, (len / size, size), self.eps)
+        })?;
+        Ok((out, shape))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -219,6 +240,25 @@ impl CustomOp3 for InputGradient {
             Ok((E::store(out), x_layout.shape().clone()))
         })
     }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let size = check_last_dim(x_layout, weight_layout)?;
+        let shape = x_layout.shape().clone();
+        let inputs = [(x, x_layout), (weight, weight_layout), (grad, grad_layout)];
+        let len = shape.elem_count();
+        let out = device::run_one(x.device(), &inputs, (x.dtype(), len), |x, out| {
+            layers::rms_norm_gradient(x[0], x[1], x[2], out, (len / size, size), self.eps)
+        })?;
+        Ok((out, shape))
+    }
 }
 
 /// Rows that one task works through at least.
@@ -279,10 +319,11 @@ impl CustomOp2 for WeightGradient {
     }
 }
 
-fn check_last_dim(x: &Layout, weight: &Layout) -> candle_core::Result<()> {
+/// The size of a row.
+fn check_last_dim(x: &Layout, weight: &Layout) -> candle_core::Result<usize> {
     let size = weight.shape().dims1()?;
     match x.dims().last() {
-        Some(last) if *last == size && size > 0 => Ok(()),
+        Some(last) if *last == size && size > 0 => Ok(size),
         _ => candle_core::bail!("rms-norm: a weight of {size} does not fit {:?}", x.shape()),
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use distill_kernels::{device, layers};
 use rayon::prelude::*;
 
 use crate::element::{Element, elements, for_element, round_to};
@@ -23,11 +24,12 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Frequencies `theta^(-2i / head_dim)`, in f64 and then rounded to f32.
+    /// Frequencies `theta^(-2i / head_dim)`, scaled as the config says, in f64 and then rounded to f32.
     pub fn new(config: &ModelConfig) -> Self {
         let dim = config.head_dim;
+        let frequency = |i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64);
         let inverse_frequencies = (0..dim / 2)
-            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64) as f32)
+            .map(|i| config.rope_scaling.scale(frequency(i)) as f32)
             .collect();
         Self {
             inverse_frequencies,
@@ -88,19 +90,19 @@ impl Rotary {
                 .map(|angle| round_to(dtype, function(f64::from(*angle)) as f32))
                 .collect()
         };
-        let turn = Turn {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-            half,
-            direction: Direction::Forward,
-        };
+        let (cos, sin) = (table(f64::cos), table(f64::sin));
         let tensor = |values: &[f32]| -> Result<Tensor> {
             let len = values.len() / half.max(1);
             Ok(Tensor::from_slice(values, (len, 1, half), device)?.to_dtype(dtype)?)
         };
+        let turn = Turn {
+            tables: [tensor(&cos)?, tensor(&sin)?],
+            cos,
+            sin,
+            half,
+            direction: Direction::Forward,
+        };
         Ok(Angles {
-            cos: tensor(&turn.cos)?,
-            sin: tensor(&turn.sin)?,
             turn,
             documents: None,
         })
@@ -111,8 +113,6 @@ impl Rotary {
 #[derive(Debug, Clone)]
 pub struct Angles {
     turn: Turn,
-    cos: Tensor,
-    sin: Tensor,
     /// Lengths of the documents of a packed row.
     documents: Option<Arc<[usize]>>,
 }
@@ -137,7 +137,7 @@ impl Angles {
     /// # Errors
     /// When the shapes disagree.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
+        if x.device().is_cpu() || x.device().is_cuda() {
             Ok(x.contiguous()?.apply_op1(self.turn.clone())?)
         } else {
             self.apply_reference(x)
@@ -147,12 +147,10 @@ impl Angles {
     /// The same in candle's own operations: for other devices, and to test the kernel against.
     pub(crate) fn apply_reference(&self, x: &Tensor) -> Result<Tensor> {
         let half = self.turn.half;
+        let [cos, sin] = &self.turn.tables;
         let (first, second) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
         let turn = |straight: &Tensor, crossed: &Tensor| -> Result<(Tensor, Tensor)> {
-            Ok((
-                straight.broadcast_mul(&self.cos)?,
-                crossed.broadcast_mul(&self.sin)?,
-            ))
+            Ok((straight.broadcast_mul(cos)?, crossed.broadcast_mul(sin)?))
         };
         let (a, b) = turn(&first, &second)?;
         let (c, d) = turn(&second, &first)?;
@@ -171,11 +169,39 @@ enum Direction {
 struct Turn {
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
+    /// The same, [positions, 1, half], where and as the heads are.
+    tables: [Tensor; 2],
     half: usize,
     direction: Direction,
 }
 
 impl Turn {
+    /// The sizes of x [B, T, heads, head_dim].
+    fn heads(&self, x: &Layout) -> candle_core::Result<layers::Heads> {
+        let (batch, len, heads, head_dim) = x.shape().dims4()?;
+        let positions = self.cos.len() / self.half;
+        if head_dim != 2 * self.half || len != positions {
+            candle_core::bail!(
+                "rope: {:?} does not fit {positions} positions of head_dim {}",
+                x.shape(),
+                2 * self.half
+            );
+        }
+        Ok(layers::Heads {
+            rows: batch * len,
+            positions,
+            heads,
+            half: self.half,
+        })
+    }
+
+    fn sign(&self) -> f32 {
+        match self.direction {
+            Direction::Forward => 1.0,
+            Direction::Back => -1.0,
+        }
+    }
+
     fn run_in_place<E: Element>(&self, rows: &mut [E], heads: usize, sign: f32) {
         let positions = self.cos.len() / self.half;
         let row_len = heads * 2 * self.half;
@@ -220,24 +246,31 @@ impl CustomOp1 for Turn {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (_, len, heads, head_dim) = layout.shape().dims4()?;
-        if head_dim != 2 * self.half || len * self.half != self.cos.len() {
-            candle_core::bail!(
-                "rope: {:?} does not fit {} positions of head_dim {}",
-                layout.shape(),
-                self.cos.len() / self.half,
-                2 * self.half
-            );
-        }
+        let heads = self.heads(layout)?.heads;
         for_element!("rope", storage.dtype(), E => {
             let mut out = elements::<E>(storage, layout)?.to_vec();
-            let sign = match self.direction {
-                Direction::Forward => 1.0,
-                Direction::Back => -1.0,
-            };
-            self.run_in_place(&mut out, heads, sign);
+            self.run_in_place(&mut out, heads, self.sign());
             Ok((E::store(out), layout.shape().clone()))
         })
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let heads = self.heads(layout)?;
+        let [cos, sin] = self.tables.each_ref().map(Tensor::storage_and_layout);
+        let inputs = [
+            (x, layout),
+            (device::storage(&cos.0)?, cos.1),
+            (device::storage(&sin.0)?, sin.1),
+        ];
+        let output = (x.dtype(), layout.shape().elem_count());
+        let out = device::run_one(x.device(), &inputs, output, |x, out| {
+            layers::rope(x[0], (x[1], x[2]), out, heads, self.sign())
+        })?;
+        Ok((out, layout.shape().clone()))
     }
 
     fn bwd(
@@ -257,9 +290,12 @@ impl CustomOp1 for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel_tests::emulated;
     use crate::test_support::{
-        assert_central_differences, assert_same_function, largest_difference, random, values,
+        assert_central_differences, assert_same_function, gradients, largest_difference, random,
+        values,
     };
+    use distill_kernels::LAYERS;
 
     fn rotary() -> Rotary {
         let inverse_frequencies = vec![1.0, 0.1, 0.01];
@@ -314,6 +350,36 @@ mod tests {
         };
         assert!((score(7, 3) - score(104, 100)).abs() < 1e-5);
         assert!((score(7, 3) - score(7, 4)).abs() > 1e-2);
+    }
+
+    #[test]
+    fn the_card_turns_heads_as_the_cpu_does_bit_for_bit() {
+        let sizes = layers::Heads {
+            rows: 2 * 5,
+            positions: 5,
+            heads: 3,
+            half: 3,
+        };
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let x = random(&[2, 5, 3, 6], 1).to_dtype(dtype).unwrap();
+            let angles = angles(300, 5, dtype);
+            let [cos, sin] = &angles.turn.tables;
+            let turned = |sign| {
+                emulated(&LAYERS, &[&x, cos, sin], (dtype, 180), |x, out| {
+                    layers::rope(x[0], (x[1], x[2]), out, sizes, sign)
+                })
+            };
+            let (Some(out), Some(back)) = (turned(1.0), turned(-1.0)) else {
+                return;
+            };
+            assert_eq!(
+                values(&out),
+                values(&angles.apply(&x).unwrap()),
+                "{dtype:?}"
+            );
+            let cpu = gradients(|x| angles.apply(&x[0]), std::slice::from_ref(&x), &x);
+            assert_eq!(values(&back), values(&cpu[0]), "{dtype:?}");
+        }
     }
 
     #[test]

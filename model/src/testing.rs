@@ -33,6 +33,8 @@ pub struct TinyModel {
     pub rope_theta: f64,
     /// Type of the stored weights.
     pub dtype: DType,
+    /// Further settings of `config.json`, such as `sliding_window`.
+    pub settings: Vec<(&'static str, Value)>,
 }
 
 impl TinyModel {
@@ -49,6 +51,25 @@ impl TinyModel {
             tie_word_embeddings: false,
             rope_theta: 1e6,
             dtype: DType::F32,
+            settings: Vec::new(),
+        }
+    }
+
+    /// The same with norms of heads that are wider than the stream's share, as Qwen3 has them, and without biases.
+    pub fn qwen3() -> Self {
+        Self {
+            architecture: Architecture::Qwen3,
+            settings: vec![("head_dim", json!(32))],
+            ..Self::qwen2()
+        }
+    }
+
+    /// Without biases, and with attention to a window of 9 positions, as the first Mistral has one of 4096.
+    pub fn mistral() -> Self {
+        Self {
+            architecture: Architecture::Mistral,
+            settings: vec![("sliding_window", json!(9))],
+            ..Self::qwen2()
         }
     }
 
@@ -68,11 +89,8 @@ impl TinyModel {
             DType::F16 => "float16",
             _ => "float32",
         };
-        json!({
-            "architectures": [match self.architecture {
-                Architecture::Qwen2 => "Qwen2ForCausalLM",
-                Architecture::Llama => "LlamaForCausalLM",
-            }],
+        let mut config = json!({
+            "architectures": [self.architecture.class()],
             "model_type": self.architecture.name(),
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -86,7 +104,11 @@ impl TinyModel {
             "max_position_embeddings": 4096,
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": dtype,
-        })
+        });
+        for (name, value) in &self.settings {
+            config[name] = value.clone();
+        }
+        config
     }
 }
 

@@ -16,8 +16,7 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
                     .into(),
             });
         }
-        let matrix = Nf4Matrix::read(weights, name)?;
-        return Ok(Weight::Nf4(Arc::new(matrix)));
+        return placed(Nf4Matrix::read(weights, name)?, options);
     }
     refuse_other_quantization(weights, name)?;
     let shape = weights.shape(name)?;
@@ -34,14 +33,19 @@ pub(super) fn weight(weights: &Weights, name: &str, options: &LoadOptions) -> Re
         }
         // In a checkpoint that is quantised already, a dense matrix is one that someone decided to skip.
         Base::QuantizeNf4 if !Nf4Matrix::any_stored(weights) => {
-            let matrix = quantize(weights, name, rows, columns)?;
-            Ok(Weight::Nf4(Arc::new(matrix)))
+            placed(quantize(weights, name, rows, columns)?, options)
         }
         Base::AsStored | Base::QuantizeNf4 => {
             let value = weights.tensor(name, options.dtype, &options.device)?;
             Ok(Weight::Dense(value))
         }
     }
+}
+
+/// A 4-bit weight, in the card's memory too where the model is on a card.
+fn placed(matrix: Nf4Matrix, options: &LoadOptions) -> Result<Weight> {
+    matrix.place(&options.device)?;
+    Ok(Weight::Nf4(Arc::new(matrix)))
 }
 
 /// The tensor `name` in f32, dequantised where it is stored in four bits.

@@ -5,6 +5,7 @@
 //! matrix: a row may begin inside a block, and inside a byte when the width is odd. Double quantisation stores the scales
 //! as 8-bit codes: `scale[b] = map[code_b] * nested_scale[b / 256] + offset`.
 
+mod card;
 mod codebook;
 mod dequantize;
 pub(crate) mod product;
@@ -16,6 +17,7 @@ mod write;
 
 use crate::{Error, Result};
 use candle_core::DType;
+use card::Resident;
 use codebook::DYNAMIC_ENTRIES;
 pub use codebook::QuantType;
 pub use quantize::{BLOCK_SIZES, QuantOptions};
@@ -36,6 +38,8 @@ pub struct Nf4Matrix {
     codes: Vec<u8>,
     scales: Scales,
     rounding: Rounding,
+    /// Codes and scales in a card's memory, from the first use there on.
+    resident: Resident,
 }
 
 #[derive(Clone)]

@@ -9,9 +9,9 @@ use crate::matmul::{Matrix, Store, Threads, product};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Device, Layout, Result as CandleResult, Shape, Storage,
-    Tensor,
+    CpuStorage, CudaStorage, CustomOp1, Layout, Result as CandleResult, Shape, Tensor,
 };
+use distill_kernels::device;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -189,22 +189,16 @@ impl CustomOp1 for Product {
         Ok((y, (rows, out_width).into()))
     }
 
-    /// Until there is a kernel: the whole matrix is dequantised on the host, sent over and multiplied with. Right, and slow.
+    /// The whole matrix is unpacked into scratch, in x's type, which lasts for the one product.
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
         let (rows, out_width) = self.plan(layout)?;
-        let device = Device::Cuda(x.device().clone());
-        let weight = self
-            .weight
-            .dequantize(x.dtype(), &device)
-            .map_err(candle_core::Error::wrap)?;
+        let weight = self.weight.unpack_on_card(x.device(), x.dtype())?;
         let (storage, weight_layout) = weight.storage_and_layout();
-        let Storage::Cuda(weight) = &*storage else {
-            candle_core::bail!("NF4 linear: the dequantised weight is not on CUDA");
-        };
         let (right, inner) = match self.side {
             Side::Forward => (weight_layout.transpose(0, 1)?, self.weight.columns),
             Side::Backward => (weight_layout.clone(), self.weight.rows),
         };
+        let weight = device::storage(&storage)?;
         let y = x.matmul(weight, (1, rows, out_width, inner), layout, &right)?;
         Ok((y, (rows, out_width).into()))
     }

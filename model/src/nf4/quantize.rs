@@ -122,6 +122,7 @@ impl Nf4Matrix {
                 Scales::Plain(absmax)
             },
             rounding,
+            resident: super::Resident::default(),
         })
     }
 }

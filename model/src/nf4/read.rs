@@ -98,6 +98,7 @@ impl Nf4Matrix {
             codes: codes.to_vec(),
             scales: read_scales(weights, name, &state, blocks)?,
             rounding,
+            resident: super::Resident::default(),
         })
     }
 }

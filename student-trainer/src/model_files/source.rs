@@ -20,7 +20,7 @@ pub(crate) enum Source {
     /// safetensors beside a config.json.
     Directory {
         directory: PathBuf,
-        config: ModelConfig,
+        config: Box<ModelConfig>,
         weights: Weights,
     },
     /// One GGUF file.
@@ -34,7 +34,7 @@ impl Source {
         if path.is_dir() {
             return Ok(Self::Directory {
                 directory: path.to_owned(),
-                config: ModelConfig::load(path)?,
+                config: Box::new(ModelConfig::load(path)?),
                 weights: Weights::open(path)?,
             });
         }

@@ -47,6 +47,12 @@ impl LayerMap {
         self.0.len()
     }
 
+    /// What `of_layer` holds for the layers that stay.
+    pub fn kept<T: Copy>(&self, of_layer: &[T]) -> Vec<T> {
+        let kept = self.0.iter().filter_map(|layer| of_layer.get(*layer));
+        kept.copied().collect()
+    }
+
     /// The name that a tensor gets; `None` where its layer is dropped.
     pub fn renamed(&self, name: &str) -> Option<String> {
         let Some(rest) = name.strip_prefix("model.layers.") else {

@@ -167,7 +167,8 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
         make,
     )?;
     let path = staging.path().join("config.json");
-    let json = config_json(source.config_json()?, map.len(), config);
+    let windows = map.kept(&model.windows);
+    let json = config_json(source.config_json()?, &windows, config);
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
@@ -224,14 +225,23 @@ fn quantized(name: &str, tensor: &Tensor, options: QuantOptions) -> Result<Vec<S
     Ok(matrix.stored(name))
 }
 
-/// The source's configuration with what changes: the number of layers, the type, and what transformers must know of four bits.
-fn config_json(mut json: Value, layers: usize, config: &QuantizeConfig) -> Value {
+/// The source's configuration with what changes: the number of layers and which of them have a window, the type, and what
+/// transformers must know of four bits.
+fn config_json(mut json: Value, windows: &[Option<usize>], config: &QuantizeConfig) -> Value {
     let Value::Object(fields) = &mut json else {
         return json;
     };
-    fields.insert("num_hidden_layers".into(), layers.into());
-    // One entry a layer of the source; only one kind is supported, so it can be left out.
+    fields.insert("num_hidden_layers".into(), windows.len().into());
+    // One entry a layer of the source. Families whose layers differ name a first one with a window, which is another one now.
     fields.remove("layer_types");
+    if fields.contains_key("max_window_layers") && windows.iter().any(Option::is_some) {
+        let kind = |window: &Option<usize>| match window {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        let kinds: Vec<&str> = windows.iter().map(kind).collect();
+        fields.insert("layer_types".into(), kinds.into());
+    }
     config.weights.dense().set_in(fields);
     if config.weights == StoredAs::FourBit {
         let mut skipped = vec!["lm_head"];

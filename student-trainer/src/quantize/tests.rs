@@ -9,10 +9,14 @@ use distill_model::{
 use super::*;
 
 fn write_source(dir: &Path) {
+    write_source_of(dir, TinyModel::qwen2());
+}
+
+fn write_source_of(dir: &Path, model: TinyModel) {
     let model = TinyModel {
         vocab_size: 40,
         num_hidden_layers: 4,
-        ..TinyModel::qwen2()
+        ..model
     };
     write_tiny_model(dir, &model, 9).unwrap();
     let json = serde_json::json!({
@@ -104,6 +108,38 @@ fn kept_layers_are_those_of_the_source() {
     let message = run(&wrong, &Shutdown::default()).unwrap_err().to_string();
     assert!(message.contains("no layer 9"), "{message}");
     assert!(!wrong.out.exists());
+}
+
+#[test]
+fn kept_layers_keep_their_windows() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let settings = vec![
+        ("use_sliding_window", true.into()),
+        ("sliding_window", 3.into()),
+        ("max_window_layers", 2.into()),
+    ];
+    let model = TinyModel {
+        settings,
+        ..TinyModel::qwen2()
+    };
+    write_source_of(&source, model);
+    for (kept, windows) in [
+        ("2-3", vec![Some(3); 2]),
+        ("0,3", vec![None, Some(3)]),
+        ("0-1", vec![None; 2]),
+    ] {
+        let config = QuantizeConfig {
+            from: source.clone(),
+            out: dir.path().join(kept),
+            keep_layers: Some(kept.into()),
+            weights: StoredAs::F32,
+            ..QuantizeConfig::default()
+        };
+        run(&config, &Shutdown::default()).unwrap();
+        assert_eq!(ModelConfig::load(&config.out).unwrap().windows, windows);
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn qwen() -> Value {
         "hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768,
         "rope_parameters": {"rope_theta": 1_000_000.0, "rope_type": "default"},
         "sliding_window": null, "use_sliding_window": false, "tie_word_embeddings": true,
-        "layer_types": ["full_attention"],
+        "layer_types": vec!["full_attention"; 24],
     })
 }
 
@@ -80,30 +80,134 @@ fn what_is_unsupported_is_refused_by_name() {
     let scaling = json!({"rope_type": "yarn", "factor": 4.0});
     refused(
         &with(qwen(), "rope_scaling", scaling),
-        &["rope_scaling", "yarn", "default"],
+        &["rope_scaling", "yarn", "default, linear and llama3"],
     );
     let partial = json!({"rope_theta": 1e4, "partial_rotary_factor": 0.5});
     refused(
         &with(qwen(), "rope_parameters", partial),
         &["rope_parameters", "0.5"],
     );
-    let layers = json!(["full_attention", "sliding_attention"]);
+    let layers = json!(vec!["chunked_attention"; 24]);
     refused(
         &with(qwen(), "layer_types", layers),
-        &["layer_types", "sliding_attention"],
+        &["layer_types", "chunked_attention", "sliding_attention"],
     );
 }
 
 #[test]
-fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
+fn only_the_layers_that_use_a_window_have_one() {
+    let full = vec![None; 24];
+    let windows = |json: &Value| parse(json).unwrap().windows;
     let mut json = with(qwen(), "layer_types", Value::Null);
     json["sliding_window"] = json!(4096);
-    assert!(parse(&json).is_ok());
+    assert_eq!(windows(&json), full);
     json["use_sliding_window"] = json!(true);
-    // Qwen2's default: from layer 28 on, and this model has 24.
-    assert!(parse(&json).is_ok());
+    // Qwen's default: from layer 28 on, and this model has 24.
+    assert_eq!(windows(&json), full);
     json["max_window_layers"] = json!(20);
-    refused(&json, &["use_sliding_window", "4096", "layers 20 to 23"]);
+    let last_four = [vec![None; 20], vec![Some(4096); 4]].concat();
+    assert_eq!(windows(&json), last_four);
+    // What transformers 5 writes beside it says the same.
+    let types = [vec!["full_attention"; 20], vec!["sliding_attention"; 4]].concat();
+    json["max_window_layers"] = json!(3);
+    json["layer_types"] = json!(types);
+    assert_eq!(windows(&json), last_four);
+    json["layer_types"] = json!(types[1..]);
+    refused(&json, &["layer_types", "23", "24"]);
+    json["layer_types"] = json!(types);
+    json["use_sliding_window"] = json!(false);
+    refused(
+        &json,
+        &["layer_types", "sliding_attention", "use_sliding_window"],
+    );
+    // Llama's code has no window.
+    assert_eq!(windows(&with(json, "model_type", json!("llama"))), full);
+}
+
+#[test]
+fn mistral_has_a_window_unless_the_config_says_null() {
+    let mut mistral = with(qwen(), "model_type", json!("mistral"));
+    let windows = |json: &Value| parse(json).unwrap().windows;
+    assert_eq!(windows(&mistral), vec![None; 24]);
+    mistral["sliding_window"] = json!(1024);
+    assert_eq!(windows(&mistral), vec![Some(1024); 24]);
+    mistral.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(windows(&mistral), vec![Some(4096); 24]);
+    mistral["sliding_window"] = json!(0);
+    refused(&mistral, &["sliding_window", "0"]);
+    mistral["sliding_window"] = Value::Null;
+    mistral["attention_bias"] = json!(true);
+    let config = parse(&mistral).unwrap();
+    assert!(!config.qkv_bias && !config.output_bias && !config.qk_norm);
+}
+
+#[test]
+fn qwen3_norms_its_heads_and_has_its_own_head_dim() {
+    let config = parse(&with(qwen(), "model_type", json!("qwen3"))).unwrap();
+    assert!(config.qk_norm && !config.qkv_bias && !config.output_bias);
+    assert_eq!(config.head_dim, 128);
+    let shapes = config.parameter_shapes();
+    let norms = shapes
+        .iter()
+        .filter(|(name, _)| name.ends_with("self_attn.q_norm.weight"));
+    assert!(norms.clone().all(|(_, shape)| *shape == [128]));
+    assert_eq!(norms.count(), 24);
+    let plain = parse(&qwen()).unwrap().parameter_shapes();
+    assert!(plain.iter().all(|(name, _)| !name.contains("q_norm")));
+}
+
+#[test]
+fn rope_scaling_is_read_in_both_spellings() {
+    let llama3 = |kind: &str| {
+        json!({kind: "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_theta": 5e5})
+    };
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let bare = with(qwen(), "rope_parameters", Value::Null);
+    for (field, kind) in [
+        ("rope_scaling", "type"),
+        ("rope_scaling", "rope_type"),
+        ("rope_parameters", "rope_type"),
+    ] {
+        let config = parse(&with(bare.clone(), field, llama3(kind))).unwrap();
+        assert_eq!((config.rope_scaling, config.rope_theta), (expected, 5e5));
+    }
+    let linear = json!({"type": "linear", "factor": 2});
+    let config = parse(&with(bare.clone(), "rope_scaling", linear)).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(parse(&bare).unwrap().rope_scaling, RopeScaling::None);
+}
+
+#[test]
+fn rope_scaling_that_cannot_be_is_refused_by_name() {
+    let refuse = |rope: Value, parts: &[&str]| {
+        refused(
+            &with(qwen(), "rope_parameters", rope),
+            &[&["rope_parameters"], parts].concat(),
+        );
+    };
+    for kind in ["yarn", "dynamic", "longrope", "su", "mrope"] {
+        refuse(json!({"rope_type": kind, "factor": 2.0}), &[kind, "llama3"]);
+    }
+    refuse(json!({"rope_type": "linear"}), &["linear", "factor"]);
+    for factor in [0.0, 0.5, -1.0, 1e300] {
+        refuse(
+            json!({"rope_type": "linear", "factor": factor}),
+            &["factor"],
+        );
+    }
+    let mut llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0});
+    refuse(llama3.clone(), &["high_freq_factor", "low_freq_factor"]);
+    llama3["low_freq_factor"] = json!(1.0);
+    // transformers falls back to max_position_embeddings.
+    assert!(parse(&with(qwen(), "rope_parameters", llama3.clone())).is_ok());
+    llama3["original_max_position_embeddings"] = json!(0);
+    refuse(llama3, &["original_max_position_embeddings"]);
 }
 
 #[test]

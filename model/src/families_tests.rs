@@ -1,0 +1,110 @@
+//! Tests of every family against Hugging Face transformers, at every position and on every way through the decoder. The
+//! fixtures and their recipe: tests/fixtures/families, tests/fixtures/make_families.py.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use crate::test_support::largest_difference;
+use crate::{Base, Decoder, LoadOptions, ModelConfig, RopeScaling, Weights};
+
+/// Two attention implementations of PyTorch differ by up to 9e-6 on these logits (-10..10); what the script tries as mistakes
+/// moves them by 0.04 and more.
+const TOLERANCE: f32 = 5e-5;
+
+struct Fixture {
+    decoder: Decoder,
+    ids: Tensor,
+    logits: Tensor,
+}
+
+fn fixture(name: &str, base: Base) -> Fixture {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families");
+    let dir = root.join(name);
+    let options = LoadOptions {
+        base,
+        ..LoadOptions::reference()
+    };
+    let config = ModelConfig::load(&dir).unwrap();
+    let weights = Weights::open(&dir).unwrap();
+    let decoder = Decoder::load(&config, &weights, &options).unwrap();
+    let expected =
+        candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
+    Fixture {
+        decoder,
+        ids: expected["ids"].clone(),
+        logits: expected["logits"].clone(),
+    }
+}
+
+#[track_caller]
+fn assert_logits(fixture: &Fixture, way: &str, hidden: &Tensor) {
+    let head = fixture.decoder.head().t().unwrap();
+    let logits = hidden.flatten_to(1).unwrap().matmul(&head).unwrap();
+    let difference = largest_difference(&logits, &fixture.logits);
+    assert!(difference < TOLERANCE, "{way} is off by {difference:e}");
+}
+
+/// Every way through the decoder: slices and graph, recomputed and kept, in pieces through a cache, packed into one row.
+#[track_caller]
+fn assert_like_transformers(name: &str) {
+    let slices = fixture(name, Base::AsStored);
+    let graph = fixture(name, Base::Trainable);
+    for (fixture, kind) in [(&slices, "slices"), (&graph, "graph")] {
+        let Fixture { decoder, ids, .. } = fixture;
+        let whole = decoder.hidden_states(ids).unwrap();
+        assert_logits(fixture, &format!("{kind}, hidden_states"), &whole);
+        let taped = decoder.checkpointed(ids).unwrap();
+        assert_logits(fixture, &format!("{kind}, checkpointed"), taped.hidden());
+        let graph = decoder.forward_graph(ids).unwrap();
+        assert_logits(fixture, &format!("{kind}, forward_graph"), &graph);
+
+        let mut cache = decoder.new_cache();
+        let mut pieces = Vec::new();
+        for (start, len) in [(0, 7), (7, 1), (8, 30), (38, 1), (39, 31)] {
+            let piece = ids.narrow(1, start, len).unwrap();
+            pieces.push(decoder.extend(&piece, &mut cache).unwrap());
+        }
+        let pieces = Tensor::cat(&pieces, 1).unwrap();
+        assert_logits(fixture, &format!("{kind}, through a cache"), &pieces);
+
+        let (batch, len) = ids.dims2().unwrap();
+        let row = ids.reshape((1, batch * len)).unwrap();
+        let packed = decoder
+            .packed_forward_graph(&row, &vec![len; batch])
+            .unwrap();
+        assert_logits(fixture, &format!("{kind}, packed"), &packed);
+    }
+}
+
+#[test]
+fn qwen3_norms_its_heads() {
+    let config = fixture("qwen3", Base::AsStored).decoder.config().clone();
+    assert!(config.qk_norm && config.query_size() > config.hidden_size);
+    assert_like_transformers("qwen3");
+}
+
+#[test]
+fn qwen2_has_windows_in_some_layers() {
+    let decoder = fixture("qwen2-windows", Base::AsStored).decoder;
+    assert_eq!(decoder.config().windows, [None, Some(9)]);
+    assert_like_transformers("qwen2-windows");
+}
+
+#[test]
+fn mistral_has_windows_in_all_layers() {
+    assert_like_transformers("mistral");
+}
+
+#[test]
+fn llama3_stretches_long_waves() {
+    let decoder = fixture("llama3-rope", Base::AsStored).decoder;
+    let scaling = decoder.config().rope_scaling;
+    assert!(matches!(scaling, RopeScaling::Llama3 { .. }));
+    assert_like_transformers("llama3-rope");
+}
+
+#[test]
+fn linear_scaling_as_transformers_4_wrote_it() {
+    assert_like_transformers("linear-rope");
+}

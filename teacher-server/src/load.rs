@@ -110,7 +110,7 @@ enum Origin {
     /// It is in memory.
     Loaded(Box<Teacher>),
     /// It is brought to the device in its turns.
-    Swapped(Swapped),
+    Swapped(Box<Swapped>),
 }
 
 impl Origin {
@@ -118,7 +118,7 @@ impl Origin {
     fn with_projection(self, projection: Tensor) -> Self {
         match self {
             Self::Loaded(teacher) => Self::Loaded(Box::new(teacher.with_projection(projection))),
-            Self::Swapped(swapped) => Self::Swapped(swapped.with_projection(projection)),
+            Self::Swapped(swapped) => Self::Swapped(Box::new(swapped.with_projection(projection))),
         }
     }
 
@@ -191,7 +191,7 @@ impl Opened {
                 let teacher = load_teacher(config, model, &self.weights, vocab_size)?;
                 Ok(Origin::Loaded(Box::new(teacher)))
             }
-            VramMode::Swap => Ok(Origin::Swapped(Swapped::new(config, self)?)),
+            VramMode::Swap => Ok(Origin::Swapped(Box::new(Swapped::new(config, self)?))),
         }
     }
 

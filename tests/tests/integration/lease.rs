@@ -253,9 +253,14 @@ fn unix_seconds(stamp: &str) -> f64 {
 fn assert_never_two(mut stays: Vec<Stay>) -> usize {
     stays.sort_by(|a, b| a.from.total_cmp(&b.from));
     for pair in stays.windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
         assert!(
-            pair[0].to <= pair[1].from + CLOCK_SECONDS,
-            "two on the device: {pair:?}"
+            before.to <= after.from + CLOCK_SECONDS,
+            "{} was there until {}, {} from {}",
+            before.who,
+            before.to,
+            after.who,
+            after.from
         );
     }
     stays.len()

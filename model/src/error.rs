@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::device_memory::{Bytes, Room};
+
 /// Everything that can go wrong while a model is read, built or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,6 +73,18 @@ pub enum Error {
         /// The shape that was found.
         actual: Vec<usize>,
     },
+    /// The device has no room.
+    #[error("{what} needs {}, but {room}; {remedy}", need(*need_bytes))]
+    OutOfMemory {
+        /// What was to be done.
+        what: String,
+        /// How much it takes, where that is known beforehand.
+        need_bytes: Option<u64>,
+        /// What there was.
+        room: Room,
+        /// Which setting lowers it.
+        remedy: String,
+    },
     /// The tokens given to a model do not fit it.
     #[error("{0}")]
     Input(String),
@@ -81,6 +95,13 @@ pub enum Error {
 
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn need(bytes: Option<u64>) -> String {
+    bytes.map_or_else(
+        || "more memory".to_owned(),
+        |bytes| Bytes(bytes).to_string(),
+    )
+}
 
 impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {

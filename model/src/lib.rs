@@ -20,6 +20,8 @@
 //! tested against them. f32 on the CPU is the reference.
 
 mod config;
+mod device;
+mod device_memory;
 mod error;
 mod frozen;
 mod gguf;
@@ -61,6 +63,10 @@ pub mod threads;
 pub use checkpoint::{Checkpointing, Tape};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::Decoder;
+pub use device::{ComputeDtype, DeviceChoice, backend};
+pub use device_memory::{
+    DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
+};
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer};
 pub use gradients::{GradientCheck, Gradients};
@@ -71,7 +77,7 @@ pub use lora::{
 };
 pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
-    StoredTensor,
+    StoredTensor, double_quantized_bytes,
 };
 pub use options::{Base, LoadOptions};
 pub use parameter::Parameter;

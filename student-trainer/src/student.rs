@@ -7,7 +7,10 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
-use distill_model::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, Weights};
+use distill_model::{
+    Base, Decoder, DeviceChoice, LoadOptions, LoraConfig, ModelConfig, Weights, check_weights_fit,
+    explained,
+};
 use distill_text::TokenizerFiles;
 
 use crate::{
@@ -101,6 +104,13 @@ impl StudentFiles {
             lora,
         };
         let weights = Weights::open(&self.dir)?;
+        let remedy = match base {
+            Base::AsStored => "hold it in four bits with --quantize nf4, or use --dtype bf16",
+            Base::QuantizeNf4 => "use --dtype bf16, or a smaller student",
+            Base::Trainable => "train adapters with --tune lora, or a smaller student",
+        };
+        let budget = place.memory_budget_bytes;
+        check_weights_fit(&self.config, &weights, &options, budget, remedy)?;
         let decoder = Decoder::load(&self.config, &weights, &options)?;
         let trained: usize = decoder
             .parameters()
@@ -156,6 +166,8 @@ pub struct Place {
     pub device: Device,
     /// Activations and dense frozen weights.
     pub dtype: DType,
+    /// What weights may take; unset: what is free.
+    pub memory_budget_bytes: Option<u64>,
 }
 
 impl Place {
@@ -164,35 +176,35 @@ impl Place {
     /// # Errors
     /// Another word, or a GPU that is not there or that this build cannot use.
     pub fn choose(device: &str, dtype: ComputeDtype) -> Result<Self> {
-        let cuda = |ordinal| {
-            Device::new_cuda(ordinal).map_err(|e| {
-                Error::Config(format!(
-                    "device: no CUDA device {ordinal} ({e}); a GPU needs a build with --features cuda"
-                ))
-            })
-        };
-        let device = match device {
-            "cpu" => Device::Cpu,
-            "auto" => Device::cuda_if_available(0)?,
-            "cuda" => cuda(0)?,
-            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(ordinal) => cuda(ordinal)?,
-                None => {
-                    let allowed = "use auto, cpu, cuda or cuda:N";
-                    return Err(Error::Config(format!(
-                        "device: `{other}` is not known; {allowed}"
-                    )));
-                }
-            },
-        };
-        let dtype = match dtype {
-            ComputeDtype::F32 => DType::F32,
-            ComputeDtype::Bf16 => DType::BF16,
-            ComputeDtype::F16 => DType::F16,
-            ComputeDtype::Auto if device.is_cpu() => DType::F32,
-            ComputeDtype::Auto => DType::BF16,
-        };
-        Ok(Self { device, dtype })
+        let choice: DeviceChoice = device.parse().map_err(Error::Config)?;
+        let device = choice.open()?;
+        let dtype = dtype.on(&device);
+        Ok(Self {
+            device,
+            dtype,
+            memory_budget_bytes: None,
+        })
+    }
+
+    /// With a limit of what weights may take, in place of what is free.
+    #[must_use]
+    pub fn within(self, memory_budget_bytes: Option<u64>) -> Self {
+        Self {
+            memory_budget_bytes,
+            ..self
+        }
+    }
+
+    /// An error of a pass, with what to do where the device had no room for it.
+    pub fn explained(&self, error: Error) -> Error {
+        let remedy = "lower --batch-size, --pack-tokens or --chunk-rows, take --dtype bf16 or --checkpointing on; `student-trainer \
+                      plan` says what each part takes";
+        match error {
+            Error::Tensor(error) | Error::Model(distill_model::Error::Candle(error)) => {
+                explained(error, &self.device, "a forward and backward pass", remedy).into()
+            }
+            other => other,
+        }
     }
 }
 

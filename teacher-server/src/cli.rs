@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{
-    EstimatorSetting, Part, Precision, StateSetting, ValueCodingSetting, VramMode,
-};
+use distill_model::{ComputeDtype, DeviceChoice};
+
+use crate::config::{EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -42,9 +42,12 @@ pub struct InspectArgs {
     /// The teacher, a directory or a name on the hub: a sample is computed anew and compared with what is stored.
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Arithmetic of the teacher: `f32`, `bf16`, `f16` [default: f32 on the CPU].
+    /// Arithmetic of the teacher: `auto`, `f32`, `bf16`, `f16` [default: auto: f32 on the CPU, bf16 on a GPU].
     #[arg(long, value_name = "DTYPE")]
-    pub dtype: Option<Precision>,
+    pub dtype: Option<ComputeDtype>,
+    /// Where the teacher computes: `auto`, `cpu`, `cuda` or `cuda:N` [default: auto: a GPU where there is one].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Sequences of the sample, spread evenly.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub sample: usize,
@@ -68,6 +71,9 @@ pub struct VerifyArgs {
     /// Corpus files that the cache was made from.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Option<Vec<PathBuf>>,
+    /// Where the teacher computes: `auto`, `cpu`, `cuda` or `cuda:N` [default: auto: a GPU where there is one].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Threads for the arithmetic [default: one a core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -173,9 +179,15 @@ pub struct Settings {
     /// first one is 1, for losses on hidden states; losses on logit similarities cannot be had then.
     #[arg(long, value_name = "STATE")]
     pub state: Option<StateSetting>,
-    /// Arithmetic of the teacher: `f32`, `bf16`, `f16` [default: f32 on the CPU].
+    /// Arithmetic of the teacher: `auto`, `f32`, `bf16`, `f16` [default: auto: f32 on the CPU, bf16 on a GPU].
     #[arg(long, value_name = "DTYPE")]
-    pub dtype: Option<Precision>,
+    pub dtype: Option<ComputeDtype>,
+    /// Where the teacher computes: `auto`, `cpu`, `cuda` or `cuda:N` [default: auto: a GPU where there is one].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Bytes that the teacher's weights may take on the device [default: what is free there].
+    #[arg(long, value_name = "BYTES")]
+    pub memory_budget_bytes: Option<u64>,
     /// Address to listen on: HOST:PORT (port 0 takes a free one) or unix:PATH [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,

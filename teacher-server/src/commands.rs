@@ -39,6 +39,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<Outcome> {
         cache: args.cache.clone(),
         model: args.model.clone(),
         dtype: args.dtype.unwrap_or_default(),
+        device: args.device.unwrap_or_default(),
         sample: args.sample,
     })?;
     match args.json {
@@ -69,6 +70,7 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<Outcome> {
             model: args.model.clone(),
             corpus: args.corpus.clone(),
             cache: Some(args.cache.clone()),
+            device: args.device,
             threads: args.threads,
             json: Some(args.json),
             ..Settings::default()

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use candle_core::Device;
 use distill_proto::Fingerprint;
 
 /// What can go wrong between a corpus and a client.
@@ -241,6 +242,17 @@ impl Error {
     pub(crate) fn request(field: impl Into<String>, reason: impl Into<String>) -> Self {
         let (field, reason) = (field.into(), reason.into());
         Self::Request { field, reason }
+    }
+
+    /// An error of a forward pass, with what to do where the device had no room for it.
+    pub(crate) fn explained(self, device: &Device) -> Self {
+        let remedy = "lower --batch-size, --seq-len or --chunk-rows";
+        match self {
+            Self::Tensor(error) | Self::Model(distill_model::Error::Candle(error)) => {
+                distill_model::explained(error, device, "the teacher's forward pass", remedy).into()
+            }
+            other => other,
+        }
     }
 
     /// Whether asking again may help: a full disk can be emptied, NaN in a model stays.

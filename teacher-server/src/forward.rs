@@ -243,6 +243,14 @@ impl Teacher {
 
 impl Forward for Teacher {
     fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
+        let device = self.decoder.device();
+        self.computed(batch)
+            .map_err(|error| error.explained(device))
+    }
+}
+
+impl Teacher {
+    fn computed(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
         let states = self.target_states(batch)?;
         let selected = self.select(&states.last, batch)?;
         let mut end = 0;

@@ -5,19 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Device;
 use distill_hub::Wanted;
-use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights};
+use distill_model::{ComputeDtype, DeviceChoice, ModelConfig, Weights};
 use distill_proto::{Frame, FrameContext, StateKind, v1};
 use serde::Serialize;
 
 use crate::{
     Error, Result,
     cache::{Access, Cache, Sealed, Verdict},
-    config::{Config, Part, Precision},
+    config::{Config, Part},
     fidelity::Fidelity,
     forward::{Capture, Teacher},
-    load::located,
+    load::{load_decoder, located},
     precompute::{self, Outcome},
     production::Tokens,
     progress::{Progress, Words},
@@ -38,7 +37,9 @@ pub struct Question {
     /// Teacher to compute a sample anew with, for the fidelity.
     pub model: Option<PathBuf>,
     /// Its arithmetic.
-    pub dtype: Precision,
+    pub dtype: ComputeDtype,
+    /// Where it computes.
+    pub device: DeviceChoice,
     /// Sequences of the sample, spread evenly.
     pub sample: usize,
 }
@@ -108,7 +109,7 @@ pub fn inspect(question: &Question) -> Result<Report> {
     let fidelity = match &question.model {
         Some(model) => {
             let directory = located(model, Wanted::Model, &|| false)?;
-            Some(fidelity(&info, &directory, question.dtype, &sample)?)
+            Some(fidelity(&info, &directory, question, &sample)?)
         }
         None => None,
     };
@@ -204,7 +205,7 @@ fn covered_mass(sample: &[Frame]) -> f64 {
 fn fidelity(
     info: &v1::GetServerInfoResponse,
     model: &Path,
-    dtype: Precision,
+    question: &Question,
     sample: &[Frame],
 ) -> Result<Fidelity> {
     let weights = Weights::open(model)?;
@@ -218,13 +219,9 @@ fn fidelity(
             ),
         });
     }
-    let options = LoadOptions {
-        dtype: dtype.dtype(),
-        device: Device::Cpu,
-        base: Base::AsStored,
-        lora: None,
-    };
-    let decoder = Decoder::load(&ModelConfig::load(model)?, &weights, &options)?;
+    let device = question.device.open()?;
+    let config = ModelConfig::load(model)?;
+    let decoder = load_decoder(&config, &weights, question.dtype.on(&device), &device, None)?;
     let teacher = Teacher::new(decoder, info.effective_vocab_size, Capture::largest())?;
     let tokens = sample
         .iter()

@@ -8,9 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
-use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Nf4Matrix, Weights};
+use distill_model::{
+    Base, Decoder, LoadOptions, ModelConfig, Nf4Matrix, Weights, backend, check_weights_fit,
+};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
@@ -63,7 +65,9 @@ impl Engine {
         if let Some(cache) = &config.cache {
             return cached::load(config, cache, reporter, stopped);
         }
-        let mut opened = Opened::read(config, reporter, stopped)?;
+        let device = config.device.open()?;
+        let config = &config.on(&device);
+        let mut opened = Opened::read(config, device, reporter, stopped)?;
         let Beginning { plan, states, info } = opened.begin(config, reporter, stopped)?;
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let progress = Progress::new(plan.count(), plan.token_count());
@@ -96,8 +100,26 @@ pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) 
     }
 }
 
+/// Reads the weights onto `device`, where there is room for them: `budget_bytes`, or what is free.
+pub(crate) fn load_decoder(
+    model: &ModelConfig,
+    weights: &Weights,
+    dtype: DType,
+    device: &Device,
+    budget_bytes: Option<u64>,
+) -> Result<Decoder> {
+    let options = load_options(dtype, device);
+    let remedy = match dtype {
+        DType::F32 => "--dtype bf16 takes half of it; else use a 4-bit or a smaller teacher",
+        _ => "end what else holds memory there, or use a 4-bit or a smaller teacher",
+    };
+    check_weights_fit(model, weights, &options, budget_bytes, remedy)?;
+    Ok(Decoder::load(model, weights, &options)?)
+}
+
 /// What is known of a teacher and its corpus before any weight is in memory.
 struct Opened {
+    device: Device,
     tokenizer: TokenizerFiles,
     model: ModelConfig,
     corpus: Corpus,
@@ -151,7 +173,12 @@ impl Origin {
 }
 
 impl Opened {
-    fn read(config: &Config, reporter: &Reporter, stopped: &dyn Fn() -> bool) -> Result<Self> {
+    fn read(
+        config: &Config,
+        device: Device,
+        reporter: &Reporter,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Self> {
         let directory = located(&config.model, Wanted::Model, stopped)?;
         let tokenizer = TokenizerFiles::open(&directory)?;
         let model = ModelConfig::load(&directory)?;
@@ -172,9 +199,10 @@ impl Opened {
             tokenizer: tokenizer.fingerprint(),
             vocabulary: tokenizer.vocabulary_fingerprint(),
             vocab_size: tokenizer.size(),
-            backend: backend(&Device::Cpu),
+            backend: backend_and_build(&device)?,
         };
         Ok(Self {
+            device,
             tokenizer,
             model,
             corpus,
@@ -187,8 +215,13 @@ impl Opened {
     fn origin(&self, config: &Config) -> Result<Origin> {
         match config.vram_mode {
             VramMode::Resident => {
-                let (model, vocab_size) = (&self.model, self.tokenizer.size());
-                let teacher = load_teacher(config, model, &self.weights, vocab_size)?;
+                let teacher = load_teacher(
+                    config,
+                    &self.device,
+                    &self.model,
+                    &self.weights,
+                    self.tokenizer.size(),
+                )?;
                 Ok(Origin::Loaded(Box::new(teacher)))
             }
             VramMode::Swap => Ok(Origin::Swapped(Box::new(Swapped::new(config, self)?))),
@@ -201,7 +234,7 @@ impl Opened {
             Origin::Loaded(teacher) => Basis::new(teacher.head().clone()),
             Origin::Swapped(_) => {
                 // It is asked for while the device is lent, so it stays in host memory.
-                let options = load_options(config, Device::Cpu);
+                let options = load_options(config.dtype.on(&self.device), &Device::Cpu);
                 let head = Decoder::load_head(&self.model, &self.weights, &options)?;
                 Basis::new(head.narrow(0, 0, self.tokenizer.size() as usize)?)
             }
@@ -292,24 +325,25 @@ impl States {
 }
 
 /// How the teacher's weights are read.
-fn load_options(config: &Config, device: Device) -> LoadOptions {
+fn load_options(dtype: DType, device: &Device) -> LoadOptions {
     LoadOptions {
-        dtype: config.dtype.dtype(),
-        device,
+        dtype,
+        device: device.clone(),
         base: Base::AsStored,
         lora: None,
     }
 }
 
-/// Reads the weights.
+/// Reads the weights, to be used as the settings say.
 fn load_teacher(
     config: &Config,
+    device: &Device,
     model: &ModelConfig,
     weights: &Weights,
     vocab_size: u32,
 ) -> Result<Teacher> {
-    let options = load_options(config, Device::Cpu);
-    let decoder = Decoder::load(model, weights, &options)?;
+    let dtype = config.dtype.on(device);
+    let decoder = load_decoder(model, weights, dtype, device, config.memory_budget_bytes)?;
     Teacher::new(decoder, vocab_size, Capture::new(config))
 }
 
@@ -337,12 +371,12 @@ fn parameter_count(weights: &Weights) -> Result<u64> {
 }
 
 /// Bytes are promised equal for the same of these only.
-fn backend(device: &Device) -> String {
-    let place = if device.is_cpu() { "cpu" } else { "cuda" };
-    format!(
-        "{place} candle-0.11 teacher-server-{}",
+fn backend_and_build(device: &Device) -> Result<String> {
+    Ok(format!(
+        "{} candle-0.11 teacher-server-{}",
+        backend(device)?,
         env!("CARGO_PKG_VERSION")
-    )
+    ))
 }
 
 fn server_info(

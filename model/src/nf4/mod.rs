@@ -142,6 +142,13 @@ impl Nf4Matrix {
     }
 }
 
+/// Bytes of `elements` weights in double-quantised NF4: half a byte each, a byte of absmax for a block, and for so many of
+/// those an f32.
+pub fn double_quantized_bytes(elements: u64) -> u64 {
+    let blocks = elements.div_ceil(BLOCK_SIZE as u64);
+    elements.div_ceil(2) + blocks + 4 * blocks.div_ceil(NESTED_BLOCK_SIZE as u64)
+}
+
 impl NestedScales {
     /// Product and sum are rounded separately, as bitsandbytes does; a fused multiply-add would differ.
     fn scale(&self, block: usize) -> f32 {

@@ -42,6 +42,21 @@ impl Nf4Matrix {
         weights.names().any(is_state)
     }
 
+    /// Bytes that the stored matrix `name` takes: its codes and their scales.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing.
+    pub fn stored_bytes(weights: &Weights, name: &str) -> Result<u64> {
+        let mut bytes = weights.raw(name)?.2.len();
+        for scales in ["absmax", "nested_absmax"] {
+            let scales = format!("{name}.{scales}");
+            if weights.contains(&scales) {
+                bytes += weights.raw(&scales)?.2.len();
+            }
+        }
+        Ok(bytes as u64)
+    }
+
     /// Reads the matrix `name`, such as `model.layers.0.mlp.up_proj.weight`.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ pub mod resolve;
 pub mod settings;
 mod train;
 
+pub use distill_model::ComputeDtype;
 pub use distill_text::nearest;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
-pub use train::{BestMetric, ComputeDtype, Quantize, TrainConfig, Tune};
+pub use train::{BestMetric, Quantize, TrainConfig, Tune};

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::DType;
-use distill_model::LORA_TARGETS;
+use distill_model::{ComputeDtype, LORA_TARGETS};
 use distill_text::limits::SEQ_LEN_MIN;
 use serde::{Deserialize, Serialize};
 
@@ -27,32 +26,6 @@ pub enum Quantize {
     Nf4,
     /// As stored, frozen.
     None,
-}
-
-/// The type that activations and frozen weights are computed in; adapters are always f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ComputeDtype {
-    /// f32 on the CPU, bf16 on a GPU.
-    #[default]
-    Auto,
-    /// Single precision.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// Half precision.
-    F16,
-}
-
-impl ComputeDtype {
-    /// The type that weights are saved in: f32 unless another one is named.
-    pub fn for_files(self) -> DType {
-        match self {
-            Self::Auto | Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
 }
 
 /// What is trained.
@@ -110,6 +83,8 @@ settings! {
         dtype: ComputeDtype = ComputeDtype::Auto,
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned(),
+        /// Bytes that the student's weights may take on the device; unset: what is free there.
+        memory_budget_bytes: Option<u64> = None,
         /// Run directory to create.
         out: PathBuf = PathBuf::new(),
 

@@ -3,7 +3,7 @@
 //! Weights, adapters and optimiser are exact. Activations count the tensors that the layers keep for their backward
 //! pass; what no formula gives (CUDA contexts, the allocator's slack) is a named constant.
 
-use distill_model::ModelConfig;
+use distill_model::{ModelConfig, double_quantized_bytes};
 
 use crate::optimizer::OptimizerKind;
 
@@ -109,13 +109,6 @@ pub fn parameters(model: &ModelConfig) -> u64 {
     linear_parameters(model) + embedding_parameters(model) + small_parameters(model)
 }
 
-/// Bytes of `parameters` weights in double-quantised NF4: half a byte each, a byte of absmax for 64, and for 256 of
-/// those an f32 (bitsandbytes' block sizes).
-pub fn nf4_bytes(parameters: u64) -> u64 {
-    let blocks = parameters.div_ceil(64);
-    parameters.div_ceil(2) + blocks + 4 * blocks.div_ceil(256)
-}
-
 /// Parameters of LoRA adapters on every linear: r (in + out) each.
 pub fn lora_parameters(model: &ModelConfig, rank: u64) -> u64 {
     let layer: u64 = linears(model)
@@ -192,7 +185,7 @@ pub fn parts(teacher: &ModelConfig, student: &ModelConfig, workload: &Workload) 
             TEACHER_CHUNK_ROWS * teacher.vocab_size as u64 * 4,
         ),
         match workload.student_base {
-            StudentBase::Nf4 => part("linears, NF4", "student", nf4_bytes(frozen)),
+            StudentBase::Nf4 => part("linears, NF4", "student", double_quantized_bytes(frozen)),
             StudentBase::Dense => {
                 part("linears, dense", "student", frozen * workload.student_bytes)
             }

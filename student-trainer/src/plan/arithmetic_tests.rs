@@ -61,7 +61,10 @@ fn weights_are_as_designed() {
     assert_eq!(parameters(&qwen_7b()), 7_615_616_512);
     assert_eq!(parameters(&qwen_1_5b()), 1_543_714_304);
     assert_gib(2 * parameters(&qwen_7b()), 14.19);
-    assert_gib(nf4_bytes(linear_parameters(&qwen_1_5b())), 0.63);
+    assert_gib(
+        double_quantized_bytes(linear_parameters(&qwen_1_5b())),
+        0.63,
+    );
     assert_gib(2 * embedding_parameters(&qwen_1_5b()), 0.43);
 }
 

@@ -114,7 +114,7 @@ fn train(
 ) -> Result<Summary> {
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
     let checkpoint = checkpoints.latest()?;
-    let place = Place::choose(&config.device, config.dtype)?;
+    let place = Place::choose(&config.device, config.dtype)?.within(config.memory_budget_bytes);
     let files = StudentFiles::find(&config.student, shutdown)?;
     let runtime = client::runtime()?;
     let agreement = runtime.block_on(agree(config, &files, shutdown))?;

@@ -228,7 +228,8 @@ fn stay(
         handover,
         tuned,
     };
-    match trainer.train(setting.shutdown)? {
+    let pause = trainer.train(setting.shutdown);
+    match pause.map_err(|error| place.explained(error))? {
         Pause::GiveBack => Ok(Left::Carrying(Carried::of(trainer.files()?)?)),
         Pause::Over => {
             let (tuned, keeper) = (&trainer.tuned, &*trainer.keeper);

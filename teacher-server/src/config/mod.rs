@@ -9,6 +9,8 @@ mod values;
 
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
+use candle_core::Device;
+use distill_model::{ComputeDtype, DeviceChoice};
 use distill_proto::{
     Estimator,
     limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX},
@@ -27,7 +29,7 @@ use crate::{
 pub use address::BindAddress;
 pub use part::Part;
 pub use state::StateSetting;
-pub use values::{EstimatorSetting, Precision, ValueCodingSetting, VramMode};
+pub use values::{EstimatorSetting, ValueCodingSetting, VramMode};
 
 /// Sequences in one forward pass.
 pub const BATCH_SIZE_MAX: usize = 4096;
@@ -80,7 +82,11 @@ pub struct Config {
     /// Whether, of which layer and how hidden states are sent along.
     pub state: StateSetting,
     /// Arithmetic of the teacher.
-    pub dtype: Precision,
+    pub dtype: ComputeDtype,
+    /// Where the teacher computes.
+    pub device: DeviceChoice,
+    /// What weights may take on the device; absent: what is free there.
+    pub memory_budget_bytes: Option<u64>,
     /// Where to listen.
     pub bind: BindAddress,
     /// File with the bearer token.
@@ -161,6 +167,8 @@ impl Config {
             value_coding: settings.value_coding.unwrap_or_default(),
             state: settings.state.unwrap_or_default(),
             dtype: settings.dtype.unwrap_or_default(),
+            device: settings.device.unwrap_or_default(),
+            memory_budget_bytes: settings.memory_budget_bytes,
             bind: BindAddress::parse(bind)?,
             token_file: settings.token_file,
             tls_cert: settings.tls_cert,
@@ -208,6 +216,15 @@ impl Config {
             return Err(refuse("port-file", "a unix socket has no port"));
         }
         Ok(())
+    }
+
+    /// These settings with what an automatic arithmetic is on `device`.
+    #[must_use]
+    pub fn on(&self, device: &Device) -> Self {
+        Self {
+            dtype: self.dtype.resolved(device),
+            ..self.clone()
+        }
     }
 
     /// Whether a model was named; a complete cache is served without one.

@@ -1,9 +1,10 @@
 //! Provides presets: names for settings that go together. File and flags win over them.
 
+use distill_model::ComputeDtype;
 use distill_proto::Estimator;
 use distill_text::nearest;
 
-use super::{EstimatorSetting, Precision, refuse};
+use super::{EstimatorSetting, refuse};
 use crate::{Result, cli::Settings};
 
 /// Names of all presets.
@@ -19,7 +20,7 @@ pub(super) fn preset(name: &str) -> Result<Settings> {
         "reference-24gb" => Ok(Settings {
             seq_len: Some(512),
             batch_size: Some(1),
-            dtype: Some(Precision::Bf16),
+            dtype: Some(ComputeDtype::Bf16),
             estimator: Some(EstimatorSetting(Estimator::HeadSampled)),
             top_k: Some(8),
             draws: Some(16),

@@ -1,6 +1,8 @@
 use std::io::Write;
 
+use candle_core::Device;
 use clap::Parser;
+use distill_model::{ComputeDtype, DeviceChoice};
 use distill_proto::{StateCoding, ValueCoding};
 
 use super::*;
@@ -132,6 +134,21 @@ fn a_reachable_address_needs_token_and_tls() {
 }
 
 #[test]
+fn the_arithmetic_follows_the_device_unless_it_is_named() {
+    let base = ["--model", "m", "--corpus", "a"];
+    let with = |more: &[&str]| serve(&[&base[..], more].concat()).unwrap();
+    let config = with(&[]);
+    assert_eq!(config.device, DeviceChoice::Auto);
+    assert_eq!(config.on(&Device::Cpu).dtype, ComputeDtype::F32);
+    let config = with(&["--device", "cuda:1", "--dtype", "bf16"]);
+    assert_eq!(config.device, DeviceChoice::Cuda(1));
+    assert_eq!(config.on(&Device::Cpu).dtype, ComputeDtype::Bf16);
+    let flags = ["teacher-server", "serve", "--device", "gpu"];
+    let refused = Args::try_parse_from(flags).unwrap_err().to_string();
+    assert!(refused.contains("cuda:N"), "{refused}");
+}
+
+#[test]
 fn senseless_numbers_are_refused_by_name() {
     let base = ["--model", "m", "--corpus", "a"];
     for (flag, value) in [
@@ -170,7 +187,7 @@ fn file_and_flags_win_over_a_preset_and_the_print_shows_what_came_of_it() {
     let path = file.path().to_str().unwrap();
     let config = serve(&["--config", path, "--top-k", "4"]).unwrap();
     assert_eq!((config.top_k, config.draws, config.seq_len), (4, 32, 512));
-    assert_eq!(config.dtype, Precision::Bf16);
+    assert_eq!(config.dtype, ComputeDtype::Bf16);
     let printed = config.to_toml().unwrap();
     assert!(printed.contains("dtype = \"bf16\"") && !printed.contains("preset"));
     let error = serve(&["--preset", "reference"]).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Provides the settings that are written as words: value coding, estimator, precision, the sharing of the device.
+//! Provides the settings that are written as words: value coding, estimator, the sharing of the device.
 
 use std::{fmt, str::FromStr};
 
@@ -78,53 +78,6 @@ impl fmt::Display for EstimatorSetting {
     }
 }
 
-/// Arithmetic of the teacher's layers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Precision {
-    /// 32 bits: the reference, and the fastest on a CPU.
-    #[default]
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-}
-
-impl Precision {
-    /// candle's name for it.
-    pub fn dtype(self) -> candle_core::DType {
-        match self {
-            Self::F32 => candle_core::DType::F32,
-            Self::Bf16 => candle_core::DType::BF16,
-            Self::F16 => candle_core::DType::F16,
-        }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            _ => Err(format!("`{text}` is none of `f32`, `bf16`, `f16`")),
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 /// How the device is shared with trainers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -180,7 +133,7 @@ macro_rules! serde_as_words {
     )*};
 }
 pub(super) use serde_as_words;
-serde_as_words!(ValueCodingSetting, EstimatorSetting, Precision, VramMode);
+serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode);
 
 #[cfg(test)]
 mod tests {

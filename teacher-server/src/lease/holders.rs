@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use distill_model::DeviceMemory;
 use distill_proto::v1::{Granted, HoldDeviceResponse, Yield, hold_device_response};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -182,15 +183,15 @@ impl Lease {
     }
 
     /// The device has no room for the teacher. True where that has been so for too long, for the first time.
-    pub fn no_room(&mut self, needed_bytes: u64, free_bytes: u64, total_bytes: u64) -> bool {
+    pub fn no_room(&mut self, needed_bytes: u64, memory: DeviceMemory) -> bool {
         let patient = self.since.elapsed() < self.options.room_patience;
         if patient || self.trouble.is_some() {
             return false;
         }
         self.trouble = Some(Arc::new(Error::NoRoom {
             needed_bytes,
-            free_bytes,
-            total_bytes,
+            free_bytes: memory.free_bytes,
+            total_bytes: memory.total_bytes,
         }));
         true
     }

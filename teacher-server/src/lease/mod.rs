@@ -23,4 +23,4 @@ mod memory;
 
 pub use holders::{HOLDER_CHARS_MAX, HOLDERS_MAX, Lease, LeaseOptions, Messages};
 pub use machine::{Action, Device, Event, Machine, Task};
-pub use memory::{DeviceMemory, HostMemory};
+pub use memory::{FreeMemory, MemoryOf};

@@ -47,7 +47,9 @@ pub(super) fn load(
     if !config.has_model() {
         return without_model(config, path, reporter);
     }
-    let mut opened = Opened::read(config, reporter, stopped)?;
+    let device = config.device.open()?;
+    let config = &config.on(&device);
+    let mut opened = Opened::read(config, device, reporter, stopped)?;
     match Cache::open(path, Access::Write)? {
         Some(mut cache) => {
             if config.any_backend {

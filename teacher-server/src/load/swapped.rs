@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use distill_model::{ModelConfig, Nf4Matrix, Weights};
+use candle_core::{Device, Tensor};
+use distill_model::{ModelConfig, Weights, weight_bytes};
 
-use super::{Opened, load_teacher};
+use super::{Opened, load_options, load_teacher};
 use crate::{
     Result,
     config::Config,
     forward::{Capture, Teacher},
-    lease::HostMemory,
+    lease::MemoryOf,
     production::{Forward, Reload, Swap},
 };
 
@@ -23,9 +23,11 @@ const LOGIT_COPIES: u64 = 2;
 /// What it takes to bring the teacher to the device.
 pub(super) struct Swapped {
     config: Config,
+    device: Device,
     model: ModelConfig,
     weights: Arc<Weights>,
     vocab_size: u32,
+    device_bytes: u64,
     projection: Option<Tensor>,
 }
 
@@ -33,15 +35,21 @@ impl Swapped {
     /// Checks what can be checked without the weights.
     ///
     /// # Errors
-    /// As [`Capture::check`].
+    /// As [`Capture::check`], or as reading the tensors that are stored in four bits.
     pub fn new(config: &Config, opened: &Opened) -> Result<Self> {
         let vocab_size = opened.tokenizer.size();
-        Capture::new(config).check(&opened.model, vocab_size)?;
+        let (device, model, weights) = (&opened.device, &opened.model, &opened.weights);
+        Capture::new(config).check(model, vocab_size)?;
+        let options = load_options(config.dtype.on(device), device);
+        let logits = config.chunk_rows as u64 * u64::from(vocab_size) * 4;
+        let beside_weights = LOGIT_COPIES * logits + WORKING_BYTES;
         Ok(Self {
             config: config.clone(),
-            model: opened.model.clone(),
-            weights: opened.weights.clone(),
+            device: device.clone(),
+            model: model.clone(),
+            weights: weights.clone(),
             vocab_size,
+            device_bytes: weight_bytes(model, weights, &options)? + beside_weights,
             projection: None,
         })
     }
@@ -57,13 +65,19 @@ impl Swapped {
     /// As production takes it.
     pub fn into_swap(self) -> Swap {
         Swap {
+            memory: Box::new(MemoryOf(self.device.clone())),
             source: Box::new(self),
-            memory: Box::new(HostMemory),
         }
     }
 
     fn teacher(&self) -> Result<Teacher> {
-        let teacher = load_teacher(&self.config, &self.model, &self.weights, self.vocab_size)?;
+        let teacher = load_teacher(
+            &self.config,
+            &self.device,
+            &self.model,
+            &self.weights,
+            self.vocab_size,
+        )?;
         Ok(match &self.projection {
             Some(projection) => teacher.with_projection(projection.clone()),
             None => teacher,
@@ -73,26 +87,14 @@ impl Swapped {
 
 impl Reload for Swapped {
     fn device_bytes(&self) -> u64 {
-        let element = self.config.dtype.dtype().size_in_bytes();
-        let logits = self.config.chunk_rows as u64 * u64::from(self.vocab_size) * 4;
-        weight_bytes(&self.weights, element) + LOGIT_COPIES * logits + WORKING_BYTES
+        self.device_bytes
     }
 
     fn load(&self) -> Result<Box<dyn Forward>> {
         Ok(Box::new(self.teacher()?))
     }
-}
 
-/// Bytes of the weights in memory: floats in the teacher's type, what is packed as it is stored.
-fn weight_bytes(weights: &Weights, element: usize) -> u64 {
-    let bytes = weights.names().filter_map(|name| {
-        let (_, shape, stored) = weights.raw(name).ok()?;
-        let is_packed = Nf4Matrix::is_stored(weights, name);
-        let is_float = !is_packed && (name.ends_with(".weight") || name.ends_with(".bias"));
-        Some(match is_float {
-            true => shape.iter().product::<usize>() * element,
-            false => stored.len(),
-        })
-    });
-    bytes.sum::<usize>() as u64
+    fn settle(&self) -> Result<()> {
+        Ok(self.device.synchronize()?)
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{Forward, Shared, State, threads::Work};
 use crate::{
     Error, Result,
-    lease::{DeviceMemory, Lease, Task},
+    lease::{FreeMemory, Lease, Task},
 };
 
 /// Between two looks at the device's memory.
@@ -25,6 +25,12 @@ pub trait Reload: Send {
     /// # Errors
     /// What the model says.
     fn load(&self) -> Result<Box<dyn Forward>>;
+
+    /// Waits until the device has taken back what the teacher had, after it was dropped.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn settle(&self) -> Result<()>;
 }
 
 /// A teacher that is on the device in its turns only.
@@ -32,7 +38,7 @@ pub struct Swap {
     /// Where it comes from.
     pub source: Box<dyn Reload>,
     /// Whether it can come.
-    pub memory: Box<dyn DeviceMemory>,
+    pub memory: Box<dyn FreeMemory>,
 }
 
 impl Swap {
@@ -64,6 +70,9 @@ impl Swap {
             }
             Task::Free => {
                 *teacher = None;
+                if let Err(error) = self.source.settle() {
+                    tracing::warn!("the device may not have taken its memory back: {error}");
+                }
                 with_lease(shared, Lease::freed);
             }
             Task::Work => {}
@@ -74,22 +83,18 @@ impl Swap {
     /// Looks once; comes back after a while, or earlier where something happens meanwhile.
     fn look_for_room(&self, shared: &Shared) {
         let needed = self.source.device_bytes();
-        let (free, total) = match self.memory.free_and_total() {
-            Ok(Some(memory)) => memory,
-            // Only a try can tell.
-            Ok(None) => (u64::MAX, u64::MAX),
-            Err(error) => {
-                tracing::warn!("the device does not say how much memory is free: {error}");
-                (u64::MAX, u64::MAX)
-            }
-        };
-        if free >= needed {
+        let memory = self.memory.look().unwrap_or_else(|error| {
+            tracing::warn!("the device does not say how much memory is free: {error}");
+            None
+        });
+        // Where nothing is known only a try can tell.
+        let Some(memory) = memory.filter(|memory| memory.free_bytes < needed) else {
             with_lease(shared, Lease::room);
             return;
-        }
+        };
         let mut state = shared.state();
         let lease = state.lease.as_mut();
-        if lease.is_some_and(|lease| lease.no_room(needed, free, total)) {
+        if lease.is_some_and(|lease| lease.no_room(needed, memory)) {
             let trouble = state.lease.as_ref().and_then(Lease::trouble);
             drop(state);
             if let Some(trouble) = trouble {

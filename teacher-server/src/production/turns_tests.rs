@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use distill_model::DeviceMemory;
 use distill_proto::{
     Rows,
     v1::{HoldDeviceResponse, hold_device_response::Event},
@@ -67,13 +68,20 @@ impl Reload for Source {
         self.1.alone();
         Ok(Box::new(OnCard(self.0.clone(), self.1.clone())))
     }
+
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 struct CardMemory(Arc<Card>);
 
-impl DeviceMemory for CardMemory {
-    fn free_and_total(&self) -> Result<Option<(u64, u64)>> {
-        Ok(Some((self.0.free_bytes.load(Ordering::SeqCst), 24 << 30)))
+impl FreeMemory for CardMemory {
+    fn look(&self) -> Result<Option<DeviceMemory>> {
+        Ok(Some(DeviceMemory {
+            free_bytes: self.0.free_bytes.load(Ordering::SeqCst),
+            total_bytes: 24 << 30,
+        }))
     }
 }
 

@@ -50,6 +50,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Loading => (Code::Unavailable, "LOADING"),
         Error::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
         Error::Io { .. } => (Code::ResourceExhausted, "STORAGE"),
+        Error::Model(distill_model::Error::OutOfMemory { .. }) => {
+            (Code::ResourceExhausted, "OUT_OF_MEMORY")
+        }
         Error::NotFinite { .. } => (Code::DataLoss, "NOT_FINITE"),
         Error::StateOverflow { .. } => (Code::DataLoss, "STATE_OVERFLOW"),
         Error::Production(inner) => classify(inner),
@@ -107,10 +110,14 @@ fn metadata(error: &Error) -> HashMap<String, String> {
 }
 
 fn hides(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
-    )
+    match error {
+        // What was free and which setting lowers the need is for whoever started both.
+        Error::Model(distill_model::Error::OutOfMemory { .. }) => false,
+        _ => matches!(
+            error,
+            Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
+        ),
+    }
 }
 
 fn hidden(error: &Error) -> String {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 
 use crate::{
-    harness::{Listen, text, trainer_refuses},
+    harness::{Listen, teacher_refuses, text, trainer_refuses},
     pipeline::{Setup, another_vocabulary, path_text},
 };
 
@@ -72,6 +72,59 @@ fn an_open_bind_without_token_and_tls_is_refused() -> Result<()> {
     let said = text(&output);
     assert!(
         !output.status.success() && said.contains("--token-file"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn weights_beyond_the_memory_budget_are_refused_with_need_room_and_remedy() -> Result<()> {
+    let setup = Setup::new()?;
+    let budget = ["--memory-budget-bytes", "1000"];
+    let flags = ["serve", "--bind", "127.0.0.1:0", "--model"];
+    let model = [
+        path_text(setup.teacher.path()),
+        "--corpus",
+        path_text(&setup.corpus),
+    ];
+    let said = teacher_refuses(&[&flags[..], &model, &budget].concat());
+    for part in ["needs", "the memory budget is 1000 bytes", "--dtype bf16"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("run");
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &budget));
+    for part in ["needs", "the memory budget is 1000 bytes", "--dtype bf16"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!out.join("adapter").exists());
+    Ok(())
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_before_anything_is_read() -> Result<()> {
+    let setup = Setup::new()?;
+    let flags = [
+        "serve",
+        "--bind",
+        "127.0.0.1:0",
+        "--model",
+        path_text(setup.teacher.path()),
+    ];
+    let said = teacher_refuses(
+        &[
+            &flags[..],
+            &[
+                "--corpus",
+                path_text(&setup.corpus),
+                "--device",
+                "cuda:9999",
+            ],
+        ]
+        .concat(),
+    );
+    assert!(
+        said.contains("device 9999") && said.contains("--device cpu"),
         "{said}"
     );
     Ok(())

@@ -6,7 +6,6 @@ mod fixtures_models;
 mod fixtures_text;
 mod harness;
 mod hub;
-mod lease;
 mod pipeline;
 mod quickstart;
 mod refusals;

@@ -38,7 +38,7 @@ pub struct StepMetrics {
     /// Seconds from being asked for the device to having left it, where it was given back before this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release_seconds: Option<f64>,
-    /// Seconds from then, or from the start, to having the student on the device again.
+    /// Seconds from then to having the student on the device again, the teacher's turn among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquire_seconds: Option<f64>,
     /// Most solver iterations of one sequence; none without transport.

@@ -76,7 +76,7 @@ pub(super) struct Host<'a> {
 /// What a change of hands took.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Handover {
-    /// From being asked to having left; none at the first stay.
+    /// From being asked to having left; none where nobody asked.
     pub release_seconds: Option<f64>,
     /// From then to being back.
     pub acquire_seconds: f64,

@@ -74,6 +74,23 @@ impl Decoder {
         })
     }
 
+    /// The head alone: what [`head_matrix`](Self::head_matrix) gives of a decoder that is loaded with the same options.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_head(
+        config: &ModelConfig,
+        weights: &Weights,
+        options: &LoadOptions,
+    ) -> Result<TokenMatrix> {
+        let name = match config.tie_word_embeddings {
+            true => EMBEDDING,
+            false => HEAD,
+        };
+        let rows = [config.vocab_size, config.hidden_size];
+        TokenMatrix::load(weights, name, &rows, options, &options.device)
+    }
+
     /// The shape of this decoder.
     pub fn config(&self) -> &ModelConfig {
         &self.config

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use distill_model::{ComputeDtype, DeviceChoice};
 
-use crate::config::{EstimatorSetting, Part, StateSetting, ValueCodingSetting};
+use crate::config::{EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -206,6 +206,21 @@ pub struct Settings {
     /// Sequences that the teacher may be ahead of the fastest reader [default: 32].
     #[arg(long, value_name = "N")]
     pub queue: Option<usize>,
+    /// How the device is shared with trainers: `resident`, `swap` [default: resident].
+    ///
+    /// `resident`: the teacher stays in memory, beside the student. `swap`: they take turns, for long sequences, bigger batches
+    /// or smaller cards: the teacher computes a window of sequences, leaves, and comes back when the trainers need more. A
+    /// complete cache needs no teacher in either. `precompute` is always resident.
+    #[arg(long, value_name = "MODE")]
+    pub vram_mode: Option<VramMode>,
+    /// Sequences that the teacher computes in one turn of `--vram-mode swap` for each trainer that needs some
+    /// [default: 1024].
+    #[arg(long, value_name = "N")]
+    pub window: Option<usize>,
+    /// Seconds that a trainer gets to finish its step and leave the device before others are told that it hangs; it has to be
+    /// longer than a step takes [default: 120].
+    #[arg(long, value_name = "SECONDS")]
+    pub yield_timeout_s: Option<u64>,
     /// Rows of logits that exist at a time: this many times the vocabulary times 4 bytes [default: 128].
     #[arg(long, value_name = "ROWS")]
     pub chunk_rows: Option<usize>,

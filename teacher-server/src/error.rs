@@ -149,6 +149,41 @@ pub enum Error {
         "this server serves a cache and has no model in memory; give it --model and --corpus to compute or score sequences"
     )]
     NoModel,
+    /// The teacher was needed at once while a trainer has the device.
+    #[error(
+        "the device is lent to {holder}, so the teacher is not in memory; release it (free it, then ReleaseDevice), ask again, and take it back with HoldDevice"
+    )]
+    DeviceHeld {
+        /// What the trainer calls itself.
+        holder: String,
+    },
+    /// A trainer that counts on a lease which is over.
+    #[error(
+        "the lease of this epoch is over, and the device has been used since; free what is on it and ask anew, without an epoch"
+    )]
+    StaleEpoch,
+    /// A trainer that was asked for the device and keeps it.
+    #[error(
+        "{holder} has the device and has not yielded for {seconds} s since it was asked to; it is not taken away from a trainer whose connection lives: let it go on, or end it; --yield-timeout-s waits longer"
+    )]
+    HolderHung {
+        /// What the trainer calls itself.
+        holder: String,
+        /// How long others were patient.
+        seconds: u64,
+    },
+    /// The device stays too full for the teacher.
+    #[error(
+        "the teacher needs {} of the device's memory and {} of {} are free, though no trainer has the lease; end what else uses it, or lower the need with a smaller --dtype, a 4-bit checkpoint, --batch-size or --chunk-rows", gib(*needed_bytes), gib(*free_bytes), gib(*total_bytes)
+    )]
+    NoRoom {
+        /// What the teacher takes.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+        /// What the device has.
+        total_bytes: u64,
+    },
     /// Something about a cache that the user has to decide.
     #[error("cache {}: {reason}", path.display())]
     Cache {
@@ -171,9 +206,11 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// Part of a later version.
-    #[error("{0}")]
-    Unimplemented(&'static str),
+    /// The device was asked for where it is not lent.
+    #[error(
+        "this server has no device to lend: its model stays in memory, or it serves a cache without one; train without HoldDevice, or start it with --vram-mode swap"
+    )]
+    NothingToLend,
     /// The weights are not in yet.
     #[error("the teacher is still loading; wait until the health service says SERVING")]
     Loading,
@@ -226,6 +263,10 @@ impl Error {
             _ => false,
         }
     }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 fn hint(source: &io::Error) -> &'static str {

@@ -13,7 +13,7 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use distill_model::{Decoder, TokenMatrix};
+use distill_model::{Decoder, ModelConfig, TokenMatrix};
 use distill_proto::{Rows, State};
 
 use crate::{
@@ -67,6 +67,28 @@ impl Capture {
         }
     }
 
+    /// Refuses what a model of this shape cannot give, before its weights are in memory.
+    ///
+    /// # Errors
+    /// `Mismatch` where the tokenizer knows more ids than the head has rows; `Config` where K is larger than the vocabulary,
+    /// or the model has no such layer or too few dimensions for the state.
+    pub fn check(&self, model: &ModelConfig, vocab_size: u32) -> Result<()> {
+        let head_rows = model.vocab_size;
+        if vocab_size as usize > head_rows {
+            return Err(Error::Mismatch(format!(
+                "the tokenizer knows {vocab_size} ids but the model's head has {head_rows} rows; tokenizer.json and the weights belong to different models"
+            )));
+        }
+        let kept = self.keep.head();
+        if kept > vocab_size as usize {
+            return Err(Error::Config {
+                key: "top-k",
+                reason: format!("{kept} is more than the vocabulary of {vocab_size}"),
+            });
+        }
+        states::check(self.state, model)
+    }
+
     /// From the settings.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -88,23 +110,9 @@ impl Teacher {
     /// Cuts the head of `decoder` to `vocab_size` rows.
     ///
     /// # Errors
-    /// `Mismatch` where the tokenizer knows more ids than the head has rows; `Config` where K is larger than the vocabulary,
-    /// or the model has no such layer or too few dimensions for the state.
+    /// As [`Capture::check`].
     pub fn new(decoder: Decoder, vocab_size: u32, capture: Capture) -> Result<Self> {
-        let head_rows = decoder.head_matrix().rows();
-        if vocab_size as usize > head_rows {
-            return Err(Error::Mismatch(format!(
-                "the tokenizer knows {vocab_size} ids but the model's head has {head_rows} rows; tokenizer.json and the weights belong to different models"
-            )));
-        }
-        let kept = capture.keep.head();
-        if kept > vocab_size as usize {
-            return Err(Error::Config {
-                key: "top-k",
-                reason: format!("{kept} is more than the vocabulary of {vocab_size}"),
-            });
-        }
-        states::check(capture.state, decoder.config())?;
+        capture.check(decoder.config(), vocab_size)?;
         let head = decoder.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {
             decoder,
@@ -121,11 +129,6 @@ impl Teacher {
             projection: Some(projection),
             ..self
         }
-    }
-
-    /// Takes a hidden state to its coordinates in a sketch, `[D, R]` f32; `None` without one.
-    pub fn projection(&self) -> Option<&Tensor> {
-        self.projection.as_ref()
     }
 
     /// Memory that the weights take.

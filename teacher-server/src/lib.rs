@@ -8,8 +8,9 @@
  corpus ──> plan ──> production ──> forward ──> selection ──> frames ──> store ──> service ──┴──> gRPC
             order,   what readers   hidden,     top-k, draws, encode     spool     streams,
             batches  need next      head chunks statistics               file      basis, scores
-                                    ^
-                                    └─ basis, sketch: coordinates of the logits, and the matrix that reads them
+                     ^              ^
+                     │              └─ basis, sketch: coordinates of the logits, and the matrix that reads them
+                     └─ lease: whose turn the device is, where teacher and trainers share one
 ```
 
 The teacher runs on a thread of its own, only as far ahead of its readers as the queue allows; whatever it has computed
@@ -34,6 +35,7 @@ pub mod store;
 
 pub mod cache;
 
+pub mod lease;
 pub mod production;
 
 pub mod load;

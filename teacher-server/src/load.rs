@@ -2,13 +2,14 @@
 
 mod cached;
 mod files;
+mod swapped;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
@@ -18,16 +19,18 @@ use crate::{
     Error, Result,
     basis::Basis,
     cache::{Cache, projection_digest},
-    config::{Config, StateSetting},
+    config::{Config, StateSetting, VramMode},
     forward::{Capture, Teacher},
+    lease::Lease,
     load::files::TeacherFiles,
     plan::{self, Identity, Plan},
     production::Production,
     progress::Progress,
     report::Reporter,
     sketch::{Sketch, Summary},
-    store::Spool,
+    store::{BlockStore, Spool},
 };
+use swapped::Swapped;
 
 /// Everything behind the service once the weights are in.
 pub struct Engine {
@@ -69,14 +72,11 @@ impl Engine {
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let progress = Progress::new(plan.count(), plan.token_count());
         let plan = Arc::new(plan);
+        let store = Box::new(store);
         Ok(Self {
-            production: Production::start(
-                Box::new(states.teacher),
-                plan.clone(),
-                Box::new(store),
-                config.queue,
-                progress,
-            )?,
+            production: states
+                .origin
+                .start(config, *reporter, plan.clone(), store, progress)?,
             plan,
             basis: states.basis.map(Arc::new),
             info,
@@ -108,12 +108,7 @@ pub(crate) fn load_decoder(
     device: &Device,
     budget_bytes: Option<u64>,
 ) -> Result<Decoder> {
-    let options = LoadOptions {
-        dtype,
-        device: device.clone(),
-        base: Base::AsStored,
-        lora: None,
-    };
+    let options = load_options(dtype, device);
     let remedy = match dtype {
         DType::F32 => "--dtype bf16 takes half of it; else use a 4-bit or a smaller teacher",
         _ => "end what else holds memory there, or use a 4-bit or a smaller teacher",
@@ -128,8 +123,61 @@ struct Opened {
     tokenizer: TokenizerFiles,
     model: ModelConfig,
     corpus: Corpus,
-    weights: Weights,
+    weights: Arc<Weights>,
     identity: Identity,
+}
+
+/// Where a teacher comes from when frames are computed.
+enum Origin {
+    /// It is in memory.
+    Loaded(Box<Teacher>),
+    /// It is brought to the device in its turns.
+    Swapped(Box<Swapped>),
+}
+
+impl Origin {
+    /// Keeps the coordinates `h projection` of every hidden state.
+    fn with_projection(self, projection: Tensor) -> Self {
+        match self {
+            Self::Loaded(teacher) => Self::Loaded(Box::new(teacher.with_projection(projection))),
+            Self::Swapped(swapped) => Self::Swapped(Box::new(swapped.with_projection(projection))),
+        }
+    }
+
+    /// Memory that the weights take on the device.
+    fn weight_bytes(&self) -> u64 {
+        match self {
+            Self::Loaded(teacher) => teacher.weight_bytes() as u64,
+            Self::Swapped(swapped) => swapped.weight_bytes(),
+        }
+    }
+
+    /// What the handshake calls it.
+    fn vram_mode(&self) -> v1::VramMode {
+        match self {
+            Self::Loaded(_) => v1::VramMode::Resident,
+            Self::Swapped(_) => v1::VramMode::Swap,
+        }
+    }
+
+    fn start(
+        self,
+        config: &Config,
+        reporter: Reporter,
+        plan: Arc<Plan>,
+        store: Box<dyn BlockStore>,
+        progress: Progress,
+    ) -> Result<Production> {
+        match self {
+            Self::Loaded(teacher) => {
+                Production::start(teacher, plan, store, config.queue, progress)
+            }
+            Self::Swapped(swapped) => {
+                let lease = Lease::new(config.lease(), reporter);
+                Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
+            }
+        }
+    }
 }
 
 impl Opened {
@@ -158,6 +206,7 @@ impl Opened {
         reporter.corpus(&corpus);
         let quantisation = weights.gguf().map(|gguf| gguf.quantisation());
         reporter.weights(parameters, quantisation.as_deref());
+        let weights = Arc::new(weights);
         let identity = Identity {
             model: model_fingerprint(&weights)?,
             tokenizer: tokenizer.fingerprint(),
@@ -175,12 +224,34 @@ impl Opened {
         })
     }
 
-    /// Reads the weights.
-    fn teacher(&self, config: &Config) -> Result<Teacher> {
-        let dtype = config.dtype.on(&self.device);
-        let budget = config.memory_budget_bytes;
-        let decoder = load_decoder(&self.model, &self.weights, dtype, &self.device, budget)?;
-        Teacher::new(decoder, self.tokenizer.size(), Capture::new(config))
+    /// The teacher: its weights in memory, or where they can be had from.
+    fn origin(&self, config: &Config) -> Result<Origin> {
+        match config.vram_mode {
+            VramMode::Resident => {
+                let teacher = load_teacher(
+                    config,
+                    &self.device,
+                    &self.model,
+                    &self.weights,
+                    self.tokenizer.size(),
+                )?;
+                Ok(Origin::Loaded(Box::new(teacher)))
+            }
+            VramMode::Swap => Ok(Origin::Swapped(Box::new(Swapped::new(config, self)?))),
+        }
+    }
+
+    /// The matrix behind the last hidden state.
+    fn head_basis(&self, config: &Config, origin: &Origin) -> Result<Basis> {
+        match origin {
+            Origin::Loaded(teacher) => Basis::new(teacher.head().clone()),
+            Origin::Swapped(_) => {
+                // It is asked for while the device is lent, so it stays in host memory.
+                let options = load_options(config.dtype.on(&self.device), &Device::Cpu);
+                let head = Decoder::load_head(&self.model, &self.weights, &options)?;
+                Basis::new(head.narrow(self.tokenizer.size() as usize)?)
+            }
+        }
     }
 
     /// Reads the weights and settles what the capture of this corpus is.
@@ -190,20 +261,19 @@ impl Opened {
         reporter: &Reporter,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Beginning> {
-        let teacher = self.teacher(config)?;
+        let origin = self.origin(config)?;
         let sequences = std::mem::take(&mut self.corpus.sequences);
         // The fingerprint comes later: it may depend on a sketch of these sequences.
         let none = Fingerprint::default();
         let corpus = self.corpus.fingerprint;
         let mut plan = Plan::of_sequences(none, corpus, sequences, config.batch_size)?;
-        let states = States::of(config, teacher, &plan, stopped)?;
+        let states = States::of(config, self, origin, &plan, stopped)?;
         if let Some(summary) = &states.sketch {
             reporter.sketch(summary);
         }
         plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?);
         let info = server_info(config, &self.model, &self.identity, &plan, &states);
-        let weight_bytes = states.teacher.weight_bytes() as u64;
-        reporter.model(config, &self.model, &info, weight_bytes);
+        reporter.model(config, &self.model, &info, states.origin.weight_bytes());
         Ok(Beginning { plan, states, info })
     }
 }
@@ -216,44 +286,78 @@ struct Beginning {
     info: v1::GetServerInfoResponse,
 }
 
-/// The teacher, ready to say its states, with the matrix behind them.
+/// The teacher, ready to say its states, with the matrices behind them.
 struct States {
-    teacher: Teacher,
+    origin: Origin,
     basis: Option<Basis>,
+    /// Takes a hidden state to its coordinates in a sketch.
+    projection: Option<Tensor>,
     sketch: Option<Summary>,
 }
 
 impl States {
     fn of(
         config: &Config,
-        teacher: Teacher,
+        opened: &Opened,
+        origin: Origin,
         plan: &Plan,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Self> {
-        let (basis, sketch) = match config.state {
-            StateSetting::None | StateSetting::Hidden { .. } => (None, None),
-            StateSetting::Exact(_) => (Some(Basis::new(teacher.head().clone())?), None),
-            StateSetting::Sketch { rank, coding } => {
-                let sketch = Sketch::make(&teacher, plan, rank, coding, stopped)?;
+        let basis = match (config.state, &origin) {
+            (StateSetting::None | StateSetting::Hidden { .. }, _) => None,
+            (StateSetting::Exact(_), _) => Some(opened.head_basis(config, &origin)?),
+            (StateSetting::Sketch { rank, coding }, Origin::Loaded(teacher)) => {
+                let sketch = Sketch::make(teacher, plan, rank, coding, stopped)?;
                 return Ok(Self {
-                    teacher: teacher.with_projection(sketch.projection),
+                    origin: origin.with_projection(sketch.projection.clone()),
                     basis: Some(sketch.basis),
+                    projection: Some(sketch.projection),
                     sketch: Some(sketch.summary),
+                });
+            }
+            (StateSetting::Sketch { .. }, Origin::Swapped(_)) => {
+                return Err(Error::Config {
+                    key: "vram-mode",
+                    reason: "a sketch is made before anything is lent, and then belongs to a cache; begin one with `precompute --cache DIR` (it may be interrupted) and serve that, or use --state exact".into(),
                 });
             }
         };
         Ok(Self {
-            teacher,
+            origin,
             basis,
-            sketch,
+            projection: None,
+            sketch: None,
         })
     }
 
     /// Names the directions of a sketch.
     fn sketch_digest(&self) -> Result<Option<Fingerprint>> {
-        let projection = self.teacher.projection();
+        let projection = self.projection.as_ref();
         projection.map(projection_digest).transpose()
     }
+}
+
+/// How the teacher's weights are read.
+fn load_options(dtype: DType, device: &Device) -> LoadOptions {
+    LoadOptions {
+        dtype,
+        device: device.clone(),
+        base: Base::AsStored,
+        lora: None,
+    }
+}
+
+/// Reads the weights, to be used as the settings say.
+fn load_teacher(
+    config: &Config,
+    device: &Device,
+    model: &ModelConfig,
+    weights: &Weights,
+    vocab_size: u32,
+) -> Result<Teacher> {
+    let dtype = config.dtype.on(device);
+    let decoder = load_decoder(model, weights, dtype, device, config.memory_budget_bytes)?;
+    Teacher::new(decoder, vocab_size, Capture::new(config))
 }
 
 /// Hash of weights and configuration.
@@ -305,7 +409,7 @@ fn server_info(
         token_count: plan.token_count(),
         seq_len: plan.longest() as u32,
         target_count: plan.target_count(),
-        vram_mode: v1::VramMode::Resident.into(),
+        vram_mode: states.origin.vram_mode().into(),
         server_version: format!("{} ({})", env!("CARGO_PKG_VERSION"), identity.backend),
         model_name: name.to_string_lossy().into_owned(),
         hidden_size: model.hidden_size as u32,

@@ -9,7 +9,7 @@ use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 use crate::{
     Error, Result,
     cache::{Access, Cache},
-    config::{Config, StateSetting},
+    config::{Config, StateSetting, VramMode},
     load::{Engine, located},
     plan,
     production::Order,
@@ -32,6 +32,11 @@ pub enum Outcome {
 /// # Errors
 /// What loading says, or the first batch or write that failed; everything before it is kept.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<Outcome> {
+    // No trainer takes turns with it.
+    let config = Config {
+        vram_mode: VramMode::Resident,
+        ..config
+    };
     let Some(cache) = config.cache.clone() else {
         return Err(Error::Config {
             key: "out",

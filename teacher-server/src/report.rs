@@ -1,6 +1,10 @@
 //! Provides what the server says at start: plain lines on standard error, or JSON objects on standard output.
 
-use std::{io::Write, path::Path, time::Duration};
+use std::{
+    io::Write,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use distill_model::ModelConfig;
 use distill_proto::v1::GetServerInfoResponse;
@@ -220,6 +224,25 @@ impl Reporter {
             "serving",
             json!({ "address": address }),
             &format!("serving on {address}"),
+        );
+    }
+
+    /// Somebody got the device, is asked for it, or has left it: `loading` and `loaded` are about the teacher, `granted` and
+    /// `yielding` about a trainer.
+    pub fn device(&self, state: &str, holder: Option<&str>, epoch: u64) {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let unix_seconds = since_1970.map_or(0.0, |time| time.as_secs_f64());
+        let told = match (state, holder) {
+            ("loading", _) => "the teacher takes it and loads".to_owned(),
+            ("loaded", _) => "the teacher is in and computes".to_owned(),
+            ("granted", Some(holder)) => format!("granted to {holder}"),
+            ("yielding", Some(holder)) => format!("{holder} is asked to yield"),
+            _ => "free".to_owned(),
+        };
+        self.say(
+            "device",
+            json!({ "state": state, "holder": holder, "epoch": epoch, "unix_seconds": unix_seconds }),
+            &format!("device: {told} (epoch {epoch})"),
         );
     }
 

@@ -15,20 +15,19 @@ Only then are old ones removed. What is assumed of the medium: `fsync` means on 
 */
 
 mod disk;
+mod saved;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device, Tensor, Var};
-
 pub(crate) use disk::Content;
 use disk::{Disk, RealDisk};
+pub(crate) use saved::{Carried, Saved};
 pub use state::{Best, DataCursor, EvalState, Identity, RunState};
 
 use crate::{Error, Result};
@@ -269,39 +268,5 @@ impl Checkpoint {
     /// Where it is.
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// The tensors of one of its files, on the host.
-    ///
-    /// # Errors
-    /// There is no such file, or it cannot be read.
-    pub fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
-        let path = self.directory.join(name);
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|e| Error::file(&path, e.to_string()))?;
-        Ok(tensors.into_iter().collect())
-    }
-
-    /// Fills `parameters` with the values in one of its files.
-    ///
-    /// # Errors
-    /// A tensor that is missing or has another shape, by name.
-    pub fn restore(&self, name: &str, parameters: &[(String, Var)]) -> Result<()> {
-        let tensors = self.tensors(name)?;
-        for (parameter, var) in parameters {
-            let fault = |what: String| Error::file(&self.directory.join(name), what);
-            let Some(tensor) = tensors.get(parameter) else {
-                return Err(fault(format!("there is no tensor {parameter}")));
-            };
-            if tensor.dims() != var.dims() {
-                return Err(fault(format!(
-                    "{parameter} has shape {:?}, the student needs {:?}",
-                    tensor.dims(),
-                    var.dims()
-                )));
-            }
-            var.set(&tensor.to_device(var.device())?.to_dtype(DType::F32)?)?;
-        }
-        Ok(())
     }
 }

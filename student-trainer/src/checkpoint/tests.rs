@@ -1,8 +1,10 @@
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
 };
+
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::*;
 

@@ -163,7 +163,7 @@ impl Teacher {
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
     }
 
-    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+    pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
         Error::Teacher {
             address: self.address.clone(),
             reason: reason.into(),

@@ -55,6 +55,8 @@ pub struct ServerInfo {
     pub target_count: u64,
     /// Longest sequence in tokens.
     pub seq_len: u32,
+    /// How the device is shared.
+    pub vram_mode: v1::VramMode,
     /// For messages.
     pub model_name: String,
     /// For messages.
@@ -76,6 +78,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
         }
         let estimator = info.estimator();
         let state_kind = info.state_kind();
+        let vram_mode = info.vram_mode();
         let bad =
             |what: &str| Error::Stream(format!("the handshake's {what} cannot be understood"));
         let digest = |hex: &str, what| Fingerprint::from_hex(hex).ok_or_else(|| bad(what));
@@ -108,6 +111,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
             token_count: info.token_count,
             target_count: info.target_count,
             seq_len: info.seq_len,
+            vram_mode,
             model_name: info.model_name,
             server_version: info.server_version,
         })
@@ -115,6 +119,11 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
 }
 
 impl ServerInfo {
+    /// Whether the device has to be asked for before anything is put there.
+    pub fn lends_device(&self) -> bool {
+        self.vram_mode == v1::VramMode::Swap
+    }
+
     /// Tells whether ids mean the same tokens on both sides, and checks that the student has a head row for every one.
     ///
     /// Frames carry ids, so it is the vocabulary that decides. Uploads of one tokenizer may still cut text in another

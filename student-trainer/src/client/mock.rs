@@ -347,4 +347,11 @@ impl TeacherService for Service {
     ) -> Result<Response<Self::HoldDeviceStream>, Status> {
         Err(Status::unimplemented("not in this mock"))
     }
+
+    async fn release_device(
+        &self,
+        _: Request<v1::ReleaseDeviceRequest>,
+    ) -> Result<Response<v1::ReleaseDeviceResponse>, Status> {
+        Err(Status::unimplemented("not in this mock"))
+    }
 }

@@ -3,6 +3,7 @@
 ```text
  connect ──> handshake ──> basis (once, if the loss needs it)
                   ├──────> vocabulary (once, if the student has another one)
+                  ├──────> lease: whose the device is, where teacher and student share one
                   └──────> stream: receive ─> check index ─> decode ─> bounded queue ─> training loop
                               └── connection lost: back off, wait until ready, go on after the last cursor
 ```
@@ -11,6 +12,7 @@
 mod basis;
 mod connect;
 mod handshake;
+mod lease;
 mod retry;
 mod score;
 mod stream;
@@ -19,6 +21,7 @@ mod vocabulary;
 pub use basis::fetch_basis;
 pub use connect::{ConnectOptions, Teacher};
 pub use handshake::{ServerInfo, Vocabularies};
+pub use lease::{DeviceLease, holder_name};
 pub use score::SequenceToScore;
 pub use stream::{BlockStream, Position, Received, StreamOptions};
 pub use vocabulary::fetch_vocabulary;

@@ -1,12 +1,24 @@
 //! Provides the teacher's rows for sequences that this side brings.
 
+use std::time::{Duration, Instant};
+
 use distill_proto::{
     Frame, FrameContext, Rows,
     v1::{ScoreTokensRequest, TokenSequence},
 };
 
+use tonic::Status;
+use tonic_types::StatusExt;
+
 use super::{ServerInfo, Teacher, retry};
 use crate::{Error, Result, shutdown::Shutdown};
+
+/// Between two questions while another has the device.
+const HELD_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two messages about that.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// Reason of a teacher that has lent its device.
+const DEVICE_HELD: &str = "DEVICE_HELD";
 
 /// One sequence to be scored.
 #[derive(Clone, Debug)]
@@ -19,7 +31,8 @@ pub struct SequenceToScore<'a> {
 
 impl Teacher {
     /// Scores sequences with the teacher's weights; the answers come in the order of the questions. After a lost connection
-    /// it waits for the teacher and asks again, `attempts` times at most.
+    /// it waits for the teacher and asks again, `attempts` times at most; while another trainer has the device that the teacher
+    /// needs for it, for as long as that takes.
     ///
     /// # Errors
     /// A connection that stays lost, a refusal, or an answer about other tokens than those asked for.
@@ -39,9 +52,17 @@ impl Teacher {
             tokenizer_fingerprint: info.tokenizer.to_hex(),
         };
         let mut failures = 0;
+        let mut told: Option<Instant> = None;
         let blocks = loop {
             match self.service().score_tokens(request.clone()).await {
                 Ok(answer) => break answer.into_inner().blocks,
+                Err(status) if is_device_held(&status) => {
+                    if told.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+                        tracing::info!("waiting to score: {}", status.message());
+                        told = Some(Instant::now());
+                    }
+                    tokio::time::sleep(HELD_INTERVAL).await;
+                }
                 Err(status) if failures < attempts && retry::is_transient(status.code()) => {
                     failures += 1;
                     tracing::warn!(
@@ -78,4 +99,9 @@ impl Teacher {
         }
         Ok(scored)
     }
+}
+
+fn is_device_held(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == DEVICE_HELD)
 }

@@ -79,20 +79,12 @@ impl BlockStream {
         Self { receiver }
     }
 
-    /// The next frame; `None` after the last one, or after a shutdown.
+    /// The next frame; `None` after the last one, or after a shutdown. May be dropped and called again.
     ///
     /// # Errors
     /// What ended the stream early.
     pub async fn next(&mut self) -> Result<Option<Received>> {
         self.receiver.recv().await.transpose()
-    }
-
-    /// As `next`, for a thread outside the runtime.
-    ///
-    /// # Errors
-    /// What ended the stream early.
-    pub fn blocking_next(&mut self) -> Result<Option<Received>> {
-        self.receiver.blocking_recv().transpose()
     }
 }
 

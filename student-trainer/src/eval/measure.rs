@@ -5,17 +5,16 @@ use distill_model::Decoder;
 use distill_proto::Rows;
 use distill_text::Sequence;
 
-use super::{EvalReport, scorer::Scorer};
+use super::{
+    EvalReport,
+    scorer::{Scorer, sequences_a_call},
+};
 use crate::{
     Result,
     loss::{HeadGeometry, LossConfig, Targets, head_values},
     shutdown::Shutdown,
 };
 
-/// Sequences in one question to the teacher, at most.
-const SEQUENCES_A_CALL: usize = 4;
-/// Tokens in one question to the teacher, at most; it refuses more than 65536.
-const TOKENS_A_CALL: usize = 1 << 15;
 /// The teacher's token counts as nearly preferred among this many of the student's.
 const NEAR: f32 = 5.0;
 
@@ -48,9 +47,7 @@ impl Measure<'_> {
         shutdown: &Shutdown,
         each: &mut dyn FnMut(Measured<'_>, &EvalReport) -> Result<()>,
     ) -> Result<bool> {
-        let longest = sequences.iter().map(|one| one.token_ids.len()).max();
-        let a_call = (TOKENS_A_CALL / longest.unwrap_or(1).max(1)).clamp(1, SEQUENCES_A_CALL);
-        for sequences in sequences.chunks(a_call) {
+        for sequences in sequences.chunks(sequences_a_call(sequences)) {
             let rows = match self.scorer {
                 Some(scorer) => match scorer.score(sequences)? {
                     Some(rows) => rows.into_iter().map(Some).collect(),

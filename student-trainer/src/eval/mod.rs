@@ -16,6 +16,7 @@ mod report;
 mod scorer;
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,7 +26,7 @@ use distill_text::{Sequence, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
-    client::{self, ConnectOptions, Teacher},
+    client::{self, ConnectOptions, DeviceLease, Teacher},
     loss::{HeadGeometry, LossConfig},
     run::{AdapterConfig, Progress, load_adapter, write_atomically},
     shutdown::Shutdown,
@@ -57,7 +58,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     let place = Place::choose(&config.device, config.dtype)?;
     let files = StudentFiles::find(&student(config)?, shutdown)?;
     let runtime = client::runtime()?;
-    let scorer = match &config.teacher {
+    let mut scorer = match &config.teacher {
         Some(address) => {
             let scorer = connect(config, address, &runtime, shutdown)?;
             scorer.check(&files, &loss)?;
@@ -66,16 +67,54 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         None => None,
     };
     let sequences = sequences(&config.data, &files, config.seq_len, config.max_sequences)?;
-    let decoder = load(config, &files, &place)?;
-    let geometry = geometry(&decoder, &files)?;
+    let mut lease = None;
+    if let Some(scorer) = scorer.as_mut().filter(|scorer| scorer.info.lends_device()) {
+        // The teacher speaks before this process takes its device.
+        scorer.keep(&sequences)?;
+        let (runtime, teacher) = (scorer.runtime.clone(), scorer.teacher.clone());
+        let holder = format!("student-trainer {} (eval)", std::process::id());
+        let mut device = DeviceLease::new(runtime, teacher, holder, RECONNECT_ATTEMPTS);
+        if !device.acquire(shutdown)? {
+            return Ok(EvalReport::default());
+        }
+        lease = Some(device);
+    }
+    let report = measure(
+        config,
+        &files,
+        &place,
+        &loss,
+        scorer.as_ref(),
+        &sequences,
+        shutdown,
+    );
+    if let Some(lease) = &mut lease {
+        place.device.synchronize()?;
+        lease.release();
+    }
+    report
+}
+
+/// Loads the student and measures it.
+fn measure(
+    config: &EvalConfig,
+    files: &StudentFiles,
+    place: &Place,
+    loss: &LossConfig,
+    scorer: Option<&Scorer>,
+    sequences: &[Sequence],
+    shutdown: &Shutdown,
+) -> Result<EvalReport> {
+    let decoder = load(config, files, place)?;
+    let geometry = geometry(&decoder, files)?;
     let measure = Measure {
         decoder: &decoder,
         geometry: &geometry,
-        loss: &loss,
-        scorer: scorer.as_ref(),
+        loss,
+        scorer,
     };
     let mut report = EvalReport::default();
-    read(config, &measure, &sequences, &mut report, shutdown)?;
+    read(config, &measure, sequences, &mut report, shutdown)?;
     if config.exact_match || config.answers_out.is_some() {
         let generator = Generator {
             decoder: &decoder,
@@ -83,7 +122,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
             tokenizer: &files.tokenizer,
             decoding: config.decoding(),
         };
-        answer(config, &generator, &sequences, &mut report, shutdown)?;
+        answer(config, &generator, sequences, &mut report, shutdown)?;
     }
     Ok(report)
 }
@@ -247,5 +286,6 @@ fn connect(
         info,
         attempts: RECONNECT_ATTEMPTS,
         shutdown: shutdown.clone(),
+        kept: HashMap::new(),
     })
 }

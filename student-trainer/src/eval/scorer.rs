@@ -1,5 +1,7 @@
 //! Provides the teacher's rows for held-out sequences, asked from a thread that is not async.
 
+use std::{collections::HashMap, time::Instant};
+
 use distill_proto::Rows;
 use distill_text::Sequence;
 use tokio::runtime::Handle;
@@ -11,6 +13,17 @@ use crate::{
     shutdown::Shutdown,
     student::StudentFiles,
 };
+
+/// Sequences in one question to the teacher, at most.
+const SEQUENCES_A_CALL: usize = 4;
+/// Tokens in one question to the teacher, at most; it refuses more than 65536.
+const TOKENS_A_CALL: usize = 1 << 15;
+
+/// How many of `sequences` fit into one question.
+pub(crate) fn sequences_a_call(sequences: &[Sequence]) -> usize {
+    let longest = sequences.iter().map(|one| one.token_ids.len()).max();
+    (TOKENS_A_CALL / longest.unwrap_or(1).max(1)).clamp(1, SEQUENCES_A_CALL)
+}
 
 /// A teacher that scores what this side brings.
 pub(crate) struct Scorer {
@@ -24,6 +37,8 @@ pub(crate) struct Scorer {
     pub attempts: u32,
     /// Ends the waiting.
     pub shutdown: Shutdown,
+    /// What it has said already, by the sequence's id: it says the same every time.
+    pub kept: HashMap<u64, Rows>,
 }
 
 impl Scorer {
@@ -45,11 +60,41 @@ impl Scorer {
         Ok(loss.check_teacher(info.estimator, &info.temperatures, state)?)
     }
 
+    /// Asks about `sequences` now, for when the teacher cannot be asked. After a shutdown some are lacking.
+    ///
+    /// # Errors
+    /// As `Teacher::score`.
+    pub fn keep(&mut self, sequences: &[Sequence]) -> Result<()> {
+        let start = Instant::now();
+        for part in sequences.chunks(sequences_a_call(sequences)) {
+            let Some(rows) = self.score(part)? else {
+                return Ok(());
+            };
+            let ids = part.iter().map(|sequence| sequence.id);
+            // Evaluations look at the distribution only, and a state is many times as large.
+            let without_state = rows.into_iter().map(|rows| Rows {
+                state: None,
+                ..rows
+            });
+            self.kept.extend(ids.zip(without_state));
+        }
+        tracing::info!(
+            "the teacher has scored {} held-out sequences for all evaluations in {:.1} s",
+            sequences.len(),
+            start.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+
     /// The rows of `sequences`; a restart of the teacher is waited for. `None` after a shutdown.
     ///
     /// # Errors
     /// As `Teacher::score`.
     pub fn score(&self, sequences: &[Sequence]) -> Result<Option<Vec<Rows>>> {
+        let kept = sequences.iter().map(|sequence| self.kept.get(&sequence.id));
+        if let Some(kept) = kept.collect::<Option<Vec<_>>>() {
+            return Ok(Some(kept.into_iter().cloned().collect()));
+        }
         let asked: Vec<_> = sequences
             .iter()
             .map(|sequence| SequenceToScore {

@@ -35,6 +35,12 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Seconds spent waiting for the teacher.
     pub wait_seconds: f64,
+    /// Seconds from being asked for the device to having left it, where it was given back before this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release_seconds: Option<f64>,
+    /// Seconds from then to having the student on the device again, the teacher's turn among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acquire_seconds: Option<f64>,
     /// Most solver iterations of one sequence; none without transport.
     pub ot_iterations: Option<usize>,
     /// Largest marginal error.

@@ -1,6 +1,6 @@
 //! Provides the evaluation of the student on held-out text while it is trained.
 
-use std::time::Instant;
+use std::{collections::HashMap, time::Instant};
 
 use distill_model::Decoder;
 use distill_text::{Sequence, limits::SEQ_LEN_MIN};
@@ -22,7 +22,6 @@ use crate::{
 pub(super) struct Evaluation<'a> {
     config: &'a TrainConfig,
     files: &'a StudentFiles,
-    decoder: &'a Decoder,
     sequences: Vec<Sequence>,
     loss: LossConfig,
     scorer: Option<Scorer>,
@@ -36,7 +35,6 @@ impl<'a> Evaluation<'a> {
     pub fn open(
         config: &'a TrainConfig,
         files: &'a StudentFiles,
-        decoder: &'a Decoder,
         agreement: &Agreement,
         runtime: Handle,
         shutdown: &Shutdown,
@@ -58,11 +56,13 @@ impl<'a> Evaluation<'a> {
             scorer: scorer(config, agreement, runtime, shutdown),
             config,
             files,
-            decoder,
             sequences,
         };
         evaluation.ask_once()?;
         evaluation.check_best_metric()?;
+        if agreement.info.lends_device() {
+            evaluation.ask_everything()?;
+        }
         tracing::info!(
             "evaluation: {} sequences{}, {}",
             evaluation.sequences.len(),
@@ -105,6 +105,14 @@ impl<'a> Evaluation<'a> {
         Ok(())
     }
 
+    /// While this run holds the device, the teacher is not there to score; it says the same at every evaluation.
+    fn ask_everything(&mut self) -> Result<()> {
+        match &mut self.scorer {
+            Some(scorer) => scorer.keep(&self.sequences),
+            None => Ok(()),
+        }
+    }
+
     fn check_best_metric(&self) -> Result<()> {
         let of_teacher = [BestMetric::Kl, BestMetric::Top1Agreement];
         match self.scorer.is_none() && of_teacher.contains(&self.config.best_metric) {
@@ -119,12 +127,12 @@ impl<'a> Evaluation<'a> {
     ///
     /// # Errors
     /// A tensor error, or a teacher that stays away.
-    pub fn run(&self, shutdown: &Shutdown) -> Result<Option<EvalReport>> {
+    pub fn run(&self, decoder: &Decoder, shutdown: &Shutdown) -> Result<Option<EvalReport>> {
         let start = Instant::now();
         let mut report = EvalReport::default();
-        let geometry = eval::geometry(self.decoder, self.files)?;
+        let geometry = eval::geometry(decoder, self.files)?;
         let measure = Measure {
-            decoder: self.decoder,
+            decoder,
             geometry: &geometry,
             loss: &self.loss,
             scorer: self.scorer.as_ref(),
@@ -134,7 +142,7 @@ impl<'a> Evaluation<'a> {
         }
         if self.config.eval_exact_match {
             let generator = Generator {
-                decoder: self.decoder,
+                decoder,
                 geometry: &geometry,
                 tokenizer: &self.files.tokenizer,
                 decoding: self.config.eval_decoding(),
@@ -163,6 +171,7 @@ fn scorer(
         info: agreement.info.clone(),
         attempts: config.reconnect_attempts,
         shutdown: shutdown.clone(),
+        kept: HashMap::new(),
     })
 }
 

@@ -1,11 +1,9 @@
 //! Provides what outlives the process: the log's lines, how far the run is, and its checkpoints.
 
-use candle_core::Var;
-
-use super::{guard::GradientWatch, source::FrameSource, tuned::Tuned, updates::Updates};
+use super::{guard::GradientWatch, source::FrameSource};
 use crate::{
     Result,
-    checkpoint::{Best, Checkpoint, Checkpoints, RunState},
+    checkpoint::{Best, Checkpoint, Checkpoints, Content, RunState},
     config::{BestMetric, TrainConfig},
     eval::EvalReport,
     run::{EvalMetrics, RunDirectory, RunLog},
@@ -43,6 +41,17 @@ impl Keeper {
         })
     }
 
+    /// Whether there is nothing left to do.
+    pub fn is_done(&self, config: &TrainConfig) -> bool {
+        self.state.step == self.state.total_steps || self.is_stopped_early(config)
+    }
+
+    /// Whether evaluations have not got better for too long.
+    pub fn is_stopped_early(&self, config: &TrainConfig) -> bool {
+        let patience = config.early_stopping_patience;
+        patience > 0 && self.state.evals.without_best >= patience
+    }
+
     /// Whether `save_steps` ask for a checkpoint now.
     pub fn is_due(&self) -> bool {
         self.save_steps > 0 && self.is_unsaved() && self.state.step.is_multiple_of(self.save_steps)
@@ -57,8 +66,7 @@ impl Keeper {
     /// the same again.
     pub fn save(
         &mut self,
-        tuned: &Tuned<'_>,
-        updates: &Updates,
+        files: Vec<(&'static str, Content)>,
         watch: &GradientWatch,
         frames: &FrameSource,
     ) -> Result<()> {
@@ -69,8 +77,6 @@ impl Keeper {
         self.state.silent = watch.silent();
         self.state.data = frames.cursor().clone();
         self.state.log = self.log.sync()?;
-        let mut files = tuned.checkpoint_files()?;
-        files.extend(updates.files()?);
         let path = self.checkpoints.save(self.state.clone(), files)?;
         self.saved = self.state.step;
         tracing::debug!("checkpoint in {}", path.display());
@@ -135,13 +141,7 @@ impl BestMetric {
     }
 }
 
-/// The watch over `parameters`, or what is left of it at a checkpoint.
-pub(super) fn watch(
-    parameters: &[(String, Var)],
-    checkpoint: Option<&Checkpoint>,
-) -> GradientWatch {
-    match checkpoint {
-        Some(checkpoint) => GradientWatch::resume(checkpoint.state.silent.clone()),
-        None => GradientWatch::new(parameters),
-    }
+/// What is left of the watch over the parameters at a checkpoint.
+pub(super) fn watch(checkpoint: &Checkpoint) -> GradientWatch {
+    GradientWatch::resume(checkpoint.state.silent.clone())
 }

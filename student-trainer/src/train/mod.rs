@@ -6,6 +6,9 @@
       ^                                                                                           ^
       └── cursor <── checkpoint, with --resume                Evaluation: held-out text ──────────┘
 ```
+
+A teacher in swap mode lends the device: then the run is a row of stays there (`stay`), between which the state that a
+checkpoint would hold is in host memory.
 */
 
 mod agreement;
@@ -20,6 +23,7 @@ mod overrides;
 mod passes;
 mod setup;
 mod source;
+mod stay;
 mod step;
 mod trainer;
 mod tuned;
@@ -37,7 +41,7 @@ use crate::{
     Result,
     align::FrameReader,
     checkpoint::{Checkpoints, RunState},
-    client::{self, StreamOptions, Vocabularies, fetch_basis},
+    client::{self, DeviceLease, StreamOptions, Vocabularies, fetch_basis, holder_name},
     config::{TrainConfig, Tune},
     report,
     run::{AdapterConfig, RunDirectory},
@@ -50,12 +54,10 @@ pub use example::Example;
 use keeper::{Keeper, watch};
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
-use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
+use stay::{Host, Setting, stays};
 pub use step::{Objective, SolverSummary, StepLoss};
-use trainer::Trainer;
 use tuned::Tuned;
-use updates::Updates;
 use warnings::Warnings;
 
 /// How a run ended.
@@ -136,47 +138,11 @@ fn train(
         Tune::Lora => Some(lora::choose(config)?),
         Tune::Full => None,
     };
-    let decoder = match config.tune {
-        Tune::Lora => files.load(config.quantize, &place, lora.clone())?,
-        Tune::Full => files.load_trainable(&place)?,
-    };
-    if let Some(lora) = &lora {
-        lora::start(config, lora, &decoder)?;
-    }
     let basis = match agreement.most.needs_state() {
         true => runtime.block_on(fetch_basis(teacher, info))?,
         false => None,
     };
-    let (vocab_size, token_ids) = match agreement.vocabularies {
-        Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
-        Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
-    };
-    let geometry = head_geometry(&decoder, vocab_size, basis)?;
-    let projection = projection(config, &agreement.most, info, &decoder)?;
-    let tuned = Tuned {
-        adapter: lora.map(|lora| adapter_config(&lora, &files)),
-        files: &files,
-        parameters: decoder.parameters(),
-        projection: projection.as_ref(),
-    };
-    let total_steps = agreement.total_steps;
-    let mut updates = Updates::new(
-        config,
-        tuned.parameters.clone(),
-        projection.as_ref(),
-        total_steps,
-    )?;
-    if let Some(checkpoint) = &checkpoint {
-        tuned.restore(checkpoint)?;
-        updates.restore(checkpoint)?;
-        tracing::info!(
-            "resumed from {}: {} of {total_steps} steps are done",
-            checkpoint.directory().display(),
-            checkpoint.state.step
-        );
-    }
-    let watch = watch(&tuned.parameters, checkpoint.as_ref());
-    let start = RunState::start(total_steps, identity);
+    let start = RunState::start(agreement.total_steps, identity);
     let keeper = Keeper::open(
         config,
         run_directory,
@@ -185,55 +151,50 @@ fn train(
         start,
     )?;
     let handle = runtime.handle().clone();
-    let evaluation = Evaluation::open(
-        config,
-        &files,
-        &decoder,
-        &agreement,
-        handle.clone(),
-        shutdown,
-    )?;
+    let evaluation = Evaluation::open(config, &files, &agreement, handle.clone(), shutdown)?;
+    let (vocab_size, token_ids) = match agreement.vocabularies {
+        Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
+        Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
+    };
     let stream_options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
         token_ids,
     };
     let frames = FrameSource::new(
-        handle,
+        handle.clone(),
         teacher.clone(),
         info.clone(),
         stream_options,
         shutdown.clone(),
         keeper.state.data.clone(),
     );
-    let mut scaler = LossScaler::new(decoder.dtype());
-    scaler.restore(keeper.state.loss_scale);
-    let mut trainer = Trainer {
+    let lease = info.lends_device().then(|| {
+        let (teacher, holder) = (teacher.clone(), holder_name(&config.out));
+        DeviceLease::new(handle, teacher, holder, config.reconnect_attempts)
+    });
+    let setting = Setting {
         config,
         run_directory,
-        objective: Objective {
-            decoder: &decoder,
-            geometry: &geometry,
-            trains_head: config.tune == Tune::Full,
-            projection: projection.as_ref(),
-            checkpointing: checkpointing(config),
-            passes: passes(config),
-        },
-        tuned,
+        files: &files,
+        place,
+        agreement: &agreement,
+        lora,
+        basis,
+        vocab_size,
+        shutdown,
+    };
+    let host = Host {
         reader,
         evaluation,
         frames,
-        updates,
-        watch,
+        watch: checkpoint.as_ref().map(watch),
+        scaler: None,
         keeper,
-        scaler,
         warnings: Warnings::default(),
         loss: StepLoss::default(),
     };
-    trainer
-        .train(shutdown)
-        .map_err(|error| place.explained(error))?;
-    finish(&trainer)
+    stays(&setting, host, lease, checkpoint)
 }
 
 /// What PEFT is told of the adapters and their base.
@@ -244,31 +205,34 @@ fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
 }
 
 /// Leaves the result, and says that the run is finished where it is.
-fn finish(trainer: &Trainer<'_>) -> Result<Summary> {
-    let adapter = trainer
-        .tuned
-        .publish(trainer.config, trainer.run_directory)?;
-    let state = &trainer.keeper.state;
+fn finish(
+    config: &TrainConfig,
+    run_directory: &RunDirectory,
+    tuned: &Tuned<'_>,
+    keeper: &Keeper,
+    loss: &StepLoss,
+) -> Result<Summary> {
+    let (state, is_done) = (&keeper.state, keeper.is_done(config));
     let summary = Summary {
         steps: state.step,
-        loss: trainer.loss.clone(),
-        adapter,
-        interrupted: !trainer.is_done(),
-        stopped_early: trainer.is_stopped_early(),
+        loss: loss.clone(),
+        adapter: tuned.publish(config, run_directory)?,
+        interrupted: !is_done,
+        stopped_early: keeper.is_stopped_early(config),
     };
-    if trainer.is_done() {
+    if is_done {
         let best = state.evals.best.map(|best| {
             serde_json::json!({
-                "step": best.step, "metric": trainer.config.best_metric, "value": best.value,
+                "step": best.step, "metric": config.best_metric, "value": best.value,
             })
         });
-        trainer.run_directory.write_summary(&serde_json::json!({
+        run_directory.write_summary(&serde_json::json!({
             "steps": summary.steps,
             "total_steps": state.total_steps,
             "stopped_early": summary.stopped_early,
             "best": best,
         }))?;
     }
-    report::write_or_warn(trainer.run_directory.path());
+    report::write_or_warn(run_directory.path());
     Ok(summary)
 }

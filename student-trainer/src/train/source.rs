@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use crate::{
     Error, Result,
     checkpoint::DataCursor,
-    client::{BlockStream, Position, Received, ServerInfo, StreamOptions, Teacher},
+    client::{BlockStream, DeviceLease, Position, Received, ServerInfo, StreamOptions, Teacher},
     shutdown::Shutdown,
 };
 
@@ -18,8 +18,22 @@ pub struct FrameSource {
     options: StreamOptions,
     shutdown: Shutdown,
     stream: Option<BlockStream>,
+    /// Received for the next step, and not handed out yet.
+    pending: Vec<Received>,
+    /// Behind `pending`.
+    ahead: DataCursor,
     /// Behind the last frame that was handed out; those held ready by the stream are not counted.
     cursor: DataCursor,
+}
+
+/// What comes next.
+pub enum Next {
+    /// The frames of a step.
+    Frames(Vec<Received>),
+    /// Nothing, after a shutdown, which leaves the cursor where it was.
+    Stopped,
+    /// The device is to be given back before more frames can come.
+    GiveBack,
 }
 
 impl FrameSource {
@@ -39,43 +53,77 @@ impl FrameSource {
             options,
             shutdown,
             stream: None,
+            pending: Vec::new(),
+            ahead: cursor.clone(),
             cursor,
         }
     }
 
-    /// Up to `count` frames; fewer at the end of a pass. `None` after a shutdown, which leaves the cursor where it was.
+    /// Up to `count` frames; fewer at the end of a pass. Does not wait any longer once the device under `lease` is asked for.
     ///
     /// # Errors
     /// What ended the stream early.
-    pub fn next(&mut self, count: usize) -> Result<Option<Vec<Received>>> {
-        let mut frames = Vec::with_capacity(count);
-        let mut cursor = self.cursor.clone();
-        while frames.len() < count {
+    pub fn next(&mut self, count: usize, lease: Option<&DeviceLease>) -> Result<Next> {
+        let runtime = self.runtime.clone();
+        let there = runtime.block_on(async {
+            let asked_for = async {
+                match lease {
+                    Some(lease) => lease.to_give_back().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                there = self.fill(count) => there.map(Some),
+                () = asked_for => Ok(None),
+            }
+        })?;
+        match there {
+            Some(true) => {
+                self.cursor = self.ahead.clone();
+                Ok(Next::Frames(std::mem::take(&mut self.pending)))
+            }
+            Some(false) => Ok(Next::Stopped),
+            None => Ok(Next::GiveBack),
+        }
+    }
+
+    /// Waits until `next` has its frames at hand. False after a shutdown.
+    ///
+    /// # Errors
+    /// What ended the stream early.
+    pub fn wait(&mut self, count: usize) -> Result<bool> {
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.fill(count))
+    }
+
+    /// Receives what is lacking of `count` frames; may be dropped and called again. False after a shutdown.
+    async fn fill(&mut self, count: usize) -> Result<bool> {
+        while self.pending.len() < count {
             let stream = match &mut self.stream {
                 Some(stream) => stream,
-                None if !frames.is_empty() => break,
+                None if !self.pending.is_empty() => break,
                 None => {
-                    let stream = self.start_pass(&cursor)?;
+                    let stream = self.start_pass(&self.ahead)?;
                     self.stream.insert(stream)
                 }
             };
-            let received = stream.blocking_next()?;
+            let received = stream.next().await?;
             if self.shutdown.is_requested() {
-                return Ok(None);
+                return Ok(false);
             }
             match received {
                 Some(received) => {
-                    cursor = behind(&received, &cursor);
-                    frames.push(received);
+                    self.ahead = behind(&received, &self.ahead);
+                    self.pending.push(received);
                 }
                 None => {
                     self.stream = None;
-                    cursor = next_pass(&cursor);
+                    self.ahead = next_pass(&self.ahead);
                 }
             }
         }
-        self.cursor = cursor;
-        Ok(Some(frames))
+        Ok(true)
     }
 
     /// Behind the last frame that was handed out.
@@ -93,7 +141,6 @@ impl FrameSource {
             cursor: from_hex(&cursor.cursor)?,
             next_index: cursor.next_index,
         };
-        let _inside = self.runtime.enter();
         Ok(BlockStream::start(
             self.teacher.clone(),
             self.info.clone(),
@@ -172,7 +219,9 @@ mod tests {
                 let text = toml::to_string(frames.cursor()).unwrap();
                 frames = source(toml::from_str(&text).unwrap());
             }
-            let taken = frames.next(2).unwrap().unwrap();
+            let Next::Frames(taken) = frames.next(2, None).unwrap() else {
+                panic!("the frames stopped");
+            };
             all.push(taken.iter().map(|one| one.context.index).collect());
         }
         (all, frames.cursor().clone())

@@ -11,7 +11,8 @@ use super::{
     guard::{self, GradientWatch},
     keeper::Keeper,
     loss_scale::{LossScaler, Verdict},
-    source::FrameSource,
+    source::{FrameSource, Next},
+    stay::{Handover, frames_a_step},
     step::{Objective, StepLoss},
     tuned::Tuned,
     updates::Updates,
@@ -20,7 +21,8 @@ use super::{
 use crate::{
     Error, Result,
     align::FrameReader,
-    client::Received,
+    checkpoint::Content,
+    client::{DeviceLease, Received},
     config::TrainConfig,
     loss::{LossConfig, LossError},
     run::{Memory, Progress, RunDirectory, StepMetrics, write_atomically},
@@ -33,25 +35,43 @@ pub(super) struct Trainer<'a> {
     pub run_directory: &'a RunDirectory,
     pub tuned: Tuned<'a>,
     pub objective: Objective<'a>,
-    pub reader: FrameReader<'a>,
-    pub evaluation: Option<Evaluation<'a>>,
-    pub frames: FrameSource,
     pub updates: Updates,
-    pub watch: GradientWatch,
-    pub keeper: Keeper,
-    pub scaler: LossScaler,
-    pub warnings: Warnings,
+    pub reader: &'a FrameReader<'a>,
+    pub evaluation: Option<&'a Evaluation<'a>>,
+    pub frames: &'a mut FrameSource,
+    pub watch: &'a mut GradientWatch,
+    pub keeper: &'a mut Keeper,
+    pub scaler: &'a mut LossScaler,
+    pub warnings: &'a mut Warnings,
     /// Of the last step.
-    pub loss: StepLoss,
+    pub loss: &'a mut StepLoss,
+    /// Of the device, where the teacher shares it.
+    pub lease: Option<&'a DeviceLease>,
+    /// What it took to get the device, until a line of metrics tells it.
+    pub handover: Option<Handover>,
+}
+
+/// Why the steps ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// All are done, nothing gets better any more, or someone asked to stop.
+    Over,
+    /// The device is asked for; the run goes on when it is back.
+    GiveBack,
 }
 
 impl Trainer<'_> {
-    /// Steps until all are done, nothing gets better any more, or someone asks to stop. The last step is in a checkpoint
-    /// then.
-    pub fn train(&mut self, shutdown: &Shutdown) -> Result<()> {
+    /// Steps until the run is over, and then the last step is in a checkpoint; or until the device is asked for, but for one
+    /// step at least, or two trainers that share it might never get on.
+    pub fn train(&mut self, shutdown: &Shutdown) -> Result<Pause> {
         let (done, total) = (self.keeper.state.step, self.keeper.state.total_steps);
         let mut progress = Progress::resume(done as u64, total as u64, "step");
+        let first = done;
         loop {
+            if self.keeper.state.step > first && self.is_device_asked_for() {
+                progress.finish();
+                return Ok(Pause::GiveBack);
+            }
             // A run that was stopped between a step and its evaluation catches up here.
             let found_a_better_one = self.evaluate(&progress, shutdown)?;
             if self.keeper.is_due() || found_a_better_one {
@@ -61,9 +81,13 @@ impl Trainer<'_> {
                 break;
             }
             let waiting = Instant::now();
-            let count = self.config.batch_size * self.config.grad_accumulation;
-            let Some(batch) = self.frames.next(count)? else {
-                break;
+            let batch = match self.frames.next(frames_a_step(self.config), self.lease)? {
+                Next::Frames(batch) => batch,
+                Next::Stopped => break,
+                Next::GiveBack => {
+                    progress.finish();
+                    return Ok(Pause::GiveBack);
+                }
             };
             let wait_seconds = waiting.elapsed().as_secs_f64();
             match self.step(&batch, wait_seconds)? {
@@ -79,19 +103,17 @@ impl Trainer<'_> {
         if self.keeper.is_unsaved() {
             self.save()?;
         }
-        Ok(())
+        Ok(Pause::Over)
     }
 
     /// Whether there is nothing left to do.
     pub fn is_done(&self) -> bool {
-        let state = &self.keeper.state;
-        state.step == state.total_steps || self.is_stopped_early()
+        self.keeper.is_done(self.config)
     }
 
-    /// Whether evaluations have not got better for too long.
-    pub fn is_stopped_early(&self) -> bool {
-        let patience = self.config.early_stopping_patience;
-        patience > 0 && self.keeper.state.evals.without_best >= patience
+    fn is_device_asked_for(&self) -> bool {
+        self.lease
+            .is_some_and(|lease| lease.give_back_since().is_some())
     }
 
     /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student, or the
@@ -107,7 +129,7 @@ impl Trainer<'_> {
         }
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
-        self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
+        *self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
         if self.is_overflow(&gradients)? {
             return Ok(None);
         }
@@ -118,17 +140,20 @@ impl Trainer<'_> {
         let applied = self.updates.apply(step, &mut gradients)?;
 
         let seconds = start.elapsed().as_secs_f64();
+        let handover = self.handover.take();
         let line = StepMetrics {
+            release_seconds: handover.and_then(|handover| handover.release_seconds),
+            acquire_seconds: handover.map(|handover| handover.acquire_seconds),
             step: step + 1,
             epoch: self.frames.epoch(),
             lr: applied.learning_rate,
             grad_norm: applied.grad_norm,
             seconds,
             wait_seconds,
-            ..step_metrics(&self.loss, seconds)
+            ..step_metrics(self.loss, seconds)
         };
         self.keeper.log.step(&line)?;
-        self.warnings.look_at(&self.loss);
+        self.warnings.look_at(self.loss);
         Ok(Some(line))
     }
 
@@ -137,13 +162,13 @@ impl Trainer<'_> {
         let state = &self.keeper.state;
         let (step, every) = (state.step, self.config.eval_steps);
         let due = step == state.total_steps || (every > 0 && step.is_multiple_of(every));
-        let Some(evaluation) = &self.evaluation else {
+        let Some(evaluation) = self.evaluation else {
             return Ok(false);
         };
         if !due || step == state.evals.evaluated || shutdown.is_requested() {
             return Ok(false);
         }
-        let Some(report) = evaluation.run(shutdown)? else {
+        let Some(report) = evaluation.run(self.objective.decoder, shutdown)? else {
             return Ok(false);
         };
         let metrics = self.keeper.record(&report, self.frames.epoch())?;
@@ -152,8 +177,18 @@ impl Trainer<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.keeper
-            .save(&self.tuned, &self.updates, &self.watch, &self.frames)
+        let files = match self.keeper.is_unsaved() {
+            true => self.files()?,
+            false => Vec::new(),
+        };
+        self.keeper.save(files, self.watch, self.frames)
+    }
+
+    /// What a checkpoint of this moment holds.
+    pub fn files(&self) -> Result<Vec<(&'static str, Content)>> {
+        let mut files = self.tuned.checkpoint_files()?;
+        files.extend(self.updates.files()?);
+        Ok(files)
     }
 
     /// What the student can learn of these frames.

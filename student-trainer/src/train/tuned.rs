@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, Content},
+    checkpoint::{Content, Saved},
     config::{TrainConfig, Tune},
     loss::HiddenProjection,
     pretrain::save_model,
@@ -29,6 +29,14 @@ pub(super) struct Tuned<'a> {
 }
 
 impl Tuned<'_> {
+    /// The name of the weights' file in a checkpoint.
+    pub fn weights_file(is_adapter: bool) -> &'static str {
+        match is_adapter {
+            true => ADAPTER_WEIGHTS_FILE,
+            false => MODEL_FILE,
+        }
+    }
+
     /// What a checkpoint holds: a directory that PEFT, or transformers, can load.
     pub fn checkpoint_files(&self) -> Result<Vec<(&'static str, Content)>> {
         let weights = Content::Tensors(tensors(&self.parameters));
@@ -55,15 +63,11 @@ impl Tuned<'_> {
         Ok(files)
     }
 
-    /// Takes all values from a checkpoint.
-    pub fn restore(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let weights = match self.adapter {
-            Some(_) => ADAPTER_WEIGHTS_FILE,
-            None => MODEL_FILE,
-        };
-        checkpoint.restore(weights, &self.parameters)?;
+    /// Takes all values from a checkpoint, or as they were carried over.
+    pub fn restore(&self, saved: &dyn Saved) -> Result<()> {
+        saved.restore(Self::weights_file(self.adapter.is_some()), &self.parameters)?;
         match self.projection {
-            Some(projection) => checkpoint.restore(PROJECTION_FILE, &[projection.parameter()]),
+            Some(projection) => saved.restore(PROJECTION_FILE, &[projection.parameter()]),
             None => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use distill_model::Gradients;
 
 use crate::{
     Result,
-    checkpoint::{Checkpoint, Content, OPTIMIZER_FILE, PROJECTION_OPTIMIZER_FILE},
+    checkpoint::{Content, OPTIMIZER_FILE, PROJECTION_OPTIMIZER_FILE, Saved},
     config::TrainConfig,
     loss::HiddenProjection,
     optimizer::{Optimizer, Schedule, UpdateSettings, clip_factor},
@@ -76,14 +76,13 @@ impl Updates {
         Ok(files)
     }
 
-    /// Goes on from a checkpoint.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.optimizer
-            .load_state(&checkpoint.tensors(OPTIMIZER_FILE)?)?;
+    /// Goes on from a checkpoint, or from what was carried over.
+    pub fn restore(&mut self, saved: &dyn Saved) -> Result<()> {
+        self.optimizer.load_state(&saved.tensors(OPTIMIZER_FILE)?)?;
         match &mut self.projection {
             Some(projection) => projection
                 .optimizer
-                .load_state(&checkpoint.tensors(PROJECTION_OPTIMIZER_FILE)?),
+                .load_state(&saved.tensors(PROJECTION_OPTIMIZER_FILE)?),
             None => Ok(()),
         }
     }

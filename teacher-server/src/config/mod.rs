@@ -7,7 +7,7 @@ mod preset;
 mod state;
 mod values;
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use candle_core::Device;
 use distill_model::{ComputeDtype, DeviceChoice};
@@ -22,18 +22,23 @@ use crate::{
     Error, Result,
     cache::Cache,
     cli::{ServeArgs, Settings},
+    lease::LeaseOptions,
     plan,
     service::Auth,
 };
 pub use address::BindAddress;
 pub use part::Part;
 pub use state::StateSetting;
-pub use values::{EstimatorSetting, ValueCodingSetting};
+pub use values::{EstimatorSetting, ValueCodingSetting, VramMode};
 
 /// Sequences in one forward pass.
 pub const BATCH_SIZE_MAX: usize = 4096;
 /// Sequences the teacher may be ahead.
 pub const QUEUE_MAX: usize = 1 << 16;
+/// Sequences in a turn of the teacher.
+pub const WINDOW_MAX: usize = 1 << 24;
+/// Seconds that a trainer may get to leave the device: a day.
+pub const YIELD_TIMEOUT_S_MAX: u64 = 86_400;
 /// Rows of logits at a time.
 pub const CHUNK_ROWS_MAX: usize = 1 << 16;
 /// Threads for the arithmetic.
@@ -94,6 +99,12 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// Sequences the teacher may be ahead of a reader.
     pub queue: usize,
+    /// How the device is shared with trainers.
+    pub vram_mode: VramMode,
+    /// Sequences in a turn of the teacher.
+    pub window: usize,
+    /// Seconds that a trainer gets to leave the device before others hear of it.
+    pub yield_timeout_s: u64,
     /// Rows of logits at a time.
     pub chunk_rows: usize,
     /// Threads for the arithmetic; absent: one a core.
@@ -144,6 +155,7 @@ impl Config {
             Estimator::HeadSampled => (HEAD_DEFAULT, HEAD_DRAWS_DEFAULT),
             Estimator::TopK | Estimator::Sampled => (TOP_K_DEFAULT, DRAWS_DEFAULT),
         };
+        let lease = LeaseOptions::default();
         let config = Self {
             model: settings.model.unwrap_or_default(),
             tokenizer: settings.tokenizer,
@@ -165,6 +177,11 @@ impl Config {
             tls_cert: settings.tls_cert,
             tls_key: settings.tls_key,
             queue: settings.queue.unwrap_or(32),
+            vram_mode: settings.vram_mode.unwrap_or_default(),
+            window: settings.window.unwrap_or(lease.window),
+            yield_timeout_s: settings
+                .yield_timeout_s
+                .unwrap_or(lease.yield_timeout.as_secs()),
             chunk_rows: settings.chunk_rows.unwrap_or(128),
             threads: settings.threads,
             cache: settings.cache,
@@ -218,6 +235,15 @@ impl Config {
         !self.model.as_os_str().is_empty()
     }
 
+    /// How the lease of the device goes.
+    pub fn lease(&self) -> LeaseOptions {
+        LeaseOptions {
+            window: self.window,
+            yield_timeout: Duration::from_secs(self.yield_timeout_s),
+            ..LeaseOptions::default()
+        }
+    }
+
     /// Whether this process computes the shard with this number.
     pub fn is_mine(&self, shard: u32) -> bool {
         self.part.as_ref().is_none_or(|part| part.holds(shard))
@@ -243,6 +269,14 @@ impl Config {
         within("queue", self.queue, 1, QUEUE_MAX)?;
         let shard_bytes = usize::try_from(self.shard_bytes).unwrap_or(usize::MAX);
         within("shard-bytes", shard_bytes, 1, SHARD_BYTES_MAX)?;
+        within("window", self.window, 1, WINDOW_MAX)?;
+        let yield_timeout_s = usize::try_from(self.yield_timeout_s).unwrap_or(usize::MAX);
+        within(
+            "yield-timeout-s",
+            yield_timeout_s,
+            1,
+            YIELD_TIMEOUT_S_MAX as usize,
+        )?;
         within("chunk-rows", self.chunk_rows, 1, CHUNK_ROWS_MAX)?;
         within("threads", self.threads.unwrap_or(1), 1, THREADS_MAX)?;
         within("temperatures", self.temperatures.len(), 1, TEMPERATURES_MAX)?;

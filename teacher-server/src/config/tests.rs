@@ -53,6 +53,10 @@ fn the_printed_configuration_reads_back_to_itself() {
         "9223372036854775807",
         "--state",
         "sketch:64",
+        "--vram-mode",
+        "swap",
+        "--window",
+        "7",
         "--json",
     ];
     let printed = serve(&flags).unwrap().to_toml().unwrap();
@@ -61,6 +65,7 @@ fn the_printed_configuration_reads_back_to_itself() {
     assert_eq!(again.to_toml().unwrap(), printed);
     assert_eq!(again.corpus.len(), 2);
     assert!(again.json);
+    assert_eq!((again.vram_mode, again.window), (VramMode::Swap, 7));
 }
 
 #[test]
@@ -153,6 +158,9 @@ fn senseless_numbers_are_refused_by_name() {
         ("--queue", "0"),
         ("--chunk-rows", "0"),
         ("--threads", "0"),
+        ("--window", "0"),
+        ("--yield-timeout-s", "0"),
+        ("--yield-timeout-s", "18446744073709551615"),
         ("--temperatures", "1,1"),
         ("--temperatures", "0"),
         ("--temperatures", "NaN"),

@@ -1,4 +1,4 @@
-//! Provides the settings that are written as words: value coding and estimator.
+//! Provides the settings that are written as words: value coding, estimator, the sharing of the device.
 
 use std::{fmt, str::FromStr};
 
@@ -78,6 +78,42 @@ impl fmt::Display for EstimatorSetting {
     }
 }
 
+/// How the device is shared with trainers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum VramMode {
+    /// The teacher stays in memory.
+    #[default]
+    Resident,
+    /// Teacher and trainers take turns.
+    Swap,
+}
+
+impl FromStr for VramMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "resident" => Ok(Self::Resident),
+            "swap" => Ok(Self::Swap),
+            "cached" => Err(
+                "`cached` is what serving a complete cache is; name it with --cache and leave this out"
+                    .to_owned(),
+            ),
+            _ => Err(format!("`{text}` is none of `resident`, `swap`")),
+        }
+    }
+}
+
+impl fmt::Display for VramMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resident => "resident",
+            Self::Swap => "swap",
+        })
+    }
+}
+
 /// serde by way of the words that flags use.
 macro_rules! serde_as_words {
     ($($setting:ty),*) => {$(
@@ -97,7 +133,7 @@ macro_rules! serde_as_words {
     )*};
 }
 pub(super) use serde_as_words;
-serde_as_words!(ValueCodingSetting, EstimatorSetting);
+serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use distill_proto::{Fingerprint, Rows, v1};
 use distill_text::Sequence;
 
-use super::{Beginning, Engine, Opened, States};
+use super::{Beginning, Engine, Opened, Origin, States};
 use crate::{
     Error, Result,
     basis::Basis,
@@ -29,7 +29,8 @@ impl Forward for NoTeacher {
 
 /// What answers, and the matrix behind `state`.
 struct Answers {
-    teacher: Box<dyn Forward>,
+    /// None where everything is kept.
+    origin: Option<Origin>,
     basis: Option<Basis>,
 }
 
@@ -60,7 +61,7 @@ pub(super) fn load(
             let complete = (0..cache.entries().len() as u64).all(|index| store.contains(index));
             let answers = match complete {
                 true => Answers {
-                    teacher: Box::new(NoTeacher),
+                    origin: None,
                     basis: cache.basis()?,
                 },
                 false => answers(config, &opened, &cache)?,
@@ -72,7 +73,7 @@ pub(super) fn load(
             let (cache, states, sequences) = create(config, path, opened, reporter, stopped)?;
             let store = cache.store()?;
             let answers = Answers {
-                teacher: Box::new(states.teacher),
+                origin: Some(states.origin),
                 basis: states.basis,
             };
             start(config, cache, store, sequences, answers, reporter)
@@ -100,7 +101,7 @@ fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<En
         });
     }
     let answers = Answers {
-        teacher: Box::new(NoTeacher),
+        origin: None,
         basis: cache.basis()?,
     };
     start(config, cache, store, Vec::new(), answers, reporter)
@@ -124,7 +125,7 @@ fn create(
     let vocabulary = opened.tokenizer.vocabulary();
     let matrices = Matrices {
         basis: states.basis.as_ref(),
-        projection: states.teacher.projection(),
+        projection: states.projection.as_ref(),
         vocabulary: &vocabulary,
     };
     let mut cache = Cache::create(path, header, &matrices)?;
@@ -220,17 +221,17 @@ fn add_sequences(
 
 /// The teacher that computes what is missing, with the cache's own sketch.
 fn answers(config: &Config, opened: &Opened, cache: &Cache) -> Result<Answers> {
-    let teacher = opened.teacher(config)?;
-    let (teacher, basis) = match cache.projection()? {
-        Some(projection) => (teacher.with_projection(projection), cache.basis()?),
+    let origin = opened.origin(config)?;
+    let (origin, basis) = match cache.projection()? {
+        Some(projection) => (origin.with_projection(projection), cache.basis()?),
         None => {
             let exact = matches!(config.state, StateSetting::Exact(_));
-            let head = exact.then(|| Basis::new(teacher.head().clone()));
-            (teacher, head.transpose()?)
+            let basis = exact.then(|| opened.head_basis(config, &origin));
+            (origin, basis.transpose()?)
         }
     };
     Ok(Answers {
-        teacher: Box::new(teacher),
+        origin: Some(origin),
         basis,
     })
 }
@@ -255,18 +256,21 @@ fn start(
     reporter.cache(&cache, store.sealed());
     let digest = |hex: &str| Fingerprint::from_hex(hex).unwrap_or_default();
     let captured = cache.info();
+    let origin = answers.origin.as_ref();
     let info = v1::GetServerInfoResponse {
-        vram_mode: v1::VramMode::Cached.into(),
+        vram_mode: origin
+            .map_or(v1::VramMode::Cached, Origin::vram_mode)
+            .into(),
         ..captured
     };
+    let progress = Progress::new(sequences, tokens);
+    let (store, shared) = (Box::new(store), plan.clone());
+    let production = match answers.origin {
+        Some(origin) => origin.start(config, *reporter, shared, store, progress)?,
+        None => Production::start(Box::new(NoTeacher), shared, store, config.queue, progress)?,
+    };
     Ok(Engine {
-        production: Production::start(
-            answers.teacher,
-            plan.clone(),
-            Box::new(store),
-            config.queue,
-            Progress::new(sequences, tokens),
-        )?,
+        production,
         plan,
         basis: answers.basis.map(Arc::new),
         tokenizer: digest(&info.tokenizer_fingerprint),

@@ -1,6 +1,6 @@
 //! Provides the decision which batch is computed next: what readers need soonest, never far ahead of them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::{Error, plan::Plan};
@@ -42,6 +42,8 @@ pub(super) struct Demand {
     clock: u64,
     in_flight: HashSet<u64>,
     failed: HashMap<u64, Arc<Error>>,
+    /// Batches of the teacher's turn, while it has one.
+    window: Option<BTreeSet<u64>>,
 }
 
 impl Demand {
@@ -100,20 +102,78 @@ impl Demand {
         queue: usize,
         contains: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        let missing = |place: &Place| {
-            (0..queue.max(1)).find_map(|ahead| {
-                let index = place.order.at(place.position + ahead, plan.count())?;
-                let batch = plan.batch_of(index);
-                let open = !contains(index)
-                    && !self.in_flight.contains(&batch)
-                    && !self.failed.contains_key(&batch);
-                open.then_some((ahead, batch))
-            })
-        };
+        self.next_among(plan, queue, contains, |ahead, batch| {
+            ahead == 0 || ahead + plan.batch(batch).len() <= queue
+        })
+    }
+
+    /// Whether a reader stands before a frame that nobody is computing.
+    pub fn is_needed(&self, plan: &Plan, contains: impl Fn(u64) -> bool) -> bool {
+        let mut next = self.readers.values();
+        next.any(|place| self.missing(place, plan, 1, &contains).is_some())
+    }
+
+    /// Begins a turn, unless one is going on: the batches of the next `window` frames of every reader.
+    pub fn open_window(&mut self, plan: &Plan, window: usize, contains: impl Fn(u64) -> bool) {
+        if self.window.is_some() {
+            return;
+        }
+        let places = self.readers.values();
+        let ahead = places.flat_map(|place| {
+            (0..window).map_while(|ahead| place.order.at(place.position + ahead, plan.count()))
+        });
+        let missing = ahead.filter(|&index| !contains(index));
+        self.window = Some(missing.map(|index| plan.batch_of(index)).collect());
+    }
+
+    /// Ends the turn.
+    pub fn close_window(&mut self) {
+        self.window = None;
+    }
+
+    /// As [`Self::next_batch`], of the batches of this turn only.
+    pub fn next_of_window(
+        &mut self,
+        plan: &Plan,
+        window: usize,
+        contains: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let batches = self.window.take()?;
+        let outside = |index| contains(index) || !batches.contains(&plan.batch_of(index));
+        let batch = self.next_among(plan, window, outside, |_, _| true);
+        self.window = Some(batches);
+        batch
+    }
+
+    /// Number of places ahead of a reader, `within` at most, and batch of the first frame that is neither kept nor under way
+    /// nor failed.
+    fn missing(
+        &self,
+        place: &Place,
+        plan: &Plan,
+        within: usize,
+        contains: impl Fn(u64) -> bool,
+    ) -> Option<(usize, u64)> {
+        (0..within.max(1)).find_map(|ahead| {
+            let index = place.order.at(place.position + ahead, plan.count())?;
+            let batch = plan.batch_of(index);
+            let open = !contains(index)
+                && !self.in_flight.contains(&batch)
+                && !self.failed.contains_key(&batch);
+            open.then_some((ahead, batch))
+        })
+    }
+
+    fn next_among(
+        &mut self,
+        plan: &Plan,
+        within: usize,
+        contains: impl Fn(u64) -> bool,
+        is_near: impl Fn(usize, u64) -> bool,
+    ) -> Option<u64> {
         let candidates = self.readers.iter().filter_map(|(&reader, place)| {
-            let (ahead, batch) = missing(place)?;
-            let near = ahead == 0 || ahead + plan.batch(batch).len() <= queue;
-            near.then_some((ahead, place.served, reader, batch))
+            let (ahead, batch) = self.missing(place, plan, within, &contains)?;
+            is_near(ahead, batch).then_some((ahead, place.served, reader, batch))
         });
         let (_, _, reader, batch) = candidates.min()?;
         self.clock += 1;

@@ -6,7 +6,8 @@
 ```
 
 Nothing is computed that no reader is about to need, so a server without clients rests within one batch, and a slow
-reader, which reads from the store at its own pace, costs no memory.
+reader, which reads from the store at its own pace, costs no memory. Where the device is lent to trainers (`lease`), the
+teacher computes in turns of a window of frames each, and its weights are on the device for these only.
 */
 
 mod demand;
@@ -15,6 +16,7 @@ mod score;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod turns;
 
 use std::{
     collections::VecDeque,
@@ -31,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::{
     Error, Result,
+    lease::{self, Lease},
     plan::Plan,
     progress::Progress,
     store::{BlockStore, OrderDigest},
@@ -40,6 +43,8 @@ pub use demand::Order;
 pub use reader::Reader;
 pub use score::OwnedTokens;
 use score::ScoreJob;
+use threads::Seat;
+pub use turns::{Reload, Swap};
 
 /// Streams and fetches open at a time.
 pub const READERS_MAX: usize = 256;
@@ -139,6 +144,23 @@ struct State {
     demand: Demand,
     scores: VecDeque<ScoreJob>,
     closing: bool,
+    /// Whose turn the device is, where it is lent.
+    lease: Option<Lease>,
+}
+
+impl State {
+    /// Somebody asks for something that the teacher may have to do.
+    fn asked(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.retry();
+        }
+    }
+
+    /// What keeps the teacher from its turn, if something does.
+    fn trouble(&self) -> Option<Error> {
+        let trouble = self.lease.as_ref()?.trouble()?;
+        Some(Error::Production(trouble))
+    }
 }
 
 impl Shared {
@@ -164,14 +186,51 @@ impl Production {
         queue: usize,
         progress: Progress,
     ) -> Result<Self> {
+        Self::begin(Seat::Resident(teacher), None, plan, store, queue, progress)
+    }
+
+    /// As [`Self::start`], with a teacher that leaves the device to trainers between its turns.
+    ///
+    /// # Errors
+    /// `Io` where the system gives no thread.
+    pub fn start_swapping(
+        swap: Swap,
+        lease: Lease,
+        plan: Arc<Plan>,
+        store: Box<dyn BlockStore>,
+        progress: Progress,
+    ) -> Result<Self> {
+        let window = lease.options().window;
+        Self::begin(
+            Seat::Swapping(swap),
+            Some(lease),
+            plan,
+            store,
+            window,
+            progress,
+        )
+    }
+
+    fn begin(
+        seat: Seat,
+        lease: Option<Lease>,
+        plan: Arc<Plan>,
+        store: Box<dyn BlockStore>,
+        queue: usize,
+        progress: Progress,
+    ) -> Result<Self> {
         let done = (0..plan.count())
             .filter(|&index| store.contains(index))
             .count();
+        let state = State {
+            lease,
+            ..State::default()
+        };
         let shared = Arc::new(Shared {
             plan,
             store,
             queue,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             work: Condvar::new(),
             changes: watch::Sender::new(0),
             digest: Mutex::default(),
@@ -179,7 +238,7 @@ impl Production {
             sequences_computed: AtomicU64::new(0),
             work_done: WorkDone::default(),
         });
-        let threads = threads::spawn(&shared, teacher, progress)?;
+        let threads = threads::spawn(&shared, seat, progress)?;
         Ok(Self {
             shared,
             threads: Mutex::new(threads),
@@ -201,10 +260,51 @@ impl Production {
                 limit: READERS_MAX,
             });
         }
+        state.asked();
         let id = state.demand.open(order.clone());
         drop(state);
         self.shared.work.notify_all();
         Ok(Reader::new(self.shared.clone(), id, order))
+    }
+
+    /// A trainer asks for the device; its stream hears of the grant. Gives the stream's name for [`Self::hold_ended`].
+    ///
+    /// # Errors
+    /// `NothingToLend`, `Busy` above `HOLDERS_MAX`, `ShuttingDown`.
+    pub fn hold(
+        &self,
+        holder: &str,
+        epoch_held: Option<u64>,
+        messages: lease::Messages,
+    ) -> Result<u64> {
+        self.with_lease(|lease| lease.ask(holder, epoch_held, messages))?
+    }
+
+    /// A trainer says that it has freed the device.
+    ///
+    /// # Errors
+    /// `NothingToLend`, `StaleEpoch`, `ShuttingDown`.
+    pub fn release(&self, epoch: u64) -> Result<()> {
+        self.with_lease(|lease| lease.released(epoch))?
+    }
+
+    /// The stream of a `hold` has ended.
+    pub fn hold_ended(&self, stream: u64) {
+        // After a shutdown there is nobody left to be told.
+        let _ = self.with_lease(|lease| lease.closed(stream));
+    }
+
+    fn with_lease<T>(&self, act: impl FnOnce(&mut Lease) -> T) -> Result<T> {
+        let mut state = self.shared.state();
+        if state.closing {
+            return Err(Error::ShuttingDown);
+        }
+        let lease = state.lease.as_mut().ok_or(Error::NothingToLend)?;
+        let outcome = act(lease);
+        drop(state);
+        self.shared.work.notify_all();
+        self.shared.changed();
+        Ok(outcome)
     }
 
     /// Places of the frames that are not kept, of the shards that `mine` says.

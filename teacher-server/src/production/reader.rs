@@ -37,7 +37,7 @@ impl Reader {
     /// Waits until the next frame is kept; true at the end of the order. May be dropped and called again.
     ///
     /// # Errors
-    /// What stopped its batch, or `ShuttingDown`.
+    /// What stopped its batch or keeps the teacher from its turn, or `ShuttingDown`.
     pub async fn ready(&mut self) -> Result<()> {
         let Some(index) = self.upcoming() else {
             return Ok(());
@@ -55,6 +55,9 @@ impl Reader {
                 let batch = self.shared.plan.batch_of(index);
                 if let Some(error) = state.demand.failure(batch) {
                     return Err(Error::Production(error));
+                }
+                if let Some(trouble) = state.trouble() {
+                    return Err(trouble);
                 }
             }
             self.wait().await?;
@@ -124,5 +127,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.shared.state().demand.close(self.id);
+        // What was needed for it is not any more.
+        self.shared.work.notify_all();
     }
 }

@@ -4,7 +4,7 @@ use distill_proto::{Fingerprint, Rows};
 use tokio::sync::oneshot;
 
 use super::{Production, SCORE_JOBS_MAX, Tokens};
-use crate::{Error, Result};
+use crate::{Error, Result, lease::Lease};
 
 /// A sequence that a client brought.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl Production {
     /// Runs the teacher on `sequences`; dropping the future stops the work within one batch.
     ///
     /// # Errors
-    /// `Busy` above `SCORE_JOBS_MAX`, `ShuttingDown`, or what the teacher says.
+    /// `Busy` above `SCORE_JOBS_MAX`, `DeviceHeld` while a trainer has the device, `ShuttingDown`, or what the teacher says.
     pub async fn score(&self, sequences: Vec<OwnedTokens>) -> Result<Vec<Rows>> {
         let (reply, answer) = oneshot::channel();
         {
@@ -62,6 +62,11 @@ impl Production {
             if state.closing {
                 return Err(Error::ShuttingDown);
             }
+            if let Some(holder) = state.lease.as_ref().and_then(Lease::holder) {
+                let holder = holder.to_owned();
+                return Err(Error::DeviceHeld { holder });
+            }
+            state.asked();
             // Jobs whose client went away make room first.
             state.scores.retain(|job| !job.reply.is_closed());
             if state.scores.len() >= SCORE_JOBS_MAX {

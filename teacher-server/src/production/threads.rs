@@ -14,8 +14,8 @@ use std::{
 
 use distill_proto::Rows;
 
-use super::{Forward, ScoreJob, Shared, Tokens};
-use crate::{Error, Result, frames::encode, progress::Progress};
+use super::{Forward, ScoreJob, Shared, Swap, Tokens, turns};
+use crate::{Error, Result, frames::encode, lease::Task, progress::Progress};
 
 /// Batches that wait for packing while the teacher runs on.
 const PACKING_QUEUE: usize = 1;
@@ -26,9 +26,19 @@ struct Computed {
     rows: Vec<Rows>,
 }
 
-enum Work {
+/// Where the teacher is.
+pub(super) enum Seat {
+    /// In memory, always.
+    Resident(Box<dyn Forward>),
+    /// On the device in its turns.
+    Swapping(Swap),
+}
+
+pub(super) enum Work {
     Batch(u64),
     Score(ScoreJob),
+    /// Something about the device.
+    Device(Task),
     Stop,
 }
 
@@ -38,7 +48,7 @@ enum Work {
 /// `Io` where the system gives no thread.
 pub(super) fn spawn(
     shared: &Arc<Shared>,
-    teacher: Box<dyn Forward>,
+    seat: Seat,
     progress: Progress,
 ) -> Result<Vec<JoinHandle<()>>> {
     let (sender, receiver) = sync_channel(PACKING_QUEUE);
@@ -47,7 +57,7 @@ pub(super) fn spawn(
     let (computing, packing) = (shared.clone(), shared.clone());
     Ok(vec![
         named("teacher")
-            .spawn(move || compute(&computing, teacher.as_ref(), &sender))
+            .spawn(move || compute(&computing, seat, &sender))
             .map_err(failed)?,
         named("packing")
             .spawn(move || pack(&packing, &receiver, progress))
@@ -56,31 +66,46 @@ pub(super) fn spawn(
 }
 
 /// Runs the teacher until the server stops; ends the packing thread by dropping the sender.
-fn compute(shared: &Shared, teacher: &dyn Forward, packing: &SyncSender<Computed>) {
+fn compute(shared: &Shared, seat: Seat, packing: &SyncSender<Computed>) {
+    let (mut teacher, swap) = match seat {
+        Seat::Resident(teacher) => (Some(teacher), None),
+        Seat::Swapping(swap) => (None, Some(swap)),
+    };
     loop {
-        match next_work(shared) {
-            Work::Stop => return,
-            Work::Score(job) => score(shared, teacher, job),
-            Work::Batch(batch) => {
-                let started = Instant::now();
-                match plan_batch(shared, teacher, batch) {
-                    Ok((rows, count)) => {
-                        let nanos = started.elapsed().as_nanos() as u64;
-                        let done = &shared.work_done;
-                        done.compute_nanos.fetch_add(nanos, Ordering::Relaxed);
-                        done.tokens.fetch_add(count, Ordering::Relaxed);
-                        if packing.send(Computed { batch, rows }).is_err() {
-                            finish(
-                                shared,
-                                batch,
-                                Err(Error::Internal("packing has ended".into())),
-                            );
-                        }
-                    }
-                    Err(error) => finish(shared, batch, Err(error)),
-                }
+        match (next_work(shared), &teacher, &swap) {
+            (Work::Stop, ..) => return,
+            (Work::Device(task), _, Some(swap)) => swap.attend(shared, task, &mut teacher),
+            (Work::Score(job), Some(teacher), _) => score(shared, teacher.as_ref(), job),
+            (Work::Batch(batch), Some(teacher), _) => {
+                compute_batch(shared, teacher.as_ref(), batch, packing);
+            }
+            // Work is given out for a teacher that is there only.
+            (Work::Score(job), None, _) => drop(job.reply.send(Err(Error::NoModel))),
+            (Work::Batch(batch), None, _) => finish(shared, batch, Err(Error::NoModel)),
+            (Work::Device(_), _, None) => return,
+        }
+    }
+}
+
+fn compute_batch(
+    shared: &Shared,
+    teacher: &dyn Forward,
+    batch: u64,
+    packing: &SyncSender<Computed>,
+) {
+    let started = Instant::now();
+    match plan_batch(shared, teacher, batch) {
+        Ok((rows, count)) => {
+            let nanos = started.elapsed().as_nanos() as u64;
+            let done = &shared.work_done;
+            done.compute_nanos.fetch_add(nanos, Ordering::Relaxed);
+            done.tokens.fetch_add(count, Ordering::Relaxed);
+            if packing.send(Computed { batch, rows }).is_err() {
+                let ended = Error::Internal("packing has ended".into());
+                finish(shared, batch, Err(ended));
             }
         }
+        Err(error) => finish(shared, batch, Err(error)),
     }
 }
 
@@ -105,22 +130,27 @@ fn next_work(shared: &Shared) -> Work {
         if state.closing {
             // Dropping the jobs tells those who wait for them.
             state.scores.clear();
+            if let Some(lease) = &mut state.lease {
+                lease.close();
+            }
             return Work::Stop;
         }
-        if let Some(job) = state.scores.pop_front() {
-            return Work::Score(job);
+        let found = match state.lease {
+            Some(_) => turns::next_work(shared, &mut state),
+            None => {
+                let contains = |index| shared.store.contains(index);
+                let job = state.scores.pop_front().map(Work::Score);
+                job.or_else(|| {
+                    let demand = &mut state.demand;
+                    let batch = demand.next_batch(&shared.plan, shared.queue, contains);
+                    batch.map(Work::Batch)
+                })
+            }
+        };
+        if let Some(work) = found {
+            return work;
         }
-        let contains = |index| shared.store.contains(index);
-        if let Some(batch) = state
-            .demand
-            .next_batch(&shared.plan, shared.queue, contains)
-        {
-            return Work::Batch(batch);
-        }
-        state = shared
-            .work
-            .wait(state)
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        state = turns::wait(shared, state);
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod auth;
 mod blocks;
+mod hold;
 mod score;
 mod status;
 mod vocabulary;
@@ -178,10 +179,19 @@ impl TeacherService for Service {
 
     async fn hold_device(
         &self,
-        _request: Request<v1::HoldDeviceRequest>,
+        request: Request<v1::HoldDeviceRequest>,
     ) -> std::result::Result<Response<Self::HoldDeviceStream>, Status> {
-        let why = "this server keeps its model resident and has no device to lend; train in resident mode";
-        Err(Error::Unimplemented(why).into())
+        let stream = hold::stream(self.engine()?, &request.into_inner())?;
+        Ok(Response::new(stream))
+    }
+
+    async fn release_device(
+        &self,
+        request: Request<v1::ReleaseDeviceRequest>,
+    ) -> std::result::Result<Response<v1::ReleaseDeviceResponse>, Status> {
+        let epoch = request.into_inner().epoch;
+        self.engine()?.production.release(epoch)?;
+        Ok(Response::new(v1::ReleaseDeviceResponse {}))
     }
 }
 

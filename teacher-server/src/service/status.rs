@@ -39,10 +39,14 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Proto(distill_proto::Error::Cursor(_)) => (Code::InvalidArgument, "INVALID_CURSOR"),
         Error::NoModel => (Code::FailedPrecondition, "NO_MODEL"),
         Error::NoText { .. } => (Code::FailedPrecondition, "NO_TEXT"),
+        Error::DeviceHeld { .. } => (Code::FailedPrecondition, "DEVICE_HELD"),
+        Error::StaleEpoch => (Code::FailedPrecondition, "STALE_EPOCH"),
+        Error::HolderHung { .. } => (Code::Unavailable, "HOLDER_HUNG"),
+        Error::NoRoom { .. } => (Code::ResourceExhausted, "NO_DEVICE_MEMORY"),
         Error::Cache { .. } => (Code::FailedPrecondition, "CACHE"),
         Error::Damaged { .. } => (Code::DataLoss, "DAMAGED_SHARD"),
         Error::Busy { .. } => (Code::ResourceExhausted, "BUSY"),
-        Error::Unimplemented(_) => (Code::Unimplemented, "UNIMPLEMENTED"),
+        Error::NothingToLend => (Code::FailedPrecondition, "NOTHING_TO_LEND"),
         Error::Loading => (Code::Unavailable, "LOADING"),
         Error::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
         Error::Io { .. } => (Code::ResourceExhausted, "STORAGE"),
@@ -76,6 +80,22 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::Busy { what, limit } => {
             vec![("what", (*what).to_owned()), ("limit", limit.to_string())]
         }
+        Error::DeviceHeld { holder } => vec![
+            ("holder", holder.clone()),
+            (
+                "remedy",
+                "free the device, ReleaseDevice, ask again, HoldDevice".to_owned(),
+            ),
+        ],
+        Error::HolderHung { holder, .. } => vec![("holder", holder.clone())],
+        Error::NoRoom {
+            needed_bytes,
+            free_bytes,
+            ..
+        } => vec![
+            ("needed_bytes", needed_bytes.to_string()),
+            ("free_bytes", free_bytes.to_string()),
+        ],
         Error::NotFinite { sequence, position } => vec![
             ("sequence_id", sequence.to_string()),
             ("position", position.to_string()),

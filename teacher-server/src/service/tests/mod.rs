@@ -22,6 +22,7 @@ use crate::{
     testing::{VOCAB_SIZE, write_model},
 };
 
+mod lease;
 mod refusals;
 mod settings;
 

@@ -39,6 +39,10 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
                 .hold_device(v1::HoldDeviceRequest::default())
                 .await
                 .map(drop),
+            client
+                .release_device(v1::ReleaseDeviceRequest::default())
+                .await
+                .map(drop),
             HealthClient::new(server.channel.clone())
                 .check(HealthCheckRequest::default())
                 .await
@@ -119,7 +123,12 @@ async fn hostile_requests_are_answered_with_their_reason() {
         .hold_device(v1::HoldDeviceRequest::default())
         .await
         .unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(reason(&status), "NOTHING_TO_LEND");
+    let status = client
+        .release_device(v1::ReleaseDeviceRequest { epoch: 1 })
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&status), "NOTHING_TO_LEND");
 
     let tokens = |token_ids: Vec<u32>, target_mask: Vec<bool>| v1::TokenSequence {
         token_ids,

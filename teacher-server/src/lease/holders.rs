@@ -1,0 +1,330 @@
+//! Provides the lease as the server runs it: the rules, with the trainers' streams and the clock around them.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use distill_model::DeviceMemory;
+use distill_proto::v1::{Granted, HoldDeviceResponse, Yield, hold_device_response};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::{Action, Device, Event, Machine, Task};
+use crate::{Error, Result, report::Reporter};
+
+/// Trainers that hold the device or wait for it.
+pub const HOLDERS_MAX: usize = 64;
+/// Characters of a trainer's name for itself that are repeated to others.
+pub const HOLDER_CHARS_MAX: usize = 64;
+
+/// Where a trainer's stream takes its messages; it holds at least a grant, a yield and an error.
+pub type Messages = mpsc::Sender<std::result::Result<HoldDeviceResponse, Status>>;
+
+/// How long things may take, and how much is done in a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// Sequences that the teacher computes in a turn for each who needs some.
+    pub window: usize,
+    /// Time that a holder gets to yield before others are told that it does not.
+    pub yield_timeout: Duration,
+    /// Time that a holder without a connection gets to come back.
+    pub settle: Duration,
+    /// Time that the device's memory gets to become free before others are told that it does not.
+    pub room_patience: Duration,
+}
+
+impl Default for LeaseOptions {
+    fn default() -> Self {
+        Self {
+            window: 1024,
+            yield_timeout: Duration::from_secs(120),
+            // A trainer tries every half second.
+            settle: Duration::from_secs(3),
+            room_patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A trainer's stream.
+struct Stream {
+    name: String,
+    messages: Messages,
+}
+
+/// The lease of the device.
+pub struct Lease {
+    machine: Machine,
+    options: LeaseOptions,
+    reporter: Reporter,
+    streams: HashMap<u64, Stream>,
+    next_stream: u64,
+    /// When a device that settles has done so.
+    settled_at: Option<Instant>,
+    /// When the device came to where it is.
+    since: Instant,
+    /// What keeps the teacher from its turn, told to those who wait for it.
+    trouble: Option<Arc<Error>>,
+    /// Whether the teacher could not be loaded; it is not tried again before somebody asks anew.
+    broken: bool,
+}
+
+impl Lease {
+    /// A lease that settles first.
+    pub fn new(options: LeaseOptions, reporter: Reporter) -> Self {
+        // Grants take longer than a millisecond, so no server's epochs reach those of the one after it.
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let former = since_1970.map_or(0, |time| time.as_millis() as u64);
+        let now = Instant::now();
+        Self {
+            machine: Machine::new(former),
+            options,
+            reporter,
+            streams: HashMap::new(),
+            next_stream: 0,
+            settled_at: Some(now + options.settle),
+            since: now,
+            trouble: None,
+            broken: false,
+        }
+    }
+
+    /// How it was set up.
+    pub fn options(&self) -> LeaseOptions {
+        self.options
+    }
+
+    /// What the teacher has to do now.
+    pub fn task(&self) -> Option<Task> {
+        self.machine.task()
+    }
+
+    /// Name of the trainer that has the device.
+    pub fn holder(&self) -> Option<&str> {
+        match self.machine.device() {
+            Device::Trainer { stream, .. } => Some(
+                self.streams
+                    .get(&stream)
+                    .map_or("", |one| one.name.as_str()),
+            ),
+            _ => None,
+        }
+    }
+
+    /// What keeps the teacher from its turn, if something does.
+    pub fn trouble(&self) -> Option<Arc<Error>> {
+        self.trouble.clone()
+    }
+
+    /// A trainer asks for the device; gives the name of its stream.
+    ///
+    /// # Errors
+    /// `Busy` above `HOLDERS_MAX`, `HolderHung` while the holder does not yield.
+    pub fn ask(&mut self, name: &str, epoch_held: Option<u64>, messages: Messages) -> Result<u64> {
+        if self.streams.len() >= HOLDERS_MAX {
+            return Err(Error::Busy {
+                what: "HoldDevice streams",
+                limit: HOLDERS_MAX,
+            });
+        }
+        let hung = self.trouble().filter(|_| self.holder().is_some());
+        if let (Some(hung), None) = (hung, epoch_held) {
+            return Err(Error::Production(hung));
+        }
+        let printable = name.chars().filter(|c| !c.is_control());
+        let name: String = printable.take(HOLDER_CHARS_MAX).collect();
+        let name = match name.is_empty() {
+            true => "a trainer without a name".to_owned(),
+            false => name,
+        };
+        let stream = self.next_stream;
+        self.next_stream += 1;
+        self.streams.insert(stream, Stream { name, messages });
+        self.apply(Event::Ask { stream, epoch_held });
+        Ok(stream)
+    }
+
+    /// A trainer's stream has ended.
+    pub fn closed(&mut self, stream: u64) {
+        self.apply(Event::Closed { stream });
+        self.streams.remove(&stream);
+    }
+
+    /// A trainer has freed the device that it held under `epoch`.
+    ///
+    /// # Errors
+    /// `StaleEpoch` where it is not the holder any more.
+    pub fn released(&mut self, epoch: u64) -> Result<()> {
+        match self.machine.device() {
+            Device::Trainer { epoch: held, .. } if held == epoch => {
+                self.apply(Event::Released { epoch });
+                Ok(())
+            }
+            _ => Err(Error::StaleEpoch),
+        }
+    }
+
+    /// Whether there is something that only the teacher can do.
+    pub fn needed(&mut self, needed: bool) {
+        self.apply(Event::Needed(needed && !self.broken));
+    }
+
+    /// Somebody asks anew: what failed for good is tried again.
+    pub fn retry(&mut self) {
+        if std::mem::take(&mut self.broken) {
+            self.trouble = None;
+        }
+    }
+
+    /// The device has room for the teacher.
+    pub fn room(&mut self) {
+        self.apply(Event::Room);
+    }
+
+    /// The device has no room for the teacher. True where that has been so for too long, for the first time.
+    pub fn no_room(&mut self, needed_bytes: u64, memory: DeviceMemory) -> bool {
+        let patient = self.since.elapsed() < self.options.room_patience;
+        if patient || self.trouble.is_some() {
+            return false;
+        }
+        self.trouble = Some(Arc::new(Error::NoRoom {
+            needed_bytes,
+            free_bytes: memory.free_bytes,
+            total_bytes: memory.total_bytes,
+        }));
+        true
+    }
+
+    /// The teacher is on the device.
+    pub fn loaded(&mut self) {
+        self.apply(Event::Loaded);
+    }
+
+    /// The teacher could not be brought to the device.
+    pub fn load_failed(&mut self, error: Arc<Error>) {
+        self.apply(Event::LoadFailed);
+        self.broken = true;
+        self.trouble = Some(error);
+    }
+
+    /// The teacher has done what its turn was for.
+    pub fn turn_over(&mut self) {
+        self.apply(Event::TurnOver);
+    }
+
+    /// The teacher has left the device.
+    pub fn freed(&mut self) {
+        self.apply(Event::Freed);
+    }
+
+    /// When [`Self::tick`] has something to do, if nothing else happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        let overdue = match self.machine.device() {
+            Device::Trainer { yielding: true, .. } if self.trouble.is_none() => {
+                Some(self.since + self.options.yield_timeout)
+            }
+            _ => None,
+        };
+        self.settled_at.into_iter().chain(overdue).min()
+    }
+
+    /// Takes in how late it is. True where it has become known that a holder does not yield.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        if self.settled_at.is_some_and(|at| at <= now) {
+            self.apply(Event::Settled);
+        }
+        let Device::Trainer { yielding: true, .. } = self.machine.device() else {
+            return false;
+        };
+        let timeout = self.options.yield_timeout;
+        if self.trouble.is_some() || now.duration_since(self.since) < timeout {
+            return false;
+        }
+        let hung = Arc::new(Error::HolderHung {
+            holder: self.holder().unwrap_or_default().to_owned(),
+            seconds: timeout.as_secs(),
+        });
+        self.trouble = Some(hung.clone());
+        // They may go on waiting, but not without knowing for what.
+        for stream in self.machine.waiting().collect::<Vec<_>>() {
+            if let Some(stream) = self.streams.remove(&stream) {
+                let hung = Error::Production(hung.clone());
+                tell(&stream.messages, Err(hung.into()));
+            }
+            self.apply(Event::Closed { stream });
+        }
+        true
+    }
+
+    /// Tells every trainer that the server stops.
+    pub fn close(&mut self) {
+        for (_, stream) in self.streams.drain() {
+            tell(&stream.messages, Err(Error::ShuttingDown.into()));
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let before = self.machine.device();
+        let actions = self.machine.handle(event);
+        let now = Instant::now();
+        if before != self.machine.device() {
+            self.since = now;
+            self.trouble = None;
+            self.report(before);
+        }
+        self.settled_at = match (self.machine.is_settling(), self.settled_at) {
+            (false, _) => None,
+            (true, None) => Some(now + self.options.settle),
+            (true, at) => at,
+        };
+        for action in actions {
+            self.execute(action);
+        }
+    }
+
+    fn execute(&mut self, action: Action) {
+        use hold_device_response::Event::{Granted as IsGranted, Yield as DoYield};
+        let message = |event| Ok(HoldDeviceResponse { event: Some(event) });
+        let (stream, message) = match action {
+            Action::Grant { stream, epoch } => (stream, message(IsGranted(Granted { epoch }))),
+            Action::Yield { stream } => (stream, message(DoYield(Yield {}))),
+            Action::Refuse { stream } | Action::Replace { stream } => {
+                (stream, Err(Error::StaleEpoch.into()))
+            }
+        };
+        let is_last = message.is_err();
+        if let Some(stream) = self.streams.get(&stream) {
+            tell(&stream.messages, message);
+        }
+        if is_last {
+            self.streams.remove(&stream);
+        }
+    }
+
+    /// Says who has the device, for people and for whoever checks that there is never more than one.
+    fn report(&self, before: Device) {
+        let epoch = self.machine.epoch();
+        match (before, self.machine.device()) {
+            (_, Device::Trainer { yielding: true, .. }) => {
+                self.reporter.device("yielding", self.holder(), epoch);
+            }
+            (_, Device::Trainer { .. }) => self.reporter.device("granted", self.holder(), epoch),
+            (Device::AwaitingRoom, Device::Loading) => self.reporter.device("loading", None, epoch),
+            (Device::Loading, Device::Teacher { .. }) => {
+                self.reporter.device("loaded", None, epoch);
+            }
+            (Device::Freeing, Device::Nobody) | (Device::Trainer { .. }, Device::Nobody) => {
+                self.reporter.device("free", None, epoch);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The channel has room for all that a stream is ever told; one that is closed belongs to a trainer that is gone.
+fn tell(messages: &Messages, message: std::result::Result<HoldDeviceResponse, Status>) {
+    if let Err(error) = messages.try_send(message) {
+        tracing::debug!("a trainer was not told: {error}");
+    }
+}

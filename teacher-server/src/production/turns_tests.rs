@@ -1,0 +1,365 @@
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use distill_model::DeviceMemory;
+use distill_proto::{
+    Rows,
+    v1::{HoldDeviceResponse, hold_device_response::Event},
+};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::*;
+use crate::{
+    lease::LeaseOptions,
+    plan::Plan,
+    production::{Order, OwnedTokens, Production, Reader, Tokens},
+    progress::Progress,
+    report::Reporter,
+    store::Spool,
+    testing::{FakeTeacher, plan},
+};
+
+/// A device that notes who is on it, and fails the test where two are.
+#[derive(Default)]
+struct Card {
+    teacher: AtomicBool,
+    trainer: AtomicBool,
+    free_bytes: AtomicU64,
+    loads: AtomicUsize,
+    load_fails: AtomicBool,
+}
+
+impl Card {
+    fn alone(&self) {
+        let both = self.teacher.load(Ordering::SeqCst) && self.trainer.load(Ordering::SeqCst);
+        assert!(!both, "two have the device");
+    }
+}
+
+/// The fake teacher, for as long as it is on the card.
+struct OnCard(FakeTeacher, Arc<Card>);
+
+impl Forward for OnCard {
+    fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
+        self.1.alone();
+        self.0.rows(batch)
+    }
+}
+
+impl Drop for OnCard {
+    fn drop(&mut self) {
+        self.1.teacher.store(false, Ordering::SeqCst);
+    }
+}
+
+struct Source(FakeTeacher, Arc<Card>);
+
+impl Reload for Source {
+    fn device_bytes(&self) -> u64 {
+        3 << 30
+    }
+
+    fn load(&self) -> Result<Box<dyn Forward>> {
+        self.1.loads.fetch_add(1, Ordering::SeqCst);
+        if self.1.load_fails.load(Ordering::SeqCst) {
+            return Err(Error::Mismatch("the weights are gone".into()));
+        }
+        self.1.teacher.store(true, Ordering::SeqCst);
+        self.1.alone();
+        Ok(Box::new(OnCard(self.0.clone(), self.1.clone())))
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct CardMemory(Arc<Card>);
+
+impl FreeMemory for CardMemory {
+    fn look(&self) -> Result<Option<DeviceMemory>> {
+        Ok(Some(DeviceMemory {
+            free_bytes: self.0.free_bytes.load(Ordering::SeqCst),
+            total_bytes: 24 << 30,
+        }))
+    }
+}
+
+/// Production over a plan, with its card and how much the teacher has done.
+struct Bench {
+    production: Production,
+    card: Arc<Card>,
+    teacher: FakeTeacher,
+}
+
+const QUICK: LeaseOptions = LeaseOptions {
+    window: 6,
+    yield_timeout: Duration::from_millis(80),
+    settle: Duration::from_millis(60),
+    room_patience: Duration::from_millis(50),
+};
+
+fn bench(plan: &Arc<Plan>, options: LeaseOptions) -> Bench {
+    let card = Arc::new(Card::default());
+    card.free_bytes.store(24 << 30, Ordering::SeqCst);
+    let teacher = FakeTeacher::default();
+    let swap = Swap {
+        source: Box::new(Source(teacher.clone(), card.clone())),
+        memory: Box::new(CardMemory(card.clone())),
+    };
+    let store = Spool::create(None, plan.count()).unwrap();
+    let lease = Lease::new(options, Reporter::new(true));
+    let production = Production::start_swapping(
+        swap,
+        lease,
+        plan.clone(),
+        Box::new(store),
+        Progress::hidden(),
+    );
+    Bench {
+        production: production.unwrap(),
+        card,
+        teacher,
+    }
+}
+
+/// A trainer's end of its stream.
+struct Trainer {
+    stream: u64,
+    messages: mpsc::Receiver<std::result::Result<HoldDeviceResponse, Status>>,
+    card: Arc<Card>,
+}
+
+impl Bench {
+    fn ask(&self, name: &str, epoch_held: Option<u64>) -> Trainer {
+        let (sender, messages) = mpsc::channel(4);
+        Trainer {
+            stream: self.production.hold(name, epoch_held, sender).unwrap(),
+            messages,
+            card: self.card.clone(),
+        }
+    }
+
+    fn reader(&self, first: u64) -> Reader {
+        self.production.reader(Order::From(first)).unwrap()
+    }
+
+    /// Frees the card, says so, and closes.
+    fn release(&self, trainer: &Trainer, epoch: u64) {
+        self.card.trainer.store(false, Ordering::SeqCst);
+        self.production.release(epoch).unwrap();
+        self.production.hold_ended(trainer.stream);
+    }
+}
+
+impl Trainer {
+    async fn next(&mut self) -> std::result::Result<Event, Status> {
+        let message = tokio::time::timeout(Duration::from_secs(10), self.messages.recv()).await;
+        let message = message.expect("nothing comes").expect("the stream ended");
+        message.map(|message| message.event.unwrap())
+    }
+
+    async fn granted(&mut self) -> u64 {
+        let Ok(Event::Granted(granted)) = self.next().await else {
+            panic!("no grant");
+        };
+        self.card.trainer.store(true, Ordering::SeqCst);
+        self.card.alone();
+        granted.epoch
+    }
+
+    async fn is_asked_to_yield(&mut self) {
+        assert!(matches!(self.next().await, Ok(Event::Yield(_))));
+    }
+
+    fn hears_nothing(&mut self) -> bool {
+        self.messages.try_recv().is_err()
+    }
+}
+
+async fn take(reader: &mut Reader, count: usize) {
+    for _ in 0..count {
+        ready(reader).await.unwrap();
+        assert!(reader.take().await.unwrap().is_some());
+    }
+}
+
+async fn ready(reader: &mut Reader) -> Result<()> {
+    let ready = tokio::time::timeout(Duration::from_secs(10), reader.ready()).await;
+    ready.expect("the teacher is stuck")
+}
+
+/// Long enough for anything that should not happen to show up.
+async fn a_while() {
+    tokio::time::sleep(Duration::from_millis(150)).await;
+}
+
+#[tokio::test]
+async fn teacher_and_trainer_take_turns_of_a_window_each() {
+    let plan = plan(20, 2);
+    let patient = LeaseOptions {
+        yield_timeout: Duration::from_secs(60),
+        ..QUICK
+    };
+    let bench = bench(&plan, patient);
+    let mut reader = bench.reader(0);
+    let mut trainer = bench.ask("a", None);
+    let epoch = trainer.granted().await;
+    // The first window was computed before; nothing of the teacher is left on the card.
+    assert_eq!(bench.production.sequences_computed(), 6);
+    assert!(!bench.card.teacher.load(Ordering::SeqCst));
+    take(&mut reader, 5).await;
+    a_while().await;
+    assert!(trainer.hears_nothing(), "there is a frame left");
+    take(&mut reader, 1).await;
+    trainer.is_asked_to_yield().await;
+    let mut second = bench.ask("b", None);
+    a_while().await;
+    assert!(second.hears_nothing());
+    assert_eq!(bench.card.loads.load(Ordering::SeqCst), 1);
+    bench.release(&trainer, epoch);
+    // Who waits gets the device before more is computed, after one window for whoever needs it.
+    let later = second.granted().await;
+    assert!(later > epoch);
+    assert_eq!(bench.production.sequences_computed(), 12);
+    take(&mut reader, 6).await;
+    second.is_asked_to_yield().await;
+    bench.release(&second, later);
+    take(&mut reader, 8).await;
+    assert!(reader.digest().await.unwrap().is_some());
+    assert_eq!(bench.card.loads.load(Ordering::SeqCst), 3);
+    assert_eq!(bench.teacher.batches.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn a_holder_that_does_not_yield_is_named_and_keeps_the_device() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    let mut trainer = bench.ask("student 7\n", None);
+    let epoch = trainer.granted().await;
+    let mut waiting = bench.ask("b", None);
+    for _ in 0..2 {
+        let error = ready(&mut bench.reader(0)).await.unwrap_err().to_string();
+        assert!(error.contains("student 7 has the device"), "{error}");
+        assert!(error.contains("--yield-timeout-s"), "{error}");
+    }
+    a_while().await;
+    assert_eq!(bench.card.loads.load(Ordering::SeqCst), 0);
+    // So does who waits for the device, and who asks for it now.
+    let told = waiting.next().await.unwrap_err();
+    assert!(told.message().contains("student 7"), "{told}");
+    let (sender, _) = mpsc::channel(4);
+    let refused = bench.production.hold("c", None, sender).unwrap_err();
+    assert!(refused.to_string().contains("student 7"), "{refused}");
+    trainer.is_asked_to_yield().await;
+    bench.release(&trainer, epoch);
+    take(&mut bench.reader(0), 4).await;
+    bench.ask("c", None).granted().await;
+}
+
+#[tokio::test]
+async fn a_device_without_room_is_told_with_the_numbers_and_used_when_there_is() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    bench.card.free_bytes.store(1 << 30, Ordering::SeqCst);
+    let score = bench.production.score(vec![OwnedTokens {
+        token_ids: vec![1, 2],
+        target_mask: vec![false, true],
+    }]);
+    let mut reader = bench.reader(0);
+    let (score, read) = tokio::join!(score, ready(&mut reader));
+    for error in [score.unwrap_err(), read.unwrap_err()] {
+        let error = error.to_string();
+        for part in ["3.00 GiB", "1.00 GiB", "24.00 GiB", "--dtype"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    assert_eq!(bench.card.loads.load(Ordering::SeqCst), 0);
+    drop(reader);
+    // With nobody in need a trainer gets the device all the same.
+    let mut trainer = bench.ask("a", None);
+    let epoch = trainer.granted().await;
+    bench.release(&trainer, epoch);
+    bench.card.free_bytes.store(3 << 30, Ordering::SeqCst);
+    take(&mut bench.reader(0), 4).await;
+}
+
+#[tokio::test]
+async fn a_teacher_that_cannot_be_loaded_is_told_and_tried_again_when_asked_anew() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    bench.card.load_fails.store(true, Ordering::SeqCst);
+    let mut reader = bench.reader(0);
+    let error = ready(&mut reader).await.unwrap_err().to_string();
+    assert!(error.contains("the weights are gone"), "{error}");
+    a_while().await;
+    assert_eq!(
+        bench.card.loads.load(Ordering::SeqCst),
+        1,
+        "not over and over"
+    );
+    bench.card.load_fails.store(false, Ordering::SeqCst);
+    take(&mut bench.reader(0), 4).await;
+}
+
+#[tokio::test]
+async fn scoring_is_refused_while_a_trainer_holds_the_device_and_has_its_turn_before() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    let tokens = || {
+        vec![OwnedTokens {
+            token_ids: vec![1, 2, 3],
+            target_mask: vec![false, true, true],
+        }]
+    };
+    let mut trainer = bench.ask("a", None);
+    let epoch = trainer.granted().await;
+    let error = bench.production.score(tokens()).await.unwrap_err();
+    assert!(matches!(&error, Error::DeviceHeld { holder } if holder == "a"));
+    a_while().await;
+    assert!(trainer.hears_nothing(), "a refusal needs nothing");
+    bench.release(&trainer, epoch);
+    let rows = bench.production.score(tokens()).await.unwrap();
+    assert_eq!(rows[0].ids, [2, 3]);
+    let mut again = bench.ask("a", None);
+    again.granted().await;
+    assert!(!bench.card.teacher.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn who_loses_its_connection_can_come_back_for_a_while_and_then_another_is_next() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    let mut trainer = bench.ask("a", None);
+    let epoch = trainer.granted().await;
+    let mut second = bench.ask("b", None);
+    bench.production.hold_ended(trainer.stream);
+    let mut back = bench.ask("a", Some(epoch));
+    let epoch = back.granted().await;
+    a_while().await;
+    assert!(second.hears_nothing());
+    // This time it dies.
+    bench.card.trainer.store(false, Ordering::SeqCst);
+    bench.production.hold_ended(back.stream);
+    second.granted().await;
+    let mut late = bench.ask("a", Some(epoch));
+    let refused = late.next().await.unwrap_err();
+    assert!(refused.message().contains("ask anew"), "{refused}");
+    let stale = bench.production.release(epoch).unwrap_err();
+    assert!(matches!(stale, Error::StaleEpoch));
+}
+
+#[tokio::test]
+async fn closing_tells_those_who_hold_and_those_who_wait() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    let mut holder = bench.ask("a", None);
+    holder.granted().await;
+    let mut waiting = bench.ask("b", None);
+    bench.production.close();
+    for trainer in [&mut holder, &mut waiting] {
+        let status = trainer.next().await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+    }
+    bench.production.join();
+}

@@ -27,7 +27,7 @@ const NOTHING: u32 = u32::MAX;
 /// `logits` `[n, V]` in any float type.
 ///
 /// # Errors
-/// A tensor error; within, `NotFinite` naming the first row that holds NaN or an infinity.
+/// A tensor error; within, `NotFinite` naming the first row that holds NaN or an infinity, or logits beyond 1e18.
 pub fn select_on_device(
     logits: &Tensor,
     keep: &Keep,
@@ -151,7 +151,9 @@ impl<'a> Wanted<'a> {
         let mut entries: Vec<(u32, u32, f32)> = Vec::new();
         for (row, statistics) in statistics.chunks_exact(sizes.width()).enumerate() {
             let statistics = self.statistics(statistics);
-            if statistics.max.is_nan() {
+            // Logits beyond 1e18 have squares that f32 does not hold; no model has them.
+            let Statistics { max, mean, std, .. } = statistics;
+            if ![max, mean, std].iter().all(|number| number.is_finite()) {
                 return Ok(Err(NotFinite { row }));
             }
             entries.clear();

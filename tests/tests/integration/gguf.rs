@@ -38,9 +38,9 @@ fn a_gguf_teacher_teaches_what_its_dequantised_weights_say() -> Result<()> {
             teacher: dequantised(&file)?,
             ..Setup::new()?
         };
-        let flags = ["--model", path_text(&file), "--top-k", "24"];
-        let more = ["--estimator", "top-k", "--value-coding", "f16"];
-        let teacher = setup.serve(&Listen::Loopback, &[&flags[..], &more].concat());
+        let head = ["--top-k", "24", "--estimator", "top-k"];
+        let flags = [&head[..], &["--value-coding", "f16"]].concat();
+        let teacher = setup.serve_model(&file, &Listen::Loopback, &flags);
         let gradients = setup.work.path().join("gradients.safetensors");
         let out = path_text(&gradients);
         let flags = ["--steps", "1", "--first-step-grad-out", out];
@@ -71,7 +71,7 @@ fn a_capture_from_a_gguf_file_is_checked_against_that_file_only() -> Result<()> 
     let said = text(&run(precompute(&file, &[])));
     // Types by the bytes they take; 45,952 bytes of file with its header.
     assert!(
-        said.contains("parameters in Q8_0, Q5_0, Q4_0, Q4_1, Q5_1"),
+        said.contains("parameters in Q8_0, Q5_0, Q4_0, Q5_1, Q4_1"),
         "{said}"
     );
     assert!(said.contains(", 0.0 MB of weights"), "{said}");

@@ -7,6 +7,7 @@ mod fixtures_text;
 mod gguf;
 mod harness;
 mod hub;
+mod lease;
 mod pipeline;
 mod quickstart;
 mod refusals;

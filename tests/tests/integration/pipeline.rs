@@ -45,10 +45,15 @@ impl Setup {
         })
     }
 
-    /// Starts the teacher over the corpus; `flags` come last and so win.
+    /// Starts the teacher over the corpus.
     pub fn serve(&self, listen: &Listen, flags: &[&str]) -> Teacher {
+        self.serve_model(self.teacher.path(), listen, flags)
+    }
+
+    /// Starts another teacher over the corpus.
+    pub fn serve_model(&self, model: &Path, listen: &Listen, flags: &[&str]) -> Teacher {
         let seq_len = SEQ_LEN.to_string();
-        let model = path_text(self.teacher.path());
+        let model = path_text(model);
         let corpus = path_text(&self.corpus);
         let base = ["--model", model, "--corpus", corpus, "--seq-len", &seq_len];
         Teacher::serve(self.work.path(), listen, &[&base, flags].concat())

@@ -1,0 +1,464 @@
+//! Runs teacher and trainers in swap mode as real processes, kills and stops either, and compares with a run beside a resident
+//! teacher; everybody's times on the device are checked for overlap.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{
+    harness::{Listen, Teacher, send_signal, trainer, trainer_succeeds},
+    pipeline::{Setup, metrics, path_text},
+};
+
+/// Several passes and evaluations, so that the device changes hands between, before and after them.
+const SETTINGS: [&str; 14] = [
+    "--epochs",
+    "3",
+    "--grad-accumulation",
+    "2",
+    "--hidden-weight",
+    "0.1",
+    "--lr",
+    "1e-3",
+    "--eval-steps",
+    "3",
+    "--eval-max-sequences",
+    "2",
+    "--prefetch-frames",
+    "1",
+];
+/// What both kinds of server send.
+const SERVER: [&str; 5] = ["--top-k", "24", "--state", "exact", "--json"];
+/// Two sequences a turn: the device changes hands many times in a tiny corpus.
+const SWAP: [&str; 6] = [
+    "--vram-mode",
+    "swap",
+    "--window",
+    "2",
+    "--yield-timeout-s",
+    "60",
+];
+/// For a process to do what it does within a second on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Clocks of two processes are one, but are written in microseconds here and as a floating-point number there.
+const CLOCK_SECONDS: f64 = 1e-5;
+
+/// Those of `base`, flags and their values, that `more` does not give.
+fn overridden<'a>(base: &[&'a str], more: &[&str]) -> Vec<&'a str> {
+    let pairs = base.chunks(2).filter(|pair| !more.contains(&pair[0]));
+    pairs.flatten().copied().collect()
+}
+
+/// A trainer under way, its log and where it leaves its result.
+struct Run {
+    child: Child,
+    log: PathBuf,
+    out: PathBuf,
+}
+
+impl Run {
+    fn start(setup: &Setup, teacher: &Teacher, name: &str, more: &[&str]) -> Result<Self> {
+        let out = setup.work.path().join(name);
+        let log = setup.work.path().join(format!("{name}.log"));
+        let corpus = ["--eval-data", path_text(&setup.corpus)];
+        let flags = [&overridden(&SETTINGS, more)[..], &corpus, more].concat();
+        let mut command = trainer(&setup.train_args(teacher, &out, &flags));
+        let child = command.stderr(File::create(&log)?).spawn()?;
+        Ok(Self { child, log, out })
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether the last that it said about the device is that it has it.
+    fn holds(&self) -> bool {
+        let log = self.log();
+        let last = log.lines().rfind(|line| line.contains("device: "));
+        last.is_some_and(|line| line.contains("device: taken") || line.contains("device: kept"))
+    }
+
+    /// Waits until `there` says so, looking often.
+    fn wait_until(&mut self, what: &str, mut there: impl FnMut(&Self) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !there(self) {
+            let ended = self.child.try_wait()?;
+            assert!(
+                ended.is_none() && start.elapsed() < PATIENCE,
+                "no sign of {what} ({ended:?}): {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Waits for its end, and gives the seconds that took and whether it succeeded.
+    fn end(&mut self) -> Result<(f64, bool)> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((start.elapsed().as_secs_f64(), status.success()));
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "it does not end: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn succeeds(&mut self) -> Result<()> {
+        let (_, success) = self.end()?;
+        assert!(success, "{}", self.log());
+        Ok(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Everything that must not depend on how the device is shared.
+fn outcome(out: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut parts = Vec::new();
+    for name in ["adapter_model.safetensors", "hidden_projection.safetensors"] {
+        let path = out.join("adapter").join(name);
+        let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+        parts.push((name.to_owned(), bytes));
+    }
+    for (file, keys) in [
+        ("metrics.jsonl", ["loss", "grad_norm", "epoch"]),
+        ("eval.jsonl", ["ce", "kl", "top1_agreement"]),
+    ] {
+        for line in fs::read_to_string(out.join(file))?.lines() {
+            let line: Value = serde_json::from_str(line)?;
+            let values = keys.map(|key| line[key].to_string()).join(" ");
+            parts.push((format!("{file} {}", line["step"]), values.into_bytes()));
+        }
+    }
+    Ok(parts)
+}
+
+/// The run beside a teacher that stays in memory.
+fn resident(setup: &Setup, more: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let teacher = setup.serve(&Listen::Loopback, &SERVER);
+    let mut run = Run::start(setup, &teacher, "resident", more)?;
+    run.succeeds()?;
+    outcome(&run.out)
+}
+
+fn assert_same(run: &Run, expected: &[(String, Vec<u8>)]) -> Result<()> {
+    let found = outcome(&run.out)?;
+    assert_eq!(found.len(), expected.len());
+    for ((name, bytes), (_, expected)) in found.iter().zip(expected) {
+        assert!(bytes == expected, "{name} differs: {}", run.log());
+    }
+    Ok(())
+}
+
+fn swapping(setup: &Setup, listen: &Listen, more: &[&str]) -> Teacher {
+    let swap = overridden(&SWAP, more);
+    setup.serve(listen, &[&SERVER, &swap[..], more].concat())
+}
+
+/// When somebody was on the device, in seconds since 1970.
+#[derive(Debug)]
+struct Stay {
+    who: String,
+    from: f64,
+    to: f64,
+}
+
+/// The teacher's stays, of its reports. It counts as there from before it loads until after it has freed.
+fn teacher_stays(log: &str) -> Vec<Stay> {
+    let events = log.lines().filter_map(|line| {
+        let value: Value = serde_json::from_str(line).ok()?;
+        (value["event"] == "device").then_some(value)
+    });
+    let mut stays: Vec<Stay> = Vec::new();
+    let mut since = None;
+    for event in events {
+        let at = event["unix_seconds"].as_f64().unwrap_or_default();
+        match event["state"].as_str() {
+            Some("loading") => since = Some(at),
+            Some("granted" | "free") => stays.extend(since.take().map(|from| Stay {
+                who: "teacher".to_owned(),
+                from,
+                to: at,
+            })),
+            _ => {}
+        }
+    }
+    // As long as nobody asks, it stays.
+    stays.extend(since.map(|from| Stay {
+        who: "teacher".to_owned(),
+        from,
+        to: f64::INFINITY,
+    }));
+    stays
+}
+
+/// A trainer's stays, of its log; one that was killed was there until `end`.
+fn trainer_stays(who: &str, log: &str, end: f64) -> Vec<Stay> {
+    let mut stays = Vec::new();
+    let mut since = None;
+    for line in log.lines() {
+        let stamp = line.split_whitespace().next().unwrap_or_default();
+        if line.contains("device: taken") {
+            since = Some(unix_seconds(stamp));
+        }
+        if line.contains("device: left") {
+            stays.extend(since.take().map(|from| Stay {
+                who: who.to_owned(),
+                from,
+                to: unix_seconds(stamp),
+            }));
+        }
+    }
+    stays.extend(since.map(|from| Stay {
+        who: who.to_owned(),
+        from,
+        to: end,
+    }));
+    stays
+}
+
+/// Of a log's `2026-01-31T23:59:59.123456Z`.
+fn unix_seconds(stamp: &str) -> f64 {
+    let numbers: Vec<f64> = stamp
+        .trim_end_matches('Z')
+        .split(['-', 'T', ':'])
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let [year, month, day, hours, minutes, seconds] = numbers[..] else {
+        panic!("`{stamp}` is no time");
+    };
+    let is_leap = |year: u32| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let year_days = |year: u32| if is_leap(year) { 366.0 } else { 365.0 };
+    let february = if is_leap(year as u32) { 29.0 } else { 28.0 };
+    let months = [
+        31.0, february, 31.0, 30.0, 31.0, 30.0, 31.0, 31.0, 30.0, 31.0, 30.0,
+    ];
+    let before: f64 = (1970..year as u32).map(year_days).sum();
+    let days = before + months[..month as usize - 1].iter().sum::<f64>() + day - 1.0;
+    ((days * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds
+}
+
+fn assert_never_two(mut stays: Vec<Stay>) -> usize {
+    stays.sort_by(|a, b| a.from.total_cmp(&b.from));
+    for pair in stays.windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
+        assert!(
+            before.to <= after.from + CLOCK_SECONDS,
+            "{} was there until {}, {} from {}",
+            before.who,
+            before.to,
+            after.who,
+            after.from
+        );
+    }
+    stays.len()
+}
+
+fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[test]
+fn swapping_changes_no_bit_and_two_trainers_take_turns_with_the_teacher() -> Result<()> {
+    let setup = Setup::new()?;
+    let expected = resident(&setup, &[])?;
+    let mut teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let mut first = Run::start(&setup, &teacher, "first", &[])?;
+    let mut second = Run::start(&setup, &teacher, "second", &[])?;
+    first.succeeds()?;
+    second.succeeds()?;
+    for run in [&first, &second] {
+        assert_same(run, &expected)?;
+    }
+    let mut stays = teacher_stays(&teacher.log());
+    let turns = stays.len();
+    assert!(turns >= 3, "{stays:?}");
+    stays.extend(trainer_stays("first", &first.log(), now()));
+    stays.extend(trainer_stays("second", &second.log(), now()));
+    let all = assert_never_two(stays);
+    let handovers = [&first, &second].map(|run| -> Result<usize> {
+        let lines = metrics(&run.out)?;
+        let told = lines.iter().filter(|line| line["release_seconds"].is_f64());
+        assert!(told.clone().all(|line| line["acquire_seconds"].is_f64()));
+        Ok(told.count())
+    });
+    let [of_first, of_second] = handovers;
+    let (of_first, of_second) = (of_first?, of_second?);
+    assert!(
+        of_first + of_second >= 2 && all > turns + 2,
+        "{of_first} and {of_second} handovers in {all} stays"
+    );
+    assert!(teacher.signal(libc::SIGTERM).success(), "{}", teacher.log());
+    Ok(())
+}
+
+#[test]
+fn a_killed_holder_makes_room_and_who_waits_can_be_stopped() -> Result<()> {
+    let setup = Setup::new()?;
+    let expected = resident(&setup, &[])?;
+    let teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let mut endless = Run::start(&setup, &teacher, "endless", &["--steps", "100000"])?;
+    // Until it needs the teacher no more, and so has the device for as long as it lives.
+    endless.wait_until("twenty steps", |run| {
+        metrics(&run.out).is_ok_and(|lines| lines.len() >= 20)
+    })?;
+    let mut stopped = Run::start(
+        &setup,
+        &teacher,
+        "stopped",
+        &["--eval-steps", "0", "--eval-kl", "false"],
+    )?;
+    stopped.wait_until("its frames", |run| run.log().contains("teacher:"))?;
+    std::thread::sleep(Duration::from_millis(500));
+    send_signal(&stopped.child, libc::SIGINT);
+    let (seconds, success) = stopped.end()?;
+    assert!(!success && seconds < 20.0, "{seconds} s: {}", stopped.log());
+    assert!(
+        stopped.log().contains("nothing was trained"),
+        "{}",
+        stopped.log()
+    );
+
+    let mut next = Run::start(&setup, &teacher, "next", &[])?;
+    next.wait_until("its questions", |run| {
+        run.log().contains("waiting to score")
+    })?;
+    assert!(endless.holds() && !next.holds());
+    endless.child.kill()?;
+    let killed = now();
+    endless.child.wait()?;
+    next.succeeds()?;
+    assert_same(&next, &expected)?;
+    let mut stays = teacher_stays(&teacher.log());
+    stays.extend(trainer_stays("endless", &endless.log(), killed));
+    stays.extend(trainer_stays("next", &next.log(), now()));
+    assert_never_two(stays);
+    Ok(())
+}
+
+#[test]
+fn a_killed_server_finds_the_device_as_it_left_it() -> Result<()> {
+    let setup = Setup::new()?;
+    let expected = resident(&setup, &[])?;
+    let socket = Listen::Socket(setup.work.path().join("teacher.sock"));
+    let mut teacher = swapping(&setup, &socket, &[]);
+    let mut run = Run::start(&setup, &teacher, "run", &[])?;
+    let mut stays = Vec::new();
+    for steps in [1, 5] {
+        run.wait_until("a step with the device", |run| {
+            run.holds() && metrics(&run.out).is_ok_and(|lines| lines.len() >= steps)
+        })?;
+        teacher.kill();
+        let killed = now();
+        let before = teacher_stays(&teacher.log()).into_iter();
+        stays.extend(before.map(|stay| Stay {
+            to: stay.to.min(killed),
+            ..stay
+        }));
+        teacher = swapping(&setup, &socket, &[]);
+    }
+    run.succeeds()?;
+    assert_same(&run, &expected)?;
+    let log = run.log();
+    assert!(
+        log.contains("device: kept") || log.contains("lost the place"),
+        "{log}"
+    );
+    stays.extend(teacher_stays(&teacher.log()));
+    stays.extend(trainer_stays("run", &log, now()));
+    assert_never_two(stays);
+    Ok(())
+}
+
+#[test]
+fn a_holder_that_hangs_is_named_to_others_and_goes_on_when_it_can() -> Result<()> {
+    let setup = Setup::new()?;
+    let expected = resident(&setup, &[])?;
+    let teacher = swapping(&setup, &Listen::Loopback, &["--yield-timeout-s", "1"]);
+    let mut hung = Run::start(&setup, &teacher, "hung", &[])?;
+    loop {
+        hung.wait_until("the device", Run::holds)?;
+        send_signal(&hung.child, libc::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(50));
+        if hung.holds() {
+            break;
+        }
+        // It had left before it was stopped.
+        send_signal(&hung.child, libc::SIGCONT);
+    }
+    let flags = [
+        "--eval-steps",
+        "0",
+        "--eval-kl",
+        "false",
+        "--reconnect-attempts",
+        "0",
+    ];
+    let mut other = Run::start(&setup, &teacher, "other", &flags)?;
+    let (_, success) = other.end()?;
+    let name = format!("student-trainer {} (hung) has the device", hung.child.id());
+    assert!(!success && other.log().contains(&name), "{}", other.log());
+    let loads = teacher_stays(&teacher.log()).len();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(
+        teacher_stays(&teacher.log()).len(),
+        loads,
+        "it is not overruled"
+    );
+    send_signal(&hung.child, libc::SIGCONT);
+    hung.succeeds()?;
+    assert_same(&hung, &expected)?;
+    let mut stays = teacher_stays(&teacher.log());
+    stays.extend(trainer_stays("hung", &hung.log(), now()));
+    assert_never_two(stays);
+    Ok(())
+}
+
+#[test]
+fn a_student_is_evaluated_against_a_teacher_that_makes_room_for_it() -> Result<()> {
+    let setup = Setup::new()?;
+    let student = path_text(setup.student.path());
+    let corpus = path_text(&setup.corpus);
+    let eval = |teacher: &Teacher| -> Result<Value> {
+        let flags = [
+            "eval",
+            "--student",
+            student,
+            "--data",
+            corpus,
+            "--seq-len",
+            "48",
+        ];
+        let more = ["--teacher", teacher.address(), "--json"];
+        let output = trainer_succeeds(&[flags.as_slice(), &more].concat());
+        let mut report: Value = serde_json::from_slice(&output.stdout)?;
+        report["seconds"].take();
+        Ok(report)
+    };
+    let expected = eval(&setup.serve(&Listen::Loopback, &SERVER))?;
+    let teacher = swapping(&setup, &Listen::Loopback, &[]);
+    assert_eq!(eval(&teacher)?, expected);
+    assert!(expected["kl"].is_f64(), "{expected}");
+    assert!(teacher.log().contains("(eval)"), "{}", teacher.log());
+    Ok(())
+}

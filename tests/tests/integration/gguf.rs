@@ -71,7 +71,7 @@ fn a_capture_from_a_gguf_file_is_checked_against_that_file_only() -> Result<()> 
     let said = text(&run(precompute(&file, &[])));
     // Types by the bytes they take; 45,952 bytes of file with its header.
     assert!(
-        said.contains("parameters in Q8_0, Q5_0, Q4_0, Q4_1, Q5_1"),
+        said.contains("parameters in Q8_0, Q5_0, Q4_0, Q5_1, Q4_1"),
         "{said}"
     );
     assert!(said.contains(", 0.0 MB of weights"), "{said}");

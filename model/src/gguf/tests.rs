@@ -101,7 +101,8 @@ pub(super) fn write_gguf_with(
     let path = dir.join("model.gguf");
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
-    let mut file = File::create(&path).unwrap();
+    // Lists are written value by value.
+    let mut file = std::io::BufWriter::new(File::create(&path).unwrap());
     gguf_file::write(&mut file, &metadata, &tensors).unwrap();
     path
 }

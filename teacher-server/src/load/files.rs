@@ -7,7 +7,7 @@ use distill_model::{ModelConfig, Nf4Matrix, Weights};
 use distill_text::TokenizerFiles;
 
 use super::located;
-use crate::{Result, config::Config};
+use crate::{Error, Result, config::Config};
 
 /// The files of a teacher, open; no weight is in memory.
 pub(super) struct TeacherFiles {
@@ -24,7 +24,13 @@ impl TeacherFiles {
     pub fn open(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Self> {
         let path = located(&config.model, Wanted::Model, stopped)?;
         let given = config.tokenizer.as_deref();
-        let given = given.map(|given| located(given, Wanted::Tokenizer, stopped));
+        let given = given.map(|given| match located(given, Wanted::Tokenizer, stopped) {
+            Err(Error::Hub(e)) => Err(Error::Config {
+                key: "tokenizer",
+                reason: e.to_string(),
+            }),
+            found => found,
+        });
         let given = given.transpose()?;
         if path.is_dir() {
             let directory = given.as_deref().unwrap_or(&path);

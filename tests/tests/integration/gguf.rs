@@ -7,11 +7,10 @@ use candle_core::Tensor;
 use distill_model::Gguf;
 use distill_tests::fixtures;
 use serde_json::Value;
-use student_trainer::loss::LossConfig;
 use tempfile::TempDir;
 
 use crate::harness::{Listen, teacher_refuses, teacher_succeeds, text};
-use crate::pipeline::{Setup, assert_like_reference, number, path_text};
+use crate::pipeline::{Setup, assert_like_reference, number, path_text, with_transport};
 
 /// A model directory with the values that the file stands for.
 fn dequantised(path: &Path) -> Result<TempDir> {
@@ -43,9 +42,10 @@ fn a_gguf_teacher_teaches_what_its_dequantised_weights_say() -> Result<()> {
         let teacher = setup.serve_model(&file, &Listen::Loopback, &flags);
         let gradients = setup.work.path().join("gradients.safetensors");
         let out = path_text(&gradients);
+        let transport = ["--ot-weight", "0.5"];
         let flags = ["--steps", "1", "--first-step-grad-out", out];
-        let run = setup.train(&teacher, kind, &flags);
-        let expected = setup.reference(24, &LossConfig::default())?;
+        let run = setup.train(&teacher, kind, &[&flags[..], &transport].concat());
+        let expected = setup.reference(24, &with_transport())?;
         assert_like_reference(&run, &gradients, &expected)?;
     }
     Ok(())

@@ -217,7 +217,7 @@ fn the_first_step_equals_a_dense_reference_over_loopback() -> Result<()> {
 }
 
 /// Cross-entropy, KL and transport, as the flag `--ot-weight 0.5` gives them.
-fn with_transport() -> LossConfig {
+pub fn with_transport() -> LossConfig {
     LossConfig {
         ot_weight: 0.5,
         ..LossConfig::default()

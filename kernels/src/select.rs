@@ -40,7 +40,7 @@ pub struct Selection {
 pub struct SelectionBuffers {
     /// Logits [rows, V], any float type.
     pub logits: usize,
-    /// `1 / tau` [T], f32.
+    /// `1 / tau` `[T]`, f32.
     pub rates: usize,
     /// [rows, 3 + T] f32: the largest logit, NaN where one is not finite; mean; standard deviation; sums of `exp((y - max) / tau)`.
     pub statistics: usize,

@@ -22,7 +22,7 @@ const SHARD_BYTES: &str = "3000";
 /// Interruptions of a capture, at least.
 const INTERRUPTIONS: usize = 12;
 
-/// `precompute` of the setup's corpus into `out`; `flags` come last and so win.
+/// `precompute` of the setup's corpus into `out`; `flags` come last.
 fn arguments<'a>(setup: &'a Setup, out: &'a Path, flags: &[&'a str]) -> Vec<&'a str> {
     let base = [
         "precompute",

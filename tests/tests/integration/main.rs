@@ -13,4 +13,5 @@ mod quickstart;
 mod refusals;
 mod resume;
 mod security;
+mod stays;
 mod swapping;

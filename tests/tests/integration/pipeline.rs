@@ -59,7 +59,7 @@ impl Setup {
         Teacher::serve(self.work.path(), listen, &[&base, flags].concat())
     }
 
-    /// A `train` command line for the student into `out`; `flags` come last and so win.
+    /// A `train` command line for the student into `out`; `flags` come last.
     pub fn train_args<'a>(
         &'a self,
         teacher: &'a Teacher,

@@ -90,14 +90,7 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
     assert_eq!((&blocks, &ended), (&expected, &end));
 
     // With everything kept the teacher is not needed any more; for scores it is.
-    let sequence = engine.plan.sequence(0).unwrap();
-    let request = v1::ScoreTokensRequest {
-        sequences: vec![v1::TokenSequence {
-            token_ids: sequence.token_ids.clone(),
-            target_mask: sequence.target_mask.clone(),
-        }],
-        tokenizer_fingerprint: engine.tokenizer.to_hex(),
-    };
+    let request = to_score(&engine, 0);
     let refused = client.score_tokens(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let details = refused.get_details_error_info().unwrap();

@@ -135,6 +135,18 @@ impl Running {
     }
 }
 
+/// The question that a trainer would ask about a sequence of the plan.
+fn to_score(engine: &Engine, index: usize) -> v1::ScoreTokensRequest {
+    let sequence = engine.plan.sequence(index).unwrap();
+    v1::ScoreTokensRequest {
+        sequences: vec![v1::TokenSequence {
+            token_ids: sequence.token_ids.clone(),
+            target_mask: sequence.target_mask.clone(),
+        }],
+        tokenizer_fingerprint: engine.tokenizer.to_hex(),
+    }
+}
+
 fn reason(status: &Status) -> String {
     status
         .get_details_error_info()
@@ -278,14 +290,7 @@ async fn the_vocabulary_arrives_whole_with_its_special_tokens() {
 async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
     let server = start(|settings| settings.batch_size = Some(1)).await;
     let engine = server.service.engine().unwrap();
-    let sequence = engine.plan.sequence(0).unwrap();
-    let request = v1::ScoreTokensRequest {
-        sequences: vec![v1::TokenSequence {
-            token_ids: sequence.token_ids.clone(),
-            target_mask: sequence.target_mask.clone(),
-        }],
-        tokenizer_fingerprint: engine.tokenizer.to_hex(),
-    };
+    let request = to_score(&engine, 0);
     let scored = server
         .client(None)
         .score_tokens(request)

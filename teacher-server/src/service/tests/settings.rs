@@ -39,14 +39,7 @@ async fn drawn_frames_are_as_the_handshake_says_and_scored_alike_every_time() {
             assert_eq!(frame.rows.estimator, estimator);
             assert!(frame.rows.k <= most as usize);
         }
-        let sequence = engine.plan.sequence(1).unwrap();
-        let request = v1::ScoreTokensRequest {
-            sequences: vec![v1::TokenSequence {
-                token_ids: sequence.token_ids.clone(),
-                target_mask: sequence.target_mask.clone(),
-            }],
-            tokenizer_fingerprint: engine.tokenizer.to_hex(),
-        };
+        let request = to_score(&engine, 1);
         let mut client = server.client(None);
         let once = client
             .score_tokens(request.clone())

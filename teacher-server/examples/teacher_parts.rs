@@ -1,7 +1,7 @@
 //! Measures where a teacher's time goes, beside the matrix products that it cannot do without:
 //!
 //! ```text
-//! cargo run --release -p teacher-server --example teacher_parts -- MODEL_DIR IDS [TOP_K] [RUNS]
+//! cargo run --release -p teacher-server --example teacher_parts -- MODEL_DIR IDS [TOP_K] [RUNS] [CHUNK_ROWS]
 //! ```
 //!
 //! `IDS` holds little-endian u32, one sequence. Prints a JSON object of seconds, the best of `RUNS`: `hidden` (all layers),
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let (words, _) = ids.as_chunks::<4>();
     let ids: Vec<u32> = words.iter().copied().map(u32::from_le_bytes).collect();
     let mut number = |default: usize| arguments.next().map_or(Ok(default), |text| text.parse());
-    let (top_k, runs) = (number(64)?, number(3)?);
+    let (top_k, runs, chunk_rows) = (number(64)?, number(3)?, number(128)?);
 
     let config = ModelConfig::load(&model)?;
     let load = || -> Result<Decoder> {
@@ -53,6 +53,7 @@ fn main() -> Result<()> {
     let capture = Capture {
         keep: Keep::top_k(top_k),
         temperatures: vec![1.0, 2.0, 4.0],
+        chunk_rows,
         ..Capture::largest()
     };
     let teacher = Teacher::new(decoder, vocab_size, capture)?;

@@ -48,11 +48,12 @@ def precompute(options, folder, sequences, seq_len):
 
 
 class Server:
-    """A teacher-server on a free port of the loopback, over the cache in a folder and so without a teacher."""
+    """A teacher-server on a free port of the loopback: with the given settings, or over the cache in a folder and so without a teacher."""
 
-    def __init__(self, options, folder):
-        port, cache = folder / "port", folder / "cache"
-        command = [options.bin / "teacher-server", "serve", "--bind", "127.0.0.1:0", "--port-file", port, "--cache", cache]
+    def __init__(self, options, folder, settings=None):
+        port = folder / "port"
+        port.unlink(missing_ok=True)
+        command = [options.bin / "teacher-server", "serve", "--bind", "127.0.0.1:0", "--port-file", port, *(settings or ["--cache", folder / "cache"])]
         log = open(folder / "teacher.log", "w")
         self.process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         deadline = time.monotonic() + 300

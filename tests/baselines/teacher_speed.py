@@ -2,7 +2,7 @@
 """Provides tokens/s of a teacher on this CPU: the product beside PyTorch in f32 and bf16, on the same windows of the same text, and where the product's time goes.
 
     cargo build --release -p teacher-server --bins --examples
-    python3 tests/baselines/teacher_speed.py --model DIR --text FILE [--seq-len 512 --windows 4 --rounds 2 --top-k 64]
+    python3 tests/baselines/teacher_speed.py --model DIR --text FILE [--seq-len 512 --windows 4 --rounds 2 --top-k 64 --chunk-rows 128]
 
 Sides take turns, `--rounds` times. `hidden` counts the layers alone, `rows` also the head, top-k and three logsumexps of every target (for the product: the whole of
 `precompute`, which also packs and writes). PyTorch gets as many threads as there are cores.
@@ -34,8 +34,8 @@ def torch_side(options):
     head = model.lm_head.weight[:effective]
 
     def rows(hidden):
-        # 64 rows at a time, as the product does: dense logits of 512 rows are 311 MB.
-        for part in hidden[:-1].split(64):
+        # As many rows at a time as the product takes: dense logits of 512 rows are 311 MB.
+        for part in hidden[:-1].split(options.chunk_rows):
             logits = (part @ head.T).float()
             logits.topk(options.top_k, dim=-1)
             for tau in (1.0, 2.0, 4.0):
@@ -56,7 +56,7 @@ def torch_side(options):
 
 def peer(options, dtype):
     command = [sys.executable, __file__, "--model", options.model, "--text", options.text, "--seq-len", options.seq_len, "--windows", options.windows]
-    command += ["--top-k", options.top_k, "--side", dtype]
+    command += ["--top-k", options.top_k, "--chunk-rows", options.chunk_rows, "--side", dtype]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr[-2000:])
@@ -68,7 +68,7 @@ def peer(options, dtype):
 def product(options, folder, name, dtype):
     """The whole of `precompute`: tokens/s as it reports them, and its peak memory."""
     command = [options.bin / "teacher-server", "precompute", "--json", "--model", options.model, "--corpus", folder / "text.txt", "--out", folder / name]
-    command += ["--seq-len", options.seq_len, "--top-k", options.top_k, "--dtype", dtype]
+    command += ["--seq-len", options.seq_len, "--top-k", options.top_k, "--chunk-rows", options.chunk_rows, "--dtype", dtype]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     events = [json.loads(line) for line in process.stdout]
     _, status, usage = os.wait4(process.pid, 0)
@@ -79,7 +79,7 @@ def product(options, folder, name, dtype):
 
 
 def parts(options, folder):
-    command = [options.bin / "examples" / "teacher_parts", options.model, folder / "ids", options.top_k]
+    command = [options.bin / "examples" / "teacher_parts", options.model, folder / "ids", options.top_k, 2, options.chunk_rows]
     return json.loads(subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout)
 
 
@@ -88,7 +88,7 @@ def main():
     for flag in ("--model", "--text"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--bin", type=pathlib.Path, default=HERE.parents[1] / "target/release")
-    for flag, default in (("--seq-len", 512), ("--windows", 4), ("--rounds", 2), ("--top-k", 64)):
+    for flag, default in (("--seq-len", 512), ("--windows", 4), ("--rounds", 2), ("--top-k", 64), ("--chunk-rows", 128)):
         parser.add_argument(flag, type=int, default=default)
     parser.add_argument("--torch", default="float32,bfloat16", help="dtypes of the peer, comma-separated, may be empty")
     parser.add_argument("--dtypes", default="f32", help="dtypes of the product, comma-separated")

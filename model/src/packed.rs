@@ -12,6 +12,7 @@ use candle_core::{CudaDevice, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::element::lend;
+use crate::matmul::Threads;
 use crate::tiles::Quantised;
 use crate::{Error, Result, frozen, tiles};
 
@@ -177,6 +178,14 @@ impl PackedMatrix {
     /// # Errors
     /// [`Error::Shape`] when the rows are outside the matrix or `out` has another size.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.check_rows(&rows, out)?;
+        let task_rows = (TASK_ELEMENTS / self.columns).max(1);
+        out.par_chunks_mut(task_rows * self.columns)
+            .enumerate()
+            .try_for_each(|(task, out)| self.dequantize_span(rows.start + task * task_rows, out))
+    }
+
+    fn check_rows(&self, rows: &Range<usize>, out: &[f32]) -> Result<()> {
         let count = rows.len() * self.columns;
         if rows.end > self.rows || out.len() != count {
             return Err(Error::shape(
@@ -185,10 +194,7 @@ impl PackedMatrix {
                 &[out.len()],
             ));
         }
-        let task_rows = (TASK_ELEMENTS / self.columns).max(1);
-        out.par_chunks_mut(task_rows * self.columns)
-            .enumerate()
-            .try_for_each(|(task, out)| self.dequantize_span(rows.start + task * task_rows, out))
+        Ok(())
     }
 
     /// Rows from `first` on, as many as `out` has room for, on the calling thread.
@@ -285,8 +291,12 @@ impl Quantised for PackedMatrix {
         self.columns
     }
 
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        Self::dequantize_rows(self, rows, out)
+    fn dequantize_rows(&self, rows: Range<usize>, threads: Threads, out: &mut [f32]) -> Result<()> {
+        if threads == Threads::All {
+            return Self::dequantize_rows(self, rows, out);
+        }
+        self.check_rows(&rows, out)?;
+        self.dequantize_span(rows.start, out)
     }
 
     fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {

@@ -1,7 +1,7 @@
 //! Provides the product with a frozen quantised matrix as a candle op: a tile of rows is dequantised, multiplied and discarded.
 //!
-//! Only one tile of f32 weights exists at a time, and both directions share it: y = x W^T fills columns of y, dX = dY W sums
-//! over tiles. The gradient of W does not exist.
+//! y = x W^T: every core dequantises a tile of its own and fills its columns of y, so cores wait for each other once a product.
+//! dX = dY W sums over tiles: there is one at a time, and all cores share its work. The gradient of W does not exist.
 
 use crate::frozen::Side;
 use crate::matmul::{Matrix, Store, Threads, product};
@@ -16,12 +16,18 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+use std::thread::LocalKey;
 
 /// Elements of the tile of dequantised weights: 1 MiB as f32, about what a core's cache holds.
 const TILE_ELEMENTS: usize = 1 << 18;
 /// Bounds on the tile's rows. Wide matrices get 256 rows all the same: the backward product reads and writes all of dX once
 /// a tile, and with 64 rows that costs a tenth of its time.
 const TILE_ROWS: std::ops::RangeInclusive<usize> = 256..=1024;
+/// Tiles of a forward product at least, so that every core gets some, while none has fewer rows than `TILE_ROWS_MIN`. The number
+/// of cores is not asked: a result must not depend on it.
+const TILES_MIN: usize = 16;
+/// See `TILES_MIN`; a tile of fewer rows costs more in preparing x for it than it gains.
+const TILE_ROWS_MIN: usize = 64;
 /// Activations one task widens or narrows at a time.
 const CONVERT_ELEMENTS: usize = 1 << 14;
 
@@ -37,7 +43,7 @@ pub(crate) trait Quantised: Clone + Send + Sync + 'static {
     fn width(&self) -> usize;
 
     /// Dequantises rows into `out` [rows.len(), width].
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+    fn dequantize_rows(&self, rows: Range<usize>, threads: Threads, out: &mut [f32]) -> Result<()>;
 
     /// The whole matrix as a dense tensor on a card.
     fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> CandleResult<Tensor>;
@@ -125,8 +131,25 @@ pub(crate) fn multiply<W: Quantised>(
 }
 
 thread_local! {
-    /// The tile, kept from product to product: fresh memory costs the system a visit for every page.
+    /// A tile, kept from product to product: fresh memory costs the system a visit for every page.
     static TILE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The columns of y that a tile gives.
+    static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `elements` numbers of what a thread keeps; they hold anything.
+fn with_kept<T>(
+    kept: &'static LocalKey<Cell<Vec<f32>>>,
+    elements: usize,
+    f: impl FnOnce(&mut [f32]) -> T,
+) -> T {
+    let mut buffer = kept.take();
+    if buffer.len() < elements {
+        buffer.resize(elements, 0.0);
+    }
+    let result = f(&mut buffer[..elements]);
+    kept.set(buffer);
+    result
 }
 
 fn multiply_tiles<W: Quantised>(
@@ -138,34 +161,77 @@ fn multiply_tiles<W: Quantised>(
     out: &mut [f32],
     store: Store,
 ) -> Result<()> {
+    match (rows, side) {
+        (0, _) => Ok(()),
+        (_, Side::Forward) => multiply_forward(weight, tile_rows, x, rows, out, store),
+        (_, Side::Backward) => multiply_backward(weight, tile_rows, x, rows, out, store),
+    }
+}
+
+/// A task for each tile: its columns come to be in a buffer of the task's thread, and go to `out` from there.
+fn multiply_forward<W: Quantised>(
+    weight: &W,
+    tile_rows: usize,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    store: Store,
+) -> Result<()> {
     let (height, columns) = (weight.height(), weight.width());
-    if rows == 0 {
-        return Ok(());
-    }
-    let mut buffer = TILE.take();
-    if buffer.len() < tile_rows.min(height) * columns {
-        buffer.resize(tile_rows.min(height) * columns, 0.0);
-    }
-    for first in (0..height).step_by(tile_rows) {
-        let tile_height = tile_rows.min(height - first);
-        let tile = &mut buffer[..tile_height * columns];
-        weight.dequantize_rows(first..first + tile_height, tile)?;
-        let tile = Matrix::new(tile, tile_height, columns, columns);
-        match side {
-            Side::Forward => {
-                let x = Matrix::new(x, rows, columns, columns);
-                let out = &mut out[first..];
-                product(out, height, store, 1.0, Threads::All, x, tile.transpose());
-            }
-            Side::Backward => {
-                let store = if first > 0 { Store::Add } else { store };
-                let x = Matrix::new(&x[first..], rows, tile_height, height);
-                product(out, columns, store, 1.0, Threads::All, x, tile);
-            }
+    let tile_rows = tile_rows.min(height.div_ceil(TILES_MIN).max(TILE_ROWS_MIN));
+    let x = Matrix::new(x, rows, columns, columns);
+    let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
+    tasks.resize_with(height.div_ceil(tile_rows), || Vec::with_capacity(rows));
+    for row in out[..rows * height].chunks_exact_mut(height) {
+        for (task, part) in tasks.iter_mut().zip(row.chunks_mut(tile_rows)) {
+            task.push(part);
         }
     }
-    TILE.set(buffer);
-    Ok(())
+    tasks
+        .into_par_iter()
+        .enumerate()
+        .with_max_len(1)
+        .try_for_each(|(task, parts)| {
+            let first = task * tile_rows;
+            let tile_height = tile_rows.min(height - first);
+            with_kept(&TILE, tile_height * columns, |tile| {
+                weight.dequantize_rows(first..first + tile_height, Threads::One, tile)?;
+                let tile = Matrix::new(tile, tile_height, columns, columns).transpose();
+                with_kept(&COLUMNS, rows * tile_height, |y| {
+                    product(y, tile_height, Store::Replace, 1.0, Threads::One, x, tile);
+                    for (part, y) in parts.into_iter().zip(y.chunks_exact(tile_height)) {
+                        match store {
+                            Store::Replace => part.copy_from_slice(y),
+                            Store::Add => part.iter_mut().zip(y).for_each(|(sum, y)| *sum += y),
+                        }
+                    }
+                });
+                Ok(())
+            })
+        })
+}
+
+fn multiply_backward<W: Quantised>(
+    weight: &W,
+    tile_rows: usize,
+    dy: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    store: Store,
+) -> Result<()> {
+    let (height, columns) = (weight.height(), weight.width());
+    with_kept(&TILE, tile_rows.min(height) * columns, |buffer| {
+        for first in (0..height).step_by(tile_rows) {
+            let tile_height = tile_rows.min(height - first);
+            let tile = &mut buffer[..tile_height * columns];
+            weight.dequantize_rows(first..first + tile_height, Threads::All, tile)?;
+            let tile = Matrix::new(tile, tile_height, columns, columns);
+            let store = if first > 0 { Store::Add } else { store };
+            let dy = Matrix::new(&dy[first..], rows, tile_height, height);
+            product(out, columns, store, 1.0, Threads::All, dy, tile);
+        }
+        Ok(())
+    })
 }
 
 fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {

@@ -2,6 +2,7 @@
 
 use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
+use crate::matmul::Threads;
 use crate::tiles::Quantised;
 use crate::{Error, Result};
 use candle_core::{CudaDevice, DType, Device, Tensor};
@@ -22,6 +23,15 @@ impl Nf4Matrix {
     /// # Errors
     /// [`Error::Shape`] when the rows are outside the matrix or `out` has another size.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.check_rows(&rows, out)?;
+        let start = rows.start * self.columns;
+        out.par_chunks_mut(TASK_ELEMENTS)
+            .enumerate()
+            .for_each(|(task, out)| self.dequantize_span(start + task * TASK_ELEMENTS, out));
+        Ok(())
+    }
+
+    fn check_rows(&self, rows: &Range<usize>, out: &[f32]) -> Result<()> {
         let count = rows.len() * self.columns;
         if rows.end > self.rows || out.len() != count {
             return Err(Error::shape(
@@ -30,10 +40,6 @@ impl Nf4Matrix {
                 &[out.len()],
             ));
         }
-        let start = rows.start * self.columns;
-        out.par_chunks_mut(TASK_ELEMENTS)
-            .enumerate()
-            .for_each(|(task, out)| self.dequantize_span(start + task * TASK_ELEMENTS, out));
         Ok(())
     }
 
@@ -95,8 +101,13 @@ impl Quantised for Arc<Nf4Matrix> {
         self.columns
     }
 
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        Nf4Matrix::dequantize_rows(self, rows, out)
+    fn dequantize_rows(&self, rows: Range<usize>, threads: Threads, out: &mut [f32]) -> Result<()> {
+        if threads == Threads::All {
+            return Nf4Matrix::dequantize_rows(self, rows, out);
+        }
+        self.check_rows(&rows, out)?;
+        self.dequantize_span(rows.start * self.columns, out);
+        Ok(())
     }
 
     fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {

@@ -8,6 +8,8 @@
 mod card;
 mod codebook;
 mod dequantize;
+#[cfg(test)]
+mod product_tests;
 mod quantize;
 mod read;
 #[cfg(test)]

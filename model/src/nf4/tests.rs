@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::Weights;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use std::path::Path;
@@ -54,7 +54,7 @@ fn cases() -> Vec<(&'static str, QuantOptions)> {
 }
 
 /// The file that holds the case.
-fn fixture(case: &str) -> Weights {
+pub(super) fn fixture(case: &str) -> Weights {
     let other = OTHERS.iter().any(|(name, ..)| *name == case);
     let file = if other { "bnb" } else { "nf4" };
     let path = format!(
@@ -369,52 +369,5 @@ fn missing_or_short_parts_are_refused_by_name() {
         let error = tampered("double_bf16", &[(part, bytes)]).expect_err(part);
         let name = part.trim_start_matches("double_bf16.");
         assert!(error.to_string().contains(name), "{part}: {error}");
-    }
-}
-
-/// x [n, width] that depends on nothing but its size.
-fn input(n: usize, width: usize) -> Tensor {
-    let values: Vec<f32> = (0..n * width)
-        .map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0)
-        .collect();
-    Tensor::from_vec(values, (n, width), &Device::Cpu).unwrap()
-}
-
-#[test]
-fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
-    use crate::frozen::Side;
-    for (case, tile_rows) in [1, 7, 64, 130, 131, 132, 1024]
-        .map(|tile_rows| ("ragged_bf16", tile_rows))
-        .into_iter()
-        .chain([
-            ("fp4_odd", 3),
-            ("fp4_double", 7),
-            ("nf4_32", 4),
-            ("nf4_4096", 16),
-        ])
-    {
-        let weights = fixture(case);
-        let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
-        let matrix = std::sync::Arc::new(matrix);
-        let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
-        let (x, grad) = (input(5, matrix.columns()), input(5, matrix.rows()));
-        let y = x.matmul(&dense.t().unwrap()).unwrap();
-        let dx = grad.matmul(&dense).unwrap();
-        let op = |side| crate::tiles::Product {
-            weight: std::sync::Arc::clone(&matrix),
-            side,
-            tile_rows,
-        };
-        let forward = x.apply_op1_no_bwd(&op(Side::Forward)).unwrap();
-        let backward = grad.apply_op1_no_bwd(&op(Side::Backward)).unwrap();
-        for (name, actual, expected) in [("y", forward, &y), ("dx", backward, &dx)] {
-            let error = (actual - expected).unwrap().abs().unwrap();
-            let error = error.max_all().unwrap().to_scalar::<f32>().unwrap();
-            // f32 sums of 250 products of size 0.1 in another order.
-            assert!(
-                error < 1e-5,
-                "{case}: {name} with tiles of {tile_rows}: {error}"
-            );
-        }
     }
 }

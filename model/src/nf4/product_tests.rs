@@ -1,0 +1,95 @@
+//! Provides the tests of the tiled product with a 4-bit matrix against the dense product.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::Nf4Matrix;
+use super::tests::fixture;
+use crate::frozen::Side;
+use crate::matmul::Store;
+use crate::tiles::{Product, multiply};
+
+/// x [n, width] that depends on nothing but its size.
+fn input(n: usize, width: usize) -> Tensor {
+    let values: Vec<f32> = (0..n * width)
+        .map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0)
+        .collect();
+    Tensor::from_vec(values, (n, width), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
+    for (case, tile_rows) in [1, 7, 64, 130, 131, 132, 1024]
+        .map(|tile_rows| ("ragged_bf16", tile_rows))
+        .into_iter()
+        .chain([
+            ("fp4_odd", 3),
+            ("fp4_double", 7),
+            ("nf4_32", 4),
+            ("nf4_4096", 16),
+        ])
+    {
+        let weights = fixture(case);
+        let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
+        let matrix = Arc::new(matrix);
+        let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
+        let (x, grad) = (input(5, matrix.columns()), input(5, matrix.rows()));
+        let y = x.matmul(&dense.t().unwrap()).unwrap();
+        let dx = grad.matmul(&dense).unwrap();
+        let op = |side| Product {
+            weight: Arc::clone(&matrix),
+            side,
+            tile_rows,
+        };
+        let forward = x.apply_op1_no_bwd(&op(Side::Forward)).unwrap();
+        let backward = grad.apply_op1_no_bwd(&op(Side::Backward)).unwrap();
+        for (name, actual, expected) in [("y", forward, &y), ("dx", backward, &dx)] {
+            let error = (actual - expected).unwrap().abs().unwrap();
+            let error = error.max_all().unwrap().to_scalar::<f32>().unwrap();
+            // f32 sums of 250 products of size 0.1 in another order.
+            assert!(
+                error < 1e-5,
+                "{case}: {name} with tiles of {tile_rows}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_product_is_the_same_bit_for_bit_whatever_the_number_of_threads() {
+    let weights = fixture("ragged_bf16");
+    let matrix = Arc::new(Nf4Matrix::read(&weights, "ragged_bf16.weight").unwrap());
+    let rows = 70;
+    let run = |threads, side, x: &Tensor, out_width| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut out: Vec<f32> = (0..rows * out_width).map(|i| (i as f32).sin()).collect();
+        let sum = || multiply(&matrix, side, &x, rows, &mut out, Store::Add);
+        pool.build().unwrap().install(sum).unwrap();
+        out
+    };
+    let forward = (Side::Forward, input(rows, matrix.columns()), matrix.rows());
+    let backward = (Side::Backward, input(rows, matrix.rows()), matrix.columns());
+    for (side, x, out_width) in [forward, backward] {
+        let alone = run(1, side, &x, out_width);
+        assert_eq!(alone, run(3, side, &x, out_width), "{side:?}");
+        let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
+        let right = match side {
+            Side::Forward => dense.t().unwrap(),
+            Side::Backward => dense,
+        };
+        let product = x.matmul(&right).unwrap().flatten_all().unwrap();
+        for (i, (sum, product)) in alone
+            .iter()
+            .zip(product.to_vec1::<f32>().unwrap())
+            .enumerate()
+        {
+            // f32 sums of 250 products of size 0.1 in another order.
+            assert!(
+                (sum - (i as f32).sin() - product).abs() < 1e-5,
+                "{side:?}, {i}"
+            );
+        }
+    }
+}

@@ -102,7 +102,7 @@ fn rows(tokens: &Tokens<'_>) -> Rows {
 }
 
 /// The decoder of such a directory.
-pub fn decoder(dtype: DType) -> Decoder {
+pub fn decoder(dtype: DType) -> Box<Decoder> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path());
     let options = LoadOptions {
@@ -112,7 +112,8 @@ pub fn decoder(dtype: DType) -> Decoder {
         lora: None,
     };
     let weights = Weights::open(dir.path()).unwrap();
-    Decoder::load(&ModelConfig::load(dir.path()).unwrap(), &weights, &options).unwrap()
+    let config = ModelConfig::load(dir.path()).unwrap();
+    Box::new(Decoder::load(&config, &weights, &options).unwrap())
 }
 
 /// A model directory: tiny Qwen2 weights and a tokenizer whose ids are bytes.

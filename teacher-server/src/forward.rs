@@ -112,11 +112,7 @@ impl Teacher {
     ///
     /// # Errors
     /// As [`Capture::check`].
-    pub fn new(
-        backbone: Box<dyn Backbone>,
-        vocab_size: u32,
-        capture: Capture,
-    ) -> Result<Self> {
+    pub fn new(backbone: Box<dyn Backbone>, vocab_size: u32, capture: Capture) -> Result<Self> {
         capture.check(backbone.config(), vocab_size)?;
         let head = backbone.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {

@@ -420,3 +420,6 @@ fn server_info(
         state_layer: state_layer as u32,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,10 @@ impl ModelConfig {
     }
 
     fn mlp(&self, layer: usize) -> Vec<Linear> {
-        let experts = self.experts.as_ref().filter(|experts| experts.are_in(layer));
+        let experts = self
+            .experts
+            .as_ref()
+            .filter(|experts| experts.are_in(layer));
         if let Some(experts) = experts {
             return self.mixture(experts);
         }

@@ -39,8 +39,7 @@ impl Qwen3Moe {
             false => None,
         };
         let shape = shape(config, experts);
-        let pristine =
-            checkpoint::build(weights, embedding, options, |vb| Model::new(&shape, vb))?;
+        let pristine = checkpoint::build(weights, embedding, options, |vb| Model::new(&shape, vb))?;
         Ok(Self {
             pristine,
             head,

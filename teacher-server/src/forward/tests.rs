@@ -46,9 +46,7 @@ fn dense_logits(backbone: &dyn Backbone, token_ids: &[u32]) -> (Vec<Vec<f32>>, V
         .unwrap();
     let hidden = backbone.hidden_states(&ids).unwrap().squeeze(0).unwrap();
     let head = backbone.head_matrix().tensor().unwrap();
-    let logits = hidden
-        .matmul(&head.t().unwrap())
-        .unwrap();
+    let logits = hidden.matmul(&head.t().unwrap()).unwrap();
     let logits = logits.narrow(1, 0, VOCAB_SIZE as usize).unwrap();
     (logits.to_vec2().unwrap(), hidden.to_vec2().unwrap())
 }

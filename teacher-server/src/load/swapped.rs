@@ -8,8 +8,8 @@ use distill_model::{ModelConfig, Weights, weight_bytes};
 use super::{Opened, load_options, load_teacher};
 use crate::{
     Result,
-    config::Config,
     backbone::score_bytes,
+    config::Config,
     forward::Teacher,
     lease::MemoryOf,
     production::{Forward, Reload, Swap},

@@ -6,7 +6,7 @@ use distill_model::{ComputeDtype, DeviceChoice};
 use distill_proto::{StateCoding, ValueCoding};
 
 use super::*;
-use crate::testing::serve;
+use crate::{cli::Args, testing::serve};
 
 fn file(content: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -37,9 +37,16 @@ impl Decoder {
     /// Reads the weights under the names that Hugging Face checkpoints use.
     ///
     /// # Errors
-    /// When an option is invalid, a tensor is missing or has another shape than `config` says, or a card refuses the kernels.
+    /// When `config` is of a family outside this shape, an option is invalid, a tensor is missing or has another shape than
+    /// `config` says, or a card refuses the kernels.
     pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
         options.validate()?;
+        if config.model_type.is_outside() {
+            return Err(Error::Unsupported {
+                what: format!("{} in this decoder", config.model_type.name()),
+                remedy: "serve it with teacher-server; take another family for a student".into(),
+            });
+        }
         if let Device::Cuda(card) = &options.device {
             distill_kernels::device::compile_all(card)?;
         }
@@ -349,15 +356,7 @@ impl Decoder {
 
     /// Checks `ids` and returns the rotary angles of the positions they take, from `offset` on.
     pub(crate) fn angles(&self, ids: &Tensor, offset: usize) -> Result<Angles> {
-        let (batch, len) = ids.dims2()?;
-        let max = self.config.max_position_embeddings;
-        if batch == 0 || len == 0 || offset.saturating_add(len) > max {
-            return Err(Error::Input(format!(
-                "{batch} sequences of {len} tokens after {offset} earlier ones: there must be at \
-                 least one of each, and at most {max} positions (max_position_embeddings)"
-            )));
-        }
-        self.check_ids(ids)?;
+        let len = self.config.check_tokens(ids, offset)?;
         self.rotary.angles(offset, len, self.dtype, &self.device)
     }
 
@@ -375,23 +374,8 @@ impl Decoder {
                  documents, each of 1 to {max} tokens (max_position_embeddings)"
             )));
         }
-        self.check_ids(ids)?;
+        self.config.check_ids(ids)?;
         self.rotary.packed_angles(lengths, self.dtype, &self.device)
-    }
-
-    /// candle checks this on the CPU only, and then without saying where.
-    fn check_ids(&self, ids: &Tensor) -> Result<()> {
-        let vocab = self.config.vocab_size;
-        let len = ids.dim(1)?;
-        let flat = ids.flatten_all()?.to_vec1::<u32>()?;
-        if let Some(at) = flat.iter().position(|id| *id as usize >= vocab) {
-            let (sequence, position, id) = (at / len, at % len, flat[at]);
-            return Err(Error::Input(format!(
-                "token id {id} at position {position} of sequence {sequence} is outside this \
-                 model's vocabulary of {vocab}: was the text encoded for another model?"
-            )));
-        }
-        Ok(())
     }
 
     /// Which rows of x [B, T, d] attend to each other, where the layers can do without candle's graph.

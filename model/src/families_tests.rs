@@ -26,7 +26,7 @@ fn directory(name: &str) -> PathBuf {
 fn opened(name: &str) -> (ModelConfig, Weights) {
     let dir = directory(name);
     (
-        ModelConfig::load(&dir).unwrap(),
+        ModelConfig::load_teacher(&dir).unwrap(),
         Weights::open(&dir).unwrap(),
     )
 }
@@ -157,6 +157,8 @@ fn every_fixture_has_the_tensors_that_its_config_names() {
         "mistral",
         "phi3",
         "smollm3",
+        "qwen3-moe",
+        "qwen3-moe-sparse",
     ] {
         let (config, weights) = opened(name);
         let mut shapes = config.parameter_shapes();
@@ -166,6 +168,27 @@ fn every_fixture_has_the_tensors_that_its_config_names() {
             .map(|tensor| (tensor.to_owned(), weights.shape(tensor).unwrap().to_vec()))
             .collect();
         assert_eq!(shapes, stored, "{name}");
+    }
+}
+
+#[test]
+fn experts_are_refused_by_students_and_by_the_decoder() {
+    let refusal = ModelConfig::load(&directory("qwen3-moe")).unwrap_err();
+    let (config, weights) = opened("qwen3-moe");
+    let decoder = Decoder::load(&config, &weights, &LoadOptions::reference()).unwrap_err();
+    for (message, parts) in [
+        (
+            refusal.to_string(),
+            ["model_type", "teacher-server only", "qwen3, llama"],
+        ),
+        (
+            decoder.to_string(),
+            ["qwen3_moe", "teacher-server", "student"],
+        ),
+    ] {
+        for part in parts {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
     }
 }
 

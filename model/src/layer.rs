@@ -180,7 +180,7 @@ pub(crate) fn load_stacked<const PARTS: usize>(
 }
 
 /// Reads the parameter `name` and checks its shape before anything is converted.
-pub(crate) fn load_parameter(
+pub fn load_parameter(
     weights: &Weights,
     name: &str,
     shape: &[usize],

@@ -26,6 +26,7 @@ mod error;
 mod frozen;
 mod gguf;
 mod options;
+mod token_ids;
 mod weights;
 
 mod element;
@@ -65,7 +66,7 @@ pub mod testing;
 pub mod threads;
 
 pub use checkpoint::{Checkpointing, Tape};
-pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use config::{Architecture, Experts, ModelConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use device::{ComputeDtype, DeviceChoice, backend};
 pub use device_memory::{
@@ -75,6 +76,7 @@ pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
+pub use layer::load_parameter;
 pub use linear::{Linear, Weight, dequantized};
 pub use lora::{
     LORA_RANK_MAX, LORA_TARGETS, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern,

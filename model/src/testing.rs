@@ -92,6 +92,22 @@ impl TinyModel {
         }
     }
 
+    /// Four experts in every second layer, two of them for a token: Qwen3 outside the decoder.
+    pub fn qwen3_moe() -> Self {
+        Self {
+            architecture: Architecture::Qwen3Moe,
+            settings: vec![
+                ("head_dim", json!(32)),
+                ("num_experts", json!(4)),
+                ("num_experts_per_tok", json!(2)),
+                ("moe_intermediate_size", json!(48)),
+                ("norm_topk_prob", json!(true)),
+                ("decoder_sparse_step", json!(2)),
+            ],
+            ..Self::qwen2()
+        }
+    }
+
     fn config(&self) -> Value {
         let dtype = match self.dtype {
             DType::BF16 => "bfloat16",
@@ -130,7 +146,7 @@ pub fn write_tiny_model(dir: &Path, model: &TinyModel, seed: u64) -> Result<()> 
     let path = dir.join("config.json");
     let json = format!("{:#}\n", model.config());
     std::fs::write(&path, &json).map_err(|source| Error::io(&path, source))?;
-    let config = ModelConfig::parse(json.as_bytes(), &path)?;
+    let config = ModelConfig::parse_teacher(json.as_bytes(), &path)?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut tensors = HashMap::new();
     for (name, shape) in config.parameter_shapes() {

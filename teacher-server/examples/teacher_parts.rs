@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         chunk_rows,
         ..Capture::largest()
     };
-    let teacher = Teacher::new(decoder, vocab_size, capture)?;
+    let teacher = Teacher::new(Box::new(decoder), vocab_size, capture)?;
     let mut target_mask = vec![true; ids.len()];
     target_mask[0] = false;
     let tokens = Tokens {

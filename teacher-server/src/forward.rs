@@ -1,7 +1,7 @@
 /*! Provides the teacher's forward pass: batches of sequences in, rows of their targets out.
 
 ```text
- ids [B, T] ──> Decoder ──> hidden [B, T, D] ──> rows before targets [N, D] ──┬─ chunk ──> logits [c, V] ──> select_rows
+ ids [B, T] ──> Backbone ─> hidden [B, T, D] ──> rows before targets [N, D] ──┬─ chunk ──> logits [c, V] ──> select_rows
                                                                               └─ states.rs ──────────> state [N, R]
 ```
 
@@ -13,11 +13,12 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use distill_model::{Decoder, ModelConfig, TokenMatrix};
+use distill_model::{ModelConfig, TokenMatrix};
 use distill_proto::{Rows, State};
 
 use crate::{
     Error, Result,
+    backbone::Backbone,
     config::{Config, StateSetting},
     production::{Forward, Tokens},
     selection::{Keep, NotFinite, RowKey, Selected, select_on_device, select_rows},
@@ -31,7 +32,7 @@ const LOGIT_ROWS: usize = 64;
 
 /// A loaded teacher with what to keep of its logits.
 pub struct Teacher {
-    decoder: Decoder,
+    backbone: Box<dyn Backbone>,
     /// Rows of lm_head inside the effective vocabulary, `[V, D]`.
     head: TokenMatrix,
     vocab_size: u32,
@@ -107,15 +108,15 @@ impl Capture {
 }
 
 impl Teacher {
-    /// Cuts the head of `decoder` to `vocab_size` rows.
+    /// Cuts the head of `backbone` to `vocab_size` rows.
     ///
     /// # Errors
     /// As [`Capture::check`].
-    pub fn new(decoder: Decoder, vocab_size: u32, capture: Capture) -> Result<Self> {
-        capture.check(decoder.config(), vocab_size)?;
-        let head = decoder.head_matrix().narrow(vocab_size as usize)?;
+    pub fn new(backbone: Box<dyn Backbone>, vocab_size: u32, capture: Capture) -> Result<Self> {
+        capture.check(backbone.config(), vocab_size)?;
+        let head = backbone.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {
-            decoder,
+            backbone,
             head,
             vocab_size,
             capture,
@@ -133,7 +134,7 @@ impl Teacher {
 
     /// Memory that the weights take.
     pub fn weight_bytes(&self) -> usize {
-        self.decoder.weight_bytes()
+        self.backbone.weight_bytes()
     }
 
     /// The head inside the effective vocabulary, `[V, D]`.
@@ -256,7 +257,7 @@ impl Teacher {
 
 impl Forward for Teacher {
     fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
-        let device = self.decoder.device();
+        let device = self.backbone.device();
         self.computed(batch)
             .map_err(|error| error.explained(device))
     }

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Part},
     fidelity::Fidelity,
     forward::{Capture, Teacher},
-    load::{load_decoder, located},
+    load::{load_backbone, located},
     precompute::{self, Outcome},
     production::Tokens,
     progress::{Progress, Words},
@@ -221,8 +221,8 @@ fn fidelity(
     }
     let device = question.device.open()?;
     let config = weights.model_config()?;
-    let decoder = load_decoder(&config, &weights, question.dtype.on(&device), &device, None)?;
-    let teacher = Teacher::new(decoder, info.effective_vocab_size, Capture::largest())?;
+    let backbone = load_backbone(&config, &weights, question.dtype.on(&device), &device, None)?;
+    let teacher = Teacher::new(backbone, info.effective_vocab_size, Capture::largest())?;
     let tokens = sample
         .iter()
         .map(|frame| frame.token_ids.len() as u64)

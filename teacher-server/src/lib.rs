@@ -6,7 +6,7 @@
                    └─> load: tokenizer, corpus (distill-text), weights (distill-model)       │
                                       │                                                      │
  corpus ──> plan ──> production ──> forward ──> selection ──> frames ──> store ──> service ──┴──> gRPC
-            order,   what readers   hidden,     top-k, draws, encode     spool     streams,
+            order,   what readers   backbone,   top-k, draws, encode     spool     streams,
             batches  need next      head chunks statistics               file      basis, scores
                      ^              ^
                      │              └─ basis, sketch: coordinates of the logits, and the matrix that reads them
@@ -23,6 +23,7 @@ pub mod config;
 mod error;
 pub mod plan;
 
+pub mod backbone;
 pub mod forward;
 
 pub mod selection;

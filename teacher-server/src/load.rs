@@ -17,6 +17,7 @@ use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
+    backbone::{self, Backbone},
     basis::Basis,
     cache::{Cache, projection_digest},
     config::{Config, StateSetting, VramMode},
@@ -101,20 +102,20 @@ pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) 
 }
 
 /// Reads the weights onto `device`, where there is room for them: `budget_bytes`, or what is free.
-pub(crate) fn load_decoder(
+pub(crate) fn load_backbone(
     model: &ModelConfig,
     weights: &Weights,
     dtype: DType,
     device: &Device,
     budget_bytes: Option<u64>,
-) -> Result<Decoder> {
+) -> Result<Box<dyn Backbone>> {
     let options = load_options(dtype, device);
     let remedy = match dtype {
         DType::F32 => "--dtype bf16 takes half of it; else use a 4-bit or a smaller teacher",
         _ => "end what else holds memory there, or use a 4-bit or a smaller teacher",
     };
     check_weights_fit(model, weights, &options, budget_bytes, remedy)?;
-    Ok(Decoder::load(model, weights, &options)?)
+    Ok(backbone::load(model, weights, &options)?)
 }
 
 /// What is known of a teacher and its corpus before any weight is in memory.
@@ -201,6 +202,8 @@ impl Opened {
                 reason: format!("{asked} tokens are more than the {most} positions of this model"),
             });
         }
+        backbone::check(&model, &weights)?;
+        Capture::new(config).check(&model, tokenizer.size())?;
         let windowing = Windowing::new(config.seq_len);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
@@ -356,8 +359,8 @@ fn load_teacher(
     vocab_size: u32,
 ) -> Result<Teacher> {
     let dtype = config.dtype.on(device);
-    let decoder = load_decoder(model, weights, dtype, device, config.memory_budget_bytes)?;
-    Teacher::new(decoder, vocab_size, Capture::new(config))
+    let backbone = load_backbone(model, weights, dtype, device, config.memory_budget_bytes)?;
+    Teacher::new(backbone, vocab_size, Capture::new(config))
 }
 
 /// Hash of weights and configuration.
@@ -417,3 +420,6 @@ fn server_info(
         state_layer: state_layer as u32,
     }
 }
+
+#[cfg(test)]
+mod tests;

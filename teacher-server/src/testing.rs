@@ -9,6 +9,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
+use clap::Parser;
 use distill_model::{
     Base, Decoder, LoadOptions, ModelConfig, Weights,
     testing::{TinyModel, write_tiny_model},
@@ -19,6 +20,8 @@ use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
+    cli::{Args, Command},
+    config::Config,
     plan::Plan,
     production::{Forward, Tokens},
 };
@@ -101,8 +104,17 @@ fn rows(tokens: &Tokens<'_>) -> Rows {
     }
 }
 
+/// What `serve` makes of these flags.
+pub fn serve(flags: &[&str]) -> Result<Config> {
+    let args = ["teacher-server", "serve"].iter().chain(flags);
+    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command else {
+        panic!("not serve");
+    };
+    Config::validate(&args)
+}
+
 /// The decoder of such a directory.
-pub fn decoder(dtype: DType) -> Decoder {
+pub fn decoder(dtype: DType) -> Box<Decoder> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path());
     let options = LoadOptions {
@@ -112,7 +124,8 @@ pub fn decoder(dtype: DType) -> Decoder {
         lora: None,
     };
     let weights = Weights::open(dir.path()).unwrap();
-    Decoder::load(&ModelConfig::load(dir.path()).unwrap(), &weights, &options).unwrap()
+    let config = ModelConfig::load(dir.path()).unwrap();
+    Box::new(Decoder::load(&config, &weights, &options).unwrap())
 }
 
 /// A model directory: tiny Qwen2 weights and a tokenizer whose ids are bytes.
@@ -121,7 +134,12 @@ pub fn write_model(dir: &Path) {
         vocab_size: HEAD_ROWS,
         ..TinyModel::qwen2()
     };
-    write_tiny_model(dir, &model, 7).unwrap();
+    write_model_of(dir, &model);
+}
+
+/// The same of another shape.
+pub fn write_model_of(dir: &Path, model: &TinyModel) {
+    write_tiny_model(dir, model, 7).unwrap();
     std::fs::write(dir.join("tokenizer.json"), tokenizer().to_string()).unwrap();
     let config = json!({"eos_token": "<|end|>"});
     std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();

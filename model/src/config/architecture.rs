@@ -1,6 +1,6 @@
-//! Provides the families of checkpoints that share the decoder's shape, and what each leaves unsaid in its `config.json`.
+//! Provides the families of checkpoints, and what each leaves unsaid in its `config.json`.
 
-/// A family of checkpoints that the decoder's shape covers.
+/// A family of checkpoints: those that the decoder's shape covers, and those outside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Architecture {
@@ -16,17 +16,20 @@ pub enum Architecture {
     Phi3,
     /// SmolLM3: Llama with layers that turn nothing by its position.
     SmolLm3,
+    /// Qwen3 with experts; a teacher only, which candle-transformers runs.
+    Qwen3Moe,
 }
 
 impl Architecture {
     /// Every supported architecture, with the name `config.json` gives it.
-    pub const ALL: [(&str, Self); 6] = [
+    pub const ALL: [(&str, Self); 7] = [
         ("qwen2", Self::Qwen2),
         ("qwen3", Self::Qwen3),
         ("llama", Self::Llama),
         ("mistral", Self::Mistral),
         ("phi3", Self::Phi3),
         ("smollm3", Self::SmolLm3),
+        ("qwen3_moe", Self::Qwen3Moe),
     ];
 
     /// The name under which `config.json` knows it.
@@ -38,7 +41,19 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Phi3 => "phi3",
             Self::SmolLm3 => "smollm3",
+            Self::Qwen3Moe => "qwen3_moe",
         }
+    }
+
+    /// The names of those that `wanted` holds of, for messages.
+    pub(super) fn names(wanted: impl Fn(Self) -> bool) -> String {
+        let known = Self::ALL.into_iter().filter(|(_, known)| wanted(*known));
+        known.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether its shape is not the [`Decoder`](crate::Decoder)'s.
+    pub fn is_outside(self) -> bool {
+        self == Self::Qwen3Moe
     }
 
     /// The name of its class in transformers, which `config.json` repeats.
@@ -50,13 +65,14 @@ impl Architecture {
             Self::Mistral => "MistralForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
             Self::SmolLm3 => "SmolLM3ForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
         }
     }
 
     /// transformers' default where `config.json` names no longest sequence.
     pub(super) fn max_position_embeddings(self) -> usize {
         match self {
-            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 => 32_768,
+            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Qwen3Moe => 32_768,
             Self::Llama => 2_048,
             Self::Mistral => 131_072,
             Self::Phi3 => 4_096,

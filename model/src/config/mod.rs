@@ -1,23 +1,27 @@
-//! Provides the decoder's shape, read from a model directory's `config.json` and checked.
+//! Provides a model's shape, read from its directory's `config.json` and checked.
 
 mod architecture;
 mod check;
+mod experts;
 mod raw;
 mod rope;
+mod shapes;
 mod window;
 
 use std::path::Path;
 
 use crate::{Error, Result};
 pub use architecture::Architecture;
-use check::Problem;
+use check::{Problem, problem};
+pub use experts::Experts;
 use raw::RawConfig;
 pub use rope::RopeScaling;
 
 /// Largest `config.json` that is read; real ones are a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+const CONFIG_FILE: &str = "config.json";
 
-/// The decoder's shape. Every number is within the limits of this module, and they fit together.
+/// A model's shape. Every number is within the limits of this module, and they fit together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Which family the checkpoint belongs to.
@@ -58,25 +62,28 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether every head's queries and keys pass an RMSNorm of their own before they are turned.
     pub qk_norm: bool,
+    /// What stands in place of some layers' MLPs; only in families that the [`Decoder`](crate::Decoder) does not cover.
+    pub experts: Option<Experts>,
 }
 
 impl ModelConfig {
-    /// Reads `config.json` in `dir`.
+    /// Reads `config.json` in `dir`: the shape of a model that the [`Decoder`](crate::Decoder) covers.
     ///
     /// # Errors
     /// When the file cannot be read or parsed, when a number is missing or out of range, or when it
     /// asks for something this decoder does not do; the message names the field.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let length = std::fs::metadata(&path)
-            .map_err(|source| Error::io(&path, source))?
-            .len();
-        if length > CONFIG_BYTES_MAX {
-            let problem = format!("{length} bytes; at most {CONFIG_BYTES_MAX} are read");
-            return Err(Error::malformed(&path, "(file size)", problem));
-        }
-        let json = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        Self::parse(&json, &path)
+        let path = dir.join(CONFIG_FILE);
+        Self::parse(&read(&path)?, &path)
+    }
+
+    /// As [`load`](Self::load), and families that run as teachers only, outside the decoder.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), for what neither does.
+    pub fn load_teacher(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        Self::parse_teacher(&read(&path)?, &path)
     }
 
     /// Parses the bytes of a `config.json`; `path` is used in messages only.
@@ -84,9 +91,36 @@ impl ModelConfig {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn parse(json: &[u8], path: &Path) -> Result<Self> {
+        Self::checked(json, path, |config| match config.model_type.is_outside() {
+            true => problem(
+                "model_type",
+                format!(
+                    "`{}` runs in teacher-server only, and cannot be trained, quantised or planned for; take one of {}",
+                    config.model_type.name(),
+                    Architecture::names(|known| !known.is_outside())
+                ),
+            ),
+            false => Ok(config),
+        })
+    }
+
+    /// As [`parse`](Self::parse), for what [`load_teacher`](Self::load_teacher) reads.
+    ///
+    /// # Errors
+    /// As [`load_teacher`](Self::load_teacher).
+    pub fn parse_teacher(json: &[u8], path: &Path) -> Result<Self> {
+        Self::checked(json, path, Ok)
+    }
+
+    fn checked(
+        json: &[u8],
+        path: &Path,
+        also: impl Fn(Self) -> Result<Self, Problem>,
+    ) -> Result<Self> {
         let raw: RawConfig = serde_json::from_slice(json)
             .map_err(|source| Error::malformed(path, "(JSON)", source.to_string()))?;
         raw.check()
+            .and_then(also)
             .map_err(|Problem { field, problem }| Error::malformed(path, field, problem))
     }
 
@@ -99,57 +133,18 @@ impl ModelConfig {
     pub fn key_value_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
+}
 
-    /// Names and shapes of all tensors of a checkpoint, in the order of the forward pass.
-    pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, m) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.query_size(), self.key_value_size());
-        let mut attention = vec![
-            ("q_proj", [q, d], self.qkv_bias),
-            ("k_proj", [kv, d], self.qkv_bias),
-            ("v_proj", [kv, d], self.qkv_bias),
-            ("o_proj", [d, q], self.output_bias),
-        ];
-        let mut mlp = vec![
-            ("gate_proj", [m, d], self.mlp_bias),
-            ("up_proj", [m, d], self.mlp_bias),
-            ("down_proj", [d, m], self.mlp_bias),
-        ];
-        if self.model_type.stacks_projections() {
-            attention.splice(..3, [("qkv_proj", [q + 2 * kv, d], self.qkv_bias)]);
-            mlp.splice(..2, [("gate_up_proj", [2 * m, d], self.mlp_bias)]);
-        }
-        let rows = vec![self.vocab_size, d];
-        let mut shapes = vec![("model.embed_tokens.weight".to_owned(), rows.clone())];
-        for layer in 0..self.num_hidden_layers {
-            let halves: [(&str, &str, &[_]); 2] = [
-                ("input_layernorm", "self_attn", &attention),
-                ("post_attention_layernorm", "mlp", &mlp),
-            ];
-            for (norm, module, linears) in halves {
-                let prefix = format!("model.layers.{layer}");
-                shapes.push((format!("{prefix}.{norm}.weight"), vec![d]));
-                for (name, shape, bias) in linears {
-                    let linear = format!("{prefix}.{module}.{name}");
-                    shapes.push((format!("{linear}.weight"), shape.to_vec()));
-                    if *bias {
-                        shapes.push((format!("{linear}.bias"), vec![shape[0]]));
-                    }
-                }
-                if self.qk_norm && module == "self_attn" {
-                    for name in ["q_norm", "k_norm"] {
-                        let norm = format!("{prefix}.{module}.{name}.weight");
-                        shapes.push((norm, vec![self.head_dim]));
-                    }
-                }
-            }
-        }
-        shapes.push(("model.norm.weight".to_owned(), vec![d]));
-        if !self.tie_word_embeddings {
-            shapes.push(("lm_head.weight".to_owned(), rows));
-        }
-        shapes
+/// Reads a `config.json`, where it is no longer than real ones are.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let length = std::fs::metadata(path)
+        .map_err(|source| Error::io(path, source))?
+        .len();
+    if length > CONFIG_BYTES_MAX {
+        let problem = format!("{length} bytes; at most {CONFIG_BYTES_MAX} are read");
+        return Err(Error::malformed(path, "(file size)", problem));
     }
+    std::fs::read(path).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

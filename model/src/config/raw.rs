@@ -8,8 +8,8 @@ use super::{Architecture, ModelConfig};
 
 const VOCAB_SIZE_MAX: usize = 1 << 22;
 const HIDDEN_SIZE_MAX: usize = 1 << 16;
-const INTERMEDIATE_SIZE_MAX: usize = 1 << 20;
-const LAYERS_MAX: usize = 1024;
+pub(super) const INTERMEDIATE_SIZE_MAX: usize = 1 << 20;
+pub(super) const LAYERS_MAX: usize = 1024;
 const HEADS_MAX: usize = 1024;
 const HEAD_DIM_MAX: usize = 1024;
 pub(super) const POSITIONS_MAX: usize = 1 << 24;
@@ -43,6 +43,13 @@ pub(super) struct RawConfig {
     pub(super) sliding_window: Option<Option<usize>>,
     pub(super) max_window_layers: Option<usize>,
     pub(super) layer_types: Option<Vec<String>>,
+    pub(super) num_experts: Option<usize>,
+    pub(super) num_local_experts: Option<usize>,
+    pub(super) num_experts_per_tok: Option<usize>,
+    pub(super) moe_intermediate_size: Option<usize>,
+    pub(super) norm_topk_prob: Option<bool>,
+    pub(super) decoder_sparse_step: Option<usize>,
+    pub(super) mlp_only_layers: Option<Vec<usize>>,
 }
 
 fn mentioned<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
@@ -65,7 +72,8 @@ impl RawConfig {
         )?;
         // The others have no such setting.
         let llama_like = matches!(model_type, Architecture::Llama | Architecture::SmolLm3);
-        let has_biases = llama_like || model_type == Architecture::Qwen3;
+        let qwen3_like = matches!(model_type, Architecture::Qwen3 | Architecture::Qwen3Moe);
+        let has_biases = llama_like || qwen3_like;
         let attention_bias = self.attention_bias.unwrap_or(false) && has_biases;
         let tied_by_default = model_type == Architecture::SmolLm3;
         Ok(ModelConfig {
@@ -94,19 +102,20 @@ impl RawConfig {
                 1e12,
             )?,
             turned: self.turned(model_type, num_hidden_layers)?,
-            rope_scaling: self.rope_scaling(max_position_embeddings)?,
+            rope_scaling: self.rope_scaling(model_type, max_position_embeddings)?,
             windows: self.windows(model_type, num_hidden_layers)?,
             max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(tied_by_default),
             qkv_bias: attention_bias || model_type == Architecture::Qwen2,
             output_bias: attention_bias,
             mlp_bias: self.mlp_bias.unwrap_or(false) && llama_like,
-            qk_norm: model_type == Architecture::Qwen3,
+            qk_norm: qwen3_like,
+            experts: self.experts(model_type)?,
         })
     }
 
     fn architecture(&self) -> Result<Architecture, Problem> {
-        let supported = Architecture::ALL.map(|(name, _)| name).join(", ");
+        let supported = Architecture::names(|_| true);
         let Some(name) = &self.model_type else {
             return problem("model_type", format!("missing; supported are {supported}"));
         };

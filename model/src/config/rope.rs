@@ -117,7 +117,11 @@ impl RawConfig {
 
     /// As transformers 5, `rope_scaling` goes before `rope_parameters` where a file has both. A kind that is not done is
     /// refused in either.
-    pub(super) fn rope_scaling(&self, positions: usize) -> Result<RopeScaling, Problem> {
+    pub(super) fn rope_scaling(
+        &self,
+        architecture: Architecture,
+        positions: usize,
+    ) -> Result<RopeScaling, Problem> {
         let mut scaling = None;
         for (field, rope) in [
             ("rope_scaling", &self.rope_scaling),
@@ -126,6 +130,10 @@ impl RawConfig {
             let Some(rope) = rope else { continue };
             refuse_partial_rotary(field, rope.partial_rotary_factor)?;
             let found = rope.scaling(field, positions)?;
+            if architecture.is_outside() && found != RopeScaling::None {
+                let name = architecture.name();
+                return problem(field, format!("scaling is not supported for {name}"));
+            }
             scaling = scaling.or(Some(found));
         }
         refuse_partial_rotary("partial_rotary_factor", self.partial_rotary_factor)?;

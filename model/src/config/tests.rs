@@ -283,6 +283,89 @@ fn smollm3_leaves_some_layers_unturned() {
     refused(&smollm3, &["no_rope_layers", "2", "24"]);
 }
 
+fn teacher(json: &Value) -> crate::Result<ModelConfig> {
+    ModelConfig::parse_teacher(json.to_string().as_bytes(), Path::new("m/config.json"))
+}
+
+#[test]
+fn experts_are_counted_in_both_spellings() {
+    let moe = with(qwen(), "model_type", json!("qwen3_moe"));
+    let experts = |json: &Value| teacher(json).unwrap().experts.unwrap();
+    assert_eq!(
+        experts(&moe),
+        Experts {
+            num_experts: 128,
+            num_experts_per_tok: 8,
+            moe_intermediate_size: 768,
+            norm_topk_prob: false,
+            decoder_sparse_step: 1,
+        }
+    );
+    // transformers takes the stream's share here, where Qwen3 has a default.
+    assert_eq!(teacher(&moe).unwrap().head_dim, 64);
+    for field in ["num_experts", "num_local_experts"] {
+        let few = with(moe.clone(), field, json!(10));
+        assert_eq!(experts(&few).num_experts, 10);
+    }
+    let mut sparse = with(moe, "decoder_sparse_step", json!(2));
+    sparse["norm_topk_prob"] = json!(true);
+    let config = teacher(&sparse).unwrap();
+    assert!(config.experts.unwrap().norm_topk_prob && config.qk_norm && !config.qkv_bias);
+    let shapes = config.parameter_shapes();
+    let of_layer = |layer: usize| {
+        let prefix = format!("model.layers.{layer}.mlp.");
+        let elements = shapes.iter().filter(|(name, _)| name.starts_with(&prefix));
+        elements.fold((0, 0), |(count, sum), (_, shape)| {
+            (count + 1, sum + shape.iter().product::<usize>())
+        })
+    };
+    assert_eq!(of_layer(0), (3, 3 * 896 * 4864));
+    assert_eq!(of_layer(1), (1 + 3 * 128, 128 * 896 + 128 * 3 * 896 * 768));
+}
+
+#[test]
+fn what_experts_are_not_done_with_is_refused_by_field() {
+    let moe = with(qwen(), "model_type", json!("qwen3_moe"));
+    assert!(teacher(&moe).is_ok() && parse(&moe).is_err());
+    for (field, value, part) in [
+        ("mlp_only_layers", json!([3]), "decoder_sparse_step"),
+        ("use_sliding_window", json!(true), "qwen3_moe"),
+        ("num_experts", json!(0), "0"),
+        ("num_experts", json!(5000), "4096"),
+        ("num_experts_per_tok", json!(129), "128"),
+        ("moe_intermediate_size", json!(0), "0"),
+        ("decoder_sparse_step", json!(0), "0"),
+        (
+            "rope_scaling",
+            json!({"type": "linear", "factor": 2.0}),
+            "qwen3_moe",
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "yarn", "factor": 4.0}),
+            "yarn",
+        ),
+        (
+            "layer_types",
+            json!(vec!["sliding_attention"; 24]),
+            "use_sliding_window",
+        ),
+        ("hidden_act", json!("gelu"), "silu"),
+    ] {
+        let message = teacher(&with(moe.clone(), field, value))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(field) && message.contains(part),
+            "{message}"
+        );
+    }
+    let mut two = with(moe, "num_experts", json!(4));
+    two["num_local_experts"] = json!(8);
+    let message = teacher(&two).unwrap_err().to_string();
+    assert!(message.contains("num_local_experts = 8"), "{message}");
+}
+
 #[test]
 fn what_a_config_leaves_out_is_its_family_s_default() {
     let mut json = qwen();

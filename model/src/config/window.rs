@@ -32,6 +32,10 @@ impl RawConfig {
                 let window = self.sliding_window.unwrap_or(Some(QWEN_WINDOW));
                 self.windows_by_layer(window, (0..layers).map(|layer| layer >= first))
             }
+            Architecture::Qwen3Moe if self.use_sliding_window == Some(true) => {
+                problem("use_sliding_window", "is not supported for qwen3_moe")
+            }
+            Architecture::Qwen3Moe => self.windows_by_layer(None, (0..layers).map(|_| false)),
             Architecture::SmolLm3 => {
                 let turned = self.turned(architecture, layers)?;
                 let has_window = turned.into_iter().map(|turned| !turned);

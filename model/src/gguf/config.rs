@@ -43,7 +43,9 @@ pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Va
     let known = READ.iter().find(|known| known.name() == architecture);
     let known = known.ok_or_else(|| {
         let names = READ.map(Architecture::name).join(", ");
-        let problem = format!("is `{architecture}`; this build reads {names}");
+        let problem = format!(
+            "is `{architecture}`; this build reads {names}: take the model's own safetensors"
+        );
         metadata.fault(key, problem)
     })?;
     let name = known.name();

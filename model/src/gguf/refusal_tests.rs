@@ -37,6 +37,11 @@ fn metadata_of_another_model_is_refused_by_its_key() {
         ),
         (
             "general.architecture",
+            text("qwen3moe"),
+            "`qwen3moe`; this build reads llama, qwen2, qwen3: take the model's own safetensors",
+        ),
+        (
+            "general.architecture",
             Value::U32(1),
             "general.architecture",
         ),

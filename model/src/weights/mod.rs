@@ -97,11 +97,11 @@ impl Weights {
     /// The shape of the model that these are the weights of: from `config.json`, or from the GGUF file.
     ///
     /// # Errors
-    /// As [`ModelConfig::load`].
+    /// As [`ModelConfig::load_teacher`].
     pub fn model_config(&self) -> Result<ModelConfig> {
         match &self.gguf {
             Some(gguf) => Ok(gguf.config().clone()),
-            None => ModelConfig::load(&self.path),
+            None => ModelConfig::load_teacher(&self.path),
         }
     }
 

@@ -6,15 +6,7 @@ use distill_model::{ComputeDtype, DeviceChoice};
 use distill_proto::{StateCoding, ValueCoding};
 
 use super::*;
-use crate::cli::{Args, Command};
-
-fn serve(flags: &[&str]) -> Result<Config> {
-    let args = ["teacher-server", "serve"].iter().chain(flags);
-    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command else {
-        panic!("not serve");
-    };
-    Config::validate(&args)
-}
+use crate::{cli::Args, testing::serve};
 
 fn file(content: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -35,6 +35,10 @@ pub(super) fn check(state: StateSetting, model: &ModelConfig) -> Result<()> {
             "a sketch of {rank} directions is more than the hidden size of {}; use exact",
             model.hidden_size
         )),
+        StateSetting::Hidden { .. } if model.model_type.is_outside() => refuse(format!(
+            "{} gives the hidden states after its last layer only; use exact or sketch:R",
+            model.model_type.name()
+        )),
         StateSetting::Hidden { layer, .. } if layer == layers => refuse(format!(
             "layer {layer} is the last one; use exact for its output after the final norm"
         )),
@@ -63,19 +67,19 @@ impl Teacher {
             // The output at t-1 is about the token at t.
             rows.extend(targets(tokens).map(|t| first + t as u32 - 1));
         }
-        let device = self.decoder.device();
+        let device = self.backbone.device();
         let ids = Tensor::from_vec(ids, (batch.len(), longest), device)?;
         let rows = Tensor::new(rows, device)?;
         let of_targets = |hidden: Tensor| hidden.flatten_to(1)?.index_select(&rows, 0);
         if let StateSetting::Hidden { layer, .. } = self.capture.state {
-            let (last, earlier) = self.decoder.hidden_states_and_layer(&ids, layer)?;
+            let (last, earlier) = self.backbone.hidden_states_and_layer(&ids, layer)?;
             return Ok(TargetStates {
                 last: of_targets(last)?,
                 earlier: Some(of_targets(earlier)?),
             });
         }
         Ok(TargetStates {
-            last: of_targets(self.decoder.hidden_states(&ids)?)?,
+            last: of_targets(self.backbone.hidden_states(&ids)?)?,
             earlier: None,
         })
     }

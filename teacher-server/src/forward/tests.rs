@@ -39,15 +39,14 @@ fn tokens(batch: &[(Vec<u32>, Vec<bool>)]) -> Vec<Tokens<'_>> {
 }
 
 /// The slow reference: every logit of every position, one sequence at a time.
-fn dense_logits(decoder: &Decoder, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+fn dense_logits(backbone: &dyn Backbone, token_ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let ids = Tensor::new(token_ids, &Device::Cpu)
         .unwrap()
         .unsqueeze(0)
         .unwrap();
-    let hidden = decoder.hidden_states(&ids).unwrap().squeeze(0).unwrap();
-    let logits = hidden
-        .matmul(&decoder.head().unwrap().t().unwrap())
-        .unwrap();
+    let hidden = backbone.hidden_states(&ids).unwrap().squeeze(0).unwrap();
+    let head = backbone.head_matrix().tensor().unwrap();
+    let logits = hidden.matmul(&head.t().unwrap()).unwrap();
     let logits = logits.narrow(1, 0, VOCAB_SIZE as usize).unwrap();
     (logits.to_vec2().unwrap(), hidden.to_vec2().unwrap())
 }
@@ -60,7 +59,7 @@ fn rows_are_those_of_dense_logits_before_every_target() {
             Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture(5, chunk_rows)).unwrap();
         let found = teacher.rows(&tokens(&batch)).unwrap();
         for ((token_ids, mask), rows) in batch.iter().zip(&found) {
-            let (logits, hidden) = dense_logits(&teacher.decoder, token_ids);
+            let (logits, hidden) = dense_logits(teacher.backbone.as_ref(), token_ids);
             let positions: Vec<usize> = (0..mask.len()).filter(|&t| mask[t]).collect();
             assert_eq!(rows.rows, positions.len());
             let state = rows.state.as_ref().unwrap();
@@ -101,7 +100,7 @@ fn rows_are_those_of_dense_logits_before_every_target() {
 #[test]
 fn centred_logits_are_basis_times_state() {
     let model = decoder(DType::F32);
-    let (logits, hidden) = dense_logits(&model, &[5, 6, 7]);
+    let (logits, hidden) = dense_logits(model.as_ref(), &[5, 6, 7]);
     let teacher = Teacher::new(model, VOCAB_SIZE, capture(1, 8)).unwrap();
     let basis = Basis::new(teacher.head().clone()).unwrap();
     let bytes: Vec<u8> = basis
@@ -232,7 +231,7 @@ fn an_earlier_layer_is_that_of_the_decoder() {
     assert_eq!((state.kind, state.rank), (StateKind::Hidden, 64));
     let ids = Tensor::new(batch[0].0.as_slice(), &Device::Cpu).unwrap();
     let ids = ids.unsqueeze(0).unwrap();
-    let (_, layer) = teacher.decoder.hidden_states_and_layer(&ids, 1).unwrap();
+    let (_, layer) = teacher.backbone.hidden_states_and_layer(&ids, 1).unwrap();
     let layer: Vec<Vec<f32>> = layer.squeeze(0).unwrap().to_vec2().unwrap();
     let positions = (0..batch[0].1.len()).filter(|&t| batch[0].1[t]);
     let expected: Vec<f32> = positions.flat_map(|t| layer[t - 1].clone()).collect();

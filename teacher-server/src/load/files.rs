@@ -36,7 +36,7 @@ impl TeacherFiles {
             let directory = given.as_deref().unwrap_or(&path);
             return Ok(Self {
                 tokenizer: TokenizerFiles::open(directory)?,
-                model: ModelConfig::load(&path)?,
+                model: ModelConfig::load_teacher(&path)?,
                 weights: Weights::open(&path)?,
             });
         }

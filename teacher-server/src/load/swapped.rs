@@ -8,8 +8,9 @@ use distill_model::{ModelConfig, Weights, weight_bytes};
 use super::{Opened, load_options, load_teacher};
 use crate::{
     Result,
+    backbone::score_bytes,
     config::Config,
-    forward::{Capture, Teacher},
+    forward::Teacher,
     lease::MemoryOf,
     production::{Forward, Reload, Swap},
 };
@@ -33,15 +34,17 @@ pub(super) struct Swapped {
 }
 
 impl Swapped {
-    /// Checks what can be checked without the weights.
+    /// Adds up what it takes.
     ///
     /// # Errors
-    /// As [`Capture::check`], or as reading the tensors that are stored in four bits.
+    /// As reading the tensors that are stored in four bits.
     pub fn new(config: &Config, opened: &Opened) -> Result<Self> {
         let vocab_size = opened.tokenizer.size();
         let (device, model, weights) = (&opened.device, &opened.model, &opened.weights);
-        Capture::new(config).check(model, vocab_size)?;
-        let options = load_options(config.dtype.on(device), device);
+        let dtype = config.dtype.on(device);
+        let options = load_options(dtype, device);
+        let batch = (config.batch_size, config.seq_len);
+        let scores = score_bytes(model, batch, dtype, device);
         let logits = config.chunk_rows as u64 * u64::from(vocab_size) * 4;
         let weight_bytes = weight_bytes(model, weights, &options)?;
         Ok(Self {
@@ -51,7 +54,7 @@ impl Swapped {
             weights: weights.clone(),
             vocab_size,
             weight_bytes,
-            device_bytes: weight_bytes + LOGIT_COPIES * logits + WORKING_BYTES,
+            device_bytes: weight_bytes + LOGIT_COPIES * logits + scores + WORKING_BYTES,
             projection: None,
         })
     }

@@ -8,7 +8,7 @@ use distill_tests::fixtures;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Listen, Teacher, trainer_succeeds};
+use crate::harness::{Listen, Teacher, trainer_refuses, trainer_succeeds};
 use crate::pipeline::{metrics, number, path_text};
 
 const STEPS: usize = 3;
@@ -36,7 +36,7 @@ impl Bench {
     }
 
     /// Trains against `model`; the run is kept under `name` afterwards, so that every command names the same directory.
-    fn train(&self, name: &str, model: &Path) -> Result<Run> {
+    fn train(&self, name: &str, model: &Path, more: &[&str]) -> Result<Run> {
         let socket = self.work.path().join("teacher.sock");
         let flags = [
             "--model",
@@ -46,6 +46,7 @@ impl Bench {
             "--seq-len",
             "48",
         ];
+        let flags = [&flags[..], more].concat();
         let teacher = Teacher::serve(self.work.path(), &Listen::Socket(socket), &flags);
         let (out, kept) = (self.work.path().join("run"), self.work.path().join(name));
         let steps = STEPS.to_string();
@@ -79,12 +80,12 @@ fn embedded(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// A random Qwen3 with the fixtures' tokenizer, which is another one than the student's.
-fn qwen3() -> Result<TempDir> {
+/// A random model of this shape with the fixtures' tokenizer, which is another one than the student's.
+fn random(shape: TinyModel) -> Result<TempDir> {
     let directory = tempfile::tempdir()?;
     let model = TinyModel {
         vocab_size: 400,
-        ..TinyModel::qwen3()
+        ..shape
     };
     write_tiny_model(directory.path(), &model, 11)?;
     for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -97,15 +98,18 @@ fn qwen3() -> Result<TempDir> {
 #[test]
 fn the_same_command_trains_with_every_teacher() -> Result<()> {
     let bench = Bench::new()?;
-    let qwen3 = qwen3()?;
+    let qwen3 = random(TinyModel::qwen3())?;
+    let outside = random(TinyModel::qwen3_moe())?;
     let teachers = [
         ("embedded", embedded("teacher")),
         ("qwen3", qwen3.path().into()),
+        // Outside the decoder's shape.
+        ("qwen3_moe", outside.path().into()),
     ];
     let mut first_divergences = Vec::new();
     let mut names = Vec::new();
     for (name, model) in &teachers {
-        let run = bench.train(name, model)?;
+        let run = bench.train(name, model, &[])?;
         assert_eq!(run.lines.len(), STEPS, "{name}");
         for line in &run.lines {
             // Every teacher says something about the student's tokens, and every part of the loss hears it.
@@ -134,6 +138,38 @@ fn the_same_command_trains_with_every_teacher() -> Result<()> {
     for (i, divergence) in first_divergences.iter().enumerate() {
         let others = &first_divergences[..i];
         assert!(!others.contains(divergence), "{first_divergences:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_teacher_outside_the_decoder_takes_turns_and_teaches_the_same() -> Result<()> {
+    let bench = Bench::new()?;
+    let outside = random(TinyModel::qwen3_moe())?;
+    let resident = bench.train("resident", outside.path(), &[])?;
+    let swap = ["--vram-mode", "swap", "--window", "2"];
+    let swapped = bench.train("swap", outside.path(), &swap)?;
+    assert_eq!(
+        std::fs::read(resident.adapter)?,
+        std::fs::read(swapped.adapter)?
+    );
+    Ok(())
+}
+
+#[test]
+fn a_teacher_outside_the_decoder_is_no_student() -> Result<()> {
+    let outside = random(TinyModel::qwen3_moe())?;
+    let model = path_text(outside.path());
+    let out = outside.path().join("out");
+    for command in [
+        &["train", "--teacher", "unix:/nowhere", "--student", model][..],
+        &["quantize", "--from", model],
+    ] {
+        let said = trainer_refuses(&[command, &["--out", path_text(&out)]].concat());
+        assert!(
+            said.contains("qwen3_moe") && said.contains("teacher-server only"),
+            "{said}"
+        );
     }
     Ok(())
 }

@@ -160,11 +160,11 @@ fn a_teacher_outside_the_decoder_takes_turns_and_teaches_the_same() -> Result<()
 fn a_teacher_outside_the_decoder_is_no_student() -> Result<()> {
     let outside = random(TinyModel::qwen3_moe())?;
     let model = path_text(outside.path());
-    let out = outside.path().join("out");
     for command in [
         &["train", "--teacher", "unix:/nowhere", "--student", model][..],
         &["quantize", "--from", model],
     ] {
+        let out = outside.path().join(command[0]);
         let said = trainer_refuses(&[command, &["--out", path_text(&out)]].concat());
         assert!(
             said.contains("qwen3_moe") && said.contains("teacher-server only"),

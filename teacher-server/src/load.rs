@@ -110,11 +110,15 @@ pub(crate) fn load_backbone(
     budget_bytes: Option<u64>,
 ) -> Result<Box<dyn Backbone>> {
     let options = load_options(dtype, device);
-    let remedy = match dtype {
-        DType::F32 => "--dtype bf16 takes half of it; else use a 4-bit or a smaller teacher",
-        _ => "end what else holds memory there, or use a 4-bit or a smaller teacher",
+    let other = match model.model_type.is_outside() {
+        true => "a smaller teacher",
+        false => "a 4-bit or a smaller teacher",
     };
-    check_weights_fit(model, weights, &options, budget_bytes, remedy)?;
+    let remedy = match dtype {
+        DType::F32 => format!("--dtype bf16 takes half of it; else use {other}"),
+        _ => format!("end what else holds memory there, or use {other}"),
+    };
+    check_weights_fit(model, weights, &options, budget_bytes, &remedy)?;
     Ok(backbone::load(model, weights, &options)?)
 }
 

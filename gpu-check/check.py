@@ -2,7 +2,7 @@
 
     python3 check.py run a|b|c|d|all DIR [--limit-s 450] [--rehearse] [--bin DIR]
 
-    a   what the card's matrix product reaches, kernels against their references, a whole student's bf16 gradients against the CPU's
+    a   what the card's matrix product reaches, kernels, transport plans against the host's, a whole student's bf16 gradients against the CPU's
     b   random-weight 7B and 1.5B in their real shapes; the 7B's `precompute` beside a ballast that leaves 24 GiB
     c   distillation on that card: resident and swap, 512 and 2048 tokens, and once with transport
     d   the teacher's and the student's work in PyTorch
@@ -248,7 +248,7 @@ def torch_student(tokens):
 
 
 STAGES = {
-    "a": {"host": host, "ceiling": probe("ceiling", 60), "kernels": probe("kernels", 120), "gradients": probe("gradients", 180)},
+    "a": {"host": host, "ceiling": probe("ceiling", 60), "kernels": probe("kernels", 120), "transport": probe("transport", 120), "gradients": probe("gradients", 180)},
     "b": {"models": make_models, "precompute": precompute},
     "c": {
         "resident-512": distil("resident", 512),

@@ -49,6 +49,22 @@ def teacher(results):
         yield f"| transformers + torch.topk | {peer['seq_len']} | {peer['batch_size']} | {number(peer['tokens_per_second'])} | {number(share, 1)} % | {number(peer.get('peak_mib'))} |"
 
 
+def plans(results):
+    """Transport plans by the card beside the host's cores."""
+    result = results.get("transport", {})
+    if not result.get("ok"):
+        return
+    yield "| problems | positions | position prior | card ms | passes | host ms | host's passes | host / card | value off by |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for row in result["shapes"]:
+        card_ms = 1000 * row["seconds"] if "seconds" in row else None
+        error = f"{row['value_error']:.0e}" if "value_error" in row else "–"
+        yield (
+            f"| {row['problems']} | {row['positions']} | {number(row['position_prior'])} | {number(card_ms, 2)} | {number(row.get('passes'))} | {number(1000 * row['host_seconds'], 2)} "
+            f"| {number(row['host_passes'])} | {number(row.get('host_over_device'), 1)} | {error} |"
+        )
+
+
 def headline(results):
     """What it was measured on."""
     host, ceiling = results.get("host", {}), results.get("ceiling", {})
@@ -73,7 +89,7 @@ def main():
     for path in sys.argv[1:]:
         with open(path) as file:
             results = json.load(file)
-        for part in (headline, teacher, distillations):
+        for part in (headline, teacher, distillations, plans):
             print("\n".join(part(results)), end="\n\n")
 
 

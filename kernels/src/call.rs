@@ -145,6 +145,7 @@ pub(crate) fn type_code(dtype: DType) -> Result<i32> {
         DType::U8 => 3,
         DType::U32 => 4,
         DType::I64 => 5,
+        DType::F64 => 6,
         other => bail!("kernels take no buffers of {other:?}"),
     })
 }

@@ -160,6 +160,7 @@ mod on_card {
                 CudaStorageSlice::U8($data) => $body,
                 CudaStorageSlice::U32($data) => $body,
                 CudaStorageSlice::I64($data) => $body,
+                CudaStorageSlice::F64($data) => $body,
                 _ => bail!("kernels take no buffers of this type"),
             }
         };
@@ -217,6 +218,7 @@ mod on_card {
             DType::U8 => fresh::<u8>(card, len),
             DType::U32 => fresh::<u32>(card, len),
             DType::I64 => fresh::<i64>(card, len),
+            DType::F64 => fresh::<f64>(card, len),
             other => bail!("kernels take no buffers of {other:?}"),
         }
     }

@@ -47,6 +47,7 @@ pub mod layers;
 mod module;
 pub mod nf4;
 pub mod select;
+pub mod sinkhorn;
 
 pub use call::{Call, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]

@@ -63,6 +63,8 @@ modules! {
     SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).
+    SINKHORN = "sinkhorn": "sinkhorn" "sharp_gradient";
     /// Causal attention, forward and backward.
     ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys";
     /// RMSNorm, rotary positions and SwiGLU, with their gradients.

@@ -3,14 +3,14 @@
  *  - nothing is included, and of CUDA only this is used: threadIdx.x, blockIdx, blockDim.x, gridDim, __syncthreads,
  *    __syncwarp, __shfl_{,xor_,up_,down_}sync and __ballot_sync with all 32 lanes (FULL), atomicAdd, atomicMax and atomicMin on
  *    int, unsigned and unsigned long long, __popc, __clz, __ffs, __fmul_rn and __fadd_rn (a product and a sum that are not fused),
- *    and the float functions of math.h that CUDA also has;
+ *    and the functions of math.h that CUDA also has;
  *  - kernels are extern "C" __global__ void, with names that the C library does not have; their parameters are Floats, Buffer<T>,
  *    i64, int or float, and nothing else;
  *  - blocks are one-dimensional, whole warps, and all threads of a block meet at the same barriers: none returns before one;
  *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; it holds NaN at first;
  *  - every element of an output is written; inputs are not;
  *  - sums are formed in a fixed order: no atomics on floats, so that a run can be repeated bit for bit;
- *  - arithmetic is in f32; bf16 and f16 are what is loaded and stored.
+ *  - arithmetic is in f32, and in f64 where little is computed and much depends on it; bf16 and f16 are what is loaded and stored.
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -18,7 +18,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-enum { F32 = 0, BF16 = 1, F16 = 2, U8 = 3, U32 = 4, I64 = 5 };
+enum { F32 = 0, BF16 = 1, F16 = 2, U8 = 3, U32 = 4, I64 = 5, F64 = 6 };
 enum { WARP = 32 };
 #define FULL 0xffffffffu
 
@@ -156,28 +156,29 @@ __device__ inline i64 global_index() { return (i64)blockIdx.x * blockDim.x + thr
 
 struct Sum {
     __device__ static float nothing() { return 0.0f; }
-    __device__ static float join(float a, float b) { return a + b; }
+    template <class T> __device__ static T join(T a, T b) { return a + b; }
 };
 struct Max {
     __device__ static float nothing() { return -infinity(); }
     __device__ static float join(float a, float b) { return fmaxf(a, b); }
+    __device__ static double join(double a, double b) { return fmax(a, b); }
 };
 
 /* Joins the values of a warp; every lane gets the same. */
-template <class Op> __device__ inline float warp_join(float value) {
+template <class Op, class T> __device__ inline T warp_join(T value) {
     for (int step = WARP / 2; step > 0; step /= 2) value = Op::join(value, __shfl_xor_sync(FULL, value, step));
     return value;
 }
-__device__ inline float warp_sum(float value) { return warp_join<Sum>(value); }
+template <class T> __device__ inline T warp_sum(T value) { return warp_join<Sum>(value); }
 __device__ inline float warp_max(float value) { return warp_join<Max>(value); }
 
-/* Joins the values of a block; every thread gets the same. `scratch` has room for WARP floats and may be used again at once. */
-template <class Op> __device__ inline float block_join(float value, Shared<float> scratch) {
+/* Joins the values of a block; every thread gets the same. `scratch` has room for WARP of them and may be used again at once. */
+template <class Op, class T> __device__ inline T block_join(T value, Shared<T> scratch) {
     value = warp_join<Op>(value);
     __syncthreads();
     if (lane() == 0) scratch[warp()] = value;
     __syncthreads();
-    return warp_join<Op>(lane() < warps() ? scratch[lane()] : Op::nothing());
+    return warp_join<Op>(lane() < warps() ? scratch[lane()] : (T)Op::nothing());
 }
-__device__ inline float block_sum(float value, Shared<float> scratch) { return block_join<Sum>(value, scratch); }
-__device__ inline float block_max(float value, Shared<float> scratch) { return block_join<Max>(value, scratch); }
+template <class T> __device__ inline T block_sum(T value, Shared<T> scratch) { return block_join<Sum>(value, scratch); }
+template <class T> __device__ inline T block_max(T value, Shared<T> scratch) { return block_join<Max>(value, scratch); }

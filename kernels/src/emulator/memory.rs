@@ -60,6 +60,7 @@ impl Region {
             DType::U8 => copy::<u8>(tensor, words)?,
             DType::U32 => copy::<u32>(tensor, words)?,
             DType::I64 => copy::<i64>(tensor, words)?,
+            DType::F64 => copy::<f64>(tensor, words)?,
             other => bail!("kernels take no buffers of {other:?}"),
         }
         Ok(region)

@@ -33,6 +33,7 @@ template <> int code_of<float>() { return F32; }
 template <> int code_of<u8>() { return U8; }
 template <> int code_of<u32>() { return U32; }
 template <> int code_of<i64>() { return I64; }
+template <> int code_of<double>() { return F64; }
 template <class T> struct Parameter<Buffer<T>> {
     static bool takes(const Argument& a) { return a.kind == BUFFER && a.dtype == code_of<T>(); }
     static Buffer<T> of(const Argument& a) { return {(T*)a.data, a.len}; }

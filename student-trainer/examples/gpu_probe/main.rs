@@ -1,16 +1,18 @@
 /*! Compares a GPU with the CPU and measures it, one part at a time; each prints one JSON object as its last line.
 
 ```text
-cargo run --release -p student-trainer --features cuda --example gpu_probe -- ceiling|kernels|gradients [--device cuda] [--tiny]
+cargo run --release -p student-trainer --features cuda --example gpu_probe -- ceiling|kernels|transport|gradients [--device cuda] [--tiny]
 ```
 
-`ceiling`: what matrix products reach. `kernels`: every kernel compiles for this card. `gradients`: loss and adapter gradients
-of a whole random student in bf16 on the device, against the CPU's in f32. A part that fails ends with an error. On
-`--device cpu` the same code compares the CPU with itself.
+`ceiling`: what matrix products reach. `kernels`: every kernel compiles for this card. `transport`: plans and their values against
+the host's solver, and the time of both. `gradients`: loss and adapter gradients of a whole random student in bf16 on the
+device, against the CPU's in f32. A part that fails ends with an error. On `--device cpu` the same code compares the CPU with
+itself, and runs the kernel in its emulator.
 */
 
 mod ceiling;
 mod gradients;
+mod transport;
 
 use std::time::Instant;
 
@@ -37,6 +39,7 @@ struct Args {
 enum Part {
     Ceiling,
     Kernels,
+    Transport,
     Gradients,
 }
 
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
     let found = match args.part {
         Part::Ceiling => ceiling::measure(&device, args.tiny)?,
         Part::Kernels => kernels(&device)?,
+        Part::Transport => transport::compare(&device, args.tiny)?,
         Part::Gradients => gradients::compare(&device, args.tiny)?,
     };
     println!("{found}");

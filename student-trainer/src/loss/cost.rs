@@ -1,7 +1,9 @@
 //! Provides the cost matrices: softmax of similarities and its way back, the `kl` cost, and the position prior.
 
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::error::Result;
 use super::simd::{exp_in_place, max, scale_in_place};
 use super::targets::Alignment;
 
@@ -40,6 +42,28 @@ pub(crate) fn kl_cost_rows(dots: &mut [f32], negative_entropy: &[f64], kappa: f6
     });
 }
 
+/// [`kl_cost_rows`] where the dots `[n, m]` are.
+pub(crate) fn kl_costs(dots: &Tensor, negative_entropy: &[f64], kappa: f64) -> Result<Tensor> {
+    let entropy = Tensor::from_slice(negative_entropy, (1, negative_entropy.len()), dots.device())?;
+    let above = dots.to_dtype(DType::F64)?.broadcast_sub(&entropy)?;
+    Ok((above * (-1.0 / kappa))?.to_dtype(DType::F32)?)
+}
+
+/// [`softmax_rows`] where S `[.., m]` is.
+pub(crate) fn softmax(s: &Tensor, temperature: f64) -> Result<Tensor> {
+    let largest = s.max_keepdim(D::Minus1)?;
+    let exps = (s.broadcast_sub(&largest)? / temperature)?.exp()?;
+    Ok(exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?)
+}
+
+/// [`softmax_backward`] where G and P `[.., m]` are.
+pub(crate) fn softmax_gradient(gradient: &Tensor, p: &Tensor, temperature: f64) -> Result<Tensor> {
+    let (gradient, p) = (gradient.to_dtype(DType::F64)?, p.to_dtype(DType::F64)?);
+    let mean = (&gradient * &p)?.sum_keepdim(D::Minus1)?;
+    let above = gradient.broadcast_sub(&mean)?;
+    Ok(((above * p)? * (-1.0 / temperature))?.to_dtype(DType::F32)?)
+}
+
 /// `gamma (x_i - y_j)^2`, x and y the places of the positions in their sequence, from 0 to 1, added to costs.
 pub(crate) struct PositionPrior {
     /// gamma.
@@ -66,6 +90,13 @@ impl PositionPrior {
             places,
             teacher_places,
         }
+    }
+
+    /// The prior of all positions, `[n, m]` in f64.
+    pub(crate) fn tensor(&self, device: &Device) -> Result<Tensor> {
+        let x = Tensor::from_slice(&self.places, (self.places.len(), 1), device)?;
+        let y = Tensor::from_slice(&self.teacher_places, (1, self.teacher_places.len()), device)?;
+        Ok((x.broadcast_sub(&y)?.sqr()? * self.gamma)?)
     }
 
     /// The costs of the block whose first row and column are `first`, with the prior.

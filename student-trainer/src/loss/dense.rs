@@ -189,10 +189,14 @@ impl DenseTransport<'_> {
                 let mut roots = Bhattacharyya::new(self.teacher);
                 roots.push(self.x.copy()?)?;
                 let transport = self.solve(roots.s.clone(), distances)?;
-                let (gradient, _) = each_row(self.x.copy()?, |i, z| {
-                    let g = transport.gradient_rows(i, 1);
-                    z.copy_from_slice(&roots.backward(i, z, g, 1.0));
-                })?;
+                let gradient = {
+                    let g = transport.gradient_rows(0, self.x.dims()[0])?;
+                    let through = |i: usize, z: &mut [f32]| {
+                        let g = &g[i * m..(i + 1) * m];
+                        z.copy_from_slice(&roots.backward(i, z, g, 1.0));
+                    };
+                    each_row(self.x.copy()?, through)?.0
+                };
                 Ok((transport, gradient))
             }
             (Cost::SoftmaxSimilarity, kind) => {
@@ -230,6 +234,7 @@ impl DenseTransport<'_> {
         };
         kl_cost_rows(&mut cost, &teacher.negative_entropy, kappa);
         let transport = self.solve(cost, distances)?;
+        let of_plan = transport.gradient_rows(0, self.x.dims()[0])?;
         let (gradient, _) = each_row(self.x.copy()?, |i, z| {
             let terms = RowTerms {
                 label: 0,
@@ -240,7 +245,7 @@ impl DenseTransport<'_> {
             };
             row_pass(z, &terms, true);
             if !dense {
-                let g = transport.gradient_rows(i, 1);
+                let g = &of_plan[i * m..(i + 1) * m];
                 let factors: Vec<f32> = g.iter().map(|g| -g / kappa as f32).collect();
                 sparse::add(z, &targets.ids, p, &targets.starts, &factors);
             }
@@ -252,6 +257,7 @@ impl DenseTransport<'_> {
             }
             None => gradient,
         };
+        drop(of_plan);
         Ok((transport, gradient))
     }
 }

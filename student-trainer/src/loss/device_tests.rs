@@ -1,16 +1,16 @@
 //! The way that rows of logits take on a device that is not the CPU, run by the CPU and held against the CPU's own way.
 
 use candle_core::{Device, Tensor};
-use distill_kernels::{Emulator, HEAD, MakeCalls};
+use distill_kernels::{Emulator, HEAD};
 use distill_proto::Estimator;
 
 use super::device_rows::{Places, TensorRows, pass};
 use super::divergence::DivergenceForm;
 use super::estimator_tests::drawn;
-use super::head_kernels::KernelRows;
+use super::head_kernels::{Compute, KernelRows};
 use super::rows::{RowTerms, row_pass};
 use super::teacher::{Teacher, TeacherRow};
-use super::testing::{Case, Random, SQUARE, Sizes, relative, tensor, widened};
+use super::testing::{Case, Random, SQUARE, Sizes, emulate, relative, tensor, widened};
 use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts, transports};
 use super::*;
 
@@ -238,13 +238,7 @@ fn the_kernels_rows_are_the_host_s() {
     if Emulator::of(&HEAD).unwrap().is_none() {
         return;
     }
-    let compute = |inputs: &[&Tensor],
-                   outputs: &[(candle_core::DType, usize)],
-                   calls: MakeCalls| {
-        let emulator = Emulator::of(&HEAD)?;
-        let emulator = emulator.ok_or_else(|| candle_core::Error::Msg("no C++ compiler".into()))?;
-        emulator.compute(inputs, outputs, calls)
-    };
+    let compute: Compute = |inputs, outputs, calls| emulate(&HEAD, inputs, outputs, calls);
     for (vocab, k) in [(13, 4), (13, 13), (13, 1), (1500, 64), (3001, 5)] {
         for temperature in [1.0, 2.0] {
             let sizes = Sizes { vocab, k, ..SQUARE };

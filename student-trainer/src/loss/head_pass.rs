@@ -4,9 +4,12 @@ On the CPU every row is worked on in place; on another device the chunk's logits
 needs of each row.
 */
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::bhattacharyya::Bhattacharyya;
 use super::config::LossConfig;
 use super::device_rows::device_pass;
 use super::error::Result;
@@ -99,14 +102,15 @@ impl HeadPass<'_> {
     /// Values of the rows from `start` on and, where a gradient is wanted, dL/dZ.
     fn chunk_on_host(&self, start: usize, z: Tensor) -> Result<(Option<Tensor>, Vec<RowValues>)> {
         let wanted = self.gradient_wanted();
+        let count = z.dims()[0];
+        let through_roots = self.through_roots(start, count)?;
         let row = |i: usize, z: &mut [f32]| {
-            let i = start + i;
-            let through_roots = self.ot.filter(|_| wanted).and_then(|ot| {
-                let gradient = ot.transport.gradient_rows(i, 1);
-                let roots = ot.roots.as_ref()?;
-                Some(roots.backward(i, z, gradient, self.config.ot_weight))
+            let through_roots = through_roots.as_ref().map(|(roots, gradient)| {
+                let m = gradient.len() / count;
+                let gradient = &gradient[i * m..(i + 1) * m];
+                roots.backward(start + i, z, gradient, self.config.ot_weight)
             });
-            let values = row_pass(z, &self.terms(i), wanted);
+            let values = row_pass(z, &self.terms(start + i), wanted);
             for (z, extra) in z.iter_mut().zip(through_roots.into_iter().flatten()) {
                 *z += extra;
             }
@@ -119,15 +123,11 @@ impl HeadPass<'_> {
     /// The same with Z on its device.
     fn chunk_on_device(&self, start: usize, z: Tensor) -> Result<(Option<Tensor>, Vec<RowValues>)> {
         let count = z.dims()[0];
-        let through_roots = match self.ot {
-            Some(ot) if self.gradient_wanted() => {
-                let gradient = ot.transport.gradient_rows(start, count);
-                let through = |roots: &super::bhattacharyya::Bhattacharyya| {
-                    roots.backward_on_device(start, &z, gradient, self.config.ot_weight)
-                };
-                ot.roots.as_ref().map(through).transpose()?
+        let through_roots = match self.through_roots(start, count)? {
+            Some((roots, gradient)) => {
+                Some(roots.backward_on_device(start, &z, &gradient, self.config.ot_weight)?)
             }
-            _ => None,
+            None => None,
         };
         let terms: Vec<RowTerms> = (start..start + count)
             .into_par_iter()
@@ -139,6 +139,19 @@ impl HeadPass<'_> {
             (d, _) => d,
         };
         Ok((d, values))
+    }
+
+    /// Where a part of the gradient passes through the logits by square roots: what it takes, with dL/dS of these rows.
+    fn through_roots(
+        &self,
+        start: usize,
+        count: usize,
+    ) -> Result<Option<(&Bhattacharyya<'_>, Cow<'_, [f32]>)>> {
+        let ot = self.ot.filter(|_| self.gradient_wanted());
+        let Some((ot, roots)) = ot.and_then(|ot| Some((ot, ot.roots.as_ref()?))) else {
+            return Ok(None);
+        };
+        Ok(Some((roots, ot.transport.gradient_rows(start, count)?)))
     }
 
     fn gradient_wanted(&self) -> bool {

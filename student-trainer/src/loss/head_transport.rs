@@ -11,7 +11,7 @@ use super::bhattacharyya::Bhattacharyya;
 use super::config::{
     Cost, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
 };
-use super::cost::kl_cost_rows;
+use super::cost::{kl_cost_rows, kl_costs};
 use super::error::Result;
 use super::euclidean::SquaredEuclidean;
 use super::geometry::HeadGeometry;
@@ -21,6 +21,7 @@ use super::similarity::Bilinear;
 use super::targets::Targets;
 use super::teacher::Teacher;
 use super::transport::{Problem, Transport, transport};
+use super::transport_card::CardTransport;
 use candle_core::{DType, Tensor};
 
 /// Solved transport, and how its gradient reaches the hidden states.
@@ -104,7 +105,10 @@ impl<'a> TransportPass<'_, 'a> {
         let similarity =
             Bilinear::from_state(kind, self.hidden, self.teacher.targets, self.geometry)?;
         let s = similarity.forward()?;
-        let transport = self.solve(to_host(&s)?)?;
+        let transport = match CardTransport::of(&s, &self.config.ot) {
+            Some(card) => card.transport(&s, self.teacher.targets.alignment.as_ref())?,
+            None => self.solve(to_host(&s)?)?,
+        };
         let weight = self.config.ot_weight;
         let m = self.teacher.rows();
         let gradient = transport.gradient_tensor(m, weight, self.hidden.device())?;
@@ -127,9 +131,18 @@ impl<'a> TransportPass<'_, 'a> {
             ..
         } = *self;
         let expectation = geometry.expectation(teacher)?;
-        let mut cost = to_host(&hidden.matmul(&expectation.t()?)?)?;
-        kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
-        let transport = self.solve(cost)?;
+        let dots = hidden.matmul(&expectation.t()?)?;
+        let transport = match CardTransport::of(&dots, &config.ot) {
+            Some(card) => {
+                let cost = kl_costs(&dots, &teacher.negative_entropy, config.ot.kappa)?;
+                card.transport(&cost, teacher.targets.alignment.as_ref())?
+            }
+            None => {
+                let mut cost = to_host(&dots)?;
+                kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
+                self.solve(cost)?
+            }
+        };
         let factor = -config.ot_weight / config.ot.kappa;
         let gradient = transport.gradient_tensor(teacher.rows(), factor, hidden.device())?;
         let grad_head = (self.wanted == Wanted::HiddenAndHead)
@@ -197,5 +210,6 @@ pub fn transport_plan(
     let teacher = Teacher::new(targets, geometry.vocab_size())?;
     let solved = HeadTransport::solve(&hidden, &teacher, geometry, &config, Wanted::Values)?;
     // The entropic objective's gradient in the cost is the plan itself.
-    Ok(solved.transport.gradient)
+    let rows = hidden.dims()[0];
+    Ok(solved.transport.gradient_rows(0, rows)?.into_owned())
 }

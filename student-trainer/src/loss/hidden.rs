@@ -19,6 +19,7 @@ use super::rowwise::to_host;
 use super::similarity::state_matrix;
 use super::targets::Targets;
 use super::transport::{Problem, SolverReport, transport};
+use super::transport_card::CardTransport;
 use crate::random::normal;
 
 /// The loss of one sequence with its gradients, weighted.
@@ -98,8 +99,11 @@ impl HiddenProjection {
         let similarity = Projected::new(config.hidden_similarity, &x, &y, &self.projection)?;
         let s = similarity.forward()?;
         let (n, m) = s.dims2()?;
-        let problem = Problem::new(to_host(&s)?, None, (n, m), targets.alignment.as_ref())?;
-        let transport = transport(problem, &ot_config(config))?;
+        let (ot, alignment) = (ot_config(config), targets.alignment.as_ref());
+        let transport = match CardTransport::of(&s, &ot) {
+            Some(card) => card.transport(&s, alignment)?,
+            None => transport(Problem::new(to_host(&s)?, None, (n, m), alignment)?, &ot)?,
+        };
         let gradient = transport.gradient_tensor(m, config.hidden_weight, x.device())?;
         let (grad_hidden, grad_projection) = similarity.backward(&gradient)?;
         let size = |gradient: &Tensor| gradient.abs()?.sum_all()?.to_scalar::<f32>();

@@ -5,7 +5,7 @@
  teacher Rows ──> teacher (kept distribution) ──┐
  student head ──> geometry (E; P, G) ───────────┼──> similarity / cost ──> sinkhorn ──> objective ──> transport
  hidden states H ───────────────────────────────┴──> head: chunks of Z = H W^T ──> rows (CE, KL, softmax part) ──> dL/dH
-                                                      (on a card Z stays there: device_rows)
+                                                      (on a card Z stays there: device_rows; and so do S, C and T: transport_card)
  reference: all of it dense, in f64, slow and obvious; dense: the same costs from dense logits
 ```
 
@@ -52,6 +52,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod transport_card;
+#[cfg(test)]
+mod transport_card_tests;
 
 pub use config::{
     Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
@@ -65,3 +68,4 @@ pub use head_transport::transport_plan;
 pub use hidden::{HiddenLoss, HiddenProjection};
 pub use targets::{Alignment, Targets};
 pub use transport::SolverReport;
+pub(crate) use transport_card::CARD_ENTRIES_MAX;

@@ -32,7 +32,8 @@ pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-300)
 }
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Error, Tensor};
+use distill_kernels::{Emulator, MakeCalls, Module};
 use distill_proto::{Estimator, State, StateCoding, StateKind};
 
 use super::config::LossConfig;
@@ -165,6 +166,17 @@ impl Case {
         let x = hidden.times_transposed(&self.head);
         reference::total(&x, &self.teacher, &self.labels, config)
     }
+}
+
+/// What a card would compute, by the emulator.
+pub(crate) fn emulate(
+    module: &'static Module,
+    inputs: &[&Tensor],
+    outputs: &[(DType, usize)],
+    calls: MakeCalls<'_>,
+) -> candle_core::Result<Vec<Tensor>> {
+    let emulator = Emulator::of(module)?.ok_or_else(|| Error::Msg("no C++ compiler".into()))?;
+    emulator.compute(inputs, outputs, calls)
 }
 
 pub(crate) fn tensor(matrix: &Matrix) -> Tensor {

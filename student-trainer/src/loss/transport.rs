@@ -1,5 +1,6 @@
 //! Provides the transport loss of a whole sequence: cut into problems, solved, and put together again.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
@@ -40,7 +41,7 @@ pub(crate) struct Transport {
     /// The objective, reduced.
     pub(crate) value: f64,
     /// `[n, m]`: d value / dS under `softmax-similarity`, d value / dC under `kl`.
-    pub(crate) gradient: Vec<f32>,
+    pub(crate) gradient: Entries,
     /// `[n, m]`: d value / dD of the distances that the plan was solved for, where it has a cost of its own.
     pub(crate) plan_gradient: Option<Vec<f32>>,
     /// `[n]`: row masses of the plans, weighted as the reduction says: d value / d(constant along row i of C).
@@ -48,16 +49,31 @@ pub(crate) struct Transport {
     pub(crate) report: SolverReport,
 }
 
+/// A matrix `[n, m]`, where it was computed.
+pub(crate) enum Entries {
+    /// Row-major.
+    Host(Vec<f32>),
+    Card(Tensor),
+}
+
 impl Transport {
     /// The gradient of `count` rows from row `start` on, `[count, m]`.
-    pub(crate) fn gradient_rows(&self, start: usize, count: usize) -> &[f32] {
-        let m = self.gradient.len() / self.row_mass.len();
-        &self.gradient[start * m..(start + count) * m]
+    pub(crate) fn gradient_rows(&self, start: usize, count: usize) -> Result<Cow<'_, [f32]>> {
+        Ok(match &self.gradient {
+            Entries::Host(gradient) => {
+                let m = gradient.len() / self.row_mass.len();
+                Cow::Borrowed(&gradient[start * m..(start + count) * m])
+            }
+            Entries::Card(gradient) => Cow::Owned(to_host(&gradient.narrow(0, start, count)?)?),
+        })
     }
 
     /// The gradient as `[n, m]` times a weight.
     pub(crate) fn gradient_tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
-        as_matrix(&self.gradient, m, weight, device)
+        match &self.gradient {
+            Entries::Host(gradient) => as_matrix(gradient, m, weight, device),
+            Entries::Card(gradient) => Ok((gradient.to_device(device)? * weight)?),
+        }
     }
 
     /// The same for the distances that the plan was solved for.
@@ -110,15 +126,23 @@ impl<'a> Problem<'a> {
 }
 
 /// One problem's rows and columns.
-type Block = (Range<usize>, Range<usize>);
+pub(super) type Block = (Range<usize>, Range<usize>);
+
+/// One solved problem, but for its gradients.
+pub(super) struct Outcome {
+    pub(super) value: f64,
+    pub(super) transport_cost: f64,
+    pub(super) row_mass: Vec<f64>,
+    pub(super) iterations: usize,
+    pub(super) newton_steps: usize,
+    pub(super) marginal_error: f64,
+    pub(super) converged: bool,
+}
 
 struct Solved {
-    value: objective::Value,
-    row_mass: Vec<f64>,
-    iterations: usize,
-    newton_steps: usize,
-    marginal_error: f64,
-    converged: bool,
+    outcome: Outcome,
+    gradient: Vec<f32>,
+    plan_gradient: Option<Vec<f32>>,
 }
 
 /// Solves the problems of a sequence.
@@ -174,7 +198,7 @@ pub(crate) fn transport(problem: Problem, config: &OtConfig) -> Result<Transport
 }
 
 /// All problems of a sequence: one, or every pair of blocks.
-fn blocks(n: usize, m: usize, config: &OtConfig) -> Vec<Block> {
+pub(super) fn blocks(n: usize, m: usize, config: &OtConfig) -> Vec<Block> {
     let step = match config.scope {
         Scope::Row => n.max(m),
         Scope::Block => config.block_size,
@@ -233,12 +257,17 @@ impl BlockProblem {
             scale_by_mean_backward(gradient, scaled, *mean);
         }
         Ok(Solved {
-            converged: solution.converged && value.converged,
-            value,
-            row_mass: solution.row_mass,
-            iterations: solution.iterations,
-            newton_steps: solution.newton_steps,
-            marginal_error: solution.marginal_error,
+            outcome: Outcome {
+                value: value.value,
+                transport_cost: value.transport_cost,
+                row_mass: solution.row_mass,
+                iterations: solution.iterations,
+                newton_steps: solution.newton_steps,
+                marginal_error: solution.marginal_error,
+                converged: solution.converged && value.converged,
+            },
+            gradient: value.gradient,
+            plan_gradient: value.plan_gradient,
         })
     }
 }
@@ -250,13 +279,49 @@ fn put_together(
     m: usize,
     config: &OtConfig,
 ) -> Transport {
-    let weight = match config.reduction {
+    let weight = problem_weight(blocks, config) as f32;
+    let mut gradient = vec![0.0; n * m];
+    let mut plan_gradient: Option<Vec<f32>> = None;
+    for (solved, (i, j)) in solved.iter().zip(blocks) {
+        let paste = |whole: &mut [f32], block: &[f32]| {
+            for (i, row) in i.clone().zip(block.chunks(j.len())) {
+                for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
+                    *to = weight * from;
+                }
+            }
+        };
+        paste(&mut gradient, &solved.gradient);
+        if let Some(block) = &solved.plan_gradient {
+            paste(plan_gradient.get_or_insert_with(|| vec![0.0; n * m]), block);
+        }
+    }
+    let outcomes = solved.into_iter().map(|solved| solved.outcome);
+    Transport {
+        plan_gradient,
+        ..summed_up(outcomes, blocks, Entries::Host(gradient), config)
+    }
+}
+
+/// What a problem counts in the whole.
+pub(super) fn problem_weight(blocks: &[Block], config: &OtConfig) -> f64 {
+    match config.reduction {
         Reduction::Mean => 1.0 / blocks.len() as f64,
         Reduction::Sum => 1.0,
-    };
+    }
+}
+
+/// The whole of its problems, with their gradients put together already.
+pub(super) fn summed_up(
+    outcomes: impl IntoIterator<Item = Outcome>,
+    blocks: &[Block],
+    gradient: Entries,
+    config: &OtConfig,
+) -> Transport {
+    let weight = problem_weight(blocks, config);
+    let n = blocks.last().map_or(0, |(i, _)| i.end);
     let mut whole = Transport {
         value: 0.0,
-        gradient: vec![0.0; n * m],
+        gradient,
         plan_gradient: None,
         row_mass: vec![0.0; n],
         report: SolverReport {
@@ -266,29 +331,17 @@ fn put_together(
         },
     };
     let mut ignorant_cost = 0.0;
-    for (solved, (i, j)) in solved.into_iter().zip(blocks) {
+    for (outcome, (i, j)) in outcomes.into_iter().zip(blocks) {
         let report = &mut whole.report;
-        report.iterations = report.iterations.max(solved.iterations);
-        report.newton_steps += solved.newton_steps;
-        report.marginal_error = report.marginal_error.max(solved.marginal_error);
-        report.converged &= solved.converged;
-        report.transport_cost += weight * solved.value.transport_cost;
-        whole.value += weight * solved.value.value;
+        report.iterations = report.iterations.max(outcome.iterations);
+        report.newton_steps += outcome.newton_steps;
+        report.marginal_error = report.marginal_error.max(outcome.marginal_error);
+        report.converged &= outcome.converged;
+        report.transport_cost += weight * outcome.transport_cost;
+        whole.value += weight * outcome.value;
         ignorant_cost += weight * (1.0 - 1.0 / j.len() as f64);
-        for (mass, row) in whole.row_mass[i.clone()].iter_mut().zip(&solved.row_mass) {
+        for (mass, row) in whole.row_mass[i.clone()].iter_mut().zip(&outcome.row_mass) {
             *mass += weight * row;
-        }
-        let paste = |whole: &mut [f32], block: &[f32]| {
-            for (i, row) in i.clone().zip(block.chunks(j.len())) {
-                for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
-                    *to = weight as f32 * from;
-                }
-            }
-        };
-        paste(&mut whole.gradient, &solved.value.gradient);
-        if let Some(gradient) = &solved.value.plan_gradient {
-            let plan_gradient = whole.plan_gradient.get_or_insert_with(|| vec![0.0; n * m]);
-            paste(plan_gradient, gradient);
         }
     }
     whole.report.uninformative = config.cost == Cost::SoftmaxSimilarity

@@ -1,6 +1,8 @@
 //! Provides what the trainer's losses take: a chunk of logits, the hidden states of the targets, transport's matrices.
 
-use crate::loss::{Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity};
+use crate::loss::{
+    CARD_ENTRIES_MAX, Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity,
+};
 
 use super::config::Place;
 
@@ -10,6 +12,10 @@ const F32: u64 = 4;
 const TILE_ROWS: u64 = 8192;
 /// epsilon below which the solver's kernel is in f64 as a rule.
 const F32_EPSILON_MIN: f64 = 0.0125;
+
+/// f32 matrices over all pairs of positions at most while a card solves: similarities, costs and plan, and three in f64, of the
+/// prior or of a softmax's gradient (loss/transport_card.rs).
+const MATRICES_ON_CARD: u64 = 12;
 
 /// What the sizes of a loss depend on.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +76,7 @@ impl Head<'_> {
         let mut sum = 0;
         let ot = &self.loss.ot;
         if self.loss.ot_weight > 0.0 {
-            sum += matrices(ot) * pairs;
+            sum += self.matrices(ot) * pairs;
             if ot.cost == Cost::Kl {
                 sum += F32 * rows * hidden_size + self.gathered();
             }
@@ -87,9 +93,19 @@ impl Head<'_> {
                 ..ot.clone()
             };
             // Y, then X, Y P, both divided by their norms, and a gradient of each.
-            sum += matrices(&hidden_ot) * pairs + F32 * rows * (state_rank + 6 * hidden_size);
+            sum += self.matrices(&hidden_ot) * pairs + F32 * rows * (state_rank + 6 * hidden_size);
         }
         sum
+    }
+
+    /// f32 matrices over all pairs of positions that exist at one time, wherever they are solved.
+    fn matrices(&self, ot: &OtConfig) -> u64 {
+        let one_block =
+            ot.scope == Scope::Block || self.rows * self.rows <= CARD_ENTRIES_MAX as u64;
+        match self.place {
+            Place::Card if one_block => MATRICES_ON_CARD,
+            _ => matrices(ot),
+        }
     }
 
     /// On a card the rows of the head behind a row's entries are gathered a tile at a time; the CPU reads them in place.
@@ -122,7 +138,7 @@ impl Head<'_> {
     }
 }
 
-/// f32 matrices over all pairs of positions that exist at one time.
+/// f32 matrices over all pairs of positions that exist at one time where the host solves.
 fn matrices(ot: &OtConfig) -> u64 {
     let kernel = if ot.epsilon() < F32_EPSILON_MIN { 2 } else { 1 };
     // The cost, the cost with the prior, the solver's kernel; or the adjoint's cost, plan, and kernel in f64.
@@ -205,6 +221,13 @@ mod tests {
             };
             (head.transport(), head.logit_space())
         };
+        // A card solves what one of its blocks does well.
+        let card = |rows| Head {
+            rows,
+            ..head(&loss)
+        };
+        assert_eq!(card(512).matrices(&loss.ot), 12);
+        assert_eq!(card(2048).matrices(&loss.ot), 3);
         // Cost, with its prior, kernel; and E.
         assert_eq!(cpu(&loss, 0), (3 * pairs + 4 * 512 * 1536, 0));
         loss.ot.objective = Objective::Sharp;

@@ -1,0 +1,462 @@
+/* Entropic optimal transport, a block for each problem: the plan T that minimises <T,C> + epsilon sum T ln T over row sums a and
+ * column sums b, and the gradient of <T,C> through it.
+ *
+ * T = u K v with K = exp((f + g - C) / epsilon), which lies where the plan will be. Sinkhorn steps change the scalings u and v;
+ * where they converge slowly, damped Newton steps on the dual take over, by conjugate gradients with passes over the same K; and
+ * scalings that grow large move into the potentials f and g, and K is built anew. K is rounded to f32 from exponents in f64:
+ * that moves a cost by epsilon * 2e-7 at most, whatever the size of C / epsilon. Passes add f32 products in parts that are
+ * added in f64, until rounding is what stands in the way; then all in f64. Everything of which there is one number a row or
+ * column is f64.
+ *
+ * Rows and columns of mass 0 are not there: their costs are not looked at. Vectors over columns are worked on by one thread for
+ * each column, always the same; so are those over rows by one thread for each row, but where a warp has added up the row. */
+
+enum { STATUS, PASSES, NEWTON_STEPS, SCALED_ERROR, MARGINAL_ERROR, ENTROPIC_VALUE, TRANSPORT_COST, FACTS };
+enum { THREADS = 512, PART_ROWS = 128, SHARED_JOIN = 8 * WARP };
+
+struct Vector {
+    Buffer<double> data;
+    i64 at;
+    __device__ double& operator[](i64 i) const { return data[at + i]; }
+};
+
+/* Vectors one after another in a buffer. */
+struct Vectors {
+    Buffer<double> data;
+    i64 at;
+    __device__ Vector next(i64 len) {
+        at += len;
+        return Vector{data, at - len};
+    }
+};
+
+__device__ inline double share(double part, double whole) { return whole > 0.0 ? part / whole : 0.0; }
+__device__ inline double total(double value) { return block_sum(value, shared<double>(0, WARP)); }
+__device__ inline double largest(double value) { return block_max(value, shared<double>(0, WARP)); }
+
+/* One problem's matrix [n, m], and the passes over it. */
+struct Matrix {
+    Buffer<float> data;
+    i64 at, n, m;
+    Vector parts;
+    bool wide;
+
+    __device__ float& operator()(i64 i, i64 j) const { return data[at + i * m + j]; }
+
+    /* `value`, as a pass reads it. */
+    __device__ double rounded(double value) const { return wide ? value : (double)(float)value; }
+
+    /* `out_j = sum_i w_i entry(i, j)`, w in shared memory and seen by all. */
+    template <class R, class Entry> __device__ void columns(Shared<R> w, Entry entry, Vector out) const {
+        i64 tiles = (m + WARP - 1) / WARP, groups = max((i64)1, warps() / tiles), count = (n + groups - 1) / groups;
+        for (i64 t = warp(); t < tiles * groups; t += warps()) {
+            i64 j = t % tiles * WARP + lane(), group = t / tiles, end = min((group + 1) * count, n);
+            if (j >= m) continue;
+            double sum = 0.0;
+            for (i64 from = group * count; from < end; from += PART_ROWS) {
+                R part = 0;
+                for (i64 i = from; i < min(from + PART_ROWS, end); i++) part += w[i] * (R)entry(i, j);
+                sum += (double)part;
+            }
+            parts[group * m + j] = sum;
+        }
+        __syncthreads();
+        for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+            double sum = 0.0;
+            for (i64 group = 0; group < groups; group++) sum += parts[group * m + j];
+            out[j] = sum;
+        }
+    }
+
+    template <class R, class In, class Row> __device__ void pass_in(In in, Row row, Vector out) const {
+        Shared<R> w = shared<R>(SHARED_JOIN, n), x = shared<R>(SHARED_JOIN + 8 * n, m);
+        for (i64 j = threadIdx.x; j < m; j += blockDim.x) x[j] = (R)in(j);
+        __syncthreads();
+        for (i64 i = warp(); i < n; i += warps()) {
+            R sum = 0;
+            for (i64 j = lane(); j < m; j += WARP) sum += (R)(*this)(i, j) * x[j];
+            sum = warp_sum(sum);
+            if (lane() == 0) w[i] = (R)row(i, (double)sum);
+        }
+        __syncthreads();
+        columns(w, *this, out);
+    }
+
+    /* `w_i = row(i, sum_j K_ij in(j))` and `out_j = sum_i w_i K_ij`. */
+    template <class In, class Row> __device__ void pass(In in, Row row, Vector out) const {
+        if (wide) pass_in<double>(in, row, out);
+        else pass_in<float>(in, row, out);
+    }
+};
+
+/* Conjugate gradients for a matrix like diag(c) - T^T diag(1/r) T, preconditioned with 1/c, from x = 0. */
+struct ConjugateGradients {
+    Vector x, residual, direction, image, c;
+    i64 m, steps;
+
+    /* `product()` writes A direction to image; the right-hand side is in residual. Whether the tolerance was met. */
+    template <class Product> __device__ bool solve(double tolerance, i64 most, Product product) {
+        for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+            x[j] = 0.0;
+            direction[j] = share(residual[j], c[j]);
+        }
+        double norm = squares(), stop = norm * tolerance * tolerance;
+        for (steps = 0; norm > stop && steps < most;) {
+            product();
+            steps++;
+            double curvature = 0.0;
+            for (i64 j = threadIdx.x; j < m; j += blockDim.x) curvature += image[j] * direction[j];
+            curvature = total(curvature);
+            /* Rounding, or NaN: what there is so far is kept. */
+            if (!(curvature > 0.0)) break;
+            double along = norm / curvature;
+            for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+                x[j] += along * direction[j];
+                residual[j] -= along * image[j];
+            }
+            double next = squares(), back = next / norm;
+            norm = next;
+            for (i64 j = threadIdx.x; j < m; j += blockDim.x) direction[j] = share(residual[j], c[j]) + back * direction[j];
+        }
+        return norm <= stop;
+    }
+
+    __device__ double squares() const {
+        double sum = 0.0;
+        for (i64 j = threadIdx.x; j < m; j += blockDim.x) sum += share(residual[j] * residual[j], c[j]);
+        return total(sum);
+    }
+};
+
+/* Scalings, the column sums of u K v with rows exact, and their L1 distance to b. */
+struct Point {
+    Vector u, v, mass;
+    double error;
+};
+
+__device__ inline float exponential(double x) {
+    if (x < -104.0) return 0.0f;
+    float high = (float)x;
+    return expf(high) * (1.0f + (float)(x - high));
+}
+
+struct Solver {
+    Matrix k;
+    Buffer<float> cost;
+    Vector a, b, f, g;
+    Point now, trial;
+    ConjugateGradients cg;
+    double inverse, tolerance;
+    i64 most, passes, newton_steps;
+
+    __device__ double cost_at(i64 i, i64 j) const { return cost[k.at + i * k.m + j]; }
+
+    /* f and g, in units of epsilon, that leave every row and column of C - f - g >= 0 a zero. The first row with a cost that is not
+     * finite, n where there is none. */
+    __device__ i64 reduce() {
+        double bad = 0.0;
+        for (i64 i = warp(); i < k.n; i += warps()) {
+            double least = infinity(), probe = 0.0;
+            for (i64 j = lane(); j < k.m; j += WARP) {
+                if (!(a[i] > 0.0 && b[j] > 0.0)) continue;
+                least = fmin(least, cost_at(i, j));
+                probe += 0.0 * cost_at(i, j);
+            }
+            least = -warp_join<Max>(-least);
+            if (!(warp_sum(probe) == 0.0)) bad = fmax(bad, (double)(k.n - i));
+            if (lane() == 0) f[i] = a[i] > 0.0 ? least * inverse : 0.0;
+        }
+        bad = largest(bad);
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+            double least = infinity();
+            for (i64 i = 0; i < k.n; i++)
+                if (a[i] > 0.0) least = fmin(least, cost_at(i, j) * inverse - f[i]);
+            g[j] = b[j] > 0.0 ? least : 0.0;
+        }
+        return k.n - (i64)bad;
+    }
+
+    __device__ void fill() {
+        __syncthreads();
+        for (i64 i = warp(); i < k.n; i += warps())
+            for (i64 j = lane(); j < k.m; j += WARP)
+                k(i, j) = a[i] > 0.0 && b[j] > 0.0 ? exponential(f[i] + g[j] - cost_at(i, j) * inverse) : 0.0f;
+        __syncthreads();
+    }
+
+    /* One pass at the point's v. */
+    __device__ void evaluate(Point& p) {
+        auto row = [&](i64 i, double sum) { return p.u[i] = k.rounded(a[i] > 0.0 ? a[i] / sum : 0.0); };
+        k.pass([&](i64 j) { return p.v[j]; }, row, p.mass);
+        passes++;
+        double error = 0.0;
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+            p.mass[j] *= k.rounded(p.v[j]);
+            error += fabs(p.mass[j] - b[j]);
+        }
+        p.error = total(error);
+    }
+
+    /* No scalings. */
+    __device__ void forget() {
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) now.v[j] = b[j] > 0.0 ? 1.0 : 0.0;
+    }
+
+    /* Whether a scaling is beyond e^20. Entries that K has lost are then below e^-40 of their row. */
+    __device__ bool outgrown() const {
+        const double bound = 4.851651954097903e8;
+        double outside = 0.0;
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+            if (b[j] > 0.0 && !(now.v[j] <= bound && now.v[j] >= 1.0 / bound)) outside = 1.0;
+        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+            if (a[i] > 0.0 && !(now.u[i] <= bound && now.u[i] >= 1.0 / bound)) outside = 1.0;
+        return largest(outside) > 0.0;
+    }
+
+    /* Moves the scalings into the potentials. */
+    __device__ void absorb() {
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+            if (b[j] > 0.0) g[j] += log(now.v[j]);
+        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+            if (a[i] > 0.0) f[i] += log(now.u[i]);
+    }
+
+    /* The dual up to a constant. */
+    __device__ double dual(const Point& p) const {
+        double sum = 0.0;
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+            if (b[j] > 0.0) sum += b[j] * log(p.v[j]);
+        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+            if (a[i] > 0.0) sum += a[i] * log(p.u[i]);
+        return total(sum);
+    }
+
+    /* Solves (diag(mass) - T^T diag(1/a) T) delta = b - mass as exactly as the step deserves. */
+    __device__ void newton_direction() {
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) cg.residual[j] = b[j] - now.mass[j];
+        cg.c = now.mass;
+        cg.solve(fmin(0.5 * sqrt(now.error), 0.1), min((i64)60, most - passes), [&] {
+            auto in = [&](i64 j) { return cg.direction[j] * now.v[j]; };
+            k.pass(in, [&](i64 i, double sum) { return share(now.u[i] * now.u[i], a[i]) * sum; }, cg.image);
+            for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) cg.image[j] = now.mass[j] * cg.direction[j] - now.v[j] * cg.image[j];
+        });
+        passes += cg.steps;
+    }
+
+    /* One damped step; false when no step was good enough. */
+    __device__ bool newton_step() {
+        newton_direction();
+        double longest = 0.0, slope = 0.0;
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+            longest = fmax(longest, fabs(cg.x[j]));
+            slope += (b[j] - now.mass[j]) * cg.x[j];
+        }
+        longest = largest(longest);
+        slope = total(slope);
+        if (!(longest < infinity() && slope > 0.0)) return false;
+        double before = dual(now), step = fmin(10.0 / longest, 1.0);
+        for (int halvings = 0; halvings <= 6; halvings++, step *= 0.5) {
+            for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) trial.v[j] = now.v[j] * exp(step * cg.x[j]);
+            evaluate(trial);
+            bool near = now.error < 1e-2 && trial.error < 0.9 * now.error;
+            if (trial.error < infinity() && (near || dual(trial) >= before + 1e-4 * step * slope)) {
+                Point left = now;
+                now = trial;
+                trial = left;
+                newton_steps++;
+                return true;
+            }
+            if (passes >= most) return false;
+        }
+        return false;
+    }
+
+    /* To the tolerance or the limit, unless an overflow stands in the way. Each thing is called in one place only: all of it becomes
+     * part of the kernel where it is called. */
+    __device__ bool run() {
+        const i64 warm_up = 8;
+        double previous = infinity(), best = infinity();
+        i64 newton_from = 0, patience = 0, since_best = 0;
+        bool fill_first = true, pass_first = true, in_newton = false;
+        for (;;) {
+            if (fill_first) {
+                fill();
+                forget();
+            }
+            if (pass_first) evaluate(now);
+            if (patience == 0) {
+                patience = warm_up;
+                newton_from = passes + warm_up;
+            }
+            if (!(now.error < infinity())) return false;
+            if (now.error <= tolerance || passes >= most) return true;
+            since_best = now.error < 0.9 * best ? 0 : since_best + 1;
+            best = fmin(best, now.error);
+            if (in_newton && !k.wide && best < 1e-4 && since_best >= 3) {
+                /* Rounding: from here on in f64, as if from the start. */
+                k.wide = fill_first = pass_first = true;
+                absorb();
+                previous = best = infinity();
+                patience = since_best = 0;
+                in_newton = false;
+                continue;
+            }
+            double rate = now.error / previous;
+            previous = now.error;
+            /* Whether Sinkhorn's rate leaves more than 24 steps to go. */
+            bool slow = in_newton || rate >= 1.0 || log(tolerance / now.error) / log(rate) > 24.0;
+            bool newton = slow && passes >= newton_from;
+            in_newton = newton && newton_step();
+            if (!in_newton) {
+                if (newton) {
+                    patience *= 2;
+                    newton_from = passes + patience;
+                }
+                for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+                    if (b[j] > 0.0) now.v[j] *= b[j] / now.mass[j];
+            }
+            fill_first = outgrown();
+            if (fill_first) absorb();
+            pass_first = fill_first || !in_newton;
+        }
+    }
+
+    /* The plan over K, its sums, and what follows from them. */
+    __device__ void finish(Buffer<float> paid, Vector facts, Vector row_mass, Vector column_mass, double epsilon) {
+        Shared<double> ones = shared<double>(SHARED_JOIN, k.n);
+        absorb();
+        double value = 0.0, transport_cost = 0.0, error = 0.0;
+        for (i64 i = warp(); i < k.n; i += warps()) {
+            double mass = 0.0;
+            for (i64 j = lane(); j < k.m; j += WARP) {
+                float t = (float)(now.u[i] * k(i, j) * k.rounded(now.v[j]));
+                k(i, j) = t;
+                mass += t;
+                if (t > 0.0f) transport_cost += (double)t * paid[k.at + i * k.m + j];
+            }
+            mass = warp_sum(mass);
+            if (lane() == 0) row_mass[i] = mass;
+        }
+        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x) ones[i] = 1.0;
+        __syncthreads();
+        k.columns(ones, k, column_mass);
+        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x) {
+            f[i] = a[i] > 0.0 ? f[i] * epsilon : -infinity();
+            if (a[i] > 0.0) value += row_mass[i] * f[i];
+        }
+        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+            g[j] = b[j] > 0.0 ? g[j] * epsilon : -infinity();
+            if (b[j] > 0.0) value += column_mass[j] * g[j];
+            error += fabs(column_mass[j] - b[j]);
+        }
+        value = total(value);
+        transport_cost = total(transport_cost);
+        error = total(error);
+        if (threadIdx.x == 0) {
+            facts[MARGINAL_ERROR] = error;
+            facts[ENTROPIC_VALUE] = value;
+            facts[TRANSPORT_COST] = transport_cost;
+        }
+    }
+};
+
+/* cost and paid [blocks, n, m]: what the plan is for and what <T,C> is of; marginals [blocks, n + m]: a, b. plan [blocks, n, m].
+ * found [blocks, FACTS + 2 (n + m)]: facts, f, g, the plan's row sums and column sums; where a mass is 0 the potential is -inf.
+ * STATUS is 0, 1 + i where row i is the first with a cost that is not finite, or -1 where the plan is not; then the plan is 0 and
+ * other facts say nothing. work [blocks, 2 n + 8 m + max(m, THREADS)]. Shared memory: SHARED_JOIN + 8 (n + m) bytes. */
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    sinkhorn(Buffer<float> cost, Buffer<float> paid, Buffer<double> marginals, Buffer<float> plan, Buffer<double> found, Buffer<double> work,
+             i64 n, i64 m, float epsilon, float tolerance, i64 most) {
+    i64 block = blockIdx.x;
+    Vectors given{marginals, block * (n + m)}, results{found, block * (FACTS + 2 * (n + m))};
+    Vectors own{work, block * (2 * n + 8 * m + max(m, (i64)THREADS))};
+    Solver s;
+    s.cost = cost;
+    s.a = given.next(n);
+    s.b = given.next(m);
+    Vector facts = results.next(FACTS);
+    s.f = results.next(n);
+    s.g = results.next(m);
+    Vector row_mass = results.next(n), column_mass = results.next(m);
+    s.now.u = own.next(n);
+    s.trial.u = own.next(n);
+    s.now.v = own.next(m);
+    s.trial.v = own.next(m);
+    s.now.mass = own.next(m);
+    s.trial.mass = own.next(m);
+    s.cg.x = own.next(m);
+    s.cg.residual = own.next(m);
+    s.cg.direction = own.next(m);
+    s.cg.image = own.next(m);
+    s.cg.m = m;
+    /* Below this f32 cannot tell whether the tolerance is met. */
+    s.k = Matrix{plan, block * n * m, n, m, own.next(0), tolerance < 5e-7f};
+    s.inverse = 1.0 / (double)epsilon;
+    s.tolerance = tolerance;
+    s.most = most;
+    s.passes = s.newton_steps = 0;
+
+    i64 bad = s.reduce();
+    bool good = bad == n && s.run();
+    if (threadIdx.x == 0) {
+        facts[STATUS] = bad < n ? (double)(bad + 1) : good ? 0.0 : -1.0;
+        facts[PASSES] = (double)s.passes;
+        facts[NEWTON_STEPS] = (double)s.newton_steps;
+        facts[SCALED_ERROR] = good ? s.now.error : 0.0;
+    }
+    if (good) {
+        s.finish(paid, facts, row_mass, column_mass, epsilon);
+        return;
+    }
+    for (i64 i = threadIdx.x; i < n * m; i += blockDim.x) plan[block * n * m + i] = 0.0f;
+}
+
+/* The gradient of <T,C> through a plan T of `sinkhorn`:
+ * T o (1 + (alpha + beta^T - C) / epsilon), [diag r, T; T^T, diag c] [alpha; beta] = [W 1; W^T 1], W = T o C.
+ * cost, plan and gradient [blocks, n, m]; met [blocks]: 1 where the equations were solved. work [blocks, 3 n + 6 m + max(m, THREADS)].
+ * Shared memory as for `sinkhorn`. */
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    sharp_gradient(Buffer<float> cost, Buffer<float> plan, Buffer<float> gradient, Buffer<double> met, Buffer<double> work, i64 n, i64 m,
+                   float epsilon) {
+    i64 block = blockIdx.x, at = block * n * m;
+    Vectors own{work, block * (3 * n + 6 * m + max(m, (i64)THREADS))};
+    Vector row_mass = own.next(n), row_cost = own.next(n), alpha = own.next(n);
+    ConjugateGradients cg{own.next(m), own.next(m), own.next(m), own.next(m), own.next(m), m, 0};
+    Vector column_cost = own.next(m);
+    Matrix t{plan, at, n, m, own.next(0), true};
+    Shared<double> ones = shared<double>(SHARED_JOIN, n);
+    for (i64 i = warp(); i < n; i += warps()) {
+        double mass = 0.0, paid = 0.0;
+        for (i64 j = lane(); j < m; j += WARP) {
+            mass += t(i, j);
+            if (t(i, j) > 0.0f) paid += (double)t(i, j) * cost[at + i * m + j];
+        }
+        mass = warp_sum(mass);
+        paid = warp_sum(paid);
+        if (lane() == 0) {
+            row_mass[i] = mass;
+            row_cost[i] = paid;
+        }
+    }
+    for (i64 i = threadIdx.x; i < n; i += blockDim.x) ones[i] = 1.0;
+    __syncthreads();
+    t.columns(ones, t, cg.c);
+    __syncthreads();
+    t.columns(ones, [&](i64 i, i64 j) { return t(i, j) > 0.0f ? (double)t(i, j) * cost[at + i * m + j] : 0.0; }, column_cost);
+    __syncthreads();
+    t.pass([](i64) { return 0.0; }, [&](i64 i, double) { return share(row_cost[i], row_mass[i]); }, cg.image);
+    for (i64 j = threadIdx.x; j < m; j += blockDim.x) cg.residual[j] = column_cost[j] - cg.image[j];
+    bool solved = cg.solve(1e-9, 1000, [&] {
+        t.pass([&](i64 j) { return cg.direction[j]; }, [&](i64 i, double sum) { return share(sum, row_mass[i]); }, cg.image);
+        for (i64 j = threadIdx.x; j < m; j += blockDim.x) cg.image[j] = cg.c[j] * cg.direction[j] - cg.image[j];
+    });
+    auto row = [&](i64 i, double sum) { return alpha[i] = share(row_cost[i] - sum, row_mass[i]); };
+    t.pass([&](i64 j) { return cg.x[j]; }, row, cg.image);
+    double inverse = 1.0 / (double)epsilon;
+    for (i64 i = warp(); i < n; i += warps())
+        for (i64 j = lane(); j < m; j += WARP) {
+            double moved = t(i, j) > 0.0f ? (alpha[i] + cg.x[j] - (double)cost[at + i * m + j]) * inverse : 0.0;
+            gradient[at + i * m + j] = t(i, j) * (float)(1.0 + moved);
+        }
+    if (threadIdx.x == 0) met[block] = solved ? 1.0 : 0.0;
+}

@@ -112,7 +112,7 @@ fn mistral_has_windows_in_all_layers() {
 #[test]
 fn llama3_stretches_long_waves() {
     let decoder = fixture("llama3-rope", Base::AsStored).decoder;
-    let scaling = decoder.config().rope_scaling;
+    let scaling = &decoder.config().rope_scaling;
     assert!(matches!(scaling, RopeScaling::Llama3 { .. }));
     assert_like_transformers("llama3-rope");
 }

@@ -73,7 +73,7 @@ pub use device_memory::{
     DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
 };
 pub use error::{Error, Result};
-pub use gguf::{Gguf, GgufTokenizer};
+pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::KvCache;
 pub use layer::load_parameter;
@@ -86,7 +86,8 @@ pub use nf4::{
     StoredTensor, double_quantized_bytes,
 };
 pub use options::{Base, LoadOptions};
-pub use packed::PackedMatrix;
+pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
+pub use tiles::tile_bytes;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

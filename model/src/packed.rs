@@ -49,6 +49,19 @@ const BLOCK_TYPES: [(GgmlDType, &str, u32); 13] = [
     (GgmlDType::Q6K, "Q6_K", 14),
 ];
 
+/// Bytes of a matrix [rows, columns] in blocks of the type that ggml calls `name`; `None` where it has none, or rows are no
+/// whole blocks.
+pub fn packed_bytes(name: &str, rows: usize, columns: usize) -> Option<u64> {
+    let known = BLOCK_TYPES.iter().find(|(_, known, _)| *known == name);
+    let row_bytes = row_bytes(known?.0, columns)?;
+    Some(rows.checked_mul(row_bytes)? as u64)
+}
+
+/// Elements of a matrix of so many that are dequantised, or read from a file, at a time where that is by the strip.
+pub fn strip_elements(elements: u64) -> u64 {
+    elements.min(STRIP_ELEMENTS as u64)
+}
+
 /// ggml's name of a type.
 pub(crate) fn type_name(dtype: GgmlDType) -> &'static str {
     let known = BLOCK_TYPES.iter().find(|(known, ..)| *known == dtype);

@@ -29,7 +29,7 @@ impl Rotary {
         let dim = config.head_dim;
         let frequency = |i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64);
         let inverse_frequencies = (0..dim / 2)
-            .map(|i| config.rope_scaling.scale(frequency(i)) as f32)
+            .map(|i| config.rope_scaling.scale(i, frequency(i)) as f32)
             .collect();
         Self {
             inverse_frequencies,

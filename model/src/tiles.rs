@@ -65,6 +65,11 @@ pub(crate) fn forward<W: Quantised>(x: &Tensor, weight: &W) -> Result<Tensor> {
     x.contiguous()?.apply_op1(op).map_err(Error::from)
 }
 
+/// Bytes of the tile of f32 weights that a product with a quantised matrix [rows, columns] has at a time on the CPU.
+pub fn tile_bytes(rows: usize, columns: usize) -> u64 {
+    (tile_rows(columns).min(rows) * columns * size_of::<f32>()) as u64
+}
+
 fn tile_rows(columns: usize) -> usize {
     (TILE_ELEMENTS / columns.max(1)).clamp(*TILE_ROWS.start(), *TILE_ROWS.end())
 }

@@ -3,6 +3,7 @@
 
     cargo build --release -p teacher-server -p student-trainer
     python3 tests/baselines/memory.py --teacher DIR --student DIR --train FILE [--lengths 256,512,1024 --settings "; --batch-size 2; --checkpointing off"]
+    python3 tests/baselines/memory.py --teacher X.gguf --student DIR --train FILE --teacher-only
 
 For every length the teacher fills a cache, and for every setting the trainer does a few steps from it, with no teacher in memory. Measured is what the system says of
 each process after its end (ru_maxrss: resident memory at most, with program, libraries and mapped files). Ends with 1 where a prediction is off by more than --within.
@@ -37,6 +38,8 @@ def measurements(options):
             needed = max(step_sequences(setting) for setting in options.settings) * options.steps
             measured = precompute(options, folder, needed + 2, seq_len)
             yield "teacher", seq_len, "", planned(options, seq_len, "")[0], measured
+            if options.teacher_only:
+                continue
             server = Server(options, folder)
             for index, setting in enumerate(options.settings):
                 command = [options.bin / "student-trainer", "train", "--teacher", server.address, "--student", options.student, "--out", folder / str(index)]
@@ -62,6 +65,7 @@ def main():
     parser.add_argument("--lengths", default="256,512,1024", type=lambda text: [int(part) for part in text.split(",")], help="tokens of a sequence; comma-separated")
     parser.add_argument("--settings", default="", type=lambda text: [part.strip() for part in text.split(";")], help="flags of the trainer, one set after another; separated by `;`")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--teacher-only", action="store_true", help="leave the trainer out: it takes the same whatever the teacher is")
     parser.add_argument("--within", type=float, default=0.1, help="share of the measured peak that a prediction may be off")
     options = parser.parse_args()
     print("| process | tokens | settings | planned MiB | measured MiB | ratio |\n|---|---:|---|---:|---:|---:|")

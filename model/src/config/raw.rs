@@ -76,6 +76,7 @@ impl RawConfig {
         let has_biases = llama_like || qwen3_like;
         let attention_bias = self.attention_bias.unwrap_or(false) && has_biases;
         let tied_by_default = model_type == Architecture::SmolLm3;
+        let head_dim = self.head_dim(model_type, hidden_size, num_attention_heads)?;
         Ok(ModelConfig {
             model_type,
             vocab_size: required("vocab_size", self.vocab_size, VOCAB_SIZE_MAX)?,
@@ -88,7 +89,7 @@ impl RawConfig {
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: self.key_value_heads(num_attention_heads)?,
-            head_dim: self.head_dim(model_type, hidden_size, num_attention_heads)?,
+            head_dim,
             rms_norm_eps: within(
                 "rms_norm_eps",
                 self.rms_norm_eps.unwrap_or(model_type.rms_norm_eps()),
@@ -102,7 +103,7 @@ impl RawConfig {
                 1e12,
             )?,
             turned: self.turned(model_type, num_hidden_layers)?,
-            rope_scaling: self.rope_scaling(model_type, max_position_embeddings)?,
+            rope_scaling: self.rope_scaling(model_type, max_position_embeddings, head_dim / 2)?,
             windows: self.windows(model_type, num_hidden_layers)?,
             max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(tied_by_default),

@@ -80,7 +80,7 @@ fn what_is_unsupported_is_refused_by_name() {
     let scaling = json!({"rope_type": "yarn", "factor": 4.0});
     refused(
         &with(qwen(), "rope_scaling", scaling),
-        &["rope_scaling", "yarn", "default, linear and llama3"],
+        &["rope_scaling", "yarn", "default, linear, llama3"],
     );
     let partial = json!({"rope_theta": 1e4, "partial_rotary_factor": 0.5});
     refused(
@@ -175,7 +175,7 @@ fn rope_scaling_is_read_in_both_spellings() {
         ("rope_parameters", "rope_type"),
     ] {
         let config = parse(&with(bare.clone(), field, llama3(kind))).unwrap();
-        assert_eq!((config.rope_scaling, config.rope_theta), (expected, 5e5));
+        assert_eq!((&config.rope_scaling, config.rope_theta), (&expected, 5e5));
     }
     let linear = json!({"type": "linear", "factor": 2});
     let config = parse(&with(bare.clone(), "rope_scaling", linear)).unwrap();
@@ -191,7 +191,7 @@ fn rope_scaling_that_cannot_be_is_refused_by_name() {
             &[&["rope_parameters"], parts].concat(),
         );
     };
-    for kind in ["yarn", "dynamic", "longrope", "su", "mrope"] {
+    for kind in ["yarn", "dynamic", "su", "mrope"] {
         refuse(json!({"rope_type": kind, "factor": 2.0}), &[kind, "llama3"]);
     }
     refuse(json!({"rope_type": "linear"}), &["linear", "factor"]);
@@ -208,6 +208,43 @@ fn rope_scaling_that_cannot_be_is_refused_by_name() {
     assert!(parse(&with(qwen(), "rope_parameters", llama3.clone())).is_ok());
     llama3["original_max_position_embeddings"] = json!(0);
     refuse(llama3, &["original_max_position_embeddings"]);
+}
+
+#[test]
+fn longrope_is_done_where_its_factors_hold_at_every_length() {
+    let pairs = parse(&qwen()).unwrap().head_dim / 2;
+    let factors: Vec<f64> = (0..pairs).map(|pair| 1.0 + pair as f64).collect();
+    let rope = json!({"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0,
+        "original_max_position_embeddings": 64});
+    let config = parse(&with(qwen(), "rope_parameters", rope.clone())).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::LongRope { factors });
+    for (key, value, expected) in [
+        ("long_factor", json!(vec![2.0; pairs]), "differ"),
+        ("long_factor", Value::Null, "without short_factor"),
+        ("attention_factor", json!(1.2), "attention_factor"),
+        ("attention_factor", Value::Null, "attention_factor"),
+    ] {
+        let mut rope = rope.clone();
+        rope[key] = value;
+        refused(
+            &with(qwen(), "rope_parameters", rope),
+            &["rope_parameters", expected],
+        );
+    }
+    for (factors, expected) in [
+        (vec![1.0; pairs + 1], "pairs of a head"),
+        (vec![0.0; pairs], "short_factor"),
+        (vec![-1.0; pairs], "short_factor"),
+        (vec![1e300; pairs], "short_factor"),
+    ] {
+        let mut rope = rope.clone();
+        rope["short_factor"] = json!(factors);
+        rope["long_factor"] = json!(factors);
+        refused(
+            &with(qwen(), "rope_parameters", rope),
+            &["rope_parameters", expected],
+        );
+    }
 }
 
 #[test]

@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::header::Header;
 use super::value::{Metadata, Value};
+use super::window::window;
 use crate::{Architecture, Error, Result};
 
-/// What files are read of; those of Mistral's models say `llama`.
+/// What files are read of; those of Mistral's models say `llama`, most of them without their window.
 const READ: [Architecture; 3] = [
     Architecture::Llama,
     Architecture::Qwen2,
@@ -20,7 +21,10 @@ const NOT_DONE: [(&str, &str); 5] = [
     ("rope.scaling.type", "scaled rotary angles"),
     ("rope.scaling.factor", "scaled rotary angles"),
     ("rope.scale_linear", "scaled rotary angles"),
-    ("attention.sliding_window", "attention to a window"),
+    (
+        "attention.sliding_window_pattern",
+        "attention to a window in some of its layers",
+    ),
     ("expert_count", "experts"),
 ];
 
@@ -92,9 +96,15 @@ pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Va
         true => float("rope.freq_base")?,
         false => 10_000.0,
     };
-    Ok(json!({
-        "architectures": [known.class()],
-        "model_type": name,
+    let context = integer("context_length")?;
+    let window = window(&metadata, *known, context)?;
+    let family = match window {
+        Some(_) => Architecture::Mistral,
+        None => *known,
+    };
+    let mut config = json!({
+        "architectures": [family.class()],
+        "model_type": family.name(),
         "vocab_size": rows.ok_or_else(|| Error::MissingTensor {
             path: path.to_owned(),
             tensor: "token_embd.weight".into(),
@@ -108,12 +118,17 @@ pub(super) fn config_json(header: &Header, path: &Path) -> Result<serde_json::Va
         "hidden_act": "silu",
         "rms_norm_eps": float("attention.layer_norm_rms_epsilon")?,
         "rope_theta": rope_theta,
-        "max_position_embeddings": integer("context_length")?,
+        "max_position_embeddings": context,
         "tie_word_embeddings": !header.tensors.contains_key("output.weight"),
         "attention_bias": false,
         "mlp_bias": false,
         "bos_token_id": token_id("bos_token_id"),
         "eos_token_id": token_id("eos_token_id"),
         "pad_token_id": token_id("padding_token_id"),
-    }))
+    });
+    // What every file has without one is part of its fingerprint, so nothing is written there.
+    if let Some(window) = window {
+        config["sliding_window"] = window.into();
+    }
+    Ok(config)
 }

@@ -25,7 +25,7 @@ fn wide(base: TinyModel) -> TinyModel {
     }
 }
 
-fn load(path: &Path, options: &LoadOptions) -> Decoder {
+pub(super) fn load(path: &Path, options: &LoadOptions) -> Decoder {
     let weights = Weights::open(path).unwrap();
     Decoder::load(&weights.model_config().unwrap(), &weights, options).unwrap()
 }
@@ -44,11 +44,18 @@ fn dequantised(path: &Path) -> Decoder {
     load(dir.path(), &LoadOptions::reference())
 }
 
-/// Logits of all positions [T, V].
+/// Logits [T, V] of some ids.
 fn logits(decoder: &Decoder) -> Tensor {
     let ids: Vec<u32> = (0..9).map(|i| (i * 7) % 40).collect();
-    let ids = Tensor::from_vec(ids, (1, 9), &Device::Cpu).unwrap();
-    let hidden = decoder.hidden_states(&ids).unwrap().squeeze(0).unwrap();
+    logits_of(
+        decoder,
+        &Tensor::from_vec(ids, (1, 9), &Device::Cpu).unwrap(),
+    )
+}
+
+/// Logits of all positions [T, V] of ids [1, T].
+pub(super) fn logits_of(decoder: &Decoder, ids: &Tensor) -> Tensor {
+    let hidden = decoder.hidden_states(ids).unwrap().squeeze(0).unwrap();
     let hidden = hidden.to_dtype(DType::F32).unwrap();
     match decoder.head_matrix() {
         TokenMatrix::Packed(head) => head.product(&hidden).unwrap(),

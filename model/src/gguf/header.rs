@@ -108,6 +108,11 @@ impl Header {
 }
 
 impl Header {
+    /// Memory that the metadata takes: above all the tokenizer's lists.
+    pub fn bytes(&self) -> usize {
+        self.metadata.values().map(Value::bytes).sum()
+    }
+
     /// Rows of the embedding.
     pub fn embedding_rows(&self) -> Option<u64> {
         let embedding = self.tensors.get("token_embd.weight")?;

@@ -1,7 +1,7 @@
 /*! Provides a GGUF file as a Hugging Face checkpoint: config, tensors by their Hugging Face names, one at a time.
 
 ```text
- header ──> metadata ──> config.json (config)
+ header ──> metadata ──> config.json (config) <── rope_freqs.weight (rope)
  blk.0.attn_q.weight ──> model.layers.0.self_attn.q_proj.weight (names) ──> rows in Hugging Face's order (tensors)
                                                                               ├──> PackedMatrix, in the file's blocks
                                                                               └──> dequantised
@@ -17,12 +17,16 @@ mod decoder_tests;
 mod header;
 mod names;
 #[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
 mod refusal_tests;
+mod rope;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 mod value;
+mod window;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -32,16 +36,24 @@ use std::{
     sync::Mutex,
 };
 
-use crate::{Error, ModelConfig, Result};
+use crate::{Architecture, Error, ModelConfig, Result};
 use header::Header;
 use tensors::StoredTensor;
 pub use tokenizer::GgufTokenizer;
 use value::Value;
 
 /// Whether `path` names a GGUF file, by its ending.
-pub(crate) fn is_gguf(path: &Path) -> bool {
+pub fn is_gguf(path: &Path) -> bool {
     let extension = path.extension();
     extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Whether this is the model of a `llama` file, be it Llama's or, with a window, Mistral's.
+fn is_llama(config: &ModelConfig) -> bool {
+    matches!(
+        config.model_type,
+        Architecture::Llama | Architecture::Mistral
+    )
 }
 
 /// An open GGUF file.
@@ -69,8 +81,16 @@ impl Gguf {
         let mut reader = BufReader::new(file);
         let header = Header::read(&mut reader, path)?;
         refuse_split(&header, path)?;
-        let config_json = config::config_json(&header, path)?;
-        let config = ModelConfig::parse(config_json.to_string().as_bytes(), path)?;
+        let mut file = reader.into_inner();
+        let mut config_json = config::config_json(&header, path)?;
+        let parse =
+            |json: &serde_json::Value| ModelConfig::parse(json.to_string().as_bytes(), path);
+        let mut config = parse(&config_json)?;
+        let rope_factors = rope::find(&header, path, file_bytes, &config)?;
+        if let Some(stored) = &rope_factors {
+            config_json["rope_scaling"] = rope::scaling(stored, &mut file, path, &config)?;
+            config = parse(&config_json)?;
+        }
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.parameter_shapes() {
             let stored = StoredTensor::find(&header, path, file_bytes, &name, &shape)?;
@@ -78,14 +98,15 @@ impl Gguf {
         }
         let gguf = Self {
             path: path.to_owned(),
-            file: Mutex::new(reader.into_inner()),
+            file: Mutex::new(file),
             header,
             tensors,
             config_json,
             config,
         };
-        gguf.refuse_unknown_tensors()?;
-        StoredTensor::refuse_overlaps(gguf.tensors.values(), path)?;
+        let known = gguf.tensors.values().chain(&rope_factors);
+        gguf.refuse_unknown_tensors(known.clone())?;
+        StoredTensor::refuse_overlaps(known, path)?;
         Ok(gguf)
     }
 
@@ -97,6 +118,11 @@ impl Gguf {
     /// What `config.json` of the same model holds, special token ids included.
     pub fn config_json(&self) -> &serde_json::Value {
         &self.config_json
+    }
+
+    /// Memory that the open file's metadata takes, the tokenizer's lists above all.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.header.bytes() as u64
     }
 
     /// What the file says about its tokenizer.
@@ -128,9 +154,12 @@ impl Gguf {
         ])
     }
 
-    /// What the decoder would leave out, be it a bias or the angles of Llama 3.1 (`rope_freqs`), changes what the model computes.
-    fn refuse_unknown_tensors(&self) -> Result<()> {
-        let known: HashSet<&str> = self.tensors.values().map(StoredTensor::name).collect();
+    /// What the decoder would leave out, be it a bias or an expert, changes what the model computes.
+    fn refuse_unknown_tensors<'a>(
+        &self,
+        known: impl Iterator<Item = &'a StoredTensor>,
+    ) -> Result<()> {
+        let known: HashSet<&str> = known.map(StoredTensor::name).collect();
         let stored = self.header.tensors.keys();
         match stored.filter(|name| !known.contains(name.as_str())).min() {
             None => Ok(()),

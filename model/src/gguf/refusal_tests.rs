@@ -57,8 +57,13 @@ fn metadata_of_another_model_is_refused_by_its_key() {
         ),
         (
             "llama.attention.sliding_window",
-            Value::U32(4096),
-            "a window",
+            Value::F32(4096.0),
+            "llama.attention.sliding_window",
+        ),
+        (
+            "llama.attention.sliding_window_pattern",
+            Value::U32(2),
+            "a window in some",
         ),
         ("llama.expert_count", Value::U32(8), "experts"),
         (
@@ -123,7 +128,7 @@ fn a_value_of_the_wrong_type_is_not_printed_whole() {
 #[test]
 fn tensors_that_would_be_left_out_are_refused() {
     for name in [
-        "rope_freqs.weight",
+        "rope_factors_long.weight",
         "blk.0.attn_q.bias",
         "blk.1.ffn_gate_exps.weight",
     ] {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io::{Read, Seek, SeekFrom},
     ops::Range,
     path::Path,
@@ -12,9 +13,9 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 
 use super::header::Header;
-use super::{Gguf, names};
+use super::{Gguf, is_llama, names};
 use crate::packed::{PackedMatrix, row_bytes, type_name, type_of};
-use crate::{Architecture, Error, Result};
+use crate::{Error, Result};
 
 /// Types that files are published in and that are not read here, by ggml's numbers.
 const OTHER_TYPES: [(u32, &str); 12] = [
@@ -52,13 +53,23 @@ impl StoredTensor {
         name: &str,
         shape: &[usize],
     ) -> Result<Self> {
-        let missing = || Error::MissingTensor {
-            path: path.to_owned(),
-            tensor: name.to_owned(),
-        };
-        let stored = names::stored_name(name).ok_or_else(missing)?;
-        let info = header.tensors.get(&stored).ok_or_else(missing)?;
-        let fault = |message: String| Error::tensor(path, &stored, message);
+        let stored = names::stored_name(name);
+        let found = stored.filter(|stored| header.tensors.contains_key(stored));
+        let stored = found.ok_or_else(|| missing(path, name))?;
+        Self::stored(header, path, file_bytes, &stored, shape)
+    }
+
+    /// The same of the tensor that llama.cpp calls `stored`.
+    pub fn stored(
+        header: &Header,
+        path: &Path,
+        file_bytes: u64,
+        stored: &str,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let info = header.tensors.get(stored);
+        let info = info.ok_or_else(|| missing(path, stored))?;
+        let fault = |message: String| Error::tensor(path, stored, message);
         let expected = shape.iter().map(|size| *size as u64);
         if !expected.eq(info.shape.iter().copied()) {
             return Err(fault(format!(
@@ -90,7 +101,7 @@ impl StoredTensor {
                 shape: shape.to_vec(),
                 start,
                 row_bytes,
-                name: stored,
+                name: stored.to_owned(),
             }),
             _ => Err(fault(format!(
                 "needs bytes that are not in the file's {file_bytes}; it was cut off, download it again"
@@ -131,6 +142,39 @@ impl StoredTensor {
 
     fn bytes(&self) -> usize {
         self.rows() * self.row_bytes
+    }
+
+    /// Bytes from `offset` on.
+    fn read(&self, file: &mut File, path: &Path, offset: usize, out: &mut [u8]) -> Result<()> {
+        let start = SeekFrom::Start(self.start + offset as u64);
+        file.seek(start)
+            .and_then(|_| file.read_exact(out))
+            .map_err(|e| {
+                let message = format!("cannot be read ({e}); the file changed or is damaged");
+                Error::tensor(path, &self.name, message)
+            })
+    }
+
+    /// The values of a small tensor that has to be f32.
+    pub fn f32_values(&self, file: &mut File, path: &Path) -> Result<Vec<f32>> {
+        if self.dtype != GgmlDType::F32 {
+            let message = format!(
+                "is stored as {}, where llama.cpp stores F32; convert the model with a current llama.cpp",
+                type_name(self.dtype)
+            );
+            return Err(Error::tensor(path, &self.name, message));
+        }
+        let mut bytes = vec![0u8; self.bytes()];
+        self.read(file, path, 0, &mut bytes)?;
+        let (values, _) = bytes.as_chunks::<4>();
+        Ok(values.iter().copied().map(f32::from_le_bytes).collect())
+    }
+}
+
+fn missing(path: &Path, tensor: &str) -> Error {
+    Error::MissingTensor {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
     }
 }
 
@@ -198,12 +242,15 @@ impl Gguf {
             .reshape(shape)?)
     }
 
-    /// Whether a matrix is better held in the file's blocks than densely on `device`.
-    pub(crate) fn is_packed(&self, name: &str, device: &Device) -> Result<bool> {
+    /// Whether a tensor is held as the file stores it: on a card matrices in blocks, on the CPU in half precision too.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn stays_packed(&self, name: &str, on_cpu: bool) -> Result<bool> {
         let stored = self.find(name)?;
         let plain = stored.dtype.block_size() == 1;
         let matrix = stored.shape.len() > 1;
-        Ok(matrix && stored.dtype != GgmlDType::F32 && (device.is_cpu() || !plain))
+        Ok(matrix && stored.dtype != GgmlDType::F32 && (on_cpu || !plain))
     }
 
     /// A tensor by its Hugging Face name, in the file's blocks; a vector as a matrix of one row.
@@ -235,7 +282,7 @@ impl Gguf {
 
     /// Heads of a matrix whose rows are stored as pairs.
     fn paired_heads(&self, name: &str) -> Option<usize> {
-        let llama = self.config.model_type == Architecture::Llama;
+        let llama = is_llama(&self.config);
         let queries = name.contains(".q_proj.");
         let keys = name.contains(".k_proj.");
         match (llama, queries, keys) {
@@ -266,20 +313,13 @@ impl Gguf {
     /// Bytes of a tensor from `offset` on.
     fn read_bytes(&self, stored: &StoredTensor, offset: usize, out: &mut [u8]) -> Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = SeekFrom::Start(stored.start + offset as u64);
-        file.seek(start)
-            .and_then(|_| file.read_exact(out))
-            .map_err(|e| {
-                let message = format!("cannot be read ({e}); the file changed or is damaged");
-                Error::tensor(&self.path, &stored.name, message)
-            })
+        stored.read(&mut file, &self.path, offset, out)
     }
 
     fn find(&self, name: &str) -> Result<&StoredTensor> {
-        self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| missing(&self.path, name))
     }
 }
 

@@ -53,6 +53,20 @@ impl Value {
         }
     }
 
+    /// Memory that it takes: itself, and what an allocator gives for its text or list.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Text(text) => allocated(text.capacity()),
+                Self::List(values) => {
+                    let spare = values.capacity() - values.len();
+                    let values: usize = values.iter().map(Self::bytes).sum();
+                    allocated(values + spare * size_of::<Self>())
+                }
+                _ => 0,
+            }
+    }
+
     /// What it is, without its value: a vocabulary would fill a page.
     fn kind(&self) -> &'static str {
         match self {
@@ -62,6 +76,14 @@ impl Value {
             Self::Text(_) => "a text",
             Self::List(_) => "a list",
         }
+    }
+}
+
+/// A block of at least `bytes` with its header, in steps of an allocator's grain.
+fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        bytes => (bytes + size_of::<usize>()).next_multiple_of(2 * size_of::<usize>()),
     }
 }
 

@@ -210,7 +210,9 @@ impl Weights {
     /// [`Error::MissingTensor`], or what reading the file says.
     pub fn packed(&self, name: &str, device: &Device) -> Result<Option<PackedMatrix>> {
         match &self.gguf {
-            Some(gguf) if gguf.is_packed(name, device)? => gguf.matrix(name, device).map(Some),
+            Some(gguf) if gguf.stays_packed(name, device.is_cpu())? => {
+                gguf.matrix(name, device).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -221,7 +223,9 @@ impl Weights {
     /// [`Error::MissingTensor`].
     pub fn packed_bytes(&self, name: &str, device: &Device) -> Result<Option<u64>> {
         match &self.gguf {
-            Some(gguf) if gguf.is_packed(name, device)? => gguf.stored_bytes(name).map(Some),
+            Some(gguf) if gguf.stays_packed(name, device.is_cpu())? => {
+                gguf.stored_bytes(name).map(Some)
+            }
             _ => Ok(None),
         }
     }

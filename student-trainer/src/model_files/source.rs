@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights};
+use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
 use distill_text::TokenizerFiles;
 use serde_json::Value;
 
@@ -38,10 +38,7 @@ impl Source {
                 weights: Weights::open(path)?,
             });
         }
-        let gguf = path
-            .extension()
-            .is_some_and(|extension| extension == "gguf");
-        match gguf {
+        match is_gguf(path) {
             true => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
             false => Err(Error::file(path, "is neither a directory nor a .gguf file")),
         }

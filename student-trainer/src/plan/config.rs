@@ -50,7 +50,7 @@ pub struct PlanConfig {
     /// What `train` knows nothing of.
     #[serde(flatten)]
     pub options: PlanOptions,
-    /// The settings of the run; `teacher` may also be a model's directory, its `config.json` or its name on the hub.
+    /// The settings of the run; `teacher` may also be a model's directory, its `config.json`, a GGUF file or its name on the hub.
     #[serde(flatten)]
     pub train: TrainConfig,
 }
@@ -60,8 +60,8 @@ impl Settings for PlanConfig {
         let train = TrainConfig::keys().into_iter().map(|key| match key.path.as_str() {
             "teacher" => Key::new(
                 key.path,
-                "The teacher's directory or its config.json, or its name on the hub: org/name or org/name@revision; an \
-                 address, as train has it, counts no teacher",
+                "The teacher's directory, its config.json, a .gguf file, or its name on the hub: org/name or \
+                 org/name@revision; an address, as train has it, counts no teacher",
                 key.kind,
             ),
             _ => key,

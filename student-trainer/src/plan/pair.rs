@@ -1,12 +1,13 @@
-//! Provides the two models of a plan, read from what is there before any weight: a directory, a `config.json`, a name on the
-//! hub, or the shapes of the reference pair, which are built in.
+//! Provides the two models of a plan, read from what is there before any weight: a directory, a `config.json`, a GGUF file's
+//! header, a name on the hub, or the shapes of the reference pair, which are built in.
 
 use std::path::Path;
 
 use distill_hub::Wanted;
-use distill_model::ModelConfig;
+use distill_model::{Gguf, ModelConfig, is_gguf};
 use serde::Deserialize;
 
+use super::packed::Packed;
 use crate::{Error, Result, shutdown::Shutdown, student};
 
 /// A model's shape, and how its checkpoint holds the linears.
@@ -18,10 +19,12 @@ pub struct Shape {
     pub model: ModelConfig,
     /// How the checkpoint holds its weights.
     pub stored: Stored,
+    /// What a GGUF file holds, in place of `stored`.
+    pub packed: Option<Packed>,
 }
 
 /// How a checkpoint holds its weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
     /// Bytes of a weight that is not in four bits.
     pub dense_bytes: u64,
@@ -103,7 +106,28 @@ impl Pair {
             }
             (false, _) => Shape::read(student, shutdown)?,
         };
+        if student.packed.is_some() {
+            return Err(Error::Config(format!(
+                "student: {} is a GGUF file, which is not trained; make a directory of it with student-trainer quantize",
+                student.name
+            )));
+        }
         Ok(Self { teacher, student })
+    }
+
+    /// The same with the teacher as a file in llama.cpp's Q4_K_M, where it is none yet and could be one.
+    pub fn with_q4_k_m(&self) -> Option<Self> {
+        let teacher = self.teacher.as_ref()?;
+        if teacher.packed.is_some() || teacher.stored.four_bit.is_some() {
+            return None;
+        }
+        Some(Self {
+            teacher: Some(Shape {
+                packed: Some(Packed::q4_k_m(&teacher.model)?),
+                ..teacher.clone()
+            }),
+            ..self.clone()
+        })
     }
 }
 
@@ -117,7 +141,7 @@ fn built_in((name, json): (&str, &str)) -> Result<Shape> {
 }
 
 impl Shape {
-    /// Of a directory, of a `config.json`, or of a name on the hub.
+    /// Of a directory, of a `config.json`, of a GGUF file, or of a name on the hub.
     ///
     /// # Errors
     /// None of these, or a `config.json` that is none.
@@ -127,11 +151,20 @@ impl Shape {
         Ok(shape)
     }
 
-    /// Of a directory, or of the `config.json` in it.
+    /// Of a directory, of the `config.json` in it, or of a GGUF file.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn open(found: &Path) -> Result<Self> {
+        if is_gguf(found) {
+            let gguf = Gguf::open(found)?;
+            return Ok(Self {
+                name: name(found),
+                model: gguf.config().clone(),
+                stored: Stored::default(),
+                packed: Some(Packed::read(&gguf)?),
+            });
+        }
         let path = match found.is_dir() {
             true => found.join(CONFIG_FILE),
             false => found.to_owned(),
@@ -152,6 +185,7 @@ impl Shape {
             name: name.to_owned(),
             model,
             stored: stored.read(),
+            packed: None,
         })
     }
 }
@@ -218,6 +252,25 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("--preset reference-24gb"), "{error}");
+    }
+
+    #[test]
+    fn a_gguf_file_is_a_teacher_s_and_no_student_s() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/fixtures/gguf/qwen2/quantised.gguf");
+        let shutdown = Shutdown::default();
+        let teacher = file.to_str().unwrap();
+        let pair = Pair::read(teacher, Path::new(""), "reference-24gb", &shutdown).unwrap();
+        let shape = pair.teacher.as_ref().unwrap();
+        assert_eq!(
+            (shape.name.as_str(), shape.model.hidden_size),
+            ("quantised.gguf", 32)
+        );
+        assert!(shape.packed.is_some() && pair.with_q4_k_m().is_none());
+        let error = Pair::read("", &file, "default", &shutdown)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("quantised.gguf is a GGUF file"), "{error}");
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct Part {
     pub phases: Vec<Phase>,
     /// Whether it is still there while the other process holds the card.
     pub stays: bool,
+    /// Whether it is in the machine's memory while the card's is counted: no part of any sum.
+    pub on_host: bool,
 }
 
 impl Part {
@@ -78,6 +80,15 @@ impl Part {
             bytes,
             phases: phases.to_vec(),
             stays: false,
+            on_host: false,
+        }
+    }
+
+    /// In the machine's memory while the card's is counted.
+    pub fn on_host(name: &'static str, bytes: u64) -> Self {
+        Self {
+            on_host: true,
+            ..Self::always(name, bytes)
         }
     }
 
@@ -90,7 +101,7 @@ impl Part {
     }
 
     fn is_there(&self, phase: Phase) -> bool {
-        self.phases.is_empty() || self.phases.contains(&phase)
+        !self.on_host && (self.phases.is_empty() || self.phases.contains(&phase))
     }
 }
 
@@ -165,6 +176,7 @@ mod tests {
             Part::during("layer", 40, &[Phase::Backward]),
             Part::always("context", 5).staying(),
             Part::always("nothing", 0),
+            Part::on_host("elsewhere", 1000),
         ];
         let process = Process::new("trainer", parts, 0.1);
         assert_eq!(process.peak_phase, Phase::Backward);
@@ -177,5 +189,6 @@ mod tests {
             process.is_at_peak(part.unwrap())
         };
         assert!(there("layer") && there("weights") && !there("chunk"));
+        assert!(!there("elsewhere"));
     }
 }

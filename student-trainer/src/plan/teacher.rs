@@ -3,6 +3,7 @@
 use super::{
     config::{Place, PlanConfig},
     counts::Counts,
+    held::{Held, HeldHead},
     layer::Layer,
     pair::{Shape, Stored},
     part::{Part, Phase, Process},
@@ -26,31 +27,38 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
     let linears = counts.layers.first().map_or(&[][..], Vec::as_slice);
     let layer = Layer::new(model, linears);
     let (d, vocab_size) = (model.hidden_size as u64, model.vocab_size as u64);
-    let linear_bytes = |stored: Stored, element: u64| match stored.four_bit {
-        Some(scales) => counts.four_bit_bytes(scales),
-        None => counts.linear_elements() * element,
-    };
-    let held = linear_bytes(shape.stored, element) + counts.dense_elements() * element;
-    let dequantized = match (shape.stored.four_bit, place) {
-        (Some(_), Place::Card) => layer.largest_linear() * element,
-        _ => 0,
+    let held = match &shape.packed {
+        Some(packed) => packed.held(place, element),
+        None => held(shape.stored, &counts, layer, place, element),
     };
     let chunk = (options.teacher_chunk_rows as u64).min(tokens) * vocab_size;
-    // The product in the model's type and its widened copy, or put together from parts of a widened head.
-    let chunk = match (place, element) {
-        (_, F32) => F32 * chunk,
-        (Place::Card, _) => (element + F32) * chunk,
-        (Place::Cpu, _) => 2 * F32 * chunk + F32 * WIDENED_HEAD_ROWS.min(vocab_size) * d,
+    let chunk = match (held.head, place, element) {
+        (HeldHead::Packed { in_parts: true }, ..) => 2 * F32 * chunk,
+        (HeldHead::Packed { .. }, ..) | (_, _, F32) => F32 * chunk,
+        // The product in the model's type and its widened copy, or put together from parts of a widened head.
+        (_, Place::Card, _) => (element + F32) * chunk,
+        (_, Place::Cpu, _) => 2 * F32 * chunk + F32 * WIDENED_HEAD_ROWS.min(vocab_size) * d,
     };
     let state = F32 * tokens * config.state_rank(Some(model));
     let mut parts = vec![
-        Part::always("weights", held),
+        Part::always("weights", held.bytes),
+        Part::on_host("embedding, in the machine's memory", held.host_bytes),
+        Part::always("metadata of the open file", held.metadata_bytes),
         Part::during(
             "one layer's activations",
             tokens * layer.forward(element),
             &[Phase::Layers],
         ),
-        Part::during("one linear, dequantised", dequantized, &[Phase::Layers]),
+        Part::during(
+            "weights of a layer, dequantised",
+            held.layer_tile,
+            &[Phase::Layers],
+        ),
+        Part::during(
+            "weights of the head, dequantised",
+            held.head_tile,
+            &[Phase::Logits],
+        ),
         Part::during(
             "hidden states",
             2 * tokens * d * element + state,
@@ -58,18 +66,41 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
         ),
         Part::during("logits of a chunk", chunk, &[Phase::Logits]),
     ];
+    let (reading, bytes) = held.reading;
+    parts.push(Part::during(reading, bytes, &[Phase::Loading]));
     parts.extend(Base { place, vocab_size }.parts());
-    if place == Place::Cpu {
-        let stored = shape.stored;
-        let pages =
-            linear_bytes(stored, stored.dense_bytes) + counts.dense_elements() * stored.dense_bytes;
-        parts.push(Part::during(
-            "checkpoint's pages while it is read",
-            pages,
-            &[Phase::Loading],
-        ));
-    }
     Ok(Process::new("teacher", parts, slack(place)))
+}
+
+/// Weights of a directory: linears in four bits or in `element` bytes, everything else in these.
+fn held(stored: Stored, counts: &Counts, layer: Layer<'_>, place: Place, element: u64) -> Held {
+    let bytes = |element: u64| {
+        let linears = match stored.four_bit {
+            Some(scales) => counts.four_bit_bytes(scales),
+            None => counts.linear_elements() * element,
+        };
+        linears + counts.dense_elements() * element
+    };
+    let held = Held {
+        bytes: bytes(element),
+        ..Held::default()
+    };
+    match place {
+        Place::Card => Held {
+            layer_tile: match stored.four_bit {
+                Some(_) => layer.largest_linear() * element,
+                None => 0,
+            },
+            ..held
+        },
+        Place::Cpu => Held {
+            reading: (
+                "checkpoint's pages while it is read",
+                bytes(stored.dense_bytes),
+            ),
+            ..held
+        },
+    }
 }
 
 #[cfg(test)]

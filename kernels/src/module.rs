@@ -42,11 +42,14 @@ impl Module {
 }
 
 macro_rules! modules {
-    ($($(#[$doc:meta])* $module:ident = $name:literal: $($function:literal)+;)+) => {
+    ($($(#[$doc:meta])* $module:ident = $name:literal $(after $shared:literal)?: $($function:literal)+;)+) => {
         $(
             $(#[$doc])*
-            pub static $module: Module =
-                Module::new($name, include_str!(concat!("cuda/", $name, ".cu")), &[$($function),+]);
+            pub static $module: Module = Module::new(
+                $name,
+                concat!($(include_str!(concat!("cuda/", $shared)),)? include_str!(concat!("cuda/", $name, ".cu"))),
+                &[$($function),+],
+            );
         )+
 
         /// Every module.
@@ -64,7 +67,7 @@ modules! {
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain";
     /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).
-    SINKHORN = "sinkhorn": "sinkhorn" "sharp_gradient";
+    SINKHORN = "sinkhorn" after "transport.cuh": "sinkhorn" "sharp_gradient";
     /// Causal attention, forward and backward.
     ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys";
     /// RMSNorm, rotary positions and SwiGLU, with their gradients.

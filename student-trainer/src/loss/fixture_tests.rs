@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::sinkhorn::{SolverOptions, solve};
 use super::testing::{hidden_targets, relative, widened};
-use super::transport_card_tests::{Given, by_kernel, compiled, how};
+use super::transport_kernel_tests::{Given, by_kernel, compiled, how};
 use super::*;
 
 /// A file of fixtures: cases from JSON, tensors from safetensors.

@@ -142,11 +142,7 @@ impl HeadPass<'_> {
     }
 
     /// Where a part of the gradient passes through the logits by square roots: what it takes, with dL/dS of these rows.
-    fn through_roots(
-        &self,
-        start: usize,
-        count: usize,
-    ) -> Result<Option<(&Bhattacharyya<'_>, Cow<'_, [f32]>)>> {
+    fn through_roots(&self, start: usize, count: usize) -> Result<Option<ThroughRoots<'_>>> {
         let ot = self.ot.filter(|_| self.gradient_wanted());
         let Some((ot, roots)) = ot.and_then(|ot| Some((ot, ot.roots.as_ref()?))) else {
             return Ok(None);
@@ -176,6 +172,9 @@ impl HeadPass<'_> {
         }
     }
 }
+
+/// What passes a gradient through square roots, and dL/dS of some rows, `[rows, M]`.
+type ThroughRoots<'a> = (&'a Bhattacharyya<'a>, Cow<'a, [f32]>);
 
 /// `(start, length)` of the chunks of `rows` rows.
 pub(super) fn chunks(rows: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {

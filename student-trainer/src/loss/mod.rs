@@ -55,6 +55,8 @@ mod transport;
 mod transport_card;
 #[cfg(test)]
 mod transport_card_tests;
+#[cfg(test)]
+mod transport_kernel_tests;
 
 pub use config::{
     Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,

@@ -155,8 +155,8 @@ def precompute(setup):
 
 
 def handovers(events):
-    """Seconds of every way of the card: from asking the trainer until the teacher computes, the loading in it, and from the teacher having left until the trainer has it."""
-    spans = {"to_teacher_s": ("yielding", "loaded"), "loading_s": ("loading", "loaded"), "to_trainer_s": ("free", "granted")}
+    """Seconds of every way of the card: from asking the trainer until the teacher computes, the loading in it, and from the teacher's last batch until the trainer may load."""
+    spans = {"to_teacher_s": ("yielding", "loaded"), "loading_s": ("loading", "loaded"), "to_trainer_s": ("leaving", "granted")}
     ways, since = {way: [] for way in spans}, {}
     for event in events:
         state, now = event["state"], event["unix_seconds"]
@@ -211,8 +211,11 @@ def distil(mode, tokens, transport=False):
             "loss_last": lines[-1]["loss"],
         }
         if mode == "swap":
-            ways = handovers(events)
-            result["handovers"] = {way: {"count": len(times), "median": statistics.median(times), "worst": max(times)} for way, times in ways.items() if times}
+            ways = handovers(events) | {"trainer_loading_s": [line["load_seconds"] for line in lines if "load_seconds" in line]}
+            missing = [way for way, times in ways.items() if not times]
+            if missing:
+                raise Failed(f"no handover had {', '.join(missing)}")
+            result["handovers"] = {way: {"count": len(times), "median": statistics.median(times), "worst": max(times)} for way, times in ways.items()}
             result["device_events"] = [{key: event[key] for key in ("state", "epoch", "unix_seconds")} for event in events]
         return result | watch.report()
 

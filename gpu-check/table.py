@@ -27,7 +27,8 @@ def distillations(results):
         peer = results.get(f"torch-student-{name.split('-')[1]}", {})
         beside = None if result["transport"] else peer.get("tokens_per_second")
         ways = result.get("handovers", {})
-        handover = " / ".join(number(ways[way]["median"], 2) if way in ways else "–" for way in ("to_teacher_s", "to_trainer_s"))
+        sums = (("to_teacher_s",), ("to_trainer_s", "trainer_loading_s"))
+        handover = " / ".join(number(sum(ways[way]["median"] for way in parts), 2) if ways else "–" for parts in sums)
         label = SIDES[result["mode"]] + (", with transport" if result["transport"] else "")
         yield (
             f"| {label} | {result['seq_len']} | {number(result['tokens_per_second'])} | {number(beside)} | {number(result['step_seconds'], 2)} | {number(result['wait_seconds'], 2)} "

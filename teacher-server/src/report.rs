@@ -227,14 +227,15 @@ impl Reporter {
         );
     }
 
-    /// Somebody got the device, is asked for it, or has left it: `loading` and `loaded` are about the teacher, `granted` and
-    /// `yielding` about a trainer.
+    /// Somebody got the device, is asked for it, or has left it: `loading`, `loaded` and `leaving` are about the teacher,
+    /// `granted` and `yielding` about a trainer.
     pub fn device(&self, state: &str, holder: Option<&str>, epoch: u64) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let unix_seconds = since_1970.map_or(0.0, |time| time.as_secs_f64());
         let told = match (state, holder) {
             ("loading", _) => "the teacher takes it and loads".to_owned(),
             ("loaded", _) => "the teacher is in and computes".to_owned(),
+            ("leaving", _) => "the teacher leaves".to_owned(),
             ("granted", Some(holder)) => format!("granted to {holder}"),
             ("yielding", Some(holder)) => format!("{holder} is asked to yield"),
             _ => "free".to_owned(),

@@ -41,6 +41,9 @@ pub struct StepMetrics {
     /// Seconds from then to having the student on the device again, the teacher's turn among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquire_seconds: Option<f64>,
+    /// Of these, seconds from the grant on: the student is read again and goes on from what it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_seconds: Option<f64>,
     /// Most solver iterations of one sequence; none without transport.
     pub ot_iterations: Option<usize>,
     /// Largest marginal error.

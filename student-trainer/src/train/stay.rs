@@ -80,6 +80,8 @@ pub(super) struct Handover {
     pub release_seconds: Option<f64>,
     /// From then to being back.
     pub acquire_seconds: f64,
+    /// Of these, from the grant on: the student is read and goes on from what it was.
+    pub load_seconds: f64,
 }
 
 /// How a stay ended.
@@ -190,12 +192,13 @@ fn stay(
     let handover = leaving.map(|leaving| Handover {
         release_seconds: leaving.release_seconds,
         acquire_seconds: leaving.at.elapsed().as_secs_f64(),
+        load_seconds: arriving.elapsed().as_secs_f64(),
     });
     if let Some(handover) = &handover {
         tracing::info!(
             "the student is back after {:.1} s, {:.1} s of them to load",
             handover.acquire_seconds,
-            arriving.elapsed().as_secs_f64()
+            handover.load_seconds
         );
     }
     let mut trainer = Trainer {

@@ -144,6 +144,7 @@ impl Trainer<'_> {
         let line = StepMetrics {
             release_seconds: handover.and_then(|handover| handover.release_seconds),
             acquire_seconds: handover.map(|handover| handover.acquire_seconds),
+            load_seconds: handover.map(|handover| handover.load_seconds),
             step: step + 1,
             epoch: self.frames.epoch(),
             lr: applied.learning_rate,

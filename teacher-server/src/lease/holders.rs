@@ -314,6 +314,9 @@ impl Lease {
             (Device::Loading, Device::Teacher { .. }) => {
                 self.reporter.device("loaded", None, epoch);
             }
+            (Device::Teacher { .. }, Device::Freeing) => {
+                self.reporter.device("leaving", None, epoch);
+            }
             (Device::Freeing, Device::Nobody) | (Device::Trainer { .. }, Device::Nobody) => {
                 self.reporter.device("free", None, epoch);
             }

@@ -52,6 +52,23 @@ pub struct SolveBuffers {
     pub work: usize,
 }
 
+impl SolveBuffers {
+    /// Inputs are costs and masses, outputs those of [`Problems::outputs`]; `<T,C>` is of the same costs.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn of_one_cost(inputs: &[usize], outputs: &[usize]) -> Self {
+        Self {
+            cost: inputs[0],
+            paid: inputs[0],
+            marginals: inputs[1],
+            plan: outputs[0],
+            found: outputs[1],
+            work: outputs[2],
+        }
+    }
+}
+
 /// What was found about one problem.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {

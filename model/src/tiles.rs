@@ -100,16 +100,13 @@ impl<W: Quantised> Product<W> {
     /// x [N, width] -> [N, out].
     fn multiply(&self, x: &[f32], rows: usize, out_width: usize) -> CandleResult<Vec<f32>> {
         let mut out = vec![0f32; rows * out_width];
-        multiply_tiles(
-            &self.weight,
-            self.side,
-            self.tile_rows,
-            x,
-            rows,
-            &mut out,
-            Store::Replace,
-        )
-        .map_err(candle_core::Error::wrap)?;
+        let tiles = Tiles {
+            weight: &self.weight,
+            tile_rows: self.tile_rows,
+        };
+        tiles
+            .multiply(self.side, x, rows, &mut out, Store::Replace)
+            .map_err(candle_core::Error::wrap)?;
         Ok(out)
     }
 }
@@ -132,7 +129,8 @@ pub(crate) fn multiply<W: Quantised>(
     out: &mut [f32],
     store: Store,
 ) -> Result<()> {
-    multiply_tiles(weight, side, tile_rows(weight.width()), x, rows, out, store)
+    let tile_rows = tile_rows(weight.width());
+    Tiles { weight, tile_rows }.multiply(side, x, rows, out, store)
 }
 
 thread_local! {
@@ -157,86 +155,93 @@ fn with_kept<T>(
     result
 }
 
-fn multiply_tiles<W: Quantised>(
-    weight: &W,
-    side: Side,
+/// A matrix, and the most rows of it that a tile has.
+struct Tiles<'a, W> {
+    weight: &'a W,
     tile_rows: usize,
-    x: &[f32],
-    rows: usize,
-    out: &mut [f32],
-    store: Store,
-) -> Result<()> {
-    match (rows, side) {
-        (0, _) => Ok(()),
-        (_, Side::Forward) => multiply_forward(weight, tile_rows, x, rows, out, store),
-        (_, Side::Backward) => multiply_backward(weight, tile_rows, x, rows, out, store),
-    }
 }
 
-/// A task for each tile: its columns come to be in a buffer of the task's thread, and go to `out` from there.
-fn multiply_forward<W: Quantised>(
-    weight: &W,
-    tile_rows: usize,
-    x: &[f32],
-    rows: usize,
-    out: &mut [f32],
-    store: Store,
-) -> Result<()> {
-    let (height, columns) = (weight.height(), weight.width());
-    let tile_rows = tile_rows.min(height.div_ceil(TILES_MIN).max(TILE_ROWS_MIN));
-    let x = Matrix::new(x, rows, columns, columns);
-    let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
-    tasks.resize_with(height.div_ceil(tile_rows), || Vec::with_capacity(rows));
-    for row in out[..rows * height].chunks_exact_mut(height) {
-        for (task, part) in tasks.iter_mut().zip(row.chunks_mut(tile_rows)) {
-            task.push(part);
+impl<W: Quantised> Tiles<'_, W> {
+    fn multiply(
+        &self,
+        side: Side,
+        x: &[f32],
+        rows: usize,
+        out: &mut [f32],
+        store: Store,
+    ) -> Result<()> {
+        match (rows, side) {
+            (0, _) => Ok(()),
+            (_, Side::Forward) => self.forward(x, rows, out, store),
+            (_, Side::Backward) => self.backward(x, rows, out, store),
         }
     }
-    tasks
-        .into_par_iter()
-        .enumerate()
-        .with_max_len(1)
-        .try_for_each(|(task, parts)| {
+
+    /// A task for each tile: its columns come to be in a buffer of the task's thread, and go to `out` from there.
+    fn forward(&self, x: &[f32], rows: usize, out: &mut [f32], store: Store) -> Result<()> {
+        let (height, columns) = (self.weight.height(), self.weight.width());
+        let tile_rows = height.div_ceil(TILES_MIN).max(TILE_ROWS_MIN);
+        let tile_rows = tile_rows.min(self.tile_rows);
+        let x = Matrix::new(x, rows, columns, columns);
+        let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
+        tasks.resize_with(height.div_ceil(tile_rows), || Vec::with_capacity(rows));
+        for row in out[..rows * height].chunks_exact_mut(height) {
+            for (task, part) in tasks.iter_mut().zip(row.chunks_mut(tile_rows)) {
+                task.push(part);
+            }
+        }
+        let tasks = tasks.into_par_iter().enumerate().with_max_len(1);
+        tasks.try_for_each(|(task, parts)| {
             let first = task * tile_rows;
-            let tile_height = tile_rows.min(height - first);
-            with_kept(&TILE, tile_height * columns, |tile| {
-                weight.dequantize_rows(first..first + tile_height, Threads::One, tile)?;
-                let tile = Matrix::new(tile, tile_height, columns, columns).transpose();
-                with_kept(&COLUMNS, rows * tile_height, |y| {
-                    product(y, tile_height, Store::Replace, 1.0, Threads::One, x, tile);
-                    for (part, y) in parts.into_iter().zip(y.chunks_exact(tile_height)) {
-                        match store {
-                            Store::Replace => part.copy_from_slice(y),
-                            Store::Add => part.iter_mut().zip(y).for_each(|(sum, y)| *sum += y),
-                        }
+            let end = height.min(first + tile_rows);
+            self.columns_of(first..end, x, rows, |y| {
+                for (part, y) in parts.into_iter().zip(y.chunks_exact(end - first)) {
+                    match store {
+                        Store::Replace => part.copy_from_slice(y),
+                        Store::Add => part.iter_mut().zip(y).for_each(|(sum, y)| *sum += y),
                     }
-                });
-                Ok(())
+                }
             })
         })
-}
+    }
 
-fn multiply_backward<W: Quantised>(
-    weight: &W,
-    tile_rows: usize,
-    dy: &[f32],
-    rows: usize,
-    out: &mut [f32],
-    store: Store,
-) -> Result<()> {
-    let (height, columns) = (weight.height(), weight.width());
-    with_kept(&TILE, tile_rows.min(height) * columns, |buffer| {
-        for first in (0..height).step_by(tile_rows) {
-            let tile_height = tile_rows.min(height - first);
-            let tile = &mut buffer[..tile_height * columns];
-            weight.dequantize_rows(first..first + tile_height, Threads::All, tile)?;
-            let tile = Matrix::new(tile, tile_height, columns, columns);
-            let store = if first > 0 { Store::Add } else { store };
-            let dy = Matrix::new(&dy[first..], rows, tile_height, height);
-            product(out, columns, store, 1.0, Threads::All, dy, tile);
-        }
-        Ok(())
-    })
+    /// Lends the columns of x W^T that some rows of W give, [rows of x, tile.len()].
+    fn columns_of(
+        &self,
+        tile: Range<usize>,
+        x: Matrix<'_>,
+        rows: usize,
+        take: impl FnOnce(&[f32]),
+    ) -> Result<()> {
+        let (height, columns) = (tile.len(), self.weight.width());
+        with_kept(&TILE, height * columns, |values| {
+            self.weight.dequantize_rows(tile, Threads::One, values)?;
+            let values = Matrix::new(values, height, columns, columns).transpose();
+            with_kept(&COLUMNS, rows * height, |y| {
+                product(y, height, Store::Replace, 1.0, Threads::One, x, values);
+                take(y);
+            });
+            Ok(())
+        })
+    }
+
+    fn backward(&self, dy: &[f32], rows: usize, out: &mut [f32], store: Store) -> Result<()> {
+        let (height, columns) = (self.weight.height(), self.weight.width());
+        let most = self.tile_rows.min(height);
+        with_kept(&TILE, most * columns, |buffer| {
+            for first in (0..height).step_by(most) {
+                let tile_height = most.min(height - first);
+                let tile = &mut buffer[..tile_height * columns];
+                let tile_rows = first..first + tile_height;
+                self.weight.dequantize_rows(tile_rows, Threads::All, tile)?;
+                let tile = Matrix::new(tile, tile_height, columns, columns);
+                let store = if first > 0 { Store::Add } else { store };
+                let dy = Matrix::new(&dy[first..], rows, tile_height, height);
+                product(out, columns, store, 1.0, Threads::All, dy, tile);
+            }
+            Ok(())
+        })
+    }
 }
 
 fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {

@@ -93,15 +93,9 @@ fn on_device(
     let mass = [vec![1.0 / n as f64; n], vec![1.0 / m as f64; m]].concat();
     let marginals = Tensor::from_vec(mass.repeat(count), (count, n + m), device)?;
     let calls: MakeCalls = &|x, out| {
-        let buffers = SolveBuffers {
-            cost: x[0],
-            paid: x[0],
-            marginals: x[1],
-            plan: out[0],
-            found: out[1],
-            work: out[2],
-        };
-        Ok(vec![problems.solve(buffers, &HOW)?])
+        Ok(vec![
+            problems.solve(SolveBuffers::of_one_cost(x, out), &HOW)?,
+        ])
     };
     let (inputs, outputs) = ([&costs, &marginals], problems.outputs());
     let emulator = match device {

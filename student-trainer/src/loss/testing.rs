@@ -25,6 +25,22 @@ impl Random {
     }
 }
 
+/// Costs `[n, m]` that match positions sharply, as `1 - softmax(cosine / 0.05)` does: the hard case.
+pub(crate) fn matching(n: usize, m: usize, random: &mut Random) -> Vec<f32> {
+    let mut data = random.normals(n * m, 0.2);
+    for i in 0..n {
+        data[i * m + (i * m / n)] += 0.6;
+    }
+    let (rows, columns) = (n, m);
+    let similarity = Matrix {
+        rows,
+        columns,
+        data,
+    };
+    let cost = reference::softmax_cost(&similarity, 0.05);
+    cost.data.iter().map(|&c| c as f32).collect()
+}
+
 /// `|a - b| / |b|`.
 pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());

@@ -5,9 +5,8 @@ use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
 use distill_kernels::{Emulator, SINKHORN};
 
 use super::head_kernels::Compute;
-use super::reference::{self, Matrix};
 use super::sinkhorn::{Solution, SolverOptions, solve};
-use super::testing::{Random, emulate, relative};
+use super::testing::{Random, emulate, matching, relative};
 
 pub(super) const COMPUTE: Compute =
     |inputs, outputs, calls| emulate(&SINKHORN, inputs, outputs, calls);
@@ -48,15 +47,9 @@ pub(super) fn by_kernel(given: &[Given], how: Solving) -> (Vec<Vec<f32>>, Vec<Fo
     let cost = Tensor::from_vec(cost, (given.len(), n, m), &Device::Cpu).unwrap();
     let masses = Tensor::from_vec(masses, (given.len(), n + m), &Device::Cpu).unwrap();
     let made = COMPUTE(&[&cost, &masses], &problems.outputs(), &|x, out| {
-        let buffers = SolveBuffers {
-            cost: x[0],
-            paid: x[0],
-            marginals: x[1],
-            plan: out[0],
-            found: out[1],
-            work: out[2],
-        };
-        Ok(vec![problems.solve(buffers, &how)?])
+        Ok(vec![
+            problems.solve(SolveBuffers::of_one_cost(x, out), &how)?,
+        ])
     });
     let made = made.unwrap();
     assert_eq!(made[0].dtype(), DType::F32);
@@ -112,18 +105,7 @@ fn implied(found: &Found, cost: &[f32], epsilon: f32) -> Vec<f64> {
 pub(super) fn costs(n: usize, m: usize, seed: u64) -> [Vec<f32>; 3] {
     let mut random = Random::new(seed);
     let flat = (0..n * m).map(|_| random.uniform() as f32).collect();
-    // Positions matched sharply: the hard case.
-    let mut s = random.normals(n * m, 0.2);
-    for i in 0..n {
-        s[i * m + (i * m / n)] += 0.6;
-    }
-    let s = Matrix {
-        rows: n,
-        columns: m,
-        data: s,
-    };
-    let matching = reference::softmax_cost(&s, 0.05);
-    let matching: Vec<f32> = matching.data.iter().map(|&c| c as f32).collect();
+    let matching = matching(n, m, &mut random);
     // With a strong position prior, as `kl` costs have by default.
     let place = |k: usize, of: usize| k as f32 / of as f32;
     let prior = |(k, c): (usize, &f32)| {

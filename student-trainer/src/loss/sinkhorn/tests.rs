@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::loss::reference::{self, Matrix};
-use crate::loss::testing::{Random, relative};
+use crate::loss::testing::{self, Random, relative};
 
 fn options(epsilon: f64, tolerance: f64) -> SolverOptions {
     SolverOptions {
@@ -13,20 +13,8 @@ fn options(epsilon: f64, tolerance: f64) -> SolverOptions {
     }
 }
 
-/// Costs that match positions sharply, as `1 - softmax(cosine / 0.05)` does: the hard case.
 fn matching(n: usize, m: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random::new(seed);
-    let mut s = random.normals(n * m, 0.2);
-    for i in 0..n {
-        s[i * m + (i * m / n)] += 0.6;
-    }
-    let s = Matrix {
-        rows: n,
-        columns: m,
-        data: s,
-    };
-    let cost = reference::softmax_cost(&s, 0.05);
-    cost.data.iter().map(|&c| c as f32).collect()
+    testing::matching(n, m, &mut Random::new(seed))
 }
 
 fn uniform(n: usize, m: usize, seed: u64) -> Vec<f32> {

@@ -215,7 +215,7 @@ impl Problems {
     /// `dL/dC` of `L = <T*,C>`, T* the plan for C and whatever else is not C's to change.
     ///
     /// # Shapes
-    /// cost, plan and gradient [count, n, m] f32; met [count] f64: 1 where the equations were solved, else 0.
+    /// cost, plan and gradient `[count, n, m]` f32; met `[count]` f64: 1 where the equations were solved, else 0.
     ///
     /// # Errors
     /// When a problem is empty, or does not [fit](Self::fits).

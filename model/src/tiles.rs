@@ -65,7 +65,8 @@ pub(crate) fn forward<W: Quantised>(x: &Tensor, weight: &W) -> Result<Tensor> {
     x.contiguous()?.apply_op1(op).map_err(Error::from)
 }
 
-/// Bytes of the tile of f32 weights that a product with a quantised matrix [rows, columns] has at a time on the CPU.
+/// Bytes at most of the tile of f32 weights that a thread has at a time in a product with a quantised matrix [rows, columns] on
+/// the CPU.
 pub fn tile_bytes(rows: usize, columns: usize) -> u64 {
     (tile_rows(columns).min(rows) * columns * size_of::<f32>()) as u64
 }

@@ -144,7 +144,7 @@ impl Packed {
         let head = packed().find(|tensor| tensor.part == head_part);
         match place {
             Place::Cpu => {
-                // The thread that computes keeps its largest tile.
+                // Every thread keeps its largest tile. One is counted: the others, a few MiB each, are as many as the machine has cores.
                 let tiles = packed().map(|tensor| tile_bytes(tensor.rows, tensor.columns));
                 held.layer_tile = tiles.max().unwrap_or(0);
                 held.head_tile = held.layer_tile;

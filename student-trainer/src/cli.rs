@@ -1,9 +1,6 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command};
 
@@ -17,7 +14,7 @@ use crate::{
     pretrain::{self, PretrainConfig},
     quantize::{self, QuantizeConfig},
     report,
-    shutdown::Shutdown,
+    shutdown::{Outcome, Shutdown},
     train::{self, Ending},
 };
 
@@ -80,13 +77,19 @@ pub fn command() -> Command {
         )))
 }
 
-/// Parses `args` (the program's name first) and does what they say. Mistakes of the command line end the process, as
-/// clap does.
+/// Whether the command looks out for a request to stop; the others are over in seconds and end at once.
+pub fn stops_in_order(matches: &ArgMatches) -> bool {
+    !matches!(
+        matches.subcommand_name(),
+        Some("plan" | "losses" | "report")
+    )
+}
+
+/// Does what the command line says.
 ///
 /// # Errors
 /// What stopped the command.
-pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Result<()> {
-    let matches = command().get_matches_from(args);
+pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     match matches.subcommand() {
         Some(("train", matches)) => train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
@@ -95,7 +98,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 true => println!("{}", report.to_json()),
                 false => println!("{report}"),
             }
-            Ok(())
+            Ok(shutdown.outcome(false))
         }),
         Some(("pretrain", matches)) => with_config(matches, |config| {
             let summary = pretrain::run(config, shutdown)?;
@@ -110,7 +113,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 summary.ce,
                 summary.model.display()
             );
-            Ok(())
+            Ok(shutdown.outcome(!summary.interrupted))
         }),
         Some(("quantize", matches)) => with_config(matches, |config| {
             let summary = quantize::run(config, shutdown)?;
@@ -121,7 +124,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 summary.bytes as f64 / 1e6,
                 summary.out.display()
             );
-            Ok(())
+            Ok(Outcome::Complete)
         }),
         Some(("export", matches)) => with_config(matches, |config| {
             let summary = export::run(config, shutdown)?;
@@ -132,7 +135,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 summary.bytes as f64 / 1e6,
                 summary.out.display()
             );
-            Ok(())
+            Ok(Outcome::Complete)
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
             let report = plan::run(config, shutdown)?;
@@ -140,7 +143,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 true => println!("{}", serde_json::json!(report)),
                 false => print!("{report}"),
             }
-            Ok(())
+            Ok(Outcome::Complete)
         }),
         Some(("losses", matches)) => with_config(matches, |config: &LossesConfig| {
             let report = loss_command::run(config)?;
@@ -148,14 +151,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
                 true => println!("{}", serde_json::json!(report)),
                 false => println!("{report}"),
             }
-            Ok(())
+            Ok(Outcome::Complete)
         }),
         Some(("report", matches)) => write_report(matches),
-        _ => Ok(()),
+        _ => Ok(Outcome::Complete),
     }
 }
 
-fn write_report(matches: &ArgMatches) -> Result<()> {
+fn write_report(matches: &ArgMatches) -> Result<Outcome> {
     let runs: Vec<&Path> = matches
         .get_many::<PathBuf>("runs")
         .unwrap_or_default()
@@ -174,7 +177,7 @@ fn write_report(matches: &ArgMatches) -> Result<()> {
         }
     };
     println!("{}", out.display());
-    Ok(())
+    Ok(Outcome::Complete)
 }
 
 fn resume_flag() -> Arg {
@@ -188,26 +191,30 @@ fn resume_flag() -> Arg {
         )
 }
 
-fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<()> {
+fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config| {
-            say(&train::run(config, shutdown)?);
-            Ok(())
+            let summary = train::run(config, shutdown)?;
+            say(&summary);
+            Ok(shutdown.outcome(!summary.interrupted))
         });
     };
     let file = run.join("config.toml");
     let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
     // The directory may have been moved since.
     resolved.config.out = run.clone();
-    with_resolved(resolved, |config| {
-        match train::resume(config, shutdown)? {
-            Ending::Trained(summary) => say(&summary),
-            Ending::FinishedBefore => tracing::info!(
+    with_resolved(resolved, |config| match train::resume(config, shutdown)? {
+        Ending::Trained(summary) => {
+            say(&summary);
+            Ok(shutdown.outcome(!summary.interrupted))
+        }
+        Ending::FinishedBefore => {
+            tracing::info!(
                 "the run in {} is finished; there is nothing to do",
                 run.display()
-            ),
+            );
+            Ok(Outcome::Complete)
         }
-        Ok(())
     })
 }
 
@@ -228,21 +235,21 @@ fn say(summary: &train::Summary) {
 /// Resolves a command's settings, and prints or uses them.
 fn with_config<C: Settings>(
     matches: &ArgMatches,
-    run: impl FnOnce(&C) -> Result<()>,
-) -> Result<()> {
+    run: impl FnOnce(&C) -> Result<Outcome>,
+) -> Result<Outcome> {
     with_resolved(resolve::<C>(matches, &all_keys())?, run)
 }
 
 fn with_resolved<C: Settings>(
     resolved: Resolved<C>,
-    run: impl FnOnce(&C) -> Result<()>,
-) -> Result<()> {
+    run: impl FnOnce(&C) -> Result<Outcome>,
+) -> Result<Outcome> {
     if resolved.print_only {
         let text = toml::to_string(&resolved.config).map_err(|e| {
             Error::Config(format!("the configuration cannot be written as TOML: {e}"))
         })?;
         print!("{text}");
-        return Ok(());
+        return Ok(Outcome::Complete);
     }
     run(&resolved.config)
 }

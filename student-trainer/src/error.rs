@@ -94,6 +94,9 @@ pub enum Error {
         /// Directory with the batch and the names.
         dump: PathBuf,
     },
+    /// Somebody asked to stop before there was anything to keep.
+    #[error("stopped {0}")]
+    Stopped(&'static str),
     /// Training from scratch ran away.
     #[error(
         "step {step}: cross-entropy is {ce} and the gradient's norm {grad_norm}; nothing was updated or saved; lower --lr or raise \
@@ -135,6 +138,14 @@ impl Error {
             path: path.to_owned(),
             source,
         }
+    }
+
+    /// Whether this is the answer to a request to stop, and no failure.
+    pub fn is_stop(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped(_) | Self::Hub(distill_hub::Error::Stopped)
+        )
     }
 
     /// For a file that does not hold what it should.

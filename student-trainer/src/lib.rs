@@ -23,7 +23,7 @@ pub mod cli;
 pub mod config;
 mod error;
 mod random;
-pub mod shutdown;
+pub use distill_program::shutdown;
 
 pub mod align;
 pub mod checkpoint;

@@ -2,7 +2,10 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use student_trainer::{cli, shutdown::Shutdown};
+use student_trainer::{
+    cli,
+    shutdown::{Outcome, Shutdown},
+};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -14,18 +17,28 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
+    let matches = cli::command().get_matches();
+    let stops_in_order = cli::stops_in_order(&matches);
+    let shutdown = Shutdown::default();
+    let signals = shutdown.on_signals(move |signal| {
+        if !stops_in_order {
+            std::process::exit(signal.exit_status().into());
+        }
+        tracing::warn!("{signal}: stopping after this step; a second Ctrl-C exits at once");
+    });
+    if let Err(error) = signals {
+        eprintln!("error: cannot handle signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    match cli::run(&matches, &shutdown) {
+        Ok(outcome) => shutdown.exit_code(outcome),
         Err(error) => {
             // Messages carry their causes themselves.
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            match error.is_stop() {
+                true => shutdown.exit_code(Outcome::Interrupted),
+                false => ExitCode::FAILURE,
+            }
         }
     }
-}
-
-fn run() -> anyhow::Result<()> {
-    let shutdown = Shutdown::default();
-    shutdown.on_signals()?;
-    Ok(cli::run(std::env::args_os(), &shutdown)?)
 }

@@ -6,21 +6,24 @@ use teacher_server::{
     cli::{InspectArgs, MergeArgs, PrecomputeArgs, ServeArgs, Settings, VerifyArgs},
     config::Config,
     inspect::{self, Question, Report},
-    precompute::{self, Outcome},
-    shutdown,
+    precompute,
+    shutdown::{Outcome, Shutdown},
 };
 
-pub fn serve(args: &ServeArgs) -> anyhow::Result<Outcome> {
+pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let config = Config::validate(args)?;
     if args.print_config {
         print!("{}", config.to_toml()?);
         return Ok(Outcome::Complete);
     }
-    until_signal(async |signal| teacher_server::run(config, signal).await)?;
+    // Nothing of a server is cut short by the end that it is asked for.
+    until_stopped(shutdown, async |stopped| {
+        teacher_server::run(config, stopped).await
+    })?;
     Ok(Outcome::Complete)
 }
 
-pub fn precompute(args: &PrecomputeArgs) -> anyhow::Result<Outcome> {
+pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let mut config = Config::validate(&args.serve)?;
     config.part = args.shard.clone();
     if args.serve.print_config {
@@ -31,7 +34,9 @@ pub fn precompute(args: &PrecomputeArgs) -> anyhow::Result<Outcome> {
         precompute::dry_run(&config)?;
         return Ok(Outcome::Complete);
     }
-    until_signal(async |signal| precompute::run(config, signal).await)
+    until_stopped(shutdown, async |stopped| {
+        precompute::run(config, stopped).await
+    })
 }
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<Outcome> {
@@ -49,7 +54,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Complete)
 }
 
-pub fn verify(args: &VerifyArgs) -> anyhow::Result<Outcome> {
+pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let verdict = inspect::verify(&args.cache)?;
     match args.json {
         true => println!("{}", serde_json::to_string(&verdict)?),
@@ -77,7 +82,9 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<Outcome> {
         },
         ..ServeArgs::default()
     })?;
-    until_signal(async |signal| inspect::repair(config, &verdict, signal).await)
+    until_stopped(shutdown, async |stopped| {
+        inspect::repair(config, &verdict, stopped).await
+    })
 }
 
 pub fn merge(args: &MergeArgs) -> anyhow::Result<Outcome> {
@@ -92,15 +99,14 @@ pub fn merge(args: &MergeArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Complete)
 }
 
-/// Runs something that ends in order when a signal comes.
-fn until_signal<T>(
+/// Runs something that ends in order when it is asked to.
+fn until_stopped<T>(
+    shutdown: &Shutdown,
     run: impl AsyncFnOnce(std::pin::Pin<Box<dyn Future<Output = ()>>>) -> teacher_server::Result<T>,
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
-        let signal = shutdown::signals()?;
-        run(Box::pin(signal)).await
-    });
+    let shutdown = shutdown.clone();
+    let result = runtime.block_on(run(Box::pin(async move { shutdown.requested().await })));
     // Loading may still be under way; nothing of it is worth waiting for.
     runtime.shutdown_background();
     Ok(result?)

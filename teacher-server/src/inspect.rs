@@ -7,6 +7,7 @@ use std::{
 
 use distill_hub::Wanted;
 use distill_model::{ComputeDtype, DeviceChoice, Weights};
+use distill_program::Outcome;
 use distill_proto::{Frame, FrameContext, StateKind, v1};
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use crate::{
     fidelity::Fidelity,
     forward::{Capture, Teacher},
     load::{load_backbone, located},
-    precompute::{self, Outcome},
+    precompute,
     production::Tokens,
     progress::{Progress, Words},
     store::BlockStore,

@@ -50,7 +50,7 @@ pub mod serve;
 
 pub mod progress;
 pub mod report;
-pub mod shutdown;
+pub use distill_program::shutdown;
 
 #[cfg(test)]
 mod testing;

@@ -4,11 +4,11 @@ mod commands;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use teacher_server::{
     cli::{Args, Command},
-    precompute::Outcome,
-    shutdown,
+    shutdown::{Outcome, Shutdown},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -20,19 +20,29 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let Args { command } = Args::parse();
-    let result = match command {
-        Command::Serve(args) => commands::serve(&args),
-        Command::Precompute(args) => commands::precompute(&args),
-        Command::Inspect(args) => commands::inspect(&args),
-        Command::Verify(args) => commands::verify(&args),
-        Command::Merge(args) => commands::merge(&args),
-    };
-    match result {
-        Ok(Outcome::Complete) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(shutdown::INTERRUPTED),
+    let shutdown = Shutdown::default();
+    match run(&command, &shutdown) {
+        Ok(outcome) => shutdown.exit_code(outcome),
         Err(error) => {
             eprintln!("teacher-server: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: &Command, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+    let stops_in_order = !matches!(command, Command::Inspect(_) | Command::Merge(_));
+    let signals = shutdown.on_signals(move |signal| {
+        if !stops_in_order {
+            std::process::exit(signal.exit_status().into());
+        }
+    });
+    signals.context("cannot handle signals")?;
+    match command {
+        Command::Serve(args) => commands::serve(args, shutdown),
+        Command::Precompute(args) => commands::precompute(args, shutdown),
+        Command::Inspect(args) => commands::inspect(args),
+        Command::Verify(args) => commands::verify(args, shutdown),
+        Command::Merge(args) => commands::merge(args),
     }
 }

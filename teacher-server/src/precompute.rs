@@ -4,6 +4,7 @@ use std::{future::Future, path::Path, time::Instant};
 
 use distill_hub::Wanted;
 use distill_model::ModelConfig;
+use distill_program::Outcome;
 use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
@@ -17,17 +18,8 @@ use crate::{
     serve::load_until,
 };
 
-/// How a capture ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every sequence of this process' part is in the cache.
-    Complete,
-    /// Somebody asked to stop; the same command goes on.
-    Interrupted,
-}
-
 /// Computes what is missing in the cache that `config` names, until it is complete or `shutdown` resolves; the batch under
-/// way is finished and kept.
+/// way is finished and kept, and the same command goes on.
 ///
 /// # Errors
 /// What loading says, or the first batch or write that failed; everything before it is kept.

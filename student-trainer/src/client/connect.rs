@@ -142,7 +142,7 @@ impl Teacher {
             }
             tokio::select! {
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
-                () = shutdown.requested() => return Err(self.error("stopped while waiting for it")),
+                () = shutdown.requested() => return Err(Error::Stopped("while waiting for the teacher")),
             }
         }
     }

@@ -44,7 +44,9 @@ pub(crate) fn write_tensors<T>(
         }
         progress.advance(|| name(item).to_owned());
         if shutdown.is_requested() {
-            return Err(Error::Config("stopped; nothing was written".into()));
+            return Err(Error::Stopped(
+                "before the model was whole; nothing was written",
+            ));
         }
     }
     progress.finish();

@@ -253,8 +253,9 @@ fn stopped(
     let from_disk = checkpoint.map(|checkpoint| checkpoint as &dyn Saved);
     let saved = carried.as_ref().map(|carried| carried as &dyn Saved);
     let Some(saved) = saved.or(from_disk) else {
-        let why = "stopped before the device was free; nothing was trained";
-        return Err(setting.agreement.teacher.error(why));
+        return Err(Error::Stopped(
+            "before the device was free; nothing was trained",
+        ));
     };
     let var = |(name, tensor): (String, Tensor)| Ok((name, Var::from_tensor(&tensor)?));
     let weights = saved.tensors(Tuned::weights_file(setting.lora.is_some()))?;

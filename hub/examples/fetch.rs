@@ -1,4 +1,5 @@
 //! Fetches a model by name and prints where it is: `cargo run -p distill-hub --example fetch -- org/name`.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{path::Path, process::ExitCode};
 

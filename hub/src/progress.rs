@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use distill_program::console;
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressStyle};
 
 /// Between two plain lines.
@@ -53,11 +54,11 @@ impl Progress {
         self.total += bytes;
         match &self.bar {
             Some(bar) => bar.set_length(self.total),
-            None if files > 0 => eprintln!(
+            None if files > 0 => console::say(format_args!(
                 "{}: fetching {files} files, {}",
                 self.label,
                 BinaryBytes(bytes)
-            ),
+            )),
             None => {}
         }
     }
@@ -82,14 +83,14 @@ impl Progress {
             let fresh = position.saturating_sub(self.resumed) as f64;
             let rate = fresh / self.started.elapsed().as_secs_f64().max(1e-9);
             let left = self.total.saturating_sub(position) as f64 / rate.max(1.0);
-            eprintln!(
+            console::say(format_args!(
                 "{}: {} of {}, {}/s, ETA {}",
                 self.label,
                 BinaryBytes(position),
                 BinaryBytes(self.total),
                 BinaryBytes(rate as u64),
                 HumanDuration(Duration::from_secs(left as u64))
-            );
+            ));
         }
     }
 
@@ -105,12 +106,12 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         } else if self.total > 0 {
-            eprintln!(
+            console::say(format_args!(
                 "{}: fetched {} in {:.1} s",
                 self.label,
                 BinaryBytes(self.total),
                 self.started.elapsed().as_secs_f64()
-            );
+            ));
         }
     }
 }

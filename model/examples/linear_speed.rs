@@ -4,6 +4,7 @@
 //! usage: cargo run --release -p distill-model --example linear_speed [ROWS IN OUT]     (default 512 896 4864)
 //! Prints the best of ten runs, in milliseconds; candle's own matmul with its backward, and its product with blocks, which
 //! rounds the activations to 8 bits, are there for comparison.
+#![allow(clippy::print_stdout)]
 
 use anyhow::Result;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};

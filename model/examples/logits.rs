@@ -8,6 +8,7 @@
 //!
 //! `ids.safetensors` holds a tensor `ids` [1, T] (i64, i32 or u32); a file of any other name holds T
 //! little-endian u32. `out.safetensors` gets `hidden` [T, d] and `logits` [T, V], both f32.
+#![allow(clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -31,14 +31,33 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// The exit status of work that it cut short: 129, 130 or 143.
-    pub fn exit_status(self) -> u8 {
-        let number: u8 = match self {
+    fn number(self) -> u8 {
+        match self {
             Self::Hangup => 1,
             Self::Interrupt => 2,
             Self::Terminate => 15,
-        };
-        SIGNALLED + number
+        }
+    }
+
+    /// The exit status of work that it cut short: 129, 130 or 143.
+    pub fn exit_status(self) -> u8 {
+        SIGNALLED + self.number()
+    }
+
+    /// Sends it to a process.
+    ///
+    /// # Errors
+    /// The process is gone, or somebody else's.
+    #[expect(unsafe_code, reason = "there is no safe interface")]
+    pub fn send(self, process: u32) -> io::Result<()> {
+        // Not 0 or below, which mean whole groups of processes.
+        let process = libc::pid_t::try_from(process).ok().filter(|&id| id > 0);
+        let process = process.ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: two numbers, and nothing in this process changes.
+        if unsafe { libc::kill(process, self.number().into()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! python3 tests/baselines/dump_rows.py --model DIR --text FILE --out rows.safetensors
 //! cargo run --release -p distill-proto --example frames -- rows.safetensors
 //! ```
+#![allow(clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
 

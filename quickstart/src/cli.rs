@@ -1,21 +1,26 @@
 //! Provides the command line of `quickstart`.
 
-use std::path::PathBuf;
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     Result,
     corpus::{self, Sizes},
+    error::io_at,
     report,
     run::programs,
     settings::{self, Effort},
     tokenizer,
 };
 use clap::{Parser, Subcommand};
+use distill_program::console;
 
 /// Runs the main job on small embedded models, and makes what they are trained on.
 #[derive(Parser)]
 #[command(version)]
-struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -81,12 +86,12 @@ enum Command {
     },
 }
 
-/// Parses the process's arguments and does what they say.
+/// Does what the arguments say.
 ///
 /// # Errors
 /// What stopped the command.
-pub fn run() -> Result<()> {
-    match Args::parse().command {
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
         Command::Run {
             fast,
             full,
@@ -119,7 +124,7 @@ pub fn run() -> Result<()> {
             summary.write(&job.out.join("summary.json"))?;
             let page = job.out.join("report.html");
             report::write(&summary, &page)?;
-            println!("{summary}\n\n{}", page.display());
+            print(format_args!("{summary}\n\n{}\n", page.display()))?;
         }
         Command::Corpus {
             out,
@@ -134,7 +139,7 @@ pub fn run() -> Result<()> {
                 steps_max,
             };
             for path in corpus::write_corpus(&out, sizes, seed)? {
-                println!("{}", path.display());
+                print(format_args!("{}\n", path.display()))?;
             }
         }
         Command::Tokenizer {
@@ -145,8 +150,14 @@ pub fn run() -> Result<()> {
             let trained = tokenizer::train(&corpus::read_problems(&corpus)?, vocab_size)?;
             tokenizer::write(&trained, &out)?;
             let tokens = trained.get_vocab_size(true);
-            println!("{} ({tokens} tokens)", out.join("tokenizer.json").display());
+            let path = out.join("tokenizer.json");
+            print(format_args!("{} ({tokens} tokens)\n", path.display()))?;
         }
     }
     Ok(())
+}
+
+/// Prints the result of a command.
+fn print(result: impl Display) -> Result<()> {
+    console::print(result).map_err(io_at(Path::new("standard output")))
 }

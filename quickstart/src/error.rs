@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use distill_program::output::WriteError;
+
 /// What can go wrong; every message says where and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,6 +61,9 @@ pub enum Error {
     /// A run could not be started or one of its programs failed.
     #[error("{0}")]
     Job(String),
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}")]
+    Signals(std::io::Error),
     /// The tokenizer could not be trained or written.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -66,6 +71,15 @@ pub enum Error {
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Self {
+        Self::Io {
+            path: error.path,
+            source: error.source,
+        }
+    }
+}
 
 /// Adds the path to an error of the system.
 pub(crate) fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {

@@ -9,6 +9,7 @@ mod tests;
 
 use std::{fs, path::Path};
 
+use distill_program::output;
 use serde_json::json;
 use tokenizers::{
     AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
@@ -112,7 +113,7 @@ pub fn write(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
         ("generation_config.json", format!("{generation:#}\n")),
     ] {
         let path = dir.join(name);
-        fs::write(&path, text).map_err(io_at(&path))?;
+        output::write(&path, text.as_bytes())?;
     }
     Ok(())
 }

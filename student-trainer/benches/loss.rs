@@ -1,6 +1,7 @@
 //! The transport solver at the sizes and costs that POT and OTT-JAX were measured at, and the whole fused head.
 //!
 //! `cargo bench -p student-trainer --bench loss -- sinkhorn` (or `head`); `RAYON_NUM_THREADS=1` for one thread.
+#![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
 

@@ -1,4 +1,5 @@
 //! Measures an update of nine million parameters: `cargo run --release -p student-trainer --example optimizer_speed`.
+#![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 

@@ -5,6 +5,7 @@
 //! ```text
 //! ot_gradient --student DIR --teacher http://HOST:PORT
 //! ```
+#![allow(clippy::print_stdout)]
 
 use std::{path::PathBuf, time::Duration};
 

@@ -7,6 +7,7 @@
 //!
 //! Seconds are wall-clock and CPU time of the whole step (forward, losses, backward, update). The table gives the seconds that
 //! the main thread spends in each part, without the parts inside it, per step. One JSON object with the totals comes last.
+#![allow(clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -5,6 +5,7 @@
 //! ```text
 //! RAYON_NUM_THREADS=1 cargo run --release -p student-trainer --example whole_loss -- --rows 512 [--ot-only]
 //! ```
+#![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 

@@ -1,8 +1,12 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use clap::{Arg, ArgMatches, Command};
+use distill_program::console;
 
 use crate::{
     Error, Result,
@@ -94,9 +98,10 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
         Some(("train", matches)) => train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
             let report = eval::run(config, shutdown)?;
-            match config.json {
-                true => println!("{}", report.to_json()),
-                false => println!("{report}"),
+            if config.json {
+                print(format_args!("{}\n", report.to_json()))?;
+            } else {
+                print(format_args!("{report}\n"))?;
             }
             Ok(shutdown.outcome(false))
         }),
@@ -139,23 +144,30 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {
             let report = plan::run(config, shutdown)?;
-            match config.options.json {
-                true => println!("{}", serde_json::json!(report)),
-                false => print!("{report}"),
+            if config.options.json {
+                print(format_args!("{}\n", serde_json::json!(report)))?;
+            } else {
+                print(report)?;
             }
             Ok(Outcome::Complete)
         }),
         Some(("losses", matches)) => with_config(matches, |config: &LossesConfig| {
             let report = loss_command::run(config)?;
-            match config.json {
-                true => println!("{}", serde_json::json!(report)),
-                false => println!("{report}"),
+            if config.json {
+                print(format_args!("{}\n", serde_json::json!(report)))?;
+            } else {
+                print(format_args!("{report}\n"))?;
             }
             Ok(Outcome::Complete)
         }),
         Some(("report", matches)) => write_report(matches),
         _ => Ok(Outcome::Complete),
     }
+}
+
+/// Prints the result of a command.
+fn print(result: impl Display) -> Result<()> {
+    console::print(result).map_err(Error::io("write to", Path::new("standard output")))
 }
 
 fn write_report(matches: &ArgMatches) -> Result<Outcome> {
@@ -176,7 +188,7 @@ fn write_report(matches: &ArgMatches) -> Result<Outcome> {
             ));
         }
     };
-    println!("{}", out.display());
+    print(format_args!("{}\n", out.display()))?;
     Ok(Outcome::Complete)
 }
 
@@ -248,7 +260,7 @@ fn with_resolved<C: Settings>(
         let text = toml::to_string(&resolved.config).map_err(|e| {
             Error::Config(format!("the configuration cannot be written as TOML: {e}"))
         })?;
-        print!("{text}");
+        print(text)?;
         return Ok(Outcome::Complete);
     }
     run(&resolved.config)

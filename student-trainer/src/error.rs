@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use distill_program::output::WriteError;
+
 use crate::loss::LossError;
 
 /// This crate's result.
@@ -153,6 +155,21 @@ impl Error {
         Self::File {
             path: path.to_owned(),
             reason: reason.into(),
+        }
+    }
+}
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Self {
+        let WriteError {
+            action,
+            path,
+            source,
+        } = error;
+        Self::Io {
+            action,
+            path,
+            source,
         }
     }
 }

@@ -1,23 +1,17 @@
 //! Starts `student-trainer`: logging, signals, and the command.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
-use student_trainer::{
-    cli,
-    shutdown::{Outcome, Shutdown},
-};
-use tracing_subscriber::EnvFilter;
+use distill_program::{Outcome, Shutdown, console, log};
+use student_trainer::cli;
 
 fn main() -> ExitCode {
     distill_model::threads::configure();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    let matches = cli::command().get_matches();
+    log::start("info");
+    let matches = match cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(usage) => return console::answer(&usage),
+    };
     let stops_in_order = cli::stops_in_order(&matches);
     let shutdown = Shutdown::default();
     let signals = shutdown.on_signals(move |signal| {
@@ -27,18 +21,18 @@ fn main() -> ExitCode {
         tracing::warn!("{signal}: stopping after this step; a second Ctrl-C exits at once");
     });
     if let Err(error) = signals {
-        eprintln!("error: cannot handle signals: {error}");
+        console::say(format_args!("error: cannot handle signals: {error}"));
         return ExitCode::FAILURE;
     }
     match cli::run(&matches, &shutdown) {
         Ok(outcome) => shutdown.exit_code(outcome),
         Err(error) => {
             // Messages carry their causes themselves.
-            eprintln!("error: {error}");
-            match error.is_stop() {
-                true => shutdown.exit_code(Outcome::Interrupted),
-                false => ExitCode::FAILURE,
+            console::say(format_args!("error: {error}"));
+            if error.is_stop() {
+                return shutdown.exit_code(Outcome::Interrupted);
             }
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Measures row selection beside a full sort: `cargo run --release -p teacher-server --example selection_rate`.
+#![allow(clippy::print_stdout)]
 
 use std::{hint::black_box, time::Instant};
 

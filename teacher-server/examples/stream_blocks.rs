@@ -1,5 +1,6 @@
 //! Streams a whole plan twice from a running server, checks every frame and prints rates and sizes:
 //! `cargo run --release -p teacher-server --example stream_blocks -- http://127.0.0.1:50051`.
+#![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 

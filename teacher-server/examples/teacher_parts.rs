@@ -7,6 +7,7 @@
 //! `IDS` holds little-endian u32, one sequence. Prints a JSON object of seconds, the best of `RUNS`: `hidden` (all layers),
 //! `head` (logits of all targets), `selection` (top-k, statistics), `products` and `head_product` (the same shapes through
 //! candle's matmul alone, weights of one shape read again and again).
+#![allow(clippy::print_stdout)]
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 

@@ -1,6 +1,9 @@
 //! Provides what each subcommand does: arguments to configuration to a run, and the answer printed.
 
+use std::fmt::Display;
+
 use anyhow::{Context, bail};
+use distill_program::console;
 use teacher_server::{
     cache::{self, Verdict},
     cli::{InspectArgs, MergeArgs, PrecomputeArgs, ServeArgs, Settings, VerifyArgs},
@@ -13,7 +16,7 @@ use teacher_server::{
 pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let config = Config::validate(args)?;
     if args.print_config {
-        print!("{}", config.to_toml()?);
+        print(config.to_toml()?)?;
         return Ok(Outcome::Complete);
     }
     // Nothing of a server is cut short by the end that it is asked for.
@@ -27,7 +30,7 @@ pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<
     let mut config = Config::validate(&args.serve)?;
     config.part = args.shard.clone();
     if args.serve.print_config {
-        print!("{}", config.to_toml()?);
+        print(config.to_toml()?)?;
         return Ok(Outcome::Complete);
     }
     if args.dry_run {
@@ -39,26 +42,32 @@ pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<
     })
 }
 
-pub fn inspect(args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let report = inspect::inspect(&Question {
+pub fn inspect(args: &InspectArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+    let question = Question {
         cache: args.cache.clone(),
         model: args.model.clone(),
         dtype: args.dtype.unwrap_or_default(),
         device: args.device.unwrap_or_default(),
         sample: args.sample,
-    })?;
-    match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => print!("{}", told(&report)),
+    };
+    let report = inspect::inspect(&question, &|| shutdown.is_requested())?;
+    if args.json {
+        print(serde_json::to_string(&report)? + "\n")?;
+    } else {
+        print(told(&report))?;
     }
-    Ok(Outcome::Complete)
+    Ok(shutdown.outcome(report.complete))
 }
 
 pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
-    let verdict = inspect::verify(&args.cache)?;
-    match args.json {
-        true => println!("{}", serde_json::to_string(&verdict)?),
-        false => print!("{}", judged(&verdict)),
+    let verdict = inspect::verify(&args.cache, &|| shutdown.is_requested())?;
+    if args.json {
+        print(serde_json::to_string(&verdict)? + "\n")?;
+    } else {
+        print(judged(&verdict))?;
+    }
+    if !verdict.complete {
+        return Ok(Outcome::Interrupted);
     }
     if verdict.damage.is_empty() {
         return Ok(Outcome::Complete);
@@ -87,16 +96,24 @@ pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome>
     })
 }
 
-pub fn merge(args: &MergeArgs) -> anyhow::Result<Outcome> {
-    let merged = cache::merge(&args.out, &args.inputs)?;
-    println!(
-        "{} shards copied; {} of {} are sealed in {}",
-        merged.copied,
-        merged.sealed,
-        merged.shards,
-        args.out.display()
-    );
+pub fn merge(args: &MergeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+    let merged = cache::merge(&args.out, &args.inputs, &|| shutdown.is_requested())?;
+    let (copied, out) = (merged.copied, args.out.display());
+    if !merged.complete {
+        print(format_args!(
+            "stopped after {copied} shards were copied to {out}; the same command goes on\n"
+        ))?;
+        return Ok(Outcome::Interrupted);
+    }
+    print(format_args!(
+        "{copied} shards copied; {} of {} are sealed in {out}\n",
+        merged.sealed, merged.shards,
+    ))?;
     Ok(Outcome::Complete)
+}
+
+fn print(result: impl Display) -> anyhow::Result<()> {
+    console::print(result).context("cannot write to standard output")
 }
 
 /// Runs something that ends in order when it is asked to.
@@ -154,6 +171,9 @@ fn told(report: &Report) -> String {
             fidelity.gradient_cosine
         );
     }
+    if !report.complete {
+        lines += "stopped before the whole sample was computed anew\n";
+    }
     lines
 }
 
@@ -166,6 +186,9 @@ fn judged(verdict: &Verdict) -> String {
         verdict.bytes as f64 / 1e6,
         verdict.partial_frames
     );
+    if !verdict.complete {
+        lines += "stopped before every shard was read\n";
+    }
     for damage in &verdict.damage {
         lines += &format!(
             "shard {}, byte {}: {}\n",

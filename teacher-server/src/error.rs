@@ -7,6 +7,7 @@ use std::{
 };
 
 use candle_core::Device;
+use distill_program::output::WriteError;
 use distill_proto::Fingerprint;
 
 /// What can go wrong between a corpus and a client.
@@ -261,6 +262,21 @@ impl Error {
             Self::Io { .. } | Self::ShuttingDown | Self::Loading => true,
             Self::Production(inner) => inner.is_transient(),
             _ => false,
+        }
+    }
+}
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Self {
+        let WriteError {
+            action,
+            path,
+            source,
+        } = error;
+        Self::Io {
+            action,
+            path,
+            source,
         }
     }
 }

@@ -90,13 +90,15 @@ pub struct Report {
     pub sketch_error: Option<f32>,
     /// Against the whole distribution, where a model was given.
     pub fidelity: Option<Fidelity>,
+    /// Whether the whole sample was computed anew, where a model was given.
+    pub complete: bool,
 }
 
-/// Looks into a cache; nothing is written.
+/// Looks into a cache; nothing is written. When `stopped` says so, the sample ends early.
 ///
 /// # Errors
 /// `Cache` where there is none, `Damaged`, or what loading the model says.
-pub fn inspect(question: &Question) -> Result<Report> {
+pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report> {
     let cache = open(&question.cache, Access::Read)?;
     let store = cache.store()?;
     let info = cache.info();
@@ -108,12 +110,13 @@ pub fn inspect(question: &Question) -> Result<Report> {
     let tokens: u64 = tokens.map(|entry| u64::from(entry.tokens)).sum();
     let sample = sample(&cache, &store, &there, question.sample)?;
     let fidelity = match &question.model {
-        Some(model) => {
-            let directory = located(model, Wanted::Model, &|| false)?;
-            Some(fidelity(&info, &directory, question, &sample)?)
-        }
+        Some(model) => match located(model, Wanted::Model, stopped) {
+            Err(Error::ShuttingDown) => None,
+            directory => fidelity(&info, &directory?, question, &sample, stopped)?,
+        },
         None => None,
     };
+    let compared = fidelity.as_ref().map_or(0, |(_, sequences)| *sequences);
     let Sealed {
         shards,
         bytes,
@@ -133,7 +136,8 @@ pub fn inspect(question: &Question) -> Result<Report> {
         covered_mass: covered_mass(&sample),
         sampled_sequences: sample.len() as u64,
         sketch_error: sketched.then_some(info.state_error),
-        fidelity,
+        complete: question.model.is_none() || compared == sample.len(),
+        fidelity: fidelity.map(|(fidelity, _)| fidelity),
         model: info.model_name,
         plan_fingerprint: info.plan_fingerprint,
         model_fingerprint: info.model_fingerprint,
@@ -202,13 +206,14 @@ fn covered_mass(sample: &[Frame]) -> f64 {
     mass / count.max(1) as f64
 }
 
-/// Runs the teacher on the sample again and compares.
+/// Runs the teacher on the sample again and compares; how many sequences of it before `stopped`, `None` before the first.
 fn fidelity(
     info: &v1::GetServerInfoResponse,
     model: &Path,
     question: &Question,
     sample: &[Frame],
-) -> Result<Fidelity> {
+    stopped: &dyn Fn() -> bool,
+) -> Result<Option<(Fidelity, usize)>> {
     let weights = Weights::open(model)?;
     let found = crate::load::model_fingerprint(&weights)?.to_hex();
     if found != info.model_fingerprint {
@@ -230,7 +235,11 @@ fn fidelity(
         .sum();
     let mut progress = Progress::of(WORDS, sample.len() as u64, tokens);
     let mut fidelity = Fidelity::default();
+    let mut compared = 0;
     for frame in sample {
+        if stopped() {
+            break;
+        }
         let tokens = Tokens {
             id: frame.sequence_id,
             draw_id: frame.sequence_id,
@@ -241,16 +250,17 @@ fn fidelity(
             fidelity.add(&frame.rows, first, logits);
         })?;
         progress.advance(1, frame.token_ids.len() as u64);
+        compared += 1;
     }
-    Ok(fidelity.mean())
+    Ok((compared > 0).then(|| (fidelity.mean(), compared)))
 }
 
-/// Reads every byte of a cache.
+/// Reads every byte of a cache, until `stopped` says so.
 ///
 /// # Errors
 /// `Cache` where there is none or what belongs to all shards is damaged; `Io`.
-pub fn verify(cache: &Path) -> Result<Verdict> {
-    open(cache, Access::Read)?.verify()
+pub fn verify(cache: &Path, stopped: &dyn Fn() -> bool) -> Result<Verdict> {
+    open(cache, Access::Read)?.verify(stopped)
 }
 
 /// Sets damaged shards of the cache that `config` names aside and computes again what was damaged in them.

@@ -6,32 +6,28 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use teacher_server::{
-    cli::{Args, Command},
-    shutdown::{Outcome, Shutdown},
-};
-use tracing_subscriber::EnvFilter;
+use distill_program::{Outcome, Shutdown, console, log};
+use teacher_server::cli::{Args, Command};
 
 fn main() -> ExitCode {
     distill_model::threads::configure();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-    let Args { command } = Args::parse();
+    log::start("warn");
+    let command = match Args::try_parse() {
+        Ok(args) => args.command,
+        Err(usage) => return console::answer(&usage),
+    };
     let shutdown = Shutdown::default();
     match run(&command, &shutdown) {
         Ok(outcome) => shutdown.exit_code(outcome),
         Err(error) => {
-            eprintln!("teacher-server: {error:#}");
+            console::say(format_args!("teacher-server: {error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(command: &Command, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
-    let stops_in_order = !matches!(command, Command::Inspect(_) | Command::Merge(_));
+    let stops_in_order = !matches!(command, Command::Precompute(args) if args.dry_run);
     let signals = shutdown.on_signals(move |signal| {
         if !stops_in_order {
             std::process::exit(signal.exit_status().into());
@@ -41,8 +37,8 @@ fn run(command: &Command, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     match command {
         Command::Serve(args) => commands::serve(args, shutdown),
         Command::Precompute(args) => commands::precompute(args, shutdown),
-        Command::Inspect(args) => commands::inspect(args),
+        Command::Inspect(args) => commands::inspect(args, shutdown),
         Command::Verify(args) => commands::verify(args, shutdown),
-        Command::Merge(args) => commands::merge(args),
+        Command::Merge(args) => commands::merge(args, shutdown),
     }
 }

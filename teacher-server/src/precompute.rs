@@ -4,7 +4,7 @@ use std::{future::Future, path::Path, time::Instant};
 
 use distill_hub::Wanted;
 use distill_model::ModelConfig;
-use distill_program::Outcome;
+use distill_program::{Outcome, console};
 use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
@@ -38,6 +38,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
     let reporter = Reporter::new(config.json);
     let mut shutdown = std::pin::pin!(shutdown);
     let Some(engine) = load_until(&config, reporter, shutdown.as_mut()).await? else {
+        reporter.interrupted(&cache);
         return Ok(Outcome::Interrupted);
     };
     let outcome = tokio::select! {
@@ -59,8 +60,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
     let (totals, complete, engine) = joined.await.map_err(|e| Error::Internal(e.to_string()))?;
     reporter.totals(totals);
     let outcome = outcome?;
-    if outcome == Outcome::Complete {
-        reporter.captured(&cache, &engine.plan, complete);
+    match outcome {
+        Outcome::Complete => reporter.captured(&cache, &engine.plan, complete),
+        Outcome::Interrupted => reporter.interrupted(&cache),
     }
     Ok(outcome)
 }
@@ -106,7 +108,7 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
 /// What `precompute` would do, without a model in memory.
 ///
 /// # Errors
-/// As reading the tokenizer, the corpus and the cache.
+/// As reading the tokenizer, the corpus and the cache; nobody can be told.
 pub fn dry_run(config: &Config) -> Result<()> {
     let reporter = Reporter::new(config.json);
     // The weights of a model that is named on the hub are not fetched for this.
@@ -144,7 +146,7 @@ pub fn dry_run(config: &Config) -> Result<()> {
         seconds: None,
         free_bytes: free_bytes(&path),
     });
-    Ok(())
+    console::reported().map_err(Error::io("write to", Path::new("standard output")))
 }
 
 /// Bytes that can be written where `path` is or will be; `None` where the system does not say.

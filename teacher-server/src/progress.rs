@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use distill_program::console;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Time between plain lines.
@@ -125,11 +126,11 @@ impl Progress {
             parts,
             units,
         } = self.words;
-        eprintln!(
+        console::say(format_args!(
             "{label}: {}/{} {parts}, {rate:.0} {units}/s, ETA {}",
             self.sequences_done,
             self.sequences,
             indicatif::HumanDuration(left)
-        );
+        ));
     }
 }

@@ -1,12 +1,12 @@
 //! Provides what the server says at start: plain lines on standard error, or JSON objects on standard output.
 
 use std::{
-    io::Write,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use distill_model::ModelConfig;
+use distill_program::console;
 use distill_proto::v1::GetServerInfoResponse;
 use distill_text::Corpus;
 use indicatif::{HumanBytes, HumanDuration};
@@ -328,20 +328,31 @@ impl Reporter {
         );
     }
 
+    /// The capture was stopped.
+    pub fn interrupted(&self, path: &Path) {
+        self.say(
+            "interrupted",
+            json!({ "path": path, "complete": false }),
+            &format!(
+                "cache {}: stopped; the same command goes on",
+                path.display()
+            ),
+        );
+    }
+
     fn say(&self, event: &str, fields: Value, line: &str) {
         if !self.json {
-            eprintln!("teacher: {}", line.replace('\n', "\nteacher: "));
+            console::say(format_args!(
+                "teacher: {}",
+                line.replace('\n', "\nteacher: ")
+            ));
             return;
         }
         let mut object = serde_json::Map::from_iter([("event".to_owned(), json!(event))]);
         if let Value::Object(fields) = fields {
             object.extend(fields);
         }
-        let mut out = std::io::stdout().lock();
-        let written = writeln!(out, "{}", Value::Object(object)).and_then(|()| out.flush());
-        if let Err(error) = written {
-            tracing::warn!("standard output: {error}");
-        }
+        console::report(Value::Object(object));
     }
 }
 

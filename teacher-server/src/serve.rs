@@ -2,6 +2,7 @@
 
 use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
+use distill_program::output;
 use distill_proto::{
     limits::MESSAGE_BYTES_MAX,
     v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer},
@@ -74,7 +75,7 @@ impl Server {
         let listener = Listener::bind(&config.bind).await?;
         let (address, port) = listener.address()?;
         if let (Some(path), Some(port)) = (&config.port_file, port) {
-            write_port(path, port)?;
+            output::write(path, format!("{port}\n").as_bytes())?;
         }
         let reporter = Reporter::new(config.json);
         reporter.listening(&address, port);
@@ -279,17 +280,4 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
     let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
     let identity = Certificate::from_pem(read(cert)?, read(key)?);
     Ok(Some(ServerTlsConfig::new().identity(identity)))
-}
-
-/// Writes the port so that a reader sees all of it or nothing.
-fn write_port(path: &Path, port: u16) -> Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let refuse = || Error::io("write", path);
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(refuse())?;
-    std::io::Write::write_all(&mut file, format!("{port}\n").as_bytes()).map_err(refuse())?;
-    file.persist(path).map_err(|e| refuse()(e.error))?;
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release -p distill-tests --example estimators -- --teacher DIR --student DIR --data FILE
 //! ```
+#![allow(clippy::print_stdout)]
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
 //! Reads a corpus as both programs do and prints what it amounts to: `cargo run -p distill-text --example corpus -- MODEL_DIR FILES`.
+#![allow(clippy::print_stdout)]
 
 use std::{error::Error, path::PathBuf, time::Instant};
 

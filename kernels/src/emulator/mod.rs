@@ -66,6 +66,10 @@ impl Emulator {
         Ok(emulator)
     }
 
+    #[allow(
+        clippy::print_stdout,
+        reason = "for tests, which show it where they fail"
+    )]
     fn load(module: &'static Module) -> Result<Option<Self>> {
         let folder = tempfile::tempdir()?;
         let (source, library) = (folder.path().join("kernels.cpp"), folder.path().join("lib"));

@@ -2,9 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, BufWriter, Write},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
 };
+
+use distill_program::output;
 
 use super::{Problem, Split, generate};
 use crate::{Error, Result, error::io_at};
@@ -42,12 +44,12 @@ pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>>
 }
 
 fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path).map_err(io_at(path))?);
+    let mut lines = Vec::new();
     for problem in problems {
-        serde_json::to_writer(&mut file, problem).map_err(|e| io_at(path)(e.into()))?;
-        file.write_all(b"\n").map_err(io_at(path))?;
+        serde_json::to_writer(&mut lines, problem).map_err(|e| io_at(path)(e.into()))?;
+        lines.push(b'\n');
     }
-    file.flush().map_err(io_at(path))
+    Ok(output::write(path, &lines)?)
 }
 
 /// Reads what [`write_corpus`] wrote.

@@ -10,13 +10,13 @@
 
 mod heatmap;
 
-use std::{fmt::Write, fs, path::Path};
+use std::{fmt::Write, path::Path};
 
+use distill_program::output;
 use distill_report::{Series, escape, figure, figures, note, section};
 
 use crate::{
     Result,
-    error::io_at,
     run::{HEADS, Sample, Summary, cells},
 };
 
@@ -28,7 +28,7 @@ const POINTS_MAX: usize = 20;
 /// # Errors
 /// The file system refuses.
 pub fn write(summary: &Summary, path: &Path) -> Result<()> {
-    fs::write(path, page(summary)).map_err(io_at(path))
+    Ok(output::write(path, page(summary).as_bytes())?)
 }
 
 /// The page's HTML.

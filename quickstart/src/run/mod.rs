@@ -21,8 +21,11 @@ use std::{
 };
 
 pub use job::{Job, NUMBERS, Programs, TEMPLATES, Training, Variant, variants};
+pub use process::end_programs;
 pub use summary::{Curve, PeakMemory, Row, Sample, Spread, Summary, TransportPlan};
 pub(crate) use summary::{HEADS, cells};
+
+use distill_program::console;
 
 use crate::{Error, Result, error::io_at};
 use process::TeacherServer;
@@ -118,7 +121,7 @@ fn path_text(path: &Path) -> String {
 }
 
 fn say(line: &str) {
-    eprintln!("quickstart: {line}");
+    console::say(format_args!("quickstart: {line}"));
 }
 
 /// Where the two programs are, beside this one.

@@ -4,9 +4,11 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use distill_program::Signal;
 use serde_json::Value;
 
 use super::{Job, path_text};
@@ -18,9 +20,41 @@ const LISTEN_SECONDS_MAX: u64 = 60;
 const STOP_SECONDS_MAX: u64 = 60;
 const POLL: Duration = Duration::from_millis(20);
 
+/// Process ids of the programs that run now.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks every program that was started to end.
+pub fn end_programs() {
+    for &id in running().iter() {
+        // It may have ended by itself.
+        let _ = Signal::Terminate.send(id);
+    }
+}
+
+/// A program that runs, for as long as this lives.
+struct Running(u32);
+
+impl Running {
+    fn new(child: &Child) -> Self {
+        running().push(child.id());
+        Self(child.id())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        running().retain(|&id| id != self.0);
+    }
+}
+
 /// A running teacher; killed when dropped without [`stop`](Self::stop).
 pub(super) struct TeacherServer {
     child: Child,
+    _running: Running,
     events: PathBuf,
     /// Where the trainer finds it.
     pub address: String,
@@ -62,6 +96,7 @@ impl TeacherServer {
             .spawn()
             .map_err(io_at(&job.programs.teacher_server))?;
         let mut server = Self {
+            _running: Running::new(&child),
             child,
             events,
             address: String::new(),
@@ -88,9 +123,8 @@ impl TeacherServer {
     /// Asks the server to end, and reads what it did.
     pub fn stop(mut self) -> Result<TeacherDone> {
         let peak_rss_bytes = peak_rss_bytes(self.child.id());
-        let pid = self.child.id().to_string();
-        let kill = Command::new("kill").args(["-TERM", &pid]).status();
-        kill.map_err(io_at(Path::new("kill")))?;
+        let asked = Signal::Terminate.send(self.child.id());
+        asked.map_err(io_at(&self.events))?;
         let started = Instant::now();
         while self
             .child
@@ -149,12 +183,15 @@ pub(super) fn run_json(program: &Path, args: &[String]) -> Result<Value> {
 }
 
 fn output(program: &Path, args: &[String]) -> Result<Vec<u8>> {
-    let output = Command::new(program)
+    let child = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
+        .stdout(Stdio::piped())
+        .spawn()
         .map_err(io_at(program))?;
+    let running = Running::new(&child);
+    let output = child.wait_with_output().map_err(io_at(program))?;
+    drop(running);
     match output.status.success() {
         true => Ok(output.stdout),
         false => Err(Error::Job(format!(

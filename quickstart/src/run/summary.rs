@@ -1,11 +1,12 @@
 //! Provides what a run found: as `summary.json` for programs, as a table for people.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, path::Path};
 
+use distill_program::output;
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::{Error, Result, error::io_at};
+use crate::{Error, Result};
 
 /// A mean over seeds with its sample standard deviation; one seed has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -233,7 +234,7 @@ impl Summary {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.to_json())
             .map_err(|e| Error::Job(format!("the summary as JSON: {e}")))?;
-        fs::write(path, text + "\n").map_err(io_at(path))
+        Ok(output::write(path, (text + "\n").as_bytes())?)
     }
 }
 

@@ -9,6 +9,7 @@ the host's solver, and the time of both. `gradients`: loss and adapter gradients
 device, against the CPU's in f32. A part that fails ends with an error. On `--device cpu` the same code compares the CPU with
 itself, and runs the kernel in its emulator.
 */
+#![allow(clippy::print_stdout)]
 
 mod ceiling;
 mod gradients;

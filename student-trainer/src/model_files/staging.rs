@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use distill_program::output::{self, readable_by_all};
 use tempfile::TempDir;
 
-use crate::{Error, Result, run::readable_by_all};
+use crate::{Error, Result};
 
 /// A directory under a temporary name, beside the place where it will appear. Dropped before that, it is removed.
 pub(crate) struct Staging {
@@ -24,6 +25,8 @@ impl Staging {
     /// A directory with something in it, something that is no directory, or a file system that refuses.
     pub fn new(out: &Path) -> Result<Self> {
         refuse_used(out)?;
+        // A link stays, and what it points to appears.
+        let out = output::followed(out).map_err(Error::io("read the link", out))?;
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
         let parent = parent.map_or_else(|| PathBuf::from("."), PathBuf::from);
         fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
@@ -34,7 +37,7 @@ impl Staging {
         Ok(Self {
             directory,
             parent,
-            out: out.to_owned(),
+            out,
         })
     }
 

@@ -14,9 +14,9 @@ pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
-pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
 pub use directory::RunDirectory;
+pub(crate) use distill_program::output::readable_by_all;
 pub use log::{LogPosition, RunLog};
 pub(crate) use memory::MEMORY_FILE;
 pub use memory::Memory;

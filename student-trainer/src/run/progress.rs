@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use distill_program::console;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// Between two plain lines.
@@ -60,14 +61,14 @@ impl Progress {
             .is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
         if due || self.done == self.total {
             self.last_line = Some(Instant::now());
-            eprintln!(
+            console::say(format_args!(
                 "{} {}/{}  {}  ETA {}",
                 self.unit,
                 self.done,
                 self.total,
                 message(),
                 HumanDuration(self.remaining())
-            );
+            ));
         }
     }
 
@@ -75,7 +76,7 @@ impl Progress {
     pub fn note(&self, message: &str) {
         match &self.bar {
             Some(bar) => bar.println(message),
-            None => eprintln!("{message}"),
+            None => console::say(message),
         }
     }
 

@@ -32,7 +32,7 @@ use super::{
     warnings::Warnings,
 };
 use crate::{
-    Result,
+    Error, Result,
     align::FrameReader,
     checkpoint::{Carried, Checkpoint, Saved},
     client::DeviceLease,

@@ -21,13 +21,16 @@ pub struct Merged {
     pub sealed: u64,
     /// Shards of the plan.
     pub shards: u64,
+    /// Whether all inputs were gone through.
+    pub complete: bool,
 }
 
 /// Copies every sealed shard of `inputs` into the cache in `out`, making it where it is missing. Each is checked before.
+/// When `stopped` says so, what was copied is kept and the same merge goes on.
 ///
 /// # Errors
 /// `Cache` where the inputs' plans differ or `out` is another one; `Damaged`; `Io`.
-pub fn merge(out: &Path, inputs: &[PathBuf]) -> Result<Merged> {
+pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Result<Merged> {
     let open = |path: &PathBuf| {
         let none = || Error::Cache {
             path: path.clone(),
@@ -56,7 +59,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf]) -> Result<Merged> {
     for input in &inputs {
         check_same(&merged, input)?;
     }
-    copy_shards(&merged, &inputs)
+    copy_shards(&merged, &inputs, stopped)
 }
 
 /// Copies everything but the shards; the header comes last.
@@ -100,7 +103,7 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
     })
 }
 
-fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
+fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> Result<Merged> {
     let target = merged.contents();
     let sources: Vec<Contents> = inputs.iter().map(Cache::contents).collect();
     let mut done = Merged {
@@ -108,6 +111,9 @@ fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
         ..Merged::default()
     };
     for &shard in target.shards.iter() {
+        if stopped() {
+            return Ok(done);
+        }
         if target.sealed_header(shard)?.is_some() {
             done.sealed += 1;
             continue;
@@ -128,5 +134,6 @@ fn copy_shards(merged: &Cache, inputs: &[Cache]) -> Result<Merged> {
             break;
         }
     }
+    done.complete = true;
     Ok(done)
 }

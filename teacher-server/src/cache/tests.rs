@@ -290,3 +290,28 @@ fn what_is_no_cache_and_what_is_damaged_is_refused_by_name() {
     };
     assert!(Cache::create(path, header(), &matrices).is_err());
 }
+
+#[test]
+fn a_stopped_verification_or_merge_passed_for_a_whole_one() {
+    let (setup, cache) = Setup::new();
+    setup.fill(&cache, 0..10);
+    drop(cache);
+    let cache = setup.open(Access::Read);
+    let shards = cache.contents().shards.len() as u64;
+    let after_one = || {
+        let asked = std::cell::Cell::new(0);
+        move || asked.replace(asked.get() + 1) == 1
+    };
+    let part = cache.verify(&after_one()).unwrap();
+    assert_eq!((part.sealed, part.complete), (1, false));
+    let whole = cache.verify(&|| false).unwrap();
+    assert_eq!((whole.sealed, whole.complete), (shards, true));
+
+    let out = tempfile::tempdir().unwrap();
+    let inputs = [setup.directory.path().to_owned()];
+    let part = merge(out.path(), &inputs, &after_one()).unwrap();
+    assert_eq!((part.copied, part.complete), (1, false));
+    let rest = merge(out.path(), &inputs, &|| false).unwrap();
+    assert_eq!((rest.copied, rest.sealed), (shards - 1, shards));
+    assert!(rest.complete);
+}

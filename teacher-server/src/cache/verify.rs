@@ -41,14 +41,16 @@ pub struct Verdict {
     pub partial_frames: u64,
     /// What is damaged, in order.
     pub damage: Vec<Damage>,
+    /// Whether every shard was read.
+    pub complete: bool,
 }
 
 impl Cache {
-    /// Reads everything and decodes every frame.
+    /// Reads everything and decodes every frame, until `stopped` says so between two shards.
     ///
     /// # Errors
     /// `Cache` where the vocabulary or the basis is damaged; `Io`.
-    pub fn verify(&self) -> Result<Verdict> {
+    pub fn verify(&self, stopped: &dyn Fn() -> bool) -> Result<Verdict> {
         self.vocabulary()?;
         self.projection()?;
         self.basis()?;
@@ -63,9 +65,13 @@ impl Cache {
             ..Verdict::default()
         };
         for &shard in contents.shards.iter() {
+            if stopped() {
+                return Ok(verdict);
+            }
             verify_shard(&contents, shard, &mut verdict)?;
             progress.advance(1, shard.count as u64);
         }
+        verdict.complete = true;
         Ok(verdict)
     }
 }

@@ -1,13 +1,17 @@
 //! Integration tests.
+#![allow(clippy::print_stdout)]
 
 mod cache;
 mod captures;
+mod endings;
+mod every_command;
 mod fixtures_models;
 mod fixtures_text;
 mod gguf;
 mod harness;
 mod hub;
 mod lease;
+mod outputs;
 mod pipeline;
 mod quickstart;
 mod refusals;
@@ -15,3 +19,4 @@ mod resume;
 mod security;
 mod stays;
 mod swapping;
+mod terminal;

@@ -1,12 +1,29 @@
 //! The quickstart's fast form on the embedded models: that they are what the README says, and that distilling shows.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::TcpStream,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use quickstart::{
     report,
     run::{Programs, Summary, run},
     settings::{Effort, embedded},
 };
+
+use crate::harness::send_signal;
+
+fn assets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+}
+
+fn quickstart() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_quickstart-under-test"))
+}
 
 fn programs() -> Programs {
     Programs {
@@ -19,8 +36,7 @@ fn programs() -> Programs {
 fn the_fast_form_distils_the_embedded_models() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
-    let job = embedded(Effort::Fast, &assets, programs(), out.clone()).unwrap();
+    let job = embedded(Effort::Fast, &assets(), programs(), out.clone()).unwrap();
     let summary: Summary = run(&job).unwrap();
 
     let names: Vec<&str> = summary.rows.iter().map(|row| row.name.as_str()).collect();
@@ -68,4 +84,67 @@ fn the_fast_form_distils_the_embedded_models() {
 
     // The same directory again would mix two runs.
     assert!(run(&job).unwrap_err().to_string().contains("earlier run"));
+}
+
+#[test]
+fn a_stopped_quickstart_left_its_teacher_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = programs();
+    symlink(there.teacher_server, dir.path().join("teacher-server")).unwrap();
+    symlink(there.student_trainer, dir.path().join("student-trainer")).unwrap();
+    for (signal, status) in [
+        (libc::SIGTERM, 143),
+        (libc::SIGINT, 130),
+        (libc::SIGHUP, 129),
+    ] {
+        let out = dir.path().join(status.to_string());
+        let mut command = quickstart();
+        command.args(["run", "--fast", "--assets"]).arg(assets());
+        command.arg("--programs").arg(dir.path());
+        let mut child = command
+            .arg("--out")
+            .arg(&out)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let port = || fs::read_to_string(out.join("teacher.port")).unwrap_or_default();
+        while port().is_empty() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let address = format!("127.0.0.1:{}", port().trim());
+        TcpStream::connect(&address).unwrap();
+        send_signal(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+        // The test's own time limit is what ends this where the teacher goes on.
+        while TcpStream::connect(&address).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_quickstart_command_that_cannot_print_says_so_without_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    for (arguments, status) in [
+        ("--help", 1),
+        ("corpus --train 8 --held-out 4 --out corpus", 1),
+        ("corpus", 2),
+    ] {
+        let mut command = quickstart();
+        command.args(arguments.split(' ')).current_dir(dir.path());
+        let output = command.stdout(full()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{arguments}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        let output = command.stderr(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{arguments}");
+    }
+    assert!(dir.path().join("corpus/train.jsonl").is_file());
 }

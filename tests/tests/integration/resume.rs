@@ -246,7 +246,7 @@ fn a_run_goes_on_after_sigterm_and_a_restart_of_the_teacher_and_refuses_to_becom
     let holder = format!("process {}", child.id());
     assert!(second.contains(&holder), "{second}");
     send_signal(&child, libc::SIGTERM);
-    assert!(child.wait()?.success());
+    assert_eq!(child.wait()?.code(), Some(143));
     let steps = metrics(&out)?.len();
     assert!(
         steps < expected.metrics.len(),

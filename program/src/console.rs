@@ -1,0 +1,122 @@
+//! Provides printing that never ends a program: what cannot be written is lost, and only a result that is lost is an error.
+//!
+//! `println!` and `eprintln!` panic where the disk behind a log is full, its reader is gone, or its terminal is closed; hours
+//! of work are worth more than a line about them. Clippy keeps both macros out of the programs.
+
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+    sync::OnceLock,
+};
+
+use clap::error::Error as Usage;
+
+/// Says something on standard error, with a line's end.
+pub fn say(line: impl Display) {
+    // In one piece, so that the lines of two processes are not mixed. There is nowhere left to report an error to.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Prints the result of a command on standard output as it is.
+///
+/// A reader that has gone away, as `head` does, has seen enough.
+///
+/// # Errors
+/// The result cannot be written, as on a full disk.
+pub fn print(text: impl Display) -> io::Result<()> {
+    write_to(&mut io::stdout().lock(), &text.to_string())
+}
+
+fn write_to(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+static LOST: OnceLock<ErrorKind> = OnceLock::new();
+
+/// Reports something that happened on standard output, as one line; work goes on where that fails, which is said once.
+pub fn report(line: impl Display) {
+    let mut out = io::stdout().lock();
+    let written = out
+        .write_all(format!("{line}\n").as_bytes())
+        .and_then(|()| out.flush());
+    if let Err(error) = written
+        && LOST.set(error.kind()).is_ok()
+    {
+        say(format_args!(
+            "standard output cannot be written: {error}; the work goes on without reports there"
+        ));
+    }
+}
+
+/// For commands whose reports are their result.
+///
+/// # Errors
+/// Some of them could not be written, other than to a reader that has gone away.
+pub fn reported() -> io::Result<()> {
+    match LOST.get() {
+        None | Some(ErrorKind::BrokenPipe) => Ok(()),
+        Some(&kind) => Err(kind.into()),
+    }
+}
+
+/// Prints what clap answers to a command line: help, or what is wrong with it.
+pub fn answer(usage: &Usage) -> ExitCode {
+    let printed = usage.print().and_then(|()| io::stdout().flush());
+    match printed {
+        Err(error) if !usage.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
+            say(format_args!(
+                "error: cannot write to standard output: {error}"
+            ));
+            ExitCode::FAILURE
+        }
+        // 0 or 2.
+        _ => ExitCode::from(usage.exit_code() as u8),
+    }
+}
+
+/// Standard error for a log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A line that is lost is no error of who logs.
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Refusing(ErrorKind);
+
+    impl Write for Refusing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_left_has_seen_enough_and_a_full_disk_is_an_error() {
+        let write = |kind| write_to(&mut Refusing(kind), "result");
+        write(ErrorKind::BrokenPipe).unwrap();
+        for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
+            assert_eq!(write(kind).unwrap_err().kind(), kind);
+        }
+    }
+}

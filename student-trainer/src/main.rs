@@ -18,7 +18,9 @@ fn main() -> ExitCode {
         if !stops_in_order {
             std::process::exit(signal.exit_status().into());
         }
-        tracing::warn!("{signal}: stopping after this step; a second Ctrl-C exits at once");
+        console::say(format_args!(
+            "{signal}: stopping after this step; a second Ctrl-C exits at once"
+        ));
     });
     if let Err(error) = signals {
         console::say(format_args!("error: cannot handle signals: {error}"));

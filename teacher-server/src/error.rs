@@ -160,9 +160,14 @@ pub enum Error {
     },
     /// A trainer that counts on a lease which is over.
     #[error(
-        "the lease of this epoch is over, and the device has been used since; free what is on it and ask anew, without an epoch"
+        "no lease of this epoch and secret goes on: it is over and the device has been used since, or it is another's; free what is on the device and ask anew, without an epoch"
     )]
     StaleEpoch,
+    /// A trainer of before the secrets of grants.
+    #[error(
+        "this trainer does not name the secret of its grant, so it is older than this server, which lends no device without one; use teacher-server and student-trainer of one release"
+    )]
+    NoSecret,
     /// A trainer that was asked for the device and keeps it.
     #[error(
         "{holder} has the device and has not yielded for {seconds} s since it was asked to; it is not taken away from a trainer whose connection lives: let it go on, or end it; --yield-timeout-s waits longer"

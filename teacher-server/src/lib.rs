@@ -1,7 +1,7 @@
 /*! The teacher's process: runs a model over a corpus once and serves what it says about every token.
 
 ```text
- cli, config ──> serve ──> listener, health ─────────────────────────────────────────────────┐
+ cli, config ──> serve ──> listener, connections, health ────────────────────────────────────┐
                    │                                                                         │
                    └─> load: tokenizer, corpus (distill-text), weights (distill-model)       │
                                       │                                                      │
@@ -39,6 +39,7 @@ pub mod cache;
 pub mod lease;
 pub mod production;
 
+pub mod connections;
 pub mod load;
 pub mod service;
 
@@ -48,6 +49,7 @@ pub mod listener;
 pub mod precompute;
 pub mod serve;
 
+pub mod printable;
 pub mod progress;
 pub mod report;
 pub use distill_program::shutdown;

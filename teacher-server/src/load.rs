@@ -22,7 +22,7 @@ use crate::{
     cache::{Cache, projection_digest},
     config::{Config, StateSetting, VramMode},
     forward::{Capture, Teacher},
-    lease::Lease,
+    lease::{Lease, Record},
     load::files::TeacherFiles,
     plan::{self, Identity, Plan},
     production::Production,
@@ -178,7 +178,8 @@ impl Origin {
                 Production::start(teacher, plan, store, config.queue, progress)
             }
             Self::Swapped(swapped) => {
-                let lease = Lease::new(config.lease(), reporter);
+                let record = Record::of_device(&config.device.to_string());
+                let lease = Lease::new(config.lease(), reporter, record);
                 Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
             }
         }

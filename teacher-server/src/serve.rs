@@ -7,8 +7,8 @@ use distill_proto::{
     limits::MESSAGE_BYTES_MAX,
     v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer},
 };
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     service::InterceptorLayer,
     transport::{Identity as Certificate, Server as Grpc, ServerTlsConfig},
@@ -23,6 +23,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::{
     Error, Result,
     config::Config,
+    connections::{ADMISSION_TIMEOUT, Bodies, Clients, Limits, REQUEST_BYTES_MAX, accept},
     listener::Listener,
     load::Engine,
     report::Reporter,
@@ -34,10 +35,21 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time that connections get to close once their streams have ended.
 const CLOSING_GRACE: Duration = Duration::from_secs(5);
-/// Streams of one connection.
-const STREAMS_MAX: u32 = 128;
-/// One request message: 65,536 tokens with their flags, several times over.
-const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Streams of one connection; a trainer has about five.
+const STREAMS_MAX: u32 = 32;
+/// Bytes that a client may send before they are read, on a stream and on all of them.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// Headers of one request; the longest token takes a quarter.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Streams that a client takes back before the server has looked at them, above which its connection is closed.
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams that the server resets for what the client did wrong, above which its connection is closed.
+const ERROR_RESETS_MAX: usize = 128;
+/// Connections on their way from the listener to HTTP/2.
+const ACCEPTED_MAX: usize = 1;
+/// One request for health or reflection: a name.
+const NAME_BYTES_MAX: usize = 16 << 10;
 
 /// A server that is bound but not running yet.
 pub struct Server {
@@ -108,9 +120,11 @@ impl Server {
         let reporter = self.reporter;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
-        let router = router(&self.service, self.auth, self.tls, health_service)?;
+        let clients = Clients::new(Limits::of_this_process());
+        let bodies = Bodies(clients.clone());
+        let router = router(&self.service, bodies, self.auth, self.tls, health_service)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut transport = tokio::spawn(transport(router, self.listener, stopped));
+        let mut transport = tokio::spawn(transport(router, self.listener, clients, stopped));
         let serving = supervise(
             &self.config,
             self.reporter,
@@ -148,11 +162,13 @@ impl Server {
     }
 }
 
-type Router = tonic::transport::server::Router<Stack<InterceptorLayer<Auth>, Identity>>;
+type Layers = Stack<InterceptorLayer<Auth>, Stack<Bodies, Identity>>;
+type Router = tonic::transport::server::Router<Layers>;
 
 /// All services behind the token's check.
 fn router(
     service: &Service,
+    bodies: Bodies,
     auth: Auth,
     tls: Option<ServerTlsConfig>,
     health: HealthServer<impl Health>,
@@ -160,7 +176,12 @@ fn router(
     let mut grpc = Grpc::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_MAX);
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX));
     if let Some(tls) = tls {
         grpc = grpc.tls_config(tls)?;
     }
@@ -173,9 +194,10 @@ fn router(
         .build_v1()
         .map_err(|e| Error::Internal(e.to_string()))?;
     Ok(grpc
+        .layer(bodies)
         .layer(InterceptorLayer::new(auth))
-        .add_service(health)
-        .add_service(reflection)
+        .add_service(health.max_decoding_message_size(NAME_BYTES_MAX))
+        .add_service(reflection.max_decoding_message_size(NAME_BYTES_MAX))
         .add_service(teacher))
 }
 
@@ -183,27 +205,20 @@ fn router(
 async fn transport(
     router: Router,
     listener: Listener,
+    clients: Arc<Clients>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     let stopped = async {
         // A dropped sender stops the transport as well.
         let _ = stopped.await;
     };
-    match listener {
-        Listener::Tcp(tcp) => {
-            let incoming = TcpListenerStream::new(tcp);
-            router
-                .serve_with_incoming_shutdown(incoming, stopped)
-                .await?;
-        }
-        Listener::Unix(unix, _file) => {
-            let incoming = UnixListenerStream::new(unix);
-            router
-                .serve_with_incoming_shutdown(incoming, stopped)
-                .await?;
-        }
-    }
-    Ok(())
+    let (sockets, accepted) = mpsc::channel(ACCEPTED_MAX);
+    let accepting = tokio::spawn(accept(listener, clients, sockets));
+    router
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stopped)
+        .await?;
+    // It has ended with the receiver, and the listener with it.
+    accepting.await.map_err(|e| Error::Internal(e.to_string()))
 }
 
 /// Loads the teacher beside the running transport, then waits for the signal.
@@ -279,5 +294,6 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
     };
     let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
     let identity = Certificate::from_pem(read(cert)?, read(key)?);
-    Ok(Some(ServerTlsConfig::new().identity(identity)))
+    let config = ServerTlsConfig::new().identity(identity);
+    Ok(Some(config.timeout(ADMISSION_TIMEOUT)))
 }

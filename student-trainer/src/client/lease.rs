@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use distill_proto::v1::{
-    HoldDeviceRequest, HoldDeviceResponse, ReleaseDeviceRequest, hold_device_response::Event,
+    Granted, HoldDeviceRequest, HoldDeviceResponse, ReleaseDeviceRequest,
+    hold_device_response::Event,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use tonic::{Code, Status, Streaming};
@@ -18,10 +19,10 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two messages that the device is still another's.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The device is this process's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The device is this process's. There is no `Debug`, so that no log shows the grant's secret.
+#[derive(Clone)]
 struct Held {
-    epoch: u64,
+    grant: Granted,
     /// Since when it is to be given back.
     give_back: Option<Instant>,
 }
@@ -59,12 +60,12 @@ impl DeviceLease {
                 () = shutdown.requested() => Ok(None),
             }
         })?;
-        let Some((epoch, stream)) = granted else {
+        let Some((grant, stream)) = granted else {
             return Ok(false);
         };
-        tracing::info!("device: taken (epoch {epoch})");
+        tracing::info!("device: taken (epoch {})", grant.epoch);
         let give_back = None;
-        let (sender, receiver) = watch::channel(Held { epoch, give_back });
+        let (sender, receiver) = watch::channel(Held { grant, give_back });
         let watching = Watch {
             teacher: self.teacher.clone(),
             holder: self.holder.clone(),
@@ -98,11 +99,11 @@ impl DeviceLease {
         let Some((held, task)) = self.held.take() else {
             return;
         };
-        let epoch = held.borrow().epoch;
+        let Granted { epoch, secret } = held.borrow().grant.clone();
         tracing::info!("device: left (epoch {epoch})");
         let mut service = self.teacher.service();
         let said = self.runtime.block_on(async {
-            let said = service.release_device(ReleaseDeviceRequest { epoch });
+            let said = service.release_device(ReleaseDeviceRequest { epoch, secret });
             let said = tokio::time::timeout(RELEASE_TIMEOUT, said).await;
             task.abort();
             said
@@ -119,10 +120,10 @@ impl DeviceLease {
     async fn wait_for_grant(
         &self,
         shutdown: &Shutdown,
-    ) -> Result<(u64, Streaming<HoldDeviceResponse>)> {
+    ) -> Result<(Granted, Streaming<HoldDeviceResponse>)> {
         let mut failures = 0;
         loop {
-            let lost = match ask(&self.teacher, &self.holder, 0).await {
+            let lost = match ask(&self.teacher, &self.holder, Granted::default()).await {
                 Ok(granted) => return Ok(granted),
                 Err(status) if retry::is_transient(status.code()) => status,
                 Err(status) => return Err(self.teacher.failed("HoldDevice", &status)),
@@ -151,15 +152,17 @@ impl Drop for DeviceLease {
     }
 }
 
-/// Asks for the device and waits until it is granted.
+/// Asks for the device, which is `held` where its epoch is not 0, and waits until it is granted.
 async fn ask(
     teacher: &Teacher,
     holder: &str,
-    epoch_held: u64,
-) -> std::result::Result<(u64, Streaming<HoldDeviceResponse>), Status> {
+    held: Granted,
+) -> std::result::Result<(Granted, Streaming<HoldDeviceResponse>), Status> {
     let request = HoldDeviceRequest {
         holder: holder.to_owned(),
-        epoch_held,
+        epoch_held: held.epoch,
+        secret: held.secret,
+        keeps_secret: true,
     };
     let asked = Instant::now();
     let mut stream = teacher.service().hold_device(request).await?.into_inner();
@@ -173,7 +176,7 @@ async fn ask(
             }
         };
         match message.map(|message| message.event) {
-            Some(Some(Event::Granted(granted))) => return Ok((granted.epoch, stream)),
+            Some(Some(Event::Granted(granted))) => return Ok((granted, stream)),
             Some(_) => {}
             None => return Err(Status::unavailable("the stream closed before a grant")),
         }
@@ -223,13 +226,13 @@ impl Watch {
     async fn come_back(&self, why: &str) -> Streaming<HoldDeviceResponse> {
         tracing::warn!("lost the device's lease while holding it: {why}; the step goes on");
         loop {
-            let epoch = self.held.borrow().epoch;
-            match ask(&self.teacher, &self.holder, epoch).await {
-                Ok((epoch, stream)) => {
-                    tracing::info!("device: kept (epoch {epoch})");
+            let held = self.held.borrow().grant.clone();
+            match ask(&self.teacher, &self.holder, held).await {
+                Ok((grant, stream)) => {
+                    tracing::info!("device: kept (epoch {})", grant.epoch);
                     // A yield that was asked for before is asked for again where it is still needed.
                     self.held.send_replace(Held {
-                        epoch,
+                        grant,
                         give_back: None,
                     });
                     return stream;

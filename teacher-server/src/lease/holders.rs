@@ -11,8 +11,8 @@ use distill_proto::v1::{Granted, HoldDeviceResponse, Yield, hold_device_response
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{Action, Device, Event, Machine, Task};
-use crate::{Error, Result, report::Reporter};
+use super::{Action, Device, Event, Machine, Record, Secret, Task};
+use crate::{Error, Result, printable::printable, report::Reporter};
 
 /// Trainers that hold the device or wait for it.
 pub const HOLDERS_MAX: usize = 64;
@@ -21,6 +21,15 @@ pub const HOLDER_CHARS_MAX: usize = 64;
 
 /// Where a trainer's stream takes its messages; it holds at least a grant, a yield and an error.
 pub type Messages = mpsc::Sender<std::result::Result<HoldDeviceResponse, Status>>;
+
+/// Names a grant, as its holder does.
+#[derive(Clone, Copy)]
+pub struct Grant<'a> {
+    /// Of the grant.
+    pub epoch: u64,
+    /// What came with it.
+    pub secret: &'a [u8],
+}
 
 /// How long things may take, and how much is done in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,9 @@ struct Stream {
 /// The lease of the device.
 pub struct Lease {
     machine: Machine,
+    /// Of the latest use of the device; known to its holder alone, and to nobody where that is the teacher.
+    secret: Secret,
+    record: Record,
     options: LeaseOptions,
     reporter: Reporter,
     streams: HashMap<u64, Stream>,
@@ -71,14 +83,17 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease that settles first.
-    pub fn new(options: LeaseOptions, reporter: Reporter) -> Self {
+    /// A lease that settles first, so that the holder in `record` can come back.
+    pub fn new(options: LeaseOptions, reporter: Reporter, record: Record) -> Self {
         // Grants take longer than a millisecond, so no server's epochs reach those of the one after it.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        let former = since_1970.map_or(0, |time| time.as_millis() as u64);
+        let started = since_1970.map_or(0, |time| time.as_millis() as u64);
+        let (former, secret) = record.read().unwrap_or_else(|| (0, Secret::random()));
         let now = Instant::now();
         Self {
-            machine: Machine::new(former),
+            machine: Machine::new(former, started.max(former)),
+            secret,
+            record,
             options,
             reporter,
             streams: HashMap::new(),
@@ -120,8 +135,11 @@ impl Lease {
     /// A trainer asks for the device; gives the name of its stream.
     ///
     /// # Errors
-    /// `Busy` above `HOLDERS_MAX`, `HolderHung` while the holder does not yield.
-    pub fn ask(&mut self, name: &str, epoch_held: Option<u64>, messages: Messages) -> Result<u64> {
+    /// `StaleEpoch` where `held` is not the latest grant, `Busy` above `HOLDERS_MAX`, `HolderHung` while the holder does not yield.
+    pub fn ask(&mut self, name: &str, held: Option<Grant<'_>>, messages: Messages) -> Result<u64> {
+        if held.is_some_and(|grant| !self.is_latest(grant)) {
+            return Err(Error::StaleEpoch);
+        }
         if self.streams.len() >= HOLDERS_MAX {
             return Err(Error::Busy {
                 what: "HoldDevice streams",
@@ -129,20 +147,24 @@ impl Lease {
             });
         }
         let hung = self.trouble().filter(|_| self.holder().is_some());
-        if let (Some(hung), None) = (hung, epoch_held) {
+        if let (Some(hung), None) = (hung, held) {
             return Err(Error::Production(hung));
         }
-        let printable = name.chars().filter(|c| !c.is_control());
-        let name: String = printable.take(HOLDER_CHARS_MAX).collect();
-        let name = match name.is_empty() {
-            true => "a trainer without a name".to_owned(),
-            false => name,
-        };
+        let mut name = printable(name, HOLDER_CHARS_MAX);
+        if name.trim().is_empty() {
+            name = "a trainer without a name".to_owned();
+        }
         let stream = self.next_stream;
         self.next_stream += 1;
         self.streams.insert(stream, Stream { name, messages });
+        let epoch_held = held.map(|grant| grant.epoch);
         self.apply(Event::Ask { stream, epoch_held });
         Ok(stream)
+    }
+
+    /// Whether a grant is that of the latest use of the device. Which half of it is wrong is not told.
+    fn is_latest(&self, grant: Grant<'_>) -> bool {
+        self.secret.is(grant.secret) && grant.epoch == self.machine.latest()
     }
 
     /// A trainer's stream has ended.
@@ -151,13 +173,14 @@ impl Lease {
         self.streams.remove(&stream);
     }
 
-    /// A trainer has freed the device that it held under `epoch`.
+    /// A trainer has freed the device that it held.
     ///
     /// # Errors
-    /// `StaleEpoch` where it is not the holder any more.
-    pub fn released(&mut self, epoch: u64) -> Result<()> {
+    /// `StaleEpoch` where it is not the holder, or not any more.
+    pub fn released(&mut self, grant: Grant<'_>) -> Result<()> {
+        let Grant { epoch, .. } = grant;
         match self.machine.device() {
-            Device::Trainer { epoch: held, .. } if held == epoch => {
+            Device::Trainer { epoch: held, .. } if held == epoch && self.is_latest(grant) => {
                 self.apply(Event::Released { epoch });
                 Ok(())
             }
@@ -265,9 +288,14 @@ impl Lease {
     }
 
     fn apply(&mut self, event: Event) {
-        let before = self.machine.device();
+        let (before, epoch) = (self.machine.device(), self.machine.epoch());
         let actions = self.machine.handle(event);
         let now = Instant::now();
+        if epoch != self.machine.epoch() {
+            self.secret = Secret::random();
+            // Before anybody is told, so that whoever was told can come back.
+            self.record.write(self.machine.epoch(), &self.secret);
+        }
         if before != self.machine.device() {
             self.since = now;
             self.trouble = None;
@@ -287,7 +315,10 @@ impl Lease {
         use hold_device_response::Event::{Granted as IsGranted, Yield as DoYield};
         let message = |event| Ok(HoldDeviceResponse { event: Some(event) });
         let (stream, message) = match action {
-            Action::Grant { stream, epoch } => (stream, message(IsGranted(Granted { epoch }))),
+            Action::Grant { stream, epoch } => {
+                let secret = self.secret.to_bytes();
+                (stream, message(IsGranted(Granted { epoch, secret })))
+            }
             Action::Yield { stream } => (stream, message(DoYield(Yield {}))),
             Action::Refuse { stream } | Action::Replace { stream } => {
                 (stream, Err(Error::StaleEpoch.into()))

@@ -117,27 +117,31 @@ pub enum Task {
 /// ```
 ///
 /// Every use of the device, the teacher's too, has an epoch of its own. A trainer that lost its connection comes back with
-/// its epoch and keeps the device only where nobody has used it since; so that nobody does, the device *settles* when its
+/// its epoch and keeps the device only where that is of the latest use; so that nobody does, the device *settles* when its
 /// holder's stream ends without a release, and when the server starts: until [`Event::Settled`] only that holder can have it.
 #[derive(Debug, Clone)]
 pub struct Machine {
     device: Device,
     queue: VecDeque<u64>,
-    /// Of the latest use.
+    /// Of the latest use under this server, or `started`.
     epoch: u64,
-    /// The epoch before this server's first.
+    /// Below every epoch of this server.
+    started: u64,
+    /// Of the latest use under the server before.
     former: u64,
     needed: bool,
     settling: bool,
 }
 
 impl Machine {
-    /// Nobody has the device, as far as this server knows, and it settles; epochs are above `former`.
-    pub fn new(former: u64) -> Self {
+    /// Nobody has the device, as far as this server knows, and it settles. The latest use was under `former`; 0 where nobody
+    /// knows. Epochs are above `started`.
+    pub fn new(former: u64, started: u64) -> Self {
         Self {
             device: Device::Nobody,
             queue: VecDeque::new(),
-            epoch: former,
+            epoch: started,
+            started,
             former,
             needed: false,
             settling: true,
@@ -154,9 +158,18 @@ impl Machine {
         self.queue.iter().copied()
     }
 
-    /// The epoch of its latest use.
+    /// The epoch of its latest use under this server, or one below all of them.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The epoch of its latest use, also under the server before.
+    pub fn latest(&self) -> u64 {
+        if self.epoch == self.started {
+            self.former
+        } else {
+            self.epoch
+        }
     }
 
     /// Whether a holder may still come back.
@@ -222,10 +235,7 @@ impl Machine {
 
     /// A trainer says that it has the device since `epoch`.
     fn come_back(&mut self, stream: u64, epoch: u64, actions: &mut Vec<Action>) {
-        let unused_since = match self.epoch == self.former {
-            true => epoch <= self.former,
-            false => epoch == self.epoch,
-        };
+        let unused_since = epoch == self.latest();
         match self.device {
             Device::Trainer { stream: before, .. } if unused_since => {
                 actions.push(Action::Replace { stream: before });

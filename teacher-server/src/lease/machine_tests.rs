@@ -63,7 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
 impl World {
     fn new() -> Self {
         Self {
-            machine: Machine::new(1000),
+            machine: Machine::new(0, 1000),
             trainers: vec![Trainer::default(); TRAINERS],
             teacher_has_memory: false,
             needed: false,
@@ -198,7 +198,7 @@ impl World {
             }
             Step::RestartServer => {
                 self.last_epoch += 1000;
-                self.machine = Machine::new(self.last_epoch);
+                self.machine = Machine::new(self.machine.latest(), self.last_epoch);
                 self.teacher_has_memory = false;
                 self.asked.clear();
                 for trainer in &mut self.trainers {
@@ -213,9 +213,12 @@ impl World {
 
     /// Somebody claims an epoch after which the device was used: it must not get the device.
     fn come_back_stale(&mut self, i: usize, age: u64) {
-        let epoch = self.machine.epoch().saturating_sub(1 + age);
-        let unused = self.machine.epoch() == self.machine.former;
-        if self.trainers[i].stream.is_some() || self.trainers[i].memory.is_some() || unused {
+        // Before the latest one, or between it and what a restarted server begins with.
+        let epoch = match self.machine.latest().checked_sub(1 + age) {
+            Some(epoch) if age % 2 == 0 => epoch,
+            _ => self.machine.latest() + 1 + age,
+        };
+        if self.trainers[i].stream.is_some() || self.trainers[i].memory.is_some() {
             return;
         }
         let stream = self.open(i);
@@ -327,7 +330,7 @@ proptest! {
 
 /// A machine that has settled, with the trainer on stream 1 holding the device.
 fn held() -> Machine {
-    let mut machine = Machine::new(10);
+    let mut machine = Machine::new(0, 10);
     machine.handle(Event::Settled);
     let ask = Event::Ask {
         stream: 1,
@@ -413,8 +416,9 @@ fn a_holder_that_comes_back_before_its_old_stream_is_seen_to_be_dead_replaces_it
 }
 
 #[test]
-fn a_restarted_server_leaves_the_device_to_the_holder_of_before() {
-    let mut machine = Machine::new(500);
+fn a_restarted_server_leaves_the_device_to_the_holder_of_before_and_to_no_other() {
+    let start = || Machine::new(77, 500);
+    let mut machine = start();
     machine.handle(Event::Needed(true));
     assert_eq!(
         machine.task(),
@@ -434,15 +438,35 @@ fn a_restarted_server_leaves_the_device_to_the_holder_of_before() {
     ];
     assert_eq!(machine.handle(back), expected);
     // Where the memory check keeps it waiting, the holder of before may come later, too.
-    let mut machine = Machine::new(500);
+    let mut machine = start();
     machine.handle(Event::Needed(true));
     machine.handle(Event::Settled);
     assert_eq!(machine.task(), Some(Task::AwaitRoom));
     assert_eq!(machine.handle(back), expected);
     // From the moment it loads, nobody can.
-    let mut machine = Machine::new(500);
+    let mut machine = start();
     machine.handle(Event::Needed(true));
     machine.handle(Event::Settled);
     machine.handle(Event::Room);
     assert_eq!(machine.handle(back), [Action::Refuse { stream: 1 }]);
+    // A guess is no epoch of the latest use, also where the server does not know one.
+    for (former, guess) in [
+        (77, 76),
+        (77, 78),
+        (77, 500),
+        (0, 77),
+        (0, 500),
+        (0, u64::MAX),
+    ] {
+        let mut machine = Machine::new(former, 500);
+        let ask = Event::Ask {
+            stream: 1,
+            epoch_held: Some(guess),
+        };
+        assert_eq!(machine.handle(ask), [Action::Refuse { stream: 1 }]);
+        assert!(
+            machine.is_settling(),
+            "the holder of before can still come back"
+        );
+    }
 }

@@ -15,12 +15,16 @@ What holds at any moment, whoever crashes or hangs:
   there. After the timeout those who wait for the teacher are told who it is. A connection is dead when HTTP/2 keepalive says
   so, and then the lease is over; memory that is still taken keeps the teacher waiting all the same.
 - Who comes back with an epoch after which somebody else used the device is refused, frees what it has, and asks anew.
+- Nobody speaks for another: a grant comes with a secret, and who names its epoch has to name that, too. The latest one is kept
+  in a file of the server's user, so that a restarted server knows the holder of before from one who guesses.
 */
 
 mod holders;
 mod machine;
 mod memory;
+mod record;
 
-pub use holders::{HOLDER_CHARS_MAX, HOLDERS_MAX, Lease, LeaseOptions, Messages};
+pub use holders::{Grant, HOLDER_CHARS_MAX, HOLDERS_MAX, Lease, LeaseOptions, Messages};
 pub use machine::{Action, Device, Event, Machine, Task};
 pub use memory::{FreeMemory, MemoryOf};
+pub use record::{Record, SECRET_BYTES, Secret};

@@ -42,8 +42,15 @@ pub(super) struct Demand {
     clock: u64,
     in_flight: HashSet<u64>,
     failed: HashMap<u64, Arc<Error>>,
-    /// Batches of the teacher's turn, while it has one.
-    window: Option<BTreeSet<u64>>,
+    /// The teacher's turn, while it has one.
+    window: Option<Window>,
+}
+
+/// What a turn is for.
+struct Window {
+    batches: BTreeSet<u64>,
+    /// Scores with a number below this.
+    scores: u64,
 }
 
 impl Demand {
@@ -113,8 +120,15 @@ impl Demand {
         next.any(|place| self.missing(place, plan, 1, &contains).is_some())
     }
 
-    /// Begins a turn, unless one is going on: the batches of the next `window` frames of every reader.
-    pub fn open_window(&mut self, plan: &Plan, window: usize, contains: impl Fn(u64) -> bool) {
+    /// Begins a turn, unless one is going on: the batches of the next `window` frames of every reader, and the `scores` below
+    /// this number.
+    pub fn open_window(
+        &mut self,
+        plan: &Plan,
+        window: usize,
+        contains: impl Fn(u64) -> bool,
+        scores: u64,
+    ) {
         if self.window.is_some() {
             return;
         }
@@ -123,7 +137,13 @@ impl Demand {
             (0..window).map_while(|ahead| place.order.at(place.position + ahead, plan.count()))
         });
         let missing = ahead.filter(|&index| !contains(index));
-        self.window = Some(missing.map(|index| plan.batch_of(index)).collect());
+        let batches = missing.map(|index| plan.batch_of(index)).collect();
+        self.window = Some(Window { batches, scores });
+    }
+
+    /// The number that scores of this turn are below.
+    pub fn window_scores(&self) -> u64 {
+        self.window.as_ref().map_or(0, |window| window.scores)
     }
 
     /// Ends the turn.
@@ -138,10 +158,10 @@ impl Demand {
         window: usize,
         contains: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        let batches = self.window.take()?;
-        let outside = |index| contains(index) || !batches.contains(&plan.batch_of(index));
+        let turn = self.window.take()?;
+        let outside = |index| contains(index) || !turn.batches.contains(&plan.batch_of(index));
         let batch = self.next_among(plan, window, outside, |_, _| true);
-        self.window = Some(batches);
+        self.window = Some(turn);
         batch
     }
 

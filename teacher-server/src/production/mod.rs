@@ -19,7 +19,6 @@ mod threads;
 mod turns;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -33,7 +32,7 @@ use tokio::sync::watch;
 
 use crate::{
     Error, Result,
-    lease::{self, Lease},
+    lease::{self, Grant, Lease},
     plan::Plan,
     progress::Progress,
     store::{BlockStore, OrderDigest},
@@ -42,14 +41,14 @@ use demand::Demand;
 pub use demand::Order;
 pub use reader::Reader;
 pub use score::OwnedTokens;
-use score::ScoreJob;
+use score::{ScoreJob, Scores};
 use threads::Seat;
 pub use turns::{Reload, Swap};
 
 /// Streams and fetches open at a time.
 pub const READERS_MAX: usize = 256;
-/// ScoreTokens requests that wait at a time.
-pub const SCORE_JOBS_MAX: usize = 16;
+/// ScoreTokens requests that wait at a time; how many of them may be one connection's is said in `connections`.
+pub const SCORE_JOBS_MAX: usize = 64;
 
 /// A sequence as the teacher needs it.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +141,9 @@ impl Totals {
 #[derive(Default)]
 struct State {
     demand: Demand,
-    scores: VecDeque<ScoreJob>,
+    scores: Scores,
+    /// Whether the teacher's last batch was one of scores: the next one is the plan's, where one is needed.
+    scored_last: bool,
     closing: bool,
     /// Whose turn the device is, where it is lent.
     lease: Option<Lease>,
@@ -270,22 +271,22 @@ impl Production {
     /// A trainer asks for the device; its stream hears of the grant. Gives the stream's name for [`Self::hold_ended`].
     ///
     /// # Errors
-    /// `NothingToLend`, `Busy` above `HOLDERS_MAX`, `ShuttingDown`.
+    /// `NothingToLend`, `StaleEpoch`, `Busy` above `HOLDERS_MAX`, `ShuttingDown`.
     pub fn hold(
         &self,
         holder: &str,
-        epoch_held: Option<u64>,
+        held: Option<Grant<'_>>,
         messages: lease::Messages,
     ) -> Result<u64> {
-        self.with_lease(|lease| lease.ask(holder, epoch_held, messages))?
+        self.with_lease(|lease| lease.ask(holder, held, messages))?
     }
 
     /// A trainer says that it has freed the device.
     ///
     /// # Errors
     /// `NothingToLend`, `StaleEpoch`, `ShuttingDown`.
-    pub fn release(&self, epoch: u64) -> Result<()> {
-        self.with_lease(|lease| lease.released(epoch))?
+    pub fn release(&self, grant: Grant<'_>) -> Result<()> {
+        self.with_lease(|lease| lease.released(grant))?
     }
 
     /// The stream of a `hold` has ended.

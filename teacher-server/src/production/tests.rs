@@ -226,7 +226,7 @@ async fn scoring_goes_beside_the_plan_in_its_batches() {
         target_mask: (0..n).map(|t| t > 0).collect(),
     };
     let rows = production
-        .score(vec![tokens(3), tokens(5), tokens(2)])
+        .score(1, vec![tokens(3), tokens(5), tokens(2)])
         .await
         .unwrap();
     assert_eq!(
@@ -252,8 +252,124 @@ async fn closing_tells_readers_and_ends_the_threads() {
         Err(Error::ShuttingDown)
     ));
     assert!(matches!(
-        production.score(vec![]).await,
+        production.score(1, vec![]).await,
         Err(Error::ShuttingDown)
     ));
     production.join();
+}
+
+/// A teacher that computes a batch when it is told to, and notes for whom: the plan, or the client that its tokens name.
+struct Stepped {
+    teacher: FakeTeacher,
+    steps: std::sync::mpsc::Receiver<()>,
+    served: Arc<Mutex<Vec<u32>>>,
+}
+
+/// In `Stepped::served`, for the plan.
+const PLAN: u32 = 0;
+
+impl Forward for Stepped {
+    fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>> {
+        self.steps.recv().expect("the test goes on");
+        let first = batch.first().expect("no batch is empty");
+        let whom = if first.id >= 100 {
+            PLAN
+        } else {
+            first.token_ids[0]
+        };
+        self.served.lock().unwrap().push(whom);
+        self.teacher.rows(batch)
+    }
+}
+
+/// Sequences of a client, in batches of one.
+fn brought(client: u32, count: usize) -> Vec<OwnedTokens> {
+    let one = OwnedTokens {
+        token_ids: vec![client, 1, 2],
+        target_mask: vec![false, true, true],
+    };
+    vec![one; count]
+}
+
+#[tokio::test]
+async fn a_flood_of_scores_starves_neither_another_client_nor_the_plan() {
+    let plan = plan(20, 1);
+    let (step, steps) = std::sync::mpsc::channel();
+    let served = Arc::new(Mutex::default());
+    let teacher = Box::new(Stepped {
+        teacher: FakeTeacher::default(),
+        steps,
+        served: served.clone(),
+    });
+    let store = Box::new(Spool::create(None, 20).unwrap());
+    let production = Production::start(teacher, plan, store, 20, Progress::hidden()).unwrap();
+    let production = Arc::new(production);
+    let ask = |client: u32, count| {
+        let production = production.clone();
+        tokio::spawn(async move {
+            production
+                .score(client.into(), brought(client, count))
+                .await
+        })
+    };
+    // One client is all over the place before anybody else comes.
+    let flood: Vec<_> = (0..10).map(|_| ask(1, 5)).collect();
+    while production.shared.state().scores.len() < 9 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (second, third) = (ask(2, 2), ask(3, 1));
+    let mut reader = production.reader(Order::From(0)).unwrap();
+    while production.shared.state().scores.len() < 11 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // More than there is to do.
+    for _ in 0..100 {
+        step.send(()).unwrap();
+    }
+    assert_eq!(second.await.unwrap().unwrap().len(), 2);
+    assert_eq!(third.await.unwrap().unwrap().len(), 1);
+    for _ in 0..10 {
+        next(&mut reader).await.unwrap();
+    }
+    let served = served.lock().unwrap().clone();
+    let of = |whom| served.iter().position(|one| *one == whom).expect("served");
+    assert!(of(PLAN) <= 2 && of(2) <= 6 && of(3) <= 6, "{served:?}");
+    for (at, pair) in served[1..20].windows(2).enumerate() {
+        assert!(
+            pair.contains(&PLAN),
+            "two scores in a row at {at}: {served:?}"
+        );
+    }
+    let second: Vec<usize> = (0..served.len()).filter(|at| served[*at] == 2).collect();
+    assert!(second[1] - second[0] <= 6, "{served:?}");
+    for one in flood {
+        one.abort();
+    }
+}
+
+#[test]
+fn scores_go_from_client_to_client_and_a_client_s_own_in_their_order() {
+    let mut scores = Scores::default();
+    let mut answers = Vec::new();
+    for client in [1, 1, 1, 2, 3, 2] {
+        let (job, answer) = ScoreJob::new(client, scores.next_number(), brought(1, 1));
+        answers.push(answer);
+        scores.add(job);
+    }
+    let mut order = Vec::new();
+    // The first job takes two batches.
+    let first = scores.pop_before(u64::MAX).unwrap();
+    assert_eq!((first.client, first.number), (1, 0));
+    scores.put_back(first);
+    while let Some(job) = scores.pop_before(u64::MAX) {
+        order.push((job.client, job.number));
+    }
+    assert_eq!(order, [(2, 3), (3, 4), (1, 0), (2, 5), (1, 1), (1, 2)]);
+    // Those of a turn only, and who is gone is forgotten.
+    let (job, answer) = ScoreJob::new(4, scores.next_number(), brought(1, 1));
+    scores.add(job);
+    assert!(scores.pop_before(6).is_none() && scores.len() == 1);
+    drop(answer);
+    scores.forget_abandoned();
+    assert!(scores.is_empty());
 }

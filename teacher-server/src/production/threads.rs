@@ -14,7 +14,7 @@ use std::{
 
 use distill_proto::Rows;
 
-use super::{Forward, ScoreJob, Shared, Swap, Tokens, turns};
+use super::{Forward, ScoreJob, Shared, State, Swap, Tokens, turns};
 use crate::{Error, Result, frames::encode, lease::Task, progress::Progress};
 
 /// Batches that wait for packing while the teacher runs on.
@@ -123,13 +123,13 @@ fn plan_batch(shared: &Shared, teacher: &dyn Forward, batch: u64) -> Result<(Vec
     Ok((run(shared, teacher, &tokens)?, count))
 }
 
-/// Waits for something to do. Scoring comes first: a trainer stands still for it.
+/// Waits for something to do. Scores and the plan's batches take turns, so that neither starves those who wait for the other.
 fn next_work(shared: &Shared) -> Work {
     let mut state = shared.state();
     loop {
         if state.closing {
             // Dropping the jobs tells those who wait for them.
-            state.scores.clear();
+            drop(state.scores.drain());
             if let Some(lease) = &mut state.lease {
                 lease.close();
             }
@@ -139,12 +139,17 @@ fn next_work(shared: &Shared) -> Work {
             Some(_) => turns::next_work(shared, &mut state),
             None => {
                 let contains = |index| shared.store.contains(index);
-                let job = state.scores.pop_front().map(Work::Score);
-                job.or_else(|| {
-                    let demand = &mut state.demand;
-                    let batch = demand.next_batch(&shared.plan, shared.queue, contains);
-                    batch.map(Work::Batch)
-                })
+                let State {
+                    demand,
+                    scores,
+                    scored_last,
+                    ..
+                } = &mut *state;
+                by_turns(
+                    scored_last,
+                    || scores.pop_before(u64::MAX),
+                    || demand.next_batch(&shared.plan, shared.queue, contains),
+                )
             }
         };
         if let Some(work) = found {
@@ -154,7 +159,24 @@ fn next_work(shared: &Shared) -> Work {
     }
 }
 
-/// One batch of a job; the rest goes to the end of the line.
+/// A batch of scores after one of the plan and the other way round, where there are both.
+pub(super) fn by_turns(
+    scored_last: &mut bool,
+    score: impl FnOnce() -> Option<ScoreJob>,
+    batch: impl FnOnce() -> Option<u64>,
+) -> Option<Work> {
+    let score = || score().map(Work::Score);
+    let batch = || batch().map(Work::Batch);
+    let work = if *scored_last {
+        batch().or_else(score)
+    } else {
+        score().or_else(batch)
+    }?;
+    *scored_last = matches!(work, Work::Score(_));
+    Some(work)
+}
+
+/// One batch of a job; for the rest its client waits until the others had theirs.
 fn score(shared: &Shared, teacher: &dyn Forward, mut job: ScoreJob) {
     if job.reply.is_closed() {
         return;
@@ -165,7 +187,7 @@ fn score(shared: &Shared, teacher: &dyn Forward, mut job: ScoreJob) {
         Ok(rows) => {
             job.done.extend(rows);
             if job.done.len() < job.sequences.len() {
-                shared.state().scores.push_back(job);
+                shared.state().scores.put_back(job);
             } else {
                 drop(job.reply.send(Ok(job.done)));
             }

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Forward, Shared, State, threads::Work};
+use super::{
+    Forward, Shared, State,
+    threads::{Work, by_turns},
+};
 use crate::{
     Error, Result,
     lease::{FreeMemory, Lease, Task},
@@ -117,7 +120,7 @@ fn with_lease(shared: &Shared, act: impl FnOnce(&mut Lease)) {
 
 /// Those who wait for scores hear what keeps the teacher from them.
 fn tell_scores(shared: &Shared, trouble: &Arc<Error>) {
-    let jobs = std::mem::take(&mut shared.state().scores);
+    let jobs = shared.state().scores.drain();
     for job in jobs {
         drop(job.reply.send(Err(Error::Production(trouble.clone()))));
     }
@@ -130,16 +133,17 @@ pub(super) fn next_work(shared: &Shared, state: &mut State) -> Option<Work> {
     let State {
         demand,
         scores,
+        scored_last,
         lease,
         ..
     } = state;
     let lease = lease.as_mut()?;
-    scores.retain(|job| !job.reply.is_closed());
+    scores.forget_abandoned();
     if lease.tick(Instant::now())
         && let Some(trouble) = lease.trouble()
     {
         tracing::error!("{trouble}");
-        for job in scores.drain(..) {
+        for job in scores.drain() {
             drop(job.reply.send(Err(Error::Production(trouble.clone()))));
         }
         shared.changed();
@@ -149,16 +153,20 @@ pub(super) fn next_work(shared: &Shared, state: &mut State) -> Option<Work> {
         if task != Task::Work {
             return Some(Work::Device(task));
         }
-        demand.open_window(plan, shared.queue, contains);
-        if let Some(job) = scores.pop_front() {
-            return Some(Work::Score(job));
-        }
-        if let Some(batch) = demand.next_of_window(plan, shared.queue, contains) {
-            return Some(Work::Batch(batch));
+        demand.open_window(plan, shared.queue, contains, scores.next_number());
+        // Scores that are asked for during a turn are for the next one, or a trainer that waits would wait for ever.
+        let before = demand.window_scores();
+        let work = by_turns(
+            scored_last,
+            || scores.pop_before(before),
+            || demand.next_of_window(plan, shared.queue, contains),
+        );
+        if work.is_some() {
+            return work;
         }
         // With nobody waiting for the device the next turn begins at once.
         demand.close_window();
-        lease.needed(demand.is_needed(plan, contains));
+        lease.needed(!scores.is_empty() || demand.is_needed(plan, contains));
         lease.turn_over();
     }
     None

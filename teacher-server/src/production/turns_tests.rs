@@ -3,14 +3,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use distill_model::DeviceMemory;
 use distill_proto::{
     Rows,
-    v1::{HoldDeviceResponse, hold_device_response::Event},
+    v1::{Granted, HoldDeviceResponse, hold_device_response::Event},
 };
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::*;
 use crate::{
-    lease::LeaseOptions,
+    lease::{Grant, LeaseOptions, Record},
     plan::Plan,
     production::{Order, OwnedTokens, Production, Reader, Tokens},
     progress::Progress,
@@ -100,6 +100,10 @@ const QUICK: LeaseOptions = LeaseOptions {
 };
 
 fn bench(plan: &Arc<Plan>, options: LeaseOptions) -> Bench {
+    bench_with(plan, options, Record::none())
+}
+
+fn bench_with(plan: &Arc<Plan>, options: LeaseOptions, record: Record) -> Bench {
     let card = Arc::new(Card::default());
     card.free_bytes.store(24 << 30, Ordering::SeqCst);
     let teacher = FakeTeacher::default();
@@ -108,7 +112,7 @@ fn bench(plan: &Arc<Plan>, options: LeaseOptions) -> Bench {
         memory: Box::new(CardMemory(card.clone())),
     };
     let store = Spool::create(None, plan.count()).unwrap();
-    let lease = Lease::new(options, Reporter::new(true));
+    let lease = Lease::new(options, Reporter::new(true), record);
     let production = Production::start_swapping(
         swap,
         lease,
@@ -131,13 +135,17 @@ struct Trainer {
 }
 
 impl Bench {
-    fn ask(&self, name: &str, epoch_held: Option<u64>) -> Trainer {
+    fn ask(&self, name: &str) -> Trainer {
+        self.come_back(name, None).unwrap()
+    }
+
+    fn come_back(&self, name: &str, held: Option<Grant<'_>>) -> Result<Trainer> {
         let (sender, messages) = mpsc::channel(4);
-        Trainer {
-            stream: self.production.hold(name, epoch_held, sender).unwrap(),
+        Ok(Trainer {
+            stream: self.production.hold(name, held, sender)?,
             messages,
             card: self.card.clone(),
-        }
+        })
     }
 
     fn reader(&self, first: u64) -> Reader {
@@ -145,10 +153,18 @@ impl Bench {
     }
 
     /// Frees the card, says so, and closes.
-    fn release(&self, trainer: &Trainer, epoch: u64) {
+    fn release(&self, trainer: &Trainer, granted: &Granted) {
         self.card.trainer.store(false, Ordering::SeqCst);
-        self.production.release(epoch).unwrap();
+        self.production.release(grant(granted)).unwrap();
         self.production.hold_ended(trainer.stream);
+    }
+}
+
+/// What a trainer names of what it was told.
+fn grant(granted: &Granted) -> Grant<'_> {
+    Grant {
+        epoch: granted.epoch,
+        secret: &granted.secret,
     }
 }
 
@@ -159,13 +175,13 @@ impl Trainer {
         message.map(|message| message.event.unwrap())
     }
 
-    async fn granted(&mut self) -> u64 {
+    async fn granted(&mut self) -> Granted {
         let Ok(Event::Granted(granted)) = self.next().await else {
             panic!("no grant");
         };
         self.card.trainer.store(true, Ordering::SeqCst);
         self.card.alone();
-        granted.epoch
+        granted
     }
 
     async fn is_asked_to_yield(&mut self) {
@@ -203,8 +219,8 @@ async fn teacher_and_trainer_take_turns_of_a_window_each() {
     };
     let bench = bench(&plan, patient);
     let mut reader = bench.reader(0);
-    let mut trainer = bench.ask("a", None);
-    let epoch = trainer.granted().await;
+    let mut trainer = bench.ask("a");
+    let granted = trainer.granted().await;
     // The first window was computed before; nothing of the teacher is left on the card.
     assert_eq!(bench.production.sequences_computed(), 6);
     assert!(!bench.card.teacher.load(Ordering::SeqCst));
@@ -213,18 +229,18 @@ async fn teacher_and_trainer_take_turns_of_a_window_each() {
     assert!(trainer.hears_nothing(), "there is a frame left");
     take(&mut reader, 1).await;
     trainer.is_asked_to_yield().await;
-    let mut second = bench.ask("b", None);
+    let mut second = bench.ask("b");
     a_while().await;
     assert!(second.hears_nothing());
     assert_eq!(bench.card.loads.load(Ordering::SeqCst), 1);
-    bench.release(&trainer, epoch);
+    bench.release(&trainer, &granted);
     // Who waits gets the device before more is computed, after one window for whoever needs it.
     let later = second.granted().await;
-    assert!(later > epoch);
+    assert!(later.epoch > granted.epoch);
     assert_eq!(bench.production.sequences_computed(), 12);
     take(&mut reader, 6).await;
     second.is_asked_to_yield().await;
-    bench.release(&second, later);
+    bench.release(&second, &later);
     take(&mut reader, 8).await;
     assert!(reader.digest().await.unwrap().is_some());
     assert_eq!(bench.card.loads.load(Ordering::SeqCst), 3);
@@ -235,9 +251,9 @@ async fn teacher_and_trainer_take_turns_of_a_window_each() {
 async fn a_holder_that_does_not_yield_is_named_and_keeps_the_device() {
     let plan = plan(4, 1);
     let bench = bench(&plan, QUICK);
-    let mut trainer = bench.ask("student 7\n", None);
-    let epoch = trainer.granted().await;
-    let mut waiting = bench.ask("b", None);
+    let mut trainer = bench.ask("student 7\n\u{1b}\u{202e}");
+    let granted = trainer.granted().await;
+    let mut waiting = bench.ask("b");
     for _ in 0..2 {
         let error = ready(&mut bench.reader(0)).await.unwrap_err().to_string();
         assert!(error.contains("student 7 has the device"), "{error}");
@@ -252,9 +268,9 @@ async fn a_holder_that_does_not_yield_is_named_and_keeps_the_device() {
     let refused = bench.production.hold("c", None, sender).unwrap_err();
     assert!(refused.to_string().contains("student 7"), "{refused}");
     trainer.is_asked_to_yield().await;
-    bench.release(&trainer, epoch);
+    bench.release(&trainer, &granted);
     take(&mut bench.reader(0), 4).await;
-    bench.ask("c", None).granted().await;
+    bench.ask("c").granted().await;
 }
 
 #[tokio::test]
@@ -262,10 +278,13 @@ async fn a_device_without_room_is_told_with_the_numbers_and_used_when_there_is()
     let plan = plan(4, 1);
     let bench = bench(&plan, QUICK);
     bench.card.free_bytes.store(1 << 30, Ordering::SeqCst);
-    let score = bench.production.score(vec![OwnedTokens {
-        token_ids: vec![1, 2],
-        target_mask: vec![false, true],
-    }]);
+    let score = bench.production.score(
+        1,
+        vec![OwnedTokens {
+            token_ids: vec![1, 2],
+            target_mask: vec![false, true],
+        }],
+    );
     let mut reader = bench.reader(0);
     let (score, read) = tokio::join!(score, ready(&mut reader));
     for error in [score.unwrap_err(), read.unwrap_err()] {
@@ -277,9 +296,9 @@ async fn a_device_without_room_is_told_with_the_numbers_and_used_when_there_is()
     assert_eq!(bench.card.loads.load(Ordering::SeqCst), 0);
     drop(reader);
     // With nobody in need a trainer gets the device all the same.
-    let mut trainer = bench.ask("a", None);
-    let epoch = trainer.granted().await;
-    bench.release(&trainer, epoch);
+    let mut trainer = bench.ask("a");
+    let granted = trainer.granted().await;
+    bench.release(&trainer, &granted);
     bench.card.free_bytes.store(3 << 30, Ordering::SeqCst);
     take(&mut bench.reader(0), 4).await;
 }
@@ -312,16 +331,16 @@ async fn scoring_is_refused_while_a_trainer_holds_the_device_and_has_its_turn_be
             target_mask: vec![false, true, true],
         }]
     };
-    let mut trainer = bench.ask("a", None);
-    let epoch = trainer.granted().await;
-    let error = bench.production.score(tokens()).await.unwrap_err();
+    let mut trainer = bench.ask("a");
+    let granted = trainer.granted().await;
+    let error = bench.production.score(1, tokens()).await.unwrap_err();
     assert!(matches!(&error, Error::DeviceHeld { holder } if holder == "a"));
     a_while().await;
     assert!(trainer.hears_nothing(), "a refusal needs nothing");
-    bench.release(&trainer, epoch);
-    let rows = bench.production.score(tokens()).await.unwrap();
+    bench.release(&trainer, &granted);
+    let rows = bench.production.score(1, tokens()).await.unwrap();
     assert_eq!(rows[0].ids, [2, 3]);
-    let mut again = bench.ask("a", None);
+    let mut again = bench.ask("a");
     again.granted().await;
     assert!(!bench.card.teacher.load(Ordering::SeqCst));
 }
@@ -330,22 +349,21 @@ async fn scoring_is_refused_while_a_trainer_holds_the_device_and_has_its_turn_be
 async fn who_loses_its_connection_can_come_back_for_a_while_and_then_another_is_next() {
     let plan = plan(4, 1);
     let bench = bench(&plan, QUICK);
-    let mut trainer = bench.ask("a", None);
-    let epoch = trainer.granted().await;
-    let mut second = bench.ask("b", None);
+    let mut trainer = bench.ask("a");
+    let granted = trainer.granted().await;
+    let mut second = bench.ask("b");
     bench.production.hold_ended(trainer.stream);
-    let mut back = bench.ask("a", Some(epoch));
-    let epoch = back.granted().await;
+    let mut back = bench.come_back("a", Some(grant(&granted))).unwrap();
+    let kept = back.granted().await;
     a_while().await;
     assert!(second.hears_nothing());
     // This time it dies.
     bench.card.trainer.store(false, Ordering::SeqCst);
     bench.production.hold_ended(back.stream);
     second.granted().await;
-    let mut late = bench.ask("a", Some(epoch));
-    let refused = late.next().await.unwrap_err();
-    assert!(refused.message().contains("ask anew"), "{refused}");
-    let stale = bench.production.release(epoch).unwrap_err();
+    let late = bench.come_back("a", Some(grant(&kept))).err().unwrap();
+    assert!(late.to_string().contains("ask anew"), "{late}");
+    let stale = bench.production.release(grant(&kept)).unwrap_err();
     assert!(matches!(stale, Error::StaleEpoch));
 }
 
@@ -353,13 +371,99 @@ async fn who_loses_its_connection_can_come_back_for_a_while_and_then_another_is_
 async fn closing_tells_those_who_hold_and_those_who_wait() {
     let plan = plan(4, 1);
     let bench = bench(&plan, QUICK);
-    let mut holder = bench.ask("a", None);
+    let mut holder = bench.ask("a");
     holder.granted().await;
-    let mut waiting = bench.ask("b", None);
+    let mut waiting = bench.ask("b");
     bench.production.close();
     for trainer in [&mut holder, &mut waiting] {
         let status = trainer.next().await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
     }
     bench.production.join();
+}
+
+#[tokio::test]
+async fn nobody_releases_or_takes_over_what_another_holds() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    let mut holder = bench.ask("a");
+    let former = holder.granted().await;
+    bench.release(&holder, &former);
+    let mut holder = bench.ask("a");
+    let granted = holder.granted().await;
+    let Granted { epoch, secret } = granted.clone();
+    let mut flipped = secret.to_vec();
+    flipped[15] ^= 1;
+    let longer = [&secret[..], &[0]].concat();
+    // Guesses of either half, replays of an earlier grant, and halves of two grants.
+    for (epoch, secret) in [
+        (epoch, &b""[..]),
+        (epoch, &[0; 16]),
+        (epoch, &flipped),
+        (epoch, &longer),
+        (epoch, &secret[..15]),
+        (epoch, &former.secret),
+        (epoch + 1, &secret),
+        (epoch - 1, &secret),
+        (former.epoch, &secret),
+        (former.epoch, &former.secret),
+        (0, &secret),
+        (u64::MAX, &secret),
+    ] {
+        let guess = Grant { epoch, secret };
+        let refused = bench.production.release(guess).unwrap_err();
+        assert!(matches!(refused, Error::StaleEpoch), "{refused}");
+        let refused = bench.come_back("b", Some(guess)).err().unwrap();
+        assert!(matches!(refused, Error::StaleEpoch), "{refused}");
+    }
+    a_while().await;
+    assert!(holder.hears_nothing(), "the holder has noticed nothing");
+    // The holder itself does both.
+    bench.production.hold_ended(holder.stream);
+    let mut back = bench.come_back("a", Some(grant(&granted))).unwrap();
+    let kept = back.granted().await;
+    assert!(
+        bench.production.release(grant(&granted)).is_err(),
+        "its former grant is over"
+    );
+    bench.release(&back, &kept);
+    bench.ask("b").granted().await;
+}
+
+#[tokio::test]
+async fn a_restarted_server_knows_the_holder_of_before_by_its_secret() {
+    let plan = plan(4, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let record = || Record::at(directory.path().join("lease"));
+    let before = bench_with(&plan, QUICK, record());
+    let mut trainer = before.ask("a");
+    let first = trainer.granted().await;
+    before.release(&trainer, &first);
+    let mut trainer = before.ask("a");
+    let granted = trainer.granted().await;
+    drop(before);
+    // Twice, as the second server may go down before anybody has come back.
+    drop(bench_with(&plan, QUICK, record()));
+    let after = bench_with(&plan, QUICK, record());
+    for stranger in [
+        grant(&first),
+        Grant {
+            epoch: granted.epoch,
+            secret: &[7; 16],
+        },
+        Grant {
+            epoch: granted.epoch - 1,
+            secret: &granted.secret,
+        },
+    ] {
+        assert!(after.come_back("b", Some(stranger)).is_err());
+    }
+    let mut back = after.come_back("a", Some(grant(&granted))).unwrap();
+    let kept = back.granted().await;
+    assert!(kept.epoch > granted.epoch);
+    after.release(&back, &kept);
+    // A server whose record is gone knows nobody.
+    let lost = bench(&plan, QUICK);
+    assert!(lost.come_back("a", Some(grant(&kept))).is_err());
+    lost.ask("a").granted().await;
 }

@@ -10,7 +10,7 @@ use tonic::{Code, Request, Status, metadata::MetadataMap, service::Interceptor};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::status::ERROR_DOMAIN;
-use crate::{Error, Result};
+use crate::{Error, Result, connections::Client};
 
 /// Of the environment: the token, where no file is named.
 const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
@@ -78,6 +78,9 @@ impl Auth {
 impl Interceptor for Auth {
     fn call(&mut self, request: Request<()>) -> std::result::Result<Request<()>, Status> {
         if self.allows(request.metadata()) {
+            if let Some(client) = request.extensions().get::<Client>() {
+                client.admit();
+            }
             return Ok(request);
         }
         let details = ErrorDetails::with_error_info("UNAUTHENTICATED", ERROR_DOMAIN, []);

@@ -10,34 +10,59 @@
 */
 
 mod auth;
+mod basis;
 mod blocks;
 mod hold;
 mod score;
 mod status;
 mod vocabulary;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
 
 use distill_proto::{
     Fingerprint,
     v1::{self, teacher_service_server::TeacherService},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use crate::{Error, Result, load::Engine};
+use crate::{
+    Error, Result,
+    connections::{Client, Share},
+    lease::Grant,
+    load::Engine,
+    printable::printable,
+};
 pub use auth::Auth;
 pub use status::{ERROR_DOMAIN, status};
 pub use vocabulary::chunks as vocabulary_chunks;
 
-/// Messages that wait between a stream's task and its connection; HTTP/2 flow control holds the rest back.
-const STREAM_MESSAGES: usize = 1;
 /// Characters of a client's fingerprint that are repeated to it.
 const ECHO_CHARS_MAX: usize = 64;
 
 /// What a streaming call answers with.
-type Messages<T> = ReceiverStream<std::result::Result<T, Status>>;
+type Messages<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
+
+/// Where the messages of a streaming call come from.
+trait Source<T>: Send + 'static {
+    /// Makes the next message, `None` after the last one. Not called before the connection has room for it, so that a client
+    /// which takes nothing costs nothing, and not called any more once the client is gone.
+    fn next(&mut self) -> impl Future<Output = Result<Option<T>>> + Send;
+}
+
+fn messages<T: Send + 'static, S: Source<T>>(source: S) -> Messages<T> {
+    let source = Arc::new(tokio::sync::Mutex::new(source));
+    let next = |source: Arc<tokio::sync::Mutex<S>>| async move {
+        let message = source.lock().await.next().await;
+        message.map_err(Status::from).transpose()
+    };
+    let turns = tokio_stream::iter(std::iter::repeat(source));
+    Box::pin(turns.then(next).map_while(|message| message))
+}
 
 /// The gRPC service; answers `UNAVAILABLE` until the engine is set.
 #[derive(Clone, Default)]
@@ -84,7 +109,7 @@ fn check_fingerprint(
     let served = served.first().copied().unwrap_or_default();
     let requested = match requested {
         "" => "none".to_owned(),
-        text => text.chars().take(ECHO_CHARS_MAX).collect(),
+        text => printable(text, ECHO_CHARS_MAX),
     };
     Err(Error::FingerprintMismatch {
         what,
@@ -113,9 +138,11 @@ impl TeacherService for Service {
         &self,
         request: Request<v1::StreamBlocksRequest>,
     ) -> std::result::Result<Response<Self::StreamBlocksStream>, Status> {
+        let ticket = Client::of(&request).take(Share::Readers)?;
         let request = request.into_inner();
         let engine = self.agreed(&request.plan_fingerprint)?;
-        Ok(Response::new(blocks::stream(&engine, &request.cursor)?))
+        let blocks = blocks::stream(&engine, &request.cursor, ticket)?;
+        Ok(Response::new(blocks))
     }
 
     async fn get_basis(
@@ -128,24 +155,7 @@ impl TeacherService for Service {
             layer => Error::NoBasis { layer },
         };
         let basis = engine.basis.clone().ok_or_else(none)?;
-        let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
-        let rank = basis.rank() as u32;
-        // On a thread of its own: widening a chunk of the head takes milliseconds. It ends with the client.
-        tokio::task::spawn_blocking(move || {
-            for rows in basis.chunks() {
-                let message = basis.bytes(rows.clone()).map_err(Status::from);
-                let message = message.map(|values_f16| v1::GetBasisResponse {
-                    rows: rows.len() as u32,
-                    rank,
-                    first_row: rows.start as u32,
-                    values_f16,
-                });
-                if sender.blocking_send(message).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(basis::stream(basis)))
     }
 
     async fn get_vocabulary(
@@ -160,12 +170,11 @@ impl TeacherService for Service {
         &self,
         request: Request<v1::FetchBlocksRequest>,
     ) -> std::result::Result<Response<Self::FetchBlocksStream>, Status> {
+        let ticket = Client::of(&request).take(Share::Readers)?;
         let request = request.into_inner();
         let engine = self.agreed(&request.plan_fingerprint)?;
-        Ok(Response::new(blocks::fetch(
-            &engine,
-            &request.sequence_ids,
-        )?))
+        let blocks = blocks::fetch(&engine, &request.sequence_ids, ticket)?;
+        Ok(Response::new(blocks))
     }
 
     async fn score_tokens(
@@ -173,15 +182,21 @@ impl TeacherService for Service {
         request: Request<v1::ScoreTokensRequest>,
     ) -> std::result::Result<Response<v1::ScoreTokensResponse>, Status> {
         let engine = self.engine()?;
-        let response = score::score(&engine, request.into_inner()).await?;
-        Ok(Response::new(response))
+        let client = Client::of(&request);
+        let ticket = client.take(Share::Scores)?;
+        let scores = score::score(&engine, client.id(), request.into_inner()).await?;
+        let mut response = Response::new(scores);
+        // Given back when the transport has the answer.
+        response.extensions_mut().insert(Arc::new(ticket));
+        Ok(response)
     }
 
     async fn hold_device(
         &self,
         request: Request<v1::HoldDeviceRequest>,
     ) -> std::result::Result<Response<Self::HoldDeviceStream>, Status> {
-        let stream = hold::stream(self.engine()?, &request.into_inner())?;
+        let ticket = Client::of(&request).take(Share::Holds)?;
+        let stream = hold::stream(self.engine()?, &request.into_inner(), ticket)?;
         Ok(Response::new(stream))
     }
 
@@ -189,8 +204,15 @@ impl TeacherService for Service {
         &self,
         request: Request<v1::ReleaseDeviceRequest>,
     ) -> std::result::Result<Response<v1::ReleaseDeviceResponse>, Status> {
-        let epoch = request.into_inner().epoch;
-        self.engine()?.production.release(epoch)?;
+        let request = request.into_inner();
+        if request.secret.is_empty() {
+            return Err(Error::NoSecret.into());
+        }
+        let grant = Grant {
+            epoch: request.epoch,
+            secret: &request.secret,
+        };
+        self.engine()?.production.release(grant)?;
         Ok(Response::new(v1::ReleaseDeviceResponse {}))
     }
 }

@@ -17,6 +17,7 @@ pub const SCORE_TOKENS_MAX: usize = 1 << 16;
 
 pub(super) async fn score(
     engine: &Engine,
+    client: u64,
     request: v1::ScoreTokensRequest,
 ) -> Result<v1::ScoreTokensResponse> {
     // Where only the vocabularies agree, ids mean the same, and nothing else came.
@@ -27,7 +28,7 @@ pub(super) async fn score(
         "tokenize with the teacher's tokenizer and send its fingerprint",
     )?;
     let sequences = check(engine, request.sequences)?;
-    let rows = engine.production.score(sequences.clone()).await?;
+    let rows = engine.production.score(client, sequences.clone()).await?;
     let plan = engine.plan.fingerprint;
     let encode = move || {
         let numbered = (0u64..).zip(sequences.into_iter().zip(rows));

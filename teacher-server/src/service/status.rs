@@ -41,6 +41,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::NoText { .. } => (Code::FailedPrecondition, "NO_TEXT"),
         Error::DeviceHeld { .. } => (Code::FailedPrecondition, "DEVICE_HELD"),
         Error::StaleEpoch => (Code::FailedPrecondition, "STALE_EPOCH"),
+        Error::NoSecret => (Code::FailedPrecondition, "NO_SECRET"),
         Error::HolderHung { .. } => (Code::Unavailable, "HOLDER_HUNG"),
         Error::NoRoom { .. } => (Code::ResourceExhausted, "NO_DEVICE_MEMORY"),
         Error::Cache { .. } => (Code::FailedPrecondition, "CACHE"),

@@ -8,22 +8,30 @@ use distill_proto::{
     v1,
 };
 use distill_text::Vocabulary;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Messages, STREAM_MESSAGES};
+use super::{Messages, Source, messages};
+use crate::Result;
 
-/// Sends all of `vocabulary`; ends with the client.
+/// Sends all of `vocabulary`.
 pub(super) fn stream(vocabulary: Arc<Vocabulary>) -> Messages<v1::GetVocabularyResponse> {
-    let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
-    tokio::spawn(async move {
-        for chunk in chunks(&vocabulary) {
-            if sender.send(Ok(chunk)).await.is_err() {
-                return;
-            }
-        }
-    });
-    ReceiverStream::new(receiver)
+    messages(Tokens {
+        vocabulary,
+        first: 0,
+    })
+}
+
+struct Tokens {
+    vocabulary: Arc<Vocabulary>,
+    /// Id of the next one.
+    first: usize,
+}
+
+impl Source<v1::GetVocabularyResponse> for Tokens {
+    async fn next(&mut self) -> Result<Option<v1::GetVocabularyResponse>> {
+        let chunk = chunk(&self.vocabulary, self.first);
+        self.first += chunk.as_ref().map_or(0, |chunk| chunk.tokens.len());
+        Ok(chunk)
+    }
 }
 
 /// All of `vocabulary` in messages.

@@ -39,6 +39,29 @@ impl Teacher {
         flags: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
+        command.envs(variables.iter().copied());
+        Self::start(command, dir, listen, flags)
+    }
+
+    /// As [`Teacher::serve`], with no more than this many files and connections open at a time.
+    pub fn serve_with_descriptors(
+        dir: &Path,
+        listen: &Listen,
+        flags: &[&str],
+        descriptors: u32,
+    ) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        command.args([
+            "-c",
+            &script,
+            env!("CARGO_BIN_EXE_teacher-server-under-test"),
+        ]);
+        Self::start(command, dir, listen, flags)
+    }
+
+    fn start(mut command: Command, dir: &Path, listen: &Listen, flags: &[&str]) -> Self {
         let port_file = dir.join("port");
         let _ = std::fs::remove_file(&port_file);
         let bind = match listen {
@@ -47,9 +70,9 @@ impl Teacher {
         };
         let log = dir.join("teacher.log");
         let out = File::create(&log).expect("log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
         command.args(["serve", "--bind", &bind]).args(flags);
-        command.envs(variables.iter().copied());
+        // What it remembers of its device is the test's, not the home's.
+        command.env("XDG_STATE_HOME", dir);
         if matches!(listen, Listen::Loopback) {
             command.arg("--port-file").arg(&port_file);
         }
@@ -106,6 +129,15 @@ impl Teacher {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The most memory that it has had so far, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).expect("the teacher lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        1024 * kib.expect("a number of kB")
     }
 
     /// What it has printed so far.

@@ -5,11 +5,20 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Child,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use distill_proto::v1::{
+    Granted, HoldDeviceRequest, ReleaseDeviceRequest, hold_device_response::Event,
+    teacher_service_client::TeacherServiceClient,
+};
 use serde_json::Value;
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     harness::{Listen, Teacher, send_signal, trainer, trainer_succeeds},
@@ -357,5 +366,119 @@ fn a_student_is_evaluated_against_a_teacher_that_makes_room_for_it() -> Result<(
     assert_eq!(eval(&teacher)?, expected);
     assert!(expected["kl"].is_f64(), "{expected}");
     assert!(teacher.log().contains("(eval)"), "{}", teacher.log());
+    Ok(())
+}
+
+/// Gets the device as anybody may, and gives it back: a secret and an epoch to replay.
+async fn own_grant(client: &mut TeacherServiceClient<Channel>) -> Result<Granted> {
+    let request = HoldDeviceRequest {
+        holder: "a thief".into(),
+        keeps_secret: true,
+        ..Default::default()
+    };
+    let mut stream = loop {
+        match client.hold_device(request.clone()).await {
+            Ok(stream) => break stream.into_inner(),
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let message = stream.message().await?.and_then(|message| message.event);
+    let Some(Event::Granted(granted)) = message else {
+        anyhow::bail!("no grant");
+    };
+    let Granted { epoch, secret } = granted.clone();
+    client
+        .release_device(ReleaseDeviceRequest { epoch, secret })
+        .await?;
+    Ok(granted)
+}
+
+/// Speaks for whoever has the device until told to stop; gives how often it was refused.
+async fn speak_for_others(
+    client: &mut TeacherServiceClient<Channel>,
+    own: &Granted,
+    teacher: &Teacher,
+    stop: &AtomicBool,
+) -> Result<usize> {
+    let mut refused = 0;
+    while !stop.load(Ordering::SeqCst) {
+        // It knows the epoch that goes on, as whoever reads the log does.
+        let log = teacher.log();
+        let known = log.rsplit("\"epoch\":").next().unwrap_or_default();
+        let known: String = known.chars().take_while(char::is_ascii_digit).collect();
+        let known: u64 = known.parse().unwrap_or(own.epoch);
+        for epoch in [known, known + 1, own.epoch] {
+            for secret in [
+                own.secret.clone(),
+                vec![0; 16].into(),
+                rand::random::<[u8; 16]>().to_vec().into(),
+            ] {
+                let release = ReleaseDeviceRequest {
+                    epoch,
+                    secret: secret.clone(),
+                };
+                let status = client.release_device(release).await.unwrap_err();
+                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                let take_over = HoldDeviceRequest {
+                    holder: "a thief".into(),
+                    epoch_held: epoch,
+                    secret,
+                    keeps_secret: true,
+                };
+                let status = client.hold_device(take_over).await.unwrap_err();
+                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                refused += 2;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(refused)
+}
+
+/// Tells on its way out, also of a failed test.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn guesses_and_replays_of_grants_change_nothing_for_the_holder() -> Result<()> {
+    let setup = Setup::new()?;
+    let expected = resident(&setup, &[])?;
+    let teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let runtime = tokio::runtime::Runtime::new()?;
+    let endpoint = Endpoint::from_shared(teacher.address().to_owned())?;
+    let mut client = runtime.block_on(async { TeacherServiceClient::new(endpoint.connect_lazy()) });
+    let own = runtime.block_on(own_grant(&mut client))?;
+    let stop = AtomicBool::new(false);
+    let mut run = Run::start(&setup, &teacher, "run", &[])?;
+    let refused = std::thread::scope(|scope| {
+        let attack =
+            scope.spawn(|| runtime.block_on(speak_for_others(&mut client, &own, &teacher, &stop)));
+        let stopping = Stop(&stop);
+        run.succeeds()?;
+        drop(stopping);
+        attack.join().expect("the attack was not refused")
+    })?;
+    assert!(refused > 50, "{refused} attempts");
+    assert_same(&run, &expected)?;
+    let log = run.log();
+    assert!(
+        !log.contains("lease is over") && !log.contains("device: kept"),
+        "{log}"
+    );
+    let secret: String = own
+        .secret
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert!(!teacher.log().contains(&secret));
+    let mut stays = teacher_stays(&teacher.log());
+    stays.extend(trainer_stays("run", &log, now()));
+    assert_never_two(stays);
     Ok(())
 }

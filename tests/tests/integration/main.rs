@@ -9,6 +9,8 @@ mod fixtures_models;
 mod fixtures_text;
 mod gguf;
 mod harness;
+mod hostile_client;
+mod http2;
 mod hub;
 mod lease;
 mod outputs;

@@ -14,12 +14,29 @@ async fn swapping(yield_timeout_s: u64) -> Running {
     .await
 }
 
-async fn hold(client: &mut Client, epoch_held: u64) -> tonic::Streaming<v1::HoldDeviceResponse> {
-    let request = v1::HoldDeviceRequest {
-        holder: "a test".into(),
-        epoch_held,
-    };
-    client.hold_device(request).await.unwrap().into_inner()
+fn asking(held: &v1::Granted) -> v1::HoldDeviceRequest {
+    v1::HoldDeviceRequest {
+        holder: "a test\u{202e}\u{1b}[2J".into(),
+        epoch_held: held.epoch,
+        secret: held.secret.clone(),
+        keeps_secret: true,
+    }
+}
+
+async fn hold(client: &mut Client, held: &v1::Granted) -> tonic::Streaming<v1::HoldDeviceResponse> {
+    let answer = client.hold_device(asking(held)).await;
+    answer.unwrap().into_inner()
+}
+
+async fn ask(client: &mut Client) -> tonic::Streaming<v1::HoldDeviceResponse> {
+    hold(client, &v1::Granted::default()).await
+}
+
+fn releasing(held: &v1::Granted) -> v1::ReleaseDeviceRequest {
+    v1::ReleaseDeviceRequest {
+        epoch: held.epoch,
+        secret: held.secret.clone(),
+    }
 }
 
 async fn next(stream: &mut tonic::Streaming<v1::HoldDeviceResponse>) -> Lease {
@@ -27,9 +44,9 @@ async fn next(stream: &mut tonic::Streaming<v1::HoldDeviceResponse>) -> Lease {
     message.unwrap().unwrap().unwrap().event.unwrap()
 }
 
-async fn granted(stream: &mut tonic::Streaming<v1::HoldDeviceResponse>) -> u64 {
+async fn granted(stream: &mut tonic::Streaming<v1::HoldDeviceResponse>) -> v1::Granted {
     match next(stream).await {
-        Lease::Granted(granted) => granted.epoch,
+        Lease::Granted(granted) => granted,
         Lease::Yield(_) => panic!("a yield before the grant"),
     }
 }
@@ -47,8 +64,8 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
     assert_eq!(engine.info.vram_mode(), v1::VramMode::Swap);
     assert_eq!(engine.basis.as_ref().unwrap().rank(), 64);
     let mut client = server.client(None);
-    let mut lease = hold(&mut client, 0).await;
-    let mut epoch = granted(&mut lease).await;
+    let mut lease = ask(&mut client).await;
+    let mut held = granted(&mut lease).await;
 
     // Frames are needed that nobody has computed: the holder is asked, and nothing is computed before it has released.
     let streaming = async {
@@ -76,14 +93,11 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
             assert_eq!(engine.production.sequences_computed(), before);
             let mut client = server.client(None);
             // In the line again before it leaves, so that the teacher makes one window and no more.
-            let mut again = hold(&mut client, 0).await;
-            client
-                .release_device(v1::ReleaseDeviceRequest { epoch })
-                .await
-                .unwrap();
+            let mut again = ask(&mut client).await;
+            client.release_device(releasing(&held)).await.unwrap();
             let later = granted(&mut again).await;
-            assert!(later > epoch);
-            (lease, epoch) = (again, later);
+            assert!(later.epoch > held.epoch);
+            (lease, held) = (again, later);
         }
     };
     let ((blocks, ended), ()) = tokio::join!(streaming, holding);
@@ -96,19 +110,13 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
     let details = refused.get_details_error_info().unwrap();
     assert_eq!(
         (details.reason.as_str(), details.metadata["holder"].as_str()),
-        ("DEVICE_HELD", "a test")
+        ("DEVICE_HELD", "a test[2J")
     );
     assert!(details.metadata["remedy"].contains("ReleaseDevice"));
-    client
-        .release_device(v1::ReleaseDeviceRequest { epoch })
-        .await
-        .unwrap();
+    client.release_device(releasing(&held)).await.unwrap();
     let scored = client.score_tokens(request).await.unwrap().into_inner();
     assert_eq!(scored.blocks.len(), 1);
-    let stale = client
-        .release_device(v1::ReleaseDeviceRequest { epoch })
-        .await
-        .unwrap_err();
+    let stale = client.release_device(releasing(&held)).await.unwrap_err();
     assert_eq!(reason(&stale), "STALE_EPOCH");
     drop(engine);
     server.stop().await;
@@ -118,9 +126,9 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
 async fn a_closed_stream_frees_the_device_after_a_while_and_a_stale_epoch_is_refused() {
     let server = swapping(1).await;
     let mut client = server.client(None);
-    let mut lease = hold(&mut client, 0).await;
-    let epoch = granted(&mut lease).await;
-    let mut second = hold(&mut client, 0).await;
+    let mut lease = ask(&mut client).await;
+    let held = granted(&mut lease).await;
+    let mut second = ask(&mut client).await;
     // It does not yield: who waits for frames or for the device hears its name within the timeout.
     let request = v1::StreamBlocksRequest {
         cursor: Default::default(),
@@ -133,14 +141,14 @@ async fn a_closed_stream_frees_the_device_after_a_while_and_a_stale_epoch_is_ref
         (Code::Unavailable, "HOLDER_HUNG")
     );
     assert!(
-        status.message().contains("a test has the device"),
+        status.message().contains("a test[2J has the device"),
         "{status}"
     );
     let status = second.message().await.unwrap_err();
     assert_eq!(reason(&status), "HOLDER_HUNG");
     // Its stream ends: the next one to ask gets it.
     drop(lease);
-    let request = v1::HoldDeviceRequest::default();
+    let request = asking(&v1::Granted::default());
     let mut second = loop {
         match client.hold_device(request.clone()).await {
             Ok(stream) => break stream.into_inner(),
@@ -149,16 +157,52 @@ async fn a_closed_stream_frees_the_device_after_a_while_and_a_stale_epoch_is_ref
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     let later = granted(&mut second).await;
-    assert!(later > epoch);
-    let mut back = hold(&mut client, epoch).await;
-    let status = back.message().await.unwrap_err();
+    assert!(later.epoch > held.epoch);
+    let status = client.hold_device(asking(&held)).await.unwrap_err();
     assert_eq!(
         (status.code(), reason(&status).as_str()),
         (Code::FailedPrecondition, "STALE_EPOCH")
     );
     // The holder comes back on another stream, as after a broken connection, and keeps the device.
-    let mut back = hold(&mut client, later).await;
-    assert!(granted(&mut back).await > later);
+    let mut back = hold(&mut client, &later).await;
+    assert!(granted(&mut back).await.epoch > later.epoch);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_trainer_without_the_grant_s_secret_hears_that_it_is_too_old() {
+    let server = swapping(60).await;
+    let mut client = server.client(None);
+    for epoch_held in [0, 1] {
+        let older = v1::HoldDeviceRequest {
+            holder: "an older trainer".into(),
+            epoch_held,
+            ..Default::default()
+        };
+        let status = client.hold_device(older).await.unwrap_err();
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::FailedPrecondition, "NO_SECRET")
+        );
+        assert!(status.message().contains("one release"), "{status}");
+    }
+    let mut lease = ask(&mut client).await;
+    let held = granted(&mut lease).await;
+    assert_eq!(held.secret.len(), crate::lease::SECRET_BYTES);
+    let older = v1::ReleaseDeviceRequest {
+        epoch: held.epoch,
+        ..Default::default()
+    };
+    let status = client.release_device(older).await.unwrap_err();
+    assert_eq!(reason(&status), "NO_SECRET");
+    let guess = v1::Granted {
+        epoch: held.epoch,
+        secret: vec![0; crate::lease::SECRET_BYTES].into(),
+    };
+    let status = client.release_device(releasing(&guess)).await.unwrap_err();
+    assert_eq!(reason(&status), "STALE_EPOCH");
+    assert!(!format!("{status:?}").contains(&held.epoch.to_string()));
+    client.release_device(releasing(&held)).await.unwrap();
     server.stop().await;
 }
 

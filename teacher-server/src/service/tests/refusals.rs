@@ -1,5 +1,9 @@
 //! Provides the tests of what is refused: without a token, of another plan, out of range, absurd.
 
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+};
+
 use super::*;
 
 #[tokio::test]
@@ -43,11 +47,22 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
                 .release_device(v1::ReleaseDeviceRequest::default())
                 .await
                 .map(drop),
-            HealthClient::new(server.channel.clone())
-                .check(HealthCheckRequest::default())
-                .await
-                .map(drop),
         ];
+        let schema = include_str!("../../../../proto/distill/v1/teacher.proto");
+        let rpcs = schema
+            .lines()
+            .filter(|line| line.trim_start().starts_with("rpc "));
+        assert_eq!(rpcs.count(), answers.len(), "every RPC is tried");
+        let mut health = HealthClient::new(server.channel.clone());
+        let request = HealthCheckRequest::default();
+        let mut reflection = ServerReflectionClient::new(server.channel.clone());
+        let names = tokio_stream::once(ServerReflectionRequest::default());
+        let others = [
+            health.check(request.clone()).await.map(drop),
+            health.watch(request).await.map(drop),
+            reflection.server_reflection_info(names).await.map(drop),
+        ];
+        let answers = answers.into_iter().chain(others);
         for answer in answers {
             let status = answer.unwrap_err();
             assert_eq!(status.code(), Code::Unauthenticated);
@@ -119,15 +134,17 @@ async fn hostile_requests_are_answered_with_their_reason() {
         .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 
-    let status = client
-        .hold_device(v1::HoldDeviceRequest::default())
-        .await
-        .unwrap_err();
+    let hold = v1::HoldDeviceRequest {
+        keeps_secret: true,
+        ..Default::default()
+    };
+    let status = client.hold_device(hold).await.unwrap_err();
     assert_eq!(reason(&status), "NOTHING_TO_LEND");
-    let status = client
-        .release_device(v1::ReleaseDeviceRequest { epoch: 1 })
-        .await
-        .unwrap_err();
+    let release = v1::ReleaseDeviceRequest {
+        epoch: 1,
+        secret: vec![1; 16].into(),
+    };
+    let status = client.release_device(release).await.unwrap_err();
     assert_eq!(reason(&status), "NOTHING_TO_LEND");
 
     let tokens = |token_ids: Vec<u32>, target_mask: Vec<bool>| v1::TokenSequence {

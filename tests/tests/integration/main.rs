@@ -2,6 +2,7 @@
 
 mod cache;
 mod captures;
+mod changed;
 mod fixtures_models;
 mod fixtures_text;
 mod gguf;

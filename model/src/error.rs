@@ -36,6 +36,17 @@ pub enum Error {
         /// What was found and what was expected.
         message: String,
     },
+    /// A file is not what it was when it was opened, and may have been fingerprinted.
+    #[error(
+        "{} was changed while this program used it: {how}; bring the file back as it was, or start again to use what it is now",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What shows it.
+        how: String,
+    },
     /// A tensor that the model needs is in none of the files.
     #[error(
         "{}: there is no tensor `{tensor}`; check that config.json belongs to these weights and that no shard is missing",

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Instant,
 };
 
@@ -31,6 +32,7 @@ pub struct StudentFiles {
     pub config: ModelConfig,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
+    weights: OnceLock<Weights>,
 }
 
 impl StudentFiles {
@@ -67,7 +69,26 @@ impl StudentFiles {
             revision: None,
             config: ModelConfig::load(dir)?,
             tokenizer: TokenizerFiles::open(dir)?,
+            weights: OnceLock::new(),
         })
+    }
+
+    /// The weights, opened once: a run names what it trains by their fingerprint and reads them again at every stay.
+    ///
+    /// # Errors
+    /// As [`Weights::open`]; a config.json that is another than at first.
+    pub fn weights(&self) -> Result<&Weights> {
+        if let Some(weights) = self.weights.get() {
+            return Ok(weights);
+        }
+        let weights = Weights::open(&self.dir)?;
+        if weights.model_config()? != self.config {
+            return Err(Error::Model(distill_model::Error::Changed {
+                path: self.dir.join("config.json"),
+                how: "it describes another model now".into(),
+            }));
+        }
+        Ok(self.weights.get_or_init(|| weights))
     }
 
     /// Reads the weights, frozen, with adapters where `lora` says so.
@@ -103,15 +124,15 @@ impl StudentFiles {
             base,
             lora,
         };
-        let weights = Weights::open(&self.dir)?;
+        let weights = self.weights()?;
         let remedy = match base {
             Base::AsStored => "hold it in four bits with --quantize nf4, or use --dtype bf16",
             Base::QuantizeNf4 => "use --dtype bf16, or a smaller student",
             Base::Trainable => "train adapters with --tune lora, or a smaller student",
         };
         let budget = place.memory_budget_bytes;
-        check_weights_fit(&self.config, &weights, &options, budget, remedy)?;
-        let decoder = Decoder::load(&self.config, &weights, &options)?;
+        check_weights_fit(&self.config, weights, &options, budget, remedy)?;
+        let decoder = Decoder::load(&self.config, weights, &options)?;
         let trained: usize = decoder
             .parameters()
             .iter()

@@ -2,6 +2,7 @@
 
 mod cached;
 mod files;
+mod outlook;
 mod swapped;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
     sketch::{Sketch, Summary},
     store::{BlockStore, Spool},
 };
+pub(crate) use outlook::look_ahead;
 use swapped::Swapped;
 
 /// Everything behind the service once the weights are in.
@@ -200,15 +202,8 @@ impl Opened {
             model,
             weights,
         } = files;
-        if config.seq_len > model.max_position_embeddings {
-            let (asked, most) = (config.seq_len, model.max_position_embeddings);
-            return Err(Error::Config {
-                key: "seq-len",
-                reason: format!("{asked} tokens are more than the {most} positions of this model"),
-            });
-        }
+        check_shape(config, &model, &tokenizer)?;
         backbone::check(&model, &weights)?;
-        Capture::new(config).check(&model, tokenizer.size())?;
         let windowing = Windowing::new(config.seq_len);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
@@ -343,6 +338,18 @@ impl States {
         let projection = self.projection.as_ref();
         projection.map(projection_digest).transpose()
     }
+}
+
+/// Refuses what a model of this shape cannot give.
+fn check_shape(config: &Config, model: &ModelConfig, tokenizer: &TokenizerFiles) -> Result<()> {
+    if config.seq_len > model.max_position_embeddings {
+        let (asked, most) = (config.seq_len, model.max_position_embeddings);
+        return Err(Error::Config {
+            key: "seq-len",
+            reason: format!("{asked} tokens are more than the {most} positions of this model"),
+        });
+    }
+    Capture::new(config).check(model, tokenizer.size())
 }
 
 /// How the teacher's weights are read.

@@ -2,17 +2,13 @@
 
 use std::{future::Future, path::Path, time::Instant};
 
-use distill_hub::Wanted;
-use distill_model::ModelConfig;
 use distill_program::{Outcome, console};
-use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
-    cache::{Access, Cache},
-    config::{Config, StateSetting, VramMode},
-    load::{Engine, located},
-    plan,
+    config::{Config, VramMode},
+    load::{Engine, look_ahead},
+    plan::{self, Entry},
     production::Order,
     report::{Reporter, Work},
     serve::load_until,
@@ -74,18 +70,7 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
     let lacking = missing
         .iter()
         .filter_map(|&index| entries.get(index as usize));
-    let (mut tokens, mut targets) = (0, 0);
-    for entry in lacking {
-        tokens += u64::from(entry.tokens);
-        targets += u64::from(entry.targets);
-    }
-    let mut work = Work {
-        sequences: missing.len() as u64,
-        tokens,
-        bytes: targets * plan::target_bytes(config, engine.info.state_rank),
-        seconds: None,
-        free_bytes: free_bytes(cache),
-    };
+    let mut work = work(config, cache, engine.info.state_rank, lacking);
     reporter.work(work);
     let started = Instant::now();
     let mut reader = engine.production.reader(Order::List(missing.into()))?;
@@ -98,7 +83,7 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
             // The first batch is part of the work, and shows how long the rest takes.
             let done = engine.production.totals();
             let rate = done.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
-            work.seconds = Some((tokens.saturating_sub(done.tokens)) as f64 / rate.max(1e-9));
+            work.seconds = Some(work.tokens.saturating_sub(done.tokens) as f64 / rate.max(1e-9));
             reporter.work_time(work);
         }
     }
@@ -111,42 +96,32 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
 /// As reading the tokenizer, the corpus and the cache; nobody can be told.
 pub fn dry_run(config: &Config) -> Result<()> {
     let reporter = Reporter::new(config.json);
-    // The weights of a model that is named on the hub are not fetched for this.
-    let found = |wanted| located(&config.model, wanted, &|| false);
-    let tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
-    let model = ModelConfig::load_teacher(&found(Wanted::Config)?)?;
-    let windowing = Windowing::new(config.seq_len);
-    let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
-    reporter.corpus(&corpus);
     let path = config.cache.clone().unwrap_or_default();
-    let mut known = std::collections::HashSet::new();
-    if let Some(cache) = Cache::open(&path, Access::Read)? {
-        let store = cache.store()?;
-        reporter.cache(&cache, store.sealed());
-        let done = cache.entries().into_iter().zip(0..);
-        let done = done.filter(|&(_, index)| crate::store::BlockStore::contains(&store, index));
-        known.extend(done.map(|(entry, _)| entry.id));
-    }
-    let rank = match config.state {
-        StateSetting::None => 0,
-        StateSetting::Sketch { rank, .. } => rank,
-        StateSetting::Exact(_) | StateSetting::Hidden { .. } => model.hidden_size,
-    };
-    let target_bytes = plan::target_bytes(config, rank as u32);
-    let missing: Vec<&Sequence> = corpus
-        .sequences
-        .iter()
-        .filter(|sequence| !known.contains(&sequence.id))
-        .collect();
-    let targets: usize = missing.iter().map(|sequence| sequence.targets()).sum();
-    reporter.work(Work {
-        sequences: missing.len() as u64,
-        tokens: missing.iter().map(|s| s.token_ids.len() as u64).sum(),
-        bytes: targets as u64 * target_bytes,
-        seconds: None,
-        free_bytes: free_bytes(&path),
-    });
+    let found = look_ahead(config, &path, &reporter)?;
+    reporter.work(work(config, &path, found.state_rank, found.entries.iter()));
     console::reported().map_err(Error::io("write to", Path::new("standard output")))
+}
+
+/// What is to be computed, added up.
+fn work<'a>(
+    config: &Config,
+    cache: &Path,
+    state_rank: u32,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Work {
+    let (mut sequences, mut tokens, mut targets) = (0, 0, 0);
+    for entry in entries {
+        sequences += 1;
+        tokens += u64::from(entry.tokens);
+        targets += u64::from(entry.targets);
+    }
+    Work {
+        sequences,
+        tokens,
+        bytes: targets * plan::target_bytes(config, state_rank),
+        seconds: None,
+        free_bytes: free_bytes(cache),
+    }
 }
 
 /// Bytes that can be written where `path` is or will be; `None` where the system does not say.

@@ -30,15 +30,15 @@ mod window;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::File,
     io::BufReader,
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
-use crate::{Architecture, Error, ModelConfig, Result};
+use crate::{Architecture, Error, ModelConfig, Result, weights::SourceFile};
 use header::Header;
 use tensors::StoredTensor;
+#[cfg(test)]
+pub(crate) use tests::{model as test_model, write_gguf as test_file};
 pub use tokenizer::GgufTokenizer;
 use value::Value;
 
@@ -59,7 +59,7 @@ fn is_llama(config: &ModelConfig) -> bool {
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
-    file: Mutex<File>,
+    file: SourceFile,
     header: Header,
     /// By Hugging Face name.
     tensors: BTreeMap<String, StoredTensor>,
@@ -73,22 +73,17 @@ impl Gguf {
     /// # Errors
     /// A file that is no GGUF, or truncated; an architecture, or a setting, that the decoder does not have.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
-        let file_bytes = file
-            .metadata()
-            .map_err(|source| Error::io(path, source))?
-            .len();
-        let mut reader = BufReader::new(file);
-        let header = Header::read(&mut reader, path)?;
+        let file = SourceFile::open(path)?;
+        let file_bytes = file.bytes();
+        let header = Header::read(BufReader::new(file.file()), path)?;
         refuse_split(&header, path)?;
-        let mut file = reader.into_inner();
         let mut config_json = config::config_json(&header, path)?;
         let parse =
             |json: &serde_json::Value| ModelConfig::parse(json.to_string().as_bytes(), path);
         let mut config = parse(&config_json)?;
         let rope_factors = rope::find(&header, path, file_bytes, &config)?;
         if let Some(stored) = &rope_factors {
-            config_json["rope_scaling"] = rope::scaling(stored, &mut file, path, &config)?;
+            config_json["rope_scaling"] = rope::scaling(stored, &file, path, &config)?;
             config = parse(&config_json)?;
         }
         let mut tensors = BTreeMap::new();
@@ -98,7 +93,7 @@ impl Gguf {
         }
         let gguf = Self {
             path: path.to_owned(),
-            file: Mutex::new(file),
+            file,
             header,
             tensors,
             config_json,

@@ -5,12 +5,12 @@ frequency, 1 for short waves and up to 8 or 32 for long ones, in f32; and an ang
 transformers' words that is `longrope` with the same factors at every length and cosines and sines that are not scaled.
 */
 
-use std::{fs::File, path::Path};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{header::Header, is_llama, tensors::StoredTensor};
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Result, weights::SourceFile};
 
 /// llama.cpp's name of the factors.
 const FACTORS: &str = "rope_freqs.weight";
@@ -35,7 +35,7 @@ pub(super) fn find(
 /// Another type than f32; a factor that is no positive number.
 pub(super) fn scaling(
     stored: &StoredTensor,
-    file: &mut File,
+    file: &SourceFile,
     path: &Path,
     config: &ModelConfig,
 ) -> Result<Value> {

@@ -1,13 +1,6 @@
 //! Provides the tensors of a GGUF file by their Hugging Face names: in the file's blocks, dequantised, or as bytes.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io::{Read, Seek, SeekFrom},
-    ops::Range,
-    path::Path,
-    sync::PoisonError,
-};
+use std::{collections::BTreeSet, ops::Range, path::Path};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
@@ -15,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::header::Header;
 use super::{Gguf, is_llama, names};
 use crate::packed::{PackedMatrix, row_bytes, type_name, type_of};
-use crate::{Error, Result};
+use crate::{Error, Result, weights::SourceFile};
 
 /// Types that files are published in and that are not read here, by ggml's numbers.
 const OTHER_TYPES: [(u32, &str); 12] = [
@@ -144,19 +137,12 @@ impl StoredTensor {
         self.rows() * self.row_bytes
     }
 
-    /// Bytes from `offset` on.
-    fn read(&self, file: &mut File, path: &Path, offset: usize, out: &mut [u8]) -> Result<()> {
-        let start = SeekFrom::Start(self.start + offset as u64);
-        file.seek(start)
-            .and_then(|_| file.read_exact(out))
-            .map_err(|e| {
-                let message = format!("cannot be read ({e}); the file changed or is damaged");
-                Error::tensor(path, &self.name, message)
-            })
+    fn extent(&self) -> Range<u64> {
+        self.start..self.start + self.bytes() as u64
     }
 
     /// The values of a small tensor that has to be f32.
-    pub fn f32_values(&self, file: &mut File, path: &Path) -> Result<Vec<f32>> {
+    pub fn f32_values(&self, file: &SourceFile, path: &Path) -> Result<Vec<f32>> {
         if self.dtype != GgmlDType::F32 {
             let message = format!(
                 "is stored as {}, where llama.cpp stores F32; convert the model with a current llama.cpp",
@@ -165,7 +151,7 @@ impl StoredTensor {
             return Err(Error::tensor(path, &self.name, message));
         }
         let mut bytes = vec![0u8; self.bytes()];
-        self.read(file, path, 0, &mut bytes)?;
+        file.read(self.start, &mut bytes)?;
         let (values, _) = bytes.as_chunks::<4>();
         Ok(values.iter().copied().map(f32::from_le_bytes).collect())
     }
@@ -255,20 +241,29 @@ impl Gguf {
 
     /// A tensor by its Hugging Face name, in the file's blocks; a vector as a matrix of one row.
     ///
-    /// llama.cpp stores the rows of Llama's q and k so that its rotation takes neighbours; they are put back in order here.
-    ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn matrix(&self, name: &str, device: &Device) -> Result<PackedMatrix> {
         let stored = self.find(name)?;
+        let read = || self.read_matrix(name, stored, device);
+        self.file.unchanged(name, &stored.extent(), read)
+    }
+
+    /// llama.cpp stores the rows of Llama's q and k so that its rotation takes neighbours; they are put back in order here.
+    fn read_matrix(
+        &self,
+        name: &str,
+        stored: &StoredTensor,
+        device: &Device,
+    ) -> Result<PackedMatrix> {
         let shape = (stored.rows(), stored.columns());
         let Some(heads) = self.paired_heads(name) else {
             return PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
-                self.read_bytes(stored, rows.start * stored.row_bytes, out)
+                let start = stored.start + (rows.start * stored.row_bytes) as u64;
+                self.file.read(start, out)
             });
         };
-        let mut paired = vec![0u8; stored.bytes()];
-        self.read_bytes(stored, 0, &mut paired)?;
+        let paired = self.file.read_range(&stored.extent())?;
         let in_head = stored.rows() / heads;
         PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
             for (row, out) in rows.zip(out.chunks_exact_mut(stored.row_bytes)) {
@@ -292,28 +287,14 @@ impl Gguf {
         }
     }
 
-    /// Hands over the bytes of a tensor in the file's order, at most `bytes_max` at a time.
-    pub(crate) fn each_part(
-        &self,
-        name: &str,
-        bytes_max: usize,
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<()> {
-        let stored = self.find(name)?;
-        let bytes = stored.bytes();
-        let mut buffer = vec![0u8; bytes_max.min(bytes)];
-        for start in (0..bytes).step_by(bytes_max.max(1)) {
-            let (part, _) = buffer.split_at_mut(bytes_max.min(bytes - start));
-            self.read_bytes(stored, start, part)?;
-            take(part);
-        }
-        Ok(())
+    /// The open file.
+    pub(crate) fn file(&self) -> &SourceFile {
+        &self.file
     }
 
-    /// Bytes of a tensor from `offset` on.
-    fn read_bytes(&self, stored: &StoredTensor, offset: usize, out: &mut [u8]) -> Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        stored.read(&mut file, &self.path, offset, out)
+    /// Where in the file a tensor lies.
+    pub(crate) fn extent(&self, name: &str) -> Result<Range<u64>> {
+        Ok(self.find(name)?.extent())
     }
 
     fn find(&self, name: &str) -> Result<&StoredTensor> {

@@ -8,7 +8,7 @@ use super::*;
 use crate::testing::{TinyModel, write_tiny_model};
 use crate::{Architecture, Decoder, LoadOptions, Weights};
 
-pub(super) fn model(base: TinyModel) -> TinyModel {
+pub(crate) fn model(base: TinyModel) -> TinyModel {
     TinyModel {
         hidden_size: 64,
         intermediate_size: 96,
@@ -17,7 +17,7 @@ pub(super) fn model(base: TinyModel) -> TinyModel {
     }
 }
 
-pub(super) fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
+pub(crate) fn write_gguf(dir: &Path, tiny: &TinyModel, dtype: GgmlDType) -> PathBuf {
     write_gguf_with(dir, tiny, dtype, |_, _| ())
 }
 

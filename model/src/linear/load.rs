@@ -79,7 +79,7 @@ fn quantize(weights: &Weights, name: &str, rows: usize, columns: usize) -> Resul
             ));
         }
     };
-    let values = weights::to_f32(dtype, bytes).unwrap_or_default();
+    let values = weights::to_f32(dtype, &bytes).unwrap_or_default();
     Nf4Matrix::quantize(&values, rows, columns, true, rounding)
         .map_err(|e| weights.error(name, e.to_string()))
 }

@@ -47,14 +47,14 @@ impl Nf4Matrix {
     /// # Errors
     /// Names the tensor that is missing.
     pub fn stored_bytes(weights: &Weights, name: &str) -> Result<u64> {
-        let mut bytes = weights.raw(name)?.2.len();
+        let mut bytes = weights.raw_bytes(name)?;
         for scales in ["absmax", "nested_absmax"] {
             let scales = format!("{name}.{scales}");
             if weights.contains(&scales) {
-                bytes += weights.raw(&scales)?.2.len();
+                bytes += weights.raw_bytes(&scales)?;
             }
         }
-        Ok(bytes as u64)
+        Ok(bytes)
     }
 
     /// Reads the matrix `name`, such as `model.layers.0.mlp.up_proj.weight`.
@@ -110,7 +110,7 @@ impl Nf4Matrix {
             rows,
             columns,
             block_size: state.blocksize,
-            codes: codes.to_vec(),
+            codes,
             scales: read_scales(weights, name, &state, blocks)?,
             rounding,
             resident: super::Resident::default(),
@@ -124,13 +124,14 @@ pub(super) fn state_name(name: &str, quant_type: QuantType) -> String {
 }
 
 fn read_state(weights: &Weights, state_name: &str, quant_type: QuantType) -> Result<QuantState> {
-    let (_, _, json) = weights.raw(state_name)?;
-    if json.len() > STATE_BYTES_MAX {
-        let message = format!("{} bytes exceed the limit of {STATE_BYTES_MAX}", json.len());
+    let bytes = weights.raw_bytes(state_name)?;
+    if bytes > STATE_BYTES_MAX as u64 {
+        let message = format!("{bytes} bytes exceed the limit of {STATE_BYTES_MAX}");
         return Err(weights.error(state_name, message));
     }
+    let (_, _, json) = weights.raw(state_name)?;
     let state: QuantState =
-        serde_json::from_slice(json).map_err(|e| weights.error(state_name, e.to_string()))?;
+        serde_json::from_slice(&json).map_err(|e| weights.error(state_name, e.to_string()))?;
     if state.quant_type != quant_type.name() {
         let message = format!(
             "quant_type {:?} is not {}",
@@ -173,7 +174,7 @@ fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize)
     let map_name = format!("{name}.nested_quant_map");
     let map = floats(weights, &map_name, DYNAMIC_ENTRIES)?;
     Ok(Scales::Nested(Box::new(NestedScales {
-        codes: codes.to_vec(),
+        codes,
         map: map
             .try_into()
             .map_err(|_| weights.error(&map_name, "has another length than 256"))?,
@@ -190,7 +191,7 @@ fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize)
 /// Exactly `count` finite floats.
 fn floats(weights: &Weights, name: &str, count: usize) -> Result<Vec<f32>> {
     let (dtype, _, bytes) = weights.raw(name)?;
-    let values = weights::to_f32(dtype, bytes)
+    let values = weights::to_f32(dtype, &bytes)
         .ok_or_else(|| weights.error(name, format!("{dtype} is not a float type")))?;
     if values.len() != count {
         let message = format!("expected {count} values, got {}", values.len());

@@ -238,9 +238,13 @@ fn values_that_cannot_be_quantised_are_refused_with_their_place() {
 fn tampered(case: &str, changes: &[(&str, &[u8])]) -> crate::Result<Nf4Matrix> {
     let weights = fixture(case);
     let prefix = format!("{case}.");
+    let names = weights.names().filter(|name| name.starts_with(&prefix));
+    let stored: Vec<_> = names
+        .map(|name| (name, weights.raw(name).unwrap()))
+        .collect();
     let mut tensors = Vec::new();
-    for name in weights.names().filter(|name| name.starts_with(&prefix)) {
-        let (dtype, shape, bytes) = weights.raw(name).unwrap();
+    for (name, (dtype, shape, bytes)) in &stored {
+        let (name, dtype) = (*name, *dtype);
         let change = changes.iter().find(|(suffix, _)| name.ends_with(suffix));
         match change {
             Some((_, [])) => {}

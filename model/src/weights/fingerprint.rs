@@ -1,17 +1,9 @@
 //! Provides the model fingerprint: one digest over what a forward pass depends on, config.json and every tensor.
 
 use super::Weights;
-use crate::{Error, Gguf, Result};
-use rayon::prelude::*;
+use crate::{Gguf, Result};
 use serde_json::Value;
-use std::path::Path;
 
-/// Longest config.json accepted, in bytes.
-const CONFIG_BYTES_MAX: u64 = 16 << 20;
-/// Tensors are hashed in pieces of this size on all cores.
-const SEGMENT_BYTES: usize = 4 << 20;
-/// Bytes of a GGUF file that are read at a time: whole segments.
-const READ_BYTES: usize = 16 * SEGMENT_BYTES;
 /// Names the definition below; a change of it changes every fingerprint.
 const DOMAIN: &[u8] = b"ot-distill model fingerprint v1";
 
@@ -21,18 +13,12 @@ const VOLATILE_KEYS: [&str; 4] = ["transformers_version", "dtype", "torch_dtype"
 
 /// BLAKE3 over, each preceded by its length as u64 little-endian: the domain, the canonical config (empty without
 /// config.json), and for every tensor in name order its name, type, shape and the digests of its 4 MiB segments.
-pub(super) fn fingerprint(weights: &Weights, config: Option<&Path>) -> Result<[u8; 32]> {
-    let config = config.map(read_config).transpose()?;
-    let mut hasher = begin(config.map(canonical_config));
-    for name in weights.names() {
-        let (dtype, shape, bytes) = weights.raw(name)?;
-        add_tensor(
-            &mut hasher,
-            name,
-            &dtype.to_string(),
-            shape,
-            &digests(bytes),
-        );
+pub(super) fn fingerprint(weights: &Weights) -> Result<[u8; 32]> {
+    let mut hasher = begin(weights.config_json()?.map(canonical_config));
+    for (name, (file, info)) in &weights.tensors {
+        let segments = file.fingerprint(name, &info.bytes)?;
+        let dtype = info.dtype.to_string();
+        add_tensor(&mut hasher, name, &dtype, &info.shape, &segments);
     }
     Ok(*hasher.finalize().as_bytes())
 }
@@ -42,8 +28,7 @@ pub(super) fn fingerprint(weights: &Weights, config: Option<&Path>) -> Result<[u
 pub(super) fn of_gguf(gguf: &Gguf) -> Result<[u8; 32]> {
     let mut hasher = begin(Some(canonical_config(gguf.config_json().clone())));
     for name in gguf.names() {
-        let mut segments = Vec::new();
-        gguf.each_part(name, READ_BYTES, |bytes| segments.extend(digests(bytes)))?;
+        let segments = gguf.file().fingerprint(name, &gguf.extent(name)?)?;
         let (kind, shape) = (gguf.type_name(name)?, gguf.shape(name)?);
         add_tensor(&mut hasher, name, kind, shape, &segments);
     }
@@ -71,21 +56,9 @@ fn add_tensor(
     update(hasher, segments.as_flattened());
 }
 
-fn digests(bytes: &[u8]) -> Vec<[u8; 32]> {
-    let segments = bytes.par_chunks(SEGMENT_BYTES);
-    segments
-        .map(|segment| *blake3::hash(segment).as_bytes())
-        .collect()
-}
-
 fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);
-}
-
-fn read_config(path: &Path) -> Result<Value> {
-    let bytes = super::read_capped(path, CONFIG_BYTES_MAX)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, "JSON", e.to_string()))
 }
 
 /// The config without volatile keys, keys sorted, no white space, integral numbers without a fraction.

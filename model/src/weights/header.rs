@@ -3,6 +3,7 @@
 //! Layout: u64 little-endian header length, that many bytes of JSON, then the tensors' bytes without gaps.
 //! `{"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, "__metadata__": {..}}`
 
+use super::source::SourceFile;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -25,7 +26,7 @@ pub(super) struct TensorInfo {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Byte range from the start of the file.
-    pub bytes: Range<usize>,
+    pub bytes: Range<u64>,
 }
 
 #[derive(Deserialize)]
@@ -35,58 +36,57 @@ struct RawInfo {
     data_offsets: (u64, u64),
 }
 
-/// Reads and validates the header of the safetensors file `path` with content `file`.
+/// Reads and validates the header of a safetensors file.
 ///
 /// # Errors
 /// [`Error::Malformed`] or [`Error::Tensor`] with the file and the tensor or field at fault.
-pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<BTreeMap<String, TensorInfo>> {
-    let (json, data_start) = split(path, file)?;
-    let RawHeader(raw) = serde_json::from_slice(json)
+pub(super) fn read_header(file: &SourceFile) -> Result<BTreeMap<String, TensorInfo>> {
+    let path = file.path();
+    let json = read_json(file)?;
+    let data_start = (LENGTH_BYTES + json.len()) as u64;
+    let RawHeader(raw) = serde_json::from_slice(&json)
         .map_err(|e| Error::malformed(path, "header", format!("not a safetensors header: {e}")))?;
     let mut tensors = BTreeMap::new();
     for (name, info) in raw {
-        let info = check(&info, data_start, file.len())
+        let info = check(&info, data_start, file.bytes())
             .map_err(|message| Error::tensor(path, &name, message))?;
         if tensors.insert(name.clone(), info).is_some() {
             return Err(Error::tensor(path, &name, "is described twice"));
         }
     }
-    check_coverage(path, &tensors, data_start, file.len())?;
+    check_coverage(path, &tensors, data_start, file.bytes())?;
     Ok(tensors)
 }
 
-/// The header's JSON and the offset of the first tensor byte.
-fn split<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], usize)> {
-    let fault = |message| Error::malformed(path, "header", message);
-    let length = file
-        .first_chunk::<LENGTH_BYTES>()
-        .map(|bytes| u64::from_le_bytes(*bytes))
-        .ok_or_else(|| {
-            fault(format!(
-                "the file has {} bytes and the header length alone takes {LENGTH_BYTES}",
-                file.len()
-            ))
-        })?;
-    let length = usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= HEADER_BYTES_MAX)
-        .ok_or_else(|| {
-            fault(format!(
-                "claims {length} bytes, more than the limit of {HEADER_BYTES_MAX}; not a safetensors file?"
-            ))
-        })?;
-    let end = LENGTH_BYTES + length;
-    let json = file.get(LENGTH_BYTES..end).ok_or_else(|| {
-        fault(format!(
-            "claims {length} bytes and the file ends after {}; download it again",
-            file.len() - LENGTH_BYTES
-        ))
-    })?;
-    Ok((json, end))
+/// The header's JSON; the tensors' bytes follow it.
+fn read_json(file: &SourceFile) -> Result<Vec<u8>> {
+    let fault = |message| Error::malformed(file.path(), "header", message);
+    let Some(available) = file.bytes().checked_sub(LENGTH_BYTES as u64) else {
+        return Err(fault(format!(
+            "the file has {} bytes and the header length alone takes {LENGTH_BYTES}",
+            file.bytes()
+        )));
+    };
+    let mut length = [0; LENGTH_BYTES];
+    file.read(0, &mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > HEADER_BYTES_MAX as u64 {
+        return Err(fault(format!(
+            "claims {length} bytes, more than the limit of {HEADER_BYTES_MAX}; not a safetensors file?"
+        )));
+    }
+    if length > available {
+        return Err(fault(format!(
+            "claims {length} bytes and the file ends after {available}; download it again"
+        )));
+    }
+    let mut json = vec![0; length as usize];
+    file.read(LENGTH_BYTES as u64, &mut json)?;
+    Ok(json)
 }
 
 /// Checks one entry against the file's size; the message does not repeat the name.
-fn check(raw: &RawInfo, data_start: usize, file_len: usize) -> Result<TensorInfo, String> {
+fn check(raw: &RawInfo, data_start: u64, file_bytes: u64) -> Result<TensorInfo, String> {
     if raw.shape.len() > DIMENSIONS_MAX {
         return Err(format!(
             "has {} dimensions, more than {DIMENSIONS_MAX}",
@@ -113,7 +113,7 @@ fn check(raw: &RawInfo, data_start: usize, file_len: usize) -> Result<TensorInfo
             bits.div_ceil(8)
         ));
     }
-    let available = (file_len - data_start) as u64;
+    let available = file_bytes - data_start;
     if end > available {
         return Err(format!(
             "data_offsets {begin}..{end} end outside the file, which has {available} bytes of data; download it again"
@@ -123,8 +123,8 @@ fn check(raw: &RawInfo, data_start: usize, file_len: usize) -> Result<TensorInfo
     Ok(TensorInfo {
         dtype: raw.dtype,
         shape: shape.collect::<Result<_, _>>().map_err(|_| too_large())?,
-        // Both ends are at most `available`, which came from a usize.
-        bytes: data_start + begin as usize..data_start + end as usize,
+        // Both ends are at most `available`.
+        bytes: data_start + begin..data_start + end,
     })
 }
 
@@ -132,8 +132,8 @@ fn check(raw: &RawInfo, data_start: usize, file_len: usize) -> Result<TensorInfo
 fn check_coverage(
     path: &Path,
     tensors: &BTreeMap<String, TensorInfo>,
-    data_start: usize,
-    file_len: usize,
+    data_start: u64,
+    file_bytes: u64,
 ) -> Result<()> {
     let mut by_offset: Vec<_> = tensors.iter().collect();
     by_offset.sort_by_key(|(_, info)| (info.bytes.start, info.bytes.end));
@@ -157,13 +157,13 @@ fn check_coverage(
         }
         position = info.bytes.end;
     }
-    if position != file_len {
+    if position != file_bytes {
         return Err(Error::malformed(
             path,
             "data",
             format!(
                 "{} bytes follow the last tensor; the header and the data do not belong together",
-                file_len - position
+                file_bytes - position
             ),
         ));
     }

@@ -1,47 +1,49 @@
-//! Provides the weights of a model directory, memory-mapped, or of a GGUF file: tensors by name, converted, packed or raw, and
-//! their fingerprint.
+//! Provides the weights of a model directory or of a GGUF file: tensors by name, converted, packed or raw, and their
+//! fingerprint.
 
+#[cfg(test)]
+mod changed_tests;
 mod convert;
 mod fingerprint;
 mod header;
 mod index;
-mod mmap;
+mod source;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use convert::to_f32;
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::{INDEX_BYTES_MAX, SHARDS_MAX};
+pub(crate) use source::SourceFile;
 
 use crate::gguf::is_gguf;
 use crate::{Error, Gguf, ModelConfig, PackedMatrix, Result};
 use candle_core::{DType, Device, Tensor};
 use header::TensorInfo;
 use index::WeightFiles;
-use memmap2::Mmap;
 use safetensors::Dtype;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Longest config.json accepted, in bytes.
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// The tensors of `model.safetensors`, of the shards that `model.safetensors.index.json` names, or of a GGUF file, by their
 /// Hugging Face names.
 ///
-/// Files are mapped, not read: pages come in when a tensor is asked for. Of a GGUF file, which is kept in memory as it is
-/// stored, tensors are read. Files must not be changed while this lives.
+/// Files are kept open, and a tensor is read when it is asked for, as often as that is. All of it is of the moment when the
+/// files were opened: once one was written to, its tensors are refused, unless they hold the bytes that were fingerprinted.
 pub struct Weights {
     /// The directory, or the file when opened with [`Weights::open_file`].
     path: PathBuf,
-    config: Option<PathBuf>,
-    files: Vec<WeightFile>,
-    tensors: BTreeMap<String, (usize, TensorInfo)>,
-    /// What there is instead of `files` and `tensors`, where `path` is such a file.
+    /// Where there is a `config.json`: its path, and what it held at opening.
+    config: Option<(PathBuf, Vec<u8>)>,
+    tensors: BTreeMap<String, (Arc<SourceFile>, TensorInfo)>,
+    /// What there is instead of `tensors`, where `path` is such a file.
     gguf: Option<Box<Gguf>>,
-}
-
-struct WeightFile {
-    path: PathBuf,
-    map: Mmap,
 }
 
 impl Weights {
@@ -57,12 +59,15 @@ impl Weights {
             return Ok(weights);
         }
         let config = dir.join("config.json");
-        weights.config = config.exists().then_some(config);
+        if config.exists() {
+            let held = read_capped(&config, CONFIG_BYTES_MAX)?;
+            weights.config = Some((config, held));
+        }
         match index::find(dir)? {
-            WeightFiles::Single(path) => weights.add_file(path)?,
+            WeightFiles::Single(path) => weights.add_file(&path)?,
             WeightFiles::Sharded { index, shards } => {
                 for (shard, names) in shards {
-                    weights.add_shard(&index, shard, names)?;
+                    weights.add_shard(&index, &shard, names)?;
                 }
             }
         }
@@ -75,7 +80,7 @@ impl Weights {
     /// As [`Weights::open`].
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut weights = Self::none(path);
-        weights.add_file(path.to_owned())?;
+        weights.add_file(path)?;
         Ok(weights)
     }
 
@@ -83,7 +88,6 @@ impl Weights {
         Self {
             path: path.to_owned(),
             config: None,
-            files: Vec::new(),
             tensors: BTreeMap::new(),
             gguf: None,
         }
@@ -94,32 +98,49 @@ impl Weights {
         self.gguf.as_deref()
     }
 
-    /// The shape of the model that these are the weights of: from `config.json`, or from the GGUF file.
+    /// The shape of the model that these are the weights of: from `config.json` as it was at opening, or from the GGUF file.
     ///
     /// # Errors
     /// As [`ModelConfig::load_teacher`].
     pub fn model_config(&self) -> Result<ModelConfig> {
-        match &self.gguf {
-            Some(gguf) => Ok(gguf.config().clone()),
-            None => ModelConfig::load_teacher(&self.path),
+        match (&self.gguf, &self.config) {
+            (Some(gguf), _) => Ok(gguf.config().clone()),
+            (None, Some((path, held))) => ModelConfig::parse_teacher(held, path),
+            (None, None) => ModelConfig::load_teacher(&self.path),
         }
     }
 
-    fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let map = mmap::map_file(&path)?;
-        let tensors = header::read_header(&path, &map)?;
-        let file = self.files.len();
-        let located = tensors.into_iter().map(|(name, info)| (name, (file, info)));
+    /// The bytes of `config.json` at opening; `None` where there is none, or the weights are a GGUF file's.
+    pub fn config_bytes(&self) -> Option<&[u8]> {
+        self.config.as_ref().map(|(_, held)| held.as_slice())
+    }
+
+    /// `config.json` as it was at opening, or what it would be of a GGUF file; `None` where there is none.
+    ///
+    /// # Errors
+    /// One that is no JSON.
+    pub fn config_json(&self) -> Result<Option<Value>> {
+        if let Some(gguf) = &self.gguf {
+            return Ok(Some(gguf.config_json().clone()));
+        }
+        let parse = |(path, held): &(PathBuf, Vec<u8>)| {
+            serde_json::from_slice(held).map_err(|e| Error::malformed(path, "JSON", e.to_string()))
+        };
+        self.config.as_ref().map(parse).transpose()
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let file = Arc::new(SourceFile::open(path)?);
+        let tensors = header::read_header(&file)?.into_iter();
+        let located = tensors.map(|(name, info)| (name, (file.clone(), info)));
         self.tensors.extend(located);
-        self.files.push(WeightFile { path, map });
         Ok(())
     }
 
     /// Takes the tensors that the index promises from `path`, and only those.
-    fn add_shard(&mut self, index: &Path, path: PathBuf, names: Vec<String>) -> Result<()> {
-        let map = mmap::map_file(&path)?;
-        let mut available = header::read_header(&path, &map)?;
-        let file = self.files.len();
+    fn add_shard(&mut self, index: &Path, path: &Path, names: Vec<String>) -> Result<()> {
+        let file = Arc::new(SourceFile::open(path)?);
+        let mut available = header::read_header(&file)?;
         for name in names {
             let info = available.remove(&name).ok_or_else(|| {
                 let message = format!(
@@ -128,9 +149,8 @@ impl Weights {
                 );
                 Error::malformed(index, "weight_map", message)
             })?;
-            self.tensors.insert(name, (file, info));
+            self.tensors.insert(name, (file.clone(), info));
         }
-        self.files.push(WeightFile { path, map });
         Ok(())
     }
 
@@ -157,50 +177,68 @@ impl Weights {
         }
     }
 
-    /// The stored type, shape and little-endian bytes, which need not be aligned to the element.
+    /// The stored type, shape and little-endian bytes.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::Unsupported`] for what a GGUF file holds.
-    pub fn raw(&self, name: &str) -> Result<(Dtype, &[usize], &[u8])> {
-        if self.gguf.is_some() {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "quantising `{name}` of {} while it is loaded",
-                    self.path.display()
-                ),
-                remedy: "convert the file with `student-trainer quantize` first".into(),
-            });
-        }
+    /// [`Error::MissingTensor`]; [`Error::Changed`]; [`Error::Unsupported`] for what a GGUF file holds.
+    pub fn raw(&self, name: &str) -> Result<(Dtype, &[usize], Vec<u8>)> {
+        self.refuse_gguf(name)?;
         let (file, info) = self.find(name)?;
-        let bytes = file.map.get(info.bytes.clone()).ok_or_else(|| {
-            Error::tensor(&file.path, name, "lies outside its file; the file changed")
-        })?;
+        let bytes = file.unchanged(name, &info.bytes, || file.read_range(&info.bytes))?;
         Ok((info.dtype, &info.shape, bytes))
+    }
+
+    /// Bytes that [`raw`](Self::raw) gives, without reading them.
+    ///
+    /// # Errors
+    /// As [`raw`](Self::raw).
+    pub fn raw_bytes(&self, name: &str) -> Result<u64> {
+        self.refuse_gguf(name)?;
+        let (_, info) = self.find(name)?;
+        Ok(info.bytes.end - info.bytes.start)
+    }
+
+    fn refuse_gguf(&self, name: &str) -> Result<()> {
+        if self.gguf.is_none() {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: format!(
+                "quantising `{name}` of {} while it is loaded",
+                self.path.display()
+            ),
+            remedy: "convert the file with `student-trainer quantize` first".into(),
+        })
     }
 
     /// The tensor as `dtype` (f32, f64, bf16 or f16) on `device`, converted from any of these with round-to-nearest.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], or [`Error::Tensor`] when the stored type or `dtype` is not a plain float.
+    /// [`Error::MissingTensor`]; [`Error::Changed`]; [`Error::Tensor`] when the stored type or `dtype` is not a plain float.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         if let Some(gguf) = &self.gguf {
             let values = gguf.tensor(name)?;
             return Ok(values.to_dtype(dtype)?.to_device(device)?);
         }
-        let (source, shape, bytes) = self.raw(name)?;
-        convert::to_tensor(source, bytes, shape, dtype, device)
-            .ok_or_else(|| {
-                let hint = if convert::is_float(source) {
+        let (file, info) = self.find(name)?;
+        let start = info.bytes.start;
+        let stored = convert::Stored {
+            dtype: info.dtype,
+            bytes: (info.bytes.end - start) as usize,
+            read: &|from, out| file.read(start + from as u64, out),
+        };
+        file.unchanged(name, &info.bytes, || {
+            let converted = convert::to_tensor(&stored, &info.shape, dtype, device);
+            converted.unwrap_or_else(|| {
+                let hint = if convert::is_float(info.dtype) {
                     "use f32, f64, bf16 or f16"
                 } else {
                     "a quantised tensor must be read together with its quantisation state"
                 };
-                self.error(
-                    name,
-                    format!("cannot be read from {source} as {dtype:?}: {hint}"),
-                )
-            })?
-            .map_err(Error::from)
+                let message = format!("cannot be read from {} as {dtype:?}: {hint}", info.dtype);
+                Err(self.error(name, message))
+            })
+        })
     }
 
     /// The matrix `name` as a GGUF file stores it, on `device`; `None` where it is stored as plain floats that are better held as
@@ -234,11 +272,11 @@ impl Weights {
     /// of files and shards, and config keys that no forward pass reads, do not enter. Reads every byte once.
     ///
     /// # Errors
-    /// When config.json cannot be read.
+    /// When config.json is no JSON, or a file was changed since it was opened.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
         match &self.gguf {
             Some(gguf) => fingerprint::of_gguf(gguf),
-            None => fingerprint::fingerprint(self, self.config.as_deref()),
+            None => fingerprint::fingerprint(self),
         }
     }
 
@@ -249,14 +287,15 @@ impl Weights {
 
     /// An error about the tensor `name`, with the file that holds it.
     pub(crate) fn error(&self, name: &str, message: impl Into<String>) -> Error {
-        let path = self.find(name).map_or(&self.path, |(file, _)| &file.path);
+        let found = self.find(name);
+        let path = found.map_or(self.path.as_path(), |(file, _)| file.path());
         Error::tensor(path, name, message)
     }
 
-    fn find(&self, name: &str) -> Result<(&WeightFile, &TensorInfo)> {
-        self.tensors
-            .get(name)
-            .and_then(|(file, info)| Some((self.files.get(*file)?, info)))
+    fn find(&self, name: &str) -> Result<(&SourceFile, &TensorInfo)> {
+        let found = self.tensors.get(name);
+        found
+            .map(|(file, info)| (file.as_ref(), info))
             .ok_or_else(|| Error::MissingTensor {
                 path: self.path.clone(),
                 tensor: name.to_owned(),
@@ -268,7 +307,6 @@ impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Weights")
             .field("path", &self.path)
-            .field("files", &self.files.len())
             .field("tensors", &self.tensors.len())
             .finish()
     }

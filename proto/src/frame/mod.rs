@@ -168,6 +168,8 @@ pub struct FrameSummary {
     pub tokens: u32,
     /// Targets, one row each.
     pub rows: u32,
+    /// Kept entries a row.
+    pub k: u32,
     /// The whole frame.
     pub bytes: usize,
 }
@@ -179,6 +181,7 @@ impl FrameSummary {
             index: header.index,
             tokens: header.tokens,
             rows: header.rows,
+            k: header.k,
             bytes,
         }
     }

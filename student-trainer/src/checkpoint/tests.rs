@@ -285,3 +285,18 @@ fn values_come_back_into_the_parameters_or_are_refused_by_name() {
     let shape = restore("weight", &var(3)).unwrap_err().to_string();
     assert!(shape.contains("weight has shape [64]"), "{shape}");
 }
+
+#[test]
+fn a_file_changed_after_the_checkpoint_was_opened_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoints = open(dir.path());
+    save(&checkpoints, 7, None).unwrap();
+    let checkpoint = checkpoints.latest().unwrap().unwrap();
+    let path = checkpoint.directory().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = checkpoint.tensors("model.safetensors").unwrap_err();
+    assert!(error.to_string().contains("not as it was written"), "{error}");
+}

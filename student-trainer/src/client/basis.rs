@@ -1,10 +1,13 @@
 //! Provides the matrix behind `state`, fetched once: `Y - mean(Y) = B c`.
 
 use candle_core::{Device, Tensor};
-use distill_proto::{limits, v1::GetBasisRequest};
+use distill_proto::v1::GetBasisRequest;
 use half::f16;
 
-use super::{ServerInfo, Teacher};
+use super::{
+    ServerInfo, Teacher,
+    connect::{SILENCE_MAX, within},
+};
 use crate::{Error, Result};
 
 /// Fetches B. None where the teacher sends no `state`, or one that has no basis.
@@ -20,24 +23,21 @@ pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<
         return Ok(None);
     };
     let (rows, rank) = (info.vocab_size as usize, rank as usize);
-    if rank == 0 || rank > limits::STATE_RANK_MAX {
-        return Err(Error::Stream(format!(
-            "the handshake gives `state` a rank of {rank}"
-        )));
-    }
     let request = GetBasisRequest {
         plan_fingerprint: info.plan.to_hex(),
     };
-    let answer = teacher.service().get_basis(request).await;
+    let mut service = teacher.service();
+    let answer = within(SILENCE_MAX, service.get_basis(request)).await;
     let mut stream = answer
         .map_err(|status| teacher.failed("GetBasis", &status))?
         .into_inner();
-    let mut values: Vec<f16> = Vec::with_capacity(rows * rank);
+    // It grows with what has arrived: the handshake alone must not take memory.
+    let mut values: Vec<f16> = Vec::new();
     while let Some(chunk) = teacher.next(&mut stream, "GetBasis").await? {
         let row_bytes = rank * size_of::<f16>();
         let next_row = values.len() / rank;
         let whole = chunk.values_f16.len() == chunk.rows as usize * row_bytes;
-        let fits = chunk.rows as usize <= rows - next_row;
+        let fits = (1..=rows - next_row).contains(&(chunk.rows as usize));
         if chunk.rank as usize != rank || chunk.first_row as usize != next_row || !whole || !fits {
             return Err(Error::Stream(format!(
                 "GetBasis: expected rows of [{rows}, {rank}] from row {next_row}, got {} bytes for {} rows of rank {} from row {}",
@@ -48,6 +48,9 @@ pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<
             )));
         }
         let halves = chunk.values_f16.chunks_exact(2);
+        values
+            .try_reserve(halves.len())
+            .map_err(|e| Error::Stream(format!("GetBasis: no memory for [{rows}, {rank}]: {e}")))?;
         values.extend(halves.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
     }
     if values.len() != rows * rank {

@@ -30,6 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// One attempt at a connection, and one short call.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Neither answer nor message for this long: the connection counts as lost.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// A peer that answers no ping for this long is gone.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -108,8 +110,10 @@ impl Teacher {
     /// A lost connection, or an answer that cannot be understood.
     pub async fn info(&self) -> Result<ServerInfo> {
         let request = distill_proto::v1::GetServerInfoRequest {};
-        let answer = self.service().get_server_info(request).await;
-        let answer = answer.map_err(|status| self.failed("GetServerInfo", &status))?;
+        let call = "GetServerInfo";
+        let mut service = self.service();
+        let answer = within(self.timeout, service.get_server_info(request)).await;
+        let answer = answer.map_err(|status| self.failed(call, &status))?;
         ServerInfo::try_from(answer.into_inner())
     }
 
@@ -152,8 +156,7 @@ impl Teacher {
         let request = HealthCheckRequest {
             service: SERVICE_NAME.to_owned(),
         };
-        let answer = tokio::time::timeout(ATTEMPT_TIMEOUT, client.check(request)).await;
-        let answer = answer.map_err(|_| Status::deadline_exceeded("no answer"))??;
+        let answer = within(ATTEMPT_TIMEOUT, client.check(request)).await?;
         Ok(answer.into_inner().status())
     }
 
@@ -176,13 +179,26 @@ impl Teacher {
         stream: &mut tonic::Streaming<T>,
         call: &'static str,
     ) -> Result<Option<T>> {
-        let message = stream.message().await;
+        let message = within(SILENCE_MAX, stream.message()).await;
         message.map_err(|status| self.failed(call, &status))
     }
 
     pub(super) fn failed(&self, call: &str, status: &Status) -> Error {
         self.error(format!("{call} failed: {}", retry::describe(status)))
     }
+}
+
+/// What `answer` gives, unless it takes longer: a peer may live and say nothing.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = std::result::Result<T, Status>>,
+) -> std::result::Result<T, Status> {
+    let silent = |_| {
+        let seconds = limit.as_secs_f64();
+        Status::deadline_exceeded(format!("no answer in {seconds} s"))
+    };
+    let answer = tokio::time::timeout(limit, answer).await;
+    answer.map_err(silent).flatten()
 }
 
 fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {

@@ -1,12 +1,13 @@
 //! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, FORMAT_VERSION_OLDEST, Fingerprint, StateKind, limits,
+    Estimator, FORMAT_VERSION, FORMAT_VERSION_OLDEST, Fingerprint, StateKind,
     v1::{self, GetServerInfoResponse},
 };
 
 use distill_text::TokenizerFiles;
 
+use super::checks::check_handshake;
 use crate::{Error, Result};
 
 /// Whether ids mean the same tokens on both sides.
@@ -82,11 +83,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
         let bad =
             |what: &str| Error::Stream(format!("the handshake's {what} cannot be understood"));
         let digest = |hex: &str, what| Fingerprint::from_hex(hex).ok_or_else(|| bad(what));
-        if info.effective_vocab_size == 0
-            || info.effective_vocab_size as usize > limits::VOCAB_SIZE_MAX
-        {
-            return Err(bad("effective vocabulary"));
-        }
+        check_handshake(&info)?;
         Ok(Self {
             model: digest(&info.model_fingerprint, "model fingerprint")?,
             tokenizer: digest(&info.tokenizer_fingerprint, "tokenizer fingerprint")?,
@@ -158,34 +155,6 @@ impl ServerInfo {
             self.head_rows
         );
         Ok(Vocabularies::Same)
-    }
-
-    /// Refuses another plan or corpus than `before`, after a reconnection.
-    ///
-    /// # Errors
-    /// `Mismatch` with both fingerprints.
-    pub fn check_same_plan(&self, before: &ServerInfo) -> Result<()> {
-        let pairs = [
-            (
-                "plan fingerprint after reconnecting",
-                self.plan,
-                before.plan,
-            ),
-            (
-                "corpus fingerprint after reconnecting",
-                self.corpus,
-                before.corpus,
-            ),
-        ];
-        match pairs.into_iter().find(|(_, now, before)| now != before) {
-            None => Ok(()),
-            Some((what, now, before)) => Err(Error::Mismatch {
-                what,
-                teacher: now.to_string(),
-                student: before.to_string(),
-                remedy: "start the teacher again with the settings and corpus of before, or start a new run",
-            }),
-        }
     }
 }
 

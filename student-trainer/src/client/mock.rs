@@ -1,4 +1,4 @@
-//! Provides a teacher for tests: made-up frames over loopback, with connections that break where a test says.
+//! Provides a teacher for tests: made-up frames over loopback, with connections that break, and lies, where a test says.
 
 use std::{
     collections::VecDeque,
@@ -9,7 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use distill_proto::{
-    Cursor, Estimator, FORMAT_VERSION, Fingerprint, Frame, FrameContext, Rows, ValueCoding,
+    Cursor, Estimator, FORMAT_VERSION, Fingerprint, Frame, FrameContext, Rows, State as StateRows,
+    StateCoding, StateKind, ValueCoding,
     v1::{
         self, Block, End, GetBasisRequest, GetBasisResponse, GetServerInfoRequest,
         GetServerInfoResponse, Heartbeat, StreamBlocksRequest, StreamBlocksResponse,
@@ -17,7 +18,7 @@ use distill_proto::{
         teacher_service_server::{TeacherService, TeacherServiceServer},
     },
 };
-use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status};
 
 use super::ConnectOptions;
@@ -25,30 +26,33 @@ use super::ConnectOptions;
 /// Effective vocabulary of its frames.
 pub const VOCAB_SIZE: u32 = 32;
 const RANK: usize = 3;
+/// Between two heartbeats of a teacher that never ends.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is wrong with the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damage {
-    /// One bit of frame 1.
-    FlipBit,
-    /// Frame 1 comes twice.
-    Repeat,
-    /// The digest at the end.
-    WrongDigest,
-    /// The count at the end.
-    WrongCount,
+pub type Message = Result<StreamBlocksResponse, Status>;
+
+/// Changes what is true, by the number of streams opened so far.
+type Lie<T> = Box<dyn Fn(usize, &mut T) + Send>;
+
+/// What a test makes it say in place of the truth.
+#[derive(Default)]
+struct Lies {
+    info: Option<Lie<GetServerInfoResponse>>,
+    stream: Option<Lie<Vec<Message>>>,
+    basis: Option<Lie<Vec<GetBasisResponse>>>,
+    scores: Option<Vec<Block>>,
+    endless_heartbeats: bool,
 }
 
-#[derive(Debug)]
 struct State {
     plan: Fingerprint,
+    made: Vec<Frame>,
     frames: Vec<Bytes>,
     drops: VecDeque<u64>,
-    damage: Option<Damage>,
-    change_plan: bool,
     vocabulary: Fingerprint,
     tokens: Vec<v1::GetVocabularyResponse>,
     streams_opened: usize,
+    lies: Lies,
 }
 
 /// A teacher on a free loopback port; it stops with the test's runtime.
@@ -89,9 +93,28 @@ pub fn made_up_frame(index: u64) -> Frame {
             std: vec![1.0; rows],
             temperatures: vec![1.0],
             logsumexp: vec![vec![4.0; rows]],
-            state: None,
+            state: Some(StateRows {
+                kind: StateKind::Exact,
+                coding: StateCoding::F16,
+                rank: RANK,
+                values: (0..rows * RANK).map(|i| i as f32 / 8.0).collect(),
+            }),
         },
     }
+}
+
+/// A frame as it is sent.
+pub fn encoded(frame: &Frame) -> Bytes {
+    let context = FrameContext {
+        plan: plan(),
+        shard: 0,
+        index: frame.index,
+    };
+    frame.encode(&context).unwrap().into()
+}
+
+fn plan() -> Fingerprint {
+    Fingerprint::of(b"mock plan")
 }
 
 impl MockTeacher {
@@ -102,24 +125,15 @@ impl MockTeacher {
 
     /// Serves these frames, numbered from 0.
     pub async fn serve(frames: Vec<Frame>) -> Self {
-        let plan = Fingerprint::of(b"mock plan");
-        let encode = |frame: &Frame| {
-            let context = FrameContext {
-                plan,
-                shard: 0,
-                index: frame.index,
-            };
-            Bytes::from(frame.encode(&context).unwrap())
-        };
         let state = Arc::new(Mutex::new(State {
-            plan,
-            frames: frames.iter().map(encode).collect(),
+            plan: plan(),
+            frames: frames.iter().map(encoded).collect(),
+            made: frames,
             drops: VecDeque::new(),
-            damage: None,
-            change_plan: false,
             vocabulary: Fingerprint::of(b"vocabulary"),
             tokens: vec![],
             streams_opened: 0,
+            lies: Lies::default(),
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -149,14 +163,35 @@ impl MockTeacher {
         self.state.lock().unwrap().drops.extend(frames);
     }
 
-    /// Spoils every stream.
-    pub fn damage(&self, damage: Damage) {
-        self.state.lock().unwrap().damage = Some(damage);
+    /// Lies about itself.
+    pub fn lie_about_itself(
+        &self,
+        lie: impl Fn(usize, &mut GetServerInfoResponse) + Send + 'static,
+    ) {
+        self.state.lock().unwrap().lies.info = Some(Box::new(lie));
     }
 
-    /// Serves another plan from the first broken connection on.
-    pub fn change_plan_after_drop(&self) {
-        self.state.lock().unwrap().change_plan = true;
+    /// Lies in every stream.
+    pub fn lie_in_streams(&self, lie: impl Fn(usize, &mut Vec<Message>) + Send + 'static) {
+        self.state.lock().unwrap().lies.stream = Some(Box::new(lie));
+    }
+
+    /// Lies about the basis.
+    pub fn lie_about_the_basis(
+        &self,
+        lie: impl Fn(usize, &mut Vec<GetBasisResponse>) + Send + 'static,
+    ) {
+        self.state.lock().unwrap().lies.basis = Some(Box::new(lie));
+    }
+
+    /// Answers every question for scores with these.
+    pub fn set_scores(&self, blocks: Vec<Block>) {
+        self.state.lock().unwrap().lies.scores = Some(blocks);
+    }
+
+    /// Never ends a stream.
+    pub fn send_heartbeats_for_ever(&self) {
+        self.state.lock().unwrap().lies.endless_heartbeats = true;
     }
 
     /// Says that its vocabulary is this one.
@@ -182,23 +217,18 @@ impl MockTeacher {
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-fn event(event: Event) -> Result<StreamBlocksResponse, Status> {
+pub fn event(event: Event) -> Message {
     Ok(StreamBlocksResponse { event: Some(event) })
 }
 
 impl State {
     fn block(&self, index: u64) -> Block {
-        let mut frame = self.frames[index as usize].to_vec();
-        if self.damage == Some(Damage::FlipBit) && index == 1 {
-            let middle = frame.len() / 2;
-            frame[middle] ^= 4;
-        }
         let cursor = Cursor {
             plan: self.plan,
             next: index + 1,
         };
         Block {
-            frame: frame.into(),
+            frame: self.frames[index as usize].clone(),
             cursor: cursor.encode().into(),
             shard: 0,
             index,
@@ -210,16 +240,14 @@ impl State {
         self.frames.iter().for_each(|frame| {
             digest.update(frame);
         });
-        let wrong = |damage| u64::from(self.damage == Some(damage));
-        digest.update(&vec![0; wrong(Damage::WrongDigest) as usize]);
         Event::End(End {
-            count: self.frames.len() as u64 + wrong(Damage::WrongCount),
+            count: self.frames.len() as u64,
             digest: digest.finalize().as_bytes().to_vec().into(),
         })
     }
 
     /// What one connection sends: up to where it breaks, in one of two ways.
-    fn connection(&mut self, from: u64) -> Vec<Result<StreamBlocksResponse, Status>> {
+    fn connection(&mut self, from: u64) -> Vec<Message> {
         self.streams_opened += 1;
         let count = self.frames.len() as u64;
         let drop = self.drops.pop_front().filter(|&at| at <= count);
@@ -228,9 +256,6 @@ impl State {
         }))];
         for index in from..drop.unwrap_or(count).max(from) {
             sent.push(event(Event::Block(self.block(index))));
-            if self.damage == Some(Damage::Repeat) && index == 1 {
-                sent.push(event(Event::Block(self.block(index))));
-            }
         }
         match drop {
             None => sent.push(event(self.end())),
@@ -238,10 +263,50 @@ impl State {
             Some(at) if at % 2 == 1 => sent.push(Err(Status::unavailable("the connection broke"))),
             Some(_) => {}
         }
-        if drop.is_some() && self.change_plan {
-            self.plan = Fingerprint::of(b"another plan");
+        if let Some(lie) = &self.lies.stream {
+            lie(self.streams_opened, &mut sent);
         }
         sent
+    }
+
+    /// The handshake of its frames.
+    fn info(&self) -> GetServerInfoResponse {
+        let digest = |name: &str| Fingerprint::of(name.as_bytes()).to_hex();
+        let first = self.made.first().map(|frame| &frame.rows);
+        let state = first.and_then(|rows| rows.state.as_ref());
+        let tokens = self.made.iter().map(|frame| frame.token_ids.len());
+        let mut info = GetServerInfoResponse {
+            format_version: FORMAT_VERSION,
+            model_fingerprint: digest("model"),
+            tokenizer_fingerprint: digest("tokenizer"),
+            vocabulary_fingerprint: self.vocabulary.to_hex(),
+            corpus_fingerprint: digest("corpus"),
+            plan_fingerprint: self.plan.to_hex(),
+            effective_vocab_size: VOCAB_SIZE,
+            head_rows: VOCAB_SIZE + 8,
+            tokenizer_size: VOCAB_SIZE,
+            top_k: self
+                .made
+                .iter()
+                .map(|frame| frame.rows.k)
+                .max()
+                .unwrap_or(1) as u32,
+            estimator: v1::Estimator::TopK.into(),
+            temperatures: vec![1.0],
+            state_kind: state
+                .map_or(v1::StateKind::None, |state| state.kind.into())
+                .into(),
+            state_rank: state.map_or(0, |state| state.rank as u32),
+            sequence_count: self.made.len() as u64,
+            seq_len: tokens.clone().max().unwrap_or(0) as u32,
+            token_count: tokens.sum::<usize>() as u64,
+            target_count: self.made.iter().map(|frame| frame.rows.rows as u64).sum(),
+            ..Default::default()
+        };
+        if let Some(lie) = &self.lies.info {
+            lie(self.streams_opened, &mut info);
+        }
+        info
     }
 }
 
@@ -257,27 +322,7 @@ impl TeacherService for Service {
         &self,
         _: Request<GetServerInfoRequest>,
     ) -> Result<Response<GetServerInfoResponse>, Status> {
-        let state = self.0.lock().unwrap();
-        let digest = |name: &str| Fingerprint::of(name.as_bytes()).to_hex();
-        Ok(Response::new(GetServerInfoResponse {
-            format_version: FORMAT_VERSION,
-            model_fingerprint: digest("model"),
-            tokenizer_fingerprint: digest("tokenizer"),
-            vocabulary_fingerprint: state.vocabulary.to_hex(),
-            corpus_fingerprint: digest("corpus"),
-            plan_fingerprint: state.plan.to_hex(),
-            effective_vocab_size: VOCAB_SIZE,
-            head_rows: VOCAB_SIZE + 8,
-            tokenizer_size: VOCAB_SIZE,
-            top_k: 4,
-            estimator: v1::Estimator::TopK.into(),
-            temperatures: vec![1.0],
-            state_kind: v1::StateKind::Exact.into(),
-            state_rank: RANK as u32,
-            sequence_count: state.frames.len() as u64,
-            seq_len: distill_text::limits::SEQ_LEN_MIN as u32,
-            ..Default::default()
-        }))
+        Ok(Response::new(self.0.lock().unwrap().info()))
     }
 
     async fn stream_blocks(
@@ -291,8 +336,13 @@ impl TeacherService for Service {
         }
         let cursor = Cursor::decode(&request.cursor, state.plan)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let sent = state.connection(cursor.next);
-        Ok(Response::new(Box::pin(tokio_stream::iter(sent))))
+        let sent = tokio_stream::iter(state.connection(cursor.next));
+        if !state.lies.endless_heartbeats {
+            return Ok(Response::new(Box::pin(sent)));
+        }
+        let beat = || event(Event::Heartbeat(Heartbeat { sequences_done: 0 }));
+        let beats = tokio_stream::iter(std::iter::repeat_with(beat)).throttle(HEARTBEAT_INTERVAL);
+        Ok(Response::new(Box::pin(beats)))
     }
 
     async fn get_basis(
@@ -303,18 +353,20 @@ impl TeacherService for Service {
             .flat_map(|i| half::f16::from_f32(i as f32).to_le_bytes())
             .collect();
         let rows_a_chunk = 10;
-        let chunks: Vec<_> = values
+        let mut chunks: Vec<_> = values
             .chunks(rows_a_chunk * RANK * 2)
             .enumerate()
-            .map(|(chunk, bytes)| {
-                Ok(GetBasisResponse {
-                    rows: (bytes.len() / RANK / 2) as u32,
-                    rank: RANK as u32,
-                    first_row: (chunk * rows_a_chunk) as u32,
-                    values_f16: bytes.to_vec().into(),
-                })
+            .map(|(chunk, bytes)| GetBasisResponse {
+                rows: (bytes.len() / RANK / 2) as u32,
+                rank: RANK as u32,
+                first_row: (chunk * rows_a_chunk) as u32,
+                values_f16: bytes.to_vec().into(),
             })
             .collect();
+        if let Some(lie) = &self.0.lock().unwrap().lies.basis {
+            lie(0, &mut chunks);
+        }
+        let chunks = chunks.into_iter().map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 
@@ -338,7 +390,10 @@ impl TeacherService for Service {
         &self,
         _: Request<v1::ScoreTokensRequest>,
     ) -> Result<Response<v1::ScoreTokensResponse>, Status> {
-        Err(Status::unimplemented("not in this mock"))
+        match self.0.lock().unwrap().lies.scores.clone() {
+            Some(blocks) => Ok(Response::new(v1::ScoreTokensResponse { blocks })),
+            None => Err(Status::unimplemented("not in this mock")),
+        }
     }
 
     async fn hold_device(

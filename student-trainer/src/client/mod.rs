@@ -10,6 +10,7 @@
 */
 
 mod basis;
+mod checks;
 mod connect;
 mod handshake;
 mod lease;
@@ -40,5 +41,9 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|e| Error::Config(format!("the network runtime cannot start: {e}")))
 }
 
+#[cfg(test)]
+mod claims_tests;
+#[cfg(test)]
+mod lies_tests;
 #[cfg(test)]
 pub(crate) mod mock;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use super::checks::is_printable;
+
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
@@ -32,7 +34,8 @@ pub fn delay(failures: u32) -> Duration {
         .mul_f64(1.0 - 0.25 * rand::random::<f64>())
 }
 
-/// A status in words: its message, its cause where the transport has one, and its code.
+/// A status in words: its message, its cause where the transport has one, and its code. The words are a peer's, so what
+/// would steer a terminal is left out.
 pub fn describe(status: &Status) -> String {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
     let mut innermost = None;
@@ -40,12 +43,13 @@ pub fn describe(status: &Status) -> String {
         innermost = Some(error.to_string());
         cause = error.source();
     }
-    match innermost {
+    let words = match innermost {
         Some(inner) if inner != status.message() => {
             format!("{} ({inner}) [{:?}]", status.message(), status.code())
         }
         _ => format!("{} [{:?}]", status.message(), status.code()),
-    }
+    };
+    words.chars().filter(|&c| is_printable(c)).collect()
 }
 
 #[cfg(test)]
@@ -67,6 +71,12 @@ mod tests {
                 "{failures}: {delay}"
             );
         }
+    }
+
+    #[test]
+    fn a_status_does_not_steer_the_terminal() {
+        let status = Status::internal("gone\u{1b}[2J\r\n\u{202e}well");
+        assert_eq!(describe(&status), "gone[2Jwell [Internal]");
     }
 
     #[test]

@@ -10,13 +10,15 @@ use distill_proto::{
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use super::{ServerInfo, Teacher, retry};
+use super::{ServerInfo, Teacher, connect::within, retry};
 use crate::{Error, Result, shutdown::Shutdown};
 
 /// Between two questions while another has the device.
 const HELD_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two messages about that.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// Longest wait for an answer: others may be asked about first, on a slow device.
+const ANSWER_MAX: Duration = Duration::from_secs(3600);
 /// Reason of a teacher that has lent its device.
 const DEVICE_HELD: &str = "DEVICE_HELD";
 
@@ -54,7 +56,8 @@ impl Teacher {
         let mut failures = 0;
         let mut told: Option<Instant> = None;
         let blocks = loop {
-            match self.service().score_tokens(request.clone()).await {
+            let mut service = self.service();
+            match within(ANSWER_MAX, service.score_tokens(request.clone())).await {
                 Ok(answer) => break answer.into_inner().blocks,
                 Err(status) if is_device_held(&status) => {
                     if told.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
@@ -83,7 +86,9 @@ impl Teacher {
             )));
         }
         let mut scored = Vec::with_capacity(blocks.len());
-        for (block, sequence) in blocks.iter().zip(sequences) {
+        for (number, (block, sequence)) in blocks.iter().zip(sequences).enumerate() {
+            let what = format!("answer {number} of ScoreTokens");
+            info.check_size(&what, &block.frame, sequence.token_ids.len())?;
             let context = FrameContext {
                 plan: info.plan,
                 shard: block.shard,
@@ -95,6 +100,7 @@ impl Teacher {
                     "ScoreTokens answered about other tokens".into(),
                 ));
             }
+            info.check_rows(&what, &frame.rows)?;
             scored.push(frame.rows);
         }
         Ok(scored)

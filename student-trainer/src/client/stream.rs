@@ -1,20 +1,32 @@
 //! Provides the frames of one pass in order, decoded ahead of the training loop, across lost connections.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use distill_proto::{
     Frame, FrameContext,
-    v1::{Block, StreamBlocksRequest, StreamBlocksResponse, stream_blocks_response::Event},
+    v1::{Block, End, StreamBlocksRequest, StreamBlocksResponse, stream_blocks_response::Event},
 };
 use tokio::{sync::mpsc, task};
 use tonic::Status;
 
-use super::{ServerInfo, Teacher, retry};
+use super::{
+    ServerInfo, Teacher,
+    connect::{SILENCE_MAX, within},
+    retry,
+};
 use crate::{Error, Result, shutdown::Shutdown};
 
-/// Neither frame nor heartbeat for this long: the connection counts as lost.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Heartbeats alone for this long, without a frame here or a sequence more there: the teacher gets nowhere.
+const STALL_MAX: Duration = Duration::from_secs(3600);
+/// The same of a teacher that waits for its turn on a device, which another trainer may have for long.
+const STALL_MAX_SHARED: Duration = Duration::from_secs(24 * 3600);
+/// Longest cursor, in bytes; checkpoints keep them.
+const CURSOR_BYTES_MAX: usize = 1024;
 
 /// One frame with what is needed to go on after it, or to write it down.
 #[derive(Clone, Debug)]
@@ -39,7 +51,7 @@ pub struct Position {
 }
 
 /// How a pass is taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StreamOptions {
     /// Decoded frames held ready.
     pub prefetch_frames: usize,
@@ -47,6 +59,10 @@ pub struct StreamOptions {
     pub reconnect_attempts: u32,
     /// Every token id must be below: the rows of the student's embedding, or the ids of a teacher with another vocabulary.
     pub token_ids: usize,
+    /// Heartbeats alone before giving up; unset: an hour, or a day of a teacher that shares its device.
+    pub stall_max: Option<Duration>,
+    /// What the first whole pass came to: every later one has to be the same.
+    pub first_pass: Arc<OnceLock<blake3::Hash>>,
 }
 
 /// The receiving end of a pass.
@@ -65,15 +81,21 @@ impl BlockStream {
         shutdown: Shutdown,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(options.prefetch_frames.max(1));
-        // The digest covers the whole plan, so it can only be checked on a pass from its start.
-        let digest = (position.next_index == 0).then(blake3::Hasher::new);
+        let stall_max = options.stall_max.unwrap_or(match info.lends_device() {
+            true => STALL_MAX_SHARED,
+            false => STALL_MAX,
+        });
         let pump = Pump {
             teacher,
             info,
+            // Sums cover the whole plan, so they can only be checked on a pass from its start.
+            sums: (position.next_index == 0).then(Sums::default),
             position,
             options,
             sender,
-            digest,
+            stall_max,
+            seen: HashSet::new(),
+            last: None,
         };
         tokio::spawn(pump.run(shutdown));
         Self { receiver }
@@ -102,7 +124,21 @@ struct Pump {
     position: Position,
     options: StreamOptions,
     sender: mpsc::Sender<Result<Received>>,
-    digest: Option<blake3::Hasher>,
+    stall_max: Duration,
+    sums: Option<Sums>,
+    /// Sequences of this pass so far.
+    seen: HashSet<u64>,
+    /// The last frame of the plan, until the end of the stream has been checked: nothing is trained on a pass that is not
+    /// what the teacher says at its end.
+    last: Option<Received>,
+}
+
+/// What the frames of a whole pass add up to.
+#[derive(Default)]
+struct Sums {
+    digest: blake3::Hasher,
+    tokens: u64,
+    targets: u64,
 }
 
 impl Pump {
@@ -143,6 +179,17 @@ impl Pump {
             );
             tokio::time::sleep(retry::delay(failures)).await;
             self.teacher.wait_until_serving(shutdown).await?;
+            self.recheck().await?;
+        }
+    }
+
+    /// Who answers after a broken connection may be another teacher, or the same one with other words.
+    async fn recheck(&self) -> Result<()> {
+        match self.teacher.info().await {
+            Ok(now) => now.check_same_plan(&self.info),
+            // Lost again: the next attempt says so.
+            Err(Error::Teacher { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -152,39 +199,60 @@ impl Pump {
             cursor: self.position.cursor.clone(),
             plan_fingerprint: self.info.plan.to_hex(),
         };
-        let mut stream = match self.teacher.service().stream_blocks(request).await {
+        let mut service = self.teacher.service();
+        let mut stream = match within(SILENCE_MAX, service.stream_blocks(request)).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => return self.interrupted(status).await,
         };
+        let (mut moved, mut done) = (Instant::now(), 0);
         loop {
-            let message = match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
-                Err(_) => {
-                    return Ok(Stop::Lost(format!(
-                        "silence for {} s",
-                        SILENCE_MAX.as_secs()
-                    )));
-                }
-                Ok(Err(status)) => return self.interrupted(status).await,
-                Ok(Ok(None)) => return Ok(Stop::Lost("it closed before its end".into())),
-                Ok(Ok(Some(StreamBlocksResponse { event }))) => event,
+            let message = match within(SILENCE_MAX, stream.message()).await {
+                Err(status) => return self.interrupted(status).await,
+                Ok(None) => return Ok(Stop::Lost("it closed before its end".into())),
+                Ok(Some(StreamBlocksResponse { event })) => event,
             };
             match message {
                 Some(Event::Block(block)) => {
                     let received = self.accept(block).await?;
-                    if self.sender.send(Ok(received)).await.is_err() {
+                    if self.position.next_index == self.info.sequence_count {
+                        self.last = Some(received);
+                    } else if self.sender.send(Ok(received)).await.is_err() {
                         return Ok(Stop::Finished);
                     }
+                    moved = Instant::now();
                 }
-                Some(Event::Heartbeat(beat)) => {
+                Some(Event::Heartbeat(beat)) if beat.sequences_done > done => {
                     tracing::debug!("the teacher is at sequence {}", beat.sequences_done);
+                    (moved, done) = (Instant::now(), self.check_beat(beat.sequences_done)?);
                 }
                 Some(Event::End(end)) => {
-                    self.check_end(end.count, &end.digest)?;
+                    self.check_end(&end)?;
+                    if let Some(last) = self.last.take() {
+                        // Nobody is left to hear it when the receiver is gone.
+                        let _ = self.sender.send(Ok(last)).await;
+                    }
                     return Ok(Stop::Finished);
                 }
-                None => {}
+                Some(Event::Heartbeat(_)) | None => {}
+            }
+            if moved.elapsed() > self.stall_max {
+                return Err(self.teacher.error(format!(
+                    "nothing but heartbeats for {} s before frame {}; see why it computes nothing, then go on with --resume",
+                    self.stall_max.as_secs_f64(),
+                    self.position.next_index
+                )));
             }
         }
+    }
+
+    fn check_beat(&self, done: u64) -> Result<u64> {
+        let count = self.info.sequence_count;
+        if done > count {
+            return Err(Error::Stream(format!(
+                "a heartbeat counts {done} sequences done of {count}"
+            )));
+        }
+        Ok(done)
     }
 
     /// Decides whether a failed call is worth another. A restarted server with another plan refuses the request; asking
@@ -193,21 +261,34 @@ impl Pump {
         if retry::is_transient(status.code()) {
             return Ok(Stop::Lost(retry::describe(&status)));
         }
-        if let Ok(now) = self.teacher.info().await {
-            now.check_same_plan(&self.info)?;
-        }
+        self.recheck().await?;
         Err(self.teacher.failed("StreamBlocks", &status))
     }
 
     /// Checks the place of a frame, decodes it on a thread for blocking work, and moves the position behind it.
     async fn accept(&mut self, block: Block) -> Result<Received> {
         let expected = self.position.next_index;
+        let what = format!("frame {expected}");
         if block.index != expected {
             return Err(Error::Stream(format!(
-                "expected frame {expected}, the teacher sent {}; frames would be lost or used twice",
+                "expected {what}, the teacher sent {}; frames would be lost or used twice",
                 block.index
             )));
         }
+        if expected >= self.info.sequence_count {
+            let count = self.info.sequence_count;
+            return Err(Error::Stream(format!(
+                "{what} comes after all {count} of the handshake"
+            )));
+        }
+        if !(1..=CURSOR_BYTES_MAX).contains(&block.cursor.len()) {
+            let bytes = block.cursor.len();
+            return Err(Error::Stream(format!(
+                "{what} has a cursor of {bytes} bytes; 1 to {CURSOR_BYTES_MAX} are taken"
+            )));
+        }
+        let tokens_max = self.info.seq_len as usize;
+        self.info.check_size(&what, &block.frame, tokens_max)?;
         let context = FrameContext {
             plan: self.info.plan,
             shard: block.shard,
@@ -215,17 +296,20 @@ impl Pump {
         };
         let bytes = block.frame.clone();
         let decoded = task::spawn_blocking(move || Frame::decode(&bytes, &context)).await;
-        let frame = decoded
-            .map_err(|e| Error::Stream(format!("decoding frame {expected} failed: {e}")))??;
+        let frame =
+            decoded.map_err(|e| Error::Stream(format!("decoding {what} failed: {e}")))??;
         frame.check_tokens(self.options.token_ids)?;
-        if frame.rows.vocab_size != self.info.vocab_size {
+        self.info.check_rows(&what, &frame.rows)?;
+        if !self.seen.insert(frame.sequence_id) {
             return Err(Error::Stream(format!(
-                "frame {expected} has a vocabulary of {}, the handshake said {}",
-                frame.rows.vocab_size, self.info.vocab_size
+                "{what} is about sequence {:016x}, which came before; it would be trained on twice",
+                frame.sequence_id
             )));
         }
-        if let Some(digest) = &mut self.digest {
-            digest.update(&block.frame);
+        if let Some(sums) = &mut self.sums {
+            sums.digest.update(&block.frame);
+            sums.tokens += frame.token_ids.len() as u64;
+            sums.targets += frame.rows.rows as u64;
         }
         self.position = Position {
             cursor: block.cursor.clone(),
@@ -239,23 +323,36 @@ impl Pump {
         })
     }
 
-    fn check_end(&self, count: u64, digest: &[u8]) -> Result<()> {
-        let received = self.position.next_index;
-        if count != received || count != self.info.sequence_count {
+    fn check_end(&self, end: &End) -> Result<()> {
+        let (count, received, info) = (end.count, self.position.next_index, &self.info);
+        if count != received || count != info.sequence_count {
             return Err(Error::Stream(format!(
                 "the teacher counts {count} frames at the end and {} in the handshake, {received} arrived",
-                self.info.sequence_count
+                info.sequence_count
             )));
         }
-        match &self.digest {
-            // A server that was restarted in mid-plan has no digest over the whole.
-            Some(own) if !digest.is_empty() && own.finalize().as_bytes() != digest => {
-                Err(Error::Stream(format!(
-                    "the digest over all {count} frames differs from the teacher's; start the pass again"
-                )))
-            }
-            _ => Ok(()),
+        let Some(sums) = &self.sums else {
+            return Ok(());
+        };
+        if (sums.tokens, sums.targets) != (info.token_count, info.target_count) {
+            return Err(Error::Stream(format!(
+                "all {count} frames have {} tokens and {} targets, the handshake said {} and {}",
+                sums.tokens, sums.targets, info.token_count, info.target_count
+            )));
         }
+        let own = sums.digest.finalize();
+        // A server that was restarted in mid-plan has no digest over the whole.
+        if !end.digest.is_empty() && own.as_bytes() != &end.digest[..] {
+            return Err(Error::Stream(format!(
+                "the digest over all {count} frames differs from the teacher's; start the pass again"
+            )));
+        }
+        if *self.options.first_pass.get_or_init(|| own) != own {
+            return Err(Error::Stream(format!(
+                "the {count} frames of this pass are not those of the pass before; the teacher was changed"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,10 @@ use distill_proto::{
 };
 use distill_text::{Token, Vocabulary};
 
-use super::{ServerInfo, Teacher};
+use super::{
+    ServerInfo, Teacher,
+    connect::{SILENCE_MAX, within},
+};
 use crate::{Error, Result};
 
 /// Fetches what every id of the teacher stands for.
@@ -17,7 +20,8 @@ pub async fn fetch_vocabulary(teacher: &Teacher, info: &ServerInfo) -> Result<Vo
     let request = GetVocabularyRequest {
         plan_fingerprint: info.plan.to_hex(),
     };
-    let answer = teacher.service().get_vocabulary(request).await;
+    let mut service = teacher.service();
+    let answer = within(SILENCE_MAX, service.get_vocabulary(request)).await;
     let mut stream = answer
         .map_err(|status| teacher.failed("GetVocabulary", &status))?
         .into_inner();

@@ -32,9 +32,10 @@ impl Source {
     /// Neither of both, or one that cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
+            let config = Box::new(ModelConfig::load(path)?);
             return Ok(Self::Directory {
                 directory: path.to_owned(),
-                config: Box::new(ModelConfig::load(path)?),
+                config,
                 weights: Weights::open(path)?,
             });
         }
@@ -53,11 +54,7 @@ impl Source {
 
     pub fn config_json(&self) -> Result<Value> {
         match self {
-            Self::Directory { directory, .. } => {
-                let path = directory.join("config.json");
-                let text = fs::read(&path).map_err(Error::io("read", &path))?;
-                serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))
-            }
+            Self::Directory { weights, .. } => Ok(weights.config_json()?.unwrap_or_default()),
             Self::Gguf(gguf) => Ok(gguf.config_json().clone()),
         }
     }

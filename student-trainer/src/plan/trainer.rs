@@ -273,7 +273,7 @@ impl Trainer<'_> {
         vec![
             Part::always("frames, decoded", frames),
             Part::during(
-                "checkpoint's pages, and its conversion",
+                "one matrix, while it is quantised",
                 self.loading(),
                 &[Phase::Loading],
             ),
@@ -281,14 +281,14 @@ impl Trainer<'_> {
         ]
     }
 
-    /// A mapped file counts as long as it is read from.
+    /// A matrix that is quantised when it is read is there as it is stored and in f32; others are read in pieces.
     fn loading(&self) -> u64 {
-        let stored = self.shape.stored;
-        let linears = match stored.four_bit {
-            Some(scales) => self.counts.four_bit_bytes(scales),
-            None => self.counts.linear_elements() * stored.dense_bytes,
-        };
-        linears + self.counts.dense_elements() * stored.dense_bytes
+        let (stored, train) = (self.shape.stored, &self.config.train);
+        let quantizes = train.quantize == Quantize::Nf4 && !self.config.is_full();
+        match quantizes && stored.four_bit.is_none() {
+            true => self.layer(0).largest_linear() * (stored.dense_bytes + F32),
+            false => 0,
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use distill_model::Weights;
 use distill_proto::{Fingerprint, StateKind};
 
 use crate::{
@@ -100,7 +99,7 @@ fn total_steps(config: &TrainConfig, sequence_count: u64) -> Result<usize> {
 
 /// The fingerprints that a checkpoint names. Reads the student's weights once.
 pub(super) fn identity(info: &ServerInfo, files: &StudentFiles) -> Result<Identity> {
-    let student = Weights::open(&files.dir)?.fingerprint()?;
+    let student = files.weights()?.fingerprint()?;
     Ok(Identity {
         teacher: info.model.to_hex(),
         tokenizer: info.tokenizer.to_hex(),

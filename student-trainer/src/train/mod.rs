@@ -160,6 +160,7 @@ fn train(
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
         token_ids,
+        ..StreamOptions::default()
     };
     let frames = FrameSource::new(
         handle.clone(),

@@ -207,6 +207,7 @@ mod tests {
                 prefetch_frames: 3,
                 reconnect_attempts: 1,
                 token_ids: 1000,
+                ..StreamOptions::default()
             };
             let handle = runtime.handle().clone();
             FrameSource::new(handle, teacher, info, options, shutdown, cursor)

@@ -1,6 +1,7 @@
 mod adapters;
 mod evaluated;
 mod full;
+mod integrity;
 mod other_vocabulary;
 mod resumed;
 

@@ -46,11 +46,11 @@ impl Tuned<'_> {
                 (ADAPTER_CONFIG_FILE, Content::Bytes(config.to_json()?)),
             ],
             None => {
-                let config = self.files.dir.join("config.json");
+                let config = self.config_json()?.to_vec();
                 let tokenizer = self.files.tokenizer.files().into_iter();
                 let mut files = vec![
                     (MODEL_FILE, weights),
-                    ("config.json", Content::Copy(config)),
+                    ("config.json", Content::Bytes(config)),
                 ];
                 files.extend(tokenizer.map(|(name, path)| (name, Content::Copy(path))));
                 files
@@ -61,6 +61,11 @@ impl Tuned<'_> {
             files.push((PROJECTION_FILE, Content::Tensors(projection)));
         }
         Ok(files)
+    }
+
+    /// The student's `config.json` as it was when the run began.
+    fn config_json(&self) -> Result<&[u8]> {
+        Ok(self.files.weights()?.config_bytes().unwrap_or_default())
     }
 
     /// Takes all values from a checkpoint, or as they were carried over.
@@ -82,8 +87,8 @@ impl Tuned<'_> {
             Some(adapter) => save_adapter(&directory, adapter, &self.parameters)?,
             None => {
                 fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-                let from = self.files.dir.join("config.json");
-                fs::copy(&from, directory.join("config.json")).map_err(Error::io("copy", &from))?;
+                let to = directory.join("config.json");
+                fs::write(&to, self.config_json()?).map_err(Error::io("write", &to))?;
                 save_model(&directory, &self.parameters, config.save_dtype.for_files())?;
             }
         }

@@ -78,7 +78,7 @@ impl Cache {
     /// `Cache` where it is damaged, of another version, or somebody writes to it; `Io`.
     pub fn open(path: &Path, access: Access) -> Result<Option<Self>> {
         let exists = path.join(HEADER).exists();
-        if !exists && access == Access::Read {
+        if !exists && access != Access::Write {
             return Ok(None);
         }
         let lock = match access {
@@ -86,7 +86,7 @@ impl Cache {
                 std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
                 Some(Lock::take(path)?)
             }
-            Access::Read => None,
+            Access::Read | Access::Look => None,
         };
         Self::over(Arc::new(LocalFiles::new(path)), path, access, lock)
     }

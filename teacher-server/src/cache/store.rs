@@ -41,6 +41,8 @@ enum Found {
 pub enum Access {
     /// Damage is told.
     Read,
+    /// Nothing is changed; damaged shards count as missing, since whoever writes computes them anew.
+    Look,
     /// Damage is set aside, to be computed anew. The cache's lock is held.
     Write,
 }
@@ -104,6 +106,9 @@ impl CacheStore {
             Err(error @ Error::Damaged { .. }) if self.access == Access::Write => {
                 tracing::warn!("{error}; it is set aside");
                 storage.set_aside(&sealed_name(shard.number))?;
+            }
+            Err(error @ Error::Damaged { .. }) if self.access == Access::Look => {
+                tracing::warn!("{error}");
             }
             Err(error) => return Err(error),
         }

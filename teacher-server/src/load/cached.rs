@@ -1,7 +1,12 @@
 //! Provides the loading over a cache: what is in it is served as it is, and only what is missing needs the model.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
+use candle_core::Tensor;
 use distill_proto::{Fingerprint, Rows, v1};
 use distill_text::Sequence;
 
@@ -55,7 +60,7 @@ pub(super) fn load(
             if config.any_backend {
                 opened.identity.backend = captured_backend(cache.settings());
             }
-            check_plan(config, &opened, &cache)?;
+            let projection = check_plan(config, &opened, &cache)?;
             add_sequences(config, &opened, &mut cache, reporter)?;
             let store = cache.store()?;
             let complete = (0..cache.entries().len() as u64).all(|index| store.contains(index));
@@ -64,7 +69,7 @@ pub(super) fn load(
                     origin: None,
                     basis: cache.basis()?,
                 },
-                false => answers(config, &opened, &cache)?,
+                false => answers(config, &opened, &cache, projection)?,
             };
             let sequences = std::mem::take(&mut opened.corpus.sequences);
             start(config, cache, store, sequences, answers, reporter)
@@ -140,12 +145,13 @@ fn create(
 }
 
 /// Bytes of a target, about, and of a shard.
-fn sizes(config: &Config, state_rank: u32) -> (u64, u64) {
+pub(super) fn sizes(config: &Config, state_rank: u32) -> (u64, u64) {
     (plan::target_bytes(config, state_rank), config.shard_bytes)
 }
 
-/// Refuses to go on with other settings, another model or another tokenizer, naming what differs.
-fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<()> {
+/// Refuses to go on with other settings, another model or another tokenizer, naming what differs; gives the projection that
+/// was compared.
+fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<Option<Tensor>> {
     let projection = cache.projection()?;
     let sketch = match (&projection, config.state) {
         (Some(projection), StateSetting::Sketch { .. }) => {
@@ -155,17 +161,26 @@ fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<()> {
     };
     let asked = plan::fingerprint(config, &opened.identity, sketch);
     if asked == cache.plan() {
-        return Ok(());
+        return Ok(projection);
     }
     let now = plan::settings(config, &opened.identity)?;
-    Err(Error::Cache {
+    let mut changed = differences(cache.settings(), &now, &[]);
+    if changed.is_empty() {
+        changed.push("by another build".to_owned());
+    }
+    let plans = format!("; its plan is {}, this would be {asked}", cache.plan());
+    Err(captured_otherwise(cache, &changed, &plans))
+}
+
+/// The error of a cache that cannot be gone on with.
+pub(super) fn captured_otherwise(cache: &Cache, changed: &[String], plans: &str) -> Error {
+    Error::Cache {
         path: cache.path().to_owned(),
         reason: format!(
-            "was captured otherwise ({}); its plan is {}, this would be {asked}. Use what it was captured with, or name another directory",
-            differences(cache.settings(), &now),
-            cache.plan()
+            "was captured otherwise ({}){plans}. Use what it was captured with, or name another directory",
+            changed.join(", ")
         ),
-    })
+    }
 }
 
 /// The backend that the settings of a cache name.
@@ -175,8 +190,8 @@ fn captured_backend(settings: &str) -> String {
     backend.unwrap_or_default().to_owned()
 }
 
-/// The settings whose lines differ, as `key: before -> now`.
-fn differences(before: &str, now: &str) -> String {
+/// The settings whose lines differ, as `key: before -> now`, but those that are `unknown` now.
+pub(super) fn differences(before: &str, now: &str, unknown: &[&str]) -> Vec<String> {
     let lines = |text: &str| -> Vec<(String, String)> {
         let pairs = text.lines().filter_map(|line| line.split_once(" = "));
         pairs
@@ -186,13 +201,10 @@ fn differences(before: &str, now: &str) -> String {
     let before: HashMap<String, String> = lines(before).into_iter().collect();
     let changed = lines(now).into_iter().filter_map(|(key, value)| {
         let old = before.get(&key).map_or("unset", String::as_str);
-        (old != value).then(|| format!("{key}: {old} -> {value}"))
+        let differs = old != value && !unknown.contains(&key.as_str());
+        differs.then(|| format!("{key}: {old} -> {value}"))
     });
-    let changed: Vec<String> = changed.collect();
-    match changed.is_empty() {
-        true => "by another build".to_owned(),
-        false => changed.join(", "),
-    }
+    changed.collect()
 }
 
 /// Adds the sequences of the corpus that the cache does not know.
@@ -202,16 +214,7 @@ fn add_sequences(
     cache: &mut Cache,
     reporter: &Reporter,
 ) -> Result<()> {
-    let known: std::collections::HashSet<u64> =
-        cache.entries().iter().map(|entry| entry.id).collect();
-    let sequences = &opened.corpus.sequences;
-    let new: Vec<Entry> = sequences
-        .iter()
-        .filter(|sequence| !known.contains(&sequence.id))
-        .map(Entry::of)
-        .collect();
-    let gone = known.len() + new.len() - sequences.len();
-    reporter.cache_corpus(known.len(), new.len(), gone);
+    let new = new_entries(cache, &opened.corpus.sequences, reporter);
     if new.is_empty() {
         return Ok(());
     }
@@ -219,10 +222,31 @@ fn add_sequences(
     cache.add(opened.corpus.fingerprint, new, config.batch_size, sizes)
 }
 
+/// The sequences that the cache does not know, in order.
+pub(super) fn new_entries(
+    cache: &Cache,
+    sequences: &[Sequence],
+    reporter: &Reporter,
+) -> Vec<Entry> {
+    let known: HashSet<u64> = cache.entries().iter().map(|entry| entry.id).collect();
+    let new = sequences
+        .iter()
+        .filter(|sequence| !known.contains(&sequence.id));
+    let new: Vec<Entry> = new.map(Entry::of).collect();
+    let gone = known.len() + new.len() - sequences.len();
+    reporter.cache_corpus(known.len(), new.len(), gone);
+    new
+}
+
 /// The teacher that computes what is missing, with the cache's own sketch.
-fn answers(config: &Config, opened: &Opened, cache: &Cache) -> Result<Answers> {
+fn answers(
+    config: &Config,
+    opened: &Opened,
+    cache: &Cache,
+    projection: Option<Tensor>,
+) -> Result<Answers> {
     let origin = opened.origin(config)?;
-    let (origin, basis) = match cache.projection()? {
+    let (origin, basis) = match projection {
         Some(projection) => (origin.with_projection(projection), cache.basis()?),
         None => {
             let exact = matches!(config.state, StateSetting::Exact(_));

@@ -1,6 +1,6 @@
 //! Provides what a teacher consists of on disk: tokenizer, shape and weights, of a model directory or a GGUF file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use distill_hub::Wanted;
 use distill_model::{ModelConfig, Nf4Matrix, Weights};
@@ -23,23 +23,7 @@ impl TeacherFiles {
     /// `Hub`; what cannot be read; `ShuttingDown` once `stopped` says so.
     pub fn open(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Self> {
         let path = located(&config.model, Wanted::Model, stopped)?;
-        let given = config.tokenizer.as_deref();
-        let given = given.map(|given| match located(given, Wanted::Tokenizer, stopped) {
-            Err(Error::Hub(e)) => Err(Error::Config {
-                key: "tokenizer",
-                reason: e.to_string(),
-            }),
-            found => found,
-        });
-        let given = given.transpose()?;
-        if path.is_dir() {
-            let directory = given.as_deref().unwrap_or(&path);
-            return Ok(Self {
-                tokenizer: TokenizerFiles::open(directory)?,
-                model: ModelConfig::load_teacher(&path)?,
-                weights: Weights::open(&path)?,
-            });
-        }
+        let given = given_tokenizer(config, stopped)?;
         let weights = Weights::open(&path)?;
         Ok(Self {
             tokenizer: tokenizer(&weights, given.as_deref(), &path)?,
@@ -55,13 +39,61 @@ impl TeacherFiles {
         for name in self.weights.names() {
             if name.ends_with(".weight") || name.ends_with(".bias") {
                 count += match Nf4Matrix::is_stored(&self.weights, name) {
-                    true => 2 * self.weights.raw(name)?.2.len() as u64,
+                    true => 2 * self.weights.raw_bytes(name)?,
                     false => self.weights.shape(name)?.iter().product::<usize>() as u64,
                 };
             }
         }
         Ok(count)
     }
+}
+
+/// What is known of a teacher without its weights.
+pub(super) struct Shape {
+    pub tokenizer: TokenizerFiles,
+    pub model: ModelConfig,
+}
+
+impl Shape {
+    /// As [`TeacherFiles::open`]. The weights of a model on the hub are not fetched for it, unless all is in a GGUF file.
+    ///
+    /// # Errors
+    /// As [`TeacherFiles::open`].
+    pub fn find(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Self> {
+        let path = match located(&config.model, Wanted::Config, stopped) {
+            Err(Error::Hub(distill_hub::Error::Unusable { .. })) => {
+                located(&config.model, Wanted::Model, stopped)?
+            }
+            found => found?,
+        };
+        if !path.is_dir() {
+            let TeacherFiles {
+                tokenizer, model, ..
+            } = TeacherFiles::open(config, stopped)?;
+            return Ok(Self { tokenizer, model });
+        }
+        let directory = match given_tokenizer(config, stopped)? {
+            Some(given) => given,
+            None => located(&config.model, Wanted::Tokenizer, stopped)?,
+        };
+        Ok(Self {
+            tokenizer: TokenizerFiles::open(&directory)?,
+            model: ModelConfig::load_teacher(&path)?,
+        })
+    }
+}
+
+/// The directory that `--tokenizer` names.
+fn given_tokenizer(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Option<PathBuf>> {
+    let given = config.tokenizer.as_deref();
+    let given = given.map(|given| match located(given, Wanted::Tokenizer, stopped) {
+        Err(Error::Hub(e)) => Err(Error::Config {
+            key: "tokenizer",
+            reason: e.to_string(),
+        }),
+        found => found,
+    });
+    given.transpose()
 }
 
 fn tokenizer(weights: &Weights, given: Option<&Path>, path: &Path) -> Result<TokenizerFiles> {

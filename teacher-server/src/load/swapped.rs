@@ -1,4 +1,4 @@
-//! Provides a teacher that is brought to the device again and again, from the mapped files that the system keeps in memory.
+//! Provides a teacher that is brought to the device again and again, from the open files that the system keeps in memory.
 
 use std::sync::Arc;
 

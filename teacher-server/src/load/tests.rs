@@ -72,3 +72,52 @@ fn an_inner_layer_is_refused_before_a_weight_is_read() {
         "{message}"
     );
 }
+
+#[test]
+fn weights_edited_or_cut_after_their_fingerprint_are_not_loaded_in_any_mode() {
+    use std::os::unix::fs::FileExt;
+    type Change = fn(&std::fs::File);
+    let changes: [Change; 2] = [
+        |file| {
+            let bytes = file.metadata().unwrap().len();
+            file.write_all_at(&[0x55; 64], bytes - 64).unwrap();
+        },
+        |file| file.set_len(1000).unwrap(),
+    ];
+    for change in changes {
+        let (dir, config) = outside(&["--vram-mode", "swap", "--state", "exact"]);
+        let opened = opened(&config).unwrap();
+        let swapped = Swapped::new(&config, &opened).unwrap();
+        drop(swapped.load().unwrap());
+        let path = dir.path().join("model.safetensors");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        change(&file);
+        let resident = Config {
+            vram_mode: VramMode::Resident,
+            ..config.clone()
+        };
+        // The first turn and every later one, a resident teacher, and what is hashed again.
+        let refused = [
+            swapped.load().map(drop),
+            swapped.load().map(drop),
+            opened.origin(&resident).map(drop),
+            model_fingerprint(&opened.weights).map(drop),
+        ];
+        for result in refused {
+            let error = result.expect_err("loaded");
+            let changed = distill_model::Error::Changed {
+                path: path.clone(),
+                how: String::new(),
+            };
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(changed.to_string().split(':').next().unwrap()),
+                "{error}"
+            );
+            let status = crate::service::status(&error);
+            assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+            assert!(!status.message().contains("safetensors"), "{status}");
+        }
+    }
+}

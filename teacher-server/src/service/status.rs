@@ -54,6 +54,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Model(distill_model::Error::OutOfMemory { .. }) => {
             (Code::ResourceExhausted, "OUT_OF_MEMORY")
         }
+        Error::Model(distill_model::Error::Changed { .. }) => {
+            (Code::FailedPrecondition, "MODEL_CHANGED")
+        }
         Error::NotFinite { .. } => (Code::DataLoss, "NOT_FINITE"),
         Error::StateOverflow { .. } => (Code::DataLoss, "STATE_OVERFLOW"),
         Error::Production(inner) => classify(inner),
@@ -127,6 +130,10 @@ fn hidden(error: &Error) -> String {
             "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
             source.kind()
         ),
+        Error::Model(distill_model::Error::Changed { .. }) => {
+            "the teacher's weights were changed after this server had named them; its log names the file; start it again"
+                .to_owned()
+        }
         _ => "the teacher failed; the server's log says why".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 
 mod cache;
 mod captures;
+mod changed;
 mod endings;
 mod every_command;
 mod fixtures_models;

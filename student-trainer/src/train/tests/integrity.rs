@@ -1,0 +1,67 @@
+//! Runs whose teacher lies at the end, or whose student is changed under them: no result is left.
+
+use std::os::unix::fs::FileExt;
+
+use distill_proto::v1::{StreamBlocksResponse, stream_blocks_response::Event};
+
+use super::*;
+
+#[test]
+fn another_digest_at_the_end_of_the_only_pass_leaves_no_result() {
+    let bench = Bench::new(5);
+    bench.mock.lie_in_streams(|_, sent| {
+        if let Some(Ok(StreamBlocksResponse {
+            event: Some(Event::End(end)),
+        })) = sent.last_mut()
+        {
+            end.digest = vec![0; 32].into();
+        }
+    });
+    let config = bench.config("run");
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.contains("digest over all 5 frames"), "{message}");
+    assert!(!config.out.join("adapter").exists());
+    assert_eq!(metrics(&config).len(), 4, "the last frame was trained on");
+}
+
+#[test]
+fn a_student_changed_between_two_stays_is_refused() {
+    let bench = Bench::new(1);
+    let directory = bench.config("run").student;
+    let files = StudentFiles::open(&directory).unwrap();
+    let place = Place::choose("cpu", ComputeDtype::F32).unwrap();
+    files.weights().unwrap().fingerprint().unwrap();
+    let load = || files.load(Quantize::Nf4, &place, None).map(drop);
+    load().unwrap();
+    let path = directory.join("model.safetensors");
+    let bytes = fs::metadata(&path).unwrap().len();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x55; 64], bytes - 64).unwrap();
+    for _ in 0..2 {
+        let message = load().unwrap_err().to_string();
+        assert!(
+            message.contains("model.safetensors was changed"),
+            "{message}"
+        );
+    }
+    file.set_len(1000).unwrap();
+    let message = load().unwrap_err().to_string();
+    assert!(
+        message.contains("model.safetensors was changed"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_config_json_changed_before_the_weights_are_opened_is_refused() {
+    let bench = Bench::new(1);
+    let directory = bench.config("run").student;
+    let files = StudentFiles::open(&directory).unwrap();
+    let path = directory.join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["rope_theta"] = 5.into();
+    fs::write(&path, json.to_string()).unwrap();
+    let message = files.weights().map(drop).unwrap_err().to_string();
+    assert!(message.contains("config.json was changed"), "{message}");
+}

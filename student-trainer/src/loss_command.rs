@@ -17,6 +17,9 @@ use crate::{
     run::write_atomically,
 };
 
+/// Bytes of a file of logits, which is held in memory.
+const TENSORS_BYTES_MAX: u64 = 1 << 36;
+
 settings! {
     /// Everything `losses` can be told.
     pub struct LossesConfig {
@@ -92,7 +95,8 @@ struct Dense {
 
 impl Dense {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes =
+            distill_files::read(path, TENSORS_BYTES_MAX).map_err(Error::io("read", path))?;
         let file =
             SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e.to_string()))?;
         let logits = file.tensor("logits").map_err(|_| {

@@ -37,6 +37,8 @@ const CLOSING_GRACE: Duration = Duration::from_secs(5);
 const STREAMS_MAX: u32 = 128;
 /// One request message: 65,536 tokens with their flags, several times over.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// A certificate or key with its chain.
+const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// A server that is bound but not running yet.
 pub struct Server {
@@ -276,7 +278,8 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
     let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
         return Ok(None);
     };
-    let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
+    let read =
+        |path: &Path| distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path));
     let identity = Certificate::from_pem(read(cert)?, read(key)?);
     Ok(Some(ServerTlsConfig::new().identity(identity)))
 }

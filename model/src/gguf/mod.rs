@@ -73,7 +73,7 @@ impl Gguf {
     /// # Errors
     /// A file that is no GGUF, or truncated; an architecture, or a setting, that the decoder does not have.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let file = distill_files::open(path).map_err(|source| Error::io(path, source))?;
         let file_bytes = file
             .metadata()
             .map_err(|source| Error::io(path, source))?
@@ -108,6 +108,11 @@ impl Gguf {
         gguf.refuse_unknown_tensors(known.clone())?;
         StoredTensor::refuse_overlaps(known, path)?;
         Ok(gguf)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The model's shape.

@@ -1,13 +1,11 @@
 //! Provides the model fingerprint: one digest over what a forward pass depends on, config.json and every tensor.
 
 use super::Weights;
-use crate::{Error, Gguf, Result};
+use crate::{CONFIG_BYTES_MAX, Error, Gguf, Result};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::Path;
 
-/// Longest config.json accepted, in bytes.
-const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// Tensors are hashed in pieces of this size on all cores.
 const SEGMENT_BYTES: usize = 4 << 20;
 /// Bytes of a GGUF file that are read at a time: whole segments.
@@ -84,7 +82,7 @@ fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 }
 
 fn read_config(path: &Path) -> Result<Value> {
-    let bytes = super::read_capped(path, CONFIG_BYTES_MAX)?;
+    let bytes = distill_files::read(path, CONFIG_BYTES_MAX).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, "JSON", e.to_string()))
 }
 

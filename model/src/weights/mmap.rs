@@ -8,13 +8,10 @@ use std::path::Path;
 /// Maps `path` for reading; empty files are refused because they hold no header.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be opened or mapped, [`Error::Malformed`] when it is empty or no regular file.
+/// [`Error::Io`] when the file cannot be opened or mapped or is no regular file, [`Error::Malformed`] when it is empty.
 pub(super) fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = distill_files::open(path).map_err(|e| Error::io(path, e))?;
     let metadata = file.metadata().map_err(|e| Error::io(path, e))?;
-    if !metadata.is_file() {
-        return Err(Error::malformed(path, "file", "not a regular file"));
-    }
     if metadata.len() == 0 {
         return Err(Error::malformed(
             path,

@@ -61,12 +61,15 @@ impl StudentFiles {
             ));
         }
         let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let config = ModelConfig::load(dir)?;
+        let tokenizer = TokenizerFiles::open(dir)?;
+        tokenizer.check_head(config.vocab_size, &dir.join("config.json"))?;
         Ok(Self {
             dir: dir.to_owned(),
             base: path.to_string_lossy().into_owned(),
             revision: None,
-            config: ModelConfig::load(dir)?,
-            tokenizer: TokenizerFiles::open(dir)?,
+            config,
+            tokenizer,
         })
     }
 

@@ -120,7 +120,9 @@ pub fn dry_run(config: &Config) -> Result<()> {
     // The weights of a model that is named on the hub are not fetched for this.
     let found = |wanted| located(&config.model, wanted, &|| false);
     let tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
-    let model = ModelConfig::load_teacher(&found(Wanted::Config)?)?;
+    let directory = found(Wanted::Config)?;
+    let model = ModelConfig::load_teacher(&directory)?;
+    tokenizer.check_head(model.vocab_size, &directory.join("config.json"))?;
     let windowing = Windowing::new(config.seq_len);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);

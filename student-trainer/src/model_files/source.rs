@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
+use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
 use distill_text::TokenizerFiles;
 use serde_json::Value;
 
@@ -55,7 +55,8 @@ impl Source {
         match self {
             Self::Directory { directory, .. } => {
                 let path = directory.join("config.json");
-                let text = fs::read(&path).map_err(Error::io("read", &path))?;
+                let text = distill_files::read(&path, CONFIG_BYTES_MAX)
+                    .map_err(Error::io("read", &path))?;
                 serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))
             }
             Self::Gguf(gguf) => Ok(gguf.config_json().clone()),
@@ -78,14 +79,16 @@ impl Source {
         }
     }
 
-    /// Puts the tokenizer's files into `out`: those of `other`, else the model's own.
+    /// Puts the tokenizer's files into `out`: those of `other`, else the model's own. The head must have a row for each id.
     pub fn write_tokenizer(&self, other: Option<&Path>, out: &Path) -> Result<()> {
         let own = match self {
             Self::Directory { directory, .. } => Some(directory.as_path()),
             Self::Gguf(_) => None,
         };
         if let Some(directory) = other.or(own) {
-            TokenizerFiles::open(directory)?.copy_to(out)?;
+            let tokenizer = TokenizerFiles::open(directory)?;
+            self.check_head(&tokenizer)?;
+            tokenizer.copy_to(out)?;
             // It names the end of text where tokenizer_config.json does not.
             let (from, to) = (directory.join(GENERATION), out.join(GENERATION));
             if from.is_file() {
@@ -100,7 +103,14 @@ impl Source {
             write_atomically(&out.join(name), text.as_bytes())?;
         }
         // It must be one that the programs can read.
-        TokenizerFiles::open(out)?;
-        Ok(())
+        self.check_head(&TokenizerFiles::open(out)?)
+    }
+
+    fn check_head(&self, tokenizer: &TokenizerFiles) -> Result<()> {
+        let config = match self {
+            Self::Directory { directory, .. } => directory.join("config.json"),
+            Self::Gguf(gguf) => gguf.path().to_owned(),
+        };
+        Ok(tokenizer.check_head(self.config().vocab_size, &config)?)
     }
 }

@@ -34,16 +34,23 @@ impl TeacherFiles {
         let given = given.transpose()?;
         if path.is_dir() {
             let directory = given.as_deref().unwrap_or(&path);
+            let tokenizer = TokenizerFiles::open(directory)?;
+            let model = ModelConfig::load_teacher(&path)?;
+            tokenizer.check_head(model.vocab_size, &path.join("config.json"))?;
+            let weights = Weights::open(&path)?;
             return Ok(Self {
-                tokenizer: TokenizerFiles::open(directory)?,
-                model: ModelConfig::load_teacher(&path)?,
-                weights: Weights::open(&path)?,
+                tokenizer,
+                model,
+                weights,
             });
         }
         let weights = Weights::open(&path)?;
+        let tokenizer = tokenizer(&weights, given.as_deref(), &path)?;
+        let model = weights.model_config()?;
+        tokenizer.check_head(model.vocab_size, &path)?;
         Ok(Self {
-            tokenizer: tokenizer(&weights, given.as_deref(), &path)?,
-            model: weights.model_config()?,
+            tokenizer,
+            model,
             weights,
         })
     }

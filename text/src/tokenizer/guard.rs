@@ -2,19 +2,29 @@
 //! that does not end is left behind.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    any::Any,
     sync::mpsc::{RecvTimeoutError, sync_channel},
     thread,
     time::Duration,
 };
 
-use crate::{Result, limits::TOKENIZER_STACK_BYTES};
+use crate::{Result, limits::TOKENIZER_STACK_BYTES, quietly::quietly};
 
 const GAVE_UP: &str = "the tokenizers library gave up on it";
+/// Characters of its own words that are shown.
+const SAID_MAX: usize = 200;
 
 /// Runs code of the library, which expects well-formed files in places, and turns its panic into a reason.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(GAVE_UP.to_owned()))
+    quietly(work).unwrap_or_else(|panic| Err(gave_up(panic.as_ref())))
+}
+
+/// What the library said when it panicked, such as that a pattern was retried too often.
+fn gave_up(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let said: String = text.unwrap_or_default().chars().take(SAID_MAX).collect();
+    format!("{GAVE_UP}: {said}")
 }
 
 /// Runs `work` on a thread of its own, with a large stack, and waits `patience` for it.
@@ -30,7 +40,7 @@ pub(super) fn within<T: Send + 'static>(
         .name("tokenizer".to_owned())
         .stack_size(TOKENIZER_STACK_BYTES)
         .spawn(move || {
-            if let Ok(done) = catch_unwind(AssertUnwindSafe(work)) {
+            if let Ok(done) = quietly(work) {
                 // Nobody waits any more where it came too late.
                 let _ = sender.send(done);
             }

@@ -1,9 +1,6 @@
 //! Provides a run directory as the report reads it: its settings, its steps, its evaluations.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use toml::Table;

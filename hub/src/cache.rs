@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     Error, Result,
-    limits::POLL,
+    limits::{COMMIT_BYTES_MAX, POLL},
     name::{is_commit, is_file_name},
 };
 
@@ -62,7 +62,8 @@ impl RepoCache {
 
     /// The commit that a branch or tag stood for when it was asked for last.
     pub fn commit(&self, revision: &str) -> Option<String> {
-        let text = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
+        let path = self.root.join("refs").join(revision);
+        let text = distill_files::read_text(&path, COMMIT_BYTES_MAX).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
     }

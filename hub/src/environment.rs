@@ -3,12 +3,12 @@
 use std::{
     env,
     ffi::OsString,
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, limits::TOKEN_BYTES_MAX};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
@@ -135,7 +135,7 @@ fn endpoint(given: Option<String>) -> Result<String> {
 }
 
 fn read_token(path: &Path) -> Result<Option<Token>> {
-    match fs::read_to_string(path) {
+    match distill_files::read_text(path, TOKEN_BYTES_MAX) {
         Ok(text) => Ok(Token::new(&text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read the hub's token in", path)(error)),
@@ -144,6 +144,8 @@ fn read_token(path: &Path) -> Result<Option<Token>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn environment(variables: &[(&str, &str)]) -> Result<Environment> {

@@ -6,6 +6,12 @@ use std::time::Duration;
 pub const API_BYTES_MAX: u64 = 32 << 20;
 /// `model.safetensors.index.json`.
 pub const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// The hub's token in a file.
+pub const TOKEN_BYTES_MAX: u64 = 4096;
+/// Certificates in a PEM file; a system's bundle has 250 kB.
+pub const AUTHORITIES_BYTES_MAX: u64 = 16 << 20;
+/// The commit that a branch stands for, in a file of the cache.
+pub const COMMIT_BYTES_MAX: u64 = 1024;
 /// Shards of one model.
 pub const SHARDS_MAX: usize = 1024;
 /// One file of a repository.

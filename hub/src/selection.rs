@@ -1,6 +1,6 @@
 //! Provides which files of a repository are needed: configuration, tokenizer and one form of the weights, never pickles.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use serde::Deserialize;
 
@@ -192,13 +192,7 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
         reference: path.display().to_string(),
         reason,
     };
-    let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if bytes > INDEX_BYTES_MAX {
-        return Err(unusable(format!(
-            "{bytes} bytes, above the limit of {INDEX_BYTES_MAX}"
-        )));
-    }
-    let text = fs::read(path).map_err(Error::io("read", path))?;
+    let text = distill_files::read(path, INDEX_BYTES_MAX).map_err(Error::io("read", path))?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| unusable(format!("no readable weight_map: {e}")))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
@@ -221,6 +215,8 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn choose(

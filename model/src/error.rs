@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use crate::device_memory::{Bytes, Room};
 
 /// Everything that can go wrong while a model is read, built or run.
+///
+/// Messages carry their causes themselves. So no variant has a `source`: what prints a whole chain would say a reason twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to open, read or map a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file's content is not what its format demands.
     #[error("{}: {field}: {message}", path.display())]
@@ -115,10 +117,10 @@ fn need(bytes: Option<u64>) -> String {
 }
 
 impl Error {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, reason: std::io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
-            source,
+            reason,
         }
     }
 

@@ -66,7 +66,7 @@ pub mod testing;
 pub mod threads;
 
 pub use checkpoint::{Checkpointing, Tape};
-pub use config::{Architecture, Experts, ModelConfig, RopeScaling};
+pub use config::{Architecture, CONFIG_BYTES_MAX, Experts, ModelConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use device::{ComputeDtype, DeviceChoice, backend};
 pub use device_memory::{

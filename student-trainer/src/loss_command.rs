@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,9 @@ use crate::{
     loss::{LossConfig, LossValues, dense_loss},
     run::write_atomically,
 };
+
+/// Bytes of a file of logits, which is held in memory.
+const TENSORS_BYTES_MAX: u64 = 1 << 36;
 
 settings! {
     /// Everything `losses` can be told.
@@ -92,7 +95,8 @@ struct Dense {
 
 impl Dense {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes =
+            distill_files::read(path, TENSORS_BYTES_MAX).map_err(Error::io("read", path))?;
         let file =
             SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e.to_string()))?;
         let logits = file.tensor("logits").map_err(|_| {
@@ -189,6 +193,8 @@ impl fmt::Display for LossReport {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(path: &Path, tensors: &[(&str, Tensor)]) {

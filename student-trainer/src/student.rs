@@ -63,12 +63,15 @@ impl StudentFiles {
             ));
         }
         let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let config = ModelConfig::load(dir)?;
+        let tokenizer = TokenizerFiles::open(dir)?;
+        tokenizer.check_head(config.vocab_size, &dir.join("config.json"))?;
         Ok(Self {
             dir: dir.to_owned(),
             base: path.to_string_lossy().into_owned(),
             revision: None,
-            config: ModelConfig::load(dir)?,
-            tokenizer: TokenizerFiles::open(dir)?,
+            config,
+            tokenizer,
             weights: OnceLock::new(),
         })
     }
@@ -232,6 +235,31 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tokenizer_with_more_ids_than_head_rows_is_named_before_anything_is_read() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let dir = tempfile::tempdir().unwrap();
+        let copy = |from: PathBuf, change: fn(String) -> String| {
+            let text = change(std::fs::read_to_string(&from).unwrap());
+            std::fs::write(dir.path().join(from.file_name().unwrap()), text).unwrap();
+        };
+        copy(fixtures.join("tokenizer/tokenizer.json"), |text| text);
+        copy(fixtures.join("tokenizer/tokenizer_config.json"), |text| {
+            text
+        });
+        let config = fixtures.join("models/qwen2-untied/config.json");
+        copy(config.clone(), |text| text);
+        let files = StudentFiles::open(dir.path()).unwrap();
+        assert_eq!(files.tokenizer.size() as usize, files.config.vocab_size);
+        copy(config, |text| {
+            text.replace("\"vocab_size\": 384", "\"vocab_size\": 383")
+        });
+        let error = StudentFiles::open(dir.path()).err().unwrap().to_string();
+        for expected in ["tokenizer.json", "384 ids", "383 rows", "config.json"] {
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 
     #[test]
     fn the_device_is_read_and_the_type_follows_it() {

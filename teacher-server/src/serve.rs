@@ -50,6 +50,8 @@ const ERROR_RESETS_MAX: usize = 128;
 const ACCEPTED_MAX: usize = 1;
 /// One request for health or reflection: a name.
 const NAME_BYTES_MAX: usize = 16 << 10;
+/// A certificate or key with its chain.
+const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// A server that is bound but not running yet.
 pub struct Server {
@@ -292,7 +294,8 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
     let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
         return Ok(None);
     };
-    let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
+    let read =
+        |path: &Path| distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path));
     let identity = Certificate::from_pem(read(cert)?, read(key)?);
     let config = ServerTlsConfig::new().identity(identity);
     Ok(Some(config.timeout(ADMISSION_TIMEOUT)))

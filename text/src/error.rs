@@ -3,16 +3,18 @@
 use std::{io, path::PathBuf};
 
 /// What can be wrong with a tokenizer directory or a corpus.
+///
+/// Messages carry their causes themselves. So no variant has a `source`: what prints a whole chain would say a reason twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// Which file or directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of the tokenizer directory cannot be used.
     #[error("{}: {field}: {reason}", path.display())]
@@ -85,8 +87,8 @@ impl Error {
 /// Turns an I/O error into this crate's, with the path it concerns.
 pub(crate) fn io_at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
-    move |source| Error::Io { path, source }
+    move |reason| Error::Io { path, reason }
 }
 
 /// This crate's result.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -31,6 +31,7 @@ pub mod corpus;
 pub mod tokenizer;
 
 mod nearest;
+mod quietly;
 
 #[cfg(test)]
 mod testing;

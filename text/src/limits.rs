@@ -1,7 +1,38 @@
 //! Provides the named limits of what is read from a tokenizer directory and a corpus.
 
+use std::time::Duration;
+
 /// One tokenizer file; the largest in use (Gemma's) has 33 MB.
 pub const TOKENIZER_FILE_BYTES_MAX: u64 = 256 << 20;
+/// Any other JSON or template file of a model directory; tokenizer_config.json with its added tokens is the largest.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 16 << 20;
+/// Objects in one part of tokenizer.json (normalizer, pre_tokenizer, post_processor, decoder); real ones have fewer than 60.
+pub const TOKENIZER_PARTS_MAX: usize = 1024;
+/// One regular expression of a tokenizer.
+pub const REGEX_BYTES_MAX: usize = 1 << 16;
+/// SentencePiece's table of replacements as base64; those in use have up to 700 kB.
+pub const CHARSMAP_BYTES_MAX: usize = 8 << 20;
+/// ByteLevel and Metaspace parts of one tokenizer; each can write four bytes for one.
+pub const LONGER_PARTS_MAX: usize = 3;
+/// Tokens that a post-processor puts around a text.
+pub const TEMPLATE_TOKENS_MAX: usize = 4096;
+/// Contents of all added tokens together.
+pub const ADDED_BYTES_MAX: usize = 16 << 20;
+/// How many times longer a normaliser may make a text, apart from [`NORMALIZED_SLACK_BYTES`]; NFKC reaches 11 for U+FDFA.
+/// The library keeps 16 bytes beside every byte, so a text of 1 MiB takes 272 MiB at most.
+pub const NORMALIZED_GROWTH_MAX: usize = 16;
+/// What a normaliser may add to a short text.
+pub const NORMALIZED_SLACK_BYTES: usize = 4096;
+/// How many times longer the tokens of a vocabulary may become when they are written out.
+pub const TOKEN_GROWTH_MAX: usize = 64;
+/// Stack of the thread that a tokenizer is built and used on; patterns may nest 4096 deep.
+pub const TOKENIZER_STACK_BYTES: usize = 64 << 20;
+/// Until a tokenizer is built and has encoded a few short texts; the largest in use take 2 s.
+pub const TOKENIZER_PATIENCE: Duration = Duration::from_secs(30);
+/// Until a text is encoded, and once more for every MiB of it; it takes less than a second.
+pub const ENCODE_PATIENCE: Duration = Duration::from_secs(30);
+/// Text before a piece that is encoded with it again, for tokenizers that put something before every text.
+pub const PIECE_OVERLAP_BYTES: usize = 4096;
 /// Largest token id plus one, as in the frame format.
 pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX as u32;
 /// One line of a corpus, and so the longest prompt, completion or conversation.

@@ -2,7 +2,7 @@
 
 mod address;
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde::Deserialize;
 use ureq::{
@@ -16,8 +16,8 @@ use crate::{
     Environment, Error, Reference, Result,
     cache::pause,
     limits::{
-        API_BYTES_MAX, CONNECT_TIMEOUT, FILE_BYTES_MAX, QUESTIONS_MAX, REDIRECTS_MAX,
-        SERVER_WORDS_MAX, SILENCE_TIMEOUT,
+        API_BYTES_MAX, AUTHORITIES_BYTES_MAX, CONNECT_TIMEOUT, FILE_BYTES_MAX, QUESTIONS_MAX,
+        REDIRECTS_MAX, SERVER_WORDS_MAX, SILENCE_TIMEOUT,
     },
     name::{is_commit, is_file_name},
 };
@@ -326,7 +326,8 @@ impl<'a> Client<'a> {
 
 /// The certificates of a PEM file.
 fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
-    let pem = fs::read(path).map_err(Error::io("read the authorities in", path))?;
+    let pem = distill_files::read(path, AUTHORITIES_BYTES_MAX)
+        .map_err(Error::io("read the authorities in", path))?;
     let certificates = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,

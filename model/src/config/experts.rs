@@ -6,6 +6,8 @@ use super::raw::{INTERMEDIATE_SIZE_MAX, LAYERS_MAX, RawConfig};
 
 /// Largest number of experts of a layer; published ones have up to 512.
 const EXPERTS_MAX: usize = 4096;
+/// Experts of all layers together, each with three matrices; published models have up to 24,000.
+const ALL_EXPERTS_MAX: usize = 1 << 17;
 /// transformers' defaults of Qwen3-MoE.
 const NUM_EXPERTS: usize = 128;
 const NUM_EXPERTS_PER_TOK: usize = 8;
@@ -48,6 +50,12 @@ impl RawConfig {
             );
         }
         let num_experts = required("num_experts", Some(self.num_experts()?), EXPERTS_MAX)?;
+        let all = num_experts.saturating_mul(self.num_hidden_layers.unwrap_or(0));
+        if all > ALL_EXPERTS_MAX {
+            let reason =
+                format!("{num_experts} in every layer are {all} together, above {ALL_EXPERTS_MAX}");
+            return problem("num_experts", reason);
+        }
         let per_token = self.num_experts_per_tok.or(Some(NUM_EXPERTS_PER_TOK));
         let width = self.moe_intermediate_size.or(Some(MOE_INTERMEDIATE_SIZE));
         let step = self.decoder_sparse_step.or(Some(1));

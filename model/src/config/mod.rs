@@ -18,7 +18,7 @@ use raw::RawConfig;
 pub use rope::RopeScaling;
 
 /// Largest `config.json` that is read; real ones are a few KiB.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const CONFIG_FILE: &str = "config.json";
 
 /// A model's shape. Every number is within the limits of this module, and they fit together.
@@ -137,14 +137,7 @@ impl ModelConfig {
 
 /// Reads a `config.json`, where it is no longer than real ones are.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path)
-        .map_err(|source| Error::io(path, source))?
-        .len();
-    if length > CONFIG_BYTES_MAX {
-        let problem = format!("{length} bytes; at most {CONFIG_BYTES_MAX} are read");
-        return Err(Error::malformed(path, "(file size)", problem));
-    }
-    std::fs::read(path).map_err(|source| Error::io(path, source))
+    distill_files::read(path, CONFIG_BYTES_MAX).map_err(|reason| Error::io(path, reason))
 }
 
 #[cfg(test)]

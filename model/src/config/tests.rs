@@ -296,7 +296,7 @@ fn a_missing_or_huge_file_is_an_error_that_names_it() {
     assert!(load().contains("config.json"));
     let file = std::fs::File::create(dir.path().join("config.json")).unwrap();
     file.set_len(CONFIG_BYTES_MAX + 1).unwrap();
-    assert!(load().contains("file size"));
+    assert!(load().contains("more than the"));
 }
 
 #[test]
@@ -397,6 +397,17 @@ fn what_experts_are_not_done_with_is_refused_by_field() {
             "{message}"
         );
     }
+    // Each number alone is fine; the list of matrices would take gigabytes.
+    let many = with(
+        with(moe.clone(), "num_experts", json!(4096)),
+        "num_hidden_layers",
+        json!(1024),
+    );
+    let message = teacher(&many).unwrap_err().to_string();
+    assert!(
+        message.contains("num_experts: 4096 in every layer"),
+        "{message}"
+    );
     let mut two = with(moe, "num_experts", json!(4));
     two["num_local_experts"] = json!(8);
     let message = teacher(&two).unwrap_err().to_string();

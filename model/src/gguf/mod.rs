@@ -105,6 +105,11 @@ impl Gguf {
         Ok(gguf)
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config

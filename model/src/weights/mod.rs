@@ -24,7 +24,6 @@ use index::WeightFiles;
 use safetensors::Dtype;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -310,21 +309,4 @@ impl std::fmt::Debug for Weights {
             .field("tensors", &self.tensors.len())
             .finish()
     }
-}
-
-/// Reads a whole file of at most `bytes_max` bytes.
-fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(Error::malformed(
-            path,
-            "file",
-            format!("is longer than the limit of {bytes_max} bytes"),
-        ));
-    }
-    Ok(bytes)
 }

@@ -6,7 +6,7 @@
 //! that another takes the place of under the same name stays open here and is read on.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -72,12 +72,7 @@ impl SourceFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`] for what is empty or no regular file.
     pub fn open(path: &Path) -> Result<Self> {
-        // Looked at first: a named pipe would wait for a writer.
-        let found = fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !found.is_file() {
-            return Err(Error::malformed(path, "file", "not a regular file"));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = distill_files::open(path).map_err(|e| Error::io(path, e))?;
         let stamp = settled_stamp(path, &file)?;
         if stamp.bytes == 0 {
             let message = "the file is empty; download it again";

@@ -21,7 +21,7 @@ mod state;
 mod tests;
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -36,6 +36,7 @@ use crate::{Error, Result};
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 pub(crate) const PROJECTION_OPTIMIZER_FILE: &str = "projection_optimizer.safetensors";
 const STATE_FILE: &str = "state.toml";
+const STATE_BYTES_MAX: u64 = 16 << 20;
 const DIRECTORY: &str = "checkpoints";
 const BEST_LINK: &str = "best";
 /// What begins like this was being written, or removed, when its process ended.
@@ -225,7 +226,7 @@ fn step_of(name: &str) -> Option<usize> {
 }
 
 fn digest(path: &Path) -> Result<String> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let file = distill_files::open(path).map_err(Error::io("read", path))?;
     let mut hasher = blake3::Hasher::new();
     hasher
         .update_reader(file)
@@ -249,7 +250,8 @@ impl Checkpoint {
             )
         };
         let path = directory.join(STATE_FILE);
-        let text = fs::read_to_string(&path).map_err(|e| damaged(format!("{STATE_FILE}: {e}")))?;
+        let text = distill_files::read_text(&path, STATE_BYTES_MAX)
+            .map_err(|e| damaged(format!("{STATE_FILE}: {e}")))?;
         let state: RunState =
             toml::from_str(&text).map_err(|e| damaged(format!("{STATE_FILE}: {}", e.message())))?;
         state.check_format().map_err(damaged)?;

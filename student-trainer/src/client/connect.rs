@@ -24,6 +24,9 @@ use crate::{Error, Result, shutdown::Shutdown};
 const SERVICE_NAME: &str = "distill.v1.TeacherService";
 /// Of the environment: the token, where no file is named.
 const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
+/// A token's file, and one of certificates.
+const TOKEN_BYTES_MAX: u64 = 8192;
+const PEM_BYTES_MAX: u64 = 16 << 20;
 /// Between two questions whether the teacher is ready.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two messages that it is not.
@@ -229,7 +232,7 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
                 .into(),
         ));
     };
-    let pem = std::fs::read(path).map_err(Error::io("read", path))?;
+    let pem = distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path))?;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
     endpoint
         .tls_config(tls)
@@ -243,7 +246,8 @@ fn read_token(
 ) -> Result<Option<MetadataValue<Ascii>>> {
     match (&options.token_file, variable) {
         (Some(path), _) => {
-            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            let text =
+                distill_files::read_text(path, TOKEN_BYTES_MAX).map_err(Error::io("read", path))?;
             bearer(&text).map(Some).map_err(|e| Error::file(path, e))
         }
         (None, Some(text)) => bearer(text.to_str().unwrap_or_default())
@@ -309,6 +313,24 @@ mod tests {
                 .to_string()
                 .contains("no token")
         );
+    }
+
+    #[test]
+    fn a_token_or_certificate_that_is_no_file_is_refused_by_name() {
+        let zero = std::path::PathBuf::from("/dev/zero");
+        for path in [zero, std::env::temp_dir()] {
+            let mut given = options("https://localhost:1");
+            given.token_file = Some(path.clone());
+            given.ca_cert = Some(path.clone());
+            for error in [read_token(&given, None).err(), endpoint(&given).err()] {
+                let error = error.unwrap().to_string();
+                let shown = path.display().to_string();
+                assert!(
+                    error.contains(&shown) && error.contains("a regular file"),
+                    "{error}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod train;
 
 pub use distill_model::ComputeDtype;
 pub use distill_text::nearest;
+pub(crate) use resolve::SETTINGS_BYTES_MAX;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};
 pub use train::{BestMetric, Quantize, TrainConfig, Tune};

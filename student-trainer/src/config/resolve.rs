@@ -12,6 +12,9 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// Bytes of a file of settings.
+pub(crate) const SETTINGS_BYTES_MAX: u64 = 1 << 20;
+
 /// What the command line asked for beside settings.
 pub struct Resolved<C> {
     /// Defaults, overlaid by the file, overlaid by the flags.
@@ -131,7 +134,8 @@ pub fn resolve_over<C: Settings>(
 }
 
 fn read_file(path: &Path, known: &[Key]) -> Result<Table> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text =
+        distill_files::read_text(path, SETTINGS_BYTES_MAX).map_err(Error::io("read", path))?;
     let table: Table = text
         .parse()
         .map_err(|e: toml::de::Error| Error::Config(format!("{}: {e}", path.display())))?;

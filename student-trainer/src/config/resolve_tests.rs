@@ -46,6 +46,27 @@ fn resolve_from(file: &str, flags: &[&str]) -> Result<Outer> {
 }
 
 #[test]
+fn settings_that_are_no_file_are_refused_by_name() {
+    for path in ["/dev/zero", "/"] {
+        let error = read_file(Path::new(path), &Outer::keys()).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains(path) && error.contains("a regular file"),
+            "{error}"
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.toml");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(SETTINGS_BYTES_MAX + 1).unwrap();
+    let error = read_file(&path, &Outer::keys()).unwrap_err().to_string();
+    assert!(
+        error.contains("large.toml") && error.contains("more than the"),
+        "{error}"
+    );
+}
+
+#[test]
 fn flags_win_over_the_file_and_the_file_over_defaults() {
     let config = resolve_from(
         "lr = 1e-3\nsteps = 7\nelsewhere = \"x\"\n[loss]\nweight = 3",

@@ -87,6 +87,8 @@ pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
     };
     let staging = Staging::new(&config.out)?;
     let source = Source::open(&located(&config.base, Wanted::Model, shutdown)?)?;
+    // Before the long work: it may not belong to the model.
+    source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
     let parameters = source.config().parameter_shapes();
     let adapters = match &config.adapter {
         Some(directory) => Adapters::read(directory, &parameters)?,
@@ -109,7 +111,6 @@ pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
         dtype.set_in(fields);
     }
     write_atomically(&path, format!("{json:#}\n").as_bytes())?;
-    source.write_tokenizer(config.tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

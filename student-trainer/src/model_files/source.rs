@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
+use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
 use distill_text::TokenizerFiles;
 use serde_json::Value;
 
@@ -75,14 +75,16 @@ impl Source {
         }
     }
 
-    /// Puts the tokenizer's files into `out`: those of `other`, else the model's own.
+    /// Puts the tokenizer's files into `out`: those of `other`, else the model's own. The head must have a row for each id.
     pub fn write_tokenizer(&self, other: Option<&Path>, out: &Path) -> Result<()> {
         let own = match self {
             Self::Directory { directory, .. } => Some(directory.as_path()),
             Self::Gguf(_) => None,
         };
         if let Some(directory) = other.or(own) {
-            TokenizerFiles::open(directory)?.copy_to(out)?;
+            let tokenizer = TokenizerFiles::open(directory)?;
+            self.check_head(&tokenizer)?;
+            tokenizer.copy_to(out)?;
             // It names the end of text where tokenizer_config.json does not.
             let (from, to) = (directory.join(GENERATION), out.join(GENERATION));
             if from.is_file() {
@@ -97,7 +99,14 @@ impl Source {
             write_atomically(&out.join(name), text.as_bytes())?;
         }
         // It must be one that the programs can read.
-        TokenizerFiles::open(out)?;
-        Ok(())
+        self.check_head(&TokenizerFiles::open(out)?)
+    }
+
+    fn check_head(&self, tokenizer: &TokenizerFiles) -> Result<()> {
+        let config = match self {
+            Self::Directory { directory, .. } => directory.join("config.json"),
+            Self::Gguf(gguf) => gguf.path().to_owned(),
+        };
+        Ok(tokenizer.check_head(self.config().vocab_size, &config)?)
     }
 }

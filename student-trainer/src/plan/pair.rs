@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use distill_hub::Wanted;
-use distill_model::{Gguf, ModelConfig, is_gguf};
+use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, is_gguf};
 use serde::Deserialize;
 
 use super::packed::Packed;
@@ -169,7 +169,8 @@ impl Shape {
             true => found.join(CONFIG_FILE),
             false => found.to_owned(),
         };
-        let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let json =
+            distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
         Self::parse(&name(found), &json, &path)
     }
 

@@ -23,7 +23,9 @@ use std::{
 };
 
 use candle_core::DType;
-use distill_model::{Base, Decoder, Gradients, LoadOptions, ModelConfig, Weights};
+use distill_model::{
+    Base, CONFIG_BYTES_MAX, Decoder, Gradients, LoadOptions, ModelConfig, Weights,
+};
 use distill_text::{TokenizerFiles, Windowing, read_corpus};
 
 use crate::{
@@ -124,7 +126,9 @@ fn start(
         (None, None) => PathBuf::new(),
     };
     let to = model.join("config.json");
-    fs::copy(&config_json, &to).map_err(Error::io("copy", &config_json))?;
+    let json = distill_files::read(&config_json, CONFIG_BYTES_MAX)
+        .map_err(Error::io("read", &config_json))?;
+    fs::write(&to, json).map_err(Error::io("write", &to))?;
     let shape = ModelConfig::load(model)?;
     if (shape.vocab_size as u64) < u64::from(tokenizer.size()) {
         return Err(Error::file(

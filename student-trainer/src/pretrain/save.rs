@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor, Var};
+use distill_model::CONFIG_BYTES_MAX;
 
 use crate::{Error, Result, run::write_atomically};
 
@@ -21,7 +22,7 @@ pub(crate) fn save_model(
         .collect();
     write_tensors(directory, tensors, dtype)?;
     let path = directory.join("config.json");
-    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let text = distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
     let name = match dtype {

@@ -140,6 +140,12 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     }
     let model = source.config();
     let map = LayerMap::new(config.keep_layers.as_deref(), model.num_hidden_layers)?;
+    // Before the long work: it may not belong to the model.
+    let tokenizer = config.tokenizer.as_deref();
+    let tokenizer = tokenizer
+        .map(|given| located(given, Wanted::Tokenizer, shutdown))
+        .transpose()?;
+    source.write_tokenizer(tokenizer.as_deref(), staging.path())?;
     let kept: Vec<(String, String)> = model
         .parameter_shapes()
         .into_iter()
@@ -172,11 +178,6 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
     let text =
         serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())?;
-    let tokenizer = config.tokenizer.as_deref();
-    let tokenizer = tokenizer
-        .map(|given| located(given, Wanted::Tokenizer, shutdown))
-        .transpose()?;
-    source.write_tokenizer(tokenizer.as_deref(), staging.path())?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

@@ -1,9 +1,6 @@
 //! Provides a run directory as the report reads it: its settings, its steps, its evaluations.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use toml::Table;
@@ -92,13 +89,7 @@ fn name(directory: &Path) -> String {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if bytes > FILE_BYTES_MAX {
-        let reason =
-            format!("has {bytes} bytes, more than the {FILE_BYTES_MAX} that a report reads");
-        return Err(Error::file(path, reason));
-    }
-    fs::read_to_string(path).map_err(Error::io("read", path))
+    distill_files::read_text(path, FILE_BYTES_MAX).map_err(Error::io("read", path))
 }
 
 fn config(path: &Path) -> Result<Table> {

@@ -9,11 +9,12 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{lock::RunLock, write_atomically};
-use crate::{Error, Result, client::Received};
+use crate::{Error, Result, client::Received, config::SETTINGS_BYTES_MAX};
 
 const CONFIG_FILE: &str = "config.toml";
 /// There once a run is finished.
 const SUMMARY_FILE: &str = "summary.json";
+const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 
 /// One run's directory, locked for as long as this lives.
 #[derive(Debug)]
@@ -87,7 +88,8 @@ impl RunDirectory {
     /// A file that cannot be read, or that is no configuration.
     pub fn read_config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = self.join(CONFIG_FILE);
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = distill_files::read_text(&path, SETTINGS_BYTES_MAX)
+            .map_err(Error::io("read", &path))?;
         toml::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
     }
 
@@ -108,7 +110,7 @@ impl RunDirectory {
     /// A file that cannot be read.
     pub fn summary(&self) -> Result<Option<serde_json::Value>> {
         let path = self.join(SUMMARY_FILE);
-        match fs::read(&path) {
+        match distill_files::read(&path, SUMMARY_BYTES_MAX) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
                 .map_err(|e| Error::file(&path, e.to_string())),

@@ -1,7 +1,5 @@
 //! Provides a run's peak of memory as it was planned, beside the one that was measured.
 
-use std::fs;
-
 use serde::Serialize;
 
 use crate::{
@@ -12,6 +10,9 @@ use crate::{
     run::{MEMORY_FILE, Memory, RunDirectory, write_atomically},
     student::{Place, StudentFiles},
 };
+
+/// Bytes of that file.
+const MEMORY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What is written down of the plan.
 #[derive(Serialize)]
@@ -59,7 +60,8 @@ pub(super) fn plan_ahead(
 
 /// Says the planned peak beside the measured one, where a plan of this process's memory was written down.
 pub(super) fn compare(run_directory: &RunDirectory) {
-    let planned = fs::read(run_directory.join(MEMORY_FILE)).unwrap_or_default();
+    let path = run_directory.join(MEMORY_FILE);
+    let planned = distill_files::read(&path, MEMORY_FILE_BYTES_MAX).unwrap_or_default();
     let planned: serde_json::Value = serde_json::from_slice(&planned).unwrap_or_default();
     let on_cpu = planned["on_cpu"].as_bool().unwrap_or(false);
     let measured = Memory::now().peak_rss_bytes;

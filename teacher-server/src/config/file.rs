@@ -19,15 +19,7 @@ pub(super) fn read(path: &Path) -> Result<Settings> {
         path: path.to_owned(),
         reason,
     };
-    let bytes = std::fs::metadata(path)
-        .map_err(Error::io("read", path))?
-        .len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(refuse(format!(
-            "{bytes} bytes are more than a settings file holds"
-        )));
-    }
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = distill_files::read_text(path, FILE_BYTES_MAX).map_err(Error::io("read", path))?;
     let table: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| refuse(e.to_string()))?;
@@ -76,6 +68,26 @@ fn known_keys() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_are_no_file_are_refused_by_name() {
+        for path in ["/dev/zero", "/"] {
+            let error = read(Path::new(path)).unwrap_err().to_string();
+            assert!(
+                error.contains(path) && error.contains("a regular file"),
+                "{error}"
+            );
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.toml");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(FILE_BYTES_MAX + 1).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("large.toml") && error.contains("more than the"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn every_setting_is_a_known_key() {

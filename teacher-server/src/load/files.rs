@@ -25,9 +25,17 @@ impl TeacherFiles {
         let path = located(&config.model, Wanted::Model, stopped)?;
         let given = given_tokenizer(config, stopped)?;
         let weights = Weights::open(&path)?;
+        let tokenizer = tokenizer(&weights, given.as_deref(), &path)?;
+        let model = weights.model_config()?;
+        let named = if path.is_dir() {
+            path.join("config.json")
+        } else {
+            path
+        };
+        tokenizer.check_head(model.vocab_size, &named)?;
         Ok(Self {
-            tokenizer: tokenizer(&weights, given.as_deref(), &path)?,
-            model: weights.model_config()?,
+            tokenizer,
+            model,
             weights,
         })
     }
@@ -76,10 +84,10 @@ impl Shape {
             Some(given) => given,
             None => located(&config.model, Wanted::Tokenizer, stopped)?,
         };
-        Ok(Self {
-            tokenizer: TokenizerFiles::open(&directory)?,
-            model: ModelConfig::load_teacher(&path)?,
-        })
+        let tokenizer = TokenizerFiles::open(&directory)?;
+        let model = ModelConfig::load_teacher(&path)?;
+        tokenizer.check_head(model.vocab_size, &path.join("config.json"))?;
+        Ok(Self { tokenizer, model })
     }
 }
 

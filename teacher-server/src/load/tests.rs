@@ -53,6 +53,22 @@ fn a_teacher_outside_the_decoder_is_loaded_again_and_says_the_same() {
 }
 
 #[test]
+fn a_tokenizer_with_more_ids_than_head_rows_is_named_with_both_files() {
+    let (dir, config) = outside(&[]);
+    let more: Vec<String> = (0..HEAD_ROWS).map(|id| format!("<{id}>")).collect();
+    let beside = serde_json::json!({"eos_token": "<|end|>", "extra_special_tokens": more});
+    std::fs::write(dir.path().join("tokenizer_config.json"), beside.to_string()).unwrap();
+    let Err(error) = opened(&config) else {
+        panic!("accepted");
+    };
+    let message = error.to_string();
+    let rows = format!("{HEAD_ROWS} rows");
+    for expected in ["tokenizer.json", "config.json", "ids", &rows] {
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn an_inner_layer_is_refused_before_a_weight_is_read() {
     let (dir, config) = outside(&["--state", "hidden:1"]);
     // Whoever read a weight would find none.

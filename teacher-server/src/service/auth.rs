@@ -16,8 +16,10 @@ use crate::{Error, Result, connections::Client};
 const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
 /// Bytes of a token; a shorter one can be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
-/// Bytes of a token file.
+/// Bytes of a token.
 const TOKEN_BYTES_MAX: usize = 4096;
+/// Bytes of a token file, white space around the token counted.
+const TOKEN_FILE_BYTES_MAX: u64 = 2 * TOKEN_BYTES_MAX as u64;
 
 /// Lets a request through when it carries the token, or when none is set.
 ///
@@ -40,7 +42,7 @@ impl Auth {
     pub fn read(path: Option<&Path>, variable: Option<&OsStr>) -> Result<Self> {
         let (text, source) = match (path, variable) {
             (Some(path), _) => {
-                let text = std::fs::read_to_string(path);
+                let text = distill_files::read_text(path, TOKEN_FILE_BYTES_MAX);
                 let text = text.map_err(Error::io("read the token in", path))?;
                 (text, path.display().to_string())
             }
@@ -95,6 +97,18 @@ impl Interceptor for Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_that_is_no_file_is_refused_by_name() {
+        for path in ["/dev/zero", "/"] {
+            let error = Auth::read(Some(Path::new(path)), None).err().unwrap();
+            let error = error.to_string();
+            assert!(
+                error.contains(path) && error.contains("a regular file"),
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn without_a_file_the_token_is_the_environment_s_and_a_bad_one_is_no_open_door() {

@@ -215,4 +215,6 @@ pub fn stream_corpus(
 }
 
 #[cfg(test)]
+mod piece_tests;
+#[cfg(test)]
 mod tests;

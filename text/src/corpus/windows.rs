@@ -1,7 +1,9 @@
 //! Provides windows of running text: cut at tokens that begin a character, so that every window is a text of its own.
 
+use std::ops::Range;
+
 use super::{Windowing, collector::Collector, masked::Draft};
-use crate::{Encoded, Error, Result, TokenizerFiles};
+use crate::{Encoded, Error, Result, TokenizerFiles, limits::PIECE_OVERLAP_BYTES};
 
 /// Tokens of a document that are not in a window yet, with their text.
 pub(super) struct TextWindows<'a> {
@@ -37,15 +39,38 @@ impl<'a> TextWindows<'a> {
     /// Adds a piece of the document and passes on the windows that are full.
     pub fn push(&mut self, piece: &str, collector: &mut Collector<'_>) -> Result<()> {
         self.compact();
-        let before = self.text.len() as u32;
-        let piece_encoded = self.tokenizer.encode(piece)?;
-        let ranges = piece_encoded.ranges.into_iter();
-        self.encoded
-            .ranges
-            .extend(ranges.map(|(start, end)| (start + before, end + before)));
-        self.encoded.ids.extend(piece_encoded.ids);
+        let before = self.text.len();
+        let from = self.overlap();
         self.text += piece;
-        while self.encoded.ids.len() - self.next.token > self.capacity {
+        let again = self.text.get(from..).unwrap_or_default();
+        let mut encoded = self.tokenizer.encode(again)?;
+        for (start, end) in &mut encoded.ranges {
+            *start += from as u32;
+            *end += from as u32;
+        }
+        append(&mut self.encoded, encoded, from..before);
+        // What the next piece is encoded with again is in no window yet.
+        let settled = self.overlap() as u32;
+        let settled = self
+            .encoded
+            .ranges
+            .partition_point(|range| range.1 <= settled);
+        self.pass_on_full(settled, collector)
+    }
+
+    /// Where the text begins that is encoded once more with the next piece: at its end for a tokenizer that makes the same
+    /// of a piece as of the whole.
+    fn overlap(&self) -> usize {
+        if !self.tokenizer.puts_before() {
+            return self.text.len();
+        }
+        let at = self.text.len().saturating_sub(PIECE_OVERLAP_BYTES);
+        self.text.floor_char_boundary(at).max(self.next.byte)
+    }
+
+    /// Passes on full windows of the first `settled` tokens.
+    fn pass_on_full(&mut self, settled: usize, collector: &mut Collector<'_>) -> Result<()> {
+        while settled > self.next.token + self.capacity {
             let until = cut_before(
                 &self.text,
                 &self.encoded.ranges,
@@ -63,6 +88,7 @@ impl<'a> TextWindows<'a> {
 
     /// Passes on what is left as the last window.
     pub fn finish(&mut self, collector: &mut Collector<'_>) -> Result<()> {
+        self.pass_on_full(self.encoded.ids.len(), collector)?;
         let end = Cut {
             token: self.encoded.ids.len(),
             byte: self.text.len(),
@@ -105,6 +131,48 @@ impl<'a> TextWindows<'a> {
             *end -= shift;
         }
     }
+}
+
+/// Appends the tokens of a text whose bytes `overlap` are in `known` already.
+///
+/// A tokenizer that puts something before a text gets the first tokens of a piece wrong, and the last ones of the piece
+/// before it may want what follows. So both are joined within the overlap, as near to its middle as two tokens in a row
+/// are the same in both.
+fn append(known: &mut Encoded, more: Encoded, overlap: Range<usize>) {
+    let (start, end) = (overlap.start as u32, overlap.end as u32);
+    let middle = start.midpoint(end);
+    let token =
+        |encoded: &Encoded, at: usize| Some((*encoded.ids.get(at)?, *encoded.ranges.get(at)?));
+    let mut place = None;
+    for (at, pair) in more.ranges.windows(2).enumerate() {
+        let [left, right] = pair else { continue };
+        if right.0 >= end {
+            break;
+        }
+        let distance = right.0.abs_diff(middle);
+        if left.1 > right.0 || place.is_some_and(|(_, _, nearest)| nearest <= distance) {
+            continue;
+        }
+        let same = known.ranges.partition_point(|range| range.0 < right.0);
+        let agrees = same > 0
+            && token(known, same - 1) == token(&more, at)
+            && token(known, same) == token(&more, at + 1);
+        if agrees {
+            place = Some((same, at + 1, distance));
+        }
+    }
+    // Without an overlap, or where they agree nowhere: what is known stays as it is.
+    let (keep, skip) = place.map_or_else(
+        || {
+            let skip = more.ranges.partition_point(|range| range.0 < end);
+            (known.ids.len(), if start < end { skip } else { 0 })
+        },
+        |(keep, skip, _)| (keep, skip),
+    );
+    known.ids.truncate(keep);
+    known.ranges.truncate(keep);
+    known.ids.extend(more.ids.into_iter().skip(skip));
+    known.ranges.extend(more.ranges.into_iter().skip(skip));
 }
 
 /// The last place in tokens `(first, limit]` where a character begins and no token reaches across; the bytes between two

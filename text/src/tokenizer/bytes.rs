@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::digest::{flatten, json};
+use crate::{Result, limits::TOKEN_GROWTH_MAX};
 
 /// What every id of a tokenizer stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,17 @@ impl Vocabulary {
             .zip(&self.tokens)
             .filter_map(|(id, token)| Some((id, token.as_ref()?)))
     }
+}
+
+/// Checks that no token becomes absurdly long when its replacements are written back.
+pub(super) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
+    let growth = Spelling::read(tokenizer).growth();
+    if growth > TOKEN_GROWTH_MAX {
+        return Err(format!(
+            "its replacements make a token {growth} times longer, above {TOKEN_GROWTH_MAX}"
+        ));
+    }
+    Ok(())
 }
 
 /// How a vocabulary writes bytes as text.
@@ -151,6 +163,15 @@ impl Spelling {
                 self.replacements.push((from.to_owned(), to.to_owned()));
             }
         }
+    }
+
+    /// The most that replacements, one after the other, make of one byte.
+    fn growth(&self) -> usize {
+        let factors = self.replacements.iter().map(|(from, to)| {
+            let whole = to.len().div_ceil(from.len().max(1));
+            whole.max(1)
+        });
+        factors.fold(1, usize::saturating_mul)
     }
 
     fn bytes(&self, token: &str) -> Vec<u8> {

@@ -7,12 +7,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::load::{bad, guarded};
+use super::{guard::guarded, load::bad};
 use crate::Result;
 
 /// Digest of vocabulary, merges and the model's other settings, normaliser, pre-tokenizer and added tokens.
 pub(super) fn behaviour(tokenizer: &Tokenizer, path: &Path) -> Result<Fingerprint> {
-    let part = |field: &'static str, value: std::result::Result<Value, String>| {
+    let part = |field: &'static str, value: Result<Value, String>| {
         value.map_err(|reason| bad(path, field, reason))
     };
     let mut model = part("model", json(tokenizer.get_model()))?;
@@ -57,7 +57,7 @@ pub(super) fn vocabulary(tokenizer: &Tokenizer) -> Fingerprint {
     builder.finish()
 }
 
-pub(super) fn json(part: &impl Serialize) -> std::result::Result<Value, String> {
+pub(super) fn json(part: &impl Serialize) -> Result<Value, String> {
     guarded(|| serde_json::to_value(part).map_err(|e| e.to_string()))
 }
 

@@ -1,8 +1,8 @@
 //! Provides the encoding of a text with the exact byte range of every token.
 
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::{Encoding, Model, OffsetType, PreTokenizer, Tokenizer};
 
-use super::load::guarded;
+use super::{guard::guarded, normalize::Rules};
 use crate::{Error, Result};
 
 /// Token ids of a text and the bytes each one stands for.
@@ -15,12 +15,12 @@ pub struct Encoded {
     pub ranges: Vec<(u32, u32)>,
 }
 
-pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Encoded> {
+/// Encodes as [`Tokenizer::encode`] does without special tokens around the text, but with the normaliser bounded.
+pub(super) fn encode(tokenizer: &Tokenizer, rules: &Rules, text: &str) -> Result<Encoded> {
     if u32::try_from(text.len()).is_err() {
         return Err(Error::Encode(format!("{} bytes in one text", text.len())));
     }
-    let encoding = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()))
-        .map_err(Error::Encode)?;
+    let encoding = guarded(|| encoding_of(tokenizer, rules, text)).map_err(Error::Encode)?;
     let ranges = exact_ranges(tokenizer, &encoding, text.len()).unwrap_or_else(|| {
         let offsets = encoding.get_offsets().iter();
         offsets
@@ -31,6 +31,26 @@ pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Encoded> {
         ids: encoding.get_ids().to_vec(),
         ranges,
     })
+}
+
+fn encoding_of(tokenizer: &Tokenizer, rules: &Rules, text: &str) -> Result<Encoding, String> {
+    let reason = |e: tokenizers::Error| e.to_string();
+    let bounded = rules.bounded(text.len());
+    let added = tokenizer.get_added_vocabulary();
+    let mut pieces = added.extract_and_normalize(bounded.as_ref(), text);
+    if let Some(bounded) = bounded {
+        bounded.finish()?;
+    }
+    if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+        pre_tokenizer.pre_tokenize(&mut pieces).map_err(reason)?;
+    }
+    let model = tokenizer.get_model();
+    model
+        .tokenize_in_pretokenized(&mut pieces, None)
+        .map_err(reason)?;
+    pieces
+        .into_encoding(None, 0, OffsetType::Byte)
+        .map_err(reason)
 }
 
 /// Ranges from the tokens' own lengths.

@@ -1,9 +1,6 @@
-//! Provides the reading of `tokenizer.json`, without a panic.
+//! Provides the building of a tokenizer from its files, bounded in time and memory and without a panic.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -12,8 +9,17 @@ use tokenizers::{
     Tokenizer,
 };
 
-use super::origin::Origin;
-use crate::{Error, Result, limits::VOCAB_SIZE_MAX};
+use super::{
+    added::AddedTokens,
+    bounds, bytes, encode,
+    guard::{guarded, within},
+    normalize::Rules,
+    origin::Origin,
+};
+use crate::{
+    Error, Result,
+    limits::{TOKENIZER_PATIENCE, VOCAB_SIZE_MAX},
+};
 
 /// An error of one field of one file.
 pub(super) fn bad(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> Error {
@@ -24,25 +30,46 @@ pub(super) fn bad(path: &Path, field: impl Into<String>, reason: impl Into<Strin
     }
 }
 
-/// Runs code of the `tokenizers` crate, which expects well-formed files in places, and turns its panic into a reason.
-pub(super) fn guarded<T>(
-    work: impl FnOnce() -> std::result::Result<T, String>,
-) -> std::result::Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err("the tokenizers library gave up on it".to_owned()))
+/// A tokenizer as it was built.
+pub(super) struct Built {
+    /// Without truncation, padding and post-processor.
+    pub tokenizer: Tokenizer,
+    /// Its normaliser, taken apart.
+    pub rules: Rules,
+    /// What its post-processor puts before a text.
+    pub prefix_ids: Vec<u32>,
+    /// The largest known id plus one.
+    pub size: u32,
+    /// `tokenizer.json`.
+    pub path: PathBuf,
 }
 
-/// Loads `tokenizer.json` without truncation and padding.
-pub(super) fn tokenizer(origin: Origin<'_>) -> Result<(Tokenizer, PathBuf)> {
+/// Builds the tokenizer of `tokenizer.json` and the files beside it.
+pub(super) fn load(origin: Origin<'_>) -> Result<Built> {
     let path = origin.path_of("tokenizer.json");
     let Some(text) = origin.text("tokenizer.json")? else {
         return Err(missing(origin.path(), &path));
     };
     let parsed: Value = serde_json::from_str(&text)
         .map_err(|e| bad(&path, "file", format!("not JSON, or truncated: {e}")))?;
-    check_fields(&parsed, &path)?;
+    let added = AddedTokens::read(origin, &parsed)?;
+    let file = path.clone();
+    within(TOKENIZER_PATIENCE, move || {
+        build(&text, &parsed, &added, path)
+    })
+    .map_err(|reason| bad(&file, "file", reason))?
+}
+
+fn build(text: &str, parsed: &Value, added: &AddedTokens, path: PathBuf) -> Result<Built> {
+    bounds::check(parsed, &path)?;
+    let normalizer: Option<NormalizerWrapper> =
+        part(parsed, "normalizer").map_err(|reason| bad(&path, "normalizer", reason))?;
+    let rules =
+        Rules::new(normalizer.as_ref()).map_err(|reason| bad(&path, "normalizer", reason))?;
+    // The library normalises added tokens while it builds the tokenizer.
+    added.check(parsed, &rules, &path)?;
     let loaded = guarded(|| Tokenizer::from_bytes(text.as_bytes()).map_err(|e| e.to_string()));
-    let mut tokenizer = loaded.map_err(|reason| bad(&path, culprit(&parsed), reason))?;
+    let mut tokenizer = loaded.map_err(|reason| bad(&path, culprit(parsed), reason))?;
     if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
         && bpe.dropout.is_some_and(|dropout| dropout != 0.0)
     {
@@ -53,7 +80,35 @@ pub(super) fn tokenizer(origin: Origin<'_>) -> Result<(Tokenizer, PathBuf)> {
         .with_truncation(None)
         .map_err(|e| bad(&path, "truncation", e.to_string()))?;
     tokenizer.with_padding(None);
-    Ok((tokenizer, path))
+    added.add_to(&mut tokenizer)?;
+    let size = size(&tokenizer, &path)?;
+    bytes::check(&tokenizer).map_err(|reason| bad(&path, "decoder", reason))?;
+    for text in trial_texts() {
+        encode::encode(&tokenizer, &rules, &text).map_err(|e| {
+            let field = "normalizer, pre_tokenizer or model";
+            bad(&path, field, format!("a short text cannot be encoded: {e}"))
+        })?;
+    }
+    let prefix_ids = take_post_processor(&mut tokenizer, &path)?;
+    Ok(Built {
+        tokenizer,
+        rules,
+        prefix_ids,
+        size,
+        path,
+    })
+}
+
+/// Short texts that bring out rules and patterns that take too long, before a corpus does: much of the same, and the same
+/// with an end that a pattern may not want.
+fn trial_texts() -> impl Iterator<Item = String> {
+    const TRIAL_BYTES: usize = 2048;
+    let repeated = ["a", " ", "\n", "0", "ab ", "é世 ", "!"].into_iter();
+    let repeated = repeated.flat_map(|text| {
+        let much = text.repeat(TRIAL_BYTES / text.len());
+        [much.clone() + "\0", much]
+    });
+    ["".to_owned(), "a".to_owned()].into_iter().chain(repeated)
 }
 
 fn missing(dir: &Path, path: &Path) -> Error {
@@ -67,35 +122,10 @@ fn missing(dir: &Path, path: &Path) -> Error {
     bad(path, "file", reason)
 }
 
-/// Checks what the library takes on trust: the parts are there and no id is absurd.
-fn check_fields(parsed: &Value, path: &Path) -> Result<()> {
-    if parsed.get("model").is_none_or(|model| !model.is_object()) {
-        return Err(bad(path, "model", "is missing or not an object"));
-    }
-    // BPE, WordPiece and WordLevel map token to id; Unigram lists tokens, so its ids are its length.
-    let ids = match parsed.pointer("/model/vocab") {
-        Some(Value::Object(vocab)) => vocab.iter().collect(),
-        Some(Value::Array(vocab)) if vocab.len() as u64 > u64::from(VOCAB_SIZE_MAX) => {
-            let reason = format!("{} tokens, above {VOCAB_SIZE_MAX}", vocab.len());
-            return Err(bad(path, "model.vocab", reason));
-        }
-        _ => Vec::new(),
-    };
-    for (token, id) in ids {
-        if id.as_u64().is_none_or(|id| id >= u64::from(VOCAB_SIZE_MAX)) {
-            let reason =
-                format!("token {token:?} has id {id}, not a number below {VOCAB_SIZE_MAX}");
-            return Err(bad(path, "model.vocab", reason));
-        }
-    }
-    Ok(())
-}
-
 /// Which part of a `tokenizer.json` that does not load is at fault.
 fn culprit(parsed: &Value) -> &'static str {
     fn fine<T: DeserializeOwned>(parsed: &Value, field: &str) -> bool {
-        let part = parsed.get(field).cloned().unwrap_or(Value::Null);
-        guarded(|| serde_json::from_value::<Option<T>>(part).map_err(|e| e.to_string())).is_ok()
+        part::<T>(parsed, field).is_ok()
     }
     let parts = [
         (
@@ -120,8 +150,14 @@ fn culprit(parsed: &Value) -> &'static str {
     )
 }
 
+/// One part of a `tokenizer.json`.
+fn part<T: DeserializeOwned>(parsed: &Value, field: &str) -> Result<Option<T>, String> {
+    let part = parsed.get(field).cloned().unwrap_or(Value::Null);
+    guarded(|| serde_json::from_value(part).map_err(|e| e.to_string()))
+}
+
 /// Takes the post-processor off and returns the ids it put before a text.
-pub(super) fn take_post_processor(tokenizer: &mut Tokenizer, path: &Path) -> Result<Vec<u32>> {
+fn take_post_processor(tokenizer: &mut Tokenizer, path: &Path) -> Result<Vec<u32>> {
     let with = guarded(|| tokenizer.encode("", true).map_err(|e| e.to_string()))
         .map_err(|reason| bad(path, "post_processor", reason))?;
     // Around an empty text there is the prefix and perhaps a suffix (an end-of-text that BERT-like models want); the text
@@ -136,7 +172,7 @@ pub(super) fn take_post_processor(tokenizer: &mut Tokenizer, path: &Path) -> Res
 }
 
 /// The largest known id plus one.
-pub(super) fn size(tokenizer: &Tokenizer, path: &Path) -> Result<u32> {
+fn size(tokenizer: &Tokenizer, path: &Path) -> Result<u32> {
     let largest = tokenizer.get_vocab(true).into_values().max();
     match largest {
         None => Err(bad(path, "model.vocab", "is empty")),

@@ -1,24 +1,32 @@
 //! Provides the tokenizer of a model directory: what turns text into ids, its fingerprint, and its chat template.
 
+mod added;
+mod bounds;
 mod bytes;
 mod digest;
 mod encode;
+mod guard;
 mod load;
+mod normalize;
 mod origin;
+mod prefix;
 mod special;
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use distill_proto::Fingerprint;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result, chat::ChatTemplate, error::io_at};
+use crate::{Error, Result, chat::ChatTemplate, error::io_at, limits::ENCODE_PATIENCE};
 pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
+use guard::within;
+use load::Built;
 pub(crate) use origin::Origin;
 use special::SpecialTokens;
 
@@ -42,9 +50,10 @@ pub struct TokenizerFiles {
     dir: PathBuf,
     /// What there is instead of files in `dir`, where that is a file of another format.
     texts: Vec<(&'static str, String)>,
-    tokenizer: Tokenizer,
-    size: u32,
-    prefix_ids: Vec<u32>,
+    /// Shared with the thread that encodes.
+    built: Arc<Built>,
+    /// Whether it puts something before every text.
+    puts_before: bool,
     special: SpecialTokens,
     template: Option<ChatTemplate>,
     fingerprint: Fingerprint,
@@ -53,7 +62,7 @@ pub struct TokenizerFiles {
 
 impl TokenizerFiles {
     /// Opens the tokenizer of a model directory: `tokenizer.json`, and, where they exist, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
+    /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
     /// Names the file and the field that cannot be used.
@@ -75,32 +84,50 @@ impl TokenizerFiles {
     }
 
     fn read(origin: Origin<'_>, texts: Vec<(&'static str, String)>) -> Result<Self> {
-        let (mut tokenizer, path) = load::tokenizer(origin)?;
-        let prefix_ids = load::take_post_processor(&mut tokenizer, &path)?;
-        let size = load::size(&tokenizer, &path)?;
-        let special = SpecialTokens::read(origin, &tokenizer)?;
+        let built = load::load(origin)?;
+        let special = SpecialTokens::read(origin, &built.tokenizer)?;
+        if special.eos_id().is_none() {
+            special::warn_of_no_end(origin.path());
+        }
         let template = ChatTemplate::read(origin, special.contents())?;
         Ok(Self {
             dir: origin.path().to_owned(),
             texts,
-            size,
-            prefix_ids,
+            puts_before: prefix::puts_before(&built.tokenizer),
             special,
             template,
-            fingerprint: digest::behaviour(&tokenizer, &path)?,
-            vocabulary_fingerprint: digest::vocabulary(&tokenizer),
-            tokenizer,
+            fingerprint: digest::behaviour(&built.tokenizer, &built.path)?,
+            vocabulary_fingerprint: digest::vocabulary(&built.tokenizer),
+            built: Arc::new(built),
         })
     }
 
     /// The tokenizer itself, without truncation, padding and post-processor.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.built.tokenizer
     }
 
     /// Effective vocabulary: the largest known id plus one. Rows of a head from there on are padding.
     pub fn size(&self) -> u32 {
-        self.size
+        self.built.size
+    }
+
+    /// Checks that the head of the model whose configuration is at `config` has a row for every id.
+    ///
+    /// # Errors
+    /// `TokenizerFile` with both numbers and both files.
+    pub fn check_head(&self, rows: usize, config: &Path) -> Result<()> {
+        if self.size() as usize <= rows {
+            return Ok(());
+        }
+        let reason = format!(
+            "the tokenizer knows {} ids, counting those that the files beside it add, but the head has {rows} rows (vocab_size \
+             of {}); the tokenizer and the weights belong to different models, or tokens were added without resizing the \
+             model",
+            self.size(),
+            config.display()
+        );
+        Err(load::bad(&self.built.path, "model.vocab", reason))
     }
 
     /// Digest of what the tokenizer *does*: vocabulary, merges, normaliser, pre-tokenizer, added tokens with their flags.
@@ -122,7 +149,7 @@ impl TokenizerFiles {
 
     /// What every id stands for; index = id, up to [`TokenizerFiles::size`].
     pub fn vocabulary(&self) -> Vocabulary {
-        Vocabulary::read(&self.tokenizer, self.size, self.eos_id())
+        Vocabulary::read(self.tokenizer(), self.size(), self.eos_id())
     }
 
     /// The bytes that every token stands for, special tokens by their content; index = id, `None` where an id has no
@@ -140,7 +167,7 @@ impl TokenizerFiles {
 
     /// Ids that the tokenizer itself puts before every text (Llama's begin-of-text); empty for most.
     pub fn prefix_ids(&self) -> &[u32] {
-        &self.prefix_ids
+        &self.built.prefix_ids
     }
 
     /// Whether the directory has a chat template.
@@ -170,9 +197,19 @@ impl TokenizerFiles {
     /// Encodes `text` without special tokens around it; ranges are bytes of `text`.
     ///
     /// # Errors
-    /// `Encode` where the tokenizer's model cannot represent the text.
+    /// `Encode` where the tokenizer's model cannot represent the text, or takes too long.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
-        encode::encode(&self.tokenizer, text)
+        let (built, owned) = (Arc::clone(&self.built), text.to_owned());
+        let patience = ENCODE_PATIENCE * (1 + (text.len() >> 20) as u32);
+        within(patience, move || {
+            encode::encode(&built.tokenizer, &built.rules, &owned)
+        })
+        .map_err(Error::Encode)?
+    }
+
+    /// Whether the tokenizer puts something before every text, so that a text in parts is not tokenised as a whole one.
+    pub(crate) fn puts_before(&self) -> bool {
+        self.puts_before
     }
 
     /// The files that make up the tokenizer, those that are there: name and path.
@@ -198,6 +235,10 @@ impl TokenizerFiles {
 }
 
 #[cfg(test)]
+mod added_tests;
+#[cfg(test)]
 mod bytes_tests;
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,18 @@
 //! Provides a tokenizer's files by name, bounded: those of a directory, or texts that another file holds.
 
 use std::{
-    fs::File,
-    io::Read,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
 use super::load::bad;
-use crate::{Result, error::io_at, limits::TOKENIZER_FILE_BYTES_MAX};
+use crate::{
+    Result,
+    error::io_at,
+    limits::{CONFIG_FILE_BYTES_MAX, TOKENIZER_FILE_BYTES_MAX},
+};
 
 /// Where the files are.
 #[derive(Clone, Copy)]
@@ -39,7 +42,18 @@ impl Origin<'_> {
     /// Text of the file `name`; `None` where there is no such file.
     pub fn text(&self, name: &str) -> Result<Option<String>> {
         match self {
-            Self::Directory(dir) => read_text(&dir.join(name)),
+            Self::Directory(dir) => {
+                let path = dir.join(name);
+                let bytes_max = match name {
+                    "tokenizer.json" => TOKENIZER_FILE_BYTES_MAX,
+                    _ => CONFIG_FILE_BYTES_MAX,
+                };
+                match distill_files::read_text(&path, bytes_max) {
+                    Ok(text) => Ok(Some(text)),
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(io_at(path)(e)),
+                }
+            }
             Self::Texts { texts, .. } => {
                 let text = texts.iter().find(|(known, _)| *known == name);
                 Ok(text.map(|(_, text)| text.clone()))
@@ -60,23 +74,4 @@ impl Origin<'_> {
             false => Err(bad(&path, "file", "is not a JSON object")),
         }
     }
-}
-
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_at(path)(e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(TOKENIZER_FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io_at(path))?;
-    if bytes.len() as u64 > TOKENIZER_FILE_BYTES_MAX {
-        let reason = format!("larger than {TOKENIZER_FILE_BYTES_MAX} bytes");
-        return Err(bad(path, "file", reason));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|e| bad(path, "file", format!("not UTF-8: {}", e.utf8_error())))?;
-    Ok(Some(text))
 }

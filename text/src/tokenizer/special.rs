@@ -1,6 +1,10 @@
 //! Provides the special tokens by name (`bos_token`, `eos_token`, ...) and the id that ends a completion.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -15,12 +19,20 @@ pub(super) struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Reads `special_tokens_map.json` and, over it, `tokenizer_config.json`; the end-of-sequence id also from
+    /// Reads `special_tokens_map.json` and `tokenizer_config.json`; the end-of-sequence id also from
     /// `generation_config.json` and `config.json`.
+    ///
+    /// A configuration with an `added_tokens_decoder` goes over the map, an older one under it, as in `transformers`.
     pub fn read(origin: Origin<'_>, tokenizer: &Tokenizer) -> Result<Self> {
         let mut contents = BTreeMap::new();
         let mut eos_id = None;
-        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+        let config = origin.json("tokenizer_config.json")?;
+        let config = config.as_ref().map(|(_, config)| config);
+        let mut names = ["special_tokens_map.json", "tokenizer_config.json"];
+        if config.is_some_and(|config| config.get("added_tokens_decoder").is_none()) {
+            names.reverse();
+        }
+        for name in names {
             let Some((path, value)) = origin.json(name)? else {
                 continue;
             };
@@ -57,8 +69,22 @@ impl SpecialTokens {
     }
 }
 
+/// Says what follows from a tokenizer without an end, once for every model.
+pub(super) fn warn_of_no_end(path: &Path) {
+    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.insert(path.to_owned()) {
+        tracing::warn!(
+            "{}: no end of sequence: neither tokenizer_config.json and special_tokens_map.json (eos_token) nor \
+             generation_config.json and config.json (eos_token_id) name one, so a completion gets no token that ends it and \
+             a model trained on it does not learn to stop; set eos_token in tokenizer_config.json",
+            path.display()
+        );
+    }
+}
+
 /// A token is written as its content or as an object with a `content`.
-fn content(value: &Value) -> Option<&str> {
+pub(super) fn content(value: &Value) -> Option<&str> {
     value
         .as_str()
         .or_else(|| value.get("content").and_then(Value::as_str))

@@ -1,6 +1,6 @@
 //! Provides `adapter_config.json`: what PEFT wrote as a choice of adapters, and a choice of adapters as PEFT reads it.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use distill_model::{LoraConfig, LoraLayers, LoraModules, LoraPattern};
 use serde::Deserialize;
@@ -40,11 +40,8 @@ impl AdapterConfig {
     /// A file that is no LoRA configuration, or one that asks for what this build does not do, by name.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_FILE);
-        let file = File::open(&path).map_err(Error::io("read", &path))?;
-        let mut text = String::new();
-        file.take(CONFIG_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(Error::io("read", &path))?;
+        let text =
+            distill_files::read_text(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
         let fields: Map<String, Value> =
             serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         if let Some(refusal) = refusals::refusal(&fields) {

@@ -23,6 +23,8 @@ const VOLATILE_KEYS: [&str; 4] = ["transformers_version", "dtype", "torch_dtype"
 /// config.json), and for every tensor in name order its name, type, shape and the digests of its 4 MiB segments.
 pub(super) fn fingerprint(weights: &Weights, config: Option<&Path>) -> Result<[u8; 32]> {
     let config = config.map(read_config).transpose()?;
+    // What is computed, and not what the file says.
+    let config = config.map(|config| weights.settled_json(config));
     let mut hasher = begin(config.map(canonical_config));
     for name in weights.names() {
         let (dtype, shape, bytes) = weights.raw(name)?;

@@ -3,6 +3,9 @@
 
 mod convert;
 mod fingerprint;
+mod head;
+#[cfg(test)]
+mod head_tests;
 mod header;
 mod index;
 mod mmap;
@@ -10,6 +13,7 @@ mod mmap;
 mod tests;
 
 pub(crate) use convert::to_f32;
+pub(crate) use head::{EMBEDDING, HEAD};
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::{INDEX_BYTES_MAX, SHARDS_MAX};
 
@@ -37,6 +41,8 @@ pub struct Weights {
     tensors: BTreeMap<String, (usize, TensorInfo)>,
     /// What there is instead of `files` and `tensors`, where `path` is such a file.
     gguf: Option<Box<Gguf>>,
+    /// Whether the head is a matrix of its own although config.json ties it to the embedding.
+    is_untied: bool,
 }
 
 struct WeightFile {
@@ -66,6 +72,7 @@ impl Weights {
                 }
             }
         }
+        weights.settle_head()?;
         Ok(weights)
     }
 
@@ -86,6 +93,7 @@ impl Weights {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             gguf: None,
+            is_untied: false,
         }
     }
 
@@ -231,7 +239,8 @@ impl Weights {
     }
 
     /// A digest of what the model computes: the meaning of config.json and every tensor's name, type, shape and bytes. Layout
-    /// of files and shards, and config keys that no forward pass reads, do not enter. Reads every byte once.
+    /// of files and shards, and config keys that no forward pass reads, do not enter; a head that config.json ties and the
+    /// tensors do not counts as not tied. Reads every byte once.
     ///
     /// # Errors
     /// When config.json cannot be read.

@@ -123,15 +123,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Res
             );
             Ok(())
         }),
-        Some(("export", matches)) => with_config(matches, |config| {
+        Some(("export", matches)) => with_config(matches, |config: &ExportConfig| {
             let summary = export::run(config, shutdown)?;
-            tracing::info!(
-                "{} of {} tensors changed by the adapter, {:.1} MB written; model in {}",
-                summary.merged,
-                summary.tensors,
-                summary.bytes as f64 / 1e6,
-                summary.out.display()
-            );
+            match config.json {
+                true => println!("{}", serde_json::json!(summary)),
+                false => tracing::info!("{summary}"),
+            }
             Ok(())
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {

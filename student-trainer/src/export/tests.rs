@@ -179,8 +179,8 @@ fn a_base_alone_keeps_its_own_type() {
         ("bnb/nf4-double", "bfloat16"),
     ] {
         let config = ExportConfig {
-            base: base(&dir.path().join(dtype), name),
-            out: dir.path().join(name.replace('/', "-")),
+            base: base(&dir.path().join(name), name),
+            out: dir.path().join(name).join("out"),
             ..ExportConfig::default()
         };
         let summary = run(&config, &Shutdown::default()).unwrap();

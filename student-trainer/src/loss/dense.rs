@@ -66,6 +66,8 @@ pub fn dense_loss(
     let state = top_k.is_none().then_some(StateKind::Exact);
     let check = |ot_weight| {
         let config = LossConfig {
+            // Whatever has a weight: here every part is computed that can be.
+            ce_weight: config.ce_weight.max(1.0),
             ot_weight,
             ..config.clone()
         };

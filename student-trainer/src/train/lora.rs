@@ -3,7 +3,7 @@
 use distill_model::{Decoder, LoraConfig};
 
 use crate::{
-    Error, Result,
+    Result,
     config::TrainConfig,
     run::{AdapterConfig, load_adapter, refuse_unused, warn_of_unused},
 };

@@ -9,10 +9,8 @@ use crate::layer::DecoderLayer;
 use crate::layer_direct::{is_direct, spans};
 use crate::norm::RmsNorm;
 use crate::rope::{Angles, Rotary};
+use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Linear, LoadOptions, ModelConfig, Result, TokenMatrix, Weights};
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// A causal language model up to its hidden states, with the head's matrix beside it.
 ///
@@ -41,6 +39,7 @@ impl Decoder {
     /// `config` says, or a card refuses the kernels.
     pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
         options.validate()?;
+        let config = weights.settled(config);
         if config.model_type.is_outside() {
             return Err(Error::Unsupported {
                 what: format!("{} in this decoder", config.model_type.name()),
@@ -52,32 +51,34 @@ impl Decoder {
         }
         let rows = [config.vocab_size, config.hidden_size];
         let matrix = |name, device| TokenMatrix::load(weights, name, &rows, options, device);
-        let tied = config.tie_word_embeddings;
-        let own_head = (!tied).then(|| matrix(HEAD, &options.device));
+        let head_name = weights.head_name(&config)?;
+        let tied = head_name == EMBEDDING;
+        let own_head = (!tied).then(|| matrix(head_name, &options.device));
         let own_head = own_head.transpose()?;
         // Rows of a packed embedding are dequantised in host memory, few as they are; a head is needed where the states are.
         let embedding = matrix(EMBEDDING, &Device::Cpu)?;
         let apart = matches!(embedding, TokenMatrix::Packed(_)) && !options.device.is_cpu();
-        let head = match tied && apart {
-            true => Some(matrix(EMBEDDING, &options.device)?),
-            false => own_head,
+        let head = if tied && apart {
+            Some(matrix(EMBEDDING, &options.device)?)
+        } else {
+            own_head
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| DecoderLayer::load(config, weights, layer, options))
+            .map(|layer| DecoderLayer::load(&config, weights, layer, options))
             .collect::<Result<Vec<_>>>()?;
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             embedding,
             norm: RmsNorm::load(weights, "model.norm", hidden, eps, options)?,
             head,
-            rotary: Rotary::new(config),
+            rotary: Rotary::new(&config),
             direct: options.dtype == DType::F32
                 && options.device.is_cpu()
                 && layers.iter().all(is_direct),
             layers,
             dtype: options.dtype,
             device: options.device.clone(),
-            config: config.clone(),
+            config,
         })
     }
 
@@ -90,10 +91,7 @@ impl Decoder {
         weights: &Weights,
         options: &LoadOptions,
     ) -> Result<TokenMatrix> {
-        let name = match config.tie_word_embeddings {
-            true => EMBEDDING,
-            false => HEAD,
-        };
+        let name = weights.head_name(config)?;
         let rows = [config.vocab_size, config.hidden_size];
         TokenMatrix::load(weights, name, &rows, options, &options.device)
     }
@@ -144,9 +142,10 @@ impl Decoder {
     /// The name under which [`head`](Self::head) is trained: what a loss that computes the head's
     /// gradient itself must add it to.
     pub fn head_name(&self) -> &'static str {
-        match self.config.tie_word_embeddings {
-            true => EMBEDDING,
-            false => HEAD,
+        if self.config.tie_word_embeddings {
+            EMBEDDING
+        } else {
+            HEAD
         }
     }
 

@@ -139,7 +139,7 @@ pub fn weight_bytes(config: &ModelConfig, weights: &Weights, options: &LoadOptio
     };
     let quantizes = options.base == Base::QuantizeNf4 && !Nf4Matrix::any_stored(weights);
     let mut sum = 0;
-    for (name, shape) in config.parameter_shapes() {
+    for (name, shape) in weights.settled(config).parameter_shapes() {
         let elements = shape.iter().product::<usize>() as u64;
         let is_linear = name.ends_with("proj.weight");
         if options.base == Base::AsStored

@@ -79,7 +79,7 @@ pub use kv_cache::KvCache;
 pub use layer::load_parameter;
 pub use linear::{Linear, Weight, dequantized};
 pub use lora::{
-    LORA_RANK_MAX, LORA_TARGETS, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern,
+    LORA_RANK_MAX, LORA_TARGETS, Lora, LoraConfig, LoraLayers, LoraModules, LoraPattern, Unused,
 };
 pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,

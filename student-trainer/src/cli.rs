@@ -131,15 +131,13 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
             );
             Ok(Outcome::Complete)
         }),
-        Some(("export", matches)) => with_config(matches, |config| {
+        Some(("export", matches)) => with_config(matches, |config: &ExportConfig| {
             let summary = export::run(config, shutdown)?;
-            tracing::info!(
-                "{} of {} tensors changed by the adapter, {:.1} MB written; model in {}",
-                summary.merged,
-                summary.tensors,
-                summary.bytes as f64 / 1e6,
-                summary.out.display()
-            );
+            if config.json {
+                console::line!("{}", serde_json::json!(summary));
+            } else {
+                tracing::info!("{summary}");
+            }
             Ok(Outcome::Complete)
         }),
         Some(("plan", matches)) => with_config(matches, |config: &PlanConfig| {

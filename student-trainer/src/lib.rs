@@ -42,5 +42,7 @@ pub mod plan;
 pub mod pretrain;
 pub mod quantize;
 pub mod report;
+#[cfg(test)]
+mod test_models;
 
 pub use error::{Error, Result};

@@ -13,12 +13,14 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     config::{loss_keys::loss_keys, settings::settings},
-    loss::{LossConfig, LossValues, dense_loss},
+    loss::{DenseLoss, LossConfig, dense_loss},
     run::write_atomically,
 };
 
 /// Bytes of a file of logits, which is held in memory.
 const TENSORS_BYTES_MAX: u64 = 1 << 36;
+/// Parts of a loss: CE, KL and transport.
+const PARTS: usize = 3;
 
 settings! {
     /// Everything `losses` can be told.
@@ -42,24 +44,34 @@ settings! {
     }
 }
 
-/// What the losses are.
+/// What the losses are, without their weights except in `total`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LossReport {
+    /// The weighted sum of the parts that are there.
     total: f64,
-    ce: f64,
-    kl: f64,
-    ot: f64,
-    iterations: usize,
-    marginal_error: f64,
-    converged: bool,
-    /// Whether there were labels; without them `ce` is 0 and not part of `total`.
+    ce: Option<f64>,
+    kl: Option<f64>,
+    ot: Option<f64>,
+    /// Of the parts that are not there, why.
+    absent: BTreeMap<&'static str, String>,
+    /// How the solver fared, where there is transport.
+    #[serde(flatten)]
+    solver: Option<Solver>,
+    /// Whether there are labels that belong to the student's rows.
     labels: bool,
 }
 
-/// Evaluates the losses as `config` says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Solver {
+    iterations: usize,
+    marginal_error: f64,
+    converged: bool,
+}
+
+/// Evaluates the losses as `config` says: every part that these tensors can feed.
 ///
 /// # Errors
-/// A file or tensor that cannot be used, or settings that these tensors cannot feed.
+/// A file or tensor that cannot be used, settings that make no sense, or tensors that feed no part.
 pub fn run(config: &LossesConfig) -> Result<LossReport> {
     for (name, path) in [("student", &config.student), ("teacher", &config.teacher)] {
         if path.as_os_str().is_empty() {
@@ -71,20 +83,44 @@ pub fn run(config: &LossesConfig) -> Result<LossReport> {
     config.loss.validate()?;
     let student = Dense::read(&config.student)?;
     let teacher = Dense::read(&config.teacher)?;
-    let labels = student.labels.or(teacher.labels);
+    let labels = labels_of_rows(&student, &teacher)?;
     let loss = dense_loss(
         &student.logits,
         &teacher.logits,
-        labels.as_deref(),
+        labels.as_ref().ok().copied(),
         config.top_k,
         &config.loss,
     )?;
+    let report = LossReport::new(&loss, labels.err());
+    if report.absent.len() == PARTS {
+        let reasons: Vec<String> = report.absent.into_values().collect();
+        return Err(Error::Config(format!(
+            "losses: there is nothing to compute: {}",
+            reasons.join("; ")
+        )));
+    }
     if let Some(path) = &config.grad_out {
-        let gradients =
-            BTreeMap::from([("grad_ot", &loss.grad_ot), ("grad_total", &loss.grad_total)]);
+        let grad_ot = loss.grad_ot.iter().map(|gradient| ("grad_ot", gradient));
+        let gradients: BTreeMap<_, _> = grad_ot.chain([("grad_total", &loss.grad_total)]).collect();
         write_atomically(path, &safetensors::serialize(gradients, None)?)?;
     }
-    Ok(LossReport::new(&loss.values, labels.is_some()))
+    Ok(report)
+}
+
+/// The labels of the student's rows, from either file, or why there are none.
+fn labels_of_rows<'a>(
+    student: &'a Dense,
+    teacher: &'a Dense,
+) -> Result<std::result::Result<&'a [u32], String>> {
+    let (n, m) = (student.logits.dim(0)?, teacher.logits.dim(0)?);
+    Ok(match (&student.labels, &teacher.labels) {
+        (Some(labels), _) => Ok(labels),
+        (None, Some(labels)) if n == m => Ok(labels),
+        (None, Some(_)) => Err(format!(
+            "the labels are of the teacher's {m} rows, and the student has {n}; put `labels [N]` beside the student's logits"
+        )),
+        (None, None) => Err("there is no tensor `labels [N]` in either file".to_owned()),
+    })
 }
 
 /// Tensors of one file.
@@ -152,37 +188,52 @@ fn labels(path: &Path, view: &safetensors::tensor::TensorView<'_>) -> Result<Vec
 }
 
 impl LossReport {
-    fn new(values: &LossValues, labels: bool) -> Self {
+    fn new(loss: &DenseLoss, ce_absent: Option<String>) -> Self {
+        let values = &loss.values;
+        let present = |value: f64, absent: &Option<String>| absent.is_none().then_some(value);
+        let reasons = [
+            ("ce", &ce_absent),
+            ("kl", &loss.kl_absent),
+            ("ot", &loss.ot_absent),
+        ];
         Self {
             total: values.total,
-            ce: values.ce,
-            kl: values.kl,
-            ot: values.ot,
-            iterations: values.report.iterations,
-            marginal_error: values.report.marginal_error,
-            converged: values.report.converged,
-            labels,
+            ce: present(values.ce, &ce_absent),
+            kl: present(values.kl, &loss.kl_absent),
+            ot: present(values.ot, &loss.ot_absent),
+            solver: loss.ot_absent.is_none().then_some(Solver {
+                iterations: values.report.iterations,
+                marginal_error: values.report.marginal_error,
+                converged: values.report.converged,
+            }),
+            labels: ce_absent.is_none(),
+            absent: reasons
+                .into_iter()
+                .filter_map(|(part, reason)| Some((part, reason.clone()?)))
+                .collect(),
         }
     }
 }
 
 impl fmt::Display for LossReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "total  {:.6}", self.total)?;
-        writeln!(
-            f,
-            "ce     {:.6}{}",
-            self.ce,
-            if self.labels { "" } else { " (no labels)" }
-        )?;
-        writeln!(f, "kl     {:.6}", self.kl)?;
-        writeln!(f, "ot     {:.6}", self.ot)?;
+        write!(f, "total  {:.6}", self.total)?;
+        for (part, value) in [("ce", self.ce), ("kl", self.kl), ("ot", self.ot)] {
+            match (value, self.absent.get(part)) {
+                (Some(value), _) => write!(f, "\n{part}     {value:.6}")?,
+                (None, Some(reason)) => write!(f, "\n{part}     none: {reason}")?,
+                (None, None) => {}
+            }
+        }
+        let Some(solver) = &self.solver else {
+            return Ok(());
+        };
         write!(
             f,
-            "solver {} iterations, marginal error {:.1e}, {}",
-            self.iterations,
-            self.marginal_error,
-            if self.converged {
+            "\nsolver {} iterations, marginal error {:.1e}, {}",
+            solver.iterations,
+            solver.marginal_error,
+            if solver.converged {
                 "converged"
             } else {
                 "not converged"
@@ -222,13 +273,100 @@ mod tests {
         let report = run(&config).unwrap();
         // The same logits on both sides: no divergence.
         assert!(
-            report.labels && report.ce > 0.0 && report.kl.abs() < 1e-6,
+            report.labels && report.ce.unwrap() > 0.0 && report.kl.unwrap().abs() < 1e-6,
             "{report:?}"
         );
+        assert!(report.absent.is_empty());
         let bytes = fs::read(path("grad")).unwrap();
         let grad = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(grad.tensor("grad_total").unwrap().shape(), [4, 9]);
         assert_eq!(grad.tensor("grad_ot").unwrap().shape(), [4, 9]);
+    }
+
+    #[test]
+    fn what_can_be_computed_was_refused_for_what_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let logits = |rows| Tensor::randn(0f32, 1.0, (rows, 9), &Device::Cpu).unwrap();
+        let labels = |rows: i64| Tensor::arange(0, rows, &Device::Cpu).unwrap();
+        let student = logits(5);
+        write(
+            &path("labelled"),
+            &[("logits", student.clone()), ("labels", labels(5))],
+        );
+        write(&path("plain"), &[("logits", student)]);
+        write(
+            &path("teacher"),
+            &[("logits", logits(3)), ("labels", labels(3))],
+        );
+        let losses = |student: &str, change: &dyn Fn(&mut LossesConfig)| {
+            let mut config = LossesConfig {
+                student: path(student),
+                teacher: path("teacher"),
+                grad_out: Some(path("grad")),
+                ..LossesConfig::default()
+            };
+            change(&mut config);
+            run(&config)
+        };
+        // Five positions beside three: no KL, and nothing of it in the total.
+        let report = losses("labelled", &|c| c.loss.ot_weight = 2.0).unwrap();
+        let (ce, ot) = (report.ce.unwrap(), report.ot.unwrap());
+        assert!((report.total - (ce + 2.0 * ot)).abs() < 1e-9, "{report:?}");
+        let json = serde_json::json!(report);
+        assert!(
+            json["kl"].is_null() && json["iterations"].is_u64(),
+            "{json}"
+        );
+        let reason = json["absent"]["kl"].as_str().unwrap();
+        assert!(reason.contains("5 of the student and 3 of the teacher"));
+        assert!(report.to_string().contains("kl     none: KL pairs"));
+
+        // The teacher's labels are of other rows.
+        let report = losses("plain", &|_| {}).unwrap();
+        assert_eq!((report.ce, report.kl, report.labels), (None, None, false));
+        assert!(report.absent["ce"].contains("teacher's 3 rows"));
+
+        // A cut teacher feeds no cosine of whole rows; the rest is there.
+        let cut = |c: &mut LossesConfig| {
+            c.top_k = Some(4);
+            c.loss.ot.cost = crate::loss::Cost::SoftmaxSimilarity;
+            c.loss.ot.similarity = crate::loss::Similarity::Cosine;
+        };
+        let report = losses("labelled", &cut).unwrap();
+        assert!(report.ce.is_some() && report.ot.is_none() && report.solver.is_none());
+        assert!(report.absent["ot"].contains("similarity"), "{report:?}");
+        let bytes = fs::read(path("grad")).unwrap();
+        let gradients = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(gradients.names(), ["grad_total"]);
+
+        let message = losses("plain", &cut).unwrap_err().to_string();
+        assert!(message.contains("nothing to compute"), "{message}");
+    }
+
+    #[test]
+    fn a_divergence_without_weight_was_reported_as_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["student", "teacher"] {
+            let logits = Tensor::randn(0f32, 1.0, (4, 9), &Device::Cpu).unwrap();
+            write(&path(name), &[("logits", logits)]);
+        }
+        let losses = |kl_weight: f64| {
+            let mut config = LossesConfig {
+                student: path("student"),
+                teacher: path("teacher"),
+                ..LossesConfig::default()
+            };
+            config.loss.kl_weight = kl_weight;
+            run(&config).unwrap()
+        };
+        let (with, without) = (losses(1.0), losses(0.0));
+        assert_eq!(with.kl, without.kl);
+        assert!(
+            without.kl.unwrap() > 0.1 && without.total == 0.0,
+            "{without:?}"
+        );
     }
 
     #[test]

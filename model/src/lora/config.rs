@@ -18,7 +18,7 @@ pub enum LoraModules {
 }
 
 impl LoraModules {
-    fn contains(&self, module: &str) -> Result<bool> {
+    pub(super) fn contains(&self, module: &str) -> Result<bool> {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| {
                 let rest = module.strip_suffix(name.as_str());
@@ -46,7 +46,7 @@ pub struct LoraLayers {
 }
 
 impl LoraLayers {
-    fn contains(&self, module: &str) -> Result<bool> {
+    pub(super) fn contains(&self, module: &str) -> Result<bool> {
         let any = [LoraPattern::before_layer("lora.layers", "")?];
         let after = if self.after.is_empty() {
             &any[..]

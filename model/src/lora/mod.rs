@@ -2,11 +2,13 @@
 
 mod config;
 mod pattern;
+mod unused;
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};
 pub use config::{LORA_RANK_MAX, LORA_TARGETS, LoraConfig, LoraLayers, LoraModules};
 pub use pattern::LoraPattern;
+pub use unused::Unused;
 
 /// One adapter beside a linear layer.
 #[derive(Clone, Debug)]

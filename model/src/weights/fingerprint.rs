@@ -14,7 +14,10 @@ const VOLATILE_KEYS: [&str; 4] = ["transformers_version", "dtype", "torch_dtype"
 /// BLAKE3 over, each preceded by its length as u64 little-endian: the domain, the canonical config (empty without
 /// config.json), and for every tensor in name order its name, type, shape and the digests of its 4 MiB segments.
 pub(super) fn fingerprint(weights: &Weights) -> Result<[u8; 32]> {
-    let mut hasher = begin(weights.config_json()?.map(canonical_config));
+    // What is computed, and not what the file says.
+    let config = weights.config_json()?;
+    let config = config.map(|config| weights.settled_json(config));
+    let mut hasher = begin(config.map(canonical_config));
     for (name, (file, info)) in &weights.tensors {
         let segments = file.fingerprint(name, &info.bytes)?;
         let dtype = info.dtype.to_string();

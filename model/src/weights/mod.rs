@@ -5,6 +5,9 @@
 mod changed_tests;
 mod convert;
 mod fingerprint;
+mod head;
+#[cfg(test)]
+mod head_tests;
 mod header;
 mod index;
 mod source;
@@ -12,6 +15,7 @@ mod source;
 mod tests;
 
 pub(crate) use convert::to_f32;
+pub(crate) use head::{EMBEDDING, HEAD};
 pub use header::{DIMENSIONS_MAX, HEADER_BYTES_MAX};
 pub use index::{INDEX_BYTES_MAX, SHARDS_MAX};
 pub(crate) use source::SourceFile;
@@ -43,6 +47,8 @@ pub struct Weights {
     tensors: BTreeMap<String, (Arc<SourceFile>, TensorInfo)>,
     /// What there is instead of `tensors`, where `path` is such a file.
     gguf: Option<Box<Gguf>>,
+    /// Whether the head is a matrix of its own although config.json ties it to the embedding.
+    is_untied: bool,
 }
 
 impl Weights {
@@ -59,7 +65,8 @@ impl Weights {
         }
         let config = dir.join("config.json");
         if config.exists() {
-            let held = read_capped(&config, CONFIG_BYTES_MAX)?;
+            let held = distill_files::read(&config, CONFIG_BYTES_MAX);
+            let held = held.map_err(|e| Error::io(&config, e))?;
             weights.config = Some((config, held));
         }
         match index::find(dir)? {
@@ -70,6 +77,7 @@ impl Weights {
                 }
             }
         }
+        weights.settle_head()?;
         Ok(weights)
     }
 
@@ -89,6 +97,7 @@ impl Weights {
             config: None,
             tensors: BTreeMap::new(),
             gguf: None,
+            is_untied: false,
         }
     }
 
@@ -268,7 +277,8 @@ impl Weights {
     }
 
     /// A digest of what the model computes: the meaning of config.json and every tensor's name, type, shape and bytes. Layout
-    /// of files and shards, and config keys that no forward pass reads, do not enter. Reads every byte once.
+    /// of files and shards, and config keys that no forward pass reads, do not enter; a head that config.json ties and the
+    /// tensors do not counts as not tied. Reads every byte once.
     ///
     /// # Errors
     /// When config.json is no JSON, or a file was changed since it was opened.

@@ -1,14 +1,24 @@
 //! Provides exact answers: the student writes its completion of every prompt, and the last line is compared.
 
-use std::{collections::BTreeMap, io::Write, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+};
 
 use candle_core::{DType, Tensor};
 use distill_model::Decoder;
 use distill_text::{Sequence, TokenizerFiles};
 use serde::Serialize;
 
-use super::decoding::{Chooser, Decoding};
-use crate::{Error, Result, loss::HeadGeometry, run::write_atomically};
+use super::{
+    decoding::{Chooser, Decoding},
+    ends::end_ids,
+};
+use crate::{
+    Error, Result, loss::HeadGeometry, run::write_atomically, shutdown::Shutdown,
+    student::StudentFiles,
+};
 
 /// Prompts of equal length that are continued together.
 const PROMPTS_A_BATCH: usize = 32;
@@ -28,18 +38,49 @@ pub struct Answer {
 
 /// Writes completions with a model.
 pub struct Generator<'a> {
-    /// The model.
-    pub decoder: &'a Decoder,
+    decoder: &'a Decoder,
     /// Its head's effective rows.
-    pub geometry: &'a HeadGeometry,
+    geometry: &'a HeadGeometry,
     /// Text to ids and back.
-    pub tokenizer: &'a TokenizerFiles,
+    tokenizer: &'a TokenizerFiles,
+    /// Ids that end an answer.
+    ends: BTreeSet<u32>,
     /// How tokens are chosen.
-    pub decoding: Decoding,
+    decoding: Decoding,
+    shutdown: &'a Shutdown,
 }
 
-impl Generator<'_> {
-    /// Answers every sequence that is a prompt with a completion, in their order; others are passed over.
+/// The answers to prompts.
+pub struct Answers {
+    /// In the order of the prompts.
+    pub given: Vec<Answer>,
+    /// Whether every prompt has one.
+    pub complete: bool,
+}
+
+impl<'a> Generator<'a> {
+    /// Of the student in `files`.
+    ///
+    /// # Errors
+    /// A configuration that does not say at which tokens an answer ends.
+    pub fn new(
+        decoder: &'a Decoder,
+        geometry: &'a HeadGeometry,
+        files: &'a StudentFiles,
+        decoding: Decoding,
+        shutdown: &'a Shutdown,
+    ) -> Result<Self> {
+        Ok(Self {
+            decoder,
+            geometry,
+            tokenizer: &files.tokenizer,
+            ends: end_ids(&files.dir, &files.tokenizer)?,
+            decoding,
+            shutdown,
+        })
+    }
+
+    /// Answers every sequence that is a prompt with a completion, in their order, up to a shutdown; others are passed over.
     ///
     /// `progress` hears of every answer.
     ///
@@ -48,14 +89,15 @@ impl Generator<'_> {
     pub fn answers(
         &self,
         sequences: &[Sequence],
-        progress: &mut dyn FnMut(&Answer) -> bool,
-    ) -> Result<Vec<Answer>> {
+        progress: &mut dyn FnMut(&Answer),
+    ) -> Result<Answers> {
         let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (i, sequence) in sequences.iter().enumerate() {
             if let Some(prompt) = prompt_length(sequence) {
                 by_length.entry(prompt).or_default().push(i);
             }
         }
+        let prompts: usize = by_length.values().map(Vec::len).sum();
         let mut answers = BTreeMap::new();
         'all: for (length, indices) in by_length {
             for batch in indices.chunks(PROMPTS_A_BATCH) {
@@ -64,29 +106,35 @@ impl Generator<'_> {
                     .map(|&i| &sequences[i].token_ids[..length])
                     .collect();
                 let choosers = batch.iter().map(|&i| self.decoding.chooser(i)).collect();
-                for (&i, generated) in batch.iter().zip(self.complete(&prompts, choosers)?) {
+                let Some(completions) = self.complete(&prompts, choosers)? else {
+                    break 'all;
+                };
+                for (&i, generated) in batch.iter().zip(completions) {
                     let answer = self.answer(&sequences[i].token_ids, length, &generated)?;
-                    let go_on = progress(&answer);
+                    progress(&answer);
                     answers.insert(i, answer);
-                    if !go_on {
-                        break 'all;
-                    }
                 }
             }
         }
-        Ok(answers.into_values().collect())
+        Ok(Answers {
+            complete: answers.len() == prompts,
+            given: answers.into_values().collect(),
+        })
     }
 
-    /// A token after the prompt, then after that, up to the end-of-sequence token, which is left out.
+    /// A token after the prompt, then after that, up to a token that ends it, which is left out. `None` after a shutdown.
     ///
     /// # Shapes
     /// `prompts`: B of T ids each, `choosers`: one for each.
     ///
     /// # Errors
     /// A tensor error; prompts of different lengths.
-    fn complete(&self, prompts: &[&[u32]], mut choosers: Vec<Chooser>) -> Result<Vec<Vec<u32>>> {
+    fn complete(
+        &self,
+        prompts: &[&[u32]],
+        mut choosers: Vec<Chooser>,
+    ) -> Result<Option<Vec<Vec<u32>>>> {
         let device = self.decoder.device();
-        let eos = self.tokenizer.eos_id();
         let length = prompts.first().map_or(0, |prompt| prompt.len());
         let room = self.decoder.config().max_position_embeddings;
         let steps = self
@@ -98,6 +146,9 @@ impl Generator<'_> {
         let mut written = vec![Vec::new(); prompts.len()];
         let mut done = vec![false; prompts.len()];
         for _ in 0..steps {
+            if self.shutdown.is_requested() {
+                return Ok(None);
+            }
             let hidden = self.decoder.extend(&ids, &mut cache)?;
             let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
             let logits = self
@@ -108,7 +159,7 @@ impl Generator<'_> {
                 *id = chooser.next(&logits.get(row)?, *id)?;
             }
             for ((id, written), done) in next.iter().zip(&mut written).zip(&mut done) {
-                *done |= Some(*id) == eos;
+                *done |= self.ends.contains(id);
                 if !*done {
                     written.push(*id);
                 }
@@ -118,7 +169,7 @@ impl Generator<'_> {
             }
             ids = Tensor::new(next, device)?.unsqueeze(1)?;
         }
-        Ok(written)
+        Ok(Some(written))
     }
 
     fn answer(&self, ids: &[u32], prompt: usize, generated: &[u32]) -> Result<Answer> {

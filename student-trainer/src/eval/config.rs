@@ -77,6 +77,10 @@ impl EvalConfig {
                 "plans_out: a plan is between a student and a teacher; name one with --teacher",
             ),
             (self.seq_len > 1, "seq_len: must be at least 2"),
+            (
+                self.max_sequences != Some(0),
+                "max_sequences: must be at least 1",
+            ),
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {
             Some((_, message)) => Err(Error::Config(message.into())),

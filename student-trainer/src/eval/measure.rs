@@ -36,7 +36,7 @@ pub(crate) struct Measured<'s> {
 }
 
 impl Measure<'_> {
-    /// Adds `sequences` to the report; `each` hears of every one. False when a shutdown came in between.
+    /// Adds `sequences` to the report; `each` hears of every one. False when a shutdown came before the last one.
     ///
     /// # Errors
     /// A tensor error, or a teacher that does not answer.
@@ -56,6 +56,9 @@ impl Measure<'_> {
                 None => vec![None; sequences.len()],
             };
             for (sequence, rows) in sequences.iter().zip(&rows) {
+                if shutdown.is_requested() {
+                    return Ok(false);
+                }
                 let rows = rows.as_ref();
                 let hidden = &self.add(sequence, rows, report)?;
                 let measured = Measured {
@@ -64,9 +67,6 @@ impl Measure<'_> {
                     rows,
                 };
                 each(measured, report)?;
-                if shutdown.is_requested() {
-                    return Ok(false);
-                }
             }
         }
         report.teacher_top_k = self.scorer.map(|scorer| scorer.info.top_k);

@@ -10,10 +10,13 @@
 pub mod answers;
 mod config;
 mod decoding;
+mod ends;
 mod measure;
 mod plans;
 mod report;
 mod scorer;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -28,14 +31,15 @@ use crate::{
     Error, Result,
     client::{self, ConnectOptions, DeviceLease, Teacher},
     loss::{HeadGeometry, LossConfig},
-    run::{AdapterConfig, Progress, load_adapter, write_atomically},
+    run::{AdapterConfig, Progress, load_adapter, warn_of_unused, write_atomically},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use answers::{Answer, Generator, write_answers};
+use answers::{Answers, Generator, write_answers};
 pub use config::EvalConfig;
 pub use decoding::Decoding;
 pub(crate) use measure::Measure;
+use measure::Measured;
 use plans::plan;
 pub use report::EvalReport;
 pub(crate) use scorer::Scorer;
@@ -67,6 +71,11 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         None => None,
     };
     let sequences = sequences(&config.data, &files, config.seq_len, config.max_sequences)?;
+    if sequences.is_empty() {
+        return Err(Error::Config(
+            "data: there is no sequence with a target in these files".into(),
+        ));
+    }
     let mut lease = None;
     if let Some(scorer) = scorer.as_mut().filter(|scorer| scorer.info.lends_device()) {
         // The teacher speaks before this process takes its device.
@@ -114,15 +123,11 @@ fn measure(
         scorer,
     };
     let mut report = EvalReport::default();
-    read(config, &measure, sequences, &mut report, shutdown)?;
+    report.complete = read(config, &measure, sequences, &mut report, shutdown)?;
     if config.exact_match || config.answers_out.is_some() {
-        let generator = Generator {
-            decoder: &decoder,
-            geometry: &geometry,
-            tokenizer: &files.tokenizer,
-            decoding: config.decoding(),
-        };
-        answer(config, &generator, sequences, &mut report, shutdown)?;
+        let decoding = config.decoding();
+        let generator = Generator::new(&decoder, &geometry, files, decoding, shutdown)?;
+        report.complete &= answer(config, &generator, sequences, &mut report)?;
     }
     Ok(report)
 }
@@ -173,18 +178,18 @@ pub(crate) fn loss_config(has_teacher: bool, kl_temperature: f64, chunk_rows: us
     }
 }
 
-/// Reads all sequences, and writes the plans of the first ones where they were asked for.
+/// Reads all sequences, and writes the plans of the first ones where they were asked for. False after a shutdown in between.
 fn read(
     config: &EvalConfig,
     measure: &Measure<'_>,
     sequences: &[Sequence],
     report: &mut EvalReport,
     shutdown: &Shutdown,
-) -> Result<()> {
+) -> Result<bool> {
     let mut plans = Vec::new();
     let mut progress = Progress::start(sequences.len() as u64, "sequence");
     let start = Instant::now();
-    measure.all(sequences, report, shutdown, &mut |measured, report| {
+    let each = &mut |measured: Measured<'_>, report: &EvalReport| -> Result<()> {
         let wanted = config.plans_out.is_some() && plans.len() < config.plans;
         if let Some(rows) = measured.rows.filter(|_| wanted) {
             let (sequence, hidden) = (measured.sequence, measured.hidden);
@@ -192,13 +197,14 @@ fn read(
         }
         progress.advance(|| format!("CE {:.4}", report.ce()));
         Ok(())
-    })?;
+    };
+    let complete = measure.all(sequences, report, shutdown, each)?;
     progress.finish();
     report.seconds = start.elapsed().as_secs_f64();
-    match &config.plans_out {
-        Some(path) => write_plans(path, &plans),
-        None => Ok(()),
+    if let Some(path) = &config.plans_out {
+        write_plans(path, &plans)?;
     }
+    Ok(complete)
 }
 
 fn write_plans(path: &Path, plans: &[plans::Plan]) -> Result<()> {
@@ -206,26 +212,25 @@ fn write_plans(path: &Path, plans: &[plans::Plan]) -> Result<()> {
     write_atomically(path, &json)
 }
 
+/// Lets every prompt be answered. False after a shutdown in between.
 fn answer(
     config: &EvalConfig,
     generator: &Generator<'_>,
     sequences: &[Sequence],
     report: &mut EvalReport,
-    shutdown: &Shutdown,
-) -> Result<()> {
+) -> Result<bool> {
     let mut progress = Progress::start(sequences.len() as u64, "answer");
     let answers = exact_answers(generator, sequences, report, &mut |asked, correct| {
         progress.advance(|| format!("{:.1} % exact", 100.0 * correct as f64 / asked as f64));
-        !shutdown.is_requested()
     })?;
     progress.finish();
-    match &config.answers_out {
-        Some(path) => write_answers(path, &answers),
-        None => Ok(()),
+    if let Some(path) = &config.answers_out {
+        write_answers(path, &answers.given)?;
     }
+    Ok(answers.complete)
 }
 
-/// Answers every prompt and counts the exact ones into the report; `each` hears of the counts so far and may stop it.
+/// Answers every prompt and counts the exact ones into the report; `each` hears of the counts so far.
 ///
 /// # Errors
 /// A tensor error; data without a prompt.
@@ -233,22 +238,22 @@ pub(crate) fn exact_answers(
     generator: &Generator<'_>,
     sequences: &[Sequence],
     report: &mut EvalReport,
-    each: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Vec<Answer>> {
+    each: &mut dyn FnMut(usize, usize),
+) -> Result<Answers> {
     let start = Instant::now();
     let (mut asked, mut correct) = (0_usize, 0_usize);
     let answers = generator.answers(sequences, &mut |answer| {
         asked += 1;
         correct += usize::from(answer.correct);
-        each(asked, correct)
+        each(asked, correct);
     })?;
-    if answers.is_empty() {
+    if answers.given.is_empty() && answers.complete {
         return Err(Error::Config(
             "exact_match: there is no prompt with a completion in the data; use JSON Lines with `prompt` and `completion`"
                 .into(),
         ));
     }
-    report.answered = Some((answers.len(), correct));
+    report.answered = Some((asked, correct));
     report.answer_seconds = start.elapsed().as_secs_f64();
     Ok(answers)
 }
@@ -258,7 +263,9 @@ fn load(config: &EvalConfig, files: &StudentFiles, place: &Place) -> Result<Deco
         return files.load(config.quantize, place, None);
     };
     let adapter = AdapterConfig::read(directory)?;
-    let decoder = files.load(config.quantize, place, Some(adapter.lora()))?;
+    let lora = adapter.lora();
+    warn_of_unused(directory, &lora, &files.config)?;
+    let decoder = files.load(config.quantize, place, Some(lora))?;
     load_adapter(directory, &decoder.parameters())?;
     Ok(decoder)
 }

@@ -16,6 +16,8 @@ pub struct EvalReport {
     compared: usize,
     kl_sum: f64,
     agreements: Agreements,
+    /// Whether all that was asked for was measured; false where somebody stopped it before.
+    pub complete: bool,
     /// Entries that the teacher keeps a position; KL counts the rest as one bucket.
     pub teacher_top_k: Option<u32>,
     /// Time for all sequences.
@@ -41,12 +43,12 @@ impl EvalReport {
         self.agreements.top5 += agreements.top5;
     }
 
-    /// Mean cross-entropy in nats a target.
+    /// Mean cross-entropy in nats a target; NaN, in JSON null, before the first one.
     pub fn ce(&self) -> f64 {
-        self.ce_sum / self.targets.max(1) as f64
+        self.ce_sum / self.targets as f64
     }
 
-    /// `e^CE`.
+    /// `e^CE`; as [`ce`](Self::ce) before the first target.
     pub fn perplexity(&self) -> f64 {
         self.ce().exp()
     }
@@ -75,15 +77,16 @@ impl EvalReport {
         (self.sequences, self.targets)
     }
 
-    /// Share of prompts whose answer was exactly the corpus's.
+    /// Share of prompts whose answer was exactly the corpus's, of those that were answered.
     pub fn exact_match(&self) -> Option<f64> {
-        self.answered
-            .map(|(asked, correct)| correct as f64 / asked.max(1) as f64)
+        let (asked, correct) = self.answered.filter(|(asked, _)| *asked > 0)?;
+        Some(correct as f64 / asked as f64)
     }
 
     /// For programs.
     pub fn to_json(&self) -> serde_json::Value {
         json!({
+            "complete": self.complete,
             "ce": self.ce(),
             "perplexity": self.perplexity(),
             "kl": self.kl(),
@@ -103,8 +106,13 @@ impl EvalReport {
 
 impl fmt::Display for EvalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "cross-entropy    {:.4} nats a target", self.ce())?;
-        writeln!(f, "perplexity       {:.3}", self.perplexity())?;
+        if !self.complete {
+            writeln!(f, "stopped: this is not the result of all sequences")?;
+        }
+        if self.targets > 0 {
+            writeln!(f, "cross-entropy    {:.4} nats a target", self.ce())?;
+            writeln!(f, "perplexity       {:.3}", self.perplexity())?;
+        }
         if let (Some(kl), Some(agreement)) = (self.kl(), self.top1_agreement()) {
             writeln!(f, "KL to teacher    {kl:.4} nats a target")?;
             writeln!(f, "top-1 agreement  {:.1} %", 100.0 * agreement)?;
@@ -146,5 +154,28 @@ mod tests {
         );
         assert_eq!(report.top5_agreement(), Some(1.0));
         assert!(report.to_string().contains("75.0 %"));
+    }
+
+    #[test]
+    fn a_stopped_evaluation_made_up_a_perplexity_of_one() {
+        let mut report = EvalReport {
+            answered: Some((0, 0)),
+            ..EvalReport::default()
+        };
+        let json = report.to_json();
+        assert_eq!(json["complete"], false);
+        for key in ["ce", "perplexity", "kl", "exact_match"] {
+            assert!(json[key].is_null(), "{key}: {json}");
+        }
+        let text = report.to_string();
+        assert!(text.starts_with("stopped"), "{text}");
+        assert!(
+            !text.contains("perplexity") && !text.contains('%'),
+            "{text}"
+        );
+        report.add(10, 2, 1.0);
+        report.complete = true;
+        assert_eq!(report.to_json()["complete"], true);
+        assert!(report.to_string().starts_with("cross-entropy    1.0000"));
     }
 }

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use distill_model::Lora;
+use distill_model::{Lora, ModelConfig};
 
 use crate::{
     Result,
-    run::{AdapterConfig, load_adapter},
+    run::{AdapterConfig, load_adapter, warn_of_unused},
 };
 
 /// The adapters of a model, by the name of the matrix that each belongs to. Small beside the model: all are in memory.
@@ -15,15 +15,16 @@ use crate::{
 pub(super) struct Adapters(BTreeMap<String, Lora>);
 
 impl Adapters {
-    /// Reads the adapter in `directory` for a model with these names and shapes.
+    /// Reads the adapter in `directory` for this model.
     ///
     /// # Errors
     /// An adapter of another kind or for another model, by the name of what does not fit.
-    pub fn read(directory: &Path, parameters: &[(String, Vec<usize>)]) -> Result<Self> {
+    pub fn read(directory: &Path, model: &ModelConfig) -> Result<Self> {
         let lora = AdapterConfig::read(directory)?.lora();
+        warn_of_unused(directory, &lora, model)?;
         let mut adapters = BTreeMap::new();
         let mut values = Vec::new();
-        for (name, shape) in parameters {
+        for (name, shape) in model.parameter_shapes() {
             let (Some(module), [rows, columns]) = (name.strip_suffix(".weight"), &shape[..]) else {
                 continue;
             };
@@ -42,15 +43,14 @@ impl Adapters {
         self.0.len()
     }
 
-    /// W + scale B A for the matrix `name`; any other tensor as it is.
+    /// scale B A, which is added to the matrix `name`; `None` for any other tensor.
     ///
     /// # Shapes
-    /// [out, in] -> [out, in], f32
-    pub fn merge(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+    /// [out, in], f32
+    pub fn update(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(lora) = self.0.get(name) else {
-            return Ok(weight);
+            return Ok(None);
         };
-        let update = (lora.b.matmul(&lora.a)? * lora.scale)?;
-        Ok((weight + update)?)
+        Ok(Some((lora.b.matmul(&lora.a)? * lora.scale)?))
     }
 }

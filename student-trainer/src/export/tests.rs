@@ -11,6 +11,7 @@ use crate::{
     quantize::{self, FourBitKind, QuantizeConfig},
     run::{AdapterConfig, load_adapter},
     student::{Place, StudentFiles},
+    test_models::{config_json, logged},
 };
 
 fn fixtures() -> PathBuf {
@@ -76,7 +77,8 @@ fn an_exported_model_answers_like_base_and_adapter_in_peft() {
         for (dtype, tolerance) in [
             (ComputeDtype::F32, 1e-4),
             (ComputeDtype::F16, 0.03),
-            (ComputeDtype::Auto, 0.3),
+            (ComputeDtype::Auto, 0.03),
+            (ComputeDtype::Bf16, 0.3),
         ] {
             let config = ExportConfig {
                 base: base.clone(),
@@ -96,6 +98,93 @@ fn an_exported_model_answers_like_base_and_adapter_in_peft() {
             let place = Place::choose("cpu", ComputeDtype::F32).unwrap();
             files.load(Quantize::None, &place, None).unwrap();
         }
+    }
+}
+
+/// The fixtures' adapter with its update made smaller.
+fn scaled_adapter(dir: &Path, factor: f64) -> PathBuf {
+    let adapter = dir.join(format!("adapter-{factor}"));
+    copy(&fixtures().join("peft/patterns"), &adapter);
+    let file = adapter.join("adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    for (_, tensor) in tensors
+        .iter_mut()
+        .filter(|(name, _)| name.contains("lora_B"))
+    {
+        *tensor = (&*tensor * factor).unwrap();
+    }
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    adapter
+}
+
+#[test]
+fn an_export_rounded_the_training_away_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path(), "models/qwen2-untied");
+    let (ids, _) = expected(&fixtures().join("peft/patterns"));
+    let before = logits(&base, None, &ids);
+    for (factor, fitting) in [(0.02, "float16"), (0.0005, "float32")] {
+        let adapter = scaled_adapter(dir.path(), factor);
+        let lora = AdapterConfig::read(&adapter).unwrap().lora();
+        let side_by_side = logits(&base, Some((lora, &adapter)), &ids);
+        let learnt = max_difference(&before, &side_by_side);
+        let export = |dtype: ComputeDtype| {
+            let config = ExportConfig {
+                base: base.clone(),
+                adapter: Some(adapter.clone()),
+                out: dir.path().join(format!("{factor}-{dtype:?}")),
+                dtype,
+                ..ExportConfig::default()
+            };
+            let mut summary = None;
+            let log = logged(|| summary = Some(run(&config, &Shutdown::default()).unwrap()));
+            let lost = max_difference(&logits(&config.out, None, &ids), &side_by_side);
+            (summary.unwrap(), lost / learnt, log)
+        };
+        let (summary, lost, log) = export(ComputeDtype::Bf16);
+        let surviving = summary.surviving.clone().unwrap();
+        assert!(
+            surviving.all < SURVIVING_MIN && lost > 0.3,
+            "{surviving:?} {lost}"
+        );
+        assert!(log.contains("most of the training is lost"), "{log}");
+        assert!(
+            summary
+                .to_string()
+                .contains("of the change survives in bfloat16")
+        );
+        assert_eq!(surviving.matrices.len(), summary.merged);
+
+        let (summary, lost, log) = export(ComputeDtype::Auto);
+        assert_eq!(summary.dtype, fitting);
+        let surviving = summary.surviving.unwrap();
+        assert!(
+            surviving.all >= SURVIVING_MIN && lost < 0.15,
+            "{surviving:?} {lost}"
+        );
+        assert!(!log.contains("lost"), "{log}");
+        // What transformers loads it as.
+        let written = dir.path().join(format!("{factor}-Auto"));
+        assert_eq!(config_json(&written)["torch_dtype"], fitting);
+    }
+}
+
+#[test]
+fn a_base_alone_keeps_its_own_type() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, dtype) in [
+        ("models/qwen2-untied", "float32"),
+        ("models/qwen2-tied", "bfloat16"),
+        ("models/llama-gqa", "float16"),
+        ("bnb/nf4-double", "bfloat16"),
+    ] {
+        let config = ExportConfig {
+            base: base(&dir.path().join(name), name),
+            out: dir.path().join(name).join("out"),
+            ..ExportConfig::default()
+        };
+        let summary = run(&config, &Shutdown::default()).unwrap();
+        assert_eq!((summary.dtype, summary.surviving), (dtype, None), "{name}");
     }
 }
 
@@ -127,8 +216,7 @@ fn four_bit_bases_are_dequantised_and_say_so() {
         let difference = max_difference(&exported, &side_by_side);
         assert!(difference < 1e-4, "{kind:?}: {difference}");
         assert!(max_difference(&exported, &full) > 0.01);
-        let json: Value =
-            serde_json::from_slice(&fs::read(config.out.join("config.json")).unwrap()).unwrap();
+        let json = config_json(&config.out);
         assert!(json.get("quantization_config").is_none());
         assert_eq!(json["torch_dtype"], "float32");
         for file in [

@@ -9,7 +9,7 @@ use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::cost::kl_cost_rows;
 use super::error::{LossError, Result};
 use super::euclidean::SquaredEuclidean;
-use super::head::{LossValues, check_labels, check_pairs, sum_up};
+use super::head::{LossValues, check_labels, sum_up};
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, to_host};
 use super::similarity::Bilinear;
@@ -21,15 +21,19 @@ use super::transport::{Problem, Transport, transport};
 /// The losses of dense logits.
 #[derive(Clone, Debug)]
 pub struct DenseLoss {
-    /// Without labels `ce` is 0 and not part of `total`.
+    /// A part that is absent, `ce` without labels among them, is 0 and not in `total`.
     pub values: LossValues,
+    /// Why there is no divergence.
+    pub kl_absent: Option<String>,
+    /// Why there is no transport.
+    pub ot_absent: Option<String>,
     /// d ot / dX `[N, V]`, without its weight.
-    pub grad_ot: Tensor,
+    pub grad_ot: Option<Tensor>,
     /// d total / dX `[N, V]`.
     pub grad_total: Tensor,
 }
 
-/// The losses of dense logits on the host, in f32.
+/// The losses of dense logits on the host, in f32: every part that these logits can feed, whatever its weight.
 ///
 /// `labels` are the targets of the N rows; `top_k` cuts the teacher to its K largest logits first, as a capture would.
 ///
@@ -47,7 +51,7 @@ pub fn dense_loss(
 ) -> Result<DenseLoss> {
     let x = host_logits(student)?;
     let y = host_logits(teacher)?;
-    let ((n, vocab_size), (_, teacher_vocab)) = (x.dims2()?, y.dims2()?);
+    let ((n, vocab_size), (m, teacher_vocab)) = (x.dims2()?, y.dims2()?);
     if vocab_size != teacher_vocab {
         return Err(LossError::shape(
             "columns of the teacher's logits",
@@ -59,48 +63,63 @@ pub fn dense_loss(
     if k == 0 || k > vocab_size {
         return Err(LossError::shape("top_k", format!("1..={vocab_size}"), k));
     }
-    let with_transport = LossConfig {
-        ot_weight: config.ot_weight.max(1.0),
-        ..config.clone()
+    let state = top_k.is_none().then_some(StateKind::Exact);
+    let check = |ot_weight| {
+        let config = LossConfig {
+            // Whatever has a weight: here every part is computed that can be.
+            ce_weight: config.ce_weight.max(1.0),
+            ot_weight,
+            ..config.clone()
+        };
+        let temperatures = [1.0, config.kl_temperature as f32];
+        config.check_teacher(Estimator::TopK, &temperatures, state)
     };
-    with_transport.check_teacher(
-        Estimator::TopK,
-        &[1.0, config.kl_temperature as f32],
-        top_k.is_none().then_some(StateKind::Exact),
-    )?;
+    check(0.0)?;
+    let ot_absent = check(config.ot_weight.max(1.0)).err();
     if let Some(labels) = labels {
         check_labels(labels, n, vocab_size)?;
     }
     let rows = compress(&y, k, &[1.0, config.kl_temperature as f32])?;
     let targets = Targets::from_rows(&rows);
-    check_pairs(n, &targets, config)?;
     let teacher = Teacher::new(&targets, vocab_size)?;
+    let pairs = if n == m { n } else { 0 };
+    let kl_absent = (n != m).then(|| {
+        format!(
+            "KL pairs position with position, but there are {n} of the student and {m} of the teacher"
+        )
+    });
 
-    let (values, mut grad_total) = cross_terms(&x, &teacher, labels, config)?;
-    let mut result = sum_up(&values, n, config)?;
+    let (values, mut grad_total) = cross_terms(&x, &teacher, labels, pairs, config)?;
+    let mut result = sum_up(&values, pairs, config)?;
     if labels.is_none() {
         result.ce = 0.0;
         result.total = config.kl_weight * result.kl;
     }
-    let part = DenseTransport {
-        x: &x,
-        y: &y,
-        teacher: &teacher,
-        config,
-    };
-    let (transport, grad_ot) = part.run()?;
-    result.ot = transport.value;
-    result.report = transport.report;
-    if config.ot.cost == Cost::Kl {
-        let rows = values.iter().zip(&transport.row_mass);
-        let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
-        result.ot += constant / config.ot.kappa;
-        result.report.transport_cost += constant / config.ot.kappa;
+    let mut grad_ot = None;
+    if ot_absent.is_none() {
+        let part = DenseTransport {
+            x: &x,
+            y: &y,
+            teacher: &teacher,
+            config,
+        };
+        let (transport, gradient) = part.run()?;
+        result.ot = transport.value;
+        result.report = transport.report;
+        if config.ot.cost == Cost::Kl {
+            let rows = values.iter().zip(&transport.row_mass);
+            let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
+            result.ot += constant / config.ot.kappa;
+            result.report.transport_cost += constant / config.ot.kappa;
+        }
+        result.total += config.ot_weight * result.ot;
+        grad_total = (grad_total + (&gradient * config.ot_weight)?)?;
+        grad_ot = Some(gradient);
     }
-    result.total += config.ot_weight * result.ot;
-    grad_total = (grad_total + (&grad_ot * config.ot_weight)?)?;
     Ok(DenseLoss {
         values: result,
+        kl_absent,
+        ot_absent: ot_absent.map(|error| error.to_string()),
         grad_ot,
         grad_total,
     })
@@ -119,16 +138,17 @@ fn host_logits(logits: &Tensor) -> Result<Tensor> {
     Ok(host)
 }
 
-/// CE and KL, and their gradient.
+/// CE and KL, and their gradient; KL of the first `pairs` rows.
 fn cross_terms(
     x: &Tensor,
     teacher: &Teacher,
     labels: Option<&[u32]>,
+    pairs: usize,
     config: &LossConfig,
 ) -> Result<(Vec<RowValues>, Tensor)> {
     let n = x.dims()[0] as f64;
     let (gradient, values) = each_row(x.copy()?, |i, z| {
-        let kl = (config.kl_weight > 0.0)
+        let kl = (i < pairs)
             .then(|| teacher.row(i, config.kl_temperature))
             .flatten();
         let terms = RowTerms {

@@ -196,7 +196,10 @@ fn check_dense(sizes: Sizes, config: &LossConfig) {
     );
     if config.ce_weight + config.kl_weight == 0.0 {
         let unweighted = slow.data.iter().map(|g| g / config.ot_weight);
-        let distance = relative(&widened(&loss.grad_ot), &unweighted.collect::<Vec<_>>());
+        let distance = relative(
+            &widened(&loss.grad_ot.unwrap()),
+            &unweighted.collect::<Vec<_>>(),
+        );
         assert!(
             distance < GRADIENT,
             "{config:?}: gradient of OT off by {distance:e}"

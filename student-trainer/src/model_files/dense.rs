@@ -43,6 +43,15 @@ impl FloatType {
         }
     }
 
+    /// Of candle's types the one that is written; f32 for all that are no half precision.
+    pub(crate) fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+
     /// The tensor as a file holds it, rounded to nearest.
     pub(crate) fn store(self, name: &str, tensor: &Tensor) -> Result<StoredTensor> {
         let flat = tensor.to_dtype(self.dtype())?.flatten_all()?;

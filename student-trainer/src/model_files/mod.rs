@@ -8,6 +8,8 @@ A tensor is read, converted and written before the next one, so that a model lar
 */
 
 mod dense;
+#[cfg(test)]
+mod head_tests;
 mod shards;
 mod source;
 mod staging;
@@ -43,12 +45,19 @@ pub(crate) fn write_tensors<T>(
             writer.push(tensor)?;
         }
         progress.advance(|| name(item).to_owned());
-        if shutdown.is_requested() {
-            return Err(Error::Stopped(
-                "before the model was whole; nothing was written",
-            ));
-        }
+        refuse_stopped(shutdown)?;
     }
     progress.finish();
     writer.finish()
+}
+
+/// # Errors
+/// A request to stop.
+pub(crate) fn refuse_stopped(shutdown: &Shutdown) -> Result<()> {
+    if shutdown.is_requested() {
+        return Err(Error::Stopped(
+            "before the model was whole; nothing was written",
+        ));
+    }
+    Ok(())
 }

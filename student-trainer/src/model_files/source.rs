@@ -8,10 +8,13 @@ use std::{
 use candle_core::Tensor;
 use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
 use distill_text::TokenizerFiles;
+use safetensors::Dtype;
 use serde_json::Value;
 
+use super::FloatType;
 use crate::{Error, Result, run::write_atomically};
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
 /// How the model generates: ids that end a text, sampling.
 const GENERATION: &str = "generation_config.json";
 
@@ -32,11 +35,12 @@ impl Source {
     /// Neither of both, or one that cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            let config = Box::new(ModelConfig::load(path)?);
+            let config = ModelConfig::load(path)?;
+            let weights = Weights::open(path)?;
             return Ok(Self::Directory {
                 directory: path.to_owned(),
-                config,
-                weights: Weights::open(path)?,
+                config: Box::new(weights.settled(&config)),
+                weights,
             });
         }
         match is_gguf(path) {
@@ -52,9 +56,12 @@ impl Source {
         }
     }
 
+    /// The configuration, with the head as the tensors have it.
     pub fn config_json(&self) -> Result<Value> {
         match self {
-            Self::Directory { weights, .. } => Ok(weights.config_json()?.unwrap_or_default()),
+            Self::Directory { weights, .. } => {
+                Ok(weights.settled_json(weights.config_json()?.unwrap_or_default()))
+            }
             Self::Gguf(gguf) => Ok(gguf.config_json().clone()),
         }
     }
@@ -65,6 +72,19 @@ impl Source {
             Self::Directory { weights, .. } => Ok(distill_model::dequantized(weights, name)?),
             Self::Gguf(gguf) => Ok(gguf.tensor(name)?),
         }
+    }
+
+    /// The plain type that says as much as the tensors are stored with: that of the embedding, which is never in four bits; bf16
+    /// for a GGUF file.
+    pub fn float_type(&self) -> Result<FloatType> {
+        let Self::Directory { weights, .. } = self else {
+            return Ok(FloatType::Bf16);
+        };
+        Ok(match weights.raw(EMBEDDING)?.0 {
+            Dtype::F16 => FloatType::F16,
+            Dtype::F32 | Dtype::F64 => FloatType::F32,
+            _ => FloatType::Bf16,
+        })
     }
 
     /// Whether anything is stored in bitsandbytes' four bits.

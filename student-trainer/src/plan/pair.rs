@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use distill_hub::Wanted;
-use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, is_gguf};
+use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Weights, is_gguf};
 use serde::Deserialize;
 
 use super::packed::Packed;
@@ -171,7 +171,13 @@ impl Shape {
         };
         let json =
             distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
-        Self::parse(&name(found), &json, &path)
+        let mut shape = Self::parse(&name(found), &json, &path)?;
+        // A plan needs no weights. Where they are there and whole, they say whether the head is a matrix of its own.
+        let directory = path.parent().filter(|_| path.ends_with(CONFIG_FILE));
+        if let Some(Ok(weights)) = directory.map(Weights::open) {
+            shape.model = weights.settled(&shape.model);
+        }
+        Ok(shape)
     }
 
     /// From the bytes of a `config.json`; `path` is used in messages only.

@@ -16,7 +16,7 @@ use crate::{
     config::{Quantize, TrainConfig},
     loss::LossConfig,
     optimizer::OptimizerKind,
-    run::AdapterConfig,
+    run::{AdapterConfig, refuse_unused, warn_of_unused},
 };
 
 const F32: u64 = 4;
@@ -49,7 +49,7 @@ const LOADED: &[Phase] = &[
 pub fn trainer(pair: &Pair, config: &PlanConfig) -> Result<Process> {
     let lora = match config.is_full() {
         true => None,
-        false => Some(adapters(&config.train)?),
+        false => Some(adapters(&config.train, &pair.student.model)?),
     };
     let loss = config.loss();
     let teacher = pair.teacher.as_ref().map(|teacher| &teacher.model);
@@ -71,12 +71,16 @@ pub fn trainer(pair: &Pair, config: &PlanConfig) -> Result<Process> {
     Ok(Process::new("trainer", parts, slack(config.place())))
 }
 
-/// The adapters of a run; those of `init_adapter` decide themselves.
-fn adapters(train: &TrainConfig) -> Result<LoraConfig> {
-    match &train.init_adapter {
-        Some(directory) => Ok(AdapterConfig::read(directory)?.lora()),
-        None => train.lora(),
-    }
+/// The adapters of a run; those of `init_adapter` decide themselves. What `train` would refuse is not counted.
+fn adapters(train: &TrainConfig, student: &ModelConfig) -> Result<LoraConfig> {
+    let Some(directory) = &train.init_adapter else {
+        let lora = train.lora()?;
+        refuse_unused(&lora, student)?;
+        return Ok(lora);
+    };
+    let lora = AdapterConfig::read(directory)?.lora();
+    warn_of_unused(directory, &lora, student)?;
+    Ok(lora)
 }
 
 fn head<'a>(

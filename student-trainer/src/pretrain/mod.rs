@@ -97,6 +97,12 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     )?;
     save_model(&model, &decoder.parameters(), config.save_dtype.for_files())?;
     report::write_or_warn(run_directory.path());
+    if steps < total_steps {
+        tracing::warn!(
+            "stopped after {steps} of {total_steps} steps: the model in {} is not trained to the end",
+            model.display()
+        );
+    }
     Ok(Summary {
         steps,
         ce,

@@ -5,9 +5,13 @@ use std::{collections::HashMap, path::Path};
 use candle_core::{DType, Device, Tensor, Var};
 use distill_model::CONFIG_BYTES_MAX;
 
-use crate::{Error, Result, run::write_atomically};
+use crate::{Error, Result, model_files::FloatType, run::write_atomically};
 
-/// Writes all parameters as `dtype`, and that type into `config.json`.
+/// The head, where it is trained by itself.
+const HEAD: &str = "lm_head.weight";
+
+/// Writes all parameters as `dtype`, and that type into `config.json`; there, too, that a head of its own is not tied, whatever
+/// the model that training began with had said.
 ///
 /// # Errors
 /// The file system refuses; an earlier file is untouched then.
@@ -25,12 +29,10 @@ pub(crate) fn save_model(
     let text = distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
-    let name = match dtype {
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        _ => "float32",
-    };
-    config.insert("torch_dtype".into(), name.into());
+    FloatType::of(dtype).set_in(&mut config);
+    if parameters.iter().any(|(name, _)| name == HEAD) {
+        config.insert("tie_word_embeddings".into(), false.into());
+    }
     let text =
         serde_json::to_string_pretty(&config).map_err(|e| Error::file(&path, e.to_string()))?;
     write_atomically(&path, (text + "\n").as_bytes())

@@ -8,6 +8,7 @@ use distill_model::{
 use distill_text::Sequence;
 
 use super::*;
+use crate::test_models::logged;
 
 const WORDS: usize = 32;
 
@@ -81,6 +82,31 @@ fn a_model_from_random_weights_learns_and_is_a_checkpoint() {
             ..config
         };
         assert!(run(&again, &Shutdown::default()).unwrap().ce < 0.3);
+    }
+}
+
+#[test]
+fn a_stopped_run_is_not_whole_unless_its_last_step_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    write_inputs(dir.path(), true);
+    let stop = Shutdown::default();
+    stop.request();
+    for (steps, interrupted) in [(3, true), (1, false)] {
+        let config = PretrainConfig {
+            steps: Some(steps),
+            out: dir.path().join(format!("run-{steps}")),
+            ..config(dir.path())
+        };
+        let mut summary = None;
+        let log = logged(|| summary = Some(run(&config, &stop).unwrap()));
+        let summary = summary.unwrap();
+        assert_eq!((summary.steps, summary.interrupted), (1, interrupted));
+        assert_eq!(
+            log.contains("stopped after 1 of 3 steps"),
+            interrupted,
+            "{log}"
+        );
+        assert!(summary.model.join("model.safetensors").is_file());
     }
 }
 

@@ -10,7 +10,9 @@ mod metrics;
 mod progress;
 mod tensorboard;
 
-pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
+pub use adapter::{
+    AdapterConfig, load_adapter, refuse_unused, save_adapter, save_projection, warn_of_unused,
+};
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };

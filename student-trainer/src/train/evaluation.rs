@@ -141,18 +141,14 @@ impl<'a> Evaluation<'a> {
             return Ok(None);
         }
         if self.config.eval_exact_match {
-            let generator = Generator {
-                decoder,
-                geometry: &geometry,
-                tokenizer: &self.files.tokenizer,
-                decoding: self.config.eval_decoding(),
-            };
-            let go_on = &mut |_, _| !shutdown.is_requested();
-            eval::exact_answers(&generator, &self.sequences, &mut report, go_on)?;
-            if shutdown.is_requested() {
+            let decoding = self.config.eval_decoding();
+            let generator = Generator::new(decoder, &geometry, self.files, decoding, shutdown)?;
+            let each = &mut |_, _| {};
+            if !eval::exact_answers(&generator, &self.sequences, &mut report, each)?.complete {
                 return Ok(None);
             }
         }
+        report.complete = true;
         report.seconds = start.elapsed().as_secs_f64();
         Ok(Some(report))
     }

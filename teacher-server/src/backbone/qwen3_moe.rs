@@ -29,6 +29,7 @@ impl Qwen3Moe {
     /// A tensor that is missing or has another shape than `config` says, or an option that makes no sense.
     pub fn load(config: &ModelConfig, weights: &Weights, options: &LoadOptions) -> Result<Self> {
         options.validate()?;
+        let config = &weights.settled(config);
         let experts = config.experts.ok_or_else(|| Error::Unsupported {
             what: format!("{} without experts", config.model_type.name()),
             remedy: "take qwen3".into(),

@@ -6,9 +6,11 @@ mod fixture_tests;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod unused;
 mod weights;
 
 pub use config::AdapterConfig;
+pub use unused::{refuse_unused, warn_of_unused};
 pub use weights::{load_adapter, save_adapter, save_projection};
 
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";

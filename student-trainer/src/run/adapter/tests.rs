@@ -46,6 +46,9 @@ fn an_adapter_reads_back_with_names_shapes_and_values() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("lora_B.weight has no place"), "{message}");
+    // PEFT refuses it too; an adapter without a tensor would pass otherwise.
+    let message = load_adapter(dir.path(), &[]).unwrap_err().to_string();
+    assert!(message.contains("chooses no linear"), "{message}");
 }
 
 #[test]

@@ -53,6 +53,13 @@ pub fn load_adapter(directory: &Path, parameters: &[(String, Var)]) -> Result<()
     let path = directory.join(WEIGHTS_FILE);
     let weights = open_weights(directory)?;
     let fault = |problem: String| Error::file(&path, problem);
+    if parameters.is_empty() {
+        return Err(fault(
+            "adapter_config.json beside it chooses no linear of this model; check target_modules, exclude_modules and \
+             layers_to_transform there"
+                .into(),
+        ));
+    }
     let known = |name: &&str| parameters.iter().any(|(known, _)| known == name);
     if let Some(name) = weights.names().find(|name| !known(name)) {
         return Err(fault(format!(

@@ -1,0 +1,179 @@
+//! Whole evaluations of tiny students: where answers end, what a stopped one reports, which head is used.
+
+use std::{fs, path::Path};
+
+use distill_model::testing::TinyModel;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::test_models::{set_in_config, write_student};
+
+const WORDS: usize = 40;
+
+/// A student with words for tokens and a head of its own, beside prompts with completions.
+fn student() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_student(dir.path(), TinyModel::qwen2(), WORDS);
+    let lines: Vec<String> = (1..4)
+        .map(|i| json!({"prompt": format!("w1 w2 w{i}"), "completion": "w3"}).to_string())
+        .collect();
+    fs::write(dir.path().join("corpus.jsonl"), lines.join("\n")).unwrap();
+    dir
+}
+
+fn config(student: &Path) -> EvalConfig {
+    EvalConfig {
+        student: student.to_owned(),
+        data: vec![student.join("corpus.jsonl")],
+        quantize: crate::config::Quantize::None,
+        device: "cpu".into(),
+        max_new_tokens: 8,
+        ..EvalConfig::default()
+    }
+}
+
+fn write(student: &Path, name: &str, value: serde_json::Value) {
+    fs::write(student.join(name), value.to_string()).unwrap();
+}
+
+/// What the student writes after each prompt.
+fn generated(student: &Path) -> Vec<String> {
+    let config = EvalConfig {
+        answers_out: Some(student.join("answers.jsonl")),
+        ..config(student)
+    };
+    let report = run(&config, &Shutdown::default()).unwrap();
+    assert!(report.complete && report.answered.is_some());
+    let answers = fs::read_to_string(student.join("answers.jsonl")).unwrap();
+    let answers = answers.lines().map(|line| {
+        let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+        answer["generated"].as_str().unwrap().to_owned()
+    });
+    answers.collect()
+}
+
+#[test]
+fn answers_went_on_after_the_ends_that_the_model_names() {
+    let dir = student();
+    let free = generated(dir.path());
+    assert!(
+        free.iter().any(|text| text.split(' ').count() > 1),
+        "{free:?}"
+    );
+    // The second word of the first answer that has one, as an end.
+    let words = free.iter().find_map(|text| text.split(' ').nth(1));
+    let end: u32 = words.unwrap()[1..].parse().unwrap();
+    for ids in [json!(end), json!([end, 9000]), json!([0, end])] {
+        write(
+            dir.path(),
+            "generation_config.json",
+            json!({"eos_token_id": ids}),
+        );
+        for (text, free) in generated(dir.path()).iter().zip(&free) {
+            let until = free
+                .split(' ')
+                .take_while(|word| *word != format!("w{end}"));
+            assert_eq!(*text, until.collect::<Vec<_>>().join(" "));
+        }
+    }
+    let all: Vec<usize> = (0..WORDS).collect();
+    write(
+        dir.path(),
+        "generation_config.json",
+        json!({"eos_token_id": all}),
+    );
+    assert_eq!(generated(dir.path()), ["", "", ""]);
+    write(
+        dir.path(),
+        "generation_config.json",
+        json!({"eos_token_id": "w0"}),
+    );
+    let config = EvalConfig {
+        exact_match: true,
+        ..config(dir.path())
+    };
+    let error = run(&config, &Shutdown::default()).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json"), "{error}");
+}
+
+#[test]
+fn a_stopped_evaluation_is_not_complete_and_makes_nothing_up() {
+    let dir = student();
+    let stopped = Shutdown::default();
+    stopped.request();
+    let config = EvalConfig {
+        exact_match: true,
+        ..config(dir.path())
+    };
+    let report = run(&config, &stopped).unwrap();
+    assert!(!report.complete);
+    assert_eq!((report.counts(), report.answered), ((0, 0), Some((0, 0))));
+    assert!(report.to_json()["perplexity"].is_null());
+    let report = run(&config, &Shutdown::default()).unwrap();
+    assert!(report.complete && report.counts().0 == 3);
+    assert_eq!(report.answered.unwrap().0, 3);
+}
+
+#[test]
+fn a_stop_after_the_last_sequence_takes_nothing_away() {
+    let dir = student();
+    let config = config(dir.path());
+    let files = StudentFiles::open(dir.path()).unwrap();
+    let place = Place::choose("cpu", config.dtype).unwrap();
+    let decoder = load(&config, &files, &place).unwrap();
+    let (geometry, loss) = (
+        geometry(&decoder, &files).unwrap(),
+        loss_config(false, 1.0, 8),
+    );
+    let sequences = sequences(&config.data, &files, 64, None).unwrap();
+    let measure = Measure {
+        decoder: &decoder,
+        geometry: &geometry,
+        loss: &loss,
+        scorer: None,
+    };
+    for (stop_at, whole) in [(sequences.len(), true), (sequences.len() - 1, false)] {
+        let (shutdown, mut report) = (Shutdown::default(), EvalReport::default());
+        let each = &mut |_: Measured<'_>, report: &EvalReport| -> Result<()> {
+            if report.counts().0 == stop_at {
+                shutdown.request();
+            }
+            Ok(())
+        };
+        let found = measure.all(&sequences, &mut report, &shutdown, each);
+        assert_eq!(found.unwrap(), whole);
+        assert_eq!(report.counts().0, stop_at);
+    }
+}
+
+#[test]
+fn data_without_a_target_had_a_perplexity_of_one() {
+    let dir = student();
+    let empty = dir.path().join("empty.jsonl");
+    // One token has none before it.
+    fs::write(&empty, json!({"text": "w1"}).to_string()).unwrap();
+    let config = EvalConfig {
+        data: vec![empty],
+        ..config(dir.path())
+    };
+    assert!(run(&config, &Shutdown::default()).is_err());
+    let none = EvalConfig {
+        max_sequences: Some(0),
+        ..config
+    };
+    let error = run(&none, &Shutdown::default()).unwrap_err().to_string();
+    assert!(error.starts_with("max_sequences"), "{error}");
+}
+
+#[test]
+fn a_tied_config_hid_the_head_that_the_checkpoint_holds() {
+    let dir = student();
+    let ce = || {
+        let report = run(&config(dir.path()), &Shutdown::default()).unwrap();
+        report.ce()
+    };
+    let meant = ce();
+    set_in_config(dir.path(), "tie_word_embeddings", true.into());
+    assert_eq!(ce(), meant);
+}

@@ -48,6 +48,10 @@ pub(crate) trait Saved {
 impl Saved for Checkpoint {
     fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
         let path = self.path(name);
+        if !self.holds(name) {
+            let reason = "is not among the files that state.toml lists";
+            return Err(Error::file(&path, reason));
+        }
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
             .map_err(|e| Error::file(&path, e.to_string()))?;
         Ok(tensors.into_iter().collect())

@@ -122,9 +122,9 @@ fn hides(error: &Error) -> bool {
 
 fn hidden(error: &Error) -> String {
     match error {
-        Error::Io { source, .. } => format!(
+        Error::Io { reason, .. } => format!(
             "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
-            source.kind()
+            reason.kind()
         ),
         _ => "the teacher failed; the server's log says why".to_owned(),
     }

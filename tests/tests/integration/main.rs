@@ -11,6 +11,7 @@ mod lease;
 mod pipeline;
 mod quickstart;
 mod refusals;
+mod remedies;
 mod resume;
 mod security;
 mod stays;

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use crate::{
     Error, Result,
-    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
+    config::{Key, Resolved, Settings, TrainConfig, parse, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     loss_command::{self, LossesConfig},
@@ -86,7 +86,7 @@ pub fn command() -> Command {
 /// # Errors
 /// What stopped the command.
 pub fn run(args: impl IntoIterator<Item = OsString>, shutdown: &Shutdown) -> Result<()> {
-    let matches = command().get_matches_from(args);
+    let matches = parse(command(), args);
     match matches.subcommand() {
         Some(("train", matches)) => train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
@@ -244,11 +244,14 @@ fn with_resolved<C: Settings>(
         print!("{text}");
         return Ok(());
     }
+    for idle in &resolved.idle {
+        tracing::warn!("{idle}");
+    }
     run(&resolved.config)
 }
 
 /// Every command's settings: one file may hold them all.
-fn all_keys() -> Vec<Key> {
+pub(crate) fn all_keys() -> Vec<Key> {
     [
         TrainConfig::keys(),
         EvalConfig::keys(),
@@ -262,26 +265,5 @@ fn all_keys() -> Vec<Key> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_flag_of_every_command_is_well_formed() {
-        command().debug_assert();
-    }
-
-    #[test]
-    fn the_issue_s_flags_are_there() {
-        let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
-                    --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
-                    --position-prior 1 --top-k 64 --grad-out g --json";
-        command()
-            .try_get_matches_from(args.split_whitespace())
-            .unwrap();
-        let args = "student-trainer train --student s --out o --checkpointing off --lora-targets q_proj,v_proj \
-                    --max-grad-norm 1.0 --grad-accumulation 2 --chunk-rows 64 --preset literal --print-config";
-        command()
-            .try_get_matches_from(args.split_whitespace())
-            .unwrap();
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

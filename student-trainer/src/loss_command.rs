@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    config::{loss_keys::loss_keys, settings::settings},
+    config::{loss_keys::every_loss_key, settings::settings},
     loss::{LossConfig, LossValues, dense_loss},
     run::write_atomically,
 };
@@ -35,7 +35,7 @@ settings! {
     }
     sections {
         /// The loss.
-        loss: LossConfig = loss_keys,
+        loss: LossConfig = every_loss_key,
     }
 }
 

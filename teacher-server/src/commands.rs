@@ -12,6 +12,7 @@ use teacher_server::{
 
 pub fn serve(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let config = Config::validate(args)?;
+    warn(&config.idle(args, true)?);
     if args.print_config {
         print!("{}", config.to_toml()?);
         return Ok(Outcome::Complete);
@@ -22,6 +23,7 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<Outcome> {
 
 pub fn precompute(args: &PrecomputeArgs) -> anyhow::Result<Outcome> {
     let mut config = Config::validate(&args.serve)?;
+    warn(&config.idle(&args.serve, false)?);
     config.part = args.shard.clone();
     if args.serve.print_config {
         print!("{}", config.to_toml()?);
@@ -90,6 +92,13 @@ pub fn merge(args: &MergeArgs) -> anyhow::Result<Outcome> {
         args.out.display()
     );
     Ok(Outcome::Complete)
+}
+
+/// Says what was set to no effect.
+fn warn(idle: &[String]) {
+    for line in idle {
+        tracing::warn!("{line}");
+    }
 }
 
 /// Runs something that ends in order when a signal comes.

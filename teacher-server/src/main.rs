@@ -4,7 +4,6 @@ mod commands;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use teacher_server::{
     cli::{Args, Command},
     precompute::Outcome,
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let Args { command } = Args::parse();
+    let Args { command } = Args::read();
     let result = match command {
         Command::Serve(args) => commands::serve(&args),
         Command::Precompute(args) => commands::precompute(&args),

@@ -276,6 +276,7 @@ impl TeacherService for Service {
             state_rank: RANK as u32,
             sequence_count: state.frames.len() as u64,
             seq_len: distill_text::limits::SEQ_LEN_MIN as u32,
+            model_name: "a-teacher".into(),
             ..Default::default()
         }))
     }

@@ -2,12 +2,15 @@
 
 mod adapter;
 mod atomic;
+mod card;
 mod directory;
+mod leftovers;
 mod lock;
 mod log;
 mod memory;
 mod metrics;
 mod progress;
+mod teacher;
 mod tensorboard;
 
 pub use adapter::{AdapterConfig, load_adapter, save_adapter, save_projection};
@@ -16,9 +19,13 @@ pub(crate) use adapter::{
 };
 pub(crate) use atomic::readable_by_all;
 pub use atomic::write_atomically;
+pub use card::Card;
 pub use directory::RunDirectory;
+pub(crate) use directory::config_text;
 pub use log::{LogPosition, RunLog};
 pub(crate) use memory::MEMORY_FILE;
 pub use memory::Memory;
 pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::Progress;
+pub(crate) use teacher::TEACHER_FILE;
+pub use teacher::TeacherRecord;

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use distill_program::output::WriteError;
 
 /// What can go wrong; every message says where and what to do.
+///
+/// Messages carry their causes themselves. So no variant has a `source`: what prints a whole chain would say a reason twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or directory could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Io {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// More problems were asked for than there are distinct ones.
     #[error(
@@ -83,8 +85,8 @@ impl From<WriteError> for Error {
 
 /// Adds the path to an error of the system.
 pub(crate) fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
-    move |source| Error::Io {
+    move |reason| Error::Io {
         path: path.to_owned(),
-        source,
+        reason,
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     corpus::{Sizes, write_corpus},
     error::io_at,
-    run::{Job, NUMBERS, Programs, TEMPLATES, Training, variants},
+    run::{Job, NUMBERS, Programs, TEMPLATES, Training, check_out, variants},
 };
 
 /// Seed of the problems that students distil on. The embedded models were trained on those of seed 1, whose held-out
@@ -39,6 +39,7 @@ pub enum Effort {
 /// # Errors
 /// The assets are not there, or the problems cannot be written.
 pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf) -> Result<Job> {
+    check_out(&out)?;
     let (teacher, student) = (assets.join("teacher"), assets.join("student"));
     for directory in [&teacher, &student] {
         if !directory.join("model.safetensors").is_file() {
@@ -95,6 +96,7 @@ pub fn real(
     programs: Programs,
     out: PathBuf,
 ) -> Result<Job> {
+    check_out(&out)?;
     for directory in [&teacher, &student] {
         if !directory.join("config.json").is_file() {
             return Err(Error::Job(format!(

@@ -10,7 +10,7 @@ use distill_program::console;
 
 use crate::{
     Error, Result,
-    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
+    config::{Key, Resolved, Settings, TrainConfig, parse, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     loss_command::{self, LossesConfig},
@@ -134,7 +134,7 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
         Some(("export", matches)) => with_config(matches, |config: &ExportConfig| {
             let summary = export::run(config, shutdown)?;
             if config.json {
-                console::line!("{}", serde_json::json!(summary));
+                print(format_args!("{}\n", serde_json::json!(summary)))?;
             } else {
                 tracing::info!("{summary}");
             }
@@ -261,11 +261,14 @@ fn with_resolved<C: Settings>(
         print(text)?;
         return Ok(Outcome::Complete);
     }
+    for idle in &resolved.idle {
+        tracing::warn!("{idle}");
+    }
     run(&resolved.config)
 }
 
 /// Every command's settings: one file may hold them all.
-fn all_keys() -> Vec<Key> {
+pub(crate) fn all_keys() -> Vec<Key> {
     [
         TrainConfig::keys(),
         EvalConfig::keys(),
@@ -279,26 +282,5 @@ fn all_keys() -> Vec<Key> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_flag_of_every_command_is_well_formed() {
-        command().debug_assert();
-    }
-
-    #[test]
-    fn the_issue_s_flags_are_there() {
-        let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
-                    --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
-                    --position-prior 1 --top-k 64 --grad-out g --json";
-        command()
-            .try_get_matches_from(args.split_whitespace())
-            .unwrap();
-        let args = "student-trainer train --student s --out o --checkpointing off --lora-targets q_proj,v_proj \
-                    --max-grad-norm 1.0 --grad-accumulation 2 --chunk-rows 64 --preset literal --print-config";
-        command()
-            .try_get_matches_from(args.split_whitespace())
-            .unwrap();
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

@@ -10,6 +10,8 @@ use crate::loss::LossError;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can go wrong while a student is trained, evaluated or planned.
+///
+/// Messages carry their causes themselves. So no variant has a `source`: what prints a whole chain would say a reason twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,14 +19,14 @@ pub enum Error {
     #[error("{0}")]
     Config(String),
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {reason}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// On which path.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file is there but does not hold what it should.
     #[error("{}: {reason}", path.display())]
@@ -114,7 +116,7 @@ pub enum Error {
     },
     /// The student's weights or configuration.
     #[error("student: {0}")]
-    Model(#[from] distill_model::Error),
+    Model(distill_model::Error),
     /// A model that is named, and is not here or cannot be fetched.
     #[error(transparent)]
     Hub(#[from] distill_hub::Error),
@@ -126,19 +128,19 @@ pub enum Error {
     Proto(#[from] distill_proto::Error),
     /// The tensor library.
     #[error("tensor: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// A safetensors file cannot be read or written.
     #[error("safetensors: {0}")]
-    Safetensors(#[from] safetensors::SafeTensorError),
+    Safetensors(safetensors::SafeTensorError),
 }
 
 impl Error {
     /// For `map_err` on file operations: `fs::read(path).map_err(Error::io("read", path))`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
+        move |reason| Self::Io {
             action,
             path: path.to_owned(),
-            source,
+            reason,
         }
     }
 
@@ -169,7 +171,60 @@ impl From<WriteError> for Error {
         Self::Io {
             action,
             path,
-            source,
+            reason: source,
+        }
+    }
+}
+
+// As `#[from]` would, which makes a `source` besides.
+impl From<distill_model::Error> for Error {
+    fn from(error: distill_model::Error) -> Self {
+        Self::Model(error)
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error)
+    }
+}
+
+impl From<safetensors::SafeTensorError> for Error {
+    fn from(error: safetensors::SafeTensorError) -> Self {
+        Self::Safetensors(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error as _, io};
+
+    use super::*;
+
+    #[test]
+    fn no_reason_is_said_twice() {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let path = Path::new("some/file");
+        let read = |path: &Path| std::fs::read(path).map(drop).unwrap_err();
+        let errors: [Error; 5] = [
+            Error::io("read", path)(read(path)),
+            candle_core::Error::from(missing()).into(),
+            LossError::from(candle_core::Error::from(missing())).into(),
+            safetensors::SafeTensorError::IoError(missing()).into(),
+            distill_model::Error::from(candle_core::Error::from(missing())).into(),
+        ];
+        for error in errors {
+            let reason = match &error {
+                Error::Io { reason, .. } => reason.to_string(),
+                _ => missing().to_string(),
+            };
+            let message = error.to_string();
+            assert_eq!(message.matches(&reason).count(), 1, "{message}");
+            let cause = error.source().map(|cause| cause.to_string());
+            assert!(
+                !cause.is_some_and(|cause| message.contains(&cause)),
+                "{message}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    config::{loss_keys::loss_keys, settings::settings},
+    config::{loss_keys::every_loss_key, settings::settings},
     loss::{DenseLoss, LossConfig, dense_loss},
     run::write_atomically,
 };
@@ -40,7 +40,7 @@ settings! {
     }
     sections {
         /// The loss.
-        loss: LossConfig = loss_keys,
+        loss: LossConfig = every_loss_key,
     }
 }
 

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use distill_program::{Outcome, Shutdown, console, log};
-use student_trainer::cli;
+use student_trainer::{cli, config::with_our_name};
 
 fn main() -> ExitCode {
     distill_model::threads::configure();
     log::start("info");
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
-        Err(usage) => return console::answer(&usage),
+        Err(usage) => return console::answer(&with_our_name(usage)),
     };
     let stops_in_order = cli::stops_in_order(&matches);
     let shutdown = Shutdown::default();

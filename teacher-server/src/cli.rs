@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use distill_model::{ComputeDtype, DeviceChoice};
 
-use crate::config::{EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode};
+use crate::config::{
+    EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode, with_our_name,
+};
 
 /// Runs a teacher model over a corpus and serves what it says about every token.
 #[derive(Parser, Debug)]
@@ -16,6 +18,16 @@ pub struct Args {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Reads the process's arguments.
+    ///
+    /// # Errors
+    /// clap's; a flag of another program is answered with ours.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::try_parse().map_err(with_our_name)
+    }
 }
 
 /// The subcommands.

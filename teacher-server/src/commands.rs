@@ -15,6 +15,7 @@ use teacher_server::{
 
 pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let config = Config::validate(args)?;
+    warn(&config.idle(args, true)?);
     if args.print_config {
         print(config.to_toml()?)?;
         return Ok(Outcome::Complete);
@@ -28,6 +29,7 @@ pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
 
 pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let mut config = Config::validate(&args.serve)?;
+    warn(&config.idle(&args.serve, false)?);
     config.part = args.shard.clone();
     if args.serve.print_config {
         print(config.to_toml()?)?;
@@ -110,6 +112,13 @@ pub fn merge(args: &MergeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
         merged.sealed, merged.shards,
     ))?;
     Ok(Outcome::Complete)
+}
+
+/// Says what was set to no effect.
+fn warn(idle: &[String]) {
+    for line in idle {
+        tracing::warn!("{line}");
+    }
 }
 
 fn print(result: impl Display) -> anyhow::Result<()> {

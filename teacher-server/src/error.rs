@@ -11,6 +11,8 @@ use distill_program::output::WriteError;
 use distill_proto::Fingerprint;
 
 /// What can go wrong between a corpus and a client.
+///
+/// Messages carry their causes themselves. So no variant has a `source`: what prints a whole chain would say a reason twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -31,18 +33,20 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused something about a file or an address.
-    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {action} {}: {reason}{}", path.display(), hint(reason, *elsewhere))]
     Io {
         /// What was tried, e.g. `write`.
         action: &'static str,
         /// On what.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        reason: io::Error,
+        /// The flag that names another place, where there is one.
+        elsewhere: Option<&'static str>,
     },
     /// A model that is named, and is not here or cannot be fetched.
     #[error("--model: {0}")]
-    Hub(#[from] distill_hub::Error),
+    Hub(distill_hub::Error),
     /// Tokenizer, template or corpus.
     #[error(transparent)]
     Text(#[from] distill_text::Error),
@@ -51,13 +55,13 @@ pub enum Error {
     Model(#[from] distill_model::Error),
     /// A tensor operation outside the model.
     #[error("tensor operation: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// A block that cannot be written, or a cursor that cannot be read.
     #[error(transparent)]
     Proto(#[from] distill_proto::Error),
     /// The gRPC transport.
     #[error("gRPC transport: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    Transport(String),
     /// Model and tokenizer do not belong together.
     #[error("{0}")]
     Mismatch(String),
@@ -237,10 +241,25 @@ impl Error {
     /// For `map_err` on file operations.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
-        move |source| Self::Io {
+        move |reason| Self::Io {
             action,
             path,
-            source,
+            reason,
+            elsewhere: None,
+        }
+    }
+
+    /// As [`Error::io`], for a file of the spool.
+    pub(crate) fn spool(
+        action: &'static str,
+        directory: &Path,
+    ) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = directory.to_owned();
+        move |reason| Self::Io {
+            action,
+            path,
+            reason,
+            elsewhere: Some("--spool-dir"),
         }
     }
 
@@ -290,11 +309,87 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
-fn hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space or name another place with --spool-dir"
+fn hint(reason: &io::Error, elsewhere: Option<&str>) -> String {
+    match (reason.kind(), elsewhere) {
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(flag)) => {
+            format!("; free some space or name another place with {flag}")
         }
-        _ => "",
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, None) => {
+            "; free some space, then run the same command again".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+// As `#[from]` would, which makes a `source` besides.
+impl From<distill_hub::Error> for Error {
+    fn from(error: distill_hub::Error) -> Self {
+        Self::Hub(error)
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error)
+    }
+}
+
+impl From<tonic::transport::Error> for Error {
+    /// tonic says "transport error", and the reason only to who asks further.
+    fn from(error: tonic::transport::Error) -> Self {
+        let mut causes = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if causes.last().is_none_or(|last| !last.contains(&text)) {
+                causes.push(text);
+            }
+            cause = error.source();
+        }
+        Self::Transport(causes.join(": "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn no_reason_is_said_twice() {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let path = Path::new("some/file");
+        let errors: [Error; 4] = [
+            Error::io("read", path)(missing()),
+            Error::spool("write", path)(missing()),
+            candle_core::Error::from(missing()).into(),
+            Error::Production(Arc::new(Error::io("read", path)(missing()))),
+        ];
+        for error in errors {
+            let message = error.to_string();
+            let reason = missing().to_string();
+            assert_eq!(message.matches(&reason).count(), 1, "{message}");
+            assert!(error.source().is_none(), "{message}");
+            // As the program prints it.
+            let chain = format!("{:#}", anyhow::Error::from(error));
+            assert_eq!(chain, message);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_names_a_flag_only_where_it_helps() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let message = |error: Error| error.to_string();
+        let spool = message(Error::spool("write the spool file in", Path::new("/tmp"))(
+            full(),
+        ));
+        assert!(spool.contains("--spool-dir"), "{spool}");
+        // `precompute` and `serve --cache` have no spool.
+        let cache = message(Error::io("write", Path::new("cache/partial/00001"))(full()));
+        assert!(
+            cache.contains("free some space") && !cache.contains("--"),
+            "{cache}"
+        );
     }
 }

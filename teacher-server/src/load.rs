@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
-use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_proto::{Estimator, Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
@@ -430,6 +430,10 @@ fn server_info(
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
         state_layer: state_layer as u32,
+        draws: match keep.estimator {
+            Estimator::TopK => 0,
+            Estimator::Sampled | Estimator::HeadSampled => config.draws as u32,
+        },
     }
 }
 

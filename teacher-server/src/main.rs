@@ -5,14 +5,13 @@ mod commands;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
 use distill_program::{Outcome, Shutdown, console, log};
 use teacher_server::cli::{Args, Command};
 
 fn main() -> ExitCode {
     distill_model::threads::configure();
     log::start("warn");
-    let command = match Args::try_parse() {
+    let command = match Args::read() {
         Ok(args) => args.command,
         Err(usage) => return console::answer(&usage),
     };

@@ -30,6 +30,7 @@ pub mod chat;
 pub mod corpus;
 pub mod tokenizer;
 
+mod foreign;
 mod nearest;
 mod quietly;
 
@@ -38,5 +39,6 @@ mod testing;
 
 pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
 pub use error::{Error, Result};
+pub use foreign::{FOREIGN, Foreign, foreign};
 pub use nearest::nearest;
 pub use tokenizer::{Encoded, Token, TokenizerFiles, Vocabulary};

@@ -31,24 +31,57 @@ use crate::{Error, Result, error::io_at};
 use process::TeacherServer;
 use runner::{Evaluation, Runner, Trained};
 
-/// Runs the job in its directory, which must not hold an earlier one.
+/// What a run makes in its directory before it is finished.
+const PARTS: [&str; 6] = [
+    "corpus",
+    "runs",
+    "answers",
+    process::PORT_FILE,
+    process::EVENTS_FILE,
+    process::LOG_FILE,
+];
+
+/// Whether a run may be in `out`: a new or an empty directory, or one in which a run has failed.
+///
+/// # Errors
+/// It holds a finished run, or somebody's other files.
+pub fn check_out(out: &Path) -> Result<()> {
+    let refuse = |what: String| {
+        Err(Error::Job(format!(
+            "{} holds {what}; name a new directory with --out, or remove it",
+            out.display()
+        )))
+    };
+    if out.join("summary.json").exists() {
+        return refuse("an earlier run".to_owned());
+    }
+    if !out.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(out).map_err(io_at(out))? {
+        let name = entry.map_err(io_at(out))?.file_name();
+        if !PARTS.iter().any(|part| name == *part) {
+            return refuse(format!("{}, which no run wrote", name.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the job in its directory, as [`check_out`] allows it.
 ///
 /// # Errors
 /// A program that fails, with its command; a file that cannot be read or written.
 pub fn run(job: &Job) -> Result<Summary> {
     let started = Instant::now();
-    if job.out.join("summary.json").exists() {
-        return Err(Error::Job(format!(
-            "{} holds an earlier run; name a new directory with --out, or remove it",
-            job.out.display()
-        )));
-    }
+    check_out(&job.out)?;
+    let is_retry = job.out.join(process::EVENTS_FILE).exists();
     fs::create_dir_all(&job.out).map_err(io_at(&job.out))?;
     say("starting the teacher");
     let teacher = TeacherServer::start(job)?;
     let runner = Runner {
         job,
         address: &teacher.address,
+        is_retry,
     };
     let mut summary = Summary::new(job);
 
@@ -150,4 +183,31 @@ pub fn programs(directory: Option<PathBuf>) -> Result<Programs> {
         teacher_server: find("teacher-server")?,
         student_trainer: find("student-trainer")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_run_does_not_burn_its_directory_and_other_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        check_out(&out).unwrap();
+        for part in PARTS {
+            fs::create_dir_all(out.join(part)).unwrap();
+        }
+        check_out(&out).unwrap();
+        for (name, word) in [
+            ("thesis.tex", "thesis.tex"),
+            ("summary.json", "earlier run"),
+        ] {
+            fs::write(out.join(name), "").unwrap();
+            let message = check_out(&out).unwrap_err().to_string();
+            assert!(
+                message.contains(word) && message.contains("--out"),
+                "{message}"
+            );
+        }
+    }
 }

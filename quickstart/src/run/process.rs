@@ -20,6 +20,13 @@ const LISTEN_SECONDS_MAX: u64 = 60;
 const STOP_SECONDS_MAX: u64 = 60;
 const POLL: Duration = Duration::from_millis(20);
 
+/// Where the teacher listens.
+pub(super) const PORT_FILE: &str = "teacher.port";
+/// What it reports.
+pub(super) const EVENTS_FILE: &str = "teacher.jsonl";
+/// What it says to people.
+pub(super) const LOG_FILE: &str = "teacher.log";
+
 /// Process ids of the programs that run now.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
@@ -71,9 +78,9 @@ pub(super) struct TeacherDone {
 impl TeacherServer {
     /// Starts the server on a free port of the loopback and waits until it listens; it loads while others begin.
     pub fn start(job: &Job) -> Result<Self> {
-        let port_file = job.out.join("teacher.port");
-        let events = job.out.join("teacher.jsonl");
-        let log = job.out.join("teacher.log");
+        let port_file = job.out.join(PORT_FILE);
+        let events = job.out.join(EVENTS_FILE);
+        let log = job.out.join(LOG_FILE);
         // A file of an earlier run would name a port that nobody listens on.
         if port_file.exists() {
             fs::remove_file(&port_file).map_err(io_at(&port_file))?;

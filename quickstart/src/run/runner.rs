@@ -36,6 +36,8 @@ pub(super) struct Trained {
 pub(super) struct Runner<'a> {
     pub job: &'a Job,
     pub address: &'a str,
+    /// Whether a run has failed in this directory before; what it trained is made anew.
+    pub is_retry: bool,
 }
 
 impl Runner<'_> {
@@ -43,6 +45,13 @@ impl Runner<'_> {
         let name = run_name(variant, seed);
         let out = self.job.out.join("runs").join(&name);
         let training = &self.job.training;
+        if self.is_retry && out.exists() {
+            say(&format!(
+                "removing what an earlier attempt left in {}",
+                out.display()
+            ));
+            fs::remove_dir_all(&out).map_err(io_at(&out))?;
+        }
         say(&format!("training {name}: {} steps", training.steps));
         let started = Instant::now();
         let mut args: Vec<String> = vec!["train".into()];

@@ -5,29 +5,39 @@
      adapter_model.safetensors, adapter_config.json    or model.safetensors, config.json and the tokenizer's files
      optimizer.safetensors                             AdamW's moments and step count
      hidden_projection.safetensors, projection_optimizer.safetensors      where the loss has one
-     state.toml                                        step, data cursor, log position, evaluations, fingerprints, digests
+     settings.toml                                     the run's settings, which a continuation must share
+     state.toml                                        step, data cursor, log position, evaluations, fingerprints, the digest
+                                                       of every other file, and a checksum of every value here
  RUN/best -> checkpoints/step-000400                   the best by `best_metric`, where there are evaluations
 ```
 
 A checkpoint is written into a temporary directory, every file and then the directory synced, renamed, and the directory
 around it synced: after a crash at any moment it is there in full or not at all, and the ones before it are untouched.
 Only then are old ones removed. What is assumed of the medium: `fsync` means on the disk, `rename` is atomic.
+
+A checkpoint that is damaged or was edited is refused by file and field, and never passed over in silence: the message names
+the one before it that is whole, and whoever reads it removes the damaged one. `best` is another matter: without it the run
+goes on, and says so.
 */
 
+#[cfg(test)]
+mod damage_tests;
 mod disk;
 mod saved;
 mod state;
+mod sums;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
 pub(crate) use disk::Content;
 use disk::{Disk, RealDisk};
 pub(crate) use saved::{Carried, Saved};
+use serde::de::DeserializeOwned;
 pub use state::{Best, DataCursor, EvalState, Identity, RunState};
 
 use crate::{Error, Result};
@@ -35,8 +45,10 @@ use crate::{Error, Result};
 /// File names in a checkpoint beside those of the adapter or model.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 pub(crate) const PROJECTION_OPTIMIZER_FILE: &str = "projection_optimizer.safetensors";
+pub(crate) const SETTINGS_FILE: &str = "settings.toml";
 const STATE_FILE: &str = "state.toml";
-const STATE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of `state.toml` or `settings.toml`; the names of all parameters take less than one.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 const DIRECTORY: &str = "checkpoints";
 const BEST_LINK: &str = "best";
 /// What begins like this was being written, or removed, when its process ended.
@@ -99,7 +111,8 @@ impl<D: Disk> Checkpoints<D> {
             self.put(&file, content)?;
             state.files.insert((*name).to_owned(), digest(&file)?);
         }
-        let text = toml::to_string(&state)
+        let text = state
+            .to_text()
             .map_err(|e| Error::file(&path, format!("the state as TOML: {e}")))?;
         self.put(&temporary.join(STATE_FILE), &Content::Bytes(text.into()))?;
         disk.sync(&temporary)
@@ -116,15 +129,65 @@ impl<D: Disk> Checkpoints<D> {
     /// The newest checkpoint, where there is one.
     ///
     /// # Errors
-    /// A checkpoint that is damaged: its name, what is wrong, and that the one before it can be used instead.
+    /// It is damaged: what is wrong, and which one before it can be used instead.
     pub fn latest(&self) -> Result<Option<Checkpoint>> {
-        match self.steps()?.last() {
-            Some(&step) => Checkpoint::read(&self.root().join(directory_name(step))).map(Some),
-            None => Ok(None),
-        }
+        let steps = self.steps()?;
+        let Some((&step, before)) = steps.split_last() else {
+            return Ok(None);
+        };
+        let directory = self.root().join(directory_name(step));
+        let reason = match Checkpoint::read(&directory, step) {
+            Ok(checkpoint) => {
+                if !checkpoint.is_sealed {
+                    tracing::warn!(
+                        "{} was written by a release without checksums: its tensors are as they were written, {STATE_FILE} is \
+                         taken as it is",
+                        directory.display()
+                    );
+                }
+                return Ok(Some(checkpoint));
+            }
+            Err(reason) => reason,
+        };
+        let is_whole = |step: &&usize| {
+            let directory = self.root().join(directory_name(**step));
+            Checkpoint::read(&directory, **step).is_ok()
+        };
+        let remedy = match before.iter().rev().find(is_whole) {
+            Some(whole) => format!(
+                "remove this checkpoint to go on from {}, which is whole",
+                directory_name(*whole)
+            ),
+            None => "no checkpoint before it is whole; copy it from a backup, or train anew with --out NEW_DIR".to_owned(),
+        };
+        Err(Error::file(&directory, format!("{reason}; {remedy}")))
     }
 
-    /// Makes `best` point to the checkpoint of step `best`: a crash may have come between the two.
+    /// Whether the checkpoint of step `best` can be used as the best one. `best` points to it then: a crash may have come
+    /// between the two. Otherwise it points nowhere, and that is said.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn find_best(&self, best: usize) -> Result<bool> {
+        let directory = self.root().join(directory_name(best));
+        let Err(reason) = Checkpoint::read(&directory, best) else {
+            self.point_to_best(Some(best))?;
+            return Ok(true);
+        };
+        tracing::warn!(
+            "the best checkpoint cannot be used ({}: {reason}); the next evaluation counts as the best",
+            directory.display()
+        );
+        let link = self.run.join(BEST_LINK);
+        if link.is_symlink() {
+            self.disk
+                .remove_file(&link)
+                .map_err(Error::io("remove", &link))?;
+        }
+        Ok(false)
+    }
+
+    /// Makes `best` point to the checkpoint of step `best`.
     ///
     /// # Errors
     /// The file system refuses.
@@ -221,8 +284,10 @@ fn directory_name(step: usize) -> String {
     format!("step-{step:06}")
 }
 
+/// The step of a checkpoint's directory; `step-20`, which no run makes, is none.
 fn step_of(name: &str) -> Option<usize> {
-    name.strip_prefix("step-")?.parse().ok()
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (directory_name(step) == name).then_some(step)
 }
 
 fn digest(path: &Path) -> Result<String> {
@@ -239,32 +304,63 @@ pub(crate) struct Checkpoint {
     directory: PathBuf,
     /// How far the run was.
     pub state: RunState,
+    /// Whether checksums vouch for `state`.
+    is_sealed: bool,
 }
 
 impl Checkpoint {
-    fn read(directory: &Path) -> Result<Self> {
-        let damaged = |reason: String| {
-            Error::file(
-                directory,
-                format!("{reason}; remove this checkpoint to go on from the one before it"),
-            )
-        };
-        let path = directory.join(STATE_FILE);
-        let text = distill_files::read_text(&path, STATE_BYTES_MAX)
-            .map_err(|e| damaged(format!("{STATE_FILE}: {e}")))?;
-        let state: RunState =
-            toml::from_str(&text).map_err(|e| damaged(format!("{STATE_FILE}: {}", e.message())))?;
-        state.check_format().map_err(damaged)?;
+    /// Reads the state in `directory`, which is that of `step`, and the digest of every file.
+    ///
+    /// # Errors
+    /// The file that is damaged, and in `state.toml` the field.
+    fn read(directory: &Path, step: usize) -> std::result::Result<Self, String> {
+        let of_state = |reason: String| format!("{STATE_FILE}: {reason}");
+        let text = distill_files::read_text(&directory.join(STATE_FILE), TEXT_BYTES_MAX)
+            .map_err(|e| of_state(e.to_string()))?;
+        let (state, is_sealed) = RunState::from_text(&text).map_err(of_state)?;
+        if state.step != step {
+            return Err(of_state(format!(
+                "step is {}, so this is not the checkpoint of that name",
+                state.step
+            )));
+        }
         for (name, expected) in &state.files {
-            let actual = digest(&directory.join(name)).map_err(|e| damaged(e.to_string()))?;
+            let actual = digest(&directory.join(name)).map_err(|e| e.to_string())?;
             if actual != *expected {
-                return Err(damaged(format!("{name} is not as it was written")));
+                return Err(format!("{name} is not as it was written"));
             }
         }
         Ok(Self {
             directory: directory.to_owned(),
             state,
+            is_sealed,
         })
+    }
+
+    /// The settings of the run that wrote it; none where a release before them did.
+    ///
+    /// # Errors
+    /// A file that is no configuration.
+    pub fn settings<C: DeserializeOwned>(&self) -> Result<Option<C>> {
+        if !self.holds(SETTINGS_FILE) {
+            return Ok(None);
+        }
+        let path = self.directory.join(SETTINGS_FILE);
+        let text =
+            distill_files::read_text(&path, TEXT_BYTES_MAX).map_err(Error::io("read", &path))?;
+        toml::from_str(&text)
+            .map(Some)
+            .map_err(|e| Error::file(&path, e.to_string()))
+    }
+
+    /// Whether this file is one of those that were written, and looked at.
+    fn holds(&self, name: &str) -> bool {
+        self.state.files.contains_key(name)
+    }
+
+    /// For a state that does not fit the run.
+    pub fn refuse(&self, reason: String) -> Error {
+        Error::file(&self.directory.join(STATE_FILE), reason)
     }
 
     /// Where it is.

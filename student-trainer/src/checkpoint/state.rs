@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use toml::Value;
 
+use super::sums::{self, Opened};
 use crate::{Error, Result, run::LogPosition, train::LossScaleState};
 
-/// Version of `state.toml`; another one is refused.
-const FORMAT: u32 = 1;
+/// Version of `state.toml` that is written.
+const FORMAT: u32 = 2;
+/// The one before it, without checksums and settings; it is read with a warning.
+const FORMAT_WITHOUT_CHECKSUMS: u32 = 1;
 
 /// Everything of a run that is no tensor. Nothing random is drawn after the start: adapters and projection come from the
 /// seed in `config.toml` and are overwritten by a checkpoint, an evaluation's draws start from its own seed.
@@ -105,14 +109,81 @@ impl RunState {
         }
     }
 
-    pub(super) fn check_format(&self) -> std::result::Result<(), String> {
-        if self.format == FORMAT {
-            return Ok(());
+    /// The text of `state.toml`.
+    pub(super) fn to_text(&self) -> std::result::Result<String, String> {
+        sums::seal(&toml::to_string(self).map_err(|e| e.to_string())?)
+    }
+
+    /// Reads the text of `state.toml`, and tells whether its checksums vouch for it.
+    ///
+    /// # Errors
+    /// The value that is damaged, by name, or a version that this build does not read.
+    pub(super) fn from_text(text: &str) -> std::result::Result<(Self, bool), String> {
+        let Opened { table, is_sealed } = sums::open(text)?;
+        // Before anything else: another version may have other fields.
+        let format = table.get("format").and_then(Value::as_integer);
+        let expected = if is_sealed {
+            FORMAT
+        } else {
+            FORMAT_WITHOUT_CHECKSUMS
+        };
+        match format {
+            Some(format) if format == i64::from(expected) => {}
+            Some(format) if format == i64::from(FORMAT) => {
+                return Err("the checksums are missing".into());
+            }
+            Some(format) => {
+                return Err(format!(
+                    "format is {format}, this build reads {FORMAT_WITHOUT_CHECKSUMS} and {FORMAT}; if the file is whole, resume \
+                     with the release that wrote it"
+                ));
+            }
+            None => return Err("format is missing".into()),
         }
-        Err(format!(
-            "the checkpoint has format {}, this build reads {FORMAT}; resume with the release that wrote it",
-            self.format
-        ))
+        let mut state: Self = table
+            .try_into()
+            .map_err(|e: toml::de::Error| e.message().to_owned())?;
+        state.format = FORMAT;
+        Ok((state, is_sealed))
+    }
+
+    /// Refuses a state that no run of these sizes leaves: `total_steps` of `frames_a_step` frames each, over passes of
+    /// `frames_a_pass`.
+    ///
+    /// # Errors
+    /// The first value that does not agree, by name, with what would.
+    pub fn check_sizes(
+        &self,
+        total_steps: usize,
+        frames_a_step: u64,
+        frames_a_pass: u64,
+    ) -> std::result::Result<(), String> {
+        let (step, data) = (self.step as u64, &self.data);
+        let steps = |frames: u64| frames.div_ceil(frames_a_step.max(1));
+        let steps_done = data.pass.checked_mul(steps(frames_a_pass));
+        let steps_done = steps_done.and_then(|done| done.checked_add(steps(data.next_index)));
+        let frames = data.pass.checked_mul(frames_a_pass);
+        let frames = frames.and_then(|frames| frames.checked_add(data.next_index));
+        let checks = [
+            ("total_steps", self.total_steps == total_steps),
+            ("step", self.step <= total_steps),
+            ("data.next_index", data.next_index <= frames_a_pass),
+            ("data.frames", frames == Some(data.frames)),
+            ("step", steps_done == Some(step)),
+            ("evals.evaluated", self.evals.evaluated <= self.step),
+            (
+                "evals.best.step",
+                self.evals.best.is_none_or(|best| best.step <= self.step),
+            ),
+        ];
+        match checks.iter().find(|(_, fine)| !fine) {
+            None => Ok(()),
+            Some((name, _)) => Err(format!(
+                "{name} does not agree with the run: {step} of {} steps done, {} frames, {} of them in pass {}, where the settings \
+                 and the corpus make {total_steps} steps of {frames_a_step} frames, and passes of {frames_a_pass}",
+                self.total_steps, data.frames, data.next_index, data.pass
+            )),
+        }
     }
 }
 
@@ -168,8 +239,45 @@ mod tests {
             value: 0.1 + 0.2,
         });
         state.data.cursor = "00ff".into();
-        let text = toml::to_string(&state).unwrap();
-        assert_eq!(toml::from_str::<RunState>(&text).unwrap(), state);
+        let text = state.to_text().unwrap();
+        assert_eq!(RunState::from_text(&text).unwrap(), (state, true));
+    }
+
+    #[test]
+    fn a_state_that_no_run_of_these_sizes_leaves_is_refused_by_field() {
+        // Ten frames a pass in steps of four: three steps a pass, twelve in four passes. Step 5 ends behind frame 8 of pass 1.
+        let mut fine = RunState::start(12, Identity::default());
+        fine.step = 5;
+        fine.data.pass = 1;
+        fine.data.next_index = 8;
+        fine.data.frames = 18;
+        let check = |state: &RunState| state.check_sizes(12, 4, 10);
+        check(&fine).unwrap();
+        check(&RunState::start(12, Identity::default())).unwrap();
+        type Break = fn(&mut RunState);
+        let broken: [(&str, Break); 10] = [
+            ("total_steps", |s| s.total_steps = 13),
+            ("step", |s| s.step = 13),
+            ("step", |s| s.step = 4),
+            ("data.next_index", |s| s.data.next_index = 11),
+            ("data.frames", |s| s.data.next_index = 7),
+            ("data.frames", |s| s.data.pass = 0),
+            ("data.frames", |s| s.data.pass = u64::MAX),
+            ("data.frames", |s| s.data.frames = 17),
+            ("evals.evaluated", |s| s.evals.evaluated = 6),
+            ("evals.best.step", |s| {
+                s.evals.best = Some(Best {
+                    step: 6,
+                    value: 0.0,
+                });
+            }),
+        ];
+        for (name, breaks) in broken {
+            let mut state = fine.clone();
+            breaks(&mut state);
+            let message = check(&state).unwrap_err();
+            assert!(message.starts_with(&format!("{name} ")), "{message}");
+        }
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct ServerInfo {
     pub top_k: u32,
     /// How a row stands for the distribution.
     pub estimator: Estimator,
+    /// Draws among the kept entries; 0 where there are none, or the teacher does not say.
+    pub draws: u32,
     /// Temperatures with a stored logsumexp.
     pub temperatures: Vec<f32>,
     /// Kind and rank of `state`, where there is one.
@@ -94,6 +96,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
             head_rows: info.head_rows,
             top_k: info.top_k,
             estimator: Estimator::from_schema(estimator).ok_or_else(|| bad("estimator"))?,
+            draws: info.draws,
             state: match state_kind {
                 v1::StateKind::None => None,
                 v1::StateKind::Exact => Some((StateKind::Exact, info.state_rank)),

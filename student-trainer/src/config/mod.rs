@@ -1,7 +1,9 @@
 //! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
 
+mod foreign;
 mod lora;
 pub mod loss_keys;
+pub mod needs;
 mod preset;
 pub mod resolve;
 pub mod settings;
@@ -9,6 +11,7 @@ mod train;
 
 pub use distill_model::ComputeDtype;
 pub use distill_text::nearest;
+pub use foreign::with_our_name;
 pub(crate) use resolve::SETTINGS_BYTES_MAX;
 pub use resolve::{Resolved, resolve, resolve_over, with_flags};
 pub use settings::{Key, Kind, Settings};

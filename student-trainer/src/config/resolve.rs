@@ -6,7 +6,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
 use super::{
+    foreign::explain,
     nearest,
+    needs::{self, is_same, lookup},
     preset::preset,
     settings::{Key, Kind, Settings},
 };
@@ -21,6 +23,8 @@ pub struct Resolved<C> {
     pub config: C,
     /// `--print-config` was given: print and stop.
     pub print_only: bool,
+    /// What was set and has no effect, each with what is missing.
+    pub idle: Vec<String>,
 }
 
 /// Adds `--config`, `--print-config` and one flag a setting.
@@ -121,8 +125,18 @@ pub fn resolve_over<C: Settings>(
     {
         overlay(&mut values, preset(name)?);
     }
+    let given = |key: &&Key| {
+        let path = key.path.as_str();
+        // A file that says what holds anyway was most likely printed.
+        let in_file = lookup(&file, path)
+            .is_some_and(|new| lookup(&values, path).is_none_or(|old| !is_same(old, new)));
+        in_file || lookup(&flags, path).is_some()
+    };
+    let given: Vec<&Key> = own.iter().filter(given).collect();
+    let mut idle = misplaced(&file, &own);
     overlay(&mut values, file);
     overlay(&mut values, flags);
+    idle.extend(given.iter().filter_map(|key| needs::idle(key, &values)));
     keep_only(&mut values, "", &own);
     let config = values.try_into().map_err(|e: toml::de::Error| {
         Error::Config(format!("configuration: {}", e.to_string().trim_end()))
@@ -130,7 +144,29 @@ pub fn resolve_over<C: Settings>(
     Ok(Resolved {
         config,
         print_only: matches.get_flag("print-config"),
+        idle,
     })
+}
+
+/// Keys of the file that are another command's, where this one has a setting of that name in a section, which is not set.
+fn misplaced(file: &Table, own: &[Key]) -> Vec<String> {
+    let is_own = |name: &str| own.iter().any(|key| key.path == name);
+    let others = file.iter().filter(|(_, value)| !value.is_table());
+    let misplaced = others.filter_map(|(name, _)| {
+        let of_section = |key: &&Key| {
+            let section = key.path.strip_suffix(name.as_str());
+            section.is_some_and(|section| section.ends_with('.'))
+        };
+        let key = own.iter().find(of_section)?;
+        let meant = !is_own(name) && lookup(file, &key.path).is_none();
+        meant.then(|| {
+            format!(
+                "{name} has no effect here: outside a section it is another command's; this one's is {}",
+                key.path
+            )
+        })
+    });
+    misplaced.collect()
 }
 
 fn read_file(path: &Path, known: &[Key]) -> Result<Table> {
@@ -155,11 +191,13 @@ fn refuse_unknown(table: &Table, prefix: &str, known: &[Key], file: &Path) -> Re
             _ if known.iter().any(|key| key.path == path) => {}
             _ => {
                 let candidates = known.iter().map(|key| key.path.as_str());
-                let hint = nearest(&path, candidates)
-                    .map(|key| format!("; the nearest setting is `{key}`"))
-                    .unwrap_or_default();
+                let near = || {
+                    let near = nearest(&path, candidates).unwrap_or_default();
+                    format!("the nearest setting is `{near}`")
+                };
+                let hint = explain(name).unwrap_or_else(near);
                 return Err(Error::Config(format!(
-                    "{}: there is no setting `{path}`{hint}",
+                    "{}: there is no setting `{path}`; {hint}",
                     file.display()
                 )));
             }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::needs::{Need, flag_of};
+
 /// What a setting's value looks like on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -26,6 +28,8 @@ pub struct Key {
     pub help: String,
     /// What a value looks like.
     pub kind: Kind,
+    /// What must hold for the setting to have an effect, all of it.
+    pub needs: Vec<Need>,
 }
 
 impl Key {
@@ -36,13 +40,22 @@ impl Key {
             path: path.into(),
             help,
             kind,
+            needs: Vec::new(),
+        }
+    }
+
+    /// With what the setting needs to have an effect.
+    #[must_use]
+    pub fn needing(self, needs: &[Need]) -> Self {
+        Self {
+            needs: needs.to_vec(),
+            ..self
         }
     }
 
     /// The flag without its dashes: `loss.kl_weight` gives `kl-weight`.
     pub fn flag(&self) -> String {
-        let leaf = self.path.rsplit('.').next().unwrap_or(&self.path);
-        leaf.replace('_', "-")
+        flag_of(&self.path)
     }
 }
 
@@ -81,12 +94,14 @@ pub trait Settings: Default + serde::Serialize + serde::de::DeserializeOwned {
 
 /// Declares a struct whose doc comments are the help of its flags and whose right-hand sides are its defaults.
 ///
+/// A default may be followed by `=> [NEEDS]`: what else must hold for the setting to have an effect.
+///
 /// `sections` name nested TOML tables with the function that lists their keys.
 macro_rules! settings {
     (
         $(#[doc = $about:literal])+
         pub struct $name:ident {
-            $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:expr,)*
+            $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:expr $(=> [$($need:expr),+])?,)*
         }
         $(sections { $($(#[doc = $section_doc:literal])+ $section:ident: $section_ty:ty = $section_keys:path,)+ })?
     ) => {
@@ -112,7 +127,7 @@ macro_rules! settings {
                     stringify!($field),
                     concat!($($doc),+),
                     <$ty as Setting>::KIND,
-                ),)*];
+                )$(.needing(&[$($need),+]))?,)*];
                 $($(keys.extend($section_keys().into_iter().map(|key| Key {
                     path: format!("{}.{}", stringify!($section), key.path),
                     ..key

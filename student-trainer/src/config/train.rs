@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     loss_keys::loss_keys,
+    needs::{
+        EVAL_ANSWERS, EVAL_DATA, EVAL_DRAWN, FULL, HTTPS, LORA, NEW_ADAPTER, NO_STEPS,
+        NO_WARMUP_STEPS,
+    },
     settings::{setting_kinds, settings},
 };
 use crate::{
@@ -64,7 +68,7 @@ settings! {
         /// Teacher's address: http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
         teacher: String = "http://127.0.0.1:50051".to_owned(),
         /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None,
+        ca_cert: Option<PathBuf> = None => [HTTPS],
         /// File with the token that the teacher asks for; unset: the environment's OT_DISTILL_TOKEN, if there.
         token_file: Option<PathBuf> = None,
         /// Seconds to wait for the teacher to be ready, at the start and after a lost connection.
@@ -78,7 +82,7 @@ settings! {
         /// safetensors in bf16, f16 or f32.
         student: PathBuf = PathBuf::new(),
         /// How a full-precision student is held: nf4 or none.
-        quantize: Quantize = Quantize::Nf4,
+        quantize: Quantize = Quantize::Nf4 => [LORA],
         /// Compute type: auto, f32, bf16 or f16.
         dtype: ComputeDtype = ComputeDtype::Auto,
         /// Where to compute: auto, cpu, cuda or cuda:N.
@@ -91,7 +95,7 @@ settings! {
         /// Optimiser steps; unset: as many as `epochs` takes.
         steps: Option<usize> = None,
         /// Passes over the teacher's corpus.
-        epochs: usize = 1,
+        epochs: usize = 1 => [NO_STEPS],
         /// Sequences in one forward pass.
         batch_size: usize = 1,
         /// Forward passes summed into one optimiser step.
@@ -110,7 +114,7 @@ settings! {
         /// Steps of linear warm-up; unset: `warmup_ratio` of all steps.
         warmup_steps: Option<usize> = None,
         /// Share of all steps that is warm-up, where `warmup_steps` is unset.
-        warmup_ratio: f64 = 0.03,
+        warmup_ratio: f64 = 0.03 => [NO_WARMUP_STEPS],
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.1,
         /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
@@ -126,24 +130,24 @@ settings! {
         /// Largest norm of the whole gradient; 0 leaves it alone.
         max_grad_norm: f64 = 1.0,
         /// Learning rate of LoRA's B matrices as a multiple of `lr` (LoRA+; above 1, often 16).
-        lora_b_lr_ratio: f64 = 1.0,
+        lora_b_lr_ratio: f64 = 1.0 => [LORA],
         /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
-        embedding_lr_ratio: f64 = 1.0,
+        embedding_lr_ratio: f64 = 1.0 => [FULL],
 
         /// What is trained: lora (adapters) or full (every weight of a small student that is not quantised).
         tune: Tune = Tune::Lora,
         /// LoRA rank r.
-        lora_rank: usize = 16,
+        lora_rank: usize = 16 => [LORA, NEW_ADAPTER],
         /// LoRA alpha: adapters count alpha / r.
-        lora_alpha: f64 = 32.0,
+        lora_alpha: f64 = 32.0 => [LORA, NEW_ADAPTER],
         /// Whether adapters count alpha / sqrt(r) instead (rsLoRA).
-        lora_rs: bool = false,
+        lora_rs: bool = false => [LORA, NEW_ADAPTER],
         /// Ranks of some modules: EXPRESSION=RANK, where PEFT's regular expression matches the end of the name; the first counts.
-        lora_rank_pattern: Vec<String> = Vec::new(),
+        lora_rank_pattern: Vec<String> = Vec::new() => [LORA, NEW_ADAPTER],
         /// Alphas of some modules: EXPRESSION=ALPHA, matched likewise.
-        lora_alpha_pattern: Vec<String> = Vec::new(),
+        lora_alpha_pattern: Vec<String> = Vec::new() => [LORA, NEW_ADAPTER],
         /// Projections that get an adapter; all-linear: every one.
-        lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(),
+        lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec() => [LORA, NEW_ADAPTER],
         /// Directory of a LoRA adapter to continue: its adapter_config.json decides ranks, alphas and targets.
         init_adapter: Option<PathBuf> = None,
         /// Seed of everything random.
@@ -154,30 +158,30 @@ settings! {
         /// Newest checkpoints that are kept, beside the best one.
         keep_last: usize = 2,
         /// Type of the weights in `model` after full-parameter training: auto (f32), f32, bf16 or f16.
-        save_dtype: ComputeDtype = ComputeDtype::Auto,
+        save_dtype: ComputeDtype = ComputeDtype::Auto => [FULL],
 
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
         eval_data: Vec<PathBuf> = Vec::new(),
         /// Steps between two evaluations; 0 evaluates at the end only.
-        eval_steps: usize = 200,
+        eval_steps: usize = 200 => [EVAL_DATA],
         /// Longest held-out sequence in tokens; unset: as the teacher's.
-        eval_seq_len: Option<usize> = None,
+        eval_seq_len: Option<usize> = None => [EVAL_DATA],
         /// Held-out sequences at most.
-        eval_max_sequences: Option<usize> = None,
+        eval_max_sequences: Option<usize> = None => [EVAL_DATA],
         /// Ask the teacher for its rows of the held-out text: KL, top-1 and top-5 agreement.
-        eval_kl: bool = true,
+        eval_kl: bool = true => [EVAL_DATA],
         /// Let the student complete every held-out prompt, and count the answers whose last line is right.
-        eval_exact_match: bool = false,
+        eval_exact_match: bool = false => [EVAL_DATA],
         /// Longest held-out answer in tokens.
-        eval_max_new_tokens: usize = 256,
+        eval_max_new_tokens: usize = 256 => [EVAL_DATA, EVAL_ANSWERS],
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
-        eval_temperature: f64 = 0.0,
+        eval_temperature: f64 = 0.0 => [EVAL_DATA, EVAL_ANSWERS],
         /// Share of the mass that sampling draws from, the likeliest tokens first.
-        eval_top_p: f64 = 1.0,
+        eval_top_p: f64 = 1.0 => [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN],
         /// Seed of the sampling.
-        eval_sample_seed: u64 = 42,
+        eval_sample_seed: u64 = 42 => [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN],
         /// What decides which evaluation is the best: ce, kl, top1_agreement or exact_match.
-        best_metric: BestMetric = BestMetric::Ce,
+        best_metric: BestMetric = BestMetric::Ce => [EVAL_DATA],
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
         early_stopping_patience: usize = 0,
 

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use super::Decoding;
 use crate::{
     Error, Result,
-    config::{ComputeDtype, Quantize, settings::settings},
+    config::{
+        ComputeDtype, Quantize,
+        needs::{ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
+        settings::settings,
+    },
 };
 
 settings! {
@@ -25,13 +29,13 @@ settings! {
         /// Address of a teacher to compare with, through ScoreTokens.
         teacher: Option<String> = None,
         /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None,
+        ca_cert: Option<PathBuf> = None => [HTTPS],
         /// File with the token that the teacher asks for.
-        token_file: Option<PathBuf> = None,
+        token_file: Option<PathBuf> = None => [TEACHER],
         /// Seconds to wait for the teacher to be ready.
-        connect_timeout_seconds: u64 = 1800,
+        connect_timeout_seconds: u64 = 1800 => [TEACHER],
         /// Temperature of the KL to the teacher; one of those that the teacher stores.
-        kl_temperature: f64 = 1.0,
+        kl_temperature: f64 = 1.0 => [TEACHER],
         /// Rows whose logits exist at one time.
         chunk_rows: usize = 128,
         /// How a full-precision student is held: nf4 or none.
@@ -43,19 +47,19 @@ settings! {
         /// Let the student complete every prompt, and count the answers whose last line is the corpus's.
         exact_match: bool = false,
         /// Longest answer in tokens.
-        max_new_tokens: usize = 256,
+        max_new_tokens: usize = 256 => [ANSWERS],
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
-        temperature: f64 = 0.0,
+        temperature: f64 = 0.0 => [ANSWERS],
         /// Share of the mass that sampling draws from, the likeliest tokens first.
-        top_p: f64 = 1.0,
+        top_p: f64 = 1.0 => [ANSWERS, DRAWN],
         /// Seed of the sampling: the same seed gives the same answers.
-        sample_seed: u64 = 42,
+        sample_seed: u64 = 42 => [ANSWERS, DRAWN],
         /// JSON Lines file for the answers: prompt, reference, generated, correct.
         answers_out: Option<PathBuf> = None,
         /// JSON file for the transport plans of a few sequences; needs a teacher.
         plans_out: Option<PathBuf> = None,
         /// Sequences whose plans are written.
-        plans: usize = 3,
+        plans: usize = 3 => [PLANS_OUT],
         /// Print a JSON object.
         json: bool = false,
     }

@@ -42,7 +42,14 @@ pub enum LossError {
     },
     /// The tensor library refused.
     #[error("tensor operation in the loss: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+}
+
+// As `#[from]` would, which makes a `source` that the message says already.
+impl From<candle_core::Error> for LossError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error)
+    }
 }
 
 /// This module's result.

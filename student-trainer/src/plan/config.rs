@@ -5,7 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    config::{ComputeDtype, Key, Settings, TrainConfig, Tune, settings::settings},
+    config::{
+        ComputeDtype, Key, Settings, TrainConfig, Tune,
+        needs::{ON_CPU, ON_GPU, TEACHER_MODEL},
+        settings::settings,
+    },
     loss::LossConfig,
 };
 
@@ -22,22 +26,22 @@ settings! {
         /// Tokens of a sequence, as the teacher's seq_len.
         seq_len: usize = 512,
         /// Sequences in one forward pass of the teacher.
-        teacher_batch_size: usize = 1,
+        teacher_batch_size: usize = 1 => [TEACHER_MODEL],
         /// Rows of the teacher's logits at one time, as its chunk_rows.
-        teacher_chunk_rows: usize = 128,
+        teacher_chunk_rows: usize = 128 => [TEACHER_MODEL],
         /// Type that a teacher's weights are held in: auto (bf16 on a card, f32 on the CPU), f32, bf16 or f16.
-        teacher_dtype: ComputeDtype = ComputeDtype::Auto,
+        teacher_dtype: ComputeDtype = ComputeDtype::Auto => [TEACHER_MODEL],
         /// Entries that the teacher keeps of a row: K, draws, or both together.
         entries: usize = 24,
         /// Coordinates of a state that come with every row: R of sketch:R, the teacher's hidden size for exact and hidden:L;
         /// unset: that size where the loss needs a state, else none.
         state_rank: Option<usize> = None,
         /// Memory of the card in MiB; an RTX 4090 has 24564.
-        vram_mib: u64 = 24_564,
+        vram_mib: u64 = 24_564 => [ON_GPU],
         /// Memory of the machine in MiB, for --device cpu; unset: this machine's.
-        ram_mib: Option<u64> = None,
+        ram_mib: Option<u64> = None => [ON_CPU],
         /// MiB that are left to the display, the driver and other programs.
-        reserve_mib: u64 = 512,
+        reserve_mib: u64 = 512 => [ON_GPU],
         /// Print a JSON object.
         json: bool = false,
     }

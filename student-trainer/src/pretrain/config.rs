@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     Error, Result,
-    config::{ComputeDtype, settings::settings},
+    config::{ComputeDtype, needs::NO_STEPS, settings::settings},
     optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
 
@@ -26,7 +26,7 @@ settings! {
         /// Optimiser steps; unset: as many as `epochs` takes.
         steps: Option<usize> = None,
         /// Passes over the text.
-        epochs: usize = 1,
+        epochs: usize = 1 => [NO_STEPS],
         /// Sequences in one step.
         batch_size: usize = 16,
         /// Peak learning rate.

@@ -33,7 +33,7 @@ use crate::{
     config::ComputeDtype,
     optimizer::{Optimizer, clip_factor},
     report,
-    run::{Memory, Progress, RunDirectory, RunLog, StepMetrics},
+    run::{Memory, Progress, RunDirectory, RunLog, StepMetrics, write_atomically},
     shutdown::Shutdown,
     student::Place,
 };
@@ -65,8 +65,6 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let place = Place::choose(&config.device, ComputeDtype::F32)?;
     let tokenizer = tokenizer(config)?;
     let run_directory = RunDirectory::create(&config.out)?;
-    run_directory.write_config(config)?;
-    let model = run_directory.join("model");
     let corpus = read_corpus(
         &config.data,
         &tokenizer,
@@ -81,8 +79,14 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         corpus.skipped.truncated,
         config.seq_len
     );
-    let decoder = start(config, &tokenizer, &model, &place)?;
+    let (decoder, config_json) = start(config, &tokenizer, &place)?;
     let mut batches = Batches::new(corpus.sequences, config.batch_size, config.seed)?;
+    // From here on there is a run: nothing was written before.
+    run_directory.begin(config)?;
+    let model = run_directory.join("model");
+    fs::create_dir_all(&model).map_err(Error::io("create", &model))?;
+    tokenizer.copy_to(&model)?;
+    write_atomically(&model.join("config.json"), &config_json)?;
     let total_steps = config
         .steps
         .unwrap_or(config.epochs * batches.steps_a_pass());
@@ -117,28 +121,21 @@ fn tokenizer(config: &PretrainConfig) -> Result<TokenizerFiles> {
     Ok(TokenizerFiles::open(directory)?)
 }
 
-/// Puts the files of the model in place and loads it, every weight trainable.
+/// The model to start from, every weight trainable, and the text of its `config.json`.
 fn start(
     config: &PretrainConfig,
     tokenizer: &TokenizerFiles,
-    model: &Path,
     place: &Place,
-) -> Result<Decoder> {
-    fs::create_dir_all(model).map_err(Error::io("create", model))?;
-    tokenizer.copy_to(model)?;
-    let config_json = match (&config.model_config, &config.from) {
+) -> Result<(Decoder, Vec<u8>)> {
+    let path = match (&config.model_config, &config.from) {
         (Some(file), _) => file.clone(),
-        (None, Some(from)) => from.join("config.json"),
-        (None, None) => PathBuf::new(),
+        (None, from) => from.clone().unwrap_or_default().join("config.json"),
     };
-    let to = model.join("config.json");
-    let json = distill_files::read(&config_json, CONFIG_BYTES_MAX)
-        .map_err(Error::io("read", &config_json))?;
-    fs::write(&to, json).map_err(Error::io("write", &to))?;
-    let shape = ModelConfig::load(model)?;
+    let config_json = distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
+    let shape = ModelConfig::parse(&config_json, &path)?;
     if (shape.vocab_size as u64) < u64::from(tokenizer.size()) {
         return Err(Error::file(
-            &config_json,
+            &path,
             format!(
                 "vocab_size is {}, but the tokenizer has {} ids; raise it",
                 shape.vocab_size,
@@ -146,11 +143,14 @@ fn start(
             ),
         ));
     }
+    // On the disk that the model will be on: it may be larger than what the system's has room for.
+    let random = tempfile::tempdir_in(&config.out)
+        .map_err(Error::io("create a directory in", &config.out))?;
     let weights = match &config.from {
         Some(from) => Weights::open(from)?,
         None => {
-            write_random_model(model, &shape, config.seed)?;
-            Weights::open(model)?
+            write_random_model(random.path(), &shape, config.seed)?;
+            Weights::open(random.path())?
         }
     };
     let options = LoadOptions {
@@ -170,7 +170,7 @@ fn start(
         shape.num_hidden_layers,
         shape.hidden_size
     );
-    Ok(decoder)
+    Ok((decoder, config_json))
 }
 
 fn train(

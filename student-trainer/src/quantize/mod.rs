@@ -26,7 +26,10 @@ use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
-    config::settings::{setting_kinds, settings},
+    config::{
+        needs::FOUR_BITS,
+        settings::{setting_kinds, settings},
+    },
     model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
     run::write_atomically,
     shutdown::Shutdown,
@@ -86,15 +89,15 @@ settings! {
         /// What linears are written as: 4bit, bf16 or f32; everything else is bf16, or f32 with f32.
         weights: StoredAs = StoredAs::FourBit,
         /// What four bits stand for: nf4 or fp4.
-        quant_type: FourBitKind = FourBitKind::Nf4,
+        quant_type: FourBitKind = FourBitKind::Nf4 => [FOUR_BITS],
         /// Quantise the scales too, to 8 bits.
-        double_quant: bool = true,
+        double_quant: bool = true => [FOUR_BITS],
         /// Weights that share a scale: 32, 64, 128 and so on to 4096.
-        block_size: usize = 64,
+        block_size: usize = 64 => [FOUR_BITS],
         /// Type that transformers is told to compute in: bf16, f16 or f32.
-        compute_dtype: FloatType = FloatType::Bf16,
+        compute_dtype: FloatType = FloatType::Bf16 => [FOUR_BITS],
         /// Linears that stay bf16: ends of their names, or transformers' regular expressions (llm_int8_skip_modules).
-        skip_modules: Vec<String> = Vec::new(),
+        skip_modules: Vec<String> = Vec::new() => [FOUR_BITS],
         /// Directory with the tokenizer or name on the hub, where the model's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None,
     }

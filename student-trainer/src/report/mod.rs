@@ -1,7 +1,7 @@
 /*! Provides `report.html` of any run, and of several side by side: curves, settings, memory.
 
 ```text
- RUN/config.toml, metrics.jsonl, eval.jsonl ──> read ──> curves, tables ──> distill_report::page
+ RUN/config.toml, teacher.json, metrics.jsonl, eval.jsonl ──> read ──> curves, tables ──> distill_report::page
 ```
 */
 
@@ -19,6 +19,8 @@ use read::Run;
 const POINTS_MAX: usize = 120;
 /// The share of the last steps that stands for the end of a run.
 const LAST_SHARE: usize = 10;
+/// Digits of a fingerprint on the page.
+const FINGERPRINT_SHOWN: usize = 16;
 /// Runs on one page: more lines than that are not told apart.
 const RUNS_MAX: usize = 10;
 
@@ -88,6 +90,7 @@ fn html(runs: &[Run]) -> String {
         section("Results", &results(runs)),
         section("Evaluations", &curves(runs, &EVAL_CURVES, Run::eval_curve)),
         section("By step", &curves(runs, &CURVES, Run::curve)),
+        section("Teacher", &teachers(runs)),
         section("Settings", &settings(runs)),
         section("Memory", &memory::table(runs)),
     ];
@@ -150,6 +153,46 @@ fn results(runs: &[Run]) -> String {
             "Losses are means over the last tenth of the steps, held-out numbers the last evaluation's; minutes are those of the \
              steps and of waiting for the teacher.",
         )
+}
+
+/// Who taught each run, and what was kept of it; nothing where nobody did.
+fn teachers(runs: &[Run]) -> String {
+    let heads = [
+        "run",
+        "teacher",
+        "capture",
+        "sequences",
+        "tokens",
+        "targets",
+        "fingerprint",
+        "plan",
+        "corpus",
+    ];
+    let row = |run: &Run| {
+        let teacher = run.teacher.as_ref()?;
+        Some(vec![
+            run.name.clone(),
+            teacher.name.clone(),
+            teacher.capture(),
+            teacher.sequences.to_string(),
+            teacher.tokens.to_string(),
+            teacher.targets.to_string(),
+            short(&teacher.model_fingerprint),
+            short(&teacher.plan_fingerprint),
+            short(&teacher.corpus_fingerprint),
+        ])
+    };
+    let rows: Vec<_> = runs.iter().filter_map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    table(&heads, &rows)
+        + &note("Beginnings of the fingerprints; <code>teacher.json</code> holds everything.")
+}
+
+/// The beginning of a fingerprint, which tells two apart.
+fn short(fingerprint: &str) -> String {
+    fingerprint.chars().take(FINGERPRINT_SHOWN).collect()
 }
 
 /// Settings that are not the defaults in some run.

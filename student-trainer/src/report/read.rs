@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use toml::Table;
 
-use crate::{Error, Result, config::TrainConfig, pretrain::PretrainConfig, run::MEMORY_FILE};
+use crate::{
+    Error, Result,
+    config::TrainConfig,
+    pretrain::PretrainConfig,
+    run::{MEMORY_FILE, TeacherRecord},
+};
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 29;
@@ -23,6 +28,8 @@ pub(super) struct Run {
     pub evals: Vec<Map<String, Value>>,
     /// What was planned of its memory; empty where nothing was.
     pub memory: Map<String, Value>,
+    /// Its teacher; none where there was none, or a release before wrote the run.
+    pub teacher: Option<TeacherRecord>,
 }
 
 impl Run {
@@ -53,6 +60,7 @@ impl Run {
                 true => object(&memory)?,
                 false => Map::new(),
             },
+            teacher: TeacherRecord::read(directory)?,
         })
     }
 

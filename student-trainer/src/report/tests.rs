@@ -12,7 +12,7 @@ fn run(directory: &Path, lr: f64) {
         student: "some <student>".into(),
         ..TrainConfig::default()
     };
-    run.write_config(&config).unwrap();
+    run.begin(&config).unwrap();
     let mut log = RunLog::create(&run).unwrap();
     for step in 1..=300 {
         let metrics = StepMetrics {

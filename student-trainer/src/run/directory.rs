@@ -2,55 +2,79 @@
 //! for people.
 
 use std::{
+    cell::Cell,
     fs,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{lock::RunLock, write_atomically};
+use super::{
+    leftovers::{self, leftovers},
+    lock::RunLock,
+    write_atomically,
+};
 use crate::{Error, Result, client::Received, config::SETTINGS_BYTES_MAX};
 
-const CONFIG_FILE: &str = "config.toml";
+pub(super) const CONFIG_FILE: &str = "config.toml";
 /// There once a run is finished.
-const SUMMARY_FILE: &str = "summary.json";
+pub(super) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 
-/// One run's directory, locked for as long as this lives.
+/// One run's directory, locked for as long as this lives. Dropped before the run has begun, it leaves what it found.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    _lock: RunLock,
+    lock: RunLock,
+    /// Whether there was no such directory before.
+    is_new: bool,
+    has_begun: Cell<bool>,
 }
 
 impl RunDirectory {
-    /// Creates the directory, or takes an empty one.
+    /// Creates the directory, or takes one without a checkpoint or a result: an empty one, or what a start that failed left.
     ///
     /// # Errors
-    /// The directory holds an earlier run, which would be overwritten, or another process is training in it.
+    /// The directory holds a run that would be overwritten, or somebody's other files; or another process is training in it.
     pub fn create(path: &Path) -> Result<Self> {
+        // Before anything is written, so that a refusal leaves no lock.
+        leftovers(path)?;
+        let is_new = !path.exists();
         fs::create_dir_all(path).map_err(Error::io("create", path))?;
         let run = Self {
             path: path.to_owned(),
-            _lock: RunLock::take(path)?,
+            lock: RunLock::take(path)?,
+            is_new,
+            has_begun: Cell::new(false),
         };
-        let own = [
-            CONFIG_FILE,
-            "metrics.jsonl",
-            "adapter",
-            "model",
-            "checkpoints",
-        ];
-        match own.iter().find(|name| path.join(name).exists()) {
-            Some(found) => Err(Error::file(
-                path,
-                format!(
-                    "holds an earlier run ({found}); `train --resume {}` goes on with it, a new one needs a new directory: --out DIR",
-                    path.display()
-                ),
-            )),
-            None => Ok(run),
+        // Someone may have begun and ended in between.
+        leftovers(path)?;
+        Ok(run)
+    }
+
+    /// Begins the run, a new one or one that goes on: removes what a start that failed left, and writes the resolved
+    /// configuration. Everything that can be checked has been checked by now.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn begin(&self, config: &impl Serialize) -> Result<()> {
+        // What a run that goes on left is its own.
+        let left = if self.has_begun.replace(true) {
+            Vec::new()
+        } else {
+            leftovers(&self.path)?
+        };
+        if !left.is_empty() {
+            let name = |path: &PathBuf| path.file_name().map(|name| name.display().to_string());
+            let names: Vec<String> = left.iter().filter_map(name).collect();
+            tracing::info!(
+                "{} holds a run without a checkpoint ({}); it is started anew",
+                self.path.display(),
+                names.join(", ")
+            );
+            leftovers::remove(&left)?;
         }
+        write_atomically(&self.join(CONFIG_FILE), config_text(config)?.as_bytes())
     }
 
     /// Takes the directory of an earlier run, to go on with it.
@@ -68,7 +92,9 @@ impl RunDirectory {
         }
         Ok(Self {
             path: path.to_owned(),
-            _lock: RunLock::take(path)?,
+            lock: RunLock::take(path)?,
+            is_new: false,
+            has_begun: Cell::new(true),
         })
     }
 
@@ -119,17 +145,6 @@ impl RunDirectory {
         }
     }
 
-    /// Writes the resolved configuration.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn write_config(&self, config: &impl Serialize) -> Result<()> {
-        let text = toml::to_string(config).map_err(|e| {
-            Error::Config(format!("the configuration cannot be written as TOML: {e}"))
-        })?;
-        write_atomically(&self.join(CONFIG_FILE), text.as_bytes())
-    }
-
     /// Leaves the batch of a failed step: every frame as it came and `report.json`.
     ///
     /// # Errors
@@ -174,26 +189,137 @@ impl RunDirectory {
     }
 }
 
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if !self.has_begun.get() {
+            self.lock.remove();
+            if self.is_new {
+                // Whatever is in it by now is somebody's; then it stays.
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
+    }
+}
+
+/// The text of `config.toml`.
+///
+/// # Errors
+/// None in practice.
+pub(crate) fn config_text(config: &impl Serialize) -> Result<String> {
+    toml::to_string(config)
+        .map_err(|e| Error::Config(format!("the configuration cannot be written as TOML: {e}")))
+}
+
 fn frame_file(received: &Received) -> String {
     format!("frame-{}.bin", received.context.index)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    fn config() -> BTreeMap<&'static str, f64> {
+        BTreeMap::from([("lr", 1.0), ("out", 0.0)])
+    }
+
+    fn refusal(path: &Path) -> String {
+        RunDirectory::create(path).unwrap_err().to_string()
+    }
 
     #[test]
     fn an_earlier_run_is_not_overwritten() {
+        for result in [
+            "checkpoints/step-000001/state.toml",
+            "adapter/adapter_model.safetensors",
+            "model/model.safetensors",
+            "model/model-00001-of-00002.safetensors",
+            SUMMARY_FILE,
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("run");
+            RunDirectory::create(&path)
+                .unwrap()
+                .begin(&config())
+                .unwrap();
+            let file = path.join(result);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "").unwrap();
+            let message = refusal(&path);
+            assert!(
+                message.contains("earlier run") && message.contains("--out"),
+                "{result}: {message}"
+            );
+            assert!(file.exists());
+        }
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_nothing_and_can_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        let run = RunDirectory::create(&path).unwrap();
-        run.write_config(&std::collections::BTreeMap::from([("lr", 1.0)]))
-            .unwrap();
-        drop(run);
-        let message = RunDirectory::create(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("earlier run") && message.contains("--out"),
-            "{message}"
-        );
+        drop(RunDirectory::create(&path).unwrap());
+        assert!(!path.exists());
+        // An empty directory stays one.
+        fs::create_dir(&path).unwrap();
+        drop(RunDirectory::create(&path).unwrap());
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_failed_start_left_is_not_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let first = RunDirectory::create(&path).unwrap();
+        first.begin(&config()).unwrap();
+        for file in [
+            "metrics.jsonl",
+            "eval.jsonl",
+            "report.html",
+            "tensorboard/events",
+            "checkpoints/.tmp-step-000001/state.toml",
+            "model/config.json",
+            ".tmpAbC",
+            "failed-step-2/report.json",
+            "train.log",
+        ] {
+            let file = path.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "old").unwrap();
+        }
+        // Not while it runs.
+        assert!(refusal(&path).contains("is training in this directory"));
+        drop(first);
+        let again = RunDirectory::create(&path).unwrap();
+        assert!(path.join("metrics.jsonl").exists());
+        again.begin(&config()).unwrap();
+        let names = fs::read_dir(&path).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        // What people may still read, beside the new run's own.
+        let expected = [".lock", CONFIG_FILE, "failed-step-2", "train.log"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn somebodys_other_files_are_refused_and_stay() {
+        for strange in ["thesis.tex", "src", ".git", "metrics.jsonl.bak"] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join(strange)).unwrap();
+            let message = refusal(dir.path());
+            assert!(
+                message.contains(strange) && message.contains("--out"),
+                "{message}"
+            );
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+        // Of another program, by the names that a run's files have.
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("metrics.jsonl"), "mine").unwrap();
+        fs::write(dir.path().join(CONFIG_FILE), "title = 'blog'").unwrap();
+        assert!(refusal(dir.path()).contains("2 things"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(refusal(file.path()).contains("directory"));
     }
 }

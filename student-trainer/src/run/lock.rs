@@ -3,17 +3,21 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{Read, Write},
-    path::Path,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
 };
 
 use crate::{Error, Result};
 
-const FILE: &str = ".lock";
+pub(super) const FILE: &str = ".lock";
+/// Attempts at a lock whose file is removed while it is taken.
+const ATTEMPTS_MAX: usize = 16;
 
 /// Held until it is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct RunLock {
     _file: File,
+    path: PathBuf,
 }
 
 impl RunLock {
@@ -23,24 +27,41 @@ impl RunLock {
     /// Another process holds it, by its id; or the file system refuses.
     pub fn take(directory: &Path) -> Result<Self> {
         let path = directory.join(FILE);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(in_use(directory, &mut file)),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        for _ in 0..ATTEMPTS_MAX {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(Error::io("open", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(in_use(directory, &mut file)),
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+            }
+            // A holder whose run never began removes its file, which must not be the one locked here.
+            let locked = file.metadata().map_err(Error::io("read", &path))?;
+            if !path.metadata().is_ok_and(|now| now.ino() == locked.ino()) {
+                continue;
+            }
+            // For the message of whoever comes second; the lock itself needs no content.
+            let pid = format!("{}\n", std::process::id());
+            file.set_len(0)
+                .and_then(|()| file.write_all(pid.as_bytes()))
+                .map_err(Error::io("write", &path))?;
+            return Ok(Self { _file: file, path });
         }
-        // For the message of whoever comes second; the lock itself needs no content.
-        let pid = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.write_all(pid.as_bytes()))
-            .map_err(Error::io("write", &path))?;
-        Ok(Self { _file: file })
+        Err(Error::file(
+            directory,
+            "others start and end in this directory all the time; name another with --out",
+        ))
+    }
+
+    /// Removes the file, while the lock is held: for a run that never began.
+    pub fn remove(&self) {
+        // It is in nobody's way where it stays.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

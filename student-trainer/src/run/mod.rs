@@ -2,12 +2,15 @@
 
 mod adapter;
 mod atomic;
+mod card;
 mod directory;
+mod leftovers;
 mod lock;
 mod log;
 mod memory;
 mod metrics;
 mod progress;
+mod teacher;
 mod tensorboard;
 
 pub use adapter::{
@@ -17,10 +20,14 @@ pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
 pub use atomic::write_atomically;
+pub use card::Card;
 pub use directory::RunDirectory;
+pub(crate) use directory::config_text;
 pub(crate) use distill_program::output::readable_by_all;
 pub use log::{LogPosition, RunLog};
 pub(crate) use memory::MEMORY_FILE;
 pub use memory::Memory;
 pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::Progress;
+pub(crate) use teacher::TEACHER_FILE;
+pub use teacher::TeacherRecord;

@@ -3,10 +3,10 @@
 use super::{guard::GradientWatch, source::FrameSource};
 use crate::{
     Result,
-    checkpoint::{Best, Checkpoint, Checkpoints, Content, RunState},
+    checkpoint::{Best, Checkpoint, Checkpoints, Content, RunState, SETTINGS_FILE},
     config::{BestMetric, TrainConfig},
     eval::EvalReport,
-    run::{EvalMetrics, RunDirectory, RunLog},
+    run::{EvalMetrics, RunDirectory, RunLog, config_text},
 };
 
 /// Log, state and checkpoints of one run.
@@ -14,6 +14,8 @@ pub(super) struct Keeper {
     pub log: RunLog,
     pub state: RunState,
     checkpoints: Checkpoints,
+    /// The run's settings as every checkpoint holds them.
+    settings: Vec<u8>,
     save_steps: usize,
     /// Step of the newest checkpoint; 0 without one.
     saved: usize,
@@ -29,11 +31,16 @@ impl Keeper {
         checkpoint: Option<&Checkpoint>,
         start: RunState,
     ) -> Result<Self> {
-        let state = checkpoint.map_or(start, |checkpoint| checkpoint.state.clone());
-        checkpoints.point_to_best(state.evals.best.map(|best| best.step))?;
+        let mut state = checkpoint.map_or(start, |checkpoint| checkpoint.state.clone());
+        if let Some(best) = state.evals.best
+            && !checkpoints.find_best(best.step)?
+        {
+            state.evals.best = None;
+        }
         Ok(Self {
             log: RunLog::resume(run, state.log, state.step)?,
             checkpoints,
+            settings: config_text(config)?.into(),
             save_steps: config.save_steps,
             saved: state.step,
             best_metric: config.best_metric,
@@ -66,7 +73,7 @@ impl Keeper {
     /// the same again.
     pub fn save(
         &mut self,
-        files: Vec<(&'static str, Content)>,
+        mut files: Vec<(&'static str, Content)>,
         watch: &GradientWatch,
         frames: &FrameSource,
     ) -> Result<()> {
@@ -77,6 +84,7 @@ impl Keeper {
         self.state.silent = watch.silent();
         self.state.data = frames.cursor().clone();
         self.state.log = self.log.sync()?;
+        files.push((SETTINGS_FILE, Content::Bytes(self.settings.clone())));
         let path = self.checkpoints.save(self.state.clone(), files)?;
         self.saved = self.state.step;
         tracing::debug!("checkpoint in {}", path.display());

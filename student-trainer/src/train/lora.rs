@@ -13,25 +13,13 @@ use crate::{
 /// # Errors
 /// An adapter that cannot be continued, or settings that make none, by name.
 pub(super) fn choose(config: &TrainConfig) -> Result<LoraConfig> {
-    let asked = config.lora()?;
     let Some(directory) = &config.init_adapter else {
-        return Ok(asked);
+        return config.lora();
     };
-    let lora = LoraConfig {
+    Ok(LoraConfig {
         seed: config.seed,
         ..AdapterConfig::read(directory)?.lora()
-    };
-    let default = TrainConfig {
-        seed: config.seed,
-        ..TrainConfig::default()
-    };
-    if asked != default.lora()? && asked != lora {
-        tracing::warn!(
-            "lora_* settings are not used: {} decides ranks, alphas and targets",
-            directory.display()
-        );
-    }
-    Ok(lora)
+    })
 }
 
 /// Gives the fresh adapters of `decoder` the values that they start from.

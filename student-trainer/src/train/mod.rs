@@ -44,7 +44,7 @@ use crate::{
     client::{self, DeviceLease, StreamOptions, Vocabularies, fetch_basis, holder_name},
     config::{TrainConfig, Tune},
     report,
-    run::{AdapterConfig, RunDirectory},
+    run::{AdapterConfig, Card, RunDirectory, TeacherRecord},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -55,7 +55,7 @@ use keeper::{Keeper, watch};
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
 use source::FrameSource;
-use stay::{Host, Setting, stays};
+use stay::{Host, Setting, frames_a_step, stays};
 pub use step::{Objective, SolverSummary, StepLoss};
 use tuned::Tuned;
 use warnings::Warnings;
@@ -120,6 +120,11 @@ fn train(
 ) -> Result<Summary> {
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
     let checkpoint = checkpoints.latest()?;
+    if let Some(checkpoint) = &checkpoint
+        && let Some(before) = checkpoint.settings()?
+    {
+        overrides::check(&before, config)?;
+    }
     let place = Place::choose(&config.device, config.dtype)?.within(config.memory_budget_bytes);
     let files = StudentFiles::find(&config.student, shutdown)?;
     let runtime = client::runtime()?;
@@ -130,9 +135,11 @@ fn train(
     let identity = identity(info, &files)?;
     if let Some(checkpoint) = &checkpoint {
         checkpoint.state.identity.check(&identity)?;
+        let frames_a_step = frames_a_step(config) as u64;
+        let (state, steps) = (&checkpoint.state, agreement.total_steps);
+        let sizes = state.check_sizes(steps, frames_a_step, info.sequence_count);
+        sizes.map_err(|reason| checkpoint.refuse(reason))?;
     }
-    run_directory.write_config(config)?;
-    memory::plan_ahead(config, run_directory, &files, info, &place)?;
 
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
@@ -142,6 +149,12 @@ fn train(
         true => runtime.block_on(fetch_basis(teacher, info))?,
         false => None,
     };
+    let handle = runtime.handle().clone();
+    let evaluation = Evaluation::open(config, &files, &agreement, handle.clone(), shutdown)?;
+    // From here on there is a run: nothing was written before.
+    run_directory.begin(config)?;
+    TeacherRecord::of(info).write(run_directory.path())?;
+    memory::plan_ahead(config, run_directory, &files, info, &place)?;
     let start = RunState::start(agreement.total_steps, identity);
     let keeper = Keeper::open(
         config,
@@ -150,8 +163,6 @@ fn train(
         checkpoint.as_ref(),
         start,
     )?;
-    let handle = runtime.handle().clone();
-    let evaluation = Evaluation::open(config, &files, &agreement, handle.clone(), shutdown)?;
     let (vocab_size, token_ids) = match agreement.vocabularies {
         Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
         Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
@@ -207,12 +218,12 @@ fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
 
 /// Leaves the result, and says that the run is finished where it is.
 fn finish(
-    config: &TrainConfig,
-    run_directory: &RunDirectory,
+    setting: &Setting<'_>,
     tuned: &Tuned<'_>,
     keeper: &Keeper,
     loss: &StepLoss,
 ) -> Result<Summary> {
+    let (config, run_directory) = (setting.config, setting.run_directory);
     let (state, is_done) = (&keeper.state, keeper.is_done(config));
     let summary = Summary {
         steps: state.step,
@@ -221,6 +232,15 @@ fn finish(
         interrupted: !is_done,
         stopped_early: keeper.is_stopped_early(config),
     };
+    let card = Card {
+        config,
+        teacher: &TeacherRecord::of(&setting.agreement.info),
+        base: &setting.files.base,
+        revision: setting.files.revision.as_deref(),
+        steps: state.step,
+        sequences: state.data.frames,
+    };
+    card.write(&summary.adapter)?;
     if is_done {
         let best = state.evals.best.map(|best| {
             serde_json::json!({

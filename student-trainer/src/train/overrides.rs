@@ -38,8 +38,8 @@ pub(super) fn check(before: &TrainConfig, now: &TrainConfig) -> Result<()> {
     };
     match difference("", &table(before)?, &table(now)?) {
         Some((key, before, now)) => Err(Error::Config(format!(
-            "{key}: the run was started with {before}, and {now} would make it another one; leave the flag out, or start a \
-             new run with --out NEW_DIR"
+            "{key}: the run was started with {before}, and {now} would make it another one; leave the flag out, or undo \
+             the change in config.toml, or start a new run with --out NEW_DIR"
         ))),
         None => Ok(()),
     }

@@ -236,7 +236,7 @@ fn stay(
         Pause::GiveBack => Ok(Left::Carrying(Carried::of(trainer.files()?)?)),
         Pause::Over => {
             let (tuned, keeper) = (&trainer.tuned, &*trainer.keeper);
-            let summary = finish(config, run_directory, tuned, keeper, trainer.loss)?;
+            let summary = finish(setting, tuned, keeper, trainer.loss)?;
             Ok(Left::Over(summary))
         }
     }
@@ -278,6 +278,5 @@ fn stopped(
         host.keeper
             .save(carried.into_files(), watch, &host.frames)?;
     }
-    let (config, run) = (setting.config, setting.run_directory);
-    finish(config, run, &tuned, &host.keeper, &host.loss)
+    finish(setting, &tuned, &host.keeper, &host.loss)
 }

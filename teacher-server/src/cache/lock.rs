@@ -9,7 +9,7 @@ use std::{
 use crate::{Error, Result};
 
 /// Name of the lock's file. It stays when its holder ends; only the lock on it counts.
-const LOCK: &str = "LOCK";
+pub(super) const LOCK: &str = "LOCK";
 /// Most of what a holder says of itself.
 const HOLDER_BYTES_MAX: u64 = 1024;
 

@@ -7,7 +7,7 @@ use super::{
     contents::sealed_name,
     files::Files,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
-    segment_name,
+    place, segment_name,
     storage::Storage,
 };
 use crate::{Error, Result};
@@ -45,7 +45,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
             reason: "name the caches to merge".into(),
         });
     };
-    std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    place::make(out)?;
     let lock = Lock::take(out)?;
     let files = std::sync::Arc::new(LocalFiles::new(out));
     let storage = LocalStorage::new(files.clone());

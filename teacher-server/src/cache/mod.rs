@@ -25,6 +25,7 @@ mod lock;
 mod matrices;
 mod merge;
 mod partial;
+mod place;
 mod sealed;
 mod storage;
 mod store;
@@ -72,6 +73,14 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Whether a cache may be made in `path`, or is there.
+    ///
+    /// # Errors
+    /// `Cache` where it holds somebody's other files; `Io`.
+    pub fn check_place(path: &Path) -> Result<()> {
+        place::check(path)
+    }
+
     /// Opens the cache in `path`; `None` where there is none. With `Access::Write` no one else can write to it meanwhile.
     ///
     /// # Errors
@@ -83,7 +92,7 @@ impl Cache {
         }
         let lock = match access {
             Access::Write => {
-                std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
+                place::make(path)?;
                 Some(Lock::take(path)?)
             }
             Access::Read | Access::Look => None,
@@ -148,7 +157,7 @@ impl Cache {
     /// # Errors
     /// `Cache` where there is one or somebody writes there; `Io`.
     pub fn create(path: &Path, header: v1::CacheHeader, matrices: &Matrices<'_>) -> Result<Self> {
-        std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
+        place::make(path)?;
         let lock = Lock::take(path)?;
         let files: Arc<dyn Files> = Arc::new(LocalFiles::new(path));
         Self::create_over(files, path, header, matrices, Some(lock))

@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Args;
 use distill_text::nearest;
 
+use super::foreign::explain;
 use crate::{Error, Result, cli::Settings};
 
 /// Bytes of a configuration file.
@@ -26,10 +27,12 @@ pub(super) fn read(path: &Path) -> Result<Settings> {
     let known = known_keys();
     for key in table.keys() {
         if !known.contains(key) {
-            let nearest = nearest(key, known.iter().map(String::as_str)).unwrap_or_default();
-            return Err(refuse(format!(
-                "unknown key `{key}`; the nearest known one is `{nearest}`"
-            )));
+            let near = || {
+                let near = nearest(key, known.iter().map(String::as_str)).unwrap_or_default();
+                format!("the nearest known one is `{near}`")
+            };
+            let hint = explain(key).unwrap_or_else(near);
+            return Err(refuse(format!("unknown key `{key}`; {hint}")));
         }
     }
     table
@@ -57,7 +60,7 @@ impl Settings {
 }
 
 /// Names of all settings, from the definition of the flags.
-fn known_keys() -> Vec<String> {
+pub(super) fn known_keys() -> Vec<String> {
     let command = Settings::augment_args(clap::Command::new("settings"));
     command
         .get_arguments()
@@ -87,6 +90,20 @@ mod tests {
             error.contains("large.toml") && error.contains("more than the"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn keys_of_other_programs_are_answered_with_ours() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (line, ours) in [
+            ("max_model_len = 512", "here use `seq_len`"),
+            ("learning_rate = 1", "in student-trainer use `lr`"),
+            ("topk = 3", "the nearest known one is `top_k`"),
+        ] {
+            std::fs::write(file.path(), line).unwrap();
+            let message = read(file.path()).unwrap_err().to_string();
+            assert!(message.contains(ours), "{message}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Provides the checked configuration: flags over file over defaults.
 
 mod address;
+mod effects;
 mod file;
+mod foreign;
 mod part;
 mod preset;
 mod state;
@@ -27,6 +29,7 @@ use crate::{
     service::Auth,
 };
 pub use address::BindAddress;
+pub use foreign::with_our_name;
 pub use part::Part;
 pub use state::StateSetting;
 pub use values::{EstimatorSetting, ValueCodingSetting, VramMode};

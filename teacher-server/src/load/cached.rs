@@ -52,6 +52,7 @@ pub(super) fn load(
     if !config.has_model() {
         return without_model(config, path, reporter);
     }
+    Cache::check_place(path)?;
     let device = config.device.open()?;
     let config = &config.on(&device);
     let mut opened = Opened::read(config, device, reporter, stopped)?;

@@ -207,7 +207,7 @@ async fn a_full_disk_is_told_and_tried_again_when_there_is_room() {
     let error = next(&mut production.reader(Order::From(0)).unwrap())
         .await
         .unwrap_err();
-    assert!(error.to_string().contains("--spool-dir"), "{error}");
+    assert!(error.to_string().contains("free some space"), "{error}");
     full.store(false, Ordering::SeqCst);
     assert_eq!(
         drain(&mut production.reader(Order::From(0)).unwrap())

@@ -126,9 +126,9 @@ fn hides(error: &Error) -> bool {
 
 fn hidden(error: &Error) -> String {
     match error {
-        Error::Io { source, .. } => format!(
+        Error::Io { reason, .. } => format!(
             "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
-            source.kind()
+            reason.kind()
         ),
         Error::Model(distill_model::Error::Changed { .. }) => {
             "the teacher's weights were changed after this server had named them; its log names the file; start it again"

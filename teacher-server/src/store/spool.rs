@@ -37,7 +37,7 @@ impl Spool {
     pub fn create(directory: Option<&Path>, count: u64) -> Result<Self> {
         let directory = directory.map_or_else(std::env::temp_dir, Path::to_owned);
         let file = tempfile::tempfile_in(&directory)
-            .map_err(Error::io("create a spool file in", &directory))?;
+            .map_err(Error::spool("create a spool file in", &directory))?;
         Ok(Self::over(file, directory, count))
     }
 
@@ -68,7 +68,7 @@ impl BlockStore for Spool {
         let mut frame = vec![0; extent.bytes];
         self.file
             .read_exact_at(&mut frame, extent.offset)
-            .map_err(Error::io("read the spool file in", &self.directory))?;
+            .map_err(Error::spool("read the spool file in", &self.directory))?;
         Ok(Some(StoredBlock {
             shard: self.shard_of(index),
             index,
@@ -98,7 +98,7 @@ impl BlockStore for Spool {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         self.file
             .write_all_at(frame, *end)
-            .map_err(Error::io("write the spool file in", &self.directory))?;
+            .map_err(Error::spool("write the spool file in", &self.directory))?;
         let extent = Extent {
             offset: *end,
             bytes: frame.len(),

@@ -18,6 +18,7 @@ mod outputs;
 mod pipeline;
 mod quickstart;
 mod refusals;
+mod remedies;
 mod resume;
 mod security;
 mod stays;

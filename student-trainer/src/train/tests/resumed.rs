@@ -1,7 +1,7 @@
 //! Runs that go on: from their start, from a checkpoint, and not at all.
 
 use super::*;
-use crate::train::Ending;
+use crate::{run::TeacherRecord, train::Ending};
 
 /// Trains `config` in a directory of its own on so many frames, and leaves it as a crash would.
 pub(super) fn interrupted(
@@ -117,4 +117,161 @@ fn another_plan_or_student_than_the_checkpoints_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("the student's weights was"), "{message}");
+}
+
+/// A run of six steps that ended after four, with a checkpoint of each.
+fn with_checkpoints(bench: &Bench, name: &str) -> (TrainConfig, TrainConfig) {
+    let whole = TrainConfig {
+        epochs: 2,
+        save_steps: 1,
+        ..bench.config("whole")
+    };
+    let parts = interrupted(&whole, bench, name, 4);
+    (whole, parts)
+}
+
+#[test]
+fn an_edited_configuration_does_not_resume_to_another_adapter() {
+    let bench = Bench::new(3);
+    let (_, parts) = with_checkpoints(&bench, "parts");
+    let path = parts.out.join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    for (from, to, key) in [
+        ("lr = 0.01", "lr = 0.02", "lr: "),
+        ("seed = 42", "seed = 43", "seed: "),
+        ("epochs = 2", "epochs = 20", "epochs: "),
+        ("kl_weight = 1.0", "kl_weight = 0.5", "loss.kl_weight: "),
+    ] {
+        let edited = text.replacen(from, to, 1);
+        assert_ne!(edited, text, "{from}");
+        fs::write(&path, &edited).unwrap();
+        // As the command line does.
+        let config: TrainConfig = toml::from_str(&edited).unwrap();
+        let message = resume(&config, &Shutdown::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.starts_with(key) && message.contains("config.toml"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_refused_and_the_one_before_it_ends_in_the_same_adapter() {
+    let bench = Bench::new(3);
+    let (whole, parts) = with_checkpoints(&bench, "parts");
+    train(&whole).unwrap();
+    let newest = parts.out.join("checkpoints/step-000004");
+    let path = newest.join("optimizer.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let message = resume(&parts, &Shutdown::default())
+        .unwrap_err()
+        .to_string();
+    for word in ["step-000004", "optimizer.safetensors", "step-000003"] {
+        assert!(message.contains(word), "{message}");
+    }
+    fs::remove_dir_all(newest).unwrap();
+    resume(&parts, &Shutdown::default()).unwrap();
+    let adapter = |config: &TrainConfig| {
+        fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    assert_eq!(adapter(&parts), adapter(&whole));
+}
+
+#[test]
+fn a_state_that_does_not_fit_the_run_is_refused_by_field() {
+    let bench = Bench::new(3);
+    let (_, parts) = with_checkpoints(&bench, "parts");
+    let path = parts.out.join("checkpoints/step-000004/state.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    // As the release before checksums wrote it, which is read, but not believed.
+    let (old, _) = text.split_once("\n[checksums]").unwrap();
+    let old = old.replacen("format = 2", "format = 1", 1);
+    let edited = old.replacen("total_steps = 6", "total_steps = 900000", 1);
+    assert_ne!(edited, old);
+    fs::write(&path, edited).unwrap();
+    let message = resume(&parts, &Shutdown::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("state.toml: total_steps") && message.contains("900000"),
+        "{message}"
+    );
+    fs::write(&path, old).unwrap();
+    resume(&parts, &Shutdown::default()).unwrap();
+}
+
+#[test]
+fn a_failed_start_does_not_burn_the_directory() {
+    let bench = Bench::new(3);
+    let config = TrainConfig {
+        lora_targets: vec!["query".into()],
+        ..bench.config("run")
+    };
+    let wrong = |change: fn(&mut TrainConfig)| {
+        let mut config = bench.config("run");
+        change(&mut config);
+        train(&config).unwrap_err().to_string()
+    };
+    let before: [(fn(&mut TrainConfig), &str); 5] = [
+        (|c| c.loss.kl_temperature = 3.0, "kl_temperature"),
+        (|c| c.student = "/nowhere/student".into(), "nowhere"),
+        (|c| c.eval_data = vec!["/nowhere/text".into()], "nowhere"),
+        (
+            |c| c.init_adapter = Some("/nowhere/adapter".into()),
+            "nowhere",
+        ),
+        (|c| c.device = "gpu".into(), "gpu"),
+    ];
+    for (change, word) in before {
+        let message = wrong(change);
+        assert!(message.contains(word), "{message}");
+        assert!(!config.out.exists(), "after {message}");
+    }
+    // Only the student's weights know this one.
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.contains("`query`"), "{message}");
+    // A run that died before its first checkpoint is no more than that.
+    let dead = TrainConfig {
+        reconnect_attempts: 0,
+        ..bench.config("run")
+    };
+    bench.mock.drop_before_frames([2]);
+    train(&dead).unwrap_err();
+    assert_eq!(metrics(&dead).len(), 2);
+    train(&bench.config("run")).unwrap();
+    assert_eq!(metrics(&dead).len(), 3);
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.contains("earlier run"), "{message}");
+}
+
+#[test]
+fn a_run_names_its_teacher_in_the_directory_the_report_and_the_card() {
+    let bench = Bench::new(2);
+    let config = bench.config("run");
+    train(&config).unwrap();
+    let teacher = TeacherRecord::read(&config.out).unwrap().unwrap();
+    assert_eq!((teacher.name.as_str(), teacher.sequences), ("a-teacher", 2));
+    assert_eq!(
+        (teacher.estimator.as_str(), teacher.entries, teacher.draws),
+        ("top-k", 4, None)
+    );
+    assert_eq!(
+        (teacher.state.as_str(), &teacher.temperatures[..]),
+        ("exact", &[1.0][..])
+    );
+    for (file, shown) in [
+        ("teacher.json", teacher.model_fingerprint.len()),
+        ("report.html", 16),
+        ("adapter/README.md", teacher.model_fingerprint.len()),
+    ] {
+        let text = fs::read_to_string(config.out.join(file)).unwrap();
+        for word in ["a-teacher", "top-k", &teacher.model_fingerprint[..shown]] {
+            assert!(text.contains(word), "{word} is not in {file}");
+        }
+    }
 }

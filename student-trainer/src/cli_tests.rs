@@ -1,0 +1,203 @@
+use super::*;
+use crate::config::needs::Is;
+
+#[test]
+fn every_flag_of_every_command_is_well_formed() {
+    command().debug_assert();
+}
+
+/// What a command says of these arguments, before it does anything.
+fn idle<C: Settings>(args: &[&str]) -> Vec<String> {
+    let command = with_flags::<C>(Command::new("x"));
+    let matches = command.get_matches_from([&["x"][..], args].concat());
+    resolve::<C>(&matches, &all_keys()).unwrap().idle
+}
+
+#[test]
+fn a_setting_without_effect_says_what_is_missing() {
+    for (args, expected) in [
+        (
+            "--similarity cosine",
+            "loss.ot.similarity has no effect: it needs --ot-weight above 0 or --ot-weight-end above 0, and --cost \
+             softmax-similarity",
+        ),
+        (
+            "--kl-weight 0 --kl-temperature 2",
+            "loss.kl_temperature has no effect: it needs --kl-weight above 0 or --kl-weight-end above 0",
+        ),
+        (
+            "--tune full --lora-b-lr-ratio 16",
+            "lora_b_lr_ratio has no effect: it needs --tune lora",
+        ),
+        (
+            "--embedding-lr-ratio 2",
+            "embedding_lr_ratio has no effect: it needs --tune full",
+        ),
+        (
+            "--init-adapter a --lora-rank 8",
+            "it needs no --init-adapter",
+        ),
+        (
+            "--steps 5 --epochs 3",
+            "epochs has no effect: it needs no --steps",
+        ),
+        (
+            "--warmup-steps 5 --warmup-ratio 0.1",
+            "it needs no --warmup-steps",
+        ),
+        (
+            "--eval-top-p 0.5",
+            "--eval-data, and --eval-exact-match on, and --eval-temperature",
+        ),
+        ("--ca-cert c", "it needs --teacher https://..."),
+        (
+            "--jsd-beta 0.3",
+            "loss.jsd_beta has no effect: it needs --kl-divergence jsd",
+        ),
+        ("--ot-weight 1 --block-size 8", "it needs --scope block"),
+        (
+            "--ot-weight 1 --kappa 8 --cost softmax-similarity",
+            "it needs --cost kl",
+        ),
+        ("--hidden-lr 1", "it needs --hidden-weight above 0"),
+        ("--save-dtype bf16", "it needs --tune full"),
+    ] {
+        let args: Vec<&str> = args.split(' ').collect();
+        let idle = idle::<TrainConfig>(&args);
+        assert!(
+            idle.len() == 1 && idle[0].contains(expected),
+            "{args:?}: {idle:?}"
+        );
+    }
+    for args in [
+        "--ot-weight 1 --epsilon 0.2 --kappa 8",
+        "--hidden-weight 1 --epsilon 0.2 --max-iterations 9",
+        "--ot-weight-end 1 --kl-temperature 2 --ot-warmup-steps 3",
+        "--preset literal --temperature 2 --block-size 32",
+        "--eval-data d --eval-exact-match --eval-temperature 1 --eval-top-p 0.5",
+    ] {
+        let args: Vec<&str> = args.split(' ').collect();
+        let idle = idle::<TrainConfig>(&args);
+        assert!(idle.is_empty(), "{args:?}: {idle:?}");
+    }
+    assert_eq!(idle::<EvalConfig>(&["--top-p", "0.5"]).len(), 1);
+    assert_eq!(
+        idle::<QuantizeConfig>(&["--weights", "bf16", "--block-size", "32"]).len(),
+        1
+    );
+    assert_eq!(idle::<PlanConfig>(&["--ram-mib", "9"]).len(), 1);
+    // It shows every part, whatever its weight.
+    assert!(
+        idle::<LossesConfig>(&["--temperature", "2", "--cost", "softmax-similarity"]).is_empty()
+    );
+}
+
+#[test]
+fn a_setting_in_a_file_is_told_where_it_has_no_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    let idle = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        idle::<TrainConfig>(&["--config", path.to_str().unwrap()])
+    };
+    assert!(idle("[loss.ot]\nkappa = 5")[0].contains("loss.ot.kappa has no effect"));
+    // The default, and a whole number where the default has a fraction.
+    assert!(idle("lora_b_lr_ratio = 1\ntune = \"full\"").is_empty());
+    // Settings of eval, which has no section for them.
+    let outside = idle("temperature = 2.0");
+    assert!(
+        outside[0].contains("this one's is loss.ot.temperature"),
+        "{outside:?}"
+    );
+    let outside = idle("kl_temperature = 2.0");
+    assert!(
+        outside[0].contains("this one's is loss.kl_temperature"),
+        "{outside:?}"
+    );
+    assert!(idle("kl_temperature = 2.0\n[loss]\nkl_temperature = 2.0").is_empty());
+}
+
+#[test]
+fn what_print_config_writes_has_no_idle_setting() {
+    let text = toml::to_string(&TrainConfig::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, text).unwrap();
+    let idle = idle::<TrainConfig>(&["--config", path.to_str().unwrap()]);
+    assert!(idle.is_empty(), "{idle:?}");
+}
+
+/// Every need speaks of settings of the same command, with words that these have.
+fn check_needs<C: Settings>() {
+    let keys = C::keys();
+    for key in &keys {
+        for (path, is) in key.needs.iter().copied().flatten() {
+            let other = keys.iter().find(|other| other.path == *path);
+            let other = other.unwrap_or_else(|| panic!("{} needs {path}", key.path));
+            let values = match is {
+                Is::One(words) => words.to_vec(),
+                Is::Not(word) => vec![*word],
+                Is::Above0 => vec!["0.5"],
+                Is::On => vec!["on"],
+                Is::Set | Is::Unset | Is::Begins(_) | Is::NoAddress => continue,
+            };
+            for value in values {
+                idle::<C>(&[&format!("--{}", other.flag()), value]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_need_is_one_of_the_same_command() {
+    check_needs::<TrainConfig>();
+    check_needs::<EvalConfig>();
+    check_needs::<PretrainConfig>();
+    check_needs::<QuantizeConfig>();
+    check_needs::<ExportConfig>();
+    check_needs::<PlanConfig>();
+    check_needs::<LossesConfig>();
+}
+
+#[test]
+fn keys_of_other_trainers_are_answered_with_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    for (line, ours) in [
+        ("learning_rate = 1e-4", "`learning_rate`; here use `lr`"),
+        (
+            "gradient_accumulation_steps = 2",
+            "here use `grad_accumulation`",
+        ),
+        ("lora_r = 8", "here use `lora_rank`"),
+        ("beta = 0.5", "here use `loss.jsd_beta`"),
+        ("bf16 = true", "here use `dtype` with bf16"),
+        ("max_length = 512", "`seq_len` of teacher-server"),
+        (
+            "[loss]\nkd_temperature = 2",
+            "`loss.kd_temperature`; here use `loss.kl_temperature`",
+        ),
+        ("stesp = 7", "the nearest setting is `steps`"),
+    ] {
+        std::fs::write(&path, line).unwrap();
+        let command = with_flags::<TrainConfig>(Command::new("x"));
+        let matches = command.get_matches_from(["x", "--config", path.to_str().unwrap()]);
+        let error = resolve::<TrainConfig>(&matches, &all_keys()).err().unwrap();
+        assert!(error.to_string().contains(ours), "{line}: {error}");
+    }
+}
+
+#[test]
+fn the_issue_s_flags_are_there() {
+    let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
+                --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
+                --position-prior 1 --top-k 64 --grad-out g --json";
+    command()
+        .try_get_matches_from(args.split_whitespace())
+        .unwrap();
+    let args = "student-trainer train --student s --out o --checkpointing off --lora-targets q_proj,v_proj \
+                --max-grad-norm 1.0 --grad-accumulation 2 --chunk-rows 64 --preset literal --print-config";
+    command()
+        .try_get_matches_from(args.split_whitespace())
+        .unwrap();
+}

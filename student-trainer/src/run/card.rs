@@ -1,0 +1,201 @@
+//! Provides the model card of a result: `README.md` beside an adapter or a model, as PEFT and the hub expect it.
+
+use std::path::Path;
+
+use super::{TeacherRecord, write_atomically};
+use crate::{
+    Result,
+    config::{TrainConfig, Tune},
+    loss::{Cost, Divergence, LossConfig},
+};
+
+const CARD_FILE: &str = "README.md";
+
+/// What a card tells.
+pub struct Card<'a> {
+    /// The settings of the run.
+    pub config: &'a TrainConfig,
+    /// Who taught.
+    pub teacher: &'a TeacherRecord,
+    /// What the student was before: its name on the hub, or its path.
+    pub base: &'a str,
+    /// Its revision on the hub.
+    pub revision: Option<&'a str>,
+    /// Optimiser steps done.
+    pub steps: usize,
+    /// Sequences trained on, over all passes.
+    pub sequences: u64,
+}
+
+impl Card<'_> {
+    /// Writes it into the result's directory.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        write_atomically(&directory.join(CARD_FILE), self.text().as_bytes())
+    }
+
+    fn text(&self) -> String {
+        let (config, teacher) = (self.config, self.teacher);
+        let (library, what) = match config.tune {
+            Tune::Lora => ("peft", "LoRA adapter"),
+            Tune::Full => ("transformers", "Model"),
+        };
+        let base = match self.revision {
+            Some(revision) => format!("{} at {revision}", self.base),
+            None => self.base.to_owned(),
+        };
+        let rows = [
+            ("Base model", base),
+            ("Teacher", teacher.name.clone()),
+            ("Teacher's fingerprint", teacher.model_fingerprint.clone()),
+            ("Teacher's capture", teacher.capture()),
+            ("Plan's fingerprint", teacher.plan_fingerprint.clone()),
+            ("Corpus's fingerprint", teacher.corpus_fingerprint.clone()),
+            (
+                "Data",
+                format!(
+                    "{} sequences, {} tokens, {} targets in a pass; {} sequences trained on",
+                    teacher.sequences, teacher.tokens, teacher.targets, self.sequences
+                ),
+            ),
+            ("Losses", losses(&config.loss)),
+            (
+                "Training",
+                format!(
+                    "{} steps of {} sequences, learning rate {}, seed {}",
+                    self.steps,
+                    config.batch_size * config.grad_accumulation,
+                    config.lr,
+                    config.seed
+                ),
+            ),
+        ];
+        let rows: String = rows
+            .iter()
+            .map(|(name, value)| format!("| {name} | {} |\n", cell(value)))
+            .collect();
+        // JSON's strings are YAML's.
+        let base = serde_json::json!(self.base);
+        format!(
+            "---\nbase_model: {base}\nlibrary_name: {library}\ntags:\n- distillation\n---\n\n# {what} of {}\n\n\
+             Distilled by student-trainer {} from the logits of a teacher.\n\n| | |\n|---|---|\n{rows}",
+            cell(self.base),
+            env!("CARGO_PKG_VERSION"),
+        )
+    }
+}
+
+/// Every part of the loss that has a weight at some step.
+fn losses(loss: &LossConfig) -> String {
+    let schedule = &loss.schedule;
+    let divergence = match loss.kl_divergence {
+        Divergence::Forward => "KL(teacher || student)",
+        Divergence::Reverse => "KL(student || teacher)",
+        Divergence::Jsd => "JSD",
+    };
+    let cost = match loss.ot.cost {
+        Cost::Kl => word(loss.ot.cost),
+        Cost::SoftmaxSimilarity => {
+            format!("{}, {}", word(loss.ot.cost), word(loss.ot.similarity))
+        }
+    };
+    let parts = [
+        (
+            "cross-entropy".to_owned(),
+            loss.ce_weight,
+            schedule.ce_weight_end,
+        ),
+        (
+            format!("{divergence} at temperature {}", loss.kl_temperature),
+            loss.kl_weight,
+            schedule.kl_weight_end,
+        ),
+        (
+            format!("optimal transport of logits ({cost})"),
+            loss.ot_weight,
+            schedule.ot_weight_end,
+        ),
+        (
+            format!(
+                "optimal transport of hidden states ({})",
+                word(loss.hidden_similarity)
+            ),
+            loss.hidden_weight,
+            schedule.hidden_weight_end,
+        ),
+    ];
+    let part = |(what, weight, end): &(String, f64, Option<f64>)| {
+        let weights = match end {
+            Some(end) if end != weight => format!("{weight} to {end}"),
+            _ => weight.to_string(),
+        };
+        let counts = *weight > 0.0 || end.is_some_and(|end| end > 0.0);
+        counts.then(|| format!("{weights} x {what}"))
+    };
+    let parts: Vec<String> = parts.iter().filter_map(part).collect();
+    parts.join(" + ")
+}
+
+/// A setting as it is typed.
+fn word(setting: impl serde::Serialize) -> String {
+    let word = serde_json::json!(setting);
+    word.as_str().unwrap_or_default().to_owned()
+}
+
+/// A value as a cell of a table in Markdown holds it.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_names_base_teacher_losses_and_data() {
+        let mut config = TrainConfig::default();
+        config.loss.ot_weight = 0.5;
+        config.loss.schedule.kl_weight_end = Some(0.0);
+        let teacher = TeacherRecord {
+            name: "Qwen2.5-7B".into(),
+            model_fingerprint: "ab12".into(),
+            estimator: "head+sampled".into(),
+            entries: 24,
+            draws: Some(16),
+            temperatures: vec![1.0, 2.0],
+            state: "sketch:64".into(),
+            sequences: 100,
+            ..TeacherRecord::default()
+        };
+        let card = Card {
+            config: &config,
+            teacher: &teacher,
+            base: "org/a \"b\" | c",
+            revision: Some("main"),
+            steps: 7,
+            sequences: 14,
+        };
+        let text = card.text();
+        let front = text.strip_prefix("---\n").unwrap();
+        let (front, body) = front.split_once("\n---\n").unwrap();
+        assert_eq!(
+            front.lines().collect::<Vec<_>>()[..2],
+            ["base_model: \"org/a \\\"b\\\" | c\"", "library_name: peft"]
+        );
+        for words in [
+            "# LoRA adapter of org/a \"b\" \\| c",
+            "| Base model | org/a \"b\" \\| c at main |",
+            "| Teacher | Qwen2.5-7B |",
+            "ab12",
+            "head+sampled, 24 entries a row at most, 16 of them drawn, temperatures 1, 2, state sketch:64",
+            "100 sequences",
+            "14 sequences trained on",
+            "1 x cross-entropy + 1 to 0 x KL(teacher \\|\\| student) at temperature 1 + 0.5 x optimal transport of logits (kl) |",
+            "7 steps of 1 sequences",
+        ] {
+            assert!(body.contains(words), "{words} in {body}");
+        }
+    }
+}

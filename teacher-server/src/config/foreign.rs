@@ -1,0 +1,86 @@
+//! Provides the answer to a name that other servers and trainers use: what it is called here.
+
+use clap::error::{ContextKind, ContextValue};
+use distill_text::foreign;
+
+/// What to use in place of `name`, settings in backticks; `None` for a name that nobody knows.
+pub(super) fn explain(name: &str) -> Option<String> {
+    let foreign = foreign(name)?;
+    Some(match (foreign.trainer, foreign.server) {
+        (trainer, "") => format!("it is the trainer's: in student-trainer use {trainer}"),
+        (_, server) => format!("here use {server}"),
+    })
+}
+
+/// A mistake of the command line, where a flag of another program is answered with ours.
+pub fn with_our_name(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    if let Some(advice) = explain(flag) {
+        error.remove(ContextKind::SuggestedArg);
+        let advice = ContextValue::StyledStrs(vec![as_flags(&advice).into()]);
+        error.insert(ContextKind::Suggested, advice);
+    }
+    error
+}
+
+/// Settings in backticks as the flags that they are.
+fn as_flags(advice: &str) -> String {
+    let parts = advice.split('`').enumerate();
+    let flags = parts.map(|(i, part)| match i % 2 {
+        0 => part.to_owned(),
+        _ => {
+            let leaf = part.rsplit('.').next().unwrap_or(part);
+            format!("--{}", leaf.replace('_', "-"))
+        }
+    });
+    flags.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use distill_text::FOREIGN;
+
+    use super::*;
+    use crate::{cli::Args, config::file::known_keys};
+
+    #[test]
+    fn every_advice_names_settings_that_exist() {
+        let known = known_keys();
+        for foreign in FOREIGN {
+            for (i, setting) in foreign.server.split('`').enumerate() {
+                let exists = known.iter().any(|key| key == setting) || setting == "out";
+                assert!(i % 2 == 0 || exists, "{}: {setting}", foreign.name);
+            }
+            assert!(
+                !known.contains(&foreign.name.to_owned()),
+                "{}",
+                foreign.name
+            );
+        }
+    }
+
+    #[test]
+    fn flags_of_other_programs_are_answered_with_ours() {
+        for (flag, ours) in [
+            ("--model_name_or_path", "here use --model"),
+            ("--max-model-len", "here use --seq-len"),
+            ("--max_length", "here use --seq-len"),
+            ("--temperature", "here use --temperatures"),
+            ("--bf16", "here use --dtype with bf16"),
+            ("--port", "here use --bind"),
+            ("--learning-rate", "in student-trainer use --lr"),
+            ("--output_dir", "here use --cache"),
+        ] {
+            let args = ["teacher-server", "serve", flag, "1"];
+            let error = Args::try_parse_from(args).unwrap_err();
+            let message = with_our_name(error).to_string();
+            assert!(
+                message.contains("tip: ") && message.contains(ours),
+                "{message}"
+            );
+        }
+    }
+}

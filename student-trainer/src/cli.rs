@@ -10,7 +10,7 @@ use distill_program::console;
 
 use crate::{
     Error, Result,
-    config::{Key, Resolved, Settings, TrainConfig, parse, resolve, resolve_over, with_flags},
+    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     loss_command::{self, LossesConfig},

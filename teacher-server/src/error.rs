@@ -300,7 +300,8 @@ impl From<WriteError> for Error {
         Self::Io {
             action,
             path,
-            source,
+            reason: source,
+            elsewhere: None,
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct RawConfig {
     vocab_size: Option<usize>,
     hidden_size: Option<usize>,
     intermediate_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
+    pub(super) num_hidden_layers: Option<usize>,
     num_attention_heads: Option<usize>,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,

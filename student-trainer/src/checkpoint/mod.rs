@@ -30,7 +30,7 @@ mod sums;
 mod tests;
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 

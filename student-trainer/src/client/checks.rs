@@ -182,7 +182,7 @@ impl ServerInfo {
     }
 
     /// Everything that a plan fixes, in words. How the device is shared and the names are free to change.
-    fn agreed_fields(&self) -> [(&'static str, String); 14] {
+    fn agreed_fields(&self) -> [(&'static str, String); 15] {
         let Self {
             model,
             tokenizer,
@@ -193,6 +193,7 @@ impl ServerInfo {
             head_rows,
             top_k,
             estimator,
+            draws,
             temperatures,
             state,
             state_error,
@@ -215,6 +216,7 @@ impl ServerInfo {
             ),
             ("top_k", top_k.to_string()),
             ("estimator", format!("{estimator:?}")),
+            ("draws", draws.to_string()),
             ("temperatures", format!("{temperatures:?}")),
             ("state", format!("{state:?}")),
             ("state_error", state_error.to_string()),

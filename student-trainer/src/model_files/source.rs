@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
+use distill_model::{Gguf, ModelConfig, Nf4Matrix, Weights, is_gguf};
 use distill_text::TokenizerFiles;
 use safetensors::Dtype;
 use serde_json::Value;

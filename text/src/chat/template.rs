@@ -1,24 +1,50 @@
 //! Provides a chat template: the Jinja of a model directory, with what `transformers` gives such templates.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use minijinja::{
-    AutoEscape, Environment, ErrorKind, Output, State, UndefinedBehavior, Value as Jinja, context,
+    AutoEscape, Environment, ErrorKind, Output, State, UndefinedBehavior, Value as Jinja,
     syntax::SyntaxConfig,
     value::{Serde, ValueKind},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::functions;
+use super::{functions, generation};
 use crate::{
     Error, Result,
     limits::{RENDERING_BYTES_MAX, TEMPLATE_FUEL},
     tokenizer::Origin,
 };
 
+/// Variables of the template that a row's `chat_template_kwargs` may not replace: `transformers` takes them by name.
+const OWN_VARIABLES: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    marks_generation: bool,
+}
+
+/// What a template renders.
+#[derive(Clone, Copy, Debug)]
+pub struct RenderInput<'a> {
+    /// List of objects with `role` and `content`.
+    pub messages: &'a Value,
+    /// List of JSON schemas; null for none.
+    pub tools: &'a Value,
+    /// Further variables of the template, such as `enable_thinking`; they replace special tokens of the same name.
+    pub kwargs: &'a Map<String, Value>,
+    /// Whether the text ends where an assistant's turn begins.
+    pub add_generation_prompt: bool,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendering {
+    /// The text.
+    pub text: String,
+    /// Bytes of `text` that `{% generation %}` blocks wrote, in order; empty where the template has none.
+    pub generation: Vec<Range<usize>>,
 }
 
 impl ChatTemplate {
@@ -74,32 +100,53 @@ impl ChatTemplate {
         for (name, content) in special {
             environment.add_global(name.clone(), content.clone());
         }
+        let (source, marks_generation) = generation::as_calls(source);
         environment
-            .add_template_owned("chat", without_generation_tags(source))
+            .add_template_owned("chat", source)
             .map_err(|e| describe(&e))?;
-        Ok(Self { environment })
+        Ok(Self {
+            environment,
+            marks_generation,
+        })
     }
 
-    /// Renders `messages` and `tools` (null for none).
+    /// Whether the template taken for `tools` says with `{% generation %}` what the assistant wrote.
+    pub fn marks_generation(&self, _tools: &Value) -> bool {
+        self.marks_generation
+    }
+
+    /// Renders a conversation.
     ///
     /// # Errors
     /// `ChatTemplate` with what the template or the engine says.
-    pub fn render(
-        &self,
-        messages: &Value,
-        tools: &Value,
-        add_generation_prompt: bool,
-    ) -> Result<String> {
-        let variables = context! {
-            messages => Jinja::from(Serde(messages)),
-            tools => Jinja::from(Serde(tools)),
-            documents => (),
-            add_generation_prompt,
+    pub fn render(&self, input: &RenderInput<'_>) -> Result<Rendering> {
+        let variables = variables(input)?;
+        let text = self.run(&variables, Jinja::from_function(generation::plain))?;
+        let mut rendering = Rendering {
+            text,
+            generation: Vec::new(),
         };
+        if self.marks_generation {
+            let marked = self.run(&variables, Jinja::from_function(generation::marked))?;
+            rendering.generation = match generation::take_marks(&marked) {
+                Some((text, ranges)) if text == rendering.text => ranges,
+                _ => {
+                    let reason = "it cuts or counts the text of its {% generation %} blocks (or the conversation has \
+                                  U+FDD0 or U+FDD1 in it), so what the assistant wrote cannot be told apart";
+                    return Err(Error::ChatTemplate(reason.to_owned()));
+                }
+            };
+        }
+        Ok(rendering)
+    }
+
+    fn run(&self, variables: &BTreeMap<String, Jinja>, call: Jinja) -> Result<String> {
+        let mut variables = variables.clone();
+        variables.insert(generation::CALL.to_owned(), call);
         let rendered = self
             .environment
             .get_template("chat")
-            .and_then(|template| template.render(variables))
+            .and_then(|template| template.render(Jinja::from(variables)))
             .map_err(|e| Error::ChatTemplate(describe(&e)))?;
         if rendered.len() > RENDERING_BYTES_MAX {
             let (found, limit) = (rendered.len(), RENDERING_BYTES_MAX);
@@ -108,6 +155,29 @@ impl ChatTemplate {
         }
         Ok(rendered)
     }
+}
+
+fn variables(input: &RenderInput<'_>) -> Result<BTreeMap<String, Jinja>> {
+    if let Some(name) = OWN_VARIABLES
+        .into_iter()
+        .find(|name| input.kwargs.contains_key(*name))
+    {
+        let reason = format!(
+            "`chat_template_kwargs` has `{name}`, which is no extra variable; say it beside `chat_template_kwargs`"
+        );
+        return Err(Error::ChatTemplate(reason));
+    }
+    let mut variables = BTreeMap::from([("documents".to_owned(), Jinja::from(()))]);
+    for (name, value) in input.kwargs {
+        variables.insert(name.clone(), Jinja::from(Serde(value)));
+    }
+    let own = [
+        Jinja::from(Serde(input.messages)),
+        Jinja::from(Serde(input.tools)),
+        Jinja::from(input.add_generation_prompt),
+    ];
+    variables.extend(OWN_VARIABLES.map(str::to_owned).into_iter().zip(own));
+    Ok(variables)
 }
 
 fn at(path: &Path, field: &str, reason: String) -> Error {
@@ -152,31 +222,4 @@ fn python_print(
         _ => return minijinja::escape_formatter(out, state, value),
     };
     out.write_str(word).map_err(minijinja::Error::from)
-}
-
-/// `{% generation %}` marks the assistant's text for `transformers`; what is a target is found by [`super::turns`] here, so
-/// the tags become a block that always renders, whitespace control included.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end);
-        let word = tag
-            .trim_start_matches("{%")
-            .trim_matches(['-', '+', ' ', '\t', '\n', '\r']);
-        match word {
-            "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(word, "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }

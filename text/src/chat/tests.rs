@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fs};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::{
@@ -11,9 +11,14 @@ use crate::{
 fn render(source: &str, messages: Value) -> Result<String, String> {
     let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
     let template = ChatTemplate::compile(source, &special)?;
-    template
-        .render(&messages, &Value::Null, true)
-        .map_err(|e| e.to_string())
+    let input = RenderInput {
+        messages: &messages,
+        tools: &Value::Null,
+        kwargs: &Map::new(),
+        add_generation_prompt: true,
+    };
+    let rendering = template.render(&input).map_err(|e| e.to_string())?;
+    Ok(rendering.text)
 }
 
 #[test]

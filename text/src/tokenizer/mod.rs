@@ -13,10 +13,14 @@ use std::{
 };
 
 use distill_proto::Fingerprint;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result, chat::ChatTemplate, error::io_at};
+use crate::{
+    Error, Result,
+    chat::{ChatTemplate, RenderInput},
+    error::io_at,
+};
 pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
 pub(crate) use origin::Origin;
@@ -153,8 +157,13 @@ impl TokenizerFiles {
     /// # Errors
     /// `ChatTemplate` where there is no template, it raises an exception, or it does not end.
     pub fn render_chat(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
-        self.template()?
-            .render(messages, &Value::Null, add_generation_prompt)
+        let input = RenderInput {
+            messages,
+            tools: &Value::Null,
+            kwargs: &Map::new(),
+            add_generation_prompt,
+        };
+        Ok(self.template()?.render(&input)?.text)
     }
 
     pub(crate) fn template(&self) -> Result<&ChatTemplate> {

@@ -375,10 +375,11 @@ fn further_variables_come_from_the_flag_and_the_row() {
         found(&template, json!({"enable_thinking": true})),
         "True<s>None"
     );
+    let own = json!({"tools": []});
     let input = RenderInput {
         messages: &json!([]),
         tools: &Value::Null,
-        kwargs: json!({"tools": []}).as_object().unwrap(),
+        kwargs: own.as_object().unwrap(),
         add_generation_prompt: false,
     };
     let error = template.render(&input).unwrap_err().to_string();

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 use distill_model::{ComputeDtype, DeviceChoice};
+use distill_text::ChatTemplateKwargs;
 
 use crate::config::{
     EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode, with_our_name,
@@ -153,6 +154,10 @@ pub struct Settings {
     /// ShareGPT, or `instruction` + `output` of Alpaca).
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Option<Vec<PathBuf>>,
+    /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's own
+    /// `chat_template_kwargs` win.
+    #[arg(long, value_name = "JSON")]
+    pub chat_template_kwargs: Option<ChatTemplateKwargs>,
     /// Tokens in a window [default: 512].
     #[arg(long, value_name = "TOKENS")]
     pub seq_len: Option<usize>,

@@ -37,6 +37,7 @@ mod quietly;
 #[cfg(test)]
 mod testing;
 
+pub use chat::ChatTemplateKwargs;
 pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
 pub use error::{Error, Result};
 pub use foreign::{FOREIGN, Foreign, foreign};

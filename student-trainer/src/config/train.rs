@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use distill_model::{ComputeDtype, LORA_TARGETS};
-use distill_text::limits::SEQ_LEN_MIN;
+use distill_text::{ChatTemplateKwargs, limits::SEQ_LEN_MIN};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -162,6 +162,9 @@ settings! {
 
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
         eval_data: Vec<PathBuf> = Vec::new(),
+        /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Steps between two evaluations; 0 evaluates at the end only.
         eval_steps: usize = 200 => [EVAL_DATA],
         /// Longest held-out sequence in tokens; unset: as the teacher's.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use distill_text::ChatTemplateKwargs;
+
 use super::Decoding;
 use crate::{
     Error, Result,
@@ -22,6 +24,9 @@ settings! {
         adapter: Option<PathBuf> = None,
         /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Longest sequence in tokens.
         seq_len: usize = 512,
         /// Stop after this many sequences.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use distill_text::ChatTemplateKwargs;
+
 use crate::{
     Error, Result,
     config::{ComputeDtype, needs::NO_STEPS, settings::settings},
@@ -19,6 +21,9 @@ settings! {
         tokenizer: Option<PathBuf> = None,
         /// Text to train on: .txt, .md or .jsonl files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Run directory to create; the model is in its `model`.
         out: PathBuf = PathBuf::new(),
         /// Longest sequence in tokens.

@@ -25,7 +25,8 @@ impl TeacherFiles {
         let path = located(&config.model, Wanted::Model, stopped)?;
         let given = given_tokenizer(config, stopped)?;
         let weights = Weights::open(&path)?;
-        let tokenizer = tokenizer(&weights, given.as_deref(), &path)?;
+        let mut tokenizer = tokenizer(&weights, given.as_deref(), &path)?;
+        config.set_template_kwargs(&mut tokenizer);
         let model = weights.model_config()?;
         let named = if path.is_dir() {
             path.join("config.json")
@@ -84,7 +85,8 @@ impl Shape {
             Some(given) => given,
             None => located(&config.model, Wanted::Tokenizer, stopped)?,
         };
-        let tokenizer = TokenizerFiles::open(&directory)?;
+        let mut tokenizer = TokenizerFiles::open(&directory)?;
+        config.set_template_kwargs(&mut tokenizer);
         let model = ModelConfig::load_teacher(&path)?;
         tokenizer.check_head(model.vocab_size, &path.join("config.json"))?;
         Ok(Self { tokenizer, model })

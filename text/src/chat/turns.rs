@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::RenderInput;
 use crate::{Error, Result, TokenizerFiles, limits::MESSAGES_MAX};
 
 /// A rendered conversation.
@@ -30,10 +31,22 @@ pub fn render_conversation(
 ) -> Result<Conversation> {
     let list = checked(messages)?;
     let template = tokenizer.template()?;
-    let text = template.render(messages, tools, false)?;
+    let kwargs = &Map::new();
+    let input = RenderInput {
+        messages,
+        tools,
+        kwargs,
+        add_generation_prompt: false,
+    };
+    let text = template.render(&input)?.text;
     let prefix_end = |count: usize, prompt: bool| -> Result<usize> {
         let prefix = Value::Array(list.iter().take(count).cloned().collect());
-        let rendered = template.render(&prefix, tools, prompt)?;
+        let input = RenderInput {
+            messages: &prefix,
+            add_generation_prompt: prompt,
+            ..input
+        };
+        let rendered = template.render(&input)?.text;
         if text.starts_with(&rendered) {
             Ok(rendered.len())
         } else {

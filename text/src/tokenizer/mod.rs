@@ -19,10 +19,15 @@ use std::{
 };
 
 use distill_proto::Fingerprint;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result, chat::ChatTemplate, error::io_at, limits::ENCODE_PATIENCE};
+use crate::{
+    Error, Result,
+    chat::{ChatTemplate, ChatTemplateKwargs, RenderInput},
+    error::io_at,
+    limits::ENCODE_PATIENCE,
+};
 pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
 use guard::within;
@@ -31,10 +36,11 @@ pub(crate) use origin::Origin;
 use special::SpecialTokens;
 
 /// Files that make up a tokenizer; what is there of them is copied beside an adapter.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -175,13 +181,25 @@ impl TokenizerFiles {
         self.template.is_some()
     }
 
+    /// Sets variables of the chat template that every conversation is rendered with, unless its row says otherwise.
+    pub fn set_chat_template_kwargs(&mut self, kwargs: &ChatTemplateKwargs) {
+        if let Some(template) = &mut self.template {
+            template.set_kwargs(kwargs);
+        }
+    }
+
     /// Renders `messages` (a list of objects with `role` and `content`) through the chat template.
     ///
     /// # Errors
     /// `ChatTemplate` where there is no template, it raises an exception, or it does not end.
     pub fn render_chat(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
-        self.template()?
-            .render(messages, &Value::Null, add_generation_prompt)
+        let input = RenderInput {
+            messages,
+            tools: &Value::Null,
+            kwargs: &Map::new(),
+            add_generation_prompt,
+        };
+        Ok(self.template()?.render(&input)?.text)
     }
 
     pub(crate) fn template(&self) -> Result<&ChatTemplate> {
@@ -224,7 +242,11 @@ impl TokenizerFiles {
     /// `Io` naming the file that could not be read or written.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
         for (name, from) in self.files() {
-            fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
+            let to = dir.join(name);
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).map_err(io_at(parent))?;
+            }
+            fs::copy(&from, to).map_err(io_at(from))?;
         }
         for (name, text) in &self.texts {
             let to = dir.join(name);

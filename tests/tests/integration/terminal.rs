@@ -24,6 +24,7 @@ const NAME_BYTES_MAX: usize = 256;
 /// A pseudo-terminal whose screen is read all the time.
 pub struct Terminal {
     is_closed: Arc<AtomicBool>,
+    is_written: Arc<AtomicBool>,
     screen: JoinHandle<Vec<u8>>,
     device: OwnedFd,
     pub path: PathBuf,
@@ -53,13 +54,14 @@ impl Terminal {
                 path,
             )
         };
-        let is_closed = Arc::<AtomicBool>::default();
+        let (is_closed, is_written) = (Arc::<AtomicBool>::default(), Arc::default());
         let screen = std::thread::spawn({
-            let is_closed = is_closed.clone();
-            move || read_until(reader, &is_closed)
+            let (is_closed, is_written) = (is_closed.clone(), Arc::clone(&is_written));
+            move || read_until(reader, &is_closed, &is_written)
         });
         Ok(Self {
             is_closed,
+            is_written,
             screen,
             device,
             path: path.into(),
@@ -83,6 +85,11 @@ impl Terminal {
         command.spawn()
     }
 
+    /// Whether there is something on the screen.
+    pub fn is_written(&self) -> bool {
+        self.is_written.load(Ordering::Relaxed)
+    }
+
     /// Closes it and gives what was on the screen.
     pub fn close(self) -> Vec<u8> {
         self.is_closed.store(true, Ordering::Relaxed);
@@ -90,11 +97,14 @@ impl Terminal {
     }
 }
 
-fn read_until(mut reader: File, is_closed: &AtomicBool) -> Vec<u8> {
+fn read_until(mut reader: File, is_closed: &AtomicBool, is_written: &AtomicBool) -> Vec<u8> {
     let (mut screen, mut bytes) = (Vec::new(), [0; 4096]);
     loop {
         match reader.read(&mut bytes) {
-            Ok(count @ 1..) => screen.extend_from_slice(&bytes[..count]),
+            Ok(count @ 1..) => {
+                screen.extend_from_slice(&bytes[..count]);
+                is_written.store(true, Ordering::Relaxed);
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if is_closed.load(Ordering::Relaxed) {
                     return screen;

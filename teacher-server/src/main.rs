@@ -12,9 +12,13 @@ use teacher_server::{
 };
 use tracing_subscriber::EnvFilter;
 
+/// What is logged where RUST_LOG says nothing else. Libraries warn about every client that breaks a rule, which would let clients
+/// fill the disk.
+const LOG_FILTER: &str = "warn,h2=error,hyper=error,rustls=error,tonic=error";
+
 fn main() -> ExitCode {
     distill_model::threads::configure();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

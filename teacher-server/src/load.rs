@@ -198,7 +198,7 @@ impl Opened {
         let files = TeacherFiles::open(config, stopped)?;
         let parameters = files.parameter_count()?;
         let TeacherFiles {
-            mut tokenizer,
+            tokenizer,
             model,
             weights,
         } = files;

@@ -8,9 +8,13 @@ use anyhow::Context;
 use distill_program::{Outcome, Shutdown, console, log};
 use teacher_server::cli::{Args, Command};
 
+/// What is logged where RUST_LOG says nothing else. Libraries warn about every client that breaks a rule, which would let clients
+/// fill the disk.
+const LOG_FILTER: &str = "warn,h2=error,hyper=error,rustls=error,tonic=error";
+
 fn main() -> ExitCode {
     distill_model::threads::configure();
-    log::start("warn");
+    log::start(LOG_FILTER);
     let command = match Args::read() {
         Ok(args) => args.command,
         Err(usage) => return console::answer(&usage),

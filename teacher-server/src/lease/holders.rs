@@ -181,6 +181,8 @@ impl Lease {
         let Grant { epoch, .. } = grant;
         match self.machine.device() {
             Device::Trainer { epoch: held, .. } if held == epoch && self.is_latest(grant) => {
+                // It is over: nobody comes back with it, before the next one's turn.
+                self.forget_secret();
                 self.apply(Event::Released { epoch });
                 Ok(())
             }
@@ -292,9 +294,8 @@ impl Lease {
         let actions = self.machine.handle(event);
         let now = Instant::now();
         if epoch != self.machine.epoch() {
-            self.secret = Secret::random();
             // Before anybody is told, so that whoever was told can come back.
-            self.record.write(self.machine.epoch(), &self.secret);
+            self.forget_secret();
         }
         if before != self.machine.device() {
             self.since = now;
@@ -309,6 +310,12 @@ impl Lease {
         for action in actions {
             self.execute(action);
         }
+    }
+
+    /// From here on no grant before this is known. Where a trainer has the device, the new secret is its own.
+    fn forget_secret(&mut self) {
+        self.secret = Secret::random();
+        self.record.write(self.machine.epoch(), &self.secret);
     }
 
     fn execute(&mut self, action: Action) {

@@ -389,6 +389,11 @@ async fn nobody_releases_or_takes_over_what_another_holds() {
     let mut holder = bench.ask("a");
     let former = holder.granted().await;
     bench.release(&holder, &former);
+    let replayed = bench.come_back("a", Some(grant(&former)));
+    assert!(
+        replayed.is_err(),
+        "what was given back is over, though nobody had the device since"
+    );
     let mut holder = bench.ask("a");
     let granted = holder.granted().await;
     let Granted { epoch, secret } = granted.clone();

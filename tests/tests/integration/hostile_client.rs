@@ -23,7 +23,7 @@ use tonic::{
 };
 
 use crate::{
-    harness::{Listen, Teacher, trainer_refuses, trainer_succeeds},
+    harness::{Listen, Teacher, trainer_succeeds},
     http2::{Connection, FRAME_BYTES_MAX, PREFACE},
     pipeline::{Setup, path_text},
 };
@@ -572,6 +572,7 @@ fn others_go_on_with_the_same_bytes_whatever_hostile_clients_do() -> Result<()> 
     };
     under_attack(&target, &ATTACKS, normal)?;
     let grown = teacher.peak_bytes() - before;
+    eprintln!("the attacks came to {} MiB", grown >> 20);
     assert!(grown < MEMORY_BYTES_MAX, "{} MiB", grown >> 20);
     let log = teacher.log();
     assert!(!log.contains("panicked"), "{log}");
@@ -722,7 +723,5 @@ fn half_open_tls_and_a_wrong_token_are_thrown_out_in_time() -> Result<()> {
     }
     let log = teacher.log();
     assert!(!log.contains("horse") && !log.contains("panicked"), "{log}");
-    let without = ["--connect-timeout-seconds", "5", "--ca-cert", ca];
-    assert!(trainer_refuses(&[&run[..], &without].concat()).contains("token"));
     Ok(())
 }

@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use candle_core::quantized::{
     GgmlDType, QTensor,
     gguf_file::{self, Value},

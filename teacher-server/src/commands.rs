@@ -70,6 +70,7 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<Outcome> {
             model: args.model.clone(),
             corpus: args.corpus.clone(),
             cache: Some(args.cache.clone()),
+            strict: Some(args.strict),
             device: args.device,
             threads: args.threads,
             json: Some(args.json),

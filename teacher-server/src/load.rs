@@ -208,7 +208,7 @@ impl Opened {
         }
         backbone::check(&model, &weights)?;
         Capture::new(config).check(&model, tokenizer.size())?;
-        let windowing = Windowing::new(config.seq_len);
+        let windowing = Windowing::new(config.seq_len).strict(config.strict);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
         let quantisation = weights.gguf().map(|gguf| gguf.quantisation());

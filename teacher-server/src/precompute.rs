@@ -121,7 +121,7 @@ pub fn dry_run(config: &Config) -> Result<()> {
     let found = |wanted| located(&config.model, wanted, &|| false);
     let tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
     let model = ModelConfig::load_teacher(&found(Wanted::Config)?)?;
-    let windowing = Windowing::new(config.seq_len);
+    let windowing = Windowing::new(config.seq_len).strict(config.strict);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);
     let path = config.cache.clone().unwrap_or_default();

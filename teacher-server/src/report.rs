@@ -8,7 +8,7 @@ use std::{
 
 use distill_model::ModelConfig;
 use distill_proto::v1::GetServerInfoResponse;
-use distill_text::Corpus;
+use distill_text::{Corpus, Skipped};
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
@@ -69,10 +69,13 @@ impl Reporter {
                 "truncated": skipped.truncated,
                 "without_target": skipped.without_target,
                 "too_short": skipped.too_short,
+                "skipped": skipped.rows,
+                "skipped_rows": skipped.named,
                 "fingerprint": corpus.fingerprint.to_hex(),
             }),
             &format!(
-                "corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}",
+                "{}corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}",
+                name_skipped(skipped),
                 corpus.documents,
                 corpus.sequences.len(),
                 corpus.tokens,
@@ -342,6 +345,15 @@ impl Reporter {
         if let Err(error) = written {
             tracing::warn!("standard output: {error}");
         }
+    }
+}
+
+/// The rows that were skipped, on lines of their own.
+fn name_skipped(skipped: &Skipped) -> String {
+    if skipped.rows > 0 {
+        format!("{skipped}\n")
+    } else {
+        String::new()
     }
 }
 

@@ -30,6 +30,7 @@ pub mod chat;
 pub mod corpus;
 pub mod tokenizer;
 
+mod json;
 mod nearest;
 
 #[cfg(test)]

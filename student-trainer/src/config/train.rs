@@ -158,6 +158,8 @@ settings! {
 
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
         eval_data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Steps between two evaluations; 0 evaluates at the end only.
         eval_steps: usize = 200,
         /// Longest held-out sequence in tokens; unset: as the teacher's.

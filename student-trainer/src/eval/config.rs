@@ -18,6 +18,8 @@ settings! {
         adapter: Option<PathBuf> = None,
         /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Longest sequence in tokens.
         seq_len: usize = 512,
         /// Stop after this many sequences.

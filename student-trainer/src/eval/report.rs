@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use distill_text::Skipped;
 use serde_json::json;
 
 use super::measure::Agreements;
@@ -24,6 +25,8 @@ pub struct EvalReport {
     pub answered: Option<(usize, usize)>,
     /// Time for the answers.
     pub answer_seconds: f64,
+    /// What of the data was left out.
+    pub skipped: Skipped,
 }
 
 impl EvalReport {
@@ -97,6 +100,8 @@ impl EvalReport {
             "tokens": self.tokens,
             "targets": self.targets,
             "seconds": self.seconds,
+            "skipped": self.skipped.rows,
+            "skipped_rows": self.skipped.named,
         })
     }
 }
@@ -124,7 +129,11 @@ impl fmt::Display for EvalReport {
             f,
             "over {} targets of {} tokens in {} sequences, {:.1} s",
             self.targets, self.tokens, self.sequences, self.seconds
-        )
+        )?;
+        if self.skipped.rows > 0 {
+            write!(f, "\n{} rows of the data skipped", self.skipped.rows)?;
+        }
+        Ok(())
     }
 }
 

@@ -19,6 +19,8 @@ settings! {
         tokenizer: Option<PathBuf> = None,
         /// Text to train on: .txt, .md or .jsonl files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Run directory to create; the model is in its `model`.
         out: PathBuf = PathBuf::new(),
         /// Longest sequence in tokens.

@@ -65,6 +65,8 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// Corpus files, in order.
     pub corpus: Vec<PathBuf>,
+    /// Whether a line or row that cannot be used ends the reading of the corpus.
+    pub strict: bool,
     /// Tokens in a window.
     pub seq_len: usize,
     /// Sequences in one forward pass.
@@ -160,6 +162,7 @@ impl Config {
             model: settings.model.unwrap_or_default(),
             tokenizer: settings.tokenizer,
             corpus: settings.corpus.unwrap_or_default(),
+            strict: settings.strict.unwrap_or_default(),
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),
             estimator,

@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use minijinja::{
     AutoEscape, Environment, ErrorKind, Output, State, UndefinedBehavior, Value as Jinja,
-    syntax::SyntaxConfig,
-    value::{Serde, ValueKind},
+    syntax::SyntaxConfig, value::ValueKind,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{functions, generation};
 use crate::{
@@ -20,27 +19,27 @@ use crate::{
 const OWN_VARIABLES: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
 
 /// A compiled chat template.
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     marks_generation: bool,
 }
 
 /// What a template renders.
-#[derive(Clone, Copy, Debug)]
-pub struct RenderInput<'a> {
+#[derive(Clone, Debug)]
+pub(crate) struct RenderInput {
     /// List of objects with `role` and `content`.
-    pub messages: &'a Value,
-    /// List of JSON schemas; null for none.
-    pub tools: &'a Value,
+    pub messages: Jinja,
+    /// List of JSON schemas; none for none.
+    pub tools: Jinja,
     /// Further variables of the template, such as `enable_thinking`; they replace special tokens of the same name.
-    pub kwargs: &'a Map<String, Value>,
+    pub kwargs: BTreeMap<String, Jinja>,
     /// Whether the text ends where an assistant's turn begins.
     pub add_generation_prompt: bool,
 }
 
 /// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendering {
+pub(crate) struct Rendering {
     /// The text.
     pub text: String,
     /// Bytes of `text` that `{% generation %}` blocks wrote, in order; empty where the template has none.
@@ -111,7 +110,7 @@ impl ChatTemplate {
     }
 
     /// Whether the template taken for `tools` says with `{% generation %}` what the assistant wrote.
-    pub fn marks_generation(&self, _tools: &Value) -> bool {
+    pub fn marks_generation(&self, _tools: &Jinja) -> bool {
         self.marks_generation
     }
 
@@ -119,7 +118,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// `ChatTemplate` with what the template or the engine says.
-    pub fn render(&self, input: &RenderInput<'_>) -> Result<Rendering> {
+    pub fn render(&self, input: &RenderInput) -> Result<Rendering> {
         let variables = variables(input)?;
         let text = self.run(&variables, Jinja::from_function(generation::plain))?;
         let mut rendering = Rendering {
@@ -157,7 +156,7 @@ impl ChatTemplate {
     }
 }
 
-fn variables(input: &RenderInput<'_>) -> Result<BTreeMap<String, Jinja>> {
+fn variables(input: &RenderInput) -> Result<BTreeMap<String, Jinja>> {
     if let Some(name) = OWN_VARIABLES
         .into_iter()
         .find(|name| input.kwargs.contains_key(*name))
@@ -168,12 +167,10 @@ fn variables(input: &RenderInput<'_>) -> Result<BTreeMap<String, Jinja>> {
         return Err(Error::ChatTemplate(reason));
     }
     let mut variables = BTreeMap::from([("documents".to_owned(), Jinja::from(()))]);
-    for (name, value) in input.kwargs {
-        variables.insert(name.clone(), Jinja::from(Serde(value)));
-    }
+    variables.extend(input.kwargs.clone());
     let own = [
-        Jinja::from(Serde(input.messages)),
-        Jinja::from(Serde(input.tools)),
+        input.messages.clone(),
+        input.tools.clone(),
         Jinja::from(input.add_generation_prompt),
     ];
     variables.extend(OWN_VARIABLES.map(str::to_owned).into_iter().zip(own));

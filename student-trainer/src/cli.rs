@@ -284,4 +284,12 @@ mod tests {
             .try_get_matches_from(args.split_whitespace())
             .unwrap();
     }
+
+    #[test]
+    fn every_command_that_reads_a_corpus_can_be_strict() {
+        for name in ["train", "eval", "pretrain"] {
+            let args = ["student-trainer", name, "--strict"];
+            command().try_get_matches_from(args).unwrap();
+        }
+    }
 }

@@ -361,3 +361,29 @@ fn name_skipped(skipped: &Skipped) -> String {
 fn short(hex: &str) -> &str {
     hex.get(..16).unwrap_or(hex)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_rows_are_named_on_lines_of_their_own() {
+        assert_eq!(name_skipped(&Skipped::default()), "");
+        let skipped = Skipped {
+            rows: 3,
+            named: vec!["a.jsonl:1: not JSON".into(), "b.parquet: row 2: no".into()],
+            ..Skipped::default()
+        };
+        let lines = name_skipped(&skipped);
+        let lines: Vec<&str> = lines.lines().collect();
+        assert!(lines[0].starts_with("3 rows skipped"), "{lines:?}");
+        assert_eq!(
+            lines[1..],
+            [
+                "  a.jsonl:1: not JSON",
+                "  b.parquet: row 2: no",
+                "  and 1 more"
+            ]
+        );
+    }
+}

@@ -156,4 +156,19 @@ mod tests {
         assert_eq!(report.top5_agreement(), Some(1.0));
         assert!(report.to_string().contains("75.0 %"));
     }
+
+    #[test]
+    fn skipped_rows_are_counted_and_named() {
+        let mut report = EvalReport::default();
+        assert_eq!(report.to_json()["skipped"], 0);
+        assert!(!report.to_string().contains("skipped"));
+        report.skipped.rows = 2;
+        report.skipped.named = vec!["a.jsonl:1: not JSON".into()];
+        assert_eq!(report.to_json()["skipped"], 2);
+        assert_eq!(
+            report.to_json()["skipped_rows"],
+            json!(["a.jsonl:1: not JSON"])
+        );
+        assert!(report.to_string().ends_with("2 rows of the data skipped"));
+    }
 }

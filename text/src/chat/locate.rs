@@ -104,13 +104,17 @@ impl<'a> Locator<'a> {
     }
 
     fn start(&self, index: usize) -> Option<usize> {
-        let prefix = self.render(index, true, None)?;
-        if self.text.starts_with(&prefix) {
+        let prefix = self.render(index, true, None);
+        if let Some(prefix) = prefix
+            .as_deref()
+            .filter(|prefix| self.text.starts_with(prefix))
+        {
             return Some(prefix.len());
         }
         let Some(before) = index.checked_sub(1) else {
             return self.start_of_first();
         };
+        let prefix = prefix?;
         [Marking::End, Marking::Middle, Marking::Call]
             .into_iter()
             .find_map(|marking| {

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 use distill_model::{ComputeDtype, DeviceChoice};
+use distill_text::ChatTemplateKwargs;
 
 use crate::config::{EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode};
 
@@ -147,6 +148,10 @@ pub struct Settings {
     /// Stop at the first line or row of the corpus that cannot be used, instead of skipping and naming it.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub strict: Option<bool>,
+    /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's own
+    /// `chat_template_kwargs` win.
+    #[arg(long, value_name = "JSON")]
+    pub chat_template_kwargs: Option<ChatTemplateKwargs>,
     /// Tokens in a window [default: 512].
     #[arg(long, value_name = "TOKENS")]
     pub seq_len: Option<usize>,

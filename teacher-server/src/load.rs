@@ -195,10 +195,11 @@ impl Opened {
         let files = TeacherFiles::open(config, stopped)?;
         let parameters = files.parameter_count()?;
         let TeacherFiles {
-            tokenizer,
+            mut tokenizer,
             model,
             weights,
         } = files;
+        config.set_template_kwargs(&mut tokenizer);
         if config.seq_len > model.max_position_embeddings {
             let (asked, most) = (config.seq_len, model.max_position_embeddings);
             return Err(Error::Config {

@@ -119,7 +119,8 @@ pub fn dry_run(config: &Config) -> Result<()> {
     let reporter = Reporter::new(config.json);
     // The weights of a model that is named on the hub are not fetched for this.
     let found = |wanted| located(&config.model, wanted, &|| false);
-    let tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
+    let mut tokenizer = TokenizerFiles::open(&found(Wanted::Tokenizer)?)?;
+    config.set_template_kwargs(&mut tokenizer);
     let model = ModelConfig::load_teacher(&found(Wanted::Config)?)?;
     let windowing = Windowing::new(config.seq_len).strict(config.strict);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;

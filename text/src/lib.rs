@@ -36,6 +36,7 @@ mod nearest;
 #[cfg(test)]
 mod testing;
 
+pub use chat::ChatTemplateKwargs;
 pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
 pub use error::{Error, Result};
 pub use nearest::nearest;

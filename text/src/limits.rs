@@ -24,8 +24,19 @@ pub const PIECE_BYTES: usize = 1 << 20;
 pub const MESSAGES_MAX: usize = 512;
 /// Rendered conversation.
 pub const RENDERING_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
-/// Work of one rendering, in minijinja's fuel: about one unit an instruction or 64 bytes of output.
-pub const TEMPLATE_FUEL: u64 = 20_000_000;
+/// A chat template; the longest in use have 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+/// Tags of a chat template; the longest in use have some hundreds.
+pub const TEMPLATE_TAGS_MAX: usize = 10_000;
+/// Operators and brackets of one tag of a chat template: the tree of an expression is as deep, and read by recursion.
+pub const TEMPLATE_OPERATORS_MAX: usize = 500;
+/// Work of one rendering, in minijinja's fuel: about one unit an instruction or 64 bytes of what is made, so this bounds the
+/// memory of a rendering to about 512 MiB too.
+pub const TEMPLATE_FUEL: u64 = 8 << 20;
+/// Lists and objects within each other in what a template's variables hold or print.
+pub const VALUE_DEPTH_MAX: usize = 200;
+/// Texts and entries of one list or object that a template's variable holds, a part counted as often as it is there.
+pub const VALUE_BYTES_MAX: usize = 4 * RENDERING_BYTES_MAX;
 /// Shortest permitted `seq_len`; below it a window may not hold one character of a byte-level tokenizer.
 pub const SEQ_LEN_MIN: usize = 8;
 /// Longest permitted `seq_len`, as in the frame format.

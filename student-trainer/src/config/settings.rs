@@ -65,7 +65,7 @@ setting_kinds! {
     Integer: usize, u64, u32;
     Float: f64;
     Boolean: bool;
-    Text: String, PathBuf;
+    Text: String, PathBuf, distill_text::ChatTemplateKwargs;
     List: Vec<String>, Vec<PathBuf>;
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use distill_model::{ComputeDtype, LORA_TARGETS};
-use distill_text::limits::SEQ_LEN_MIN;
+use distill_text::{ChatTemplateKwargs, limits::SEQ_LEN_MIN};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -160,6 +160,9 @@ settings! {
         eval_data: Vec<PathBuf> = Vec::new(),
         /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
         strict: bool = false,
+        /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Steps between two evaluations; 0 evaluates at the end only.
         eval_steps: usize = 200,
         /// Longest held-out sequence in tokens; unset: as the teacher's.

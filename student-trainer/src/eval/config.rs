@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use distill_text::ChatTemplateKwargs;
+
 use super::Decoding;
 use crate::{
     Error, Result,
@@ -20,6 +22,9 @@ settings! {
         data: Vec<PathBuf> = Vec::new(),
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
         strict: bool = false,
+        /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Longest sequence in tokens.
         seq_len: usize = 512,
         /// Stop after this many sequences.

@@ -56,7 +56,10 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     );
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let files = StudentFiles::find(&student(config)?, shutdown)?;
+    let mut files = StudentFiles::find(&student(config)?, shutdown)?;
+    files
+        .tokenizer
+        .set_chat_template_kwargs(&config.chat_template_kwargs);
     let runtime = client::runtime()?;
     let mut scorer = match &config.teacher {
         Some(address) => {

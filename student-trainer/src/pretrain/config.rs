@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use distill_text::ChatTemplateKwargs;
+
 use crate::{
     Error, Result,
     config::{ComputeDtype, settings::settings},
@@ -21,6 +23,9 @@ settings! {
         data: Vec<PathBuf> = Vec::new(),
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
         strict: bool = false,
+        /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
+        /// own `chat_template_kwargs` win.
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
         /// Run directory to create; the model is in its `model`.
         out: PathBuf = PathBuf::new(),
         /// Longest sequence in tokens.

@@ -109,7 +109,9 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
 fn tokenizer(config: &PretrainConfig) -> Result<TokenizerFiles> {
     let directory = config.tokenizer.as_ref().or(config.from.as_ref());
     let directory = directory.map_or(Path::new(""), PathBuf::as_path);
-    Ok(TokenizerFiles::open(directory)?)
+    let mut tokenizer = TokenizerFiles::open(directory)?;
+    tokenizer.set_chat_template_kwargs(&config.chat_template_kwargs);
+    Ok(tokenizer)
 }
 
 /// Puts the files of the model in place and loads it, every weight trainable.

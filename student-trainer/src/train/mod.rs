@@ -121,7 +121,10 @@ fn train(
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
     let checkpoint = checkpoints.latest()?;
     let place = Place::choose(&config.device, config.dtype)?.within(config.memory_budget_bytes);
-    let files = StudentFiles::find(&config.student, shutdown)?;
+    let mut files = StudentFiles::find(&config.student, shutdown)?;
+    files
+        .tokenizer
+        .set_chat_template_kwargs(&config.chat_template_kwargs);
     let runtime = client::runtime()?;
     let agreement = runtime.block_on(agree(config, &files, shutdown))?;
     let (teacher, info) = (&agreement.teacher, &agreement.info);

@@ -15,7 +15,10 @@ use distill_proto::{
     Estimator,
     limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX},
 };
-use distill_text::limits::{SEQ_LEN_MAX, SEQ_LEN_MIN};
+use distill_text::{
+    ChatTemplateKwargs, TokenizerFiles,
+    limits::{SEQ_LEN_MAX, SEQ_LEN_MIN},
+};
 use serde::Serialize;
 
 use crate::{
@@ -67,6 +70,8 @@ pub struct Config {
     pub corpus: Vec<PathBuf>,
     /// Whether a line or row that cannot be used ends the reading of the corpus.
     pub strict: bool,
+    /// Variables of the chat template for every conversation; absent: none.
+    pub chat_template_kwargs: Option<ChatTemplateKwargs>,
     /// Tokens in a window.
     pub seq_len: usize,
     /// Sequences in one forward pass.
@@ -146,6 +151,13 @@ impl Config {
         Self::from_settings(with_captured(settings)?)
     }
 
+    /// Gives the chat template the variables that the settings name.
+    pub fn set_template_kwargs(&self, tokenizer: &mut TokenizerFiles) {
+        if let Some(kwargs) = &self.chat_template_kwargs {
+            tokenizer.set_chat_template_kwargs(kwargs);
+        }
+    }
+
     /// Fills defaults in and checks every setting.
     ///
     /// # Errors
@@ -163,6 +175,7 @@ impl Config {
             tokenizer: settings.tokenizer,
             corpus: settings.corpus.unwrap_or_default(),
             strict: settings.strict.unwrap_or_default(),
+            chat_template_kwargs: settings.chat_template_kwargs,
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),
             estimator,

@@ -1,15 +1,9 @@
-//! Provides a conversation before it is rendered: what a row says, put right as `transformers` 5 does for every template.
+//! Provides a conversation before it is rendered: what a row says, checked, and what of it is to be learnt.
 
-use minijinja::value::Serde;
-
-use super::Jinja;
 use crate::{
     json::{Json, Object, parse, take},
     limits::MESSAGES_MAX,
 };
-
-/// Names for the thoughts before an answer; templates read the first one, and gpt-oss' the second.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Messages and what else a template reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,15 +121,6 @@ fn put_right(message: Json) -> Result<(Object, bool), String> {
     if let Some(reason) = fields.values().find_map(Json::unusable) {
         return Err(format!("has {reason}"));
     }
-    if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name).cloned()) {
-        let thinking = fields.shift_remove("thinking");
-        fields.shift_insert(
-            0,
-            "thinking".to_owned(),
-            thinking.unwrap_or_else(|| reasoning.clone()),
-        );
-        fields.insert("reasoning_content".to_owned(), reasoning);
-    }
     match role(&fields) {
         Some(role) => {
             let learnt = learnt && role == "assistant";
@@ -183,9 +168,4 @@ fn tools(found: Option<Json>) -> Result<Json, String> {
             other.kind()
         )),
     }
-}
-
-/// A value as the template engine has it.
-pub(super) fn jinja(value: impl serde::Serialize) -> Jinja {
-    Jinja::from(Serde(value))
 }

@@ -1,13 +1,26 @@
 //! Provides the functions and filters that `transformers` gives chat templates beside Jinja's own.
 
-use std::io;
+use minijinja::{Error, ErrorKind, State, Value as Jinja};
 
-use minijinja::{
-    Error, ErrorKind, Value as Jinja,
-    value::{Kwargs, Rest},
-};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use super::python;
+
+/// Bytes that one unit of the engine's fuel pays for.
+const BYTES_PER_FUEL: usize = 64;
+
+/// Pays for bytes that a function here wrote or walked over, as the engine's own functions do.
+pub(super) fn charge(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)
+}
+
+/// `value | string`, and an operand of `~`.
+pub(super) fn text(state: &State<'_, '_>, value: Jinja) -> Result<Jinja, Error> {
+    if value.as_str().is_some() {
+        return Ok(value);
+    }
+    let text = python::str(&value)?;
+    charge(state, text.len())?;
+    Ok(Jinja::from(text))
+}
 
 /// `raise_exception(message)`: a template refuses these messages.
 pub(super) fn raise_exception(message: &str) -> Result<Jinja, Error> {
@@ -53,66 +66,4 @@ pub(super) fn strftime_now(format: &str) -> String {
         }
     }
     out
-}
-
-/// `value | tojson(indent=..)` as Python's `json.dumps(value, ensure_ascii=False, indent=..)` writes it, without the HTML
-/// escapes of Jinja's own filter.
-pub(super) fn tojson(
-    value: Jinja,
-    positional: Rest<Jinja>,
-    kwargs: Kwargs,
-) -> Result<Jinja, Error> {
-    let indent: Option<usize> = match positional.first() {
-        Some(indent) if !indent.is_none() => Some(usize::try_from(indent.clone())?),
-        _ => kwargs.get("indent")?,
-    };
-    // Accepted for the sake of templates that name them; their usual values are what is written anyway.
-    for name in ["ensure_ascii", "separators", "sort_keys"] {
-        let _: Option<Jinja> = kwargs.get(name)?;
-    }
-    kwargs.assert_all_used()?;
-    let written = match indent {
-        None => write_json(&value, PythonFormatter),
-        Some(width) => {
-            let indent = vec![b' '; width.min(16)];
-            write_json(&value, PrettyFormatter::with_indent(&indent))
-        }
-    };
-    written
-        .map(Jinja::from_safe_string)
-        .map_err(|reason| Error::new(ErrorKind::BadSerialization, reason))
-}
-
-fn write_json(value: &Jinja, formatter: impl Formatter) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut bytes, formatter);
-    value
-        .serialize(&mut serializer)
-        .map_err(|e| e.to_string())?;
-    String::from_utf8(bytes).map_err(|e| e.to_string())
-}
-
-/// One line with a space after `,` and `:`.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        out.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        out.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
 }

@@ -1,7 +1,7 @@
 //! Provides what lies in a template's `{% generation %}` blocks: the assistant's text, as the template itself marks it.
 //!
-//! `transformers` makes such a block a call whose body is rendered on its own, and so does [`as_calls`]. The call puts a
-//! mark before and after what it rendered, and [`take_marks`] finds the marks wherever loops, macros and filters carried
+//! `transformers` makes such a block a call whose body is rendered on its own, and so does [`super::source`]. The call puts
+//! a mark before and after what it rendered, and [`take_marks`] finds the marks wherever loops, macros and filters carried
 //! them. The marks are noncharacters, which Unicode keeps for such inner use.
 
 use std::ops::Range;
@@ -42,35 +42,4 @@ pub(super) fn take_marks(marked: &str) -> Option<(String, Vec<Range<usize>>)> {
     text.push_str(rest);
     ranges.sort_by_key(|range| range.start);
     open.is_empty().then_some((text, ranges))
-}
-
-/// Replaces the tags of `{% generation %}` blocks by calls of [`CALL`], whitespace control included; with whether there
-/// were any.
-pub(super) fn as_calls(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut found = false;
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end);
-        let word = tag
-            .trim_start_matches("{%")
-            .trim_matches(['-', '+', ' ', '\t', '\n', '\r']);
-        match word {
-            "generation" => {
-                found = true;
-                out.push_str(&tag.replacen(word, &format!("call {CALL}()"), 1));
-            }
-            "endgeneration" => out.push_str(&tag.replacen(word, "endcall", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    (out, found)
 }

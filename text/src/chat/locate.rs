@@ -11,13 +11,12 @@
 
 use std::ops::Range;
 
-use super::{
-    ChatTemplate, Jinja, RenderInput,
-    dialogue::{Dialogue, jinja},
-};
+use serde_json::{Map, Value};
+
+use super::{ChatTemplate, RenderInput, dialogue::Dialogue};
 use crate::{
     Error, Result, TokenizerFiles,
-    json::{Fields, Json, Object},
+    json::{self, Json, Object},
 };
 
 /// Private characters, which no template changes; a conversation with them in it has no anchors.
@@ -41,8 +40,9 @@ pub(super) struct Locator<'a> {
     tokenizer: &'a TokenizerFiles,
     template: &'a ChatTemplate,
     dialogue: &'a Dialogue,
-    messages: Vec<Jinja>,
-    input: RenderInput,
+    messages: Vec<Value>,
+    tools: Value,
+    kwargs: Map<String, Value>,
     text: String,
     marked: Option<Vec<Range<usize>>>,
 }
@@ -54,27 +54,26 @@ impl<'a> Locator<'a> {
         template: &'a ChatTemplate,
         dialogue: &'a Dialogue,
     ) -> Result<Self> {
-        let messages: Vec<Jinja> = dialogue.messages.iter().map(Fields).map(jinja).collect();
-        let input = RenderInput {
-            messages: Jinja::from(messages.clone()),
-            tools: jinja(&dialogue.tools),
-            kwargs: dialogue
-                .kwargs
-                .iter()
-                .map(|(name, value)| (name.clone(), jinja(value)))
-                .collect(),
+        let messages = dialogue.messages.iter().map(json::map);
+        let messages: Vec<Value> = messages.map(Value::Object).collect();
+        let tools = Value::from(&dialogue.tools);
+        let kwargs = json::map(&dialogue.kwargs);
+        let rendering = template.render(&RenderInput {
+            messages: &Value::Array(messages.clone()),
+            tools: &tools,
+            kwargs: &kwargs,
             add_generation_prompt: false,
-        };
-        let rendering = template.render(&input)?;
+        })?;
         let marked = template
-            .marks_generation(&input.tools)
+            .marks_generation(&tools)
             .then_some(rendering.generation);
         Ok(Self {
             tokenizer,
             template,
             dialogue,
             messages,
-            input,
+            tools,
+            kwargs,
             text: rendering.text,
             marked,
         })
@@ -112,7 +111,7 @@ impl<'a> Locator<'a> {
             return Some(prefix.len());
         }
         let Some(before) = index.checked_sub(1) else {
-            return self.start_of_first();
+            return self.start_of_first(prefix.as_deref());
         };
         let prefix = prefix?;
         [Marking::End, Marking::Middle, Marking::Call]
@@ -131,11 +130,14 @@ impl<'a> Locator<'a> {
     }
 
     /// Where no message is before the turn and a template needs one, the generation prompt is what it adds to the turn.
-    fn start_of_first(&self) -> Option<usize> {
-        let prompted = self.render(1, true, None)?;
-        let prompt = prompted.strip_prefix(self.render(1, false, None)?.as_str())?;
+    fn start_of_first(&self, prefix: Option<&str>) -> Option<usize> {
         let content = self.content_start(0)?;
         let before = self.text.get(..content)?;
+        if !before.is_empty() && prefix.is_some_and(|prefix| prefix.starts_with(before)) {
+            return Some(content);
+        }
+        let prompted = self.render(1, true, None)?;
+        let prompt = prompted.strip_prefix(self.render(1, false, None)?.as_str())?;
         (!prompt.is_empty() && before.ends_with(prompt)).then_some(content)
     }
 
@@ -170,12 +172,13 @@ impl<'a> Locator<'a> {
         let mut messages = self.messages.get(..count)?.to_vec();
         if let Some((index, marking)) = marked {
             let marked = mark(self.dialogue.messages.get(index)?, marking)?;
-            *messages.get_mut(index)? = jinja(Fields(&marked));
+            *messages.get_mut(index)? = Value::Object(json::map(&marked));
         }
         let input = RenderInput {
-            messages: Jinja::from(messages),
+            messages: &Value::Array(messages),
+            tools: &self.tools,
+            kwargs: &self.kwargs,
             add_generation_prompt: prompt,
-            ..self.input.clone()
         };
         self.template
             .render(&input)

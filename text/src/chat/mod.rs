@@ -1,18 +1,30 @@
-//! Provides chat templates as Hugging Face models ship them, and which bytes of a rendering the assistant wrote.
+//! Provides chat templates as Hugging Face models ship them, and which bytes of a rendering are to be learnt.
 
 mod dialogue;
+mod engine;
 mod functions;
 mod generation;
+mod json;
+mod kwargs;
 mod locate;
+mod methods;
+mod python;
+mod source;
+mod tags;
 mod template;
 mod turns;
-
-use minijinja::Value as Jinja;
+mod values;
 
 pub(crate) use dialogue::Dialogue;
-pub(crate) use template::{ChatTemplate, RenderInput};
+pub use kwargs::ChatTemplateKwargs;
+pub use template::{ChatTemplate, RenderInput, Rendering};
 pub(crate) use turns::{Conversation, render_conversation};
+pub(crate) use values::NUMBER;
 
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod oracle_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

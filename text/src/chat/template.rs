@@ -1,45 +1,51 @@
-//! Provides a chat template: the Jinja of a model directory, with what `transformers` gives such templates.
+//! Provides the chat template of a model directory: which one is taken for a conversation, and what it is given.
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use minijinja::{
-    AutoEscape, Environment, ErrorKind, Output, State, UndefinedBehavior, Value as Jinja,
-    syntax::SyntaxConfig, value::ValueKind,
+use minijinja::Value as Jinja;
+use serde_json::{Map, Value};
+
+use super::{
+    ChatTemplateKwargs,
+    engine::Engine,
+    generation,
+    kwargs::{self, OWN_VARIABLES},
+    values,
 };
-use serde_json::Value;
+use crate::{Error, Result, limits::RENDERING_BYTES_MAX, tokenizer::Origin};
 
-use super::{functions, generation};
-use crate::{
-    Error, Result,
-    limits::{RENDERING_BYTES_MAX, TEMPLATE_FUEL},
-    tokenizer::Origin,
-};
+/// The template that is taken for conversations with tools, where there is one.
+const TOOL_USE: &str = "tool_use";
+const DEFAULT: &str = "default";
 
-/// Variables of the template that a row's `chat_template_kwargs` may not replace: `transformers` takes them by name.
-const OWN_VARIABLES: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
+/// The file of the template [`DEFAULT`].
+const FILE: &str = "chat_template.jinja";
+/// The file of the template [`TOOL_USE`].
+const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
 
-/// A compiled chat template.
-pub(crate) struct ChatTemplate {
-    environment: Environment<'static>,
-    marks_generation: bool,
+/// The chat templates of a model directory, compiled.
+pub struct ChatTemplate {
+    default: Option<Engine>,
+    tool_use: Option<Engine>,
+    kwargs: Map<String, Value>,
 }
 
 /// What a template renders.
-#[derive(Clone, Debug)]
-pub(crate) struct RenderInput {
+#[derive(Clone, Copy, Debug)]
+pub struct RenderInput<'a> {
     /// List of objects with `role` and `content`.
-    pub messages: Jinja,
-    /// List of JSON schemas; none for none.
-    pub tools: Jinja,
+    pub messages: &'a Value,
+    /// List of JSON schemas; null for none.
+    pub tools: &'a Value,
     /// Further variables of the template, such as `enable_thinking`; they replace special tokens of the same name.
-    pub kwargs: BTreeMap<String, Jinja>,
+    pub kwargs: &'a Map<String, Value>,
     /// Whether the text ends where an assistant's turn begins.
     pub add_generation_prompt: bool,
 }
 
 /// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rendering {
+pub struct Rendering {
     /// The text.
     pub text: String,
     /// Bytes of `text` that `{% generation %}` blocks wrote, in order; empty where the template has none.
@@ -47,86 +53,109 @@ pub(crate) struct Rendering {
 }
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja` or the `chat_template` of `tokenizer_config.json` (a text, or a list in which the one
-    /// named `default` is taken); `None` where there is neither.
+    /// Reads the files `chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, or, where there is neither, the
+    /// `chat_template` of `tokenizer_config.json`: a text, or a list of named templates. `None` where nothing is there.
     pub(crate) fn read(
         origin: Origin<'_>,
         special: &BTreeMap<String, String>,
     ) -> Result<Option<Self>> {
-        let name = "chat_template.jinja";
-        if let Some(source) = origin.text(name)? {
-            return Self::compile(&source, special)
-                .map(Some)
-                .map_err(|reason| at(&origin.path_of(name), "file", reason));
+        let compile_file = |name: &str| -> Result<Option<Engine>> {
+            let Some(source) = origin.text(name)? else {
+                return Ok(None);
+            };
+            let compiled = Engine::compile(&source, special);
+            let engine = compiled.map_err(|reason| at(&origin.path_of(name), "file", reason))?;
+            Ok(Some(engine))
+        };
+        let from_files = Self {
+            default: compile_file(FILE)?,
+            tool_use: compile_file(TOOL_USE_FILE)?,
+            kwargs: Map::new(),
+        };
+        if from_files.default.is_some() || from_files.tool_use.is_some() {
+            return Ok(Some(from_files));
         }
         let Some((path, config)) = origin.json("tokenizer_config.json")? else {
             return Ok(None);
         };
-        let source = match config.get("chat_template") {
-            None | Some(Value::Null) => return Ok(None),
-            Some(Value::String(source)) => source.as_str(),
-            Some(list) => default_of(list).ok_or_else(|| {
-                let reason = "neither a text nor a list with a template named \"default\"";
-                at(&path, "chat_template", reason.to_owned())
-            })?,
-        };
-        Self::compile(source, special)
-            .map(Some)
+        let field = config.get("chat_template").filter(|field| !field.is_null());
+        let templates = field.map(|field| Self::of_field(field, special));
+        templates
+            .transpose()
             .map_err(|reason| at(&path, "chat_template", reason))
     }
 
-    /// Compiles a template; `special` are its variables `bos_token`, `eos_token` and so on.
+    /// Compiles the `chat_template` of a `tokenizer_config.json`.
+    fn of_field(
+        field: &Value,
+        special: &BTreeMap<String, String>,
+    ) -> std::result::Result<Self, String> {
+        let compile = |source: &str| Engine::compile(source, special);
+        let (default, tool_use) = match field {
+            Value::String(source) => (Some(compile(source)?), None),
+            list => (
+                named(list, DEFAULT).map(compile).transpose()?,
+                named(list, TOOL_USE).map(compile).transpose()?,
+            ),
+        };
+        if default.is_none() && tool_use.is_none() {
+            let reason = "neither a text nor a list with a template named \"default\"";
+            return Err(reason.to_owned());
+        }
+        Ok(Self {
+            default,
+            tool_use,
+            kwargs: Map::new(),
+        })
+    }
+
+    /// Compiles one template.
+    #[cfg(test)]
     pub(crate) fn compile(
         source: &str,
         special: &BTreeMap<String, String>,
     ) -> std::result::Result<Self, String> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|e| e.to_string())?;
-        environment.set_syntax(syntax);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(TEMPLATE_FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(python_print);
-        environment.add_function("raise_exception", functions::raise_exception);
-        environment.add_function("strftime_now", functions::strftime_now);
-        environment.add_filter("tojson", functions::tojson);
-        for (name, content) in special {
-            environment.add_global(name.clone(), content.clone());
-        }
-        let (source, marks_generation) = generation::as_calls(source);
-        environment
-            .add_template_owned("chat", source)
-            .map_err(|e| describe(&e))?;
-        Ok(Self {
-            environment,
-            marks_generation,
-        })
+        Self::of_field(&Value::from(source), special)
+    }
+
+    /// Sets variables that every conversation is rendered with, unless a row's own say otherwise.
+    pub(crate) fn set_kwargs(&mut self, kwargs: &ChatTemplateKwargs) {
+        self.kwargs.clone_from(&kwargs.0);
     }
 
     /// Whether the template taken for `tools` says with `{% generation %}` what the assistant wrote.
-    pub fn marks_generation(&self, _tools: &Jinja) -> bool {
-        self.marks_generation
+    pub fn marks_generation(&self, tools: &Value) -> bool {
+        self.engine(tools)
+            .is_ok_and(|engine| engine.marks_generation)
+    }
+
+    /// The template for conversations with `tools`; as in `transformers`, an empty list says that there are tools.
+    fn engine(&self, tools: &Value) -> Result<&Engine> {
+        let tool_use = self.tool_use.as_ref().filter(|_| !tools.is_null());
+        tool_use.or(self.default.as_ref()).ok_or_else(|| {
+            Error::ChatTemplate(format!(
+                "the model has only a template named \"{TOOL_USE}\", and this conversation has no `tools`"
+            ))
+        })
     }
 
     /// Renders a conversation.
     ///
     /// # Errors
     /// `ChatTemplate` with what the template or the engine says.
-    pub fn render(&self, input: &RenderInput) -> Result<Rendering> {
-        let variables = variables(input)?;
-        let text = self.run(&variables, Jinja::from_function(generation::plain))?;
+    pub fn render(&self, input: &RenderInput<'_>) -> Result<Rendering> {
+        let engine = self.engine(input.tools)?;
+        let mut variables = self.variables(input)?;
+        let mut render = |call: Jinja| {
+            variables.insert(generation::CALL.to_owned(), call);
+            render_bounded(engine, Jinja::from(variables.clone()))
+        };
         let mut rendering = Rendering {
-            text,
+            text: render(Jinja::from_function(generation::plain))?,
             generation: Vec::new(),
         };
-        if self.marks_generation {
-            let marked = self.run(&variables, Jinja::from_function(generation::marked))?;
+        if engine.marks_generation {
+            let marked = render(Jinja::from_function(generation::marked))?;
             rendering.generation = match generation::take_marks(&marked) {
                 Some((text, ranges)) if text == rendering.text => ranges,
                 _ => {
@@ -139,42 +168,31 @@ impl ChatTemplate {
         Ok(rendering)
     }
 
-    fn run(&self, variables: &BTreeMap<String, Jinja>, call: Jinja) -> Result<String> {
-        let mut variables = variables.clone();
-        variables.insert(generation::CALL.to_owned(), call);
-        let rendered = self
-            .environment
-            .get_template("chat")
-            .and_then(|template| template.render(Jinja::from(variables)))
-            .map_err(|e| Error::ChatTemplate(describe(&e)))?;
-        if rendered.len() > RENDERING_BYTES_MAX {
-            let (found, limit) = (rendered.len(), RENDERING_BYTES_MAX);
-            let reason = format!("the conversation has {found} bytes, above the limit of {limit}");
-            return Err(Error::ChatTemplate(reason));
+    fn variables(&self, input: &RenderInput<'_>) -> Result<BTreeMap<String, Jinja>> {
+        let mut variables = BTreeMap::from([("documents".to_owned(), Jinja::from(()))]);
+        kwargs::check(input.kwargs)
+            .map_err(|reason| Error::ChatTemplate(format!("`chat_template_kwargs`: {reason}")))?;
+        for (name, value) in self.kwargs.iter().chain(input.kwargs) {
+            variables.insert(name.clone(), values::to_jinja(value));
         }
-        Ok(rendered)
+        let own = [
+            values::messages(input.messages),
+            values::to_jinja(input.tools),
+            Jinja::from(input.add_generation_prompt),
+        ];
+        variables.extend(OWN_VARIABLES.map(str::to_owned).into_iter().zip(own));
+        Ok(variables)
     }
 }
 
-fn variables(input: &RenderInput) -> Result<BTreeMap<String, Jinja>> {
-    if let Some(name) = OWN_VARIABLES
-        .into_iter()
-        .find(|name| input.kwargs.contains_key(*name))
-    {
-        let reason = format!(
-            "`chat_template_kwargs` has `{name}`, which is no extra variable; say it beside `chat_template_kwargs`"
-        );
+fn render_bounded(engine: &Engine, variables: Jinja) -> Result<String> {
+    let rendered = engine.render(variables).map_err(Error::ChatTemplate)?;
+    if rendered.len() > RENDERING_BYTES_MAX {
+        let (found, limit) = (rendered.len(), RENDERING_BYTES_MAX);
+        let reason = format!("the conversation has {found} bytes, above the limit of {limit}");
         return Err(Error::ChatTemplate(reason));
     }
-    let mut variables = BTreeMap::from([("documents".to_owned(), Jinja::from(()))]);
-    variables.extend(input.kwargs.clone());
-    let own = [
-        input.messages.clone(),
-        input.tools.clone(),
-        Jinja::from(input.add_generation_prompt),
-    ];
-    variables.extend(OWN_VARIABLES.map(str::to_owned).into_iter().zip(own));
-    Ok(variables)
+    Ok(rendered)
 }
 
 fn at(path: &Path, field: &str, reason: String) -> Error {
@@ -185,38 +203,8 @@ fn at(path: &Path, field: &str, reason: String) -> Error {
     }
 }
 
-fn default_of(list: &Value) -> Option<&str> {
-    let named = list.as_array()?.iter();
-    let mut default = named.filter(|entry| entry.get("name").is_some_and(|n| n == "default"));
-    default.next()?.get("template")?.as_str()
-}
-
-/// The engine's words with the line of the template and the cause.
-fn describe(error: &minijinja::Error) -> String {
-    let mut text = match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => {
-            return "it does too much work for one conversation; does it loop without end?".into();
-        }
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
-        (kind, None) => kind.to_string(),
-    };
-    if let Some(line) = error.line() {
-        text += &format!(" (line {line} of the template)");
-    }
-    text
-}
-
-/// Prints null, true and false as Python does; templates compare and concatenate such text.
-fn python_print(
-    out: &mut Output<'_>,
-    state: &mut State<'_, '_>,
-    value: &Jinja,
-) -> std::result::Result<(), minijinja::Error> {
-    let word = match (value.is_none(), bool::try_from(value.clone())) {
-        (true, _) => "None",
-        (false, Ok(true)) if value.kind() == ValueKind::Bool => "True",
-        (false, Ok(false)) if value.kind() == ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(out, state, value),
-    };
-    out.write_str(word).map_err(minijinja::Error::from)
+fn named<'a>(list: &'a Value, name: &str) -> Option<&'a str> {
+    let mut entries = list.as_array()?.iter();
+    let entry = entries.find(|entry| entry.get("name").is_some_and(|found| found == name))?;
+    entry.get("template")?.as_str()
 }

@@ -1,7 +1,6 @@
 use std::{collections::BTreeMap, fs};
 
-use minijinja::value::Serde;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::{
@@ -13,9 +12,9 @@ fn render(source: &str, messages: Value) -> Result<String, String> {
     let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
     let template = ChatTemplate::compile(source, &special)?;
     let input = RenderInput {
-        messages: Jinja::from(Serde(&messages)),
-        tools: Jinja::from(()),
-        kwargs: BTreeMap::new(),
+        messages: &messages,
+        tools: &Value::Null,
+        kwargs: &Map::new(),
         add_generation_prompt: true,
     };
     let rendering = template.render(&input).map_err(|e| e.to_string())?;
@@ -131,7 +130,7 @@ fn a_list_of_templates_gives_the_default_one() {
         fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         TokenizerFiles::open(dir.path())
     };
-    let list = json!({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]});
+    let list = json!({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]});
     let files = open(list).unwrap();
     assert_eq!(files.render_chat(&json!([]), false).unwrap(), "d");
     let files = open(json!({"chat_template": "s"})).unwrap();
@@ -155,4 +154,217 @@ fn a_list_of_templates_gives_the_default_one() {
         error.contains("tokenizer_config.json: chat_template: "),
         "{error}"
     );
+}
+
+fn rendering(template: &ChatTemplate, tools: Value, kwargs: Value) -> (String, Vec<String>) {
+    let input = RenderInput {
+        messages: &json!([{"role": "assistant", "content": "é"}, {"role": "assistant", "content": " b "}]),
+        tools: &tools,
+        kwargs: kwargs.as_object().unwrap(),
+        add_generation_prompt: false,
+    };
+    let Rendering { text, generation } = template.render(&input).unwrap();
+    let covered = generation.into_iter().map(|range| text[range].to_owned());
+    let covered = covered.collect();
+    (text, covered)
+}
+
+#[test]
+fn a_generation_block_is_found_in_loops_macros_and_filters() {
+    for (source, text, covered) in [
+        (
+            "{% for m in messages %}<{% generation %}{{ m.content }}|{% endgeneration %}>{% endfor %}",
+            "<é|>< b |>",
+            vec!["é|", " b |"],
+        ),
+        (
+            "{% macro t(m) %}<{% generation %}{{ m.content }}{% endgeneration %}>{% endmacro %}{% for m in messages %}{{ t(m) }}{% endfor %}",
+            "<é>< b >",
+            vec!["é", " b "],
+        ),
+        (
+            "{% set x %}a{% generation %}b{% endgeneration %}{% endset %}{{ x }}{{ x | upper }}",
+            "abAB",
+            vec!["b", "B"],
+        ),
+        (
+            "{%- for m in messages -%}  {%- generation -%}  {{ loop.index }}  {%- endgeneration -%}  {%- endfor %}",
+            "12",
+            vec!["1", "2"],
+        ),
+        (
+            "{% generation %}\n  a\n{% endgeneration %}\nb",
+            "  a\nb",
+            vec!["  a\n"],
+        ),
+        (
+            "{% if false %}{% generation %}a{% endgeneration %}{% endif %}b",
+            "b",
+            vec![],
+        ),
+        ("{% generation %}{% endgeneration %}", "", vec![""]),
+        (
+            "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}",
+            "ab",
+            vec!["ab", "b"],
+        ),
+    ] {
+        let template = ChatTemplate::compile(source, &BTreeMap::new()).unwrap();
+        assert!(template.marks_generation(&Value::Null));
+        let found = rendering(&template, Value::Null, json!({}));
+        assert_eq!(
+            found,
+            (
+                text.to_owned(),
+                covered.iter().map(|c| (*c).to_owned()).collect()
+            ),
+            "{source}"
+        );
+    }
+    let plain = ChatTemplate::compile(
+        "{# {% generation %} #}{{ '{% generation %}' }}",
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    assert!(!plain.marks_generation(&Value::Null));
+    let counts = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x | length }}";
+    let error = render(counts, json!([])).unwrap_err();
+    assert!(error.contains("cannot be told apart"), "{error}");
+}
+
+#[test]
+fn rows_with_tools_take_the_template_for_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &tokenizer_json(), CHATML);
+    let rendered = || {
+        let files = TokenizerFiles::open(dir.path()).unwrap();
+        let template = files.template().unwrap();
+        [Value::Null, json!([]), json!([{"name": "f"}])]
+            .map(|tools| rendering(template, tools, json!({})).0)
+    };
+    let config = json!({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]});
+    fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    // A file wins over the whole list.
+    fs::write(dir.path().join("chat_template.jinja"), "f").unwrap();
+    assert_eq!(rendered(), ["f", "f", "f"]);
+    fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    fs::write(
+        dir.path().join("additional_chat_templates/tool_use.jinja"),
+        "ft",
+    )
+    .unwrap();
+    assert_eq!(rendered(), ["f", "ft", "ft"]);
+    let copy = tempfile::tempdir().unwrap();
+    TokenizerFiles::open(dir.path())
+        .unwrap()
+        .copy_to(copy.path())
+        .unwrap();
+    assert!(
+        copy.path()
+            .join("additional_chat_templates/tool_use.jinja")
+            .is_file()
+    );
+    fs::remove_dir_all(dir.path().join("additional_chat_templates")).unwrap();
+    fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(rendered(), ["d", "t", "t"]);
+    let only = json!({"chat_template": [{"name": "tool_use", "template": "t"}]});
+    fs::write(dir.path().join("tokenizer_config.json"), only.to_string()).unwrap();
+    let error = TokenizerFiles::open(dir.path())
+        .unwrap()
+        .render_chat(&json!([]), false);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("only a template named \"tool_use\"")
+    );
+}
+
+#[test]
+fn further_variables_come_from_the_flag_and_the_row() {
+    let source = "{{ enable_thinking }}{{ bos_token }}{{ documents }}";
+    let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
+    let mut template = ChatTemplate::compile(source, &special).unwrap();
+    let found = |template: &ChatTemplate, kwargs| rendering(template, Value::Null, kwargs).0;
+    assert_eq!(found(&template, json!({})), "<s>None");
+    assert_eq!(
+        found(&template, json!({"bos_token": "B", "documents": [1]})),
+        "B[1]"
+    );
+    template.set_kwargs(&r#"{"enable_thinking": false}"#.parse().unwrap());
+    assert_eq!(found(&template, json!({})), "False<s>None");
+    assert_eq!(
+        found(&template, json!({"enable_thinking": true})),
+        "True<s>None"
+    );
+    let own = json!({"tools": []});
+    let input = RenderInput {
+        messages: &json!([]),
+        tools: &Value::Null,
+        kwargs: own.as_object().unwrap(),
+        add_generation_prompt: false,
+    };
+    let error = template.render(&input).unwrap_err().to_string();
+    assert!(error.contains("`tools` is no further variable"), "{error}");
+}
+
+#[test]
+fn further_variables_that_are_no_object_are_refused() {
+    for (text, expected) in [
+        ("[1]", "[1] is no JSON object"),
+        ("true", "true is no JSON object"),
+        ("null", "null is no JSON object"),
+        ("{'a': 1}", "not JSON"),
+        ("", "not JSON"),
+        (r#"{"messages": []}"#, "`messages` is no further variable"),
+        (
+            r#"{"add_generation_prompt": true}"#,
+            "`add_generation_prompt` is no further variable",
+        ),
+    ] {
+        let error = text.parse::<ChatTemplateKwargs>().unwrap_err();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let kwargs: ChatTemplateKwargs = r#"{"b": 1, "a": [true]}"#.parse().unwrap();
+    assert_eq!(kwargs.to_string(), r#"{"b":1,"a":[true]}"#);
+    let text = serde_json::to_value(&kwargs).unwrap();
+    assert_eq!(
+        serde_json::from_value::<ChatTemplateKwargs>(text).unwrap(),
+        kwargs
+    );
+    let table = json!({"b": 1, "a": [true]});
+    assert_eq!(
+        serde_json::from_value::<ChatTemplateKwargs>(table).unwrap(),
+        kwargs
+    );
+}
+
+#[test]
+fn a_null_entry_of_a_message_is_absent_and_thoughts_have_both_names() {
+    for (message, expected) in [
+        (json!({"role": "a", "content": null}), r#"{"role": "a"}"#),
+        (
+            json!({"role": "a", "tool_calls": null, "x": {"y": null}}),
+            r#"{"role": "a", "x": {"y": null}}"#,
+        ),
+        (
+            json!({"role": "a", "reasoning": "r"}),
+            r#"{"thinking": "r", "role": "a", "reasoning": "r", "reasoning_content": "r"}"#,
+        ),
+        (
+            json!({"role": "a", "reasoning_content": "r"}),
+            r#"{"thinking": "r", "role": "a", "reasoning_content": "r"}"#,
+        ),
+        (
+            json!({"role": "a", "thinking": "t", "reasoning_content": "r"}),
+            r#"{"thinking": "t", "role": "a", "reasoning_content": "r"}"#,
+        ),
+        (
+            json!({"role": "a", "thinking": null, "reasoning": "r"}),
+            r#"{"thinking": "r", "role": "a", "reasoning": "r", "reasoning_content": "r"}"#,
+        ),
+    ] {
+        let found = render("{{ messages[0] | tojson }}", json!([message]));
+        assert_eq!(found.as_deref(), Ok(expected));
+    }
 }

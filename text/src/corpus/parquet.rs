@@ -239,7 +239,8 @@ fn json(field: &Field, room: &mut usize) -> std::result::Result<Json, String> {
         Field::UByte(value) => Json::Integer((*value).into()),
         Field::UShort(value) => Json::Integer((*value).into()),
         Field::UInt(value) => Json::Integer((*value).into()),
-        Field::ULong(value) => Json::Integer((*value).into()),
+        Field::ULong(value) => i64::try_from(*value)
+            .map_or_else(|_| Json::LongInteger(value.to_string()), Json::Integer),
         Field::Float(value) => Json::Float(f64::from(*value)),
         Field::Double(value) => Json::Float(*value),
         Field::Str(text) => bounded(text, room)?.into(),

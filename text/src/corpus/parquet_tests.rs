@@ -74,8 +74,9 @@ fn the_same_documents_give_the_same_sequences_from_lines_and_from_rows() {
 #[test]
 fn a_file_may_hold_rows_of_several_forms() {
     let (_directory, files) = tokenizer_with(&tokenizer_json(), WITH_CALLS);
-    let corpus = read(&fixture("mixed.parquet"), &files, &mut |_| ()).unwrap();
-    assert_eq!(corpus.documents, 20);
+    let windowing = Windowing::new(512);
+    let corpus = read_corpus(&[fixture("mixed.parquet")], &files, &windowing, &mut |_| ()).unwrap();
+    assert_eq!((corpus.documents, corpus.sequences.len()), (20, 20));
     let texts: Vec<&str> = corpus.sequences.iter().map(|s| s.text.as_str()).collect();
     assert!(texts[0].starts_with("True<|im_start|>user"), "{}", texts[0]);
     assert!(texts[1].starts_with("<|im_start|>user"), "{}", texts[1]);

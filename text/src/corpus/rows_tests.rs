@@ -302,7 +302,7 @@ fn chat_template_kwargs_of_a_row_reach_the_template() {
             "`chat_template_kwargs` must be an object, but is a text",
         ),
         (json!([]), "but is a list"),
-        (json!({"messages": []}), "has `messages`"),
+        (json!({"messages": []}), "`messages` is no further variable"),
     ] {
         let error = refusal(&files, row(kwargs));
         assert!(error.contains(expected), "{error}");
@@ -421,10 +421,14 @@ fn a_row_that_cannot_be_used_is_skipped_counted_and_named() {
             "{named}"
         );
     }
-    for (line, expected) in &refused {
+    // A byte-order mark is fine before the first line.
+    let strictly = refused
+        .iter()
+        .filter(|(line, _)| !line.starts_with(b"\xef"));
+    for (line, expected) in strictly {
         let error = refusal(&files, line);
         assert!(
-            error.contains("c.jsonl:1: ") && error.contains(expected) || line.starts_with(b"\xef"),
+            error.contains("c.jsonl:1: ") && error.contains(expected),
             "{error}"
         );
     }
@@ -512,7 +516,8 @@ fn a_lone_surrogate_or_a_nan_in_a_field_that_nobody_reads_does_not_matter() {
 fn numbers_in_tools_reach_the_template_as_they_are() {
     let (_dir, files) = tokenizer_with(&tokenizer_json(), &format!("{WITH_TOOLS}{CHATML}"));
     let messages = user_and_assistant();
-    let long = "123456789012345678901234567890";
+    let long = "123456789012345678901234567890".repeat(2);
+    let long = long.as_str();
     for tools in [
         format!("[{{\"most\": {long}, \"least\": -{long}, \"u64\": 18446744073709551615}}]"),
         json!(format!(
@@ -528,16 +533,10 @@ fn numbers_in_tools_reach_the_template_as_they_are() {
             format!("{{\"most\": {long}, \"least\": -{long}, \"u64\": 18446744073709551615}}\n");
         assert!(text.starts_with(&expected), "{text}");
     }
-    for (tools, expected) in [
-        (
-            format!("[{{\"most\": {long}{long}}}]"),
-            "`tools` has an integer of more than 128 bits",
-        ),
-        (
-            r#"[{"name": "\udc00"}]"#.to_owned(),
-            "`tools` has a text with a lone surrogate",
-        ),
-    ] {
+    for (tools, expected) in [(
+        r#"[{"name": "\udc00"}]"#.to_owned(),
+        "`tools` has a text with a lone surrogate",
+    )] {
         let error = refusal(
             &files,
             format!("{{\"messages\": {messages}, \"tools\": {tools}}}"),

@@ -6,8 +6,9 @@
 mod parse;
 
 use indexmap::IndexMap;
-use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::{Map, Number, Value};
 
+use crate::chat::NUMBER;
 pub(crate) use parse::parse;
 
 /// Fields in the order of the text; of equal names the last value counts, at the place of the first.
@@ -18,13 +19,15 @@ pub(crate) type Object = IndexMap<String, Json>;
 pub(crate) enum Json {
     Null,
     Bool(bool),
-    Integer(i128),
+    Integer(i64),
+    /// The digits of an integer above 64 bits, with its sign.
+    LongInteger(String),
     /// Infinities and NaN included.
     Float(f64),
     String(String),
     Array(Vec<Json>),
     Object(Object),
-    /// What Python can hold and a program of UTF-8 texts and 128-bit integers cannot, and why. It may stand where nobody reads it.
+    /// What Python can hold and a program of UTF-8 texts cannot, and why. It may stand where nobody reads it.
     Unusable(&'static str),
 }
 
@@ -45,7 +48,7 @@ impl Json {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "true or false",
-            Self::Integer(_) | Self::Float(_) => "a number",
+            Self::Integer(_) | Self::LongInteger(_) | Self::Float(_) => "a number",
             Self::String(_) => "a text",
             Self::Array(_) => "a list",
             Self::Object(_) => "an object",
@@ -75,31 +78,37 @@ impl From<&str> for Json {
     }
 }
 
-/// An object that is not in a [`Json`].
-pub(crate) struct Fields<'a>(pub &'a Object);
-
-impl Serialize for Fields<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0)
+/// The value as the chat template takes it, numbers that `serde_json` cannot hold as [`NUMBER`] says.
+impl From<&Json> for Value {
+    fn from(value: &Json) -> Self {
+        match value {
+            Json::Null | Json::Unusable(_) => Self::Null,
+            Json::Bool(value) => Self::Bool(*value),
+            Json::Integer(value) => Self::from(*value),
+            Json::LongInteger(digits) => number(digits),
+            Json::Float(value) => match Number::from_f64(*value) {
+                Some(value) => Self::Number(value),
+                None if value.is_nan() => number("NaN"),
+                None if value.is_sign_positive() => number("Infinity"),
+                None => number("-Infinity"),
+            },
+            Json::String(text) => Self::String(text.clone()),
+            Json::Array(values) => values.iter().map(Self::from).collect(),
+            Json::Object(fields) => Self::Object(map(fields)),
+        }
     }
 }
 
-impl Serialize for Json {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Null => serializer.serialize_unit(),
-            Self::Bool(value) => serializer.serialize_bool(*value),
-            Self::Integer(value) => match i64::try_from(*value) {
-                Ok(value) => serializer.serialize_i64(value),
-                Err(_) => serializer.serialize_i128(*value),
-            },
-            Self::Float(value) => serializer.serialize_f64(*value),
-            Self::String(text) => serializer.serialize_str(text),
-            Self::Array(values) => serializer.collect_seq(values),
-            Self::Object(fields) => Fields(fields).serialize(serializer),
-            Self::Unusable(reason) => Err(S::Error::custom(reason)),
-        }
-    }
+/// The fields of an object as the chat template takes them.
+pub(crate) fn map(fields: &Object) -> Map<String, Value> {
+    let fields = fields.iter();
+    fields
+        .map(|(name, value)| (name.clone(), Value::from(value)))
+        .collect()
+}
+
+fn number(written: &str) -> Value {
+    Value::Object(Map::from_iter([(NUMBER.to_owned(), Value::from(written))]))
 }
 
 #[cfg(test)]

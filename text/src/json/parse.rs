@@ -4,7 +4,6 @@ use super::{Json, Object};
 use crate::limits::{JSON_DEPTH_MAX, JSON_INTEGER_DIGITS_MAX};
 
 const SURROGATE: &str = "a text with a lone surrogate, which UTF-8 cannot hold";
-const LARGE: &str = "an integer of more than 128 bits";
 
 /// Parses one value with nothing but white space around it; the error is the reason alone.
 pub(crate) fn parse(text: &str) -> Result<Json, String> {
@@ -169,7 +168,8 @@ impl<'a> Parser<'a> {
                 "an integer of more than {JSON_INTEGER_DIGITS_MAX} digits"
             ));
         }
-        Ok(written.parse().map_or(Json::Unusable(LARGE), Json::Integer))
+        let integer = written.parse().map(Json::Integer);
+        Ok(integer.unwrap_or_else(|_| Json::LongInteger(written.to_owned())))
     }
 
     /// Goes past digits and says how many there were.

@@ -8,19 +8,17 @@ mod origin;
 mod special;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use distill_proto::Fingerprint;
-use minijinja::{Value as Jinja, value::Serde};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use crate::{
     Error, Result,
-    chat::{ChatTemplate, RenderInput},
+    chat::{ChatTemplate, ChatTemplateKwargs, RenderInput},
     error::io_at,
 };
 pub use bytes::{Token, Vocabulary};
@@ -29,10 +27,11 @@ pub(crate) use origin::Origin;
 use special::SpecialTokens;
 
 /// Files that make up a tokenizer; what is there of them is copied beside an adapter.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -154,15 +153,22 @@ impl TokenizerFiles {
         self.template.is_some()
     }
 
+    /// Sets variables of the chat template that every conversation is rendered with, unless its row says otherwise.
+    pub fn set_chat_template_kwargs(&mut self, kwargs: &ChatTemplateKwargs) {
+        if let Some(template) = &mut self.template {
+            template.set_kwargs(kwargs);
+        }
+    }
+
     /// Renders `messages` (a list of objects with `role` and `content`) through the chat template.
     ///
     /// # Errors
     /// `NoChatTemplate`; `ChatTemplate` where it raises an exception or does not end.
     pub fn render_chat(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
         let input = RenderInput {
-            messages: Jinja::from(Serde(messages)),
-            tools: Jinja::from(()),
-            kwargs: BTreeMap::new(),
+            messages,
+            tools: &Value::Null,
+            kwargs: &Map::new(),
             add_generation_prompt,
         };
         Ok(self.template()?.render(&input)?.text)
@@ -195,7 +201,11 @@ impl TokenizerFiles {
     /// `Io` naming the file that could not be read or written.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
         for (name, from) in self.files() {
-            fs::copy(&from, dir.join(name)).map_err(io_at(from))?;
+            let to = dir.join(name);
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).map_err(io_at(parent))?;
+            }
+            fs::copy(&from, to).map_err(io_at(from))?;
         }
         for (name, text) in &self.texts {
             let to = dir.join(name);

@@ -1,0 +1,263 @@
+//! Provides the methods of Python's texts, lists and dictionaries, and the filters that write texts from values.
+
+use minijinja::{
+    Error, ErrorKind, State, Value as Jinja,
+    formatting::{FormatStyle, format},
+    value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args},
+};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::{
+    functions::charge,
+    python::{self, Bounded, too_long},
+};
+use crate::limits::RENDERING_BYTES_MAX;
+
+/// `value.name(..)` where the engine itself has no such method.
+pub(super) fn method(
+    state: &mut State<'_, '_>,
+    value: &Jinja,
+    name: &str,
+    arguments: &[Jinja],
+) -> Result<Jinja, Error> {
+    let Some(text) = value.as_str() else {
+        return match (value.kind(), name) {
+            (ValueKind::Map, "copy") => from_args(arguments).map(|()| value.clone()),
+            (ValueKind::Seq | ValueKind::Iterable, "index") => index(value, arguments),
+            _ => unknown_method_callback(state, value, name, arguments),
+        };
+    };
+    let found = match name {
+        "join" => {
+            let (values,): (&Jinja,) = from_args(arguments)?;
+            join_texts(values, text, |item| match item.as_str() {
+                Some(text) => Ok(text.to_owned()),
+                None => Err(wrong("join: every item must be a text")),
+            })?
+        }
+        "format" => formatted(FormatStyle::StrFormat, text, arguments)?,
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(arguments)?;
+            Jinja::from(text.strip_prefix(prefix).unwrap_or(text))
+        }
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(arguments)?;
+            Jinja::from(text.strip_suffix(suffix).unwrap_or(text))
+        }
+        "partition" | "rpartition" => partition(text, name == "rpartition", arguments)?,
+        "rsplit" => rsplit(text, arguments)?,
+        "index" | "rindex" => {
+            let find = name.replace("index", "find");
+            let at = unknown_method_callback(state, value, &find, arguments)?;
+            if at == Jinja::from(-1) {
+                return Err(wrong("index: the text does not have this part"));
+            }
+            at
+        }
+        "swapcase" => {
+            let () = from_args(arguments)?;
+            Jinja::from(text.chars().map(swapped).collect::<String>())
+        }
+        "casefold" => {
+            let () = from_args(arguments)?;
+            Jinja::from(text.to_lowercase())
+        }
+        "center" | "ljust" | "rjust" => {
+            let (width, fill): (usize, Option<&str>) = from_args(arguments)?;
+            padded(text, name, width, fill.unwrap_or(" "))?
+        }
+        "zfill" => {
+            let (width,): (usize,) = from_args(arguments)?;
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
+            let rest = padded(digits, "rjust", width.saturating_sub(sign.len()), "0")?;
+            Jinja::from(format!("{sign}{rest}"))
+        }
+        _ => return unknown_method_callback(state, value, name, arguments),
+    };
+    charge(state, found.as_str().map_or(0, str::len))?;
+    Ok(found)
+}
+
+/// `value | join(d='', attribute=None)`.
+pub(super) fn join(
+    state: &State<'_, '_>,
+    value: &Jinja,
+    separator: Option<&Jinja>,
+    attribute: Option<&str>,
+    kwargs: Kwargs,
+) -> Result<Jinja, Error> {
+    let named: Option<Jinja> = kwargs.get("d")?;
+    let separator = separator.or(named.as_ref()).map(python::str).transpose()?;
+    let attribute = match attribute {
+        Some(name) => Some(name),
+        None => kwargs.get("attribute")?,
+    };
+    kwargs.assert_all_used()?;
+    let joined = join_texts(
+        value,
+        &separator.unwrap_or_default(),
+        |item| match attribute {
+            Some(name) => python::str(&item.get_attr(name)?),
+            None => python::str(item),
+        },
+    )?;
+    charge(state, joined.as_str().map_or(0, str::len))?;
+    Ok(joined)
+}
+
+fn join_texts(
+    values: &Jinja,
+    separator: &str,
+    text: impl Fn(&Jinja) -> Result<String, Error>,
+) -> Result<Jinja, Error> {
+    let mut out = Bounded::default();
+    for (index, item) in values.try_iter()?.checked().enumerate() {
+        // Where nothing is written, the number of items is the bound.
+        if index > RENDERING_BYTES_MAX {
+            return Err(too_long());
+        }
+        if index > 0 {
+            out.push(separator)?;
+        }
+        out.push(&text(&item?)?)?;
+    }
+    Ok(Jinja::from(out.into_text()))
+}
+
+/// `text | format(..)`, Python's `text % (..)`.
+pub(super) fn printf(
+    state: &State<'_, '_>,
+    text: &str,
+    arguments: Rest<ValueOrKwargs>,
+) -> Result<Jinja, Error> {
+    let written = formatted(FormatStyle::Printf, text, &arguments.into_values())?;
+    charge(state, written.as_str().map_or(0, str::len))?;
+    Ok(written)
+}
+
+/// Writes arguments into a pattern whose widths and repetitions are bounded before anything is written.
+fn formatted(style: FormatStyle, pattern: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
+    let (sign, lists) = match style {
+        FormatStyle::StrFormat => ('{', false),
+        FormatStyle::Printf => ('%', true),
+    };
+    let mut printed = Vec::new();
+    let mut longest = 0;
+    for argument in arguments {
+        let is_list = matches!(argument.kind(), ValueKind::Seq | ValueKind::Iterable);
+        let argument = if is_list && lists {
+            Jinja::from(python::str(argument)?)
+        } else {
+            argument.clone()
+        };
+        let length = match argument.as_str() {
+            Some(text) => text.len(),
+            None => python::str(&argument)?.len(),
+        };
+        longest = longest.max(length);
+        printed.push(argument);
+    }
+    let fields = pattern.matches(sign).count();
+    let mut bytes = pattern.len().saturating_add(fields.saturating_mul(longest));
+    for field in pattern.split(sign).skip(1) {
+        // Widths and precisions are all the numbers of a field; `*` takes one from the arguments.
+        let field = field.split('}').next().unwrap_or_default();
+        let numbers = field.split(|c: char| !c.is_ascii_digit());
+        for number in numbers.filter(|number| !number.is_empty()) {
+            bytes = bytes.saturating_add(number.parse().unwrap_or(usize::MAX));
+        }
+        if style == FormatStyle::Printf && field.contains('*') {
+            let widths = printed.iter().filter_map(Jinja::as_usize);
+            bytes = widths.fold(bytes, usize::saturating_add);
+        }
+    }
+    if bytes > RENDERING_BYTES_MAX {
+        return Err(too_long());
+    }
+    format(style, pattern, &printed).map(Jinja::from)
+}
+
+fn padded(text: &str, side: &str, width: usize, fill: &str) -> Result<Jinja, Error> {
+    let missing = width.saturating_sub(text.chars().count());
+    let before = match side {
+        "rjust" => missing,
+        "ljust" => 0,
+        // As CPython rounds: an odd rest goes before the text where the width is odd.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    let mut out = Bounded::default();
+    out.repeat(fill, before)?;
+    out.push(text)?;
+    out.repeat(fill, missing - before)?;
+    Ok(Jinja::from(out.into_text()))
+}
+
+/// `value | center(width=80)`.
+pub(super) fn center(
+    state: &State<'_, '_>,
+    value: &Jinja,
+    width: Option<usize>,
+) -> Result<Jinja, Error> {
+    let centred = padded(&python::str(value)?, "center", width.unwrap_or(80), " ")?;
+    charge(state, centred.as_str().map_or(0, str::len))?;
+    Ok(centred)
+}
+
+fn partition(text: &str, from_end: bool, arguments: &[Jinja]) -> Result<Jinja, Error> {
+    let (separator,): (&str,) = from_args(arguments)?;
+    if separator.is_empty() {
+        return Err(wrong("partition: the separator is empty"));
+    }
+    let halves = if from_end {
+        text.rsplit_once(separator)
+    } else {
+        text.split_once(separator)
+    };
+    let parts = match halves {
+        Some((before, after)) => [before, separator, after],
+        None if from_end => ["", "", text],
+        None => [text, "", ""],
+    };
+    Ok(Jinja::from(Tuple::from(parts.map(Jinja::from))))
+}
+
+fn rsplit(text: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
+    let (separator, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
+    let most = usize::try_from(most.unwrap_or(-1)).map_or(usize::MAX, |most| most + 1);
+    let mut parts: Vec<&str> = match separator {
+        Some("") => return Err(wrong("rsplit: the separator is empty")),
+        Some(separator) => text.rsplitn(most, separator).collect(),
+        None => {
+            let mut parts = Vec::new();
+            let mut rest = text.trim();
+            while !rest.is_empty() && parts.len() + 1 < most {
+                let (before, after) = rest.rsplit_once(char::is_whitespace).unwrap_or(("", rest));
+                parts.push(after);
+                rest = before.trim_end();
+            }
+            parts.extend((!rest.is_empty()).then_some(rest));
+            parts
+        }
+    };
+    parts.reverse();
+    Ok(parts.into_iter().map(Jinja::from).collect())
+}
+
+fn index(list: &Jinja, arguments: &[Jinja]) -> Result<Jinja, Error> {
+    let (wanted,): (&Jinja,) = from_args(arguments)?;
+    let at = list.try_iter()?.position(|item| item == *wanted);
+    at.map(Jinja::from)
+        .ok_or_else(|| wrong("index: the list does not have this value"))
+}
+
+fn swapped(character: char) -> String {
+    if character.is_uppercase() {
+        character.to_lowercase().collect()
+    } else {
+        character.to_uppercase().collect()
+    }
+}
+
+fn wrong(reason: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason.to_owned())
+}

@@ -201,3 +201,11 @@ fn the_issue_s_flags_are_there() {
         .try_get_matches_from(args.split_whitespace())
         .unwrap();
 }
+
+#[test]
+fn every_command_that_reads_a_corpus_can_be_strict() {
+    for name in ["train", "eval", "pretrain"] {
+        let args = ["student-trainer", name, "--strict"];
+        command().try_get_matches_from(args).unwrap();
+    }
+}

@@ -87,6 +87,9 @@ pub struct VerifyArgs {
     /// Where the teacher computes: `auto`, `cpu`, `cuda` or `cuda:N` [default: auto: a GPU where there is one].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
+    /// Stop at the first line or row of the corpus that cannot be used, instead of skipping and naming it.
+    #[arg(long)]
+    pub strict: bool,
     /// Threads for the arithmetic [default: one a core].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -154,6 +157,9 @@ pub struct Settings {
     /// ShareGPT, or `instruction` + `output` of Alpaca).
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Option<Vec<PathBuf>>,
+    /// Stop at the first line or row of the corpus that cannot be used, instead of skipping and naming it.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub strict: Option<bool>,
     /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's own
     /// `chat_template_kwargs` win.
     #[arg(long, value_name = "JSON")]

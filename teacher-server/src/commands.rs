@@ -86,6 +86,7 @@ pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome>
             model: args.model.clone(),
             corpus: args.corpus.clone(),
             cache: Some(args.cache.clone()),
+            strict: Some(args.strict),
             device: args.device,
             threads: args.threads,
             json: Some(args.json),

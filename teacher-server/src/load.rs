@@ -204,7 +204,7 @@ impl Opened {
         } = files;
         check_shape(config, &model, &tokenizer)?;
         backbone::check(&model, &weights)?;
-        let windowing = Windowing::new(config.seq_len);
+        let windowing = Windowing::new(config.seq_len).strict(config.strict);
         let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
         let quantisation = weights.gguf().map(|gguf| gguf.quantisation());

@@ -8,7 +8,7 @@ use std::{
 use distill_model::ModelConfig;
 use distill_program::console;
 use distill_proto::v1::GetServerInfoResponse;
-use distill_text::Corpus;
+use distill_text::{Corpus, Skipped};
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
@@ -69,10 +69,13 @@ impl Reporter {
                 "truncated": skipped.truncated,
                 "without_target": skipped.without_target,
                 "too_short": skipped.too_short,
+                "skipped": skipped.rows,
+                "skipped_rows": skipped.named,
                 "fingerprint": corpus.fingerprint.to_hex(),
             }),
             &format!(
-                "corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}",
+                "{}corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}",
+                name_skipped(skipped),
                 corpus.documents,
                 corpus.sequences.len(),
                 corpus.tokens,
@@ -356,7 +359,42 @@ impl Reporter {
     }
 }
 
+/// The rows that were skipped, on lines of their own.
+fn name_skipped(skipped: &Skipped) -> String {
+    if skipped.rows > 0 {
+        format!("{skipped}\n")
+    } else {
+        String::new()
+    }
+}
+
 /// Enough of a fingerprint to tell two apart by eye.
 fn short(hex: &str) -> &str {
     hex.get(..16).unwrap_or(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_rows_are_named_on_lines_of_their_own() {
+        assert_eq!(name_skipped(&Skipped::default()), "");
+        let skipped = Skipped {
+            rows: 3,
+            named: vec!["a.jsonl:1: not JSON".into(), "b.parquet: row 2: no".into()],
+            ..Skipped::default()
+        };
+        let lines = name_skipped(&skipped);
+        let lines: Vec<&str> = lines.lines().collect();
+        assert!(lines[0].starts_with("3 rows skipped"), "{lines:?}");
+        assert_eq!(
+            lines[1..],
+            [
+                "  a.jsonl:1: not JSON",
+                "  b.parquet: row 2: no",
+                "  and 1 more"
+            ]
+        );
+    }
 }

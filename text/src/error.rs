@@ -54,7 +54,17 @@ pub enum Error {
         /// What was found in which column, and what was expected.
         reason: String,
     },
-    /// The chat template is missing or cannot render these messages.
+    /// The corpus has messages, and the tokenizer has no chat template.
+    #[error(
+        "chat template: {} has none (chat_template.jinja, or chat_template in tokenizer_config.json), so `messages` cannot be \
+         rendered; use the model's instruction-tuned variant or a corpus of `prompt` and `completion`",
+        path.display()
+    )]
+    NoChatTemplate {
+        /// Directory of the tokenizer.
+        path: PathBuf,
+    },
+    /// The chat template cannot render these messages.
     #[error("chat template: {0}")]
     ChatTemplate(String),
     /// The tokenizer cannot encode a text.
@@ -81,6 +91,11 @@ impl Error {
             Self::ChatTemplate(_) | Self::Encode(_) | Self::Windowing(_) => at(self.to_string()),
             other => other,
         }
+    }
+
+    /// Whether it is about one line or row alone, and the others can be used.
+    pub(crate) fn is_of_a_row(&self) -> bool {
+        matches!(self, Self::CorpusLine { .. } | Self::CorpusRow { .. })
     }
 }
 

@@ -31,6 +31,7 @@ pub mod corpus;
 pub mod tokenizer;
 
 mod foreign;
+mod json;
 mod nearest;
 mod quietly;
 

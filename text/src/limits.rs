@@ -37,6 +37,14 @@ pub const PIECE_OVERLAP_BYTES: usize = 4096;
 pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX as u32;
 /// One line of a corpus, and so the longest prompt, completion or conversation.
 pub const LINE_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
+/// Lists and objects within each other in a line.
+pub const JSON_DEPTH_MAX: usize = 512;
+/// Digits of an integer in a line; Python refuses longer ones too.
+pub const JSON_INTEGER_DIGITS_MAX: usize = 4300;
+/// Skipped rows that are named; the others are counted.
+pub const SKIPPED_NAMED_MAX: usize = 20;
+/// Characters of a skipped row's name and reason.
+pub const SKIPPED_REASON_CHARS_MAX: usize = 400;
 /// Metadata of a Parquet file: its schema and where every column of every row group lies.
 pub const PARQUET_METADATA_BYTES_MAX: u64 = 64 << 20;
 /// Lists and structs within each other in a Parquet column; tool calls of messages take six.

@@ -162,6 +162,8 @@ settings! {
 
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
         eval_data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
         chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),

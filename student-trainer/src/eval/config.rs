@@ -24,6 +24,8 @@ settings! {
         adapter: Option<PathBuf> = None,
         /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
         chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),

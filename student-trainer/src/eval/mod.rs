@@ -25,7 +25,7 @@ use std::{
 };
 
 use distill_model::Decoder;
-use distill_text::{Sequence, Windowing, read_corpus};
+use distill_text::{Sequence, Skipped, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
@@ -73,7 +73,8 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         }
         None => None,
     };
-    let sequences = sequences(&config.data, &files, config.seq_len, config.max_sequences)?;
+    let windowing = Windowing::new(config.seq_len).strict(config.strict);
+    let (sequences, skipped) = sequences(&config.data, &files, &windowing, config.max_sequences)?;
     if sequences.is_empty() {
         return Err(Error::Config(
             "data: there is no sequence with a target in these files".into(),
@@ -104,7 +105,9 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         place.device.synchronize()?;
         lease.release();
     }
-    report
+    let mut report = report?;
+    report.skipped = skipped;
+    Ok(report)
 }
 
 /// Loads the student and measures it.
@@ -146,18 +149,20 @@ fn student(config: &EvalConfig) -> Result<PathBuf> {
     }
 }
 
-/// The windows of `data`, `max_sequences` at most.
+/// The windows of `data`, `max_sequences` at most, with what was left out of all of it.
 pub(crate) fn sequences(
     data: &[PathBuf],
     files: &StudentFiles,
-    seq_len: usize,
+    windowing: &Windowing,
     max_sequences: Option<usize>,
-) -> Result<Vec<Sequence>> {
-    let windowing = Windowing::new(seq_len);
-    let corpus = read_corpus(data, &files.tokenizer, &windowing, &mut |_| {})?;
+) -> Result<(Vec<Sequence>, Skipped)> {
+    let corpus = read_corpus(data, &files.tokenizer, windowing, &mut |_| {})?;
+    if corpus.skipped.rows > 0 {
+        tracing::warn!("{}", corpus.skipped);
+    }
     let mut sequences = corpus.sequences;
     sequences.truncate(max_sequences.unwrap_or(usize::MAX));
-    Ok(sequences)
+    Ok((sequences, corpus.skipped))
 }
 
 /// The head's rows that are in the softmax: one for every id that the tokenizer knows.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use distill_text::Skipped;
 use serde_json::json;
 
 use super::measure::Agreements;
@@ -26,6 +27,8 @@ pub struct EvalReport {
     pub answered: Option<(usize, usize)>,
     /// Time for the answers.
     pub answer_seconds: f64,
+    /// What of the data was left out.
+    pub skipped: Skipped,
 }
 
 impl EvalReport {
@@ -100,6 +103,8 @@ impl EvalReport {
             "tokens": self.tokens,
             "targets": self.targets,
             "seconds": self.seconds,
+            "skipped": self.skipped.rows,
+            "skipped_rows": self.skipped.named,
         })
     }
 }
@@ -132,7 +137,11 @@ impl fmt::Display for EvalReport {
             f,
             "over {} targets of {} tokens in {} sequences, {:.1} s",
             self.targets, self.tokens, self.sequences, self.seconds
-        )
+        )?;
+        if self.skipped.rows > 0 {
+            write!(f, "\n{} rows of the data skipped", self.skipped.rows)?;
+        }
+        Ok(())
     }
 }
 
@@ -177,5 +186,20 @@ mod tests {
         report.complete = true;
         assert_eq!(report.to_json()["complete"], true);
         assert!(report.to_string().starts_with("cross-entropy    1.0000"));
+    }
+
+    #[test]
+    fn skipped_rows_are_counted_and_named() {
+        let mut report = EvalReport::default();
+        assert_eq!(report.to_json()["skipped"], 0);
+        assert!(!report.to_string().contains("skipped"));
+        report.skipped.rows = 2;
+        report.skipped.named = vec!["a.jsonl:1: not JSON".into()];
+        assert_eq!(report.to_json()["skipped"], 2);
+        assert_eq!(
+            report.to_json()["skipped_rows"],
+            json!(["a.jsonl:1: not JSON"])
+        );
+        assert!(report.to_string().ends_with("2 rows of the data skipped"));
     }
 }

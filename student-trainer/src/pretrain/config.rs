@@ -21,6 +21,8 @@ settings! {
         tokenizer: Option<PathBuf> = None,
         /// Text to train on: .txt, .md or .jsonl files, or directories of them.
         data: Vec<PathBuf> = Vec::new(),
+        /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
+        strict: bool = false,
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
         chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),

@@ -68,9 +68,12 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let corpus = read_corpus(
         &config.data,
         &tokenizer,
-        &Windowing::new(config.seq_len),
+        &Windowing::new(config.seq_len).strict(config.strict),
         &mut |_| {},
     )?;
+    if corpus.skipped.rows > 0 {
+        tracing::warn!("{}", corpus.skipped);
+    }
     tracing::info!(
         "corpus: {} sequences, {} tokens, {} targets; {} cut at {} tokens",
         corpus.sequences.len(),

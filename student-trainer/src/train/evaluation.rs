@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use distill_model::Decoder;
-use distill_text::{Sequence, limits::SEQ_LEN_MIN};
+use distill_text::{Sequence, Windowing, limits::SEQ_LEN_MIN};
 use tokio::runtime::Handle;
 
 use super::agreement::Agreement;
@@ -45,7 +45,8 @@ impl<'a> Evaluation<'a> {
         let from_teacher = (agreement.info.seq_len as usize).max(SEQ_LEN_MIN);
         let seq_len = config.eval_seq_len.unwrap_or(from_teacher);
         let limit = config.eval_max_sequences;
-        let sequences = eval::sequences(&config.eval_data, files, seq_len, limit)?;
+        let windowing = Windowing::new(seq_len).strict(config.strict);
+        let (sequences, _) = eval::sequences(&config.eval_data, files, &windowing, limit)?;
         if sequences.is_empty() {
             return Err(Error::Config(
                 "eval_data: there is no sequence with a target in these files".into(),

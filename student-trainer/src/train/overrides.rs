@@ -7,7 +7,7 @@ use crate::{Error, Result, config::TrainConfig};
 /// What may change: where things are, what is kept in memory, and how often something is saved or measured. Everything
 /// else is refused, new settings included until someone thinks about them. `steps` and `epochs` are too: the learning
 /// rate and the loss's schedule run over all steps, so a longer run is another run from its first step on.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "teacher",
     "ca_cert",
     "token_file",
@@ -24,6 +24,7 @@ const FREE: [&str; 17] = [
     "keep_last",
     "save_dtype",
     "eval_steps",
+    "strict",
     "early_stopping_patience",
 ];
 

@@ -71,6 +71,8 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// Corpus files, in order.
     pub corpus: Vec<PathBuf>,
+    /// Whether a line or row that cannot be used ends the reading of the corpus.
+    pub strict: bool,
     /// Variables of the chat template for every conversation; absent: none.
     pub chat_template_kwargs: Option<ChatTemplateKwargs>,
     /// Tokens in a window.
@@ -175,6 +177,7 @@ impl Config {
             model: settings.model.unwrap_or_default(),
             tokenizer: settings.tokenizer,
             corpus: settings.corpus.unwrap_or_default(),
+            strict: settings.strict.unwrap_or_default(),
             chat_template_kwargs: settings.chat_template_kwargs,
             seq_len: settings.seq_len.unwrap_or(512),
             batch_size: settings.batch_size.unwrap_or(1),

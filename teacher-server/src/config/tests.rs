@@ -49,6 +49,7 @@ fn the_printed_configuration_reads_back_to_itself() {
         "swap",
         "--window",
         "7",
+        "--strict",
         "--json",
     ];
     let printed = serve(&flags).unwrap().to_toml().unwrap();
@@ -56,7 +57,7 @@ fn the_printed_configuration_reads_back_to_itself() {
     let again = serve(&["--config", file.path().to_str().unwrap()]).unwrap();
     assert_eq!(again.to_toml().unwrap(), printed);
     assert_eq!(again.corpus.len(), 2);
-    assert!(again.json);
+    assert!(again.json && again.strict);
     assert_eq!((again.vram_mode, again.window), (VramMode::Swap, 7));
 }
 

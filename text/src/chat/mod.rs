@@ -1,10 +1,12 @@
-//! Provides chat templates as Hugging Face models ship them, and which bytes of a rendering the assistant wrote.
+//! Provides chat templates as Hugging Face models ship them, and which bytes of a rendering are to be learnt.
 
+mod dialogue;
 mod engine;
 mod functions;
 mod generation;
 mod json;
 mod kwargs;
+mod locate;
 mod methods;
 mod python;
 mod source;
@@ -13,9 +15,11 @@ mod template;
 mod turns;
 mod values;
 
+pub(crate) use dialogue::Dialogue;
 pub use kwargs::ChatTemplateKwargs;
 pub use template::{ChatTemplate, RenderInput, Rendering};
-pub use turns::{Conversation, render_conversation};
+pub(crate) use turns::{Conversation, render_conversation};
+pub(crate) use values::NUMBER;
 
 #[cfg(test)]
 mod hostile_tests;
@@ -23,3 +27,5 @@ mod hostile_tests;
 mod oracle_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turns_tests;

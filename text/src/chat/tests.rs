@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::{
     TokenizerFiles,
-    testing::{CHATML, tokenizer, tokenizer_json, tokenizer_with, write},
+    testing::{CHATML, tokenizer, tokenizer_json, write},
 };
 
 fn render(source: &str, messages: Value) -> Result<String, String> {
@@ -156,84 +156,6 @@ fn a_list_of_templates_gives_the_default_one() {
     );
 }
 
-#[test]
-fn turns_end_with_their_end_of_turn_token() {
-    let (_dir, files) = tokenizer();
-    let messages = json!([
-        {"role": "user", "content": "1"}, {"role": "assistant", "content": "a \n"},
-        {"role": "user", "content": "2"}, {"role": "assistant", "content": ""}
-    ]);
-    let conversation = render_conversation(&files, &messages, &Value::Null).unwrap();
-    let turns: Vec<&str> = conversation
-        .assistant
-        .iter()
-        .map(|turn| &conversation.text[turn.clone()])
-        .collect();
-    assert_eq!(turns, ["a \n<|im_end|>", "<|im_end|>"]);
-}
-
-#[test]
-fn turns_without_an_end_token_are_kept_whole() {
-    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
-    let (_dir, files) = tokenizer_with(&tokenizer_json(), template);
-    let messages = json!([{"role": "user", "content": "1"}, {"role": "assistant", "content": "a"}]);
-    let conversation = render_conversation(&files, &messages, &Value::Null).unwrap();
-    assert_eq!(
-        &conversation.text[conversation.assistant[0].clone()],
-        "a\n\n"
-    );
-}
-
-#[test]
-fn a_template_that_rewrites_earlier_turns_is_refused() {
-    // As templates of reasoning models do: thoughts are kept in the last turn only.
-    let template = "{% for m in messages %}<{{ m.role }}>{% if loop.last and m.role == 'assistant' %}<think>{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant><think>{% endif %}";
-    let (_dir, files) = tokenizer_with(&tokenizer_json(), template);
-    let turn = |role: &str| json!({"role": role, "content": "x"});
-    let two = json!([turn("user"), turn("assistant")]);
-    assert!(render_conversation(&files, &two, &Value::Null).is_ok());
-    let four = json!([
-        turn("user"),
-        turn("assistant"),
-        turn("user"),
-        turn("assistant")
-    ]);
-    let error = render_conversation(&files, &four, &Value::Null)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("first 1 messages and the generation prompt"),
-        "{error}"
-    );
-}
-
-#[test]
-fn malformed_messages_say_what_was_expected() {
-    let (_dir, files) = tokenizer();
-    for (messages, expected) in [
-        (json!("x"), "must be a list"),
-        (json!([{"content": "x"}]), "`messages[0]` has no `role`"),
-        (
-            json!([{"role": "user", "content": "x"}]),
-            "no turn with the role \"assistant\"",
-        ),
-        (
-            json!(vec![json!({"role": "assistant", "content": ""}); 600]),
-            "above the limit",
-        ),
-        (
-            json!([{"role": "user"}, {"role": "assistant", "content": "x"}]),
-            "chat template: ",
-        ),
-    ] {
-        let error = render_conversation(&files, &messages, &Value::Null)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-}
-
-/// `text` of a rendering and what its `generation` ranges cover.
 fn rendering(template: &ChatTemplate, tools: Value, kwargs: Value) -> (String, Vec<String>) {
     let input = RenderInput {
         messages: &json!([{"role": "assistant", "content": "é"}, {"role": "assistant", "content": " b "}]),

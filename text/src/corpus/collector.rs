@@ -72,24 +72,42 @@ impl<'a> Collector<'a> {
         (self.report)(&self.progress);
     }
 
-    /// Turns a document into sequences.
+    /// Turns a document into sequences, and counts it.
     pub fn document(&mut self, document: Document) -> Result<()> {
+        self.cut(document)?;
         self.count_document();
-        let draft = match document {
+        Ok(())
+    }
+
+    fn cut(&mut self, document: Document) -> Result<()> {
+        let mut draft = match document {
             Document::Text(text) => return self.text(&text),
             Document::Completion { prompt, completion } => {
                 Draft::completion(self.tokenizer, prompt, &completion)?
             }
-            Document::Chat { messages, tools } => {
-                let conversation = render_conversation(self.tokenizer, &messages, &tools)?;
+            Document::Chat(dialogue) => {
+                let conversation = render_conversation(self.tokenizer, &dialogue)?;
                 Draft::conversation(self.tokenizer, conversation)?
             }
         };
-        let mut draft = draft;
         if draft.truncate(self.windowing.seq_len) {
             self.skipped.truncated += 1;
         }
         self.accept(draft)
+    }
+
+    /// Counts and names a row that cannot be used and goes on, where the reading is not strict.
+    ///
+    /// # Errors
+    /// What is wrong with more than one row, or with one where the reading is strict.
+    pub fn skip_refused(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(error) if error.is_of_a_row() && !self.windowing.strict => {
+                self.skipped.name(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     fn text(&mut self, text: &str) -> Result<()> {

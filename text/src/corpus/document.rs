@@ -1,6 +1,9 @@
 //! Provides the forms that a line of JSONL or a row of Parquet can have.
 
-use serde_json::{Map, Value, json};
+use crate::{
+    chat::Dialogue,
+    json::{self, Json, Object, take},
+};
 
 /// One document of a corpus.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,8 +12,8 @@ pub(super) enum Document {
     Text(String),
     /// Only the completion is a target.
     Completion { prompt: String, completion: String },
-    /// Only the assistant's turns are targets.
-    Chat { messages: Value, tools: Value },
+    /// Only the assistant's turns are targets, without those that the row takes out.
+    Chat(Dialogue),
 }
 
 /// What tells the forms apart: which fields there are.
@@ -20,7 +23,7 @@ pub(super) enum Form {
     Messages,
     /// ShareGPT: turns with `from` and `value`.
     Conversations,
-    /// A prompt and what follows it.
+    /// A prompt and what follows it, both texts or both lists of messages.
     Completion,
     /// Alpaca: `instruction` and `output`, most often with `input`.
     Instruction,
@@ -29,31 +32,52 @@ pub(super) enum Form {
 }
 
 /// What a document must be, for error messages.
-pub(super) const EXPECTED: &str = "expected `messages` (a list), `conversations` (a list), `prompt` and `completion` (texts), \
-                                   `instruction` and `output` (texts), or `text` (a text)";
+pub(super) const EXPECTED: &str = "expected `messages` (a list), `conversations` (a list), `prompt` and `completion` (texts or \
+                                   lists of messages), `instruction` and `output` (texts), or `text` (a text)";
 const OBJECT: &str = "expected a JSON object";
 
 impl Form {
-    /// The first form whose telling fields are there. Alpaca comes before text, since its files often hold the whole
-    /// rendering as `text` too.
+    /// All forms, the first that a row has counts. Alpaca comes before text, since its files often hold the whole rendering
+    /// as `text` too.
+    pub const ALL: [Self; 5] = [
+        Self::Messages,
+        Self::Conversations,
+        Self::Completion,
+        Self::Instruction,
+        Self::Text,
+    ];
+
+    /// The first form whose telling fields are there; a null is not.
     pub fn of(has: impl Fn(&str) -> bool) -> Option<Self> {
-        match () {
-            () if has("messages") => Some(Self::Messages),
-            () if has("conversations") => Some(Self::Conversations),
-            () if has("completion") => Some(Self::Completion),
-            () if has("instruction") && has("output") => Some(Self::Instruction),
-            () if has("text") => Some(Self::Text),
-            () => None,
+        Self::ALL
+            .into_iter()
+            .find(|form| form.telling().iter().all(|name| has(name)))
+    }
+
+    fn telling(self) -> &'static [&'static str] {
+        match self {
+            Self::Messages => &["messages"],
+            Self::Conversations => &["conversations"],
+            Self::Completion => &["completion"],
+            Self::Instruction => &["instruction", "output"],
+            Self::Text => &["text"],
         }
     }
 
     /// The fields that are read; the others are ignored.
     pub fn fields(self) -> &'static [&'static str] {
         match self {
-            Self::Messages => &["messages", "tools"],
-            Self::Conversations => &["conversations", "system", "tools"],
-            Self::Completion => &["prompt", "completion"],
-            Self::Instruction => &["instruction", "input", "output", "system"],
+            Self::Messages => &["messages", "tools", "chat_template_kwargs"],
+            Self::Conversations => &["conversations", "system", "tools", "chat_template_kwargs"],
+            Self::Completion => &["prompt", "completion", "tools", "chat_template_kwargs"],
+            Self::Instruction => &[
+                "instruction",
+                "input",
+                "output",
+                "system",
+                "tools",
+                "chat_template_kwargs",
+            ],
             Self::Text => &["text"],
         }
     }
@@ -62,12 +86,12 @@ impl Form {
 impl Document {
     /// Reads a line; the error is the reason alone.
     pub fn parse(line: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line)
-            .map_err(|e| format!("not JSON: {e}; {OBJECT}, and in it {EXPECTED}"))?;
-        let Value::Object(fields) = value else {
+        let value =
+            json::parse(line).map_err(|e| format!("{e}; {OBJECT}, and in it {EXPECTED}"))?;
+        let Json::Object(fields) = value else {
             return Err(format!("{OBJECT}, and in it {EXPECTED}"));
         };
-        match Form::of(|name| fields.contains_key(name)) {
+        match Form::of(|name| fields.get(name).is_some_and(|value| !value.is_null())) {
             Some(form) => Self::read(form, fields),
             None => {
                 let found: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
@@ -77,73 +101,95 @@ impl Document {
     }
 
     /// Reads the fields of one form.
-    pub fn read(form: Form, mut fields: Map<String, Value>) -> Result<Self, String> {
-        let tools = fields.remove("tools").unwrap_or(Value::Null);
-        match form {
-            Form::Messages => match fields.remove("messages") {
-                Some(messages) => Ok(Self::Chat { messages, tools }),
-                None => Err(missing("messages")),
-            },
+    pub fn read(form: Form, mut fields: Object) -> Result<Self, String> {
+        let fields = &mut fields;
+        let dialogue = match form {
+            Form::Messages => Dialogue::read("messages", required(fields, "messages")?)?,
             Form::Conversations => {
-                let system = optional_text(&mut fields, "system")?;
-                let turns = fields.remove("conversations");
-                let messages = messages(turns.ok_or_else(|| missing("conversations"))?, system)?;
-                Ok(Self::Chat { messages, tools })
+                let system = optional_text(fields, "system")?;
+                let turns = required(fields, "conversations")?;
+                Dialogue::read("conversations", messages(turns, system)?)?
             }
-            Form::Completion => Ok(Self::Completion {
-                prompt: text(&mut fields, "prompt")?,
-                completion: text(&mut fields, "completion")?,
-            }),
+            Form::Completion => {
+                match (required(fields, "prompt")?, required(fields, "completion")?) {
+                    (Json::String(prompt), Json::String(completion)) => {
+                        return Ok(Self::Completion { prompt, completion });
+                    }
+                    (prompt @ Json::Array(_), completion @ Json::Array(_)) => {
+                        let mut dialogue = Dialogue::after_prompt("prompt", prompt)?;
+                        dialogue.append("completion", completion)?;
+                        dialogue
+                    }
+                    (prompt, completion) => {
+                        return Err(format!(
+                            "`prompt` and `completion` must be two texts or two lists of messages, but are {} and {}",
+                            prompt.kind(),
+                            completion.kind()
+                        ));
+                    }
+                }
+            }
             Form::Instruction => {
-                let mut question = text(&mut fields, "instruction")?;
-                let input = optional_text(&mut fields, "input")?;
+                let mut question = text(fields, "instruction")?;
+                let input = optional_text(fields, "input")?;
                 if !input.is_empty() {
                     question = format!("{question}\n\n{input}");
                 }
-                let answer = text(&mut fields, "output")?;
-                let system = optional_text(&mut fields, "system")?;
+                let answer = text(fields, "output")?;
+                let system = optional_text(fields, "system")?;
                 let turns = [("user", question), ("assistant", answer)];
-                Ok(Self::Chat {
-                    messages: with_system(system, turns.map(|(role, text)| message(role, text))),
-                    tools,
-                })
+                let turns = turns.map(|(role, text)| message(role, text));
+                Dialogue::read("instruction", with_system(system, turns))?
             }
-            Form::Text => Ok(Self::Text(text(&mut fields, "text")?)),
-        }
+            Form::Text => return Ok(Self::Text(text(fields, "text")?)),
+        };
+        dialogue.with_extras(fields).map(Self::Chat)
     }
 }
 
 /// ShareGPT's turns as chat messages.
-fn messages(turns: Value, system: String) -> Result<Value, String> {
-    let Value::Array(turns) = turns else {
+fn messages(turns: Json, system: String) -> Result<Json, String> {
+    let Json::Array(turns) = turns else {
         return Err("`conversations` must be a list of objects with `from` and `value`".to_owned());
     };
-    let messages: Vec<Value> = turns
+    let messages: Vec<Json> = turns
         .into_iter()
         .enumerate()
         .map(|(at, turn)| turn_message(turn).map_err(|e| format!("`conversations[{at}]` {e}")))
         .collect::<Result<_, _>>()?;
-    let begins = |role: &str| messages.first().is_some_and(|first| first["role"] == role);
-    match begins("system") {
-        true => Ok(Value::Array(messages)),
-        false => Ok(with_system(system, messages)),
+    let begins_with_system = match messages.first() {
+        Some(Json::Object(first)) => first.get("role") == Some(&Json::from("system")),
+        _ => false,
+    };
+    if begins_with_system {
+        Ok(Json::Array(messages))
+    } else {
+        Ok(with_system(system, messages))
     }
 }
 
-/// One turn, whose speaker and words may also be called `role` and `content`.
-fn turn_message(turn: Value) -> Result<Value, String> {
-    let Value::Object(mut fields) = turn else {
+/// One turn, whose speaker and words may also be called `role` and `content`. What it says beside them about what is learnt
+/// stays with it.
+fn turn_message(turn: Json) -> Result<Json, String> {
+    let Json::Object(mut fields) = turn else {
         return Err("must be an object with `from` and `value`".to_owned());
     };
-    let mut take = |names: [&str; 2]| {
-        let found = names.iter().find_map(|name| fields.remove(*name));
+    let mut take_text = |names: [&str; 2]| {
+        let found = names.iter().find_map(|name| take(&mut fields, name));
         match found {
-            Some(Value::String(text)) => Ok(text),
-            Some(_) => Err(format!("has a `{}` that is no text", names[0])),
+            Some(Json::String(text)) => Ok(text),
+            Some(other) => Err(format!(
+                "has a `{}` that is no text but {}",
+                names[0],
+                other.kind()
+            )),
             None => Err(format!("has no `{}`", names[0])),
         }
     };
-    let (from, value) = (take(["from", "role"])?, take(["value", "content"])?);
+    let (from, value) = (
+        take_text(["from", "role"])?,
+        take_text(["value", "content"])?,
+    );
     let role = match from.as_str() {
         "human" | "user" => "user",
         "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
@@ -155,34 +201,43 @@ fn turn_message(turn: Value) -> Result<Value, String> {
             ));
         }
     };
-    Ok(message(role, value))
+    fields.retain(|name, _| Dialogue::SWITCHES.contains(&name.as_str()));
+    fields.insert("role".to_owned(), Json::from(role));
+    fields.insert("content".to_owned(), Json::String(value));
+    Ok(Json::Object(fields))
 }
 
-fn message(role: &str, content: String) -> Value {
-    json!({ "role": role, "content": content })
+fn message(role: &str, content: String) -> Json {
+    let fields = [
+        ("role".to_owned(), Json::from(role)),
+        ("content".to_owned(), Json::String(content)),
+    ];
+    Json::Object(fields.into_iter().collect())
 }
 
-fn with_system(system: String, messages: impl IntoIterator<Item = Value>) -> Value {
+fn with_system(system: String, messages: impl IntoIterator<Item = Json>) -> Json {
     let first = (!system.is_empty()).then(|| message("system", system));
-    first.into_iter().chain(messages).collect()
+    Json::Array(first.into_iter().chain(messages).collect())
 }
 
-fn text(fields: &mut Map<String, Value>, name: &str) -> Result<String, String> {
-    match fields.remove(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(format!("`{name}` must be a text; {EXPECTED}")),
-        None => Err(missing(name)),
+fn required(fields: &mut Object, name: &str) -> Result<Json, String> {
+    take(fields, name).ok_or_else(|| format!("`{name}` is missing; {EXPECTED}"))
+}
+
+fn text(fields: &mut Object, name: &str) -> Result<String, String> {
+    match required(fields, name)? {
+        Json::String(text) => Ok(text),
+        other => Err(format!(
+            "`{name}` must be a text, but is {}; {EXPECTED}",
+            other.kind()
+        )),
     }
 }
 
 /// A text that may be left out or null.
-fn optional_text(fields: &mut Map<String, Value>, name: &str) -> Result<String, String> {
+fn optional_text(fields: &mut Object, name: &str) -> Result<String, String> {
     match fields.get(name) {
-        None | Some(Value::Null) => Ok(String::new()),
+        None | Some(Json::Null) => Ok(String::new()),
         Some(_) => text(fields, name),
     }
-}
-
-fn missing(name: &str) -> String {
-    format!("`{name}` is missing; {EXPECTED}")
 }

@@ -112,13 +112,16 @@ pub(super) fn read(file: &CorpusFile, collector: &mut Collector<'_>) -> Result<(
 
 fn read_jsonl(lines: &mut Lines<'_>, collector: &mut Collector<'_>) -> Result<()> {
     while let Some(line) = lines.next(LINE_BYTES_MAX)? {
-        let (bytes, blank) = (line.len() as u64, line.trim().is_empty());
-        if !blank {
-            let document = Document::parse(line).map_err(|reason| lines.error(reason))?;
-            let outcome = collector.document(document);
-            outcome.map_err(|e| lines.locate(e))?;
-        }
-        collector.advance(bytes);
+        let outcome = match line {
+            Ok(line) if line.trim().is_empty() => Ok(()),
+            Ok(line) => match Document::parse(line) {
+                Ok(document) => collector.document(document).map_err(|e| lines.locate(e)),
+                Err(reason) => Err(lines.error(reason)),
+            },
+            Err(error) => Err(error),
+        };
+        collector.skip_refused(outcome)?;
+        collector.advance(lines.consumed());
     }
     Ok(())
 }
@@ -128,7 +131,7 @@ fn read_text(lines: &mut Lines<'_>, collector: &mut Collector<'_>) -> Result<()>
     let mut windows = TextWindows::new(collector.tokenizer(), collector.windowing());
     let mut piece = String::new();
     while let Some(line) = lines.next(LINE_BYTES_MAX)? {
-        let bytes = line.len() as u64;
+        let line = line?;
         let full = is_piece(&piece, line);
         let line = line.to_owned();
         if full {
@@ -137,7 +140,7 @@ fn read_text(lines: &mut Lines<'_>, collector: &mut Collector<'_>) -> Result<()>
             piece.clear();
         }
         piece += &line;
-        collector.advance(bytes);
+        collector.advance(lines.consumed());
     }
     let outcome = windows
         .push(&piece, collector)

@@ -13,6 +13,7 @@ pub(super) struct Lines<'a> {
     path: PathBuf,
     line: u64,
     bytes: Vec<u8>,
+    consumed: u64,
 }
 
 impl<'a> Lines<'a> {
@@ -22,11 +23,13 @@ impl<'a> Lines<'a> {
             path: path.to_owned(),
             line: 0,
             bytes: Vec::new(),
+            consumed: 0,
         }
     }
 
-    /// The next line; a byte-order mark before the first is dropped.
-    pub fn next(&mut self, limit: usize) -> Result<Option<&str>> {
+    /// The next line, or why it is none; a byte-order mark before the first is dropped. A line beyond the limit is passed
+    /// over.
+    pub fn next(&mut self, limit: usize) -> Result<Option<std::result::Result<&str, Error>>> {
         self.bytes.clear();
         self.line += 1;
         let bounded = &mut self.reader;
@@ -34,17 +37,42 @@ impl<'a> Lines<'a> {
             .take(limit as u64 + 1)
             .read_until(b'\n', &mut self.bytes)
             .map_err(io_at(&self.path))?;
+        self.consumed = self.bytes.len() as u64;
         if self.bytes.is_empty() {
             return Ok(None);
         }
         if self.bytes.len() > limit {
-            return Err(self.error(format!("the line is longer than {limit} bytes")));
+            self.pass_over_rest()?;
+            let reason = format!("the line is longer than {limit} bytes");
+            return Ok(Some(Err(self.error(reason))));
         }
-        match std::str::from_utf8(&self.bytes) {
-            Ok(line) if self.line == 1 => Ok(Some(line.trim_start_matches('\u{feff}'))),
-            Ok(line) => Ok(Some(line)),
+        Ok(Some(match std::str::from_utf8(&self.bytes) {
+            Ok(line) if self.line == 1 => {
+                let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+                self.consumed = line.len() as u64;
+                Ok(line)
+            }
+            Ok(line) => Ok(line),
             Err(e) => Err(self.error(format!("not UTF-8 from byte {} on", e.valid_up_to()))),
+        }))
+    }
+
+    /// Bytes of the line read last, its line break included.
+    pub fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    fn pass_over_rest(&mut self) -> Result<()> {
+        let mut ended = self.bytes.ends_with(b"\n");
+        while !ended {
+            let buffered = self.reader.fill_buf().map_err(io_at(&self.path))?;
+            let at = buffered.iter().position(|&byte| byte == b'\n');
+            let taken = at.map_or(buffered.len(), |at| at + 1);
+            ended = at.is_some() || buffered.is_empty();
+            self.reader.consume(taken);
+            self.consumed += taken as u64;
         }
+        Ok(())
     }
 
     /// An error at the line read last.

@@ -55,9 +55,9 @@ impl Draft {
         Ok(draft)
     }
 
-    /// The assistant's turns are targets; a begin-of-text is the template's business.
+    /// A begin-of-text is the template's business.
     pub fn conversation(tokenizer: &TokenizerFiles, conversation: Conversation) -> Result<Self> {
-        Self::masked(tokenizer, conversation.text, &conversation.assistant)
+        Self::masked(tokenizer, conversation.text, &conversation.targets)
     }
 
     /// Puts tokens without text in front, unless they are there already.

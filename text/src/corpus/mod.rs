@@ -7,6 +7,7 @@ mod guarded;
 mod lines;
 mod masked;
 mod parquet;
+mod skipped;
 mod windows;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::{
     limits::{CORPUS_TOKENS_MAX, SEQ_LEN_MAX, SEQ_LEN_MIN},
 };
 use collector::Collector;
+pub use skipped::Skipped;
 
 /// One window of text with everything that a teacher or an evaluation needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Windowing {
     pub seq_len: usize,
     /// Shorter sequences are left out; at least 2, as a target needs a token before it.
     pub min_tokens: usize,
+    /// Whether a line or row that cannot be used ends the reading; else it is skipped, counted and named.
+    pub strict: bool,
 }
 
 impl Windowing {
@@ -58,7 +62,14 @@ impl Windowing {
         Self {
             seq_len,
             min_tokens: 2,
+            strict: false,
         }
+    }
+
+    /// The same, strict or not.
+    #[must_use]
+    pub fn strict(self, strict: bool) -> Self {
+        Self { strict, ..self }
     }
 
     /// Checks the settings against the named limits and the tokenizer.
@@ -69,6 +80,7 @@ impl Windowing {
         let Self {
             seq_len,
             min_tokens,
+            ..
         } = *self;
         let shortest = SEQ_LEN_MIN + tokenizer.prefix_ids().len();
         if !(shortest..=SEQ_LEN_MAX).contains(&seq_len) {
@@ -85,17 +97,6 @@ impl Windowing {
     }
 }
 
-/// What was left out or shortened, in sequences.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Skipped {
-    /// Prompts with completions and conversations that were cut at `seq_len`.
-    pub truncated: u64,
-    /// Sequences dropped because no target was left in them.
-    pub without_target: u64,
-    /// Sequences dropped because they have fewer than `min_tokens` tokens.
-    pub too_short: u64,
-}
-
 /// How far the reading is; handed to the progress callback after every line or piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -110,11 +111,11 @@ pub struct Progress {
 }
 
 /// What a corpus amounts to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Digest over all sequences (ids and masks) in order.
     pub fingerprint: Fingerprint,
-    /// Text files, lines of JSONL and rows of Parquet that were read.
+    /// Text files, lines of JSONL and rows of Parquet that were used.
     pub documents: u64,
     /// Sequences made.
     pub sequences: u64,
@@ -133,7 +134,7 @@ pub struct Corpus {
     pub sequences: Vec<Sequence>,
     /// Digest over all sequences (ids and masks) in order.
     pub fingerprint: Fingerprint,
-    /// Text files and lines of JSONL that were read.
+    /// Text files, lines of JSONL and rows of Parquet that were used.
     pub documents: u64,
     /// Tokens in all sequences.
     pub tokens: u64,
@@ -165,13 +166,15 @@ pub fn read_corpus(
         Ok(())
     })?;
     if sequences.is_empty() {
-        return Err(Error::EmptyCorpus(format!(
+        let skipped = &summary.skipped;
+        let mut found = format!(
             "{} documents were read, {} sequences had no target, {} were shorter than {} tokens",
-            summary.documents,
-            summary.skipped.without_target,
-            summary.skipped.too_short,
-            windowing.min_tokens
-        )));
+            summary.documents, skipped.without_target, skipped.too_short, windowing.min_tokens
+        );
+        if skipped.rows > 0 {
+            found += &format!("; {skipped}");
+        }
+        return Err(Error::EmptyCorpus(found));
     }
     Ok(Corpus {
         sequences,
@@ -187,17 +190,23 @@ pub fn read_corpus(
 ///
 /// - `.txt`, `.md`: a file is one document, cut into windows of `seq_len` tokens; every token but the first of a window is
 ///   a target.
-/// - `.jsonl`, `.ndjson`, one object a line: `messages` (with optional `tools`) goes through the chat template, targets are
-///   the assistant's turns; `conversations` (ShareGPT: `from` and `value`, with optional `system` and `tools`) likewise;
-///   `prompt` and `completion`: targets are the completion and an end-of-sequence token; `instruction` and `output` (Alpaca,
-///   with optional `input` and `system`) as a conversation of two turns; `text` is a document as above. The first of these
-///   forms that a line has is taken, other fields are ignored.
-/// - `.parquet`: the same forms by the names of columns, one for the whole file; the sequences are those that the same rows
-///   give as JSONL. Nulls in structs count as absent. Pages are read one after the other, row groups need not fit in memory.
+/// - `.jsonl`, `.ndjson`, one object a line: `messages` goes through the chat template, targets are the assistant's turns, or
+///   what the template marks with `{% generation %}`; `conversations` (ShareGPT: `from` and `value`, with optional `system`)
+///   likewise; `prompt` and `completion`: targets are the completion and an end-of-sequence token, or the assistant's turns of
+///   the completion where both are lists of messages; `instruction` and `output` (Alpaca, with optional `input` and `system`)
+///   as a conversation of two turns; `text` is a document as above. The first of these forms that a line has is taken, other
+///   fields are ignored, and null counts as absent. Conversations may have `tools` (a list, or one as JSON text) and
+///   `chat_template_kwargs`; `weight: 0`, `train: false` or `loss: false` in a message takes it out of the targets.
+/// - `.parquet`: the same forms by the names of columns; the sequences are those that the same rows give as JSONL. Nulls in
+///   structs count as absent. Pages are read one after the other, row groups need not fit in memory.
 /// - a directory: its files with these endings, in order of name.
 ///
+/// A line or row that cannot be used (no JSON, no known form, refused by the template, turns that cannot be told apart) is
+/// skipped, counted and named in [`Skipped`], unless `windowing` is strict.
+///
 /// # Errors
-/// Names the file and line and what was expected there; errors of `sink` end the reading.
+/// A file that cannot be read or is of no known kind; messages without a chat template; what `sink` says; where `windowing` is
+/// strict, the first line or row that cannot be used, by name and with what was expected there.
 pub fn stream_corpus(
     paths: &[PathBuf],
     tokenizer: &TokenizerFiles,
@@ -216,5 +225,7 @@ pub fn stream_corpus(
 
 #[cfg(test)]
 mod piece_tests;
+#[cfg(test)]
+mod rows_tests;
 #[cfg(test)]
 mod tests;

@@ -18,9 +18,8 @@ use parquet::{
         Field, Row,
         reader::{ReaderIter, TreeBuilder},
     },
-    schema::types::{SchemaDescriptor, Type, TypePtr},
+    schema::types::{SchemaDescriptor, Type},
 };
-use serde_json::{Map, Value};
 
 use super::{
     collector::Collector,
@@ -30,6 +29,7 @@ use super::{
 use crate::{
     Error, Result,
     error::io_at,
+    json::{Json, Object},
     limits::{LINE_BYTES_MAX, PARQUET_DEPTH_MAX, PARQUET_METADATA_BYTES_MAX},
 };
 
@@ -51,7 +51,7 @@ pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Re
     check_footer(&file, path, bytes)?;
     let reader = guarded(|| SerializedFileReader::new(file)).map_err(broken)?;
     let metadata = reader.metadata();
-    let (form, schema) = projection(metadata.file_metadata().schema()).map_err(broken)?;
+    let schema = projection(metadata.file_metadata().schema()).map_err(broken)?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     // A damaged file may have any number here, also below zero.
     let counts = metadata.row_groups().iter().map(|group| group.num_rows());
@@ -73,9 +73,12 @@ pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Re
         // The library counts what it has read, so that a group that says it has more rows than it holds ends in an error.
         while let Some(next) = guarded(|| rows.next().transpose()).map_err(|e| at(row + 1, e))? {
             row += 1;
-            let document = document(form, next).map_err(|e| at(row, e))?;
-            let outcome = collector.document(document);
-            outcome.map_err(|e| e.of_document(|reason| at(row, reason)))?;
+            let document = document(next).map_err(|e| at(row, e));
+            let outcome = document.and_then(|document| {
+                let outcome = collector.document(document);
+                outcome.map_err(|e| e.of_document(|reason| at(row, reason)))
+            });
+            collector.skip_refused(outcome)?;
             collector.advance(progress.until(row));
         }
     }
@@ -142,30 +145,34 @@ fn rows(
         .as_iter(schema.clone(), group)
 }
 
-/// The form of the rows, and the part of the file's schema that has it.
-fn projection(schema: &Type) -> std::result::Result<(Form, Type), String> {
-    let columns: Vec<&str> = schema
-        .get_fields()
-        .iter()
-        .map(|field| field.name())
-        .collect();
-    let form = Form::of(|name| columns.contains(&name));
-    let form = form.ok_or_else(|| {
-        let found = columns.get(..8).unwrap_or(&columns);
+/// The part of the file's schema that any form of a row is made of; which form a row has, its nulls say.
+fn projection(schema: &Type) -> std::result::Result<Type, String> {
+    let columns = schema.get_fields().iter();
+    let names: Vec<&str> = columns.clone().map(|field| field.name()).collect();
+    let first = Form::of(|name| names.contains(&name));
+    let first = first.ok_or_else(|| {
+        let found = names.get(..8).unwrap_or(&names);
         format!("{EXPECTED}, found the columns {found:?}")
     })?;
-    let fields = schema.get_fields().iter();
-    let fields: Vec<TypePtr> = fields
-        .filter(|field| form.fields().contains(&field.name()))
-        .cloned()
-        .collect();
-    for field in &fields {
-        check_type(field, 0).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
+    let mut fields = Vec::new();
+    for field in columns {
+        let is_read = |form: &Form| form.fields().contains(&field.name());
+        if !Form::ALL.iter().any(is_read) {
+            continue;
+        }
+        match check_type(field, 0) {
+            Ok(()) => fields.push(field.clone()),
+            Err(reason) if is_read(&first) => {
+                return Err(format!("column `{}`: {reason}", field.name()));
+            }
+            // What the first form does not need is no reason to refuse the file.
+            Err(_) => {}
+        }
     }
     let group = Type::group_type_builder(schema.name())
         .with_fields(fields)
         .build();
-    Ok((form, group.map_err(|e| format!("Parquet: {e}"))?))
+    group.map_err(|e| format!("Parquet: {e}"))
 }
 
 /// Accepts the shapes that the record reader knows: values, structs, lists and maps as the format defines them.
@@ -201,35 +208,41 @@ fn check_type(field: &Type, depth: usize) -> std::result::Result<(), String> {
         .try_for_each(|field| check_type(field, depth + 1))
 }
 
-fn document(form: Form, row: Row) -> std::result::Result<Document, String> {
+fn document(row: Row) -> std::result::Result<Document, String> {
     let mut room = LINE_BYTES_MAX;
-    let mut fields = Map::new();
-    for (name, field) in row.into_columns() {
-        match json(&field, &mut room).map_err(|reason| format!("column `{name}` {reason}"))? {
-            Value::Null => {}
-            value => {
-                fields.insert(name, value);
-            }
+    let columns = row.into_columns();
+    let there = |name: &str| {
+        let mut columns = columns.iter();
+        columns.any(|(column, field)| column == name && !matches!(field, Field::Null))
+    };
+    let form = Form::of(there).ok_or_else(|| format!("{EXPECTED}, but all of them are null"))?;
+    let mut fields = Object::new();
+    for (name, field) in &columns {
+        if form.fields().contains(&name.as_str()) {
+            let value = json(field, &mut room);
+            let value = value.map_err(|reason| format!("column `{name}` {reason}"))?;
+            fields.insert(name.clone(), value);
         }
     }
     Document::read(form, fields)
 }
 
 /// A value as JSON has it. Nulls of a struct are left out: a column has every key, a line of JSONL only those in use.
-fn json(field: &Field, room: &mut usize) -> std::result::Result<Value, String> {
+fn json(field: &Field, room: &mut usize) -> std::result::Result<Json, String> {
     Ok(match field {
-        Field::Null => Value::Null,
-        Field::Bool(value) => (*value).into(),
-        Field::Byte(value) => (*value).into(),
-        Field::Short(value) => (*value).into(),
-        Field::Int(value) => (*value).into(),
-        Field::Long(value) => (*value).into(),
-        Field::UByte(value) => (*value).into(),
-        Field::UShort(value) => (*value).into(),
-        Field::UInt(value) => (*value).into(),
-        Field::ULong(value) => (*value).into(),
-        Field::Float(value) => f64::from(*value).into(),
-        Field::Double(value) => (*value).into(),
+        Field::Null => Json::Null,
+        Field::Bool(value) => Json::Bool(*value),
+        Field::Byte(value) => Json::Integer((*value).into()),
+        Field::Short(value) => Json::Integer((*value).into()),
+        Field::Int(value) => Json::Integer((*value).into()),
+        Field::Long(value) => Json::Integer((*value).into()),
+        Field::UByte(value) => Json::Integer((*value).into()),
+        Field::UShort(value) => Json::Integer((*value).into()),
+        Field::UInt(value) => Json::Integer((*value).into()),
+        Field::ULong(value) => i64::try_from(*value)
+            .map_or_else(|_| Json::LongInteger(value.to_string()), Json::Integer),
+        Field::Float(value) => Json::Float(f64::from(*value)),
+        Field::Double(value) => Json::Float(*value),
         Field::Str(text) => bounded(text, room)?.into(),
         // Old writers leave out that bytes are a text.
         Field::Bytes(bytes) => match bytes.as_utf8() {
@@ -237,20 +250,20 @@ fn json(field: &Field, room: &mut usize) -> std::result::Result<Value, String> {
             Err(_) => return Err("has bytes that are no UTF-8".to_owned()),
         },
         Field::Group(row) => {
-            let mut fields = Map::new();
+            let mut fields = Object::new();
             for (name, field) in row.get_column_iter() {
                 match json(field, room)? {
-                    Value::Null => {}
+                    Json::Null => {}
                     value => {
                         fields.insert(name.clone(), value);
                     }
                 }
             }
-            Value::Object(fields)
+            Json::Object(fields)
         }
         Field::ListInternal(list) => {
             let elements = list.elements().iter().map(|field| json(field, room));
-            Value::Array(elements.collect::<std::result::Result<_, _>>()?)
+            Json::Array(elements.collect::<std::result::Result<_, _>>()?)
         }
         other => {
             return Err(format!(

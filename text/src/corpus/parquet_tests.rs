@@ -9,16 +9,19 @@ use crate::{
     testing::{shared, tokenizer_json, tokenizer_with},
 };
 
-const FORMS: [&str; 5] = [
+const FORMS: [&str; 7] = [
     "text",
     "completion",
     "messages",
     "conversations",
     "instruction",
+    "conversational",
+    "mixed",
 ];
 
-/// ChatML that also writes what a message calls, so that nested structs count.
-const WITH_CALLS: &str = "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content }}\
+/// ChatML that also writes what a message calls and what else a row has, so that nested structs and other columns count.
+const WITH_CALLS: &str = "{%- if tools is not none %}{{- tools | tojson }}{%- endif %}{{- enable_thinking | default('') }}\
+    {%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content }}\
     {%- if message.tool_calls is defined %}{{- message.tool_calls | tojson }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}\
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
@@ -65,6 +68,29 @@ fn the_same_documents_give_the_same_sequences_from_lines_and_from_rows() {
             (last.total_bytes, rows.sequences.len() as u64)
         );
     }
+}
+
+/// What tells a row's form is which of its columns are not null, and `tools` may be a column of JSON texts.
+#[test]
+fn a_file_may_hold_rows_of_several_forms() {
+    let (_directory, files) = tokenizer_with(&tokenizer_json(), WITH_CALLS);
+    let windowing = Windowing::new(512);
+    let corpus = read_corpus(&[fixture("mixed.parquet")], &files, &windowing, &mut |_| ()).unwrap();
+    assert_eq!((corpus.documents, corpus.sequences.len()), (20, 20));
+    let texts: Vec<&str> = corpus.sequences.iter().map(|s| s.text.as_str()).collect();
+    assert!(texts[0].starts_with("True<|im_start|>user"), "{}", texts[0]);
+    assert!(texts[1].starts_with("<|im_start|>user"), "{}", texts[1]);
+    assert!(!texts[2].contains("<|im_start|>"), "{}", texts[2]);
+    assert!(
+        texts[3].starts_with("False<|im_start|>"),
+        "tools \"[]\": {}",
+        texts[3]
+    );
+    assert!(
+        texts[6].starts_with("[{\"name\": \"f\"}]True<|im_start|>"),
+        "{}",
+        texts[6]
+    );
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl TokenizerFiles {
     /// Renders `messages` (a list of objects with `role` and `content`) through the chat template.
     ///
     /// # Errors
-    /// `ChatTemplate` where there is no template, it raises an exception, or it does not end.
+    /// `NoChatTemplate`; `ChatTemplate` where it raises an exception or does not end.
     pub fn render_chat(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
         let input = RenderInput {
             messages,
@@ -203,12 +203,9 @@ impl TokenizerFiles {
     }
 
     pub(crate) fn template(&self) -> Result<&ChatTemplate> {
-        self.template.as_ref().ok_or_else(|| {
-            Error::ChatTemplate(format!(
-                "{} has none (chat_template.jinja, or chat_template in tokenizer_config.json), so `messages` cannot be \
-                 rendered; use the model's instruction-tuned variant or a corpus of `prompt` and `completion`",
-                self.dir.display()
-            ))
+        let template = self.template.as_ref();
+        template.ok_or_else(|| Error::NoChatTemplate {
+            path: self.dir.clone(),
         })
     }
 

@@ -19,19 +19,13 @@ archive_bytes_max=$((64 << 20))
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 die() { echo "gpu-check.sh: $*" >&2; exit 1; }
 
-# Programs and the example into $1, stripped; the rest of the arguments go to cargo.
+# Programs, the example and the kernels' tests into $1, stripped; the rest of the arguments go to cargo. One command, so that all share what they stand on.
 collect() {
-  local to=$1 target
+  local to=$1
   shift
-  cargo build --release --locked -p teacher-server -p student-trainer --bin teacher-server --bin student-trainer \
-    --example gpu_probe "$@"
-  target=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
   mkdir -p "$to"
-  for program in teacher-server student-trainer examples/gpu_probe; do
-    strip -o "$to/$(basename "$program")" "$target/release/$program"
-  done
-  # The tests of the kernels, which the card runs as the emulator does.
-  cargo test --release --locked --no-run --message-format json --lib -p distill-kernels -p distill-model -p student-trainer -p teacher-server "$@" |
+  cargo build --release --locked -p distill-kernels -p distill-model -p student-trainer -p teacher-server --bins --tests --example gpu_probe \
+    --message-format json-render-diagnostics "$@" |
     python3 gpu-check/executables.py |
     while read -r name path; do strip -o "$to/$name" "$path"; done
 }

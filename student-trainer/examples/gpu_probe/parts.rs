@@ -8,7 +8,9 @@ use distill_kernels::attention::{self, Kept, Ranges, Sizes};
 use distill_kernels::{MakeCalls, device::compute, device::product_f32, nf4};
 use distill_model::{Gradients, backend};
 use serde_json::{Map, Value, json};
-use student_trainer::optimizer::{Optimizer, OptimizerConfig};
+use student_trainer::optimizer::{
+    AdamWConfig, LearningRateRatios, Optimizer, OptimizerConfig, OptimizerKind,
+};
 
 /// Runs before the clock starts, and runs of each of [`BATCHES`] timed batches, of which the median counts.
 const WARM: usize = 3;
@@ -231,7 +233,17 @@ fn optimise(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) 
         gradients.add(&name, &values)?;
         parameters.push((name, Var::from_tensor(&values)?));
     }
-    let mut optimizer = Optimizer::new(parameters, OptimizerConfig::default())?;
+    let config = OptimizerConfig {
+        kind: OptimizerKind::AdamW,
+        adamw: AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        },
+        ratios: LearningRateRatios::default(),
+    };
+    let mut optimizer = Optimizer::new(parameters, config)?;
     let seconds = time(device, || {
         Ok(optimizer.update(1e-6, 1.0, |name| gradients.get(name))?)
     })?;

@@ -2,17 +2,16 @@
 # Measures this project on a machine with an NVIDIA card that may have nothing but a driver, CUDA's libraries and Python.
 #
 #   ./gpu-check.sh pack [FILE]                      here: builds with CUDA and packs what the other machine needs, below 64 MiB
-#   ./gpu-check.sh run a|b|c|d|all DIR [--limit-s N]
+#   ./gpu-check.sh run a|b|all DIR [--limit-s N]
 #                                                   there, unpacked: runs stages; done pieces are skipped, so the same command goes on
 #   ./gpu-check.sh table RESULTS.json...            Markdown tables of what was measured
 #   ./gpu-check.sh rehearse [DIR]                   here: every stage in tiny shapes on the CPU; tests these scripts, measures nothing
 #
-# a  the matrix product's ceiling, the kernels, a whole student's bf16 gradients against the CPU's
-# b  7B and 1.5B with random weights in their real shapes; `precompute` for a minute beside a ballast that leaves 24 GiB free
-# c  distillation at 512 and 2048 tokens, resident and swap
-# d  the same work in PyTorch (needs torch and transformers; GPU_CHECK_PYTHON names an interpreter that has them)
+# a  every kernel and a whole student's gradients against the CPU, the sanitizer, microseconds of every part, transport plans, the matrix product's ceiling
+# b  7B and 1.5B with random weights in their real shapes beside a ballast that leaves 24 GiB free: teacher, student, both, the same in PyTorch, turns
+#    (PyTorch needs torch and transformers; GPU_CHECK_PYTHON names an interpreter that has them)
 #
-# Both models take 20 GB of disk in DIR. docs/gpu.md says what the figures mean.
+# Both models take 20 GB of memory (/dev/shm), or of disk in DIR. docs/gpu.md says what the figures mean.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -20,17 +19,15 @@ archive_bytes_max=$((64 << 20))
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 die() { echo "gpu-check.sh: $*" >&2; exit 1; }
 
-# Programs and the example into $1, stripped; the rest of the arguments go to cargo.
+# Programs, the example and the kernels' tests into $1, stripped; the rest of the arguments go to cargo. One command, so that all share what they stand on.
 collect() {
-  local to=$1 target
+  local to=$1
   shift
-  cargo build --release --locked -p teacher-server -p student-trainer --bin teacher-server --bin student-trainer \
-    --example gpu_probe "$@"
-  target=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
   mkdir -p "$to"
-  for program in teacher-server student-trainer examples/gpu_probe; do
-    strip -o "$to/$(basename "$program")" "$target/release/$program"
-  done
+  cargo build --release --locked -p distill-kernels -p distill-model -p student-trainer -p teacher-server --bins --tests --example gpu_probe \
+    --message-format json-render-diagnostics "$@" |
+    python3 gpu-check/executables.py |
+    while read -r name path; do strip -o "$to/$name" "$path"; done
 }
 
 pack() {

@@ -1,14 +1,15 @@
-"""Provides the stages of gpu-check on the machine with the card: each piece writes one JSON file and is skipped when that is there.
+"""Provides the two calls of gpu-check on the machine with the card: each piece writes one JSON file and is skipped when that is there.
 
-    python3 check.py run a|b|c|d|all DIR [--limit-s 450] [--rehearse] [--bin DIR]
+    python3 check.py run a|b|all DIR [--limit-s 240] [--rehearse] [--bin DIR]
 
-    a   what the card's matrix product reaches, kernels, transport plans against the host's, a whole student's bf16 gradients against the CPU's
-    b   random-weight 7B and 1.5B in their real shapes; the 7B's `precompute` beside a ballast that leaves 24 GiB
-    c   distillation on that card: resident and swap, 512 and 2048 tokens, and once with transport
-    d   the teacher's and the student's work in PyTorch
+    a   the machine; every kernel's tests and a whole student's bf16 gradients on the card against the CPU; the sanitizer's checks; microseconds of
+        every part of a step; transport plans against the host's; what the card's matrix product reaches
+    b   random-weight 7B and 1.5B in their real shapes: the 7B's `precompute` beside a ballast that leaves 24 GiB, the student from a cache at 512 and
+        2048 tokens, both at once, the same work in PyTorch, and taking turns
 
-DIR/results/PIECE.json holds what a piece measured; DIR/results.json all of them, to keep as docs/gpu/DEVICE-DATE.json. A piece that failed says why in its file and
-is tried again by the next call. With --rehearse everything runs in tiny shapes on the CPU: the figures mean nothing, the scripts are the same.
+DIR/results/PIECE.json holds what a piece measured; DIR/results.json all of them, to keep as docs/gpu/DEVICE-DATE.json; both are written as they come. A piece
+that failed says why in its file and is tried again by the next call. The models (20 GB) go into memory (/dev/shm) where it has room. With --rehearse everything
+runs in tiny shapes on the CPU: the figures mean nothing, the scripts are the same.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -25,6 +27,7 @@ import time
 
 import card
 import models
+import programs
 from card import Watch
 from programs import Failed, Program, output, python, tail
 
@@ -35,7 +38,12 @@ ACCUMULATION = 4
 # Sequences of a teacher's turn in swap: several steps, and several turns in a run.
 WINDOW = 20
 STEPS = 30
-LOAD_SECONDS = 180
+LOAD_SECONDS = 60
+# Both models, and what the file system needs beside them.
+MODEL_BYTES = 24 << 30
+# Sequences of the cache that the student alone is measured from.
+CACHED_SEQUENCES = 48
+SANITIZER_SECONDS = 60
 
 
 class Setup:
@@ -46,14 +54,21 @@ class Setup:
         self.bin = pathlib.Path(options.bin).resolve()
         self.tiny = options.rehearse
         self.device = "cpu" if self.tiny else "cuda"
-        self.measure_seconds = 3 if self.tiny else 60
-        self.train_seconds = 20 if self.tiny else 45
+        self.measure_seconds = 3 if self.tiny else 25
+        self.train_seconds = 20
         self.batch_size = 2 if self.tiny else 8
         self.results = self.directory / "results"
         self.logs = self.directory / "logs"
-        self.models = self.directory / "models"
+        self.models = self.place() / "models"
         for folder in (self.results, self.logs, self.models):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def place(self):
+        """Where models lie: in memory where there is room, so that disks are not what is measured."""
+        memory = pathlib.Path("/dev/shm")
+        if self.tiny or not memory.is_dir() or shutil.disk_usage(memory).free < MODEL_BYTES:
+            return self.directory
+        return memory / "ot-distill-gpu-check"
 
     def program(self, name):
         return self.bin / name
@@ -106,6 +121,44 @@ def probe(what, seconds):
     return piece
 
 
+def kernel_tests(setup):
+    """The tests of all kernels, with the card in the emulator's place; which of them passed."""
+    environment = {} if setup.tiny else {"OT_DISTILL_KERNELS": "cuda"}
+    passed, failed, seconds = [], {}, {}
+    for line in (HERE / "tests.txt").read_text().splitlines():
+        name, *filters = line.split()
+        started = time.monotonic()
+        log = setup.logs / f"{name}.log"
+        with open(log, "w") as out:
+            command = [setup.program(name), "--test-threads=1", *filters]
+            status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=programs.environment() | environment, timeout=LOAD_SECONDS * 2).returncode
+        seconds[name] = round(time.monotonic() - started, 1)
+        text = log.read_text(errors="replace")
+        passed += re.findall(r"^test (\S+) \.\.\. ok$", text, re.M)
+        for test in re.findall(r"^test (\S+) \.\.\. FAILED$", text, re.M):
+            said = re.search(rf"---- {re.escape(test)} stdout ----\n(.*?)(?=\n----|\nfailures:|\Z)", text, re.S)
+            failed[test] = (said.group(1) if said else "")[:600]
+        if status != 0 and not failed:
+            raise Failed(f"{name} ended with status {status}: {tail(log)}")
+    result = {"passed": len(passed), "failed": failed, "seconds": seconds}
+    if failed or not passed:
+        raise Failed(json.dumps(result))
+    return result
+
+
+def sanitizer(tool):
+    """A tiny student's loss and gradients under compute-sanitizer, which ends with its own status where it finds a mistake."""
+
+    def piece(setup):
+        command = [setup.program("gpu_probe"), "gradients", "--tiny", "--device", setup.device]
+        if setup.tiny:
+            return output(command, setup.logs / f"{tool}.log", SANITIZER_SECONDS) | {"tool": None}
+        found = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        return output([found, "--tool", tool, "--error-exitcode", "9", *command], setup.logs / f"{tool}.log", SANITIZER_SECONDS, last_json=True) | {"tool": tool}
+
+    return piece
+
+
 def make_models(setup):
     """Both models on disk; the student in four bits by our own quantize."""
     start = time.monotonic()
@@ -123,8 +176,8 @@ def make_models(setup):
 def precompute(setup):
     """The teacher over the corpus for a minute, on a card with 24 GiB free."""
     setup.need("models")
-    ceiling = setup.need("ceiling")
-    cache = setup.directory / "cache"
+    ceiling = setup.result("ceiling") or {}
+    cache = setup.directory / "measured"
     shutil.rmtree(cache, ignore_errors=True)
     command = [setup.program("teacher-server"), "precompute", "--model", setup.models / "teacher", "--corpus", setup.models / "corpus.txt", "--out", cache]
     command += ["--seq-len", setup.seq_len(512), "--batch-size", setup.batch_size, "--device", setup.device, "--json"]
@@ -149,9 +202,67 @@ def precompute(setup):
         "tokens_per_second": rate,
         "bytes_per_token": computed[-1]["bytes_per_token"],
         "matrix_flops_per_token": flops,
-        "share_of_ceiling": rate * flops / ceiling["best_flops"],
+        "share_of_ceiling": rate * flops / ceiling["best_flops"] if ceiling else None,
     }
     return result | watch.report()
+
+
+def fill_cache(setup):
+    """A short corpus computed whole: what the student alone is measured from."""
+    setup.need("models")
+    cache, text = setup.directory / "cache", setup.directory / "short.txt"
+    shutil.rmtree(cache, ignore_errors=True)
+    # The tokenizer merges two or three letters.
+    models.write_text(text, CACHED_SEQUENCES * setup.seq_len(512) * 2)
+    command = [setup.program("teacher-server"), "precompute", "--model", setup.models / "teacher", "--corpus", text, "--out", cache]
+    command += ["--seq-len", setup.seq_len(512), "--batch-size", setup.batch_size, "--device", setup.device, "--json"]
+    with Program(command, setup.logs / "fill-cache.log") as program:
+        if program.wait(LOAD_SECONDS) != 0:
+            raise Failed(f"precompute: {tail(program.log)}")
+        computed = program.said("computed")
+    return {"tokens": computed[-1]["tokens"] if computed else None}
+
+
+def student_alone(tokens):
+    """The student from the cache, a step of 2048 tokens: four windows of 512 one after the other, or packed in one pass."""
+
+    def piece(setup):
+        setup.need("fill-cache")
+        name = f"student-{tokens}"
+        run, port = setup.directory / "runs" / name, setup.directory / f"{name}.port"
+        shutil.rmtree(run, ignore_errors=True)
+        run.parent.mkdir(exist_ok=True)
+        port.unlink(missing_ok=True)
+        serve = [setup.program("teacher-server"), "serve", "--cache", setup.directory / "cache", "--bind", "127.0.0.1:0", "--port-file", port, "--json"]
+        with card.Ballast() as ballast, Program(serve, setup.logs / f"{name}-teacher.log") as teacher:
+            teacher.wait_until(lambda: port.exists() and port.read_text().strip(), LOAD_SECONDS, "listening")
+            packed = ["--batch-size", ACCUMULATION, "--pack-tokens", setup.seq_len(tokens)] if tokens > 512 else ["--grad-accumulation", ACCUMULATION]
+            command = [setup.program("student-trainer"), "train", "--teacher", f"http://127.0.0.1:{port.read_text().strip()}", "--student", setup.models / "student-nf4"]
+            command += ["--out", run, "--device", setup.device, "--steps", STEPS, "--epochs", 8, "--save-steps", 0, *packed]
+            with Program(command, setup.logs / f"{name}-student.log") as student, Watch({"student": student}) as watch:
+                steps, lines = trained(setup, student, run)
+        return {"tokens_per_pass": setup.seq_len(tokens), "ballast": ballast.left, **speed(steps), "load_seconds": lines[0].get("load_seconds")} | watch.report()
+
+    return piece
+
+
+def trained(setup, student, run):
+    """Runs the trainer for its time; lines of its metrics, those after the warm steps first."""
+    metrics = run / "metrics.jsonl"
+    student.wait_until(lambda: metrics.exists() and metrics.read_text(), LOAD_SECONDS, "the first step")
+    student.wait(setup.train_seconds)
+    status = student.stop()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+    steps = [line for line in lines if "tokens_per_second" in line]
+    if len(steps) <= WARM_STEPS:
+        raise Failed(f"only {len(steps)} steps in {setup.train_seconds} s, trainer's status {status}: {tail(student.log)}")
+    return steps[WARM_STEPS:], lines
+
+
+def speed(steps):
+    """Medians of some steps."""
+    names = {"tokens_per_second": "tokens_per_second", "step_seconds": "seconds", "wait_seconds": "wait_seconds"}
+    return {"steps": len(steps)} | {name: statistics.median(step[key] for step in steps) for name, key in names.items()}
 
 
 def handovers(events):
@@ -187,26 +298,15 @@ def distil(mode, tokens, transport=False):
             train += ["--out", run, "--device", setup.device, "--grad-accumulation", ACCUMULATION, "--steps", STEPS, "--save-steps", 0]
             train += ["--ot-weight", 0.5] if transport else []
             with Program(train, setup.logs / f"{name}-student.log") as student, Watch({"teacher": teacher, "student": student}) as watch:
-                metrics = run / "metrics.jsonl"
-                student.wait_until(lambda: metrics.exists() and metrics.read_text(), LOAD_SECONDS + setup.train_seconds, "the first step")
-                student.wait(setup.train_seconds)
-                status = student.stop()
+                steps, lines = trained(setup, student, run)
             events = teacher.said("device")
-        lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
-        steps = [line for line in lines if "tokens_per_second" in line]
-        if len(steps) <= WARM_STEPS:
-            raise Failed(f"only {len(steps)} steps in {setup.train_seconds} s, trainer's status {status}: {tail(student.log)}")
-        steps = steps[WARM_STEPS:]
         result = {
             "mode": mode,
             "seq_len": setup.seq_len(tokens),
             "sequences_per_step": ACCUMULATION,
             "transport": transport,
             "ballast": ballast.left,
-            "steps": len(steps),
-            "tokens_per_second": statistics.median(step["tokens_per_second"] for step in steps),
-            "step_seconds": statistics.median(step["seconds"] for step in steps),
-            "wait_seconds": statistics.median(step["wait_seconds"] for step in steps),
+            **speed(steps),
             "loss_first": lines[0]["loss"],
             "loss_last": lines[-1]["loss"],
         }
@@ -226,7 +326,7 @@ def torch_teacher(setup):
     """The teacher's forward with top-k in transformers, for a while."""
     setup.need("models")
     command = [python(), HERE / "torch_peer.py", "teacher", "--model", setup.models / "teacher", "--device", setup.device, "--seq-len", setup.seq_len(512)]
-    command += ["--batch-size", setup.batch_size, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 3]
+    command += ["--batch-size", setup.batch_size, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 2.5]
     result = output(command, setup.logs / "torch-teacher.log", LOAD_SECONDS)
     ours = setup.result("precompute")
     if ours:
@@ -240,9 +340,9 @@ def torch_student(tokens):
     def piece(setup):
         setup.need("models")
         command = [python(), HERE / "torch_peer.py", "student", "--model", setup.models / "student-nf4", "--device", setup.device, "--seq-len", setup.seq_len(tokens)]
-        command += ["--accumulation", ACCUMULATION, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 3]
+        command += ["--accumulation", ACCUMULATION, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 2.5]
         result = output(command, setup.logs / f"torch-student-{tokens}.log", LOAD_SECONDS)
-        ours = setup.result(f"resident-{tokens}")
+        ours = setup.result(f"student-{tokens}")
         if ours:
             result["ours_over_torch"] = ours["tokens_per_second"] / result["tokens_per_second"]
         return result
@@ -251,16 +351,30 @@ def torch_student(tokens):
 
 
 STAGES = {
-    "a": {"host": host, "ceiling": probe("ceiling", 60), "kernels": probe("kernels", 120), "transport": probe("transport", 120), "gradients": probe("gradients", 180)},
-    "b": {"models": make_models, "precompute": precompute},
-    "c": {
+    "a": {
+        "host": host,
+        "kernels": probe("kernels", 60),
+        "kernel-tests": kernel_tests,
+        "gradients": probe("gradients", 60),
+        "parts": probe("parts", 60),
+        "ceiling": probe("ceiling", 60),
+        "memcheck": sanitizer("memcheck"),
+        "racecheck": sanitizer("racecheck"),
+        "transport": probe("transport", 90),
+    },
+    "b": {
+        "models": make_models,
+        "precompute": precompute,
+        "fill-cache": fill_cache,
+        "student-512": student_alone(512),
+        "student-2048": student_alone(2048),
         "resident-512": distil("resident", 512),
-        "resident-2048": distil("resident", 2048),
+        "torch-student-512": torch_student(512),
+        "torch-teacher": torch_teacher,
         "swap-512": distil("swap", 512),
-        "swap-2048": distil("swap", 2048),
+        "torch-student-2048": torch_student(2048),
         "resident-512-transport": distil("resident", 512, transport=True),
     },
-    "d": {"torch-teacher": torch_teacher, "torch-student-512": torch_student(512), "torch-student-2048": torch_student(2048)},
 }
 
 
@@ -285,7 +399,7 @@ def run(setup, stages, limit_s):
             begun = time.monotonic()
             try:
                 result = {"piece": name, "stage": stage, "ok": True} | piece(setup)
-            except (Failed, OSError, RuntimeError, KeyError, ValueError) as error:
+            except (Failed, OSError, RuntimeError, KeyError, ValueError, subprocess.TimeoutExpired) as error:
                 result = {"piece": name, "stage": stage, "ok": False, "error": f"{type(error).__name__}: {error}"}
                 left.append(name)
             result |= {"piece_seconds": round(time.monotonic() - begun, 1), "rehearsal": setup.tiny}
@@ -306,7 +420,7 @@ def main():
     parser.add_argument("what", choices=("run",))
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("directory")
-    parser.add_argument("--limit-s", type=float, default=450, help="no piece begins after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=240, help="no piece begins after so many seconds")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--bin", default=HERE.parent / "bin")
     options = parser.parse_args()

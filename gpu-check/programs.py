@@ -106,8 +106,8 @@ class Program:
         self.stop()
 
 
-def output(command, log, seconds):
-    """The JSON object on the last line of a program's standard output."""
+def output(command, log, seconds, last_json=False):
+    """The JSON object on the last line of a program's standard output; with `last_json` on the last line that looks like one."""
     with open(log, "w") as errors:
         try:
             done = subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(), timeout=seconds)
@@ -115,7 +115,9 @@ def output(command, log, seconds):
             raise Failed(f"{command[0]} took more than {seconds:.0f} s: {tail(log)}") from None
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
-        raise Failed(f"{command[0]} ended with status {done.returncode}: {tail(log)}")
+        raise Failed(f"{command[0]} ended with status {done.returncode}: {tail(log)} {done.stdout[-TAIL_CHARACTERS:]}")
+    if last_json:
+        lines = [line for line in lines if line.startswith("{")] or lines
     try:
         return json.loads(lines[-1])
     except ValueError:

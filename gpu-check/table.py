@@ -22,7 +22,7 @@ def distillations(results):
     yield "| run | tokens | trainer tokens/s | PyTorch tokens/s | step s | wait s | teacher peak MiB | trainer peak MiB | card peak MiB | handover to teacher / trainer s |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, result in results.items():
-        if result.get("stage") != "c" or not result["ok"]:
+        if "mode" not in result or not result["ok"]:
             continue
         peer = results.get(f"torch-student-{name.split('-')[1]}", {})
         beside = None if result["transport"] else peer.get("tokens_per_second")
@@ -42,12 +42,33 @@ def teacher(results):
     yield "| teacher | tokens | batch | tokens/s | of the matrix product's ceiling | peak MiB |"
     yield "|---|---:|---:|---:|---:|---:|"
     if ours.get("ok"):
-        yield f"| teacher-server precompute | {ours['seq_len']} | {ours['batch_size']} | {number(ours['tokens_per_second'])} | {number(100 * ours['share_of_ceiling'], 1)} % | {peak(ours, 'teacher')} |"
+        yield f"| teacher-server precompute | {ours['seq_len']} | {ours['batch_size']} | {number(ours['tokens_per_second'])} | {number(ours['share_of_ceiling'] and 100 * ours['share_of_ceiling'], 1)} % | {peak(ours, 'teacher')} |"
     if peer.get("ok"):
         share = None
         if ours.get("ok") and ceiling.get("ok"):
             share = 100 * peer["tokens_per_second"] * ours["matrix_flops_per_token"] / ceiling["best_flops"]
         yield f"| transformers + torch.topk | {peer['seq_len']} | {peer['batch_size']} | {number(peer['tokens_per_second'])} | {number(share, 1)} % | {number(peer.get('peak_mib'))} |"
+
+
+def alone(results):
+    """The student from a cache, beside PyTorch's."""
+    yield "| student alone, tokens a pass | tokens/s | step s | PyTorch tokens/s | peak MiB |"
+    yield "|---:|---:|---:|---:|---:|"
+    for tokens in (512, 2048):
+        ours, peer = results.get(f"student-{tokens}", {}), results.get(f"torch-student-{tokens}", {})
+        if ours.get("ok"):
+            yield f"| {ours['tokens_per_pass']} | {number(ours['tokens_per_second'])} | {number(ours['step_seconds'], 3)} | {number(peer.get('tokens_per_second'))} | {peak(ours, 'student')} |"
+
+
+def parts(results):
+    """Microseconds of each part."""
+    result = results.get("parts", {})
+    if not result.get("ok"):
+        return
+    yield "| part | us |"
+    yield "|---|---:|"
+    for name, microseconds in result["microseconds"].items():
+        yield f"| {name} | {number(microseconds, 1)} |"
 
 
 def plans(results):
@@ -90,7 +111,7 @@ def main():
     for path in sys.argv[1:]:
         with open(path) as file:
             results = json.load(file)
-        for part in (headline, teacher, distillations, plans):
+        for part in (headline, teacher, alone, distillations, parts, plans):
             print("\n".join(part(results)), end="\n\n")
 
 

@@ -67,6 +67,32 @@ pub fn compute(
     Ok(made.into_iter().zip(outputs).map(tensor).collect())
 }
 
+/// `a b^T` of 16-bit floats, in f32: a product that is rounded to the inputs' type loses what sums of its size hold.
+///
+/// # Shapes
+/// `a` `[m, k]` and `b` `[n, k]`, both bf16 or both f16, contiguous; the result f32 `[m, n]`.
+///
+/// # Errors
+/// Other shapes, types or places; what cuBLAS says.
+pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let ((m, k), (n, other)) = (a.dims2()?, b.dims2()?);
+    let Device::Cuda(card) = a.device() else {
+        bail!("a product on a card was given a tensor on another device");
+    };
+    if k != other {
+        bail!("a product of rows of {k} and of {other} elements");
+    }
+    let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
+    let inputs = [(storage(&a)?, a_layout), (storage(&b)?, b_layout)];
+    let made = on_card::product_f32(card, inputs, (m, n, k))?;
+    Ok(Tensor::from_storage(
+        Storage::Cuda(made),
+        (m, n),
+        BackpropOp::none(),
+        false,
+    ))
+}
+
 /// What a tensor on a card holds.
 ///
 /// # Errors
@@ -109,6 +135,14 @@ mod on_card {
     pub(super) fn load(_: &CudaDevice, _: &Module, _: &str) -> Result<()> {
         Err(Error::NotCompiledWithCudaSupport)
     }
+
+    pub(super) fn product_f32(
+        _: &CudaDevice,
+        _: [(&CudaStorage, &Layout); 2],
+        _: (usize, usize, usize),
+    ) -> Result<CudaStorage> {
+        Err(Error::NotCompiledWithCudaSupport)
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -117,6 +151,10 @@ mod on_card {
     use std::sync::{Arc, Mutex, PoisonError};
 
     use candle_core::backend::BackendStorage;
+    use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
+    use candle_core::cuda_backend::cudarc::cublas::sys::{
+        cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
+    };
     use candle_core::cuda_backend::cudarc::driver::{
         CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
     };
@@ -308,6 +346,59 @@ mod on_card {
             Argument::Int(value) => number(value as u32 as u64),
             Argument::Float(value) => number(value.to_bits().into()),
         })
+    }
+
+    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for.
+    pub(super) fn product_f32(
+        card: &CudaDevice,
+        [(a, a_layout), (b, b_layout)]: [(&CudaStorage, &Layout); 2],
+        (m, n, k): (usize, usize, usize),
+    ) -> Result<CudaStorage> {
+        let stored = match (a.dtype(), b.dtype()) {
+            (DType::BF16, DType::BF16) => cudaDataType_t::CUDA_R_16BF,
+            (DType::F16, DType::F16) => cudaDataType_t::CUDA_R_16F,
+            (a, b) => {
+                bail!("a product in f32 takes bf16 or f16 on both sides, not {a:?} and {b:?}")
+            }
+        };
+        let stream = card.cuda_stream();
+        let (a, a_used) = read(a, a_layout, &stream)?;
+        let (b, b_used) = read(b, b_layout, &stream)?;
+        let mut made = allocate(card, DType::F32, m * n)?;
+        let (out, out_used) = for_slice!(&mut made.slice, data => data.device_ptr_mut(&stream));
+        let size = |value: usize| i32::try_from(value).map_err(candle_core::Error::wrap);
+        let (m, n, k) = (size(m)?, size(n)?, size(k)?);
+        let (one, zero) = (1f32, 0f32);
+        let handle = card.cublas_handle();
+        #[expect(unsafe_code, reason = "calls cuBLAS")]
+        // SAFETY: the pointers are of live slices of this stream's device, of k elements for every row, which `read` and
+        // `allocate` have checked; the scalars are read before the call returns.
+        let done = unsafe {
+            gemm_ex(
+                *handle.handle(),
+                cublasOperation_t::CUBLAS_OP_T,
+                cublasOperation_t::CUBLAS_OP_N,
+                n,
+                m,
+                k,
+                std::ptr::from_ref(&one).cast(),
+                b.pointer as *const _,
+                stored,
+                k,
+                a.pointer as *const _,
+                stored,
+                k,
+                std::ptr::from_ref(&zero).cast(),
+                out as *mut _,
+                cudaDataType_t::CUDA_R_32F,
+                n,
+                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.w()?;
+        drop((a_used, b_used, out_used));
+        Ok(made)
     }
 
     /// Compiles and loads the function.

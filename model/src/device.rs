@@ -43,14 +43,34 @@ impl DeviceChoice {
 }
 
 fn cuda(ordinal: usize) -> Result<Device> {
-    let remedy = match cfg!(feature = "cuda") {
-        true => "see that nvidia-smi lists it, or use --device cpu",
-        false => "this build is for the CPU; build with --features cuda, or use --device cpu",
+    let remedy = if cfg!(feature = "cuda") {
+        "see that nvidia-smi lists it, or use --device cpu"
+    } else {
+        "this build is for the CPU; build with --features cuda, or use --device cpu"
     };
-    Device::new_cuda(ordinal).map_err(|e| Error::InvalidOption {
+    on_one_stream(ordinal).map_err(|e| Error::InvalidOption {
         option: "device",
         message: format!("no CUDA device {ordinal} ({}); {remedy}", without_trace(&e)),
     })
+}
+
+/// Opens the device with one stream for all threads. candle's own choice is CUDA's per-thread stream, which is another stream in
+/// every thread: weights copied by one would have no order with the kernels that another launches.
+#[cfg(feature = "cuda")]
+fn on_one_stream(ordinal: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    #[expect(unsafe_code, reason = "turns off events that order several streams")]
+    // SAFETY: everything is allocated, used and freed on the one stream of this device, so its own order is all that is needed;
+    // nothing has been allocated by us yet. The two events of every allocation are saved.
+    unsafe {
+        device.as_cuda_device()?.disable_event_tracking();
+    }
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_one_stream(ordinal: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(ordinal)
 }
 
 /// The first line: candle appends a backtrace where one was asked for.

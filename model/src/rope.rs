@@ -369,9 +369,7 @@ mod tests {
                     layers::rope(x[0], (x[1], x[2]), out, sizes, sign)
                 })
             };
-            let (Some(out), Some(back)) = (turned(1.0), turned(-1.0)) else {
-                return;
-            };
+            let (out, back) = (turned(1.0), turned(-1.0));
             assert_eq!(
                 values(&out),
                 values(&angles.apply(&x).unwrap()),

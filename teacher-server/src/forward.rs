@@ -13,6 +13,7 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Storage, Tensor};
+use distill_kernels::device::product_f32;
 use distill_model::{ModelConfig, TokenMatrix};
 use distill_proto::{Rows, State};
 
@@ -155,11 +156,14 @@ impl Teacher {
                 return Ok(logits.contiguous()?);
             }
         };
-        let half_on_cpu = head.dtype() != DType::F32 && head.device().is_cpu();
-        if !half_on_cpu {
+        if head.dtype() == DType::F32 {
             return Ok(states.matmul(&head.t()?)?.contiguous()?);
         }
-        // A half-precision product would round logits to steps of up to 1/8; the CPU widens for it anyway.
+        // A half-precision product would round logits to steps of up to 1/8.
+        if head.device().is_cuda() {
+            return Ok(product_f32(&states.contiguous()?, &head.contiguous()?)?);
+        }
+        // The CPU widens for it anyway.
         let states = states.to_dtype(DType::F32)?;
         let rows = self.vocab_size as usize;
         let parts = (0..rows)

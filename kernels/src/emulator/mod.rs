@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::{DType, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use libloading::Library;
 
 use crate::{Call, Module};
@@ -50,27 +50,22 @@ enum Order {
 }
 
 impl Emulator {
-    /// The module, compiled at its first use in this process. `None` where there is no C++ compiler (`$CXX`, or `c++`), which is
-    /// printed.
+    /// The module, compiled at its first use in this process.
     ///
     /// # Errors
-    /// When the compiler refuses the module's text.
-    pub fn of(module: &'static Module) -> Result<Option<Arc<Self>>> {
-        static LOADED: Mutex<BTreeMap<&str, Option<Arc<Emulator>>>> = Mutex::new(BTreeMap::new());
+    /// When there is no C++ compiler (`$CXX`, or `c++`), or it refuses the module's text.
+    pub fn of(module: &'static Module) -> Result<Arc<Self>> {
+        static LOADED: Mutex<BTreeMap<&str, Arc<Emulator>>> = Mutex::new(BTreeMap::new());
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(emulator) = loaded.get(module.name()) {
-            return Ok(emulator.clone());
+            return Ok(Arc::clone(emulator));
         }
-        let emulator = Self::load(module)?.map(Arc::new);
-        loaded.insert(module.name(), emulator.clone());
+        let emulator = Arc::new(Self::load(module)?);
+        loaded.insert(module.name(), Arc::clone(&emulator));
         Ok(emulator)
     }
 
-    #[allow(
-        clippy::print_stdout,
-        reason = "for tests, which show it where they fail"
-    )]
-    fn load(module: &'static Module) -> Result<Option<Self>> {
+    fn load(module: &'static Module) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (source, library) = (folder.path().join("kernels.cpp"), folder.path().join("lib"));
         std::fs::write(&source, text(module))?;
@@ -85,14 +80,11 @@ impl Emulator {
             .args([&library, &source])
             .output();
         let output = match output {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                println!(
-                    "not tested: kernels of {} (no C++ compiler {})",
-                    module.name(),
-                    compiler.display()
-                );
-                return Ok(None);
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+                "no C++ compiler {} for the kernels of {}; install one, or name it in CXX",
+                compiler.display(),
+                module.name()
+            ),
             output => output?,
         };
         if !output.status.success() {
@@ -110,12 +102,12 @@ impl Emulator {
             let emulate = *library.get::<Emulate>("emulate").map_err(Error::wrap)?;
             (library, emulate)
         };
-        Ok(Some(Self {
+        Ok(Self {
             module,
             emulate,
             running: Mutex::new(()),
             _library: library,
-        }))
+        })
     }
 
     /// What [`device::run`](crate::device::run) does on a card: runs the calls that `calls` makes from the indices of inputs and outputs;
@@ -129,6 +121,15 @@ impl Emulator {
         outputs: &[(DType, usize)],
         calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
     ) -> Result<Vec<Tensor>> {
+        if let Some(card) = card()? {
+            let inputs = inputs
+                .iter()
+                .map(|x| x.to_device(card))
+                .collect::<Result<Vec<_>>>()?;
+            let inputs: Vec<&Tensor> = inputs.iter().collect();
+            let made = crate::device::compute(&inputs, outputs, calls)?;
+            return made.iter().map(|x| x.to_device(&Device::Cpu)).collect();
+        }
         let mut memory = Memory::new();
         let upload = |x: &&Tensor| memory.upload(x);
         let inputs = inputs.iter().map(upload).collect::<Result<Vec<_>>>()?;
@@ -193,6 +194,19 @@ impl Emulator {
             message => bail!("{}: {message}", call.function),
         }
     }
+}
+
+/// The card that stands in for the emulator where `OT_DISTILL_KERNELS=cuda`: then every test of a kernel compares the card with
+/// the reference, on the same inputs.
+fn card() -> Result<Option<&'static Device>> {
+    static CARD: OnceLock<Device> = OnceLock::new();
+    if std::env::var_os("OT_DISTILL_KERNELS").is_none_or(|on| on != "cuda") {
+        return Ok(None);
+    }
+    if CARD.get().is_none() {
+        let _ = CARD.set(Device::new_cuda_with_stream(0)?);
+    }
+    Ok(CARD.get())
 }
 
 /// What the C++ compiler gets: the shim, the module, and the list of its functions.

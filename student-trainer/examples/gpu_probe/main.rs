@@ -1,10 +1,11 @@
 /*! Compares a GPU with the CPU and measures it, one part at a time; each prints one JSON object as its last line.
 
 ```text
-cargo run --release -p student-trainer --features cuda --example gpu_probe -- ceiling|kernels|transport|gradients [--device cuda] [--tiny]
+cargo run --release -p student-trainer --features cuda --example gpu_probe -- ceiling|kernels|parts|transport|gradients [--device cuda] [--tiny]
 ```
 
-`ceiling`: what matrix products reach. `kernels`: every kernel compiles for this card. `transport`: plans and their values against
+`ceiling`: what matrix products reach. `kernels`: every kernel compiles for this card. `parts`: microseconds of
+each part of a step, in the reference pair's shapes. `transport`: plans and their values against
 the host's solver, and the time of both. `gradients`: loss and adapter gradients of a whole random student in bf16 on the
 device, against the CPU's in f32. A part that fails ends with an error. On `--device cpu` the same code compares the CPU with
 itself, and runs the kernel in its emulator.
@@ -13,6 +14,7 @@ itself, and runs the kernel in its emulator.
 
 mod ceiling;
 mod gradients;
+mod parts;
 mod transport;
 
 use std::time::Instant;
@@ -40,6 +42,7 @@ struct Args {
 enum Part {
     Ceiling,
     Kernels,
+    Parts,
     Transport,
     Gradients,
 }
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     let found = match args.part {
         Part::Ceiling => ceiling::measure(&device, args.tiny)?,
         Part::Kernels => kernels(&device)?,
+        Part::Parts => parts::measure(&device, args.tiny)?,
         Part::Transport => transport::compare(&device, args.tiny)?,
         Part::Gradients => gradients::compare(&device, args.tiny)?,
     };

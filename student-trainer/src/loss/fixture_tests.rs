@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::sinkhorn::{SolverOptions, solve};
 use super::testing::{hidden_targets, relative, widened};
-use super::transport_kernel_tests::{Given, by_kernel, compiled, how};
+use super::transport_kernel_tests::{Given, by_kernel, how};
 use super::*;
 
 /// A file of fixtures: cases from JSON, tensors from safetensors.
@@ -231,15 +231,13 @@ fn plans_match_three_other_solvers() {
         let error: f64 = (0..m).map(column_error).sum();
         // The plan is kept in f32.
         assert!(error < 1e-6, "{name}: marginals off by {error:e}");
-        if compiled() {
-            let given = Given::uniform(cost, n, m);
-            let (plans, found) = by_kernel(&[given], how(case.epsilon as f32, 1e-9));
-            let plan: Vec<f64> = plans[0].iter().map(|&t| f64::from(t)).collect();
-            let distance = relative(&plan, &expected);
-            assert!(distance < 1e-5, "{name}: the kernel's off by {distance:e}");
-            let (cost, value) = (found[0].transport_cost, found[0].entropic_value);
-            equal(name, "the kernel's <T,C>", cost, case.transport_cost);
-            equal(name, "the kernel's F", value, case.entropic_value);
-        }
+        let given = Given::uniform(cost, n, m);
+        let (plans, found) = by_kernel(&[given], how(case.epsilon as f32, 1e-9));
+        let plan: Vec<f64> = plans[0].iter().map(|&t| f64::from(t)).collect();
+        let distance = relative(&plan, &expected);
+        assert!(distance < 1e-5, "{name}: the kernel's off by {distance:e}");
+        let (cost, value) = (found[0].transport_cost, found[0].entropic_value);
+        equal(name, "the kernel's <T,C>", cost, case.transport_cost);
+        equal(name, "the kernel's F", value, case.entropic_value);
     }
 }

@@ -191,8 +191,7 @@ pub(crate) fn emulate(
     outputs: &[(DType, usize)],
     calls: MakeCalls<'_>,
 ) -> candle_core::Result<Vec<Tensor>> {
-    let emulator = Emulator::of(module)?.ok_or_else(|| Error::Msg("no C++ compiler".into()))?;
-    emulator.compute(inputs, outputs, calls)
+    Emulator::of(module)?.compute(inputs, outputs, calls)
 }
 
 pub(crate) fn tensor(matrix: &Matrix) -> Tensor {

@@ -8,7 +8,7 @@ use super::testing::{relative, widened};
 use super::tests::transports;
 use super::transport::{Problem, Transport, transport};
 use super::transport_card::CardTransport;
-use super::transport_kernel_tests::{COMPUTE, compiled, costs, wide};
+use super::transport_kernel_tests::{COMPUTE, costs, wide};
 use super::{Cost, LossError, Objective};
 
 fn card(
@@ -24,9 +24,6 @@ fn card(
 /// Values, gradients, row masses and reports of every cost, objective and scope, with positions beside each other and not.
 #[test]
 fn whole_transports_are_the_host_s() {
-    if !compiled() {
-        return;
-    }
     let places = |of: usize| (0..of).map(|k| (k as f64 / of as f64).powi(2)).collect();
     for (n, m) in [(5, 7), (6, 6), (4, 2)] {
         let alignment = Alignment {
@@ -97,9 +94,6 @@ fn whole_transports_are_the_host_s() {
 
 #[test]
 fn similarities_that_are_not_finite_are_errors_as_on_the_host() {
-    if !compiled() {
-        return;
-    }
     let (n, m) = (6, 5);
     for cost in [Cost::Kl, Cost::SoftmaxSimilarity] {
         for bad in [f32::NAN, f32::INFINITY] {

@@ -1,8 +1,8 @@
 //! Provides the tests of the transport kernel, run by the emulator, against the host's solver: plans, potentials, values, and where it ends.
 
 use candle_core::{DType, Device, Tensor};
+use distill_kernels::SINKHORN;
 use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
-use distill_kernels::{Emulator, SINKHORN};
 
 use super::head_kernels::Compute;
 use super::sinkhorn::{Solution, SolverOptions, solve};
@@ -10,11 +10,6 @@ use super::testing::{Random, emulate, matching, relative};
 
 pub(super) const COMPUTE: Compute =
     |inputs, outputs, calls| emulate(&SINKHORN, inputs, outputs, calls);
-
-/// Whether there is a compiler; if not, that is printed.
-pub(super) fn compiled() -> bool {
-    Emulator::of(&SINKHORN).unwrap().is_some()
-}
 
 /// One problem among others: costs `[n, m]` and masses.
 pub(super) struct Given {
@@ -118,9 +113,6 @@ pub(super) fn costs(n: usize, m: usize, seed: u64) -> [Vec<f32>; 3] {
 
 #[test]
 fn plans_potentials_and_values_are_the_host_s() {
-    if !compiled() {
-        return;
-    }
     for (n, m) in [
         (1, 1),
         (1, 5),
@@ -182,9 +174,6 @@ fn plans_potentials_and_values_are_the_host_s() {
 
 #[test]
 fn tiny_and_large_epsilons_and_degenerate_costs_are_solved_as_on_the_host() {
-    if !compiled() {
-        return;
-    }
     let (n, m) = (24, 18);
     let [flat, matching, _] = costs(n, m, 52);
     for (cost, epsilon) in [
@@ -226,9 +215,6 @@ fn tiny_and_large_epsilons_and_degenerate_costs_are_solved_as_on_the_host() {
 
 #[test]
 fn rows_and_columns_without_mass_are_not_there() {
-    if !compiled() {
-        return;
-    }
     let (n, m) = (9, 13);
     let full = Given::uniform(costs(n, m, 53)[1].clone(), n, m);
     // The first rows and columns of a problem, and every other of one, beside what nobody looks at.
@@ -279,9 +265,6 @@ fn rows_and_columns_without_mass_are_not_there() {
 
 #[test]
 fn masses_that_are_not_uniform_are_met() {
-    if !compiled() {
-        return;
-    }
     let (n, m) = (31, 40);
     let mut given = Given::uniform(costs(n, m, 55)[1].clone(), n, m);
     let mut random = Random::new(56);
@@ -303,9 +286,6 @@ fn masses_that_are_not_uniform_are_met() {
 
 #[test]
 fn costs_that_are_not_finite_are_named_and_a_limit_is_kept() {
-    if !compiled() {
-        return;
-    }
     let (n, m) = (40, 35);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut cost = costs(n, m, 57)[0].clone();

@@ -34,9 +34,9 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
     let chunk = (options.teacher_chunk_rows as u64).min(tokens) * vocab_size;
     let chunk = match (held.head, place, element) {
         (HeldHead::Packed { in_parts: true }, ..) => 2 * F32 * chunk,
-        (HeldHead::Packed { .. }, ..) | (_, _, F32) => F32 * chunk,
-        // The product in the model's type and its widened copy, or put together from parts of a widened head.
-        (_, Place::Card, _) => (element + F32) * chunk,
+        // On a card the product comes in f32 whatever the model's type.
+        (HeldHead::Packed { .. }, ..) | (_, Place::Card, _) | (_, _, F32) => F32 * chunk,
+        // Put together from parts of a widened head.
         (_, Place::Cpu, _) => 2 * F32 * chunk + F32 * WIDENED_HEAD_ROWS.min(vocab_size) * d,
     };
     let state = F32 * tokens * config.state_rank(Some(model));
@@ -113,7 +113,7 @@ mod tests {
         // 512 tokens: stream and norm in f32 twice each, norm in bf16 twice, three matrices of the MLP.
         let layer = 512 * (16 * 3584 + 4 * 3584 + 6 * 18944);
         assert_eq!(process.bytes_of("one layer's activations"), layer);
-        assert_eq!(process.bytes_of("logits of a chunk"), 6 * 128 * 152_064);
+        assert_eq!(process.bytes_of("logits of a chunk"), 4 * 128 * 152_064);
         assert_eq!(process.bytes_of("hidden states"), 4 * 512 * 3584);
         assert_eq!(process.stays_bytes, 450 << 20);
 

@@ -37,7 +37,7 @@ pub(crate) struct Outlook {
 pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> Result<Outlook> {
     let Shape { tokenizer, model } = Shape::find(config, &|| false)?;
     check_shape(config, &model, &tokenizer)?;
-    let windowing = Windowing::new(config.seq_len);
+    let windowing = Windowing::new(config.seq_len).strict(config.strict);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);
     let Some(cache) = Cache::open(path, Access::Look)? else {

@@ -4,6 +4,7 @@ mod cache;
 mod captures;
 mod fixtures_models;
 mod fixtures_text;
+mod fuzzed;
 mod gguf;
 mod harness;
 mod hub;

@@ -8,6 +8,7 @@ mod endings;
 mod every_command;
 mod fixtures_models;
 mod fixtures_text;
+mod fuzzed;
 mod gguf;
 mod harness;
 mod hostile_client;

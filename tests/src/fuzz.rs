@@ -92,7 +92,9 @@ fn frame(bytes: &[u8]) {
         return;
     };
     if let Ok(frame) = Frame::decode(&bytes, &context) {
-        let again = frame.encode(&context).expect("what was read can be written");
+        let again = frame
+            .encode(&context)
+            .expect("what was read can be written");
         let again = Frame::decode(&again, &context).expect("what was written can be read");
         assert_eq!(frame.token_ids, again.token_ids);
         assert_eq!(frame.rows.ids, again.rows.ids);
@@ -101,7 +103,8 @@ fn frame(bytes: &[u8]) {
 
 fn shard(bytes: &[u8]) {
     let field = |range: std::ops::Range<usize>| bytes.get(range);
-    let (Some(number), Some(file), Some(plan)) = (field(8..12), field(24..32), field(32..64)) else {
+    let (Some(number), Some(file), Some(plan)) = (field(8..12), field(24..32), field(32..64))
+    else {
         return;
     };
     let number = number.iter().rev().fold(0, |n, &b| n << 8 | u32::from(b));

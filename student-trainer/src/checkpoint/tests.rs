@@ -276,5 +276,8 @@ fn a_file_changed_after_the_checkpoint_was_opened_is_not_used() {
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
     let error = checkpoint.tensors("model.safetensors").unwrap_err();
-    assert!(error.to_string().contains("not as it was written"), "{error}");
+    assert!(
+        error.to_string().contains("not as it was written"),
+        "{error}"
+    );
 }

@@ -136,7 +136,8 @@ fn start(
         (Some(file), _) => file.clone(),
         (None, from) => from.clone().unwrap_or_default().join("config.json"),
     };
-    let config_json = distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
+    let config_json =
+        distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
     let shape = ModelConfig::parse(&config_json, &path)?;
     if (shape.vocab_size as u64) < u64::from(tokenizer.size()) {
         return Err(Error::file(

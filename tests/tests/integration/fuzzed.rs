@@ -40,7 +40,11 @@ fn readers_survive_their_corpus_and_changes_of_it() {
             run.read(&changed(&seeds, &mut random));
             inputs += 1;
         }
-        println!("{}: {} seeds, {inputs} changed inputs", target.name, seeds.len());
+        println!(
+            "{}: {} seeds, {inputs} changed inputs",
+            target.name,
+            seeds.len()
+        );
     }
     let grown = resident_peak().saturating_sub(before);
     assert!(grown < GROWTH_BYTES_MAX, "grown by {grown} bytes");
@@ -65,13 +69,17 @@ impl Run {
         (self.target.read)(bytes);
         let seconds = start.elapsed().as_secs_f64();
         let (name, file) = (self.target.name, self.file.display());
-        assert!(seconds < INPUT_SECONDS_MAX, "{name}: {file} took {seconds} s");
+        assert!(
+            seconds < INPUT_SECONDS_MAX,
+            "{name}: {file} took {seconds} s"
+        );
     }
 }
 
 fn seeds(target: &Target) -> Vec<Vec<u8>> {
     let directory = corpus(target);
-    let listing = fs::read_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+    let listing =
+        fs::read_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
     let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
@@ -98,7 +106,11 @@ fn change(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut StdRng) {
     match random.random_range(0..8) {
         0 => bytes[at] ^= 1 << random.random_range(0..8),
         1 => bytes[at] = AWKWARD[random.random_range(0..AWKWARD.len())],
-        2 => bytes[at] = bytes[at].wrapping_add(random.random_range(0..=32)).wrapping_sub(16),
+        2 => {
+            bytes[at] = bytes[at]
+                .wrapping_add(random.random_range(0..=32))
+                .wrapping_sub(16)
+        }
         3 => drop(bytes.drain(at..end)),
         4 => {
             let part = bytes[at..end].to_vec();

@@ -178,7 +178,7 @@ mod tests {
         }
         for args in [
             "",
-            " --draws 8 --top-k 4",
+            " --draws 8",
             " --vram-mode swap --window 8",
             " --spool-dir s",
         ] {

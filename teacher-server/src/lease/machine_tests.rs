@@ -215,7 +215,7 @@ impl World {
     fn come_back_stale(&mut self, i: usize, age: u64) {
         // Before the latest one, or between it and what a restarted server begins with.
         let epoch = match self.machine.latest().checked_sub(1 + age) {
-            Some(epoch) if age % 2 == 0 => epoch,
+            Some(epoch) if age.is_multiple_of(2) => epoch,
             _ => self.machine.latest() + 1 + age,
         };
         if self.trainers[i].stream.is_some() || self.trainers[i].memory.is_some() {

@@ -31,9 +31,8 @@ use crate::{
 const SERVER: [&str; 4] = ["--top-k", "24", "--state", "exact"];
 /// Of the server, as `connections` says it, and a little more for a busy machine.
 const ADMISSION: Duration = Duration::from_secs(10 + 15);
-/// What attacks may add to the server's memory at its peak: its connections at their limits. Without limits half requests
-/// alone come to 500 MiB here.
-const MEMORY_BYTES_MAX: u64 = 320 << 20;
+/// What attacks may add to the server's memory at its peak; 36 MiB were measured. The half requests alone are 256 MB.
+const MEMORY_BYTES_MAX: u64 = 128 << 20;
 /// Streams of a connection, and more than a server lets it have.
 const STREAMS: u32 = 40;
 
@@ -572,7 +571,6 @@ fn others_go_on_with_the_same_bytes_whatever_hostile_clients_do() -> Result<()> 
     };
     under_attack(&target, &ATTACKS, normal)?;
     let grown = teacher.peak_bytes() - before;
-    eprintln!("the attacks came to {} MiB", grown >> 20);
     assert!(grown < MEMORY_BYTES_MAX, "{} MiB", grown >> 20);
     let log = teacher.log();
     assert!(!log.contains("panicked"), "{log}");

@@ -418,7 +418,7 @@ async fn speak_for_others(
                     epoch,
                     secret: secret.clone(),
                 };
-                let status = client.release_device(release).await.unwrap_err();
+                let status = client.release_device(release).await.expect_err("released");
                 assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
                 let take_over = HoldDeviceRequest {
                     holder: "a thief".into(),
@@ -426,7 +426,7 @@ async fn speak_for_others(
                     secret,
                     keeps_secret: true,
                 };
-                let status = client.hold_device(take_over).await.unwrap_err();
+                let status = client.hold_device(take_over).await.expect_err("taken over");
                 assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
                 refused += 2;
             }

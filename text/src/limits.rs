@@ -35,6 +35,8 @@ pub const TEMPLATE_OPERATORS_MAX: usize = 500;
 pub const TEMPLATE_FUEL: u64 = 8 << 20;
 /// Lists and objects within each other in what a template's variables hold or print.
 pub const VALUE_DEPTH_MAX: usize = 200;
+/// Entries of lists and objects that are printed as one text.
+pub const VALUE_ITEMS_MAX: usize = 1 << 20;
 /// Texts and entries of one list or object that a template's variable holds, a part counted as often as it is there.
 pub const VALUE_BYTES_MAX: usize = 4 * RENDERING_BYTES_MAX;
 /// Shortest permitted `seq_len`; below it a window may not hold one character of a byte-level tokenizer.

@@ -76,6 +76,11 @@ fn environment() -> Result<Environment<'static>, String> {
     environment.add_function("strftime_now", functions::strftime_now);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", functions::text);
+    environment.add_filter("int", functions::int);
+    environment.add_filter("float", functions::float);
+    environment.add_test("sequence", functions::is_sequence);
+    environment.add_test("number", functions::is_number);
+    environment.add_test("integer", functions::is_integer);
     environment.add_filter("join", methods::join);
     environment.add_filter("format", methods::printf);
     environment.add_filter("center", methods::center);

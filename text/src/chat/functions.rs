@@ -1,8 +1,11 @@
 //! Provides the functions and filters that `transformers` gives chat templates beside Jinja's own.
 
-use minijinja::{Error, ErrorKind, State, Value as Jinja};
+use minijinja::{
+    Error, ErrorKind, State, Value as Jinja, filters,
+    value::{Kwargs, ValueKind},
+};
 
-use super::python;
+use super::{python, values::LongInteger};
 
 /// Bytes that one unit of the engine's fuel pays for.
 const BYTES_PER_FUEL: usize = 64;
@@ -66,4 +69,58 @@ pub(super) fn strftime_now(format: &str) -> String {
         }
     }
     out
+}
+
+/// `value | int(default=0, base=10)`: what is no number gives the default.
+pub(super) fn int(
+    state: &State<'_, '_>,
+    value: &Jinja,
+    default: Option<Jinja>,
+    base: Option<u32>,
+    kwargs: Kwargs,
+) -> Result<Jinja, Error> {
+    let default = default.or(kwargs.get("default")?);
+    let default = default.unwrap_or_else(|| Jinja::from(0));
+    filters::int(state, &without_space(value), Some(default), base, kwargs)
+}
+
+/// `value | float(default=0.0)`: what is no number gives the default.
+pub(super) fn float(
+    state: &State<'_, '_>,
+    value: &Jinja,
+    default: Option<Jinja>,
+    kwargs: Kwargs,
+) -> Result<Jinja, Error> {
+    let default = default.or(kwargs.get("default")?);
+    let default = default.unwrap_or_else(|| Jinja::from(0.0));
+    filters::float(state, &without_space(value), Some(default), kwargs)
+}
+
+/// Python reads numbers with white space around them.
+fn without_space(value: &Jinja) -> Jinja {
+    let trimmed = value.as_str().map(|text| Jinja::from(text.trim()));
+    trimmed.unwrap_or_else(|| value.clone())
+}
+
+/// `value is sequence`: what has a length and parts, texts and dictionaries too.
+pub(super) fn is_sequence(value: &Jinja) -> bool {
+    match value.kind() {
+        ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    }
+}
+
+/// `value is number`: Python's truth values are numbers too.
+pub(super) fn is_number(value: &Jinja) -> bool {
+    matches!(value.kind(), ValueKind::Number | ValueKind::Bool) || is_long(value)
+}
+
+/// `value is integer`
+pub(super) fn is_integer(value: &Jinja) -> bool {
+    value.kind() == ValueKind::Number && value.is_integer() || is_long(value)
+}
+
+fn is_long(value: &Jinja) -> bool {
+    value.downcast_object_ref::<LongInteger>().is_some()
 }

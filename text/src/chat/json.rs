@@ -9,7 +9,7 @@ use super::{
     python::{Bounded, float_repr, too_deep},
     values::LongInteger,
 };
-use crate::limits::VALUE_DEPTH_MAX;
+use crate::limits::{VALUE_DEPTH_MAX, VALUE_ITEMS_MAX};
 
 /// `value | tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub(super) fn tojson(
@@ -77,7 +77,8 @@ impl Writer {
         match value.kind() {
             ValueKind::String => self.write_text(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Jinja> = value.try_iter()?.checked().collect::<Result<_, _>>()?;
+                let items = value.try_iter()?.checked().take(VALUE_ITEMS_MAX + 1);
+                let items: Vec<Jinja> = items.collect::<Result<_, _>>()?;
                 self.write_between(out, ['[', ']'], depth, &items, |out, item| {
                     self.write(out, item, depth + 1)
                 })
@@ -110,6 +111,7 @@ impl Writer {
     ) -> Result<(), Error> {
         out.push(start.encode_utf8(&mut [0; 4]))?;
         for (index, item) in items.iter().enumerate() {
+            out.count_item()?;
             if index > 0 {
                 out.push(&self.item_separator)?;
             }

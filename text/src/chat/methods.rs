@@ -112,10 +112,7 @@ fn join_texts(
 ) -> Result<Jinja, Error> {
     let mut out = Bounded::default();
     for (index, item) in values.try_iter()?.checked().enumerate() {
-        // Where nothing is written, the number of items is the bound.
-        if index > RENDERING_BYTES_MAX {
-            return Err(too_long());
-        }
+        out.count_item()?;
         if index > 0 {
             out.push(separator)?;
         }

@@ -5,12 +5,13 @@ use minijinja::{
     value::{Tuple, ValueKind},
 };
 
-use crate::limits::{RENDERING_BYTES_MAX, VALUE_DEPTH_MAX};
+use crate::limits::{RENDERING_BYTES_MAX, VALUE_DEPTH_MAX, VALUE_ITEMS_MAX};
 
 /// A text that is being written, bounded: no value that a template prints may be longer than a rendering.
 #[derive(Default)]
 pub(super) struct Bounded {
     text: String,
+    items: usize,
 }
 
 impl Bounded {
@@ -29,13 +30,24 @@ impl Bounded {
         Ok(())
     }
 
+    /// Counts an entry of a list or object: the engine makes some of them on the way, without end and one by one.
+    pub fn count_item(&mut self) -> Result<(), Error> {
+        self.items += 1;
+        if self.items > VALUE_ITEMS_MAX {
+            return Err(too_long());
+        }
+        Ok(())
+    }
+
     pub fn into_text(self) -> String {
         self.text
     }
 }
 
 pub(super) fn too_long() -> Error {
-    let reason = format!("a text would be longer than {RENDERING_BYTES_MAX} bytes");
+    let reason = format!(
+        "a text would be longer than {RENDERING_BYTES_MAX} bytes or {VALUE_ITEMS_MAX} entries"
+    );
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
@@ -71,12 +83,13 @@ fn write_repr(out: &mut Bounded, value: &Jinja, depth: usize) -> Result<(), Erro
             Ok(float) => out.push(&float_repr(float)),
             Err(_) => out.push(&value.to_string()),
         },
-        // The engine's own `{:?}` of a text is Python's.
-        ValueKind::String => out.push(&format!("{value:?}")),
+        // The engine's own `{:?}` of a text is Python's but for these characters.
+        ValueKind::String => out.push(&with_escapes(&format!("{value:?}"))),
         ValueKind::Seq | ValueKind::Iterable => write_items(out, value, ["[", "]"], depth),
         ValueKind::Map => {
             out.push("{")?;
             for (index, key) in value.try_iter()?.enumerate() {
+                out.count_item()?;
                 if index > 0 {
                     out.push(", ")?;
                 }
@@ -98,6 +111,7 @@ fn write_items(
 ) -> Result<(), Error> {
     out.push(start)?;
     for (index, item) in list.try_iter()?.checked().enumerate() {
+        out.count_item()?;
         if index > 0 {
             out.push(", ")?;
         }
@@ -122,4 +136,28 @@ pub(super) fn float_repr(float: f64) -> String {
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+}
+
+/// Escapes what Python calls unprintable and the engine does not: white space other than the space, and marks of format.
+fn with_escapes(repr: &str) -> String {
+    let unprintable = |c: char| {
+        matches!(c,
+            '\u{a0}' | '\u{ad}' | '\u{61c}' | '\u{1680}' | '\u{180e}' | '\u{2000}'..='\u{200f}'
+            | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}' | '\u{3000}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{e000}'..='\u{f8ff}' | '\u{e0001}'..='\u{e007f}'
+            | '\u{f0000}'..='\u{10ffff}')
+    };
+    if !repr.contains(unprintable) {
+        return repr.to_owned();
+    }
+    let mut out = String::with_capacity(repr.len() + 8);
+    for character in repr.chars() {
+        match u32::from(character) {
+            _ if !unprintable(character) => out.push(character),
+            code @ ..=0xff => out += &format!("\\x{code:02x}"),
+            code @ ..=0xffff => out += &format!("\\u{code:04x}"),
+            code => out += &format!("\\U{code:08x}"),
+        }
+    }
+    out
 }

@@ -78,7 +78,7 @@ impl From<WriteError> for Error {
     fn from(error: WriteError) -> Self {
         Self::Io {
             path: error.path,
-            source: error.source,
+            reason: error.source,
         }
     }
 }

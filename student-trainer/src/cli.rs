@@ -103,7 +103,7 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
             } else {
                 print(format_args!("{report}\n"))?;
             }
-            Ok(shutdown.outcome(false))
+            Ok(shutdown.outcome(report.complete))
         }),
         Some(("pretrain", matches)) => with_config(matches, |config| {
             let summary = pretrain::run(config, shutdown)?;
@@ -268,7 +268,7 @@ fn with_resolved<C: Settings>(
 }
 
 /// Every command's settings: one file may hold them all.
-pub(crate) fn all_keys() -> Vec<Key> {
+pub fn all_keys() -> Vec<Key> {
     [
         TrainConfig::keys(),
         EvalConfig::keys(),

@@ -7,13 +7,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use clap::Parser;
 use distill_model::{Gguf, ModelConfig, Weights};
 use distill_proto::{Fingerprint, Frame, FrameContext, ShardHeader, v1};
 use distill_text::{TokenizerFiles, Windowing, stream_corpus};
 use prost::Message;
 use student_trainer::checkpoint::RunState;
 use student_trainer::config::{self, TrainConfig};
-use student_trainer::run::adapter::AdapterConfig;
+use student_trainer::run::AdapterConfig;
+use teacher_server::cli::{Args, Command};
+use teacher_server::config::Config;
 use tempfile::TempDir;
 
 use crate::fixtures;
@@ -235,7 +238,7 @@ fn trainer_toml(bytes: &[u8]) {
     let Ok(matches) = command.try_get_matches_from(["train"]) else {
         return;
     };
-    let known = student_trainer::cli::known_keys();
+    let known = student_trainer::cli::all_keys();
     if let Ok(resolved) = config::resolve_over::<TrainConfig>(Some(&path), &matches, &known) {
         let _ = resolved.config.validate();
     }
@@ -244,14 +247,21 @@ fn trainer_toml(bytes: &[u8]) {
 fn server_toml(bytes: &[u8]) {
     let directory = directory("serve.toml", bytes);
     let path = directory.path().join("serve.toml");
-    let _ = teacher_server::config::of_file(&path);
+    let args = ["teacher-server", "serve", "--config"].map(std::ffi::OsString::from);
+    let args = args.into_iter().chain([path.into_os_string()]);
+    if let Ok(Args {
+        command: Command::Serve(args),
+    }) = Args::try_parse_from(args)
+    {
+        let _ = Config::validate(&args);
+    }
 }
 
 fn checkpoint(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    if let Ok(state) = toml::from_str::<RunState>(text) {
+    if let Ok((state, _)) = RunState::from_text(text) {
         let _ = state.identity.check(&state.identity);
     }
 }

@@ -118,7 +118,7 @@ impl RunState {
     ///
     /// # Errors
     /// The value that is damaged, by name, or a version that this build does not read.
-    pub(super) fn from_text(text: &str) -> std::result::Result<(Self, bool), String> {
+    pub fn from_text(text: &str) -> std::result::Result<(Self, bool), String> {
         let Opened { table, is_sealed } = sums::open(text)?;
         // Before anything else: another version may have other fields.
         let format = table.get("format").and_then(Value::as_integer);

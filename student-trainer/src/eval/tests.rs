@@ -126,7 +126,7 @@ fn a_stop_after_the_last_sequence_takes_nothing_away() {
         geometry(&decoder, &files).unwrap(),
         loss_config(false, 1.0, 8),
     );
-    let sequences = sequences(&config.data, &files, 64, None).unwrap();
+    let (sequences, _) = sequences(&config.data, &files, &Windowing::new(64), None).unwrap();
     let measure = Measure {
         decoder: &decoder,
         geometry: &geometry,

@@ -48,7 +48,7 @@ pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-300)
 }
 
-use candle_core::{DType, Device, Error, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_kernels::{Emulator, MakeCalls, Module};
 use distill_proto::{Estimator, State, StateCoding, StateKind};
 

@@ -3,10 +3,12 @@
 use std::{fs, future::pending, path::PathBuf};
 
 use super::*;
+use distill_program::Outcome;
+
 use crate::{
     config::Part,
     load::Engine,
-    precompute::{self, Outcome},
+    precompute,
     testing::{serve, write_model},
 };
 

@@ -50,6 +50,8 @@ fn main() -> Result<()> {
             prefetch_frames: 1,
             reconnect_attempts: 1,
             token_ids: files.config.vocab_size,
+            stall_max: None,
+            first_pass: Default::default(),
         };
         let mut stream = BlockStream::start(
             teacher,

@@ -13,7 +13,7 @@ use clap::CommandFactory;
 use distill_tests::fixtures;
 
 use crate::{
-    harness::{Listen, Teacher, teacher, teacher_succeeds, trainer, trainer_succeeds},
+    harness::{Listen, Teacher, teacher, teacher_succeeds, trainer},
     pipeline::{Setup, path_text},
 };
 

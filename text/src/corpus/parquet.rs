@@ -235,7 +235,7 @@ fn json(field: &Field, room: &mut usize) -> std::result::Result<Json, String> {
         Field::Byte(value) => Json::Integer((*value).into()),
         Field::Short(value) => Json::Integer((*value).into()),
         Field::Int(value) => Json::Integer((*value).into()),
-        Field::Long(value) => Json::Integer((*value).into()),
+        Field::Long(value) => Json::Integer(*value),
         Field::UByte(value) => Json::Integer((*value).into()),
         Field::UShort(value) => Json::Integer((*value).into()),
         Field::UInt(value) => Json::Integer((*value).into()),

@@ -533,16 +533,15 @@ fn numbers_in_tools_reach_the_template_as_they_are() {
             format!("{{\"most\": {long}, \"least\": -{long}, \"u64\": 18446744073709551615}}\n");
         assert!(text.starts_with(&expected), "{text}");
     }
-    for (tools, expected) in [(
-        r#"[{"name": "\udc00"}]"#.to_owned(),
-        "`tools` has a text with a lone surrogate",
-    )] {
-        let error = refusal(
-            &files,
-            format!("{{\"messages\": {messages}, \"tools\": {tools}}}"),
-        );
-        assert!(error.contains(expected), "{error}");
-    }
+    let tools = r#"[{"name": "\udc00"}]"#;
+    let error = refusal(
+        &files,
+        format!("{{\"messages\": {messages}, \"tools\": {tools}}}"),
+    );
+    assert!(
+        error.contains("`tools` has a text with a lone surrogate"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn environment() -> Result<Environment<'static>, String> {
     environment.add_filter("string", functions::text);
     environment.add_filter("int", functions::int);
     environment.add_filter("float", functions::float);
+    environment.add_test("iterable", functions::is_iterable);
     environment.add_test("sequence", functions::is_sequence);
     environment.add_test("number", functions::is_number);
     environment.add_test("integer", functions::is_integer);

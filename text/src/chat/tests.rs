@@ -368,3 +368,13 @@ fn a_null_entry_of_a_message_is_absent_and_thoughts_have_both_names() {
         assert_eq!(found.as_deref(), Ok(expected));
     }
 }
+
+#[test]
+fn tools_that_are_not_there_are_not_iterable() {
+    let source = "{% if tools is iterable and tools | length > 0 %}some{% else %}none{% endif %}\
+                  {{ 'a' is iterable }}{{ [] is iterable }}{{ {} is iterable }}{{ 1 is iterable }}";
+    assert_eq!(
+        render(source, json!([])).as_deref(),
+        Ok("noneTrueTrueTrueFalse")
+    );
+}

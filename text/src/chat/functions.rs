@@ -102,13 +102,12 @@ fn without_space(value: &Jinja) -> Jinja {
     trimmed.unwrap_or_else(|| value.clone())
 }
 
-/// `value is sequence`: what has a length and parts, texts and dictionaries too.
+/// `value is iterable`, where the engine counts none as an empty sequence.
 pub(super) fn is_iterable(value: &Jinja) -> bool {
-    // The engine counts none as an empty sequence, Python as none at all.
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// As Python's test of that name.
+/// `value is sequence`: what has a length and parts, texts and dictionaries too.
 pub(super) fn is_sequence(value: &Jinja) -> bool {
     match value.kind() {
         ValueKind::String | ValueKind::Seq | ValueKind::Map => true,

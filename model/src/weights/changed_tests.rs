@@ -34,6 +34,8 @@ fn start(path: &Path, name: &str) -> u64 {
 
 /// Turns one bit of the first element over, the length stays.
 fn edit(path: &Path, name: &str) {
+    // What is written within the same tick as before leaves the same times.
+    std::thread::sleep(std::time::Duration::from_millis(25));
     let (start, file) = (start(path, name), writable(path));
     let mut byte = [0];
     file.read_exact_at(&mut byte, start).unwrap();
@@ -103,6 +105,7 @@ fn a_file_cut_short_is_an_error_and_not_a_signal() {
             weights.fingerprint().unwrap();
         }
         let length = fs::metadata(file(&dir)).unwrap().len();
+        std::thread::sleep(std::time::Duration::from_millis(25));
         writable(&file(&dir)).set_len(left).unwrap();
         for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {
             if left < start_of(&weights, &name) {
@@ -146,6 +149,32 @@ fn a_file_replaced_or_removed_under_its_name_stays_what_was_opened() {
     assert_eq!(weights.raw(EMBEDDING).unwrap().2, before);
     fs::remove_file(file(&dir)).unwrap();
     assert_eq!(weights.fingerprint().unwrap(), fingerprint);
+}
+
+#[test]
+fn an_edit_at_the_moment_of_opening_is_seen_though_the_times_are_the_same() {
+    let dir = model();
+    let path = file(&dir);
+    let start = start(&path, EMBEDDING);
+    let handle = writable(&path);
+    let mut byte = [0];
+    handle.read_exact_at(&mut byte, start).unwrap();
+    handle.write_all_at(&byte, start).unwrap();
+    let weights = Weights::open(dir.path()).unwrap();
+    weights.fingerprint().unwrap();
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    handle.write_all_at(&[byte[0] ^ 1], start).unwrap();
+    handle.set_modified(modified).unwrap();
+    assert_refused(&weights, EMBEDDING, &path);
+}
+
+#[test]
+fn a_directory_removed_before_anything_was_fingerprinted_is_read_on() {
+    let dir = model();
+    let weights = Weights::open(dir.path()).unwrap();
+    drop(dir);
+    weights.tensor(EMBEDDING, DType::F32, &Device::Cpu).unwrap();
+    weights.fingerprint().unwrap();
 }
 
 #[test]

@@ -62,25 +62,24 @@ pub(crate) struct SourceFile {
     file: File,
     /// At opening.
     stamp: Stamp,
+    /// Whether every write since then has left another stamp.
+    settled: bool,
     /// Of the tensors that were fingerprinted.
     digests: RwLock<BTreeMap<String, Digests>>,
 }
 
 impl SourceFile {
-    /// Opens `path`; an empty file is refused, since it holds no header.
+    /// Opens `path`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Malformed`] for what is empty or no regular file.
+    /// [`Error::Io`], [`Error::Malformed`] for what is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = distill_files::open(path).map_err(|e| Error::io(path, e))?;
-        let stamp = settled_stamp(path, &file)?;
-        if stamp.bytes == 0 {
-            let message = "the file is empty; download it again";
-            return Err(Error::malformed(path, "file", message));
-        }
+        let stamp = Stamp::of(&file.metadata().map_err(|e| Error::io(path, e))?);
         Ok(Self {
             path: path.to_owned(),
             file,
+            settled: stamp.unsettled().is_none(),
             stamp,
             digests: RwLock::default(),
         })
@@ -143,14 +142,19 @@ impl SourceFile {
         read: impl Fn() -> Result<T>,
     ) -> Result<T> {
         let value = read();
-        if self.stamp_now()? == self.stamp {
+        let now = self.stamp_now()?;
+        let Some(known) = self.fingerprinted(name) else {
+            // Nothing was said of its content yet. A file that was linked or removed meanwhile still has it.
+            if (now.bytes, now.modified) == (self.stamp.bytes, self.stamp.modified) {
+                return value;
+            }
+            return Err(self.changed("its size or the time of its last writing is another".into()));
+        };
+        if now == self.stamp && self.settled {
             return value;
         }
         // A link, other rights or a copy over itself change the times and not the content.
-        let Some(known) = self.fingerprinted(name) else {
-            return Err(self.changed("its size or its times are others now".into()));
-        };
-        let before = settled_stamp(&self.path, &self.file)?;
+        let before = self.settled_stamp()?;
         let value = read()?;
         let same = self.hash(range)? == known && self.stamp_now()? == before;
         if same {
@@ -195,25 +199,21 @@ impl SourceFile {
         Ok(Stamp::of(&metadata))
     }
 
+    /// The stamp, once another write would leave another one.
+    fn settled_stamp(&self) -> Result<Stamp> {
+        let mut stamp = self.stamp_now()?;
+        for _ in 0..SETTLING_TRIES {
+            let Some(wait) = stamp.unsettled() else { break };
+            std::thread::sleep(wait);
+            stamp = self.stamp_now()?;
+        }
+        Ok(stamp)
+    }
+
     fn changed(&self, how: String) -> Error {
         Error::Changed {
             path: self.path.clone(),
             how,
         }
     }
-}
-
-/// The stamp of `file`, once another write would leave another one.
-fn settled_stamp(path: &Path, file: &File) -> Result<Stamp> {
-    let look = || -> Result<Stamp> {
-        let metadata = file.metadata().map_err(|e| Error::io(path, e))?;
-        Ok(Stamp::of(&metadata))
-    };
-    let mut stamp = look()?;
-    for _ in 0..SETTLING_TRIES {
-        let Some(wait) = stamp.unsettled() else { break };
-        std::thread::sleep(wait);
-        stamp = look()?;
-    }
-    Ok(stamp)
 }

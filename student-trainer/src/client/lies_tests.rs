@@ -233,7 +233,7 @@ fn lies_in_frames() -> Vec<StreamLie> {
         lie(
             "temperatures that are no number",
             patched(TEMPERATURE_AT, f32::NAN.to_le_bytes()),
-            "temperatures",
+            "NaN or infinity",
         ),
         lie(
             "a cursor of a megabyte",

@@ -1,6 +1,7 @@
 //! Provides the two real processes under test: started with flags, read through their files, killed when dropped.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -10,6 +11,16 @@ use std::{
 
 /// Longest wait for a process to become ready or to end; a debug build on two busy cores is slow.
 const DEADLINE: Duration = Duration::from_secs(240);
+
+/// A program, not yet started. It hears of a closed terminal, also where the tests run under `nohup`.
+pub fn program(path: impl AsRef<OsStr>) -> Command {
+    // SAFETY: puts the system's own handling back, in this process and all that it starts.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_DFL);
+    }
+    Command::new(path)
+}
 
 /// The address a teacher listens on.
 pub enum Listen {
@@ -39,7 +50,7 @@ impl Teacher {
         flags: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
+        let mut command = program(env!("CARGO_BIN_EXE_teacher-server-under-test"));
         command.envs(variables.iter().copied());
         Self::start(command, dir, listen, flags)
     }
@@ -170,7 +181,7 @@ impl Drop for Teacher {
 
 /// A command line of the teacher, not yet run.
 pub fn teacher(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"));
+    let mut command = program(env!("CARGO_BIN_EXE_teacher-server-under-test"));
     command.args(args).stdin(Stdio::null());
     command
 }
@@ -199,7 +210,7 @@ pub fn teacher_refuses(args: &[&str]) -> String {
 
 /// A command line of the trainer, not yet run.
 pub fn trainer(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_student-trainer-under-test"));
+    let mut command = program(env!("CARGO_BIN_EXE_student-trainer-under-test"));
     command.args(args).stdin(Stdio::null());
     command
 }

@@ -15,14 +15,14 @@ use quickstart::{
     settings::{Effort, embedded},
 };
 
-use crate::harness::send_signal;
+use crate::harness::{program, send_signal};
 
 fn assets() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
 }
 
 fn quickstart() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_quickstart-under-test"))
+    program(env!("CARGO_BIN_EXE_quickstart-under-test"))
 }
 
 fn programs() -> Programs {

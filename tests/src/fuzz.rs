@@ -94,10 +94,11 @@ fn frame(bytes: &[u8]) {
     let Some(bytes) = sealed(bytes, &before) else {
         return;
     };
-    if let Ok(frame) = Frame::decode(&bytes, &context) {
-        let again = frame
-            .encode(&context)
-            .expect("what was read can be written");
+    let Ok(frame) = Frame::decode(&bytes, &context) else {
+        return;
+    };
+    // A reader takes some rows that no writer makes.
+    if let Ok(again) = frame.encode(&context) {
         let again = Frame::decode(&again, &context).expect("what was written can be read");
         assert_eq!(frame.token_ids, again.token_ids);
         assert_eq!(frame.rows.ids, again.rows.ids);

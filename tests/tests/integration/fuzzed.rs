@@ -64,7 +64,7 @@ impl Run {
     }
 
     fn read(&self, bytes: &[u8]) {
-        fs::write(&self.file, bytes).unwrap();
+        fs::write(&self.file, bytes).expect("a file for the input");
         let start = Instant::now();
         (self.target.read)(bytes);
         let seconds = start.elapsed().as_secs_f64();
@@ -80,9 +80,14 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
     let directory = corpus(target);
     let listing =
         fs::read_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
-    let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> = listing
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    paths
+        .iter()
+        .map(|path| fs::read(path).expect("a seed"))
+        .collect()
 }
 
 /// A seed with a few changes.

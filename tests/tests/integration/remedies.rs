@@ -45,17 +45,21 @@ fn root() -> PathBuf {
 
 /// Source files below `directory`, without those of tests, by their path from the root.
 fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    for entry in fs::read_dir(directory).expect("sources that can be read") {
+        let path = entry.expect("sources that can be read").path();
+        let name = path
+            .file_name()
+            .expect("sources that can be read")
+            .to_string_lossy()
+            .into_owned();
         if name.contains("test") {
             continue;
         }
         if path.is_dir() {
             sources(&path, found);
         } else if name.ends_with(".rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let from_root = path.strip_prefix(root()).unwrap();
+            let text = fs::read_to_string(&path).expect("sources that can be read");
+            let from_root = path.strip_prefix(root()).expect("sources that can be read");
             found.push((from_root.display().to_string(), text));
         }
     }
@@ -85,7 +89,7 @@ fn every_flag_in_a_message_is_one_of_the_command_that_says_it() {
     let has = |command: &str, flag: &str| {
         let commands = programs.iter().flat_map(Command::get_subcommands);
         let mut commands = commands.filter(|one| one.get_name() == command);
-        let command = commands.next().unwrap();
+        let command = commands.next().expect("sources that can be read");
         command.get_arguments().any(|argument| {
             let aliases = argument.get_visible_aliases().unwrap_or_default();
             argument.get_long() == Some(flag) || aliases.contains(&flag)

@@ -217,7 +217,8 @@ fn a_failed_start_does_not_burn_the_directory() {
         change(&mut config);
         train(&config).unwrap_err().to_string()
     };
-    let before: [(fn(&mut TrainConfig), &str); 5] = [
+    type Change = fn(&mut TrainConfig);
+    let before: [(Change, &str); 5] = [
         (|c| c.loss.kl_temperature = 3.0, "kl_temperature"),
         (|c| c.student = "/nowhere/student".into(), "nowhere"),
         (|c| c.eval_data = vec!["/nowhere/text".into()], "nowhere"),

@@ -9,12 +9,13 @@ use std::{
 use clap::{Command, CommandFactory};
 
 /// Beginnings of source paths, and the commands that say what is in there; the first that fits counts.
-const SPEAKERS: [(&str, &[&str]); 17] = [
+const SPEAKERS: [(&str, &[&str]); 18] = [
     ("student-trainer/src/train/", &["train"]),
     ("student-trainer/src/checkpoint/", &["train"]),
     ("student-trainer/src/config/train.rs", &["train"]),
     ("student-trainer/src/config/lora.rs", &["train"]),
     ("student-trainer/src/run/", &["train", "pretrain"]),
+    ("student-trainer/src/client/stream.rs", &["train"]),
     ("student-trainer/src/client/", &["train", "eval"]),
     ("student-trainer/src/align/", &["train"]),
     ("student-trainer/src/eval/", &["eval"]),

@@ -49,6 +49,10 @@ pub(crate) trait Saved {
 impl Saved for Checkpoint {
     fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
         let path = self.path(name);
+        if !self.holds(name) {
+            let reason = "is not among the files that state.toml lists";
+            return Err(Error::file(&path, reason));
+        }
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         // The files were checked when the checkpoint was opened; what counts is what is used.
         let digest = blake3::hash(&bytes).to_hex();

@@ -212,8 +212,14 @@ fn flood(target: &Target, path: &str) -> io::Result<usize> {
             break;
         }
         let stream = 2 * number + 1;
-        connection.call(stream, call.path, &[])?;
-        connection.message(stream, call.request.len() as u32, &call.request, true)?;
+        let request = &call.request;
+        let sent = connection
+            .call(stream, call.path, &[])
+            .and_then(|()| connection.message(stream, request.len() as u32, request, true));
+        // Thrown out, which does not undo what was done.
+        if sent.is_err() {
+            break;
+        }
         count += 1;
         if number % 8 == 7 {
             // Time for the server to answer, and room for those answers.

@@ -301,6 +301,7 @@ impl State {
             seq_len: tokens.clone().max().unwrap_or(0) as u32,
             token_count: tokens.sum::<usize>() as u64,
             target_count: self.made.iter().map(|frame| frame.rows.rows as u64).sum(),
+            model_name: "a-teacher".into(),
             ..Default::default()
         };
         if let Some(lie) = &self.lies.info {

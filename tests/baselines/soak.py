@@ -7,7 +7,7 @@
 Before it begins, each trainer runs once in peace and the scorer scores once. Then, until time is up, every trainer runs again and again from the start and
 must end with the same adapter to the bit however often it was interrupted, and the scorer must print the same figures. The cache must verify at the end and
 hold the same sealed bytes as one computed in peace. Prints a JSON object: what was done how often, differences (none is right), and the server's resident
-memory over time, of server processes that lived for more than a minute.
+memory over time, of server processes that lived for more than 20 s.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TRAINERS = ("first", "second")
 POLL_SECONDS = 0.2
 START_SECONDS = 60
 # A server's memory is looked at after it has lived for this long: before, it still fills its buffers.
-SETTLED_SECONDS = 60
+SETTLED_SECONDS = 20
 
 
 class Link:

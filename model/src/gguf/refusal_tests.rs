@@ -199,9 +199,7 @@ fn a_file_cut_at_any_byte_of_its_header_is_an_error_that_names_it() {
     for length in 0..header - 32 {
         let message = opened(dir.path(), &bytes[..length]).unwrap();
         assert!(
-            message.contains("cut off")
-                || message.contains("`GGUF`")
-                || length == 0 && message.contains("is empty"),
+            message.contains("cut off") || message.contains("`GGUF`"),
             "{length}: {message}"
         );
     }

@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-use clap::error::Error as Usage;
+use clap::error::{ContextKind, ContextValue, Error as Usage};
 
 /// Says something on standard error, with a line's end.
 pub fn say(line: impl Display) {
@@ -77,6 +77,32 @@ pub fn answer(usage: &Usage) -> ExitCode {
         // 0 or 2.
         _ => ExitCode::from(usage.exit_code() as u8),
     }
+}
+
+/// A mistake in a command line; where its flag is none of ours, what `explain` says of it takes the place of clap's guess. Settings
+/// in backticks become flags.
+pub fn advise(mut usage: Usage, explain: impl Fn(&str) -> Option<String>) -> Usage {
+    let Some(ContextValue::String(flag)) = usage.get(ContextKind::InvalidArg) else {
+        return usage;
+    };
+    if let Some(advice) = explain(flag) {
+        usage.remove(ContextKind::SuggestedArg);
+        let advice = ContextValue::StyledStrs(vec![as_flags(&advice).into()]);
+        usage.insert(ContextKind::Suggested, advice);
+    }
+    usage
+}
+
+fn as_flags(advice: &str) -> String {
+    let parts = advice.split('`').enumerate();
+    let flags = parts.map(|(i, part)| match i % 2 {
+        0 => part.to_owned(),
+        _ => {
+            let leaf = part.rsplit('.').next().unwrap_or(part);
+            format!("--{}", leaf.replace('_', "-"))
+        }
+    });
+    flags.collect()
 }
 
 /// Standard error for a log.

@@ -1,9 +1,7 @@
 //! Provides the answer to a name that other trainers use: what it is called here.
 
-use clap::error::{ContextKind, ContextValue};
+use distill_program::console;
 use distill_text::foreign;
-
-use super::needs::flag_of;
 
 /// What to use in place of `name`, settings in backticks; `None` for a name that nobody knows.
 pub(super) fn explain(name: &str) -> Option<String> {
@@ -15,26 +13,8 @@ pub(super) fn explain(name: &str) -> Option<String> {
 }
 
 /// An error of clap, in which a flag of another trainer is answered with ours.
-pub fn with_our_name(mut error: clap::Error) -> clap::Error {
-    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
-        return error;
-    };
-    if let Some(advice) = explain(flag) {
-        error.remove(ContextKind::SuggestedArg);
-        let advice = ContextValue::StyledStrs(vec![as_flags(&advice).into()]);
-        error.insert(ContextKind::Suggested, advice);
-    }
-    error
-}
-
-/// Settings in backticks as the flags that they are.
-fn as_flags(advice: &str) -> String {
-    let parts = advice.split('`').enumerate();
-    let flags = parts.map(|(i, part)| match i % 2 {
-        0 => part.to_owned(),
-        _ => format!("--{}", flag_of(part)),
-    });
-    flags.collect()
+pub fn with_our_name(error: clap::Error) -> clap::Error {
+    console::advise(error, explain)
 }
 
 #[cfg(test)]

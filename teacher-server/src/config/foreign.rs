@@ -1,6 +1,6 @@
 //! Provides the answer to a name that other servers and trainers use: what it is called here.
 
-use clap::error::{ContextKind, ContextValue};
+use distill_program::console;
 use distill_text::foreign;
 
 /// What to use in place of `name`, settings in backticks; `None` for a name that nobody knows.
@@ -13,29 +13,8 @@ pub(super) fn explain(name: &str) -> Option<String> {
 }
 
 /// A mistake of the command line, where a flag of another program is answered with ours.
-pub fn with_our_name(mut error: clap::Error) -> clap::Error {
-    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
-        return error;
-    };
-    if let Some(advice) = explain(flag) {
-        error.remove(ContextKind::SuggestedArg);
-        let advice = ContextValue::StyledStrs(vec![as_flags(&advice).into()]);
-        error.insert(ContextKind::Suggested, advice);
-    }
-    error
-}
-
-/// Settings in backticks as the flags that they are.
-fn as_flags(advice: &str) -> String {
-    let parts = advice.split('`').enumerate();
-    let flags = parts.map(|(i, part)| match i % 2 {
-        0 => part.to_owned(),
-        _ => {
-            let leaf = part.rsplit('.').next().unwrap_or(part);
-            format!("--{}", leaf.replace('_', "-"))
-        }
-    });
-    flags.collect()
+pub fn with_our_name(error: clap::Error) -> clap::Error {
+    console::advise(error, explain)
 }
 
 #[cfg(test)]

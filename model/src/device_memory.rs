@@ -184,28 +184,54 @@ pub fn check_weights_fit(
     })
 }
 
-/// An error of the tensor library as one of this crate: [`Error::OutOfMemory`] where the device had no room for `what`.
+/// An error of the tensor library as one of this crate: [`Error::OutOfMemory`] where the device had no room for `what`,
+/// [`Error::DeviceLost`] where it answers nothing any more.
 pub fn explained(error: candle_core::Error, device: &Device, what: &str, remedy: &str) -> Error {
-    if !is_out_of_memory(&error) {
-        return Error::Candle(error);
+    // candle wraps what the driver and cuBLAS say in several layers, so their names are looked for.
+    let text = error.to_string();
+    let said = |names: &[&str]| names.iter().any(|name| text.contains(name));
+    if said(NO_ROOM) {
+        tracing::debug!("{}", without_trace(&error));
+        return Error::OutOfMemory {
+            what: what.to_owned(),
+            need_bytes: None,
+            // A driver that does not even answer now must not hide what happened.
+            room: Room::of(device, None).unwrap_or(Room::Unknown),
+            remedy: remedy.to_owned(),
+        };
     }
-    tracing::debug!("{}", without_trace(&error));
-    Error::OutOfMemory {
-        what: what.to_owned(),
-        need_bytes: None,
-        // A driver that does not even answer now must not hide what happened.
-        room: Room::of(device, None).unwrap_or(Room::Unknown),
-        remedy: remedy.to_owned(),
+    if said(LOST) {
+        return Error::DeviceLost {
+            device: backend(device).unwrap_or_else(|_| "the GPU".to_owned()),
+            what: what.to_owned(),
+            reason: without_trace(&error),
+        };
     }
+    Error::Candle(error)
 }
 
-/// What the driver and cuBLAS say when an allocation fails. candle wraps them in several layers, so the names are looked for.
-fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let text = error.to_string();
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"]
-        .iter()
-        .any(|name| text.contains(name))
-}
+/// What the driver and cuBLAS say when an allocation fails.
+const NO_ROOM: &[&str] = &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+
+/// What they say of a context that can no longer be used: the driver's documentation has these "leave the process in an
+/// inconsistent state".
+const LOST: &[&str] = &[
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_CONTAINED",
+    "CUDA_ERROR_UNKNOWN",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+];
 
 #[cfg(test)]
 mod tests {
@@ -279,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_s_words_become_out_of_memory_and_others_stay() {
+    fn the_driver_s_words_become_no_memory_or_a_lost_device_and_others_stay() {
         let explained = |text: &str| {
             let error = candle_core::Error::Cuda(text.to_owned().into()).context("matmul");
             explained(error, &Device::Cpu, "a pass", "lower --batch-size")
@@ -296,8 +322,12 @@ mod tests {
         assert!(error.to_string().contains("lower --batch-size"), "{error}");
         let error = explained("CublasError(CUBLAS_STATUS_ALLOC_FAILED)");
         assert!(matches!(&error, Error::OutOfMemory { .. }));
-        let error = explained("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)");
+        let error = explained("DriverError(CUDA_ERROR_INVALID_VALUE)");
         assert!(matches!(&error, Error::Candle(_)), "{error}");
+        let driver = r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access")"#;
+        let error = explained(driver);
+        assert!(matches!(&error, Error::DeviceLost { .. }), "{error}");
+        assert!(error.to_string().contains("illegal memory"), "{error}");
     }
 
     #[test]

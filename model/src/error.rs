@@ -98,6 +98,19 @@ pub enum Error {
         /// Which setting lowers it.
         remedy: String,
     },
+    /// The device failed, and answers nothing more in this process.
+    #[error(
+        "{device} was lost during {what} ({reason}): what was computed there is gone, and this process cannot use it again; \
+         see what the system's log says of it, then start again"
+    )]
+    DeviceLost {
+        /// Its name.
+        device: String,
+        /// What was being done; what failed may be an earlier kernel.
+        what: String,
+        /// The driver's own words.
+        reason: String,
+    },
     /// The tokens given to a model do not fit it.
     #[error("{0}")]
     Input(String),

@@ -54,6 +54,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Model(distill_model::Error::OutOfMemory { .. }) => {
             (Code::ResourceExhausted, "OUT_OF_MEMORY")
         }
+        Error::Model(distill_model::Error::DeviceLost { .. }) => (Code::Internal, "DEVICE_LOST"),
         Error::Model(distill_model::Error::Changed { .. }) => {
             (Code::FailedPrecondition, "MODEL_CHANGED")
         }
@@ -115,8 +116,10 @@ fn metadata(error: &Error) -> HashMap<String, String> {
 
 fn hides(error: &Error) -> bool {
     match error {
-        // What was free and which setting lowers the need is for whoever started both.
-        Error::Model(distill_model::Error::OutOfMemory { .. }) => false,
+        // What the device lacks is for whoever started both.
+        Error::Model(
+            distill_model::Error::OutOfMemory { .. } | distill_model::Error::DeviceLost { .. },
+        ) => false,
         _ => matches!(
             error,
             Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)

@@ -1,0 +1,214 @@
+//! Runs both programs on one card, as users do, and compares with the CPU.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use distill_tests::fixtures;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    card::Card,
+    harness::{Listen, Teacher, text, trainer},
+};
+
+/// Steps of a run.
+const STEPS: usize = 3;
+/// Loss and gradient norm of a step may be off by this share in f32: the sums are formed in another order.
+const TOLERANCE: f64 = 2e-3;
+
+/// Two models with one tokenizer, and a place to work.
+pub struct Pair {
+    teacher: TempDir,
+    student: TempDir,
+    pub work: TempDir,
+}
+
+impl Pair {
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            teacher: fixtures::model_directory("qwen2-untied", "tokenizer")?,
+            student: fixtures::model_directory("qwen2-tied", "tokenizer")?,
+            work: tempfile::tempdir()?,
+        })
+    }
+
+    /// Starts the teacher on the card.
+    pub fn serve(&self, card: &Card, flags: &[&str]) -> Teacher {
+        let corpus = fixtures::path("corpus/documents.txt");
+        let base = [
+            "--model",
+            utf8(self.teacher.path()),
+            "--corpus",
+            utf8(&corpus),
+            "--seq-len",
+            "48",
+        ];
+        let flags = [&base, flags].concat();
+        Teacher::serve_with(
+            self.work.path(),
+            &Listen::Loopback,
+            &flags,
+            &card.variables(),
+        )
+    }
+
+    /// A `train` on the card into `work/name`, not yet run; the directory.
+    pub fn train(
+        &self,
+        card: &Card,
+        teacher: &Teacher,
+        name: &str,
+        flags: &[&str],
+    ) -> (std::process::Command, PathBuf) {
+        let out = self.work.path().join(name);
+        let steps = STEPS.to_string();
+        let base = [
+            "train",
+            "--teacher",
+            teacher.address(),
+            "--student",
+            utf8(self.student.path()),
+        ];
+        let base = [
+            &base[..],
+            &["--out", utf8(&out), "--steps", &steps, "--seed", "7"],
+            flags,
+        ]
+        .concat();
+        (card.run(trainer(&base)), out)
+    }
+}
+
+pub fn utf8(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// The lines of metrics.jsonl.
+pub fn metrics(run: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl"))?;
+    text.lines()
+        .map(|line| Ok(serde_json::from_str(line)?))
+        .collect()
+}
+
+fn number(line: &Value, key: &str) -> Result<f64> {
+    line[key]
+        .as_f64()
+        .with_context(|| format!("{key} of {line}"))
+}
+
+/// Trains on the card and then on the CPU with the same flags; refuses a step that differs.
+fn same_on_both(server: &[&str], flags: &[&str]) -> Result<()> {
+    let pair = Pair::new()?;
+    let card = Card::new()?;
+    let mut lines = Vec::new();
+    for device in ["cuda", "cpu"] {
+        let place = ["--device", device, "--dtype", "f32"];
+        let teacher = pair.serve(&card, &[server, &place].concat());
+        let (mut command, out) = pair.train(&card, &teacher, device, &[flags, &place].concat());
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "{device} {flags:?}: {}\n{}",
+            text(&output),
+            teacher.log()
+        );
+        card.accepted_all()?;
+        lines.push(metrics(&out)?);
+    }
+    for (there, here) in lines[0].iter().zip(&lines[1]) {
+        for key in ["loss", "ce", "kl", "ot", "grad_norm"]
+            .iter()
+            .filter(|key| here[**key].is_number())
+        {
+            let (there, here) = (number(there, key)?, number(here, key)?);
+            ensure!(
+                (there - here).abs() <= TOLERANCE * here.abs().max(1e-2),
+                "{flags:?}, {key}: {there} on the card, {here} on the CPU"
+            );
+        }
+    }
+    ensure!(
+        lines[0].len() == STEPS && lines[1].len() == STEPS,
+        "{} steps",
+        lines[0].len()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_run_on_the_card_takes_the_steps_of_one_on_the_cpu() -> Result<()> {
+    same_on_both(&[], &[])
+}
+
+#[test]
+fn transport_on_the_card_takes_the_steps_of_the_cpu() -> Result<()> {
+    same_on_both(
+        &["--state", "exact"],
+        &["--ot-weight", "1", "--batch-size", "2"],
+    )?;
+    same_on_both(&[], &["--ot-weight", "1", "--cost", "kl", "--scope", "row"])
+}
+
+#[test]
+fn packed_rows_and_8_bit_moments_take_the_steps_of_the_cpu() -> Result<()> {
+    let flags = [
+        "--batch-size",
+        "3",
+        "--pack-tokens",
+        "128",
+        "--optimizer",
+        "adamw8bit",
+        "--checkpointing",
+        "off",
+    ];
+    same_on_both(&[], &flags)
+}
+
+#[test]
+fn half_precision_trains_on_the_card() -> Result<()> {
+    let (pair, card) = (Pair::new()?, Card::new()?);
+    let teacher = pair.serve(&card, &["--device", "cuda"]);
+    let (mut command, out) = pair.train(&card, &teacher, "bf16", &["--device", "cuda"]);
+    let output = command.output()?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}",
+        text(&output),
+        teacher.log()
+    );
+    card.accepted_all()?;
+    for line in metrics(&out)? {
+        ensure!(number(&line, "loss")?.is_finite(), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn two_trainers_share_the_card_with_their_teacher() -> Result<()> {
+    let (pair, card) = (Pair::new()?, Card::new()?);
+    let teacher = pair.serve(&card, &["--device", "cuda"]);
+    let start = |name: &str| -> Result<_> {
+        let (mut command, out) = pair.train(&card, &teacher, name, &["--device", "cuda"]);
+        let pipe = std::process::Stdio::piped;
+        Ok((command.stdout(pipe()).stderr(pipe()).spawn()?, out))
+    };
+    let (first, second) = (start("first")?, start("second")?);
+    let mut adapters = Vec::new();
+    for (child, out) in [first, second] {
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "{}\n{}",
+            text(&output),
+            teacher.log()
+        );
+        adapters.push(std::fs::read(
+            out.join("adapter/adapter_model.safetensors"),
+        )?);
+    }
+    card.accepted_all()?;
+    ensure!(adapters[0] == adapters[1], "two equal runs differ");
+    Ok(())
+}

@@ -56,4 +56,4 @@ pub use emulator::{Emulator, Memory};
 pub use module::*;
 
 #[cfg(test)]
-mod nvcc_tests;
+mod nvrtc_tests;

@@ -313,7 +313,7 @@ extern "C" __global__ void select_rows(Floats z, Buffer<float> rates, Buffer<flo
     }
 }
 
-/* Exponentials of a part of a row, in a warp's registers. */
+/* Exponentials of a part of a row, in a warp's registers: loops that are not unrolled would have `e` in local memory. */
 struct Exps {
     float e[STRIPES];
     /* Zero past the end and at the ids of `head` [k], ascending. */
@@ -330,11 +330,13 @@ struct Exps {
             if (at >= PART) break;
             if (at % WARP == lane()) without |= 1u << at / WARP;
         }
+#pragma unroll
         for (int stripe = 0; stripe < STRIPES; stripe++)
             e[stripe] = without >> stripe & 1u ? 0.0f : expf(place.load(z, stripe) - largest);
     }
     __device__ double total() const {
         double sum = 0.0;
+#pragma unroll
         for (int stripe = 0; stripe < STRIPES; stripe++) sum += e[stripe];
         for (int step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(FULL, sum, step);
         return sum;
@@ -343,6 +345,7 @@ struct Exps {
     __device__ int entry_at(double target) const {
         double before = 0.0;
         int last = 0;
+#pragma unroll
         for (int stripe = 0; stripe < STRIPES; stripe++) {
             double upto = e[stripe];
             for (int step = 1; step < WARP; step *= 2) {

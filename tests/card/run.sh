@@ -3,20 +3,29 @@
 #   tests/card/run.sh [FILTER]      only the tests of tests/tests/card whose names hold FILTER
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-card=${CARGO_TARGET_DIR:-target}/card
+card=$PWD/target/card
 tests/card/build.sh "$card"
 source "$card/env.sh"
-features=(--locked --features distill-tests/card)
+# One selection of packages, so that everything is compiled once.
+select=(--locked -p distill-kernels -p distill-model -p student-trainer -p teacher-server -p distill-tests --features distill-tests/card)
 if [[ $# -gt 0 ]]; then
-  exec cargo test "${features[@]}" -p distill-tests --test card -- --nocapture "$@"
+  exec cargo test "${select[@]}" --test card -- --nocapture "$@"
 fi
-# Every kernel's tests, with the card in the emulator's place; the lists are those of gpu-check.
-export OT_DISTILL_KERNELS=cuda CARD_DIR=$(mktemp -d)
+built=$(cargo test "${select[@]}" --lib --test card --example gpu_probe --no-run --message-format json-render-diagnostics | python3 gpu-check/executables.py)
+run() { "$(awk -v name="$1" '$1 == name { print $2 }' <<< "$built")" "${@:2}"; }
+CARD_DIR=$(mktemp -d)
+export CARD_DIR
 trap 'rm -rf "$CARD_DIR"' EXIT
-while read -r package filters; do
+# Every kernel's tests, with the card in the emulator's place; the list is gpu-check's.
+while read -r name filters; do
   # shellcheck disable=SC2086
-  cargo test "${features[@]}" -p "${package//_/-}" -p distill-tests --lib -- $filters
+  OT_DISTILL_KERNELS=cuda run "$name" $filters
 done < gpu-check/tests.txt
-cargo run "${features[@]}" -p student-trainer -p distill-tests --example gpu_probe -- gradients --tiny --device cuda
-cargo test "${features[@]}" -p distill-tests --test card
-[[ ! -s $CARD_DIR/refusals ]] || { cat "$CARD_DIR/refusals" >&2; exit 1; }
+for part in kernels transport gradients; do
+  run gpu_probe "$part" --tiny --device cuda
+done
+if [[ -s $CARD_DIR/refusals ]]; then
+  cat "$CARD_DIR/refusals" >&2
+  exit 1
+fi
+cargo test "${select[@]}" --test card

@@ -9,7 +9,7 @@
 
 DIR/results/PIECE.json holds what a piece measured; DIR/results.json all of them, to keep as docs/gpu/DEVICE-DATE.json; both are written as they come. A piece
 that failed says why in its file and is tried again by the next call. The models (20 GB) go into memory (/dev/shm) where it has room. With --rehearse everything
-runs in tiny shapes on the CPU: the figures mean nothing, the scripts are the same.
+runs in tiny shapes on the CPU, or on the card in software where its env.sh was sourced: the figures mean nothing, the scripts are the same.
 """
 
 import argparse
@@ -53,7 +53,8 @@ class Setup:
         self.directory = pathlib.Path(options.directory).resolve()
         self.bin = pathlib.Path(options.bin).resolve()
         self.tiny = options.rehearse
-        self.device = "cpu" if self.tiny else "cuda"
+        # The card in software (tests/card) is one to rehearse on.
+        self.device = "cpu" if self.tiny and "CARD_HOME" not in os.environ else "cuda"
         self.measure_seconds = 3 if self.tiny else 25
         self.train_seconds = 20
         self.batch_size = 2 if self.tiny else 8
@@ -123,7 +124,7 @@ def probe(what, seconds):
 
 def kernel_tests(setup):
     """The tests of all kernels, with the card in the emulator's place; which of them passed."""
-    environment = {} if setup.tiny else {"OT_DISTILL_KERNELS": "cuda"}
+    environment = {} if setup.device == "cpu" else {"OT_DISTILL_KERNELS": "cuda"}
     passed, failed, seconds = [], {}, {}
     for line in (HERE / "tests.txt").read_text().splitlines():
         name, *filters = line.split()

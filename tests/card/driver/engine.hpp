@@ -1,30 +1,3 @@
-/* Runs one launch of a module's kernel, thread by thread, and says what it did wrong. */
+/* Runs one launch of a module's kernel; the unit tests' emulator does it in the same way. */
 #pragma once
-#include <cstddef>
-#include <cstdint>
-
-#include "../module.hpp"
-
-namespace card {
-struct Launch {
-    const CardEntry* entry;
-    void* const* parameters;
-    unsigned grid[3], block[3];
-    unsigned dynamic_shared;
-    void* static_shared;
-    size_t static_len;
-    /* 0: threads and blocks run forward. Anything else is the seed of another order. */
-    uint64_t order;
-};
-
-/* nullptr, or what was wrong, in words that the next launch overwrites. One launch at a time in a process: the caller holds a lock. */
-const char* card_run(const Launch& launch);
-}  // namespace card
-
-extern "C" {
-/* The card's addresses, [card_begin, card_end): defined by the driver. */
-extern uint64_t card_begin, card_end;
-
-/* Of the driver: nullptr where a kernel may access these bytes of the card's memory, else why not. Called for every access there. */
-const char* card_touch(const void* at, size_t bytes, int write);
-}
+#include "../../../kernels/src/emulator/launch.hpp"

@@ -65,17 +65,10 @@ template <class... T, void (*function)(T...)> struct Kernel<function> {
 };
 }  // namespace card
 
-#define CARD_ENTRY(name, max_threads) card::Kernel<&::name>::entry(#name, max_threads)
-#define CARD_MODULE(...)                                                                                             \
-    extern "C" {                                                                                                     \
-    extern char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));   \
-    __attribute__((visibility("default"))) const CardEntry* card_entries(size_t* count) {                            \
-        static const CardEntry entries[] = {__VA_ARGS__};                                                            \
-        *count = sizeof entries / sizeof *entries;                                                                   \
-        return entries;                                                                                              \
-    }                                                                                                                \
-    __attribute__((visibility("default"))) void card_shared(void** begin, size_t* len) {                             \
-        *begin = __bss_start;                                                                                        \
-        *len = (size_t)(_end - __bss_start);                                                                         \
-    }                                                                                                                \
-    }
+extern "C" {
+extern char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));
+__attribute__((visibility("default"), no_sanitize("thread"))) void card_shared(void** begin, size_t* len) {
+    *begin = __bss_start;
+    *len = (size_t)(_end - __bss_start);
+}
+}

@@ -1,71 +1,74 @@
-/* What comes after the kernels' text: how a function is found by its index and given its arguments, each checked first. */
-namespace emulator {
-enum Kind { FLOATS = 0, BUFFER = 1, LONG = 2, INT = 3, FLOAT = 4 };
+/* Comes after a kernel's text: the table of its entries, with what each parameter is, as templates deduce it. */
+#pragma once
+#include <type_traits>
+#include <utility>
 
-struct Argument {
-    int kind;
-    int dtype;
-    void* data;
-    i64 len;
-    i64 integer;
-    float number;
-};
+#include "module.hpp"
 
-template <class T> struct Parameter;
-template <> struct Parameter<Floats> {
-    static bool takes(const Argument& a) { return a.kind == FLOATS; }
-    static Floats of(const Argument& a) { return {a.data, a.len, a.dtype}; }
+namespace card {
+template <class T> constexpr CardClass class_of() {
+    if (std::is_floating_point<T>::value) return CARD_FLOAT;
+    if (!std::is_integral<T>::value) return CARD_OTHER;
+    return std::is_signed<T>::value ? CARD_SIGNED : CARD_UNSIGNED;
+}
+template <class T> struct SizeOf {
+    static const uint32_t value = sizeof(T);
 };
-template <> struct Parameter<i64> {
-    static bool takes(const Argument& a) { return a.kind == LONG; }
-    static i64 of(const Argument& a) { return a.integer; }
-};
-template <> struct Parameter<int> {
-    static bool takes(const Argument& a) { return a.kind == INT; }
-    static int of(const Argument& a) { return (int)a.integer; }
-};
-template <> struct Parameter<float> {
-    static bool takes(const Argument& a) { return a.kind == FLOAT; }
-    static float of(const Argument& a) { return a.number; }
-};
-template <class T> int code_of();
-template <> int code_of<float>() { return F32; }
-template <> int code_of<u8>() { return U8; }
-template <> int code_of<u32>() { return U32; }
-template <> int code_of<i64>() { return I64; }
-template <> int code_of<double>() { return F64; }
-template <class T> struct Parameter<Buffer<T>> {
-    static bool takes(const Argument& a) { return a.kind == BUFFER && a.dtype == code_of<T>(); }
-    static Buffer<T> of(const Argument& a) { return {(T*)a.data, a.len}; }
+template <> struct SizeOf<void> {
+    static const uint32_t value = 1;
 };
 
-static const Argument* arguments;
+template <class T, class = void> struct Describe {
+    static constexpr CardParameter of() { return {0, sizeof(T), CARD_NUMBER, 1, 0, class_of<T>()}; }
+};
+template <class T> struct Describe<T*, void> {
+    typedef typename std::remove_cv<T>::type Element;
+    static constexpr CardParameter of() {
+        return {0, sizeof(T*), CARD_POINTER, SizeOf<Element>::value, std::is_const<T>::value, class_of<Element>()};
+    }
+};
+/* A buffer with its length; where it also has a dtype, that says what the elements are. */
+template <class T, class = void> struct HasType : std::false_type {};
+template <class T> struct HasType<T, decltype((void)std::declval<T>().dtype)> : std::true_type {};
+template <class T> struct Describe<T, decltype((void)std::declval<T>().data, (void)std::declval<T>().len)> {
+    static constexpr CardParameter of() {
+        CardParameter pointer = Describe<decltype(std::declval<T>().data)>::of();
+        return {0, sizeof(T), HasType<T>::value ? CARD_FLOATS : CARD_BUFFER, pointer.element, pointer.readonly, pointer.arithmetic};
+    }
+};
 
 template <auto function> struct Kernel;
 template <class... T, void (*function)(T...)> struct Kernel<function> {
-    template <size_t... i> static bool takes(std::index_sequence<i...>) { return (Parameter<T>::takes(arguments[i]) && ...); }
-    template <size_t... i> static void call(std::index_sequence<i...>) { function(Parameter<T>::of(arguments[i])...); }
-    static bool accepts(size_t count) { return count == sizeof...(T) && takes(std::index_sequence_for<T...>()); }
-    static void run() { call(std::index_sequence_for<T...>()); }
-};
-
-struct Entry {
-    bool (*accepts)(size_t);
-    void (*run)();
-};
-
-/* Of the list of entries, which is written after this text. */
-static Entry entry_at(size_t function);
-}  // namespace emulator
-#define ENTRY(name) {emulator::Kernel<&::name>::accepts, emulator::Kernel<&::name>::run}
-
-extern "C" void emulate(size_t function, const unsigned* grid, unsigned threads, unsigned shared, int reverse, const emulator::Argument* given,
-                        size_t count, char* error, size_t error_len) {
-    emulator::arguments = given;
-    emulator::Entry entry = emulator::entry_at(function);
-    if (!entry.accepts(count)) {
-        snprintf(error, error_len, "%zu arguments that are not of its parameters' types", count);
-        return;
+    /* One more, for an array has at least one. */
+    struct Table {
+        CardParameter all[sizeof...(T) + 1];
+    };
+    static constexpr Table describe() {
+        Table table = {{Describe<typename std::remove_cv<T>::type>::of()..., CardParameter{}}};
+        const size_t alignments[] = {alignof(T)..., 1};
+        size_t offset = 0;
+        for (size_t i = 0; i < sizeof...(T); i++) {
+            offset = (offset + alignments[i] - 1) / alignments[i] * alignments[i];
+            table.all[i].offset = (uint32_t)offset;
+            offset += table.all[i].size;
+        }
+        return table;
     }
-    emulator::run_grid({grid[0], grid[1], grid[2]}, threads, shared, reverse != 0, entry.run, error, error_len);
+    static constexpr Table table = describe();
+    template <size_t... i> __attribute__((no_sanitize("thread"))) static void call(void* const* given, std::index_sequence<i...>) {
+        function(*(typename std::remove_cv<T>::type*)given[i]...);
+    }
+    __attribute__((no_sanitize("thread"))) static void run(void* const* given) { call(given, std::index_sequence_for<T...>()); }
+    static constexpr CardEntry entry(const char* name, unsigned max_threads) {
+        return {name, max_threads, sizeof...(T), table.all, run};
+    }
+};
+}  // namespace card
+
+extern "C" {
+extern char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));
+__attribute__((visibility("default"), no_sanitize("thread"))) void card_shared(void** begin, size_t* len) {
+    *begin = __bss_start;
+    *len = (size_t)(_end - __bss_start);
+}
 }

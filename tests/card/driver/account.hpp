@@ -1,0 +1,15 @@
+/* One card for all processes that name the same directory. */
+#pragma once
+#include <cstdint>
+
+namespace card {
+/* Takes bytes of the card for this process; false when it has not as many left. */
+bool take_from_card(uint64_t bytes);
+void give_to_card(uint64_t bytes);
+struct CardMemory {
+    uint64_t free_bytes, total_bytes;
+};
+CardMemory memory_of_card();
+/* What this process holds. */
+uint64_t held_by_process();
+}  // namespace card

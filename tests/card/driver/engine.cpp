@@ -1,0 +1,2 @@
+/* The engine that runs modules' kernels, and what modules call. */
+#include "../../../kernels/src/emulator/hooks.hpp"

@@ -1,0 +1,243 @@
+/* Launches: what a card would not take is refused at the call, the rest runs when its stream comes to it. */
+#include <algorithm>
+#include <cstring>
+
+#include "context.hpp"
+#include "count.hpp"
+#include "engine.hpp"
+#include "fail.hpp"
+#include "module.hpp"
+
+namespace card {
+/* Of sm_89. */
+static const unsigned THREADS_MAX = 1024, BLOCK_Z_MAX = 64, SHARED_MAX = 99 << 10;
+static const unsigned GRID_MAX[3] = {0x7fffffff, 65535, 65535};
+/* No kernel of a card has more bytes of parameters. */
+static const size_t PARAMETER_BYTES_MAX = 32764;
+
+static const char* check_shape(const Function& function, const unsigned grid[3], const unsigned block[3], unsigned shared) {
+    for (int i = 0; i < 3; i++) {
+        if (grid[i] == 0 || grid[i] > GRID_MAX[i]) {
+            return words("a grid of %u x %u x %u blocks; each is at least 1 and at most 2147483647 x 65535 x 65535", grid[0], grid[1], grid[2]);
+        }
+    }
+    uint64_t threads = uint64_t{block[0]} * block[1] * block[2];
+    if (threads == 0 || threads > THREADS_MAX || block[2] > BLOCK_Z_MAX) {
+        return words("blocks of %u x %u x %u threads; a block has 1 to %u, 64 of them along z", block[0], block[1], block[2], THREADS_MAX);
+    }
+    if (threads > function.entry->max_threads) {
+        return words("blocks of %llu threads, and the kernel is bound to %u", (unsigned long long)threads, function.entry->max_threads);
+    }
+    /* A module tells the static memory of all its kernels in one number. */
+    size_t fixed = function.code().count == 1 ? function.code().static_len : 0;
+    if (shared + fixed > function.dynamic_shared_max) {
+        return words("%u bytes of dynamic and %zu of static shared memory, and the kernel may have %u", shared, fixed, function.dynamic_shared_max);
+    }
+    return nullptr;
+}
+
+/* The elements of a float type by its code in prelude.cuh; 0 where there is none. */
+static uint64_t float_bytes(int32_t code) { return code == 0 ? 4 : code == 1 || code == 2 ? 2 : 0; }
+
+static const char* check_pointer(const CardParameter& parameter, const unsigned char* value, Range* range) {
+    typedef unsigned long long Long;
+    uint64_t address;
+    int64_t length = 0;
+    int32_t code = 0;
+    memcpy(&address, value, 8);
+    if (parameter.kind == CARD_POINTER) {
+        if (!address) return nullptr;
+        Allocation* allocation = live_at(address);
+        if (!allocation) return describe(address);
+        if (address % std::max(parameter.element, 1u)) return words("0x%llx is not aligned to %u bytes", (Long)address, parameter.element);
+        *range = {address, allocation->end() - address, nullptr};
+        return nullptr;
+    }
+    memcpy(&length, value + 8, 8);
+    uint64_t element = std::max(parameter.element, 1u);
+    if (parameter.kind == CARD_FLOATS) {
+        memcpy(&code, value + 16, 4);
+        element = float_bytes(code);
+        if (!element) return words("type %d is no float type", code);
+    }
+    if (length < 0 || static_cast<uint64_t>(length) > (1ull << 60) / element) return words("%lld elements", (long long)length);
+    Allocation* allocation = live_at(address);
+    if (!allocation) return describe(address);
+    if (address % element) return words("0x%llx is not aligned to %llu bytes", (Long)address, (Long)element);
+    uint64_t bytes = static_cast<uint64_t>(length) * element;
+    if (bytes > allocation->end() - address) {
+        return words("%lld elements of %llu bytes from byte %llu of allocation %llu, which has %llu", (long long)length, (Long)element,
+                     (Long)(address - allocation->begin), (Long)allocation->number, (Long)allocation->size);
+    }
+    *range = {address, bytes, nullptr};
+    return nullptr;
+}
+
+/* The arguments, copied at the call as a driver does. */
+struct Arguments {
+    std::shared_ptr<unsigned char> bytes;
+    std::vector<Range> ranges;
+    const char* wrong = nullptr;
+};
+
+static Arguments copy_arguments(const CardEntry& entry, void** given, const unsigned char* packed, size_t packed_bytes) {
+    Arguments arguments;
+    size_t total = 0;
+    for (uint32_t i = 0; i < entry.count; i++) total = std::max<size_t>(total, entry.parameters[i].offset + entry.parameters[i].size);
+    if (total > PARAMETER_BYTES_MAX) {
+        arguments.wrong = words("its parameters have %zu bytes, and %zu are the most", total, PARAMETER_BYTES_MAX);
+        return arguments;
+    }
+    if (packed && packed_bytes != total) {
+        arguments.wrong = words("%zu bytes of arguments, and its parameters have %zu", packed_bytes, total);
+        return arguments;
+    }
+    if (entry.count && !packed && !given) {
+        arguments.wrong = words("no arguments, and it has %u parameters", entry.count);
+        return arguments;
+    }
+    arguments.bytes.reset(new unsigned char[total + 16](), std::default_delete<unsigned char[]>());
+    arguments.ranges.resize(entry.count);
+    for (uint32_t i = 0; i < entry.count; i++) {
+        const CardParameter& parameter = entry.parameters[i];
+        unsigned char* to = arguments.bytes.get() + parameter.offset;
+        const void* from = packed ? packed + parameter.offset : nullptr;
+        bool there = packed || copy_readable(&from, given + i, sizeof from);
+        if (!there || !copy_readable(to, from, parameter.size)) {
+            arguments.wrong = words("argument %u of %u cannot be read: fewer were given, or a smaller one", i, entry.count);
+            return arguments;
+        }
+        if (parameter.kind == CARD_NUMBER) continue;
+        if (const char* why = check_pointer(parameter, to, &arguments.ranges[i])) {
+            arguments.wrong = words("argument %u: %s", i, why);
+            return arguments;
+        }
+    }
+    return arguments;
+}
+
+/* A dry run takes a kernel to read what it cannot write, and to write the rest. */
+static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
+    for (uint32_t i = 0; i < entry.count; i++) {
+        const Range& range = arguments.ranges[i];
+        if (!range.bytes) continue;
+        std::vector<Range>& ranges = entry.parameters[i].readonly ? operation.reads : operation.writes;
+        ranges.push_back(whole_range(range.at, range.bytes));
+        if (!entry.parameters[i].readonly) note_origin(range.at, entry.name, static_cast<int>(i));
+    }
+}
+
+static const char* run(const Function& function, const unsigned char* bytes, Launch launch) {
+    const CardEntry& entry = *function.entry;
+    std::vector<void*> parameters(entry.count);
+    for (uint32_t i = 0; i < entry.count; i++) parameters[i] = const_cast<unsigned char*>(bytes) + entry.parameters[i].offset;
+    launch.parameters = parameters.data();
+    launch.order = settings().seed ? random_below(~0ull) : 0;
+    return card_run(launch);
+}
+}  // namespace card
+
+using namespace card;
+
+CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                                 unsigned block_z, unsigned shared, CUstream stream_handle, void** given, void** extra) {
+    ENTER("cuLaunchKernel");
+    Function* function = find_function(handle);
+    Stream* stream = find_stream(stream_handle);
+    if (!function) return refuse("cuLaunchKernel: the function does not exist, or its module was unloaded", CUDA_ERROR_INVALID_HANDLE);
+    const CardEntry& entry = *function->entry;
+    if (!stream) return refuse(words("cuLaunchKernel of %s: the stream does not exist", entry.name), CUDA_ERROR_INVALID_HANDLE);
+    if (device_is_lost()) {
+        break_context(CUDA_ERROR_LAUNCH_FAILED);
+        return CUDA_ERROR_LAUNCH_FAILED;
+    }
+    const unsigned char* packed = nullptr;
+    size_t packed_bytes = 0;
+    for (void** at = extra; at && *at != LAUNCH_PARAM_END; at += 2) {
+        if (*at == LAUNCH_PARAM_BUFFER) packed = static_cast<const unsigned char*>(at[1]);
+        else if (*at == LAUNCH_PARAM_BUFFER_SIZE) packed_bytes = *static_cast<size_t*>(at[1]);
+        else return refuse(words("cuLaunchKernel of %s: extra holds what no driver knows", entry.name), CUDA_ERROR_INVALID_VALUE);
+    }
+    Launch launch = {};
+    launch.entry = function->entry;
+    const unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
+    std::copy_n(grid, 3, launch.grid);
+    std::copy_n(block, 3, launch.block);
+    launch.dynamic_shared = shared;
+    launch.static_shared = function->code().static_shared;
+    launch.static_len = function->code().static_len;
+    const char* wrong = check_shape(*function, grid, block, shared);
+    Arguments arguments;
+    if (!wrong) {
+        arguments = copy_arguments(entry, given, packed, packed_bytes);
+        wrong = arguments.wrong;
+    }
+    if (wrong) return refuse(words("cuLaunchKernel of %s: %s", entry.name, wrong), CUDA_ERROR_INVALID_VALUE);
+    counts.launch_count++;
+    ++*function->tally;
+    if (tracing()) {
+        trace("launch", entry.name, 0, stream->id,
+              words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared));
+    }
+    std::shared_ptr<unsigned char> bytes = arguments.bytes;
+    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), launch); });
+    if (settings().dry) declare(operation, entry, arguments);
+    relieve();
+    return CUDA_SUCCESS;
+}
+
+CARD_API CUresult cuFuncGetAttribute(int* value, int attribute, CUfunction handle) {
+    ENTER("cuFuncGetAttribute");
+    Function* function = find_function(handle);
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
+    switch (attribute) {
+        case FUNCTION_MAX_THREADS: *value = static_cast<int>(function->entry->max_threads); break;
+        case FUNCTION_SHARED_BYTES: *value = static_cast<int>(function->code().static_len); break;
+        case FUNCTION_PTX_VERSION:
+        case FUNCTION_BINARY_VERSION: *value = 89; break;
+        case FUNCTION_MAX_DYNAMIC_SHARED: *value = static_cast<int>(function->dynamic_shared_max); break;
+        case FUNCTION_REGISTERS: *value = 64; break;
+        case FUNCTION_CARVEOUT: *value = -1; break;
+        default: *value = 0;
+    }
+    return CUDA_SUCCESS;
+}
+
+CARD_API CUresult cuFuncSetAttribute(CUfunction handle, int attribute, int value) {
+    ENTER("cuFuncSetAttribute");
+    Function* function = find_function(handle);
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
+    if (attribute == FUNCTION_CARVEOUT) return CUDA_SUCCESS;
+    if (attribute != FUNCTION_MAX_DYNAMIC_SHARED || value < 0) return CUDA_ERROR_INVALID_VALUE;
+    if (static_cast<unsigned>(value) > SHARED_MAX) {
+        return refuse(words("cuFuncSetAttribute of %s: %d bytes of shared memory, and a block has at most %u", function->entry->name, value, SHARED_MAX),
+                      CUDA_ERROR_INVALID_VALUE);
+    }
+    function->dynamic_shared_max = value;
+    return CUDA_SUCCESS;
+}
+
+CARD_API CUresult cuFuncSetCacheConfig(CUfunction, int) {
+    ENTER("cuFuncSetCacheConfig");
+    return CUDA_SUCCESS;
+}
+
+CARD_API CUresult cuFuncGetParamInfo(CUfunction handle, size_t index, size_t* offset, size_t* size) {
+    ENTER("cuFuncGetParamInfo");
+    Function* function = find_function(handle);
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
+    if (index >= function->entry->count) return CUDA_ERROR_INVALID_VALUE;
+    *offset = function->entry->parameters[index].offset;
+    if (size) *size = function->entry->parameters[index].size;
+    return CUDA_SUCCESS;
+}
+
+/* By threads and shared memory alone: registers are not known. */
+CARD_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction handle, int threads, size_t shared) {
+    ENTER("cuOccupancyMaxActiveBlocksPerMultiprocessor");
+    Function* function = find_function(handle);
+    if (!function || threads < 1) return CUDA_ERROR_INVALID_VALUE;
+    size_t used = shared + function->code().static_len + (1 << 10);
+    *blocks = std::min({24, 1536 / threads, static_cast<int>((100 << 10) / used)});
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,92 @@
+/* Queues what cuBLAS and cuRAND do on the card. */
+#include "../library.hpp"
+
+#include "context.hpp"
+#include "count.hpp"
+#include "engine.hpp"
+
+using namespace card;
+
+CARD_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes);
+CARD_API CUresult cuMemFree_v2(CUdeviceptr at);
+
+namespace {
+uint64_t address(const CardUse& use) { return reinterpret_cast<uint64_t>(use.at); }
+size_t span(const CardUse& use) { return use.rows ? (use.rows - 1) * use.stride + use.bytes : 0; }
+
+const char* touch_all(const std::vector<CardUse>& uses) {
+    for (const CardUse& use : uses) {
+        bool one = use.rows == 1 || use.stride == use.bytes;
+        const char* at = static_cast<const char*>(use.at);
+        if (one && use.writes) mark_whole(address(use), span(use));
+        size_t rows = one ? 1 : use.rows, bytes = one ? span(use) : use.bytes;
+        for (size_t row = 0; row < rows; row++) {
+            if (const char* wrong = card_touch(at + row * use.stride, bytes, use.writes)) return wrong;
+        }
+    }
+    return nullptr;
+}
+
+struct Data {
+    void* data;
+    void (*drop)(void*);
+    ~Data() { drop(data); }
+};
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle, const CardWork* work) {
+    auto data = std::shared_ptr<Data>(new Data{work->data, work->drop});
+    ENTER(work->name);
+    Stream* stream = find_stream(static_cast<CUstream>(handle));
+    if (!stream) return refuse(words("%s: the stream does not exist", work->name), CUDA_ERROR_INVALID_HANDLE);
+    std::vector<CardUse> uses;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < work->use_count; i++) {
+        const CardUse& use = work->uses[i];
+        if (use.bytes == 0 || use.rows == 0) continue;
+        if (const char* why = outside(address(use), span(use))) {
+            return refuse(words("%s %s %zu bytes at %p: %s", work->name, use.writes ? "writes" : "reads", span(use), use.at, why),
+                          CUDA_ERROR_INVALID_VALUE);
+        }
+        uses.push_back(use);
+        bytes += use.bytes * use.rows;
+    }
+    if (work->flop) {
+        counts.gemms++;
+        counts.gemm_flop += work->flop;
+        counts.gemm_bytes += bytes;
+        counts.misaligned_gemms += work->misaligned;
+    }
+    if (tracing()) {
+        trace(work->flop ? "gemm" : "random", work->name, bytes, stream->id,
+              words(", \"flop\": %llu, \"misaligned\": %s", (unsigned long long)work->flop, work->misaligned ? "true" : "false"));
+    }
+    void (*run)(void*) = work->run;
+    Operation& operation = enqueue(stream, work->name, [data, uses, run]() -> const char* {
+        if (const char* wrong = touch_all(uses)) return wrong;
+        run(data->data);
+        return nullptr;
+    });
+    if (settings().dry) {
+        for (const CardUse& use : uses) {
+            (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
+            if (use.writes) note_origin(address(use), work->name, -1);
+        }
+    }
+    relieve();
+    return CUDA_SUCCESS;
+}
+
+extern "C" __attribute__((visibility("default"))) void card_refuse(const char* what) {
+    Locked locked(lock);
+    refuse(what, CUDA_ERROR_INVALID_VALUE);
+}
+
+extern "C" __attribute__((visibility("default"))) int card_library_take(uint64_t* at, size_t bytes) {
+    CUdeviceptr made = 0;
+    CUresult result = cuMemAlloc_v2(&made, bytes);
+    *at = made;
+    return result;
+}
+
+extern "C" __attribute__((visibility("default"))) void card_library_give(uint64_t at) { cuMemFree_v2(at); }

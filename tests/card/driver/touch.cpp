@@ -1,0 +1,61 @@
+/* Which operations touched an allocation, and whether something orders those that conflict. */
+#include <algorithm>
+
+#include "state.hpp"
+
+namespace card {
+/* So that an allocation that everything reads does not gather reads without end. */
+static const size_t ACCESSES_MAX = 64;
+
+uint64_t touching = 1;
+std::vector<Allocation*>& touched = *new std::vector<Allocation*>;
+
+void begin_touching() {
+    touching++;
+    touched.clear();
+}
+
+static const char* verb(bool writes) { return writes ? "writes" : "reads"; }
+
+static const char* check(const Allocation& allocation, const Access& access, const Clock& after) {
+    typedef unsigned long long Long;
+    for (const Access& earlier : allocation.accesses) {
+        bool conflicts = (earlier.writes || access.writes) && earlier.begin < access.end && access.begin < earlier.end;
+        if (!conflicts || earlier.by.stream == access.by.stream || after.holds(earlier.by)) continue;
+        return words("%s on stream %u %s bytes %llu to %llu of allocation %llu, which %s on stream %u %s, and nothing orders the two: "
+                     "an event or a synchronisation is missing",
+                     access.name, access.by.stream, verb(access.writes), (Long)(access.begin - allocation.begin),
+                     (Long)(access.end - allocation.begin), (Long)allocation.number, earlier.name, earlier.by.stream,
+                     verb(earlier.writes));
+    }
+    return nullptr;
+}
+
+static void keep(Allocation& allocation, const Access& access) {
+    std::vector<Access>& all = allocation.accesses;
+    auto over = [&](const Access& earlier) {
+        bool within = access.begin <= earlier.begin && earlier.end <= access.end;
+        bool same = earlier.by.stream == access.by.stream && within && (access.writes || !earlier.writes);
+        /* Whatever comes from now on comes after what the host has seen end. */
+        return same || seen_by_host().holds(earlier.by);
+    };
+    all.erase(std::remove_if(all.begin(), all.end(), over), all.end());
+    if (all.size() >= ACCESSES_MAX) all.erase(all.begin());
+    all.push_back(access);
+}
+
+const char* end_touching(const Stream& stream, const Operation& operation) {
+    const char* wrong = nullptr;
+    Point by{stream.id, operation.place};
+    for (Allocation* allocation : touched) {
+        bool reads = allocation->read_end != 0, writes = allocation->written_end != 0;
+        Access read{by, operation.name, allocation->read_begin, allocation->read_end, false};
+        Access write{by, operation.name, allocation->written_begin, allocation->written_end, true};
+        if (!wrong && writes) wrong = check(*allocation, write, *operation.after);
+        if (!wrong && reads) wrong = check(*allocation, read, *operation.after);
+        if (writes) keep(*allocation, write);
+        if (reads) keep(*allocation, read);
+    }
+    return wrong;
+}
+}  // namespace card

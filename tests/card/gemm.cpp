@@ -1,0 +1,182 @@
+/* Matrix products on the CPU: blocks of both inputs are copied as f32 into the order in which a 16 x 6 tile reads them. */
+#include "gemm.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace gemm {
+/* A tile's accumulators fill twelve 32-byte registers; the blocks fit the caches. */
+static const size_t TILE_M = 16, TILE_N = 6, BLOCK_M = 128, BLOCK_N = 960, BLOCK_K = 256;
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+float bfloat_to_float(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
+
+uint16_t float_to_bfloat(float value) {
+    uint32_t bits = bits_of(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float half_to_float(uint16_t bits) {
+    uint32_t sign = uint32_t{bits & 0x8000u} << 16, exponent = bits >> 10 & 0x1f, mantissa = bits & 0x3ff;
+    if (exponent == 0x1f) return float_of(sign | 0x7f800000 | mantissa << 13);
+    if (exponent) return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+    /* Subnormal: a multiple of 2^-24, which f32 holds. */
+    float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return float_of(sign | bits_of(magnitude));
+}
+
+uint16_t float_to_half(float value) {
+    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+    if (magnitude >= 0x47800000) return static_cast<uint16_t>(sign | 0x7c00);
+    /* Below 2^-14, adding 0.5 leaves the rounded multiple of 2^-24 in the low bits of the sum. */
+    if (magnitude < 0x38800000) return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
+    return static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
+}
+
+static float round_input(float value, Rounding rounding) {
+    if (rounding == TO_F16) return half_to_float(float_to_half(value));
+    if (rounding == TO_BF16) return bfloat_to_float(float_to_bfloat(value));
+    /* Ten bits of mantissa, to the nearest. */
+    uint32_t bits = bits_of(value);
+    return (bits & 0x7f800000) == 0x7f800000 ? value : float_of((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu);
+}
+
+/* `count` elements from `at`, `step` apart, to places `gap` apart. */
+static void load(const Matrix& matrix, size_t at, size_t step, size_t count, float* to, size_t gap, Rounding rounding) {
+    if (matrix.type == F32) {
+        const float* from = static_cast<const float*>(matrix.at) + at;
+        for (size_t i = 0; i < count; i++) to[i * gap] = from[i * step];
+    } else {
+        const uint16_t* from = static_cast<const uint16_t*>(matrix.at) + at;
+        if (matrix.type == BF16) {
+            for (size_t i = 0; i < count; i++) to[i * gap] = bfloat_to_float(from[i * step]);
+        } else {
+            for (size_t i = 0; i < count; i++) to[i * gap] = half_to_float(from[i * step]);
+        }
+    }
+    if (rounding == NONE) return;
+    for (size_t i = 0; i < count; i++) to[i * gap] = round_input(to[i * gap], rounding);
+}
+
+/* Rows [row, row + rows) and columns [column, column + columns) of op(matrix), as panels of `tile` rows: for each column the rows of
+ * a panel side by side, zeros below the last. */
+static void pack(const Matrix& matrix, size_t row, size_t rows, size_t column, size_t columns, size_t tile, float* to, Rounding rounding) {
+    for (size_t first = 0; first < rows; first += tile, to += tile * columns) {
+        size_t here = std::min(tile, rows - first);
+        if (here < tile) std::fill_n(to, tile * columns, 0.0f);
+        if (matrix.transposed) {
+            for (size_t i = 0; i < here; i++) {
+                load(matrix, (row + first + i) * matrix.leading + column, 1, columns, to + i, tile, rounding);
+            }
+        } else {
+            for (size_t j = 0; j < columns; j++) {
+                load(matrix, (column + j) * matrix.leading + row + first, 1, here, to + j * tile, 1, rounding);
+            }
+        }
+    }
+}
+
+/* sums[j * leading + i] += sum over k of a[k][i] b[k][j]. */
+__attribute__((target_clones("default", "arch=haswell"))) static void multiply_tile(size_t k, const float* a, const float* b, float* sums, size_t leading) {
+    Eight low[TILE_N], high[TILE_N];
+    for (size_t j = 0; j < TILE_N; j++) {
+        low[j] = *reinterpret_cast<const Eight*>(sums + j * leading);
+        high[j] = *reinterpret_cast<const Eight*>(sums + j * leading + 8);
+    }
+    for (size_t step = 0; step < k; step++, a += TILE_M, b += TILE_N) {
+        Eight above = *reinterpret_cast<const Eight*>(a), below = *reinterpret_cast<const Eight*>(a + 8);
+        for (size_t j = 0; j < TILE_N; j++) {
+            low[j] += above * b[j];
+            high[j] += below * b[j];
+        }
+    }
+    for (size_t j = 0; j < TILE_N; j++) {
+        *reinterpret_cast<Eight*>(sums + j * leading) = low[j];
+        *reinterpret_cast<Eight*>(sums + j * leading + 8) = high[j];
+    }
+}
+
+static size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+static void store(const Product& p, size_t column, size_t columns, const float* sums, size_t leading) {
+    float alpha = static_cast<float>(p.alpha), beta = static_cast<float>(p.beta);
+    for (size_t j = 0; j < columns; j++) {
+        const float* from = sums + j * leading;
+        size_t at = (column + j) * p.c_leading;
+        if (p.c_type == F32) {
+            float* to = static_cast<float*>(p.c) + at;
+            for (size_t i = 0; i < p.m; i++) to[i] = alpha * from[i] + (beta == 0 ? 0 : beta * to[i]);
+            continue;
+        }
+        uint16_t* to = static_cast<uint16_t*>(p.c) + at;
+        for (size_t i = 0; i < p.m; i++) {
+            bool bfloat = p.c_type == BF16;
+            float before = beta == 0 ? 0 : beta * (bfloat ? bfloat_to_float(to[i]) : half_to_float(to[i]));
+            float value = alpha * from[i] + before;
+            to[i] = bfloat ? float_to_bfloat(value) : float_to_half(value);
+        }
+    }
+}
+
+static void multiply_f64(const Product& p) {
+    const double *a = static_cast<const double*>(p.a.at), *b = static_cast<const double*>(p.b.at);
+    double* c = static_cast<double*>(p.c);
+    for (size_t j = 0; j < p.n; j++) {
+        for (size_t i = 0; i < p.m; i++) {
+            double sum = 0;
+            for (size_t k = 0; k < p.k; k++) {
+                double left = p.a.transposed ? a[i * p.a.leading + k] : a[k * p.a.leading + i];
+                double right = p.b.transposed ? b[k * p.b.leading + j] : b[j * p.b.leading + k];
+                sum += left * right;
+            }
+            double& to = c[j * p.c_leading + i];
+            to = p.alpha * sum + (p.beta == 0 ? 0 : p.beta * to);
+        }
+    }
+}
+
+void multiply(const Product& p) {
+    if (p.a.type == F64) return multiply_f64(p);
+    size_t leading = round_up(p.m, TILE_M), widest = round_up(std::min(BLOCK_N, p.n), TILE_N);
+    static thread_local std::vector<float> sums, packed_a, packed_b;
+    sums.resize(leading * widest);
+    packed_a.resize(BLOCK_M * BLOCK_K);
+    packed_b.resize(widest * BLOCK_K);
+    /* op(B)'s columns are packed like rows. */
+    Matrix b = p.b;
+    b.transposed = !b.transposed;
+    for (size_t column = 0; column < p.n; column += BLOCK_N) {
+        size_t columns = std::min(BLOCK_N, p.n - column);
+        std::fill_n(sums.begin(), leading * round_up(columns, TILE_N), 0.0f);
+        for (size_t depth = 0; depth < p.k; depth += BLOCK_K) {
+            size_t steps = std::min(BLOCK_K, p.k - depth);
+            pack(b, column, columns, depth, steps, TILE_N, packed_b.data(), p.rounding);
+            for (size_t row = 0; row < p.m; row += BLOCK_M) {
+                size_t rows = std::min(BLOCK_M, p.m - row);
+                pack(p.a, row, rows, depth, steps, TILE_M, packed_a.data(), p.rounding);
+                for (size_t j = 0; j < columns; j += TILE_N) {
+                    for (size_t i = 0; i < rows; i += TILE_M) {
+                        multiply_tile(steps, &packed_a[i * steps], &packed_b[j * steps], &sums[j * leading + row + i], leading);
+                    }
+                }
+            }
+        }
+        store(p, column, columns, sums.data(), leading);
+    }
+}
+}  // namespace gemm

@@ -1,0 +1,3 @@
+/* The version that this stands in for. */
+#pragma once
+#define CUDA_VERSION 13000

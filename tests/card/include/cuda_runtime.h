@@ -1,0 +1,3 @@
+/* What nvcc includes by itself. */
+#pragma once
+#include "card/device.hpp"

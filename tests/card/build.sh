@@ -91,10 +91,9 @@ fi
 
 # What kernels include, and what the compiler puts before and after their text.
 rm -rf "$out/include"
-mkdir -p "$out/include/emulator"
+mkdir -p "$out/include/card"
 cp -r "$here"/include/. "$out/include/"
-cp "$emulator"/*.hpp "$out/include/emulator/"
-cp "$here/module.hpp" "$out/include/module.hpp"
+cp "$emulator"/*.hpp "$out/include/card/"
 
 cat > "$out/env.sh" <<ENV
 export CUDA_HOME=$out CUDA_ROOT=$out CUDA_PATH=$out CUDA_TOOLKIT_ROOT_DIR=$out
@@ -107,9 +106,8 @@ ENV
 echo "ready: source $out/env.sh"
 
 if [[ ${2:-} == --test ]]; then
-    for source in "${tests[@]}"; do
-        name=$(basename "$source" .cpp)
-        "$cxx" -o "$out/bin/card-$name" "$(objects_of "$source")" -L"$out/lib64" -lcuda -lcublas -lcurand -Wl,-rpath,"$out/lib64" -ldl
-        "$out/bin/card-$name"
-    done
+    mapfile -t test_objects < <(objects_of "${tests[@]}")
+    "$cxx" -o "$out/bin/card-test" "${test_objects[@]}" "$(object gemm)" -L"$out/lib64" -lcuda -lcublas -lcurand -lpthread -Wl,-rpath,"$out/lib64"
+    "$out/bin/nvcc" --ptx -O3 -o "$out/objects/test-kernels.ptx" "$here/driver/tests/kernels.cu"
+    CARD_TEST_KERNELS=$out/objects/test-kernels.ptx "$out/bin/card-test"
 fi

@@ -41,9 +41,10 @@ struct Run {
     const Launch* launch;
     Warp warps[THREADS_MAX / WARP];
     CardIndex indices[THREADS_MAX];
-    Fiber* fibers[THREADS_MAX];  // of the threads that have begun
-    Fiber* idle[THREADS_MAX];
-    unsigned idle_count, begun_count, threads, warp_count;
+    Context contexts[THREADS_MAX];  // of the threads that have begun
+    unsigned stacks[THREADS_MAX];   // which each of them is on
+    unsigned idle[THREADS_MAX];     // stacks that no thread is on
+    unsigned idle_count, stack_count, threads, warp_count;
     unsigned waiting, done;
     uint32_t busy;  // warps in which something may go on
     uint64_t blocks, block;
@@ -55,6 +56,7 @@ struct Run {
     char failure[512];
 };
 static Run run;
+static Stacks stacks;
 
 inline uint64_t draw() {
     run.random ^= run.random << 13;
@@ -213,44 +215,36 @@ static int choose() {
 
 static void live();
 
-/* A stack that no thread is on. */
-static Fiber* take_fiber() {
-    static Fiber* all[THREADS_MAX];
-    if (run.idle_count) return run.idle[--run.idle_count];
-    Fiber*& fiber = all[run.begun_count];
-    if (!fiber) fiber = new Fiber(run.begun_count);
-    run.begun_count++;
-    fiber->context.prepare(fiber->top(), live);
-    return fiber;
-}
-
-/* From the stack `from`, which stays as it is, to that of the current thread. */
+/* From the stack of `from`, which stays as it is, to that of the current thread. */
 static void go(Context& from, int thread) {
     if (thread < 0) return from.switch_to(run.main);
-    Warp& warp = run.warps[thread / WARP];
+    Warp& warp = run.warps[now.warp];
     uint32_t bit = 1u << thread % WARP;
     if (!(warp.started & bit)) {
         warp.started |= bit;
-        run.fibers[thread] = take_fiber();
+        unsigned stack = run.idle_count ? run.idle[--run.idle_count] : run.stack_count++;
+        run.stacks[thread] = stack;
+        run.contexts[thread].prepare(stacks.top(stack), live);
     }
-    from.switch_to(run.fibers[thread]->context);
+    if (warp.ready && run.lanes != RANDOM) run.contexts[now.warp * WARP + pick(warp.ready, run.lanes)].prefetch();
+    from.switch_to(run.contexts[thread]);
 }
 
-/* A fiber's life: thread after thread. */
+/* A stack's life: thread after thread. */
 static void live() {
     for (;;) {
         run.launch->entry->run(run.launch->parameters);
-        run.warps[now.warp].done |= 1u << now.thread % WARP;
+        unsigned me = now.thread;
+        run.warps[now.warp].done |= 1u << me % WARP;
         run.done++;
-        Fiber* mine = run.fibers[now.thread];
         int next = choose();
         if (next >= 0 && !(run.warps[now.warp].started >> next % WARP & 1)) {
             run.warps[now.warp].started |= 1u << next % WARP;
-            run.fibers[next] = mine;
+            run.stacks[next] = run.stacks[me];
             continue;
         }
-        run.idle[run.idle_count++] = mine;
-        go(mine->context, next);
+        run.idle[run.idle_count++] = run.stacks[me];
+        go(run.contexts[me], next);
     }
 }
 
@@ -258,7 +252,7 @@ static void live() {
 static void wait() {
     unsigned me = now.thread;
     int next = choose();
-    if (next != (int)me) go(run.fibers[me]->context, next);
+    if (next != (int)me) go(run.contexts[me], next);
 }
 
 static void choose_order(uint64_t seed) {
@@ -313,11 +307,12 @@ const char* card_run(const Launch& launch) {
     run.fixed.resize(launch.static_len);
     if (run.blocks == 0) return nullptr;
     choose_order(launch.order);
-    run.idle_count = run.begun_count = 0;
+    run.idle_count = run.stack_count = 0;
     begin_block();
     int first = choose();
     go(run.main, first);
-    run.launch = nullptr;
+    for (unsigned i = 0; i < run.stack_count; i++)
+        if (stacks.overflowed(i)) return "a thread needs a larger stack than this stand-in gives it";
     return run.failure[0] ? run.failure : nullptr;
 }
 }  // namespace card

@@ -80,13 +80,14 @@ inline Conflict access(Cell& cell, int kind) {
     if (kind & WRITE) {
         bool written = is_current(cell.write), both_atomic = atomic && cell.write & BY_ATOMIC;
         if (written && !in_order(cell.write) && !both_atomic) return {"writes what was written", cell.write};
-        if (is_current(cell.read) && !in_order(cell.read)) return {"writes what was read", cell.read};
+        if (is_current(cell.read) && !in_order(cell.read) && !(atomic && cell.read & BY_ATOMIC)) return {"writes what was read", cell.read};
         bool merge = written && both_atomic && (cell.write >> CLOCK_SHIFT) >= now.barrier;
         cell.write = (merge ? join(cell.write) : stamp_of(now.thread)) | (atomic ? (Stamp)BY_ATOMIC : 0);
         return {};
     }
     bool alone = (cell.read >> CLOCK_SHIFT) < now.barrier;
-    cell.read = alone ? stamp_of(now.thread) : join(cell.read);
+    Stamp how = atomic ? (Stamp)BY_ATOMIC : 0;
+    cell.read = alone ? stamp_of(now.thread) | how : join(cell.read) | (how & cell.read);
     return {};
 }
 

@@ -191,9 +191,11 @@ const char* describe(uint64_t address) {
     }
     if (!alive) return words("0x%llx was never allocated", (Long)address);
     Long offset = address - alive->begin, size = alive->size;
-    if (address < alive->end()) return words("byte %llu of allocation %llu (%llu bytes)", offset, (Long)alive->number, size);
-    return words("0x%llx is %llu bytes past the end of allocation %llu (%llu bytes)", (Long)address, offset - size,
-                 (Long)alive->number, size);
+    auto entry = live.find(alive->begin);
+    const char* state = entry != live.end() && entry->second.get() == alive ? "" : ", which was freed";
+    if (address < alive->end()) return words("byte %llu of allocation %llu (%llu bytes)%s", offset, (Long)alive->number, size, state);
+    return words("0x%llx is %llu bytes past the end of allocation %llu (%llu bytes)%s", (Long)address, offset - size,
+                 (Long)alive->number, size, state);
 }
 
 const char* outside(uint64_t address, uint64_t bytes) {

@@ -146,7 +146,7 @@ void Pool::trim(uint64_t keep) {
     for (size_t i = 0; i < chunks.size();) {
         Block* first = chunks[i]->first;
         bool whole = !first->used && first->bytes == chunks[i]->bytes && held(first->freed, seen_by_host());
-        if (!whole || reserved < keep + chunks[i]->bytes) {
+        if (!whole || reserved - chunks[i]->bytes < keep) {
             i++;
             continue;
         }

@@ -85,7 +85,7 @@ const char* check_sizes(const Call& call) {
 /* A scalar by the type that sums have. */
 double scalar(const void* at, int compute) {
     if (compute == COMPUTE_64F) return *static_cast<const double*>(at);
-    if (compute == COMPUTE_16F) return gemm::half_to_float(*static_cast<const uint16_t*>(at));
+    if (compute == COMPUTE_16F) return halves::half_to_float(*static_cast<const uint16_t*>(at));
     return *static_cast<const float*>(at);
 }
 
@@ -166,6 +166,7 @@ int multiply(Handle* handle, const Call& call) {
     work.run = run;
     work.drop = drop;
     work.data = new Batch{p, call.stride_a, call.stride_b, call.stride_c, call.batch};
+    work.type = p.c_type == gemm::F64 ? "f64" : p.c_type == gemm::F32 ? "f32" : p.c_type == gemm::F16 ? "f16" : "bf16";
     work.flop = 2 * uint64_t{p.m} * p.n * std::max<uint64_t>(p.k, 1) * call.batch;
     bool at_16 = aligned(call.a, call.lda, call.stride_a, width) && aligned(call.b, call.ldb, call.stride_b, width) &&
                  aligned(call.c, call.ldc, call.stride_c, c_width);

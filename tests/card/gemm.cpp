@@ -5,48 +5,12 @@
 #include <cstring>
 #include <vector>
 
+using namespace halves;
+
 namespace gemm {
 /* A tile's accumulators fill twelve 32-byte registers; the blocks fit the caches. */
 static const size_t TILE_M = 16, TILE_N = 6, BLOCK_M = 128, BLOCK_N = 960, BLOCK_K = 256;
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
-
-static uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-
-static float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-float bfloat_to_float(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
-
-uint16_t float_to_bfloat(float value) {
-    uint32_t bits = bits_of(value);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float half_to_float(uint16_t bits) {
-    uint32_t sign = uint32_t{bits & 0x8000u} << 16, exponent = bits >> 10 & 0x1f, mantissa = bits & 0x3ff;
-    if (exponent == 0x1f) return float_of(sign | 0x7f800000 | mantissa << 13);
-    if (exponent) return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
-    /* Subnormal: a multiple of 2^-24, which f32 holds. */
-    float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return float_of(sign | bits_of(magnitude));
-}
-
-uint16_t float_to_half(float value) {
-    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-    if (magnitude >= 0x47800000) return static_cast<uint16_t>(sign | 0x7c00);
-    /* Below 2^-14, adding 0.5 leaves the rounded multiple of 2^-24 in the low bits of the sum. */
-    if (magnitude < 0x38800000) return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
-    return static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
-}
 
 static float round_input(float value, Rounding rounding) {
     if (rounding == TO_F16) return half_to_float(float_to_half(value));

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "halves.hpp"
+
 namespace gemm {
 enum Type { F32, F64, F16, BF16 };
 inline size_t width(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
@@ -29,9 +31,4 @@ struct Product {
 
 /* Sums in f32; in f64 where the inputs are. */
 void multiply(const Product& product);
-
-float half_to_float(uint16_t bits);
-uint16_t float_to_half(float value);
-float bfloat_to_float(uint16_t bits);
-uint16_t float_to_bfloat(float value);
 }  // namespace gemm

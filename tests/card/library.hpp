@@ -18,6 +18,8 @@ struct CardWork {
     void (*run)(void* data);
     void (*drop)(void* data);
     void* data;
+    /* Of what it writes: "f32", "f64", "bf16" or "f16". */
+    const char* type;
     uint64_t flop;
     bool misaligned;
 };

@@ -73,6 +73,7 @@ int generate(Generator* generator, const char* name, void* to, size_t count, siz
     work.name = name;
     work.uses = &use;
     work.use_count = 1;
+    work.type = width == 8 ? "f64" : "f32";
     work.run = run;
     work.drop = drop;
     work.data = new Work{to, count, width, kind, mean, deviation, generator->seed, generator->position};

@@ -123,12 +123,7 @@ void give_to_card(uint64_t bytes) {
 CardMemory memory_of_card() {
     CardLocked locked;
     forget_the_dead();
-    return {shared->total_bytes - shared->used_bytes, shared->total_bytes};
-}
-
-uint64_t held_by_process() {
-    CardLocked locked;
-    return mine()->bytes;
+    return {shared->total_bytes - shared->used_bytes, shared->total_bytes, shared->peak_bytes, mine()->peak_bytes};
 }
 
 /* An orderly end, without waiting for the next process to look. */

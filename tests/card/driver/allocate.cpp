@@ -43,6 +43,7 @@ std::shared_ptr<Allocation> end_life(const char* call, CUdeviceptr at, CUresult*
     }
     std::shared_ptr<Allocation> allocation = found->second;
     live.erase(found);
+    leaving[at] = allocation.get();
     count_free(allocation->size);
     trace("free", call, allocation->size, allocation->stream);
     return allocation;

@@ -26,7 +26,7 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
     counts.fills.count++;
     counts.fills.bytes += bytes;
     trace("fill", call, bytes, stream->id);
-    if (settings().dry) note_origin(at, call, -1);
+    if (settings().dry) note_origin(at, {call, -1, "zero", nullptr, nullptr, {}});
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         mark_whole(at, bytes);
         if (const char* wrong = card_touch(pointer(at), bytes, 1)) return wrong;
@@ -99,7 +99,7 @@ CUresult within_device(const char* call, CUdeviceptr to, CUdeviceptr from, size_
     counts.device_to_device.count++;
     counts.device_to_device.bytes += bytes;
     trace("device to device", call, bytes, stream->id);
-    if (settings().dry) note_origin(to, call, -1);
+    if (settings().dry) note_origin(to, live_at(from)->origin);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         if (const char* wrong = card_touch(pointer(from), bytes, 0)) return wrong;
         mark_whole(to, bytes);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "account.hpp"
 #include "pool.hpp"
 #include "state.hpp"
 
@@ -78,6 +79,7 @@ static std::string text_of_counts() {
     auto add = [&](const char* name, const std::string& value) { out += ",\n  " + quote(name) + ": " + value; };
     add("seconds", words("%.3f", seconds()));
     add("dry", settings().dry ? "true" : "false");
+    add("operations", std::to_string(counts.operations));
     add("launches", std::to_string(counts.launch_count));
     add("launches_by_kernel", object(counts.launches));
     add("host_to_device", object(counts.host_to_device));
@@ -95,6 +97,11 @@ static std::string text_of_counts() {
                           {"reserved_bytes", counts.reserved_bytes},
                           {"reserved_peak_bytes", counts.reserved_peak_bytes},
                           {"context_bytes", counts.context_bytes}}));
+    CardMemory card = memory_of_card();
+    add("card", object({{"total_bytes", card.total_bytes},
+                        {"used_bytes", card.total_bytes - card.free_bytes},
+                        {"peak_bytes", card.peak_bytes},
+                        {"process_peak_bytes", card.process_peak_bytes}}));
     std::string refusals;
     for (const std::string& refusal : counts.refusals) refusals += (refusals.empty() ? "" : ", ") + quote(refusal);
     add("refusals", "[" + refusals + "]");

@@ -13,6 +13,8 @@ struct Traffic {
 struct Counts {
     std::map<std::string, uint64_t> launches;
     uint64_t launch_count = 0;
+    /* Launches, products and fillings with random numbers: at each of them a device can be lost. */
+    uint64_t operations = 0;
     Traffic host_to_device, device_to_host, device_to_device, fills;
     /* Why the host waited: "context", "stream", "event", "copy", "free". */
     std::map<std::string, uint64_t> synchronizations;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "count.hpp"
 #include "state.hpp"
 
 namespace card {
@@ -21,7 +22,7 @@ struct Wish {
 };
 
 static Wish failing, losing;
-static uint64_t allocations, launches;
+static uint64_t allocations;
 
 static Wish parse(const char* text, uint64_t now) {
     Wish wish;
@@ -48,7 +49,7 @@ static void read_file() {
     while (fgets(line, sizeof line, file)) {
         line[strcspn(line, "\r\n")] = 0;
         if (!strncmp(line, "CARD_FAIL_ALLOC=", 16)) failing = parse(line + 16, allocations);
-        if (!strncmp(line, "CARD_LOST_AT=", 13)) losing = parse(line + 13, launches);
+        if (!strncmp(line, "CARD_LOST_AT=", 13)) losing = parse(line + 13, counts.operations);
     }
     fclose(file);
 }
@@ -70,6 +71,6 @@ bool allocation_must_fail() {
 
 bool device_is_lost() {
     read_wishes();
-    return losing.granted(++launches);
+    return losing.granted(++counts.operations);
 }
 }  // namespace card

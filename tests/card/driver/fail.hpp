@@ -4,6 +4,6 @@
 namespace card {
 /* Counts an allocation, and says whether it must fail. */
 bool allocation_must_fail();
-/* Counts a launch, and says whether the device is lost at it. */
+/* Counts a launch, or what a library launches, and says whether the device is lost at it. */
 bool device_is_lost();
 }  // namespace card

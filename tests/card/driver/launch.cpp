@@ -116,14 +116,14 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* A dry run takes a kernel to read what it cannot write, and to write the rest. */
+/* What a dry run takes a kernel to touch. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
-        std::vector<Range>& ranges = entry.parameters[i].readonly ? operation.reads : operation.writes;
-        ranges.push_back(whole_range(range.at, range.bytes));
-        if (!entry.parameters[i].readonly) note_origin(range.at, entry.name, static_cast<int>(i));
+        bool writes = kernel_writes(entry, static_cast<int>(i));
+        (writes ? operation.writes : operation.reads).push_back(whole_range(range.at, range.bytes));
+        if (writes) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
     }
 }
 

@@ -4,6 +4,7 @@
 #include "context.hpp"
 #include "count.hpp"
 #include "engine.hpp"
+#include "fail.hpp"
 
 using namespace card;
 
@@ -39,6 +40,10 @@ extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle,
     ENTER(work->name);
     Stream* stream = find_stream(static_cast<CUstream>(handle));
     if (!stream) return refuse(words("%s: the stream does not exist", work->name), CUDA_ERROR_INVALID_HANDLE);
+    if (device_is_lost()) {
+        break_context(CUDA_ERROR_LAUNCH_FAILED);
+        return CUDA_ERROR_LAUNCH_FAILED;
+    }
     std::vector<CardUse> uses;
     uint64_t bytes = 0;
     for (size_t i = 0; i < work->use_count; i++) {
@@ -70,7 +75,7 @@ extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle,
     if (settings().dry) {
         for (const CardUse& use : uses) {
             (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
-            if (use.writes) note_origin(address(use), work->name, -1);
+            if (use.writes) note_origin(address(use), {work->name, -1, work->type, nullptr, nullptr, {}});
         }
     }
     relieve();

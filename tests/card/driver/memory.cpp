@@ -26,6 +26,7 @@ struct Idle {
 };
 
 std::map<uint64_t, std::shared_ptr<Allocation>>& live = *new std::map<uint64_t, std::shared_ptr<Allocation>>;
+std::map<uint64_t, Allocation*>& leaving = *new std::map<uint64_t, Allocation*>;
 static std::map<uint64_t, std::string>& graves = *new std::map<uint64_t, std::string>;
 static Allocation** granules;
 static unsigned char* shadow;
@@ -154,6 +155,7 @@ void bury(Allocation* allocation, const char* by) {
         std::fill_n(granules + (begin - card_begin) / GRANULE, count, nullptr);
     }
     allocation->buried = true;
+    leaving.erase(begin);
     graves[begin] = words("allocation %llu (%llu bytes), which %s", (unsigned long long)allocation->number,
                           (unsigned long long)allocation->size, by);
     give_slot(begin, allocation->slot_bytes);
@@ -174,28 +176,29 @@ Allocation* seen_at(uint64_t address) {
     return found && address < found->end() ? found : nullptr;
 }
 
+/* The entry that begins last at or before the address. */
+template <class Map> static auto before(Map& map, uint64_t address) {
+    auto after = map.upper_bound(address);
+    return after == map.begin() ? map.end() : std::prev(after);
+}
+
 const char* describe(uint64_t address) {
     typedef unsigned long long Long;
     if (address < card_begin || address >= card_end) return words("0x%llx is no address of the card", (Long)address);
-    auto after = live.upper_bound(address);
-    auto grave = graves.upper_bound(address);
-    const Allocation* alive = after == live.begin() ? nullptr : std::prev(after)->second.get();
-    /* Freed by a call that has not run yet. */
-    uint64_t granule = (address - card_begin) / GRANULE;
-    if (!settings().dry && granules[granule]) alive = granules[granule];
-    else if (!settings().dry && granule && granules[granule - 1]) alive = granules[granule - 1];
-    bool buried = grave != graves.begin() && (!alive || std::prev(grave)->first > alive->begin);
-    if (buried) {
-        --grave;
+    auto alive = before(live, address);
+    auto freed = before(leaving, address);
+    auto grave = before(graves, address);
+    const Allocation* nearest = alive == live.end() ? nullptr : alive->second.get();
+    bool was_freed = freed != leaving.end() && (!nearest || freed->first > nearest->begin);
+    if (was_freed) nearest = freed->second;
+    if (grave != graves.end() && (!nearest || grave->first > nearest->begin)) {
         return words("0x%llx is byte %llu of what was %s", (Long)address, (Long)(address - grave->first), grave->second.c_str());
     }
-    if (!alive) return words("0x%llx was never allocated", (Long)address);
-    Long offset = address - alive->begin, size = alive->size;
-    auto entry = live.find(alive->begin);
-    const char* state = entry != live.end() && entry->second.get() == alive ? "" : ", which was freed";
-    if (address < alive->end()) return words("byte %llu of allocation %llu (%llu bytes)%s", offset, (Long)alive->number, size, state);
-    return words("0x%llx is %llu bytes past the end of allocation %llu (%llu bytes)%s", (Long)address, offset - size,
-                 (Long)alive->number, size, state);
+    if (!nearest) return words("0x%llx was never allocated", (Long)address);
+    Long offset = address - nearest->begin, number = nearest->number, size = nearest->size;
+    const char* state = was_freed ? ", which was freed" : "";
+    if (address < nearest->end()) return words("byte %llu of allocation %llu (%llu bytes)%s", offset, number, size, state);
+    return words("0x%llx is %llu bytes past the end of allocation %llu (%llu bytes)%s", (Long)address, offset - size, number, size, state);
 }
 
 const char* outside(uint64_t address, uint64_t bytes) {

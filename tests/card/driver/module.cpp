@@ -66,7 +66,7 @@ static std::unique_ptr<Code> open_code(const std::string& elf) {
     int file = memfd_create("card-module", MFD_CLOEXEC);
     bool wrote = file >= 0 && write(file, elf.data(), elf.size()) == static_cast<ssize_t>(elf.size());
     void* handle = wrote ? dlopen(words("/proc/self/fd/%d", file), RTLD_NOW | RTLD_LOCAL) : nullptr;
-    if (file >= 0) close(file);
+    /* The file stays open: the loader knows a library by its name, and the next one must have another number in it. */
     if (!handle) {
         fprintf(stderr, "card: a module cannot be loaded: %s\n", wrote ? dlerror() : strerror(errno));
         return nullptr;

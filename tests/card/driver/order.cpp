@@ -1,6 +1,6 @@
 /* The calls on streams and events: create, order, wait. */
-#include <algorithm>
 #include <chrono>
+#include <unordered_map>
 
 #include "context.hpp"
 #include "count.hpp"
@@ -9,12 +9,11 @@
 using namespace card;
 
 namespace {
-std::vector<std::unique_ptr<Event>>& events = *new std::vector<std::unique_ptr<Event>>;
+std::unordered_map<CUevent, std::unique_ptr<Event>>& events = *new std::unordered_map<CUevent, std::unique_ptr<Event>>;
 
 Event* find_event(CUevent handle) {
-    auto same = [&](const std::unique_ptr<Event>& one) { return one.get() == reinterpret_cast<Event*>(handle); };
-    auto found = std::find_if(events.begin(), events.end(), same);
-    return found == events.end() ? nullptr : found->get();
+    auto found = events.find(handle);
+    return found == events.end() ? nullptr : found->second.get();
 }
 
 CUresult no_stream(const char* call) { return refuse(words("%s: the stream does not exist", call), CUDA_ERROR_INVALID_HANDLE); }
@@ -114,7 +113,7 @@ CARD_API CUresult cuEventCreate(CUevent* handle, unsigned flags) {
     auto event = std::make_unique<Event>();
     event->timed = !(flags & EVENT_DISABLE_TIMING);
     *handle = reinterpret_cast<CUevent>(event.get());
-    events.push_back(std::move(event));
+    events[*handle] = std::move(event);
     counts.events++;
     return CUDA_SUCCESS;
 }
@@ -122,11 +121,7 @@ CARD_API CUresult cuEventCreate(CUevent* handle, unsigned flags) {
 CARD_API CUresult cuEventDestroy_v2(CUevent handle) {
     Locked locked(lock);
     if (CUresult early = enter_without_context()) return early;
-    auto same = [&](const std::unique_ptr<Event>& one) { return one.get() == reinterpret_cast<Event*>(handle); };
-    auto found = std::find_if(events.begin(), events.end(), same);
-    if (found == events.end()) return no_event("cuEventDestroy");
-    events.erase(found);
-    return CUDA_SUCCESS;
+    return events.erase(handle) ? CUDA_SUCCESS : no_event("cuEventDestroy");
 }
 
 CARD_API CUresult cuEventRecord(CUevent handle, CUstream stream_handle) {

@@ -64,8 +64,11 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
     uint64_t at = reinterpret_cast<uint64_t>(info->si_addr);
     if (at >= card_begin && at < card_end) {
         bool writes = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
-        write_refusal(words("the host %s device memory: %s", writes ? "wrote" : "read", describe(at)));
-        sigaction(SIGABRT, nullptr, nullptr);
+        const char* what = words("the host %s device memory: %s", writes ? "wrote" : "read", describe(at));
+        write_refusal(what);
+        count_refusal(what);
+        write_counts();
+        write_trace();
         abort();
     }
     /* Not ours: whoever handled it before does. */

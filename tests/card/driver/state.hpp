@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "clock.hpp"
+#include "../module.hpp"
 #include "cuda_types.hpp"
 
 namespace card {
@@ -18,9 +19,12 @@ struct Pool;
 
 /* What wrote an allocation last, for dry runs. */
 struct Origin {
+    /* A kernel, with which of its parameters; or a library's function or a copy, with the type where that is known. */
     const char* writer = nullptr;
     int parameter = -1;
-    uint64_t times = 0;
+    const char* type = nullptr;
+    const CardEntry* entry = nullptr;
+    std::shared_ptr<unsigned char> arguments;
     /* Small copies from the host, as they were, by their offset. */
     std::map<uint64_t, std::vector<unsigned char>> bytes;
 };
@@ -124,6 +128,8 @@ void bury(Allocation* allocation, const char* by);
 Allocation* live_at(uint64_t address);
 Range whole_range(uint64_t address, uint64_t bytes);
 extern std::map<uint64_t, std::shared_ptr<Allocation>>& live;
+/* Freed by a call that no stream has come to yet. */
+extern std::map<uint64_t, Allocation*>& leaving;
 /* The allocation that operations see at an address. */
 Allocation* seen_at(uint64_t address);
 /* What lies at an address, in words. */
@@ -174,6 +180,8 @@ const Clock& seen_by_host();
 
 // dry.cpp
 void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes);
-void note_origin(uint64_t address, const char* writer, int parameter);
+void note_origin(uint64_t address, const Origin& origin);
+/* Whether a kernel writes what this parameter points to. */
+bool kernel_writes(const CardEntry& entry, int parameter);
 void remember_copy(uint64_t address, const void* from, uint64_t bytes);
 }  // namespace card

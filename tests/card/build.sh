@@ -96,7 +96,7 @@ cp -r "$here"/include/. "$out/include/"
 cp "$emulator"/*.hpp "$out/include/card/"
 
 cat > "$out/env.sh" <<ENV
-export CUDA_HOME=$out CUDA_ROOT=$out CUDA_PATH=$out CUDA_TOOLKIT_ROOT_DIR=$out
+export CARD_HOME=$out CUDA_HOME=$out CUDA_ROOT=$out CUDA_PATH=$out CUDA_TOOLKIT_ROOT_DIR=$out
 export NVCC=$out/bin/nvcc
 export PATH=$out/bin:\$PATH
 export LD_LIBRARY_PATH=$out/lib64\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}

@@ -1,6 +1,6 @@
 //! Provides one card in software: a directory that all processes of a test share, and what the card wrote there.
 
-use std::{path::Path, process::Command, sync::Once};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -15,14 +15,11 @@ pub struct Card {
 impl Card {
     /// A card that nobody has used yet.
     pub fn new() -> Result<Self> {
-        static ASKED: Once = Once::new();
-        ASKED.call_once(|| {
-            let there = std::env::var_os("CARD_HOME").is_some();
-            assert!(
-                there,
-                "no card in software: tests/card/run.sh builds one and runs these tests"
-            );
-        });
+        let there = std::env::var_os("CARD_HOME").is_some();
+        ensure!(
+            there,
+            "no card in software: tests/card/run.sh builds one and runs these tests"
+        );
         Ok(Self {
             directory: tempfile::tempdir()?,
             more: Vec::new(),
@@ -62,18 +59,6 @@ impl Card {
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Everything that any process did, one object each.
-    pub fn all_counts(&self) -> Result<Vec<Value>> {
-        let mut counts = Vec::new();
-        for entry in std::fs::read_dir(self.directory.path())? {
-            let path = entry?.path();
-            if name(&path).starts_with("counts-") && name(&path).ends_with(".json") {
-                counts.push(serde_json::from_slice(&std::fs::read(&path)?)?);
-            }
-        }
-        Ok(counts)
-    }
-
     /// Refuses a card that refused something.
     pub fn accepted_all(&self) -> Result<()> {
         let refusals = std::fs::read_to_string(self.directory.path().join("refusals"));
@@ -81,10 +66,4 @@ impl Card {
         ensure!(refusals.is_empty(), "{refusals}");
         Ok(())
     }
-}
-
-fn name(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
 }

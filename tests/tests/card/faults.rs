@@ -5,6 +5,7 @@ use std::{path::Path, process::Output};
 
 use anyhow::{Context, Result, ensure};
 use distill_tests::fixtures;
+use serde_json::Value;
 
 use crate::{
     card::Card,
@@ -22,6 +23,14 @@ fn places(all: u64) -> impl Iterator<Item = u64> {
     let step = (all / PLACES).max(1);
     // Not always the first of a group of equal places.
     (0..PLACES).map(move |at| (at * step + at % step + 1).min(all))
+}
+
+/// How often a process did what `name` says.
+fn total(counts: &Value, name: &str) -> Result<u64> {
+    let count = counts[name]
+        .as_u64()
+        .or_else(|| counts[name]["count"].as_u64());
+    count.with_context(|| format!("{name} of {counts}"))
 }
 
 /// What a process that was to fail says; no panic, no signal.
@@ -115,9 +124,7 @@ fn undisturbed(
     let process = child.id();
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "{}", text(&output));
-    let all = card.counts(process)?[count]["count"]
-        .as_u64()
-        .context("a count")?;
+    let all = total(&card.counts(process)?, count)?;
     Ok((
         std::fs::read(out.join("adapter/adapter_model.safetensors"))?,
         all,
@@ -196,7 +203,7 @@ fn a_teacher_without_memory_or_card_says_so_and_its_cache_goes_on() -> Result<()
         ("CARD_FAIL_ALLOC", "allocations", "memory"),
         ("CARD_LOST_AT", "launches", "lost"),
     ] {
-        let all = counts[count]["count"].as_u64().context("a count")?;
+        let all = total(&counts, count)?;
         for place in places(all) {
             let out = work.path().join(format!("{name}-{place}"));
             let (_, output) = precompute(&Card::new()?.with(name, place), &out)?;

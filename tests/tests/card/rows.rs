@@ -15,8 +15,8 @@ use crate::{
     harness::{teacher, text},
 };
 
-/// Logits may be off by this much in f32: sums of some hundred products in another order.
-const F32_TOLERANCE: f32 = 2e-3;
+/// Logits may be off by this much in f32: one step of f16, in which they are stored, where sums in another order lie at its edge.
+const F32_TOLERANCE: f32 = 4e-3;
 /// And in bf16, whose activations have 8 bits.
 const BF16_TOLERANCE: f32 = 0.15;
 /// Of the kept ids, at least this share is the same: near-ties and draws at an edge may fall otherwise.

@@ -14,6 +14,7 @@ use crate::{
     Error, Result,
     limits::{COMMIT_BYTES_MAX, POLL},
     name::{is_commit, is_file_name},
+    selection::TEMPLATES,
 };
 
 /// One repository's part of the cache: `models--org--name/{blobs,refs,snapshots}`.
@@ -48,16 +49,11 @@ impl RepoCache {
 
     /// The names of the files that are there in whole of one commit.
     pub fn files(&self, commit: &str) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.snapshot(commit)) else {
-            return Vec::new();
-        };
-        // A link to a blob that is gone is no file.
-        let files = entries
-            .filter_map(io::Result::ok)
-            .filter(|entry| entry.path().is_file());
+        let snapshot = self.snapshot(commit);
+        let mut files = file_names(&snapshot);
+        let templates = file_names(&snapshot.join(TEMPLATES));
+        files.extend(templates.iter().map(|name| format!("{TEMPLATES}/{name}")));
         files
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
     }
 
     /// The commit that a branch or tag stood for when it was asked for last.
@@ -104,9 +100,10 @@ impl RepoCache {
 
     /// Makes `name` of a commit's snapshot the blob with this etag, through a relative link as `huggingface_hub` makes.
     pub fn link(&self, commit: &str, name: &str, etag: &str) -> Result<()> {
-        debug_assert!(is_file_name(name) && is_file_name(etag));
+        debug_assert!(name.split('/').all(is_file_name) && is_file_name(etag));
         let link = self.snapshot(commit).join(name);
-        let target = Path::new("../../blobs").join(etag);
+        let up = "../".repeat(2 + name.matches('/').count());
+        let target = Path::new(&up).join("blobs").join(etag);
         if fs::read_link(&link).is_ok_and(|found| found == target) {
             return Ok(());
         }
@@ -147,6 +144,19 @@ impl RepoCache {
             pause(POLL, stopped)?;
         }
     }
+}
+
+/// The names of the files in a directory; a link to a blob that is gone is no file.
+fn file_names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let files = entries
+        .filter_map(io::Result::ok)
+        .filter(|entry| entry.path().is_file());
+    files
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }
 
 /// Sleeps, unless someone asks to stop.

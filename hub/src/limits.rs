@@ -14,6 +14,8 @@ pub const AUTHORITIES_BYTES_MAX: u64 = 16 << 20;
 pub const COMMIT_BYTES_MAX: u64 = 1024;
 /// Shards of one model.
 pub const SHARDS_MAX: usize = 1024;
+/// Chat templates beside the default one.
+pub const TEMPLATES_MAX: usize = 64;
 /// One file of a repository.
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
 /// Redirects of one request.

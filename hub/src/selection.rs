@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     Error, Reference, Result,
-    limits::{INDEX_BYTES_MAX, SHARDS_MAX},
+    limits::{INDEX_BYTES_MAX, SHARDS_MAX, TEMPLATES_MAX},
     name::is_file_name,
 };
 
@@ -26,6 +26,8 @@ const TOKENIZER: [&str; 10] = [
     "chat_template.json",
     "generation_config.json",
 ];
+/// The folder of chat templates beside `chat_template.jinja`, as transformers names it; the only one that is looked into.
+pub(crate) const TEMPLATES: &str = "additional_chat_templates";
 /// GGUF files that a message lists.
 const LISTED_MAX: usize = 12;
 
@@ -69,12 +71,9 @@ impl Selection {
     /// A repository without what is wanted, or with several GGUF files and none named.
     pub fn choose(reference: &Reference, wanted: Wanted, listing: &[String]) -> Result<Self> {
         let has = |name: &str| listing.iter().any(|file| file == name);
-        let present = |names: &[&str]| {
-            names
-                .iter()
-                .filter(|name| has(name))
-                .map(|name| (*name).to_owned())
-                .collect()
+        let present = |names: &[&str]| -> Vec<String> {
+            let there = names.iter().filter(|name| has(name));
+            there.map(|name| (*name).to_owned()).collect()
         };
         if let Some(file) = &reference.file {
             let found = has(file).then(|| Self::gguf(file.clone()));
@@ -83,7 +82,7 @@ impl Selection {
         }
         let small: Vec<String> = match wanted {
             Wanted::Config => present(&[CONFIG]),
-            Wanted::Tokenizer => present(&TOKENIZER),
+            Wanted::Tokenizer => [present(&TOKENIZER), templates(reference, listing)?].concat(),
             Wanted::Model => {
                 let weights = weights(reference, listing)?;
                 if matches!(weights, Weights::Gguf(_)) {
@@ -94,6 +93,7 @@ impl Selection {
                 }
                 let mut small = present(&[CONFIG]);
                 small.extend(present(&TOKENIZER));
+                small.extend(templates(reference, listing)?);
                 if weights == Weights::Sharded {
                     small.push(INDEX.to_owned());
                 }
@@ -139,6 +139,38 @@ impl Selection {
             false => Err(unusable(reference, format!("no {name}"))),
         }
     }
+}
+
+/// The chat templates in [`TEMPLATES`]; like transformers, none from folders within it.
+///
+/// # Errors
+/// A name that would lead out of the folder, or too many of them.
+fn templates(reference: &Reference, listing: &[String]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for file in listing.iter().filter(|file| file.ends_with(".jinja")) {
+        let inside = file.strip_prefix(TEMPLATES);
+        let Some(name) = inside.and_then(|rest| rest.strip_prefix('/')) else {
+            continue;
+        };
+        if is_file_name(name) {
+            found.push(file.clone());
+        } else if name.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+            return Err(unusable(
+                reference,
+                format!("{file:?} in its list of files, which leads out of its folder"),
+            ));
+        }
+    }
+    if found.len() > TEMPLATES_MAX {
+        return Err(unusable(
+            reference,
+            format!(
+                "{} chat templates in {TEMPLATES}, above the limit of {TEMPLATES_MAX}",
+                found.len()
+            ),
+        ));
+    }
+    Ok(found)
 }
 
 fn weights(reference: &Reference, listing: &[String]) -> Result<Weights> {
@@ -268,6 +300,56 @@ mod tests {
             choose("a/b", Wanted::Model, &both).unwrap().weights,
             Weights::Single
         );
+    }
+
+    #[test]
+    fn templates_come_from_one_folder_and_never_from_outside_it() {
+        let choose = |names: &[&str]| {
+            choose(
+                "a/b",
+                Wanted::Tokenizer,
+                &[&["tokenizer.json"], names].concat(),
+            )
+            .map(|selection| selection.small)
+        };
+        let small = choose(&[
+            "additional_chat_templates/tool_use.jinja",
+            "additional_chat_templates/rag.jinja",
+            "additional_chat_templates/notes.txt",
+            "additional_chat_templates/deeper/x.jinja",
+            "additional_chat_templates/odd name.jinja",
+            "additional_chat_templatesx.jinja",
+            "other/x.jinja",
+            "/additional_chat_templates/x.jinja",
+        ]);
+        assert_eq!(
+            small.unwrap(),
+            [
+                "tokenizer.json",
+                "additional_chat_templates/tool_use.jinja",
+                "additional_chat_templates/rag.jinja"
+            ]
+        );
+        for name in [
+            "additional_chat_templates/../x.jinja",
+            "additional_chat_templates/../../../x.jinja",
+            "additional_chat_templates/a/../../x.jinja",
+            "additional_chat_templates//etc/x.jinja",
+            "additional_chat_templates/./x.jinja",
+        ] {
+            let error = choose(&[name]).unwrap_err();
+            assert!(
+                error.contains(name) && error.contains("leads out"),
+                "{error}"
+            );
+        }
+        let many: Vec<String> = (0..=TEMPLATES_MAX)
+            .map(|i| format!("additional_chat_templates/{i}.jinja"))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        choose(&many[1..]).unwrap();
+        let error = choose(&many).unwrap_err();
+        assert!(error.contains("above the limit"), "{error}");
     }
 
     #[test]

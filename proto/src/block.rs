@@ -108,6 +108,16 @@ impl ValueCoding {
     /// Graded steps that add about 2e-4 nats of KL to the 64 largest logits of a language model; FORMAT.md has the table.
     pub const GRADED: Self = Self::Graded(0.046875);
 
+    /// The most by which rounding changes a distance of up to `farthest` nats.
+    pub(crate) fn rounding(self, farthest: f64) -> f64 {
+        match self {
+            Self::Step(step) => f64::from(step) / 2.0,
+            // Eleven significant bits; twice their half, since `farthest` may be rounded itself.
+            Self::F16 => farthest / 1024.0 + f64::from(f16::MIN_POSITIVE_SUBNORMAL),
+            Self::Graded(_) => 0.5,
+        }
+    }
+
     /// Whether the step is one that can be written.
     pub fn is_valid(self) -> bool {
         match self {

@@ -118,6 +118,53 @@ fn a_gguf_file_is_fetched_alone() {
 }
 
 #[test]
+fn chat_templates_of_their_own_folder_arrive_in_it() {
+    const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
+    let fixture = Fixture::new();
+    let files: [(&str, &[u8]); 4] = [
+        ("tokenizer.json", b"{}"),
+        ("chat_template.jinja", b"default"),
+        (TOOL_USE, b"with tools"),
+        ("additional_chat_templates/deeper/x.jinja", b"never"),
+    ];
+    fixture.hub.put("org/tools", &files);
+    let fetch = |environment: &Environment| find("org/tools", environment, Wanted::Tokenizer);
+    let path = fetch(&fixture.environment()).unwrap().path;
+    assert_eq!(fs::read(path.join(TOOL_USE)).unwrap(), b"with tools");
+    assert_eq!(
+        names(&path.join("additional_chat_templates")),
+        ["tool_use.jinja"]
+    );
+    let link = fs::read_link(path.join(TOOL_USE)).unwrap();
+    assert!(link.starts_with("../../../blobs"), "{link:?}");
+    assert_eq!(fetch(&fixture.offline()).unwrap().path, path);
+    fixture.hub.requests();
+    fetch(&fixture.environment()).unwrap();
+    assert_eq!(
+        fixture.hub.requests().len(),
+        1,
+        "nothing is asked for twice"
+    );
+
+    for name in [
+        "additional_chat_templates/../../../../x.jinja",
+        "additional_chat_templates//tmp/x.jinja",
+    ] {
+        fixture
+            .hub
+            .put("org/evil", &[("tokenizer.json", b"{}"), (name, b"x")]);
+        let error = find("org/evil", &fixture.environment(), Wanted::Tokenizer).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains(name) && error.contains("leads out"),
+            "{error}"
+        );
+    }
+    let cache = fixture.environment().cache;
+    assert!(!cache.join("models--org--evil").exists());
+}
+
+#[test]
 fn many_at_once_make_one_whole_copy() {
     let fixture = Fixture::new();
     let environment = fixture.environment();

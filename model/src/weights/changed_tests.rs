@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::quantized::GgmlDType;
 use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{TinyModel, write_tiny_model};
+use crate::{Base, Decoder, LoadOptions};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
@@ -94,6 +96,51 @@ fn an_edit_that_sets_the_time_of_writing_back_is_seen() {
     edit(&file(&dir), EMBEDDING);
     writable(&file(&dir)).set_modified(modified).unwrap();
     assert_refused(&weights, EMBEDDING, &file(&dir));
+}
+
+/// What was loaded is a copy: whoever edits or cuts the file under a forward pass changes nothing of it and ends nothing.
+#[test]
+fn an_edit_during_a_forward_pass_changes_nothing_that_was_loaded() {
+    let dir = model();
+    let llama = crate::gguf::test_model(TinyModel::llama());
+    let gguf = crate::gguf::test_file(dir.path(), &llama, GgmlDType::Q8_0);
+    let ids = Tensor::new(&[[1u32, 2, 3, 4, 5, 6, 7, 8]], &Device::Cpu).unwrap();
+    for (path, base) in [
+        (file(&dir), Base::AsStored),
+        (file(&dir), Base::QuantizeNf4),
+        (gguf, Base::AsStored),
+    ] {
+        let directory = path.parent().filter(|_| path == file(&dir));
+        let weights = Weights::open(directory.unwrap_or(&path)).unwrap();
+        weights.fingerprint().unwrap();
+        let options = LoadOptions {
+            base,
+            ..LoadOptions::reference()
+        };
+        let config = weights.model_config().unwrap();
+        let decoder = Decoder::load(&config, &weights, &options).unwrap();
+        let forward = || {
+            let hidden = decoder.hidden_states(&ids).unwrap();
+            let hidden = hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            hidden.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let (before, bytes) = (forward(), fs::read(&path).unwrap());
+        let edited: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = writable(&path);
+                while !done.load(Ordering::Relaxed) {
+                    file.write_all_at(&edited, 0).unwrap();
+                    file.set_len(100).unwrap();
+                }
+                file.write_all_at(&bytes, 0).unwrap();
+            });
+            let passes: Vec<_> = (0..20).map(|_| forward()).collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(passes.iter().all(|pass| *pass == before), "{path:?}");
+        });
+    }
 }
 
 #[test]

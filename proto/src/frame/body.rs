@@ -13,7 +13,7 @@ use crate::{Result, Rows, ValueCoding};
 
 /// A frame's numbers as codes.
 pub(super) struct Codes {
-    values: Vec<u32>,
+    pub values: Vec<u32>,
     /// Statistics of every row; none where they are stored exactly.
     fixed: Vec<Fixed>,
 }

@@ -79,16 +79,20 @@ impl Frame {
                 found: self.index,
             });
         }
-        let codes = body::Codes::of(&self.rows);
+        self.write(&body::Codes::of(&self.rows), context)
+    }
+
+    /// Serialises the frame with these codes for its numbers.
+    fn write(&self, codes: &body::Codes, context: &FrameContext) -> Result<Vec<u8>> {
         let mut header = Header::new(self, codes.statistics())?;
         let compression = |e: std::io::Error| Error::Compression {
             index: self.index,
             reason: e.to_string(),
         };
-        let planes = body::planes(self, &codes);
+        let planes = body::planes(self, codes);
         let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
         header.compressed_bytes = length("compressed planes", compressed.len())?;
-        let coded = body::coded(self, &header, &codes);
+        let coded = body::coded(self, &header, codes);
         header.layout = Layout::Coded {
             statistics: codes.statistics(),
             coded_bytes: length("coded rows", coded.len())?,
@@ -247,6 +251,9 @@ fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod drawn_tests;
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod forged_tests;
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod golden_tests;

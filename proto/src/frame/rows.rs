@@ -6,7 +6,7 @@ use super::{
     ids::{IdModel, split},
     statistics::{Fixed, StatisticsModel},
     tokens::TokenModel,
-    values::{CODE_MAX, Grid, Weights},
+    values::{Grid, Weights},
 };
 use crate::{Error, Estimator, Frame, PADDING_COUNT, Result};
 
@@ -28,6 +28,7 @@ pub(super) struct Entry {
 struct RowModel {
     estimator: Estimator,
     k: usize,
+    code_max: u32,
     width: Number,
     ids: IdModel,
     largest: Number,
@@ -47,6 +48,7 @@ impl RowModel {
         Self {
             estimator: header.estimator,
             k: header.k as usize,
+            code_max: Grid::code_max(header.coding),
             width: Number::new(1, 1),
             ids: IdModel::new(vocabulary as usize),
             largest: Number::new(18, 18),
@@ -91,7 +93,7 @@ impl RowModel {
             .max()
             .unwrap_or_default();
         let largest = self.largest.code(coder, context, context, || largest);
-        if largest > CODE_MAX {
+        if largest > self.code_max {
             return false;
         }
         self.largest_before = largest;

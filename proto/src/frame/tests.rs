@@ -251,7 +251,7 @@ fn a_frame_in_another_place_is_refused() {
 }
 
 /// Rewrites a header field and the checksum, as an attacker would.
-fn forge(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+pub(super) fn forge(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
     let mut forged = bytes[..bytes.len() - CHECKSUM_BYTES].to_vec();
     forged[at..at + value.len()].copy_from_slice(value);
     let sum = checksum(&forged, &context(5));

@@ -5,6 +5,9 @@ use half::f16;
 use super::Frame;
 use crate::{Error, Estimator, Fingerprint, Result, Rows, StateCoding, limits};
 
+/// What f32 may lose of a logit, its distance and its mass, relative to them; eight last bits of them.
+const F32_SLACK: f64 = 8.0 * f32::EPSILON as f64;
+
 impl Frame {
     /// Checks every rule of FORMAT.md that does not depend on the bytes.
     ///
@@ -43,36 +46,51 @@ impl Frame {
         self.rule(targets == self.rows.rows, "rows", || {
             format!("{} for {targets} targets", self.rows.rows)
         })?;
-        self.validate_rows(&self.rows)
+        self.validate_rows(&self.rows)?;
+        self.validate_maxima()
     }
 
-    /// Checks what the codings can hold; decoded frames may break it by rounding, so only a writer asks.
+    /// Checks that no logit is further above its row's maximum than rounding lifts it: the shift that restores the kept
+    /// mass is at most the largest rounding of a distance of the row.
+    fn validate_maxima(&self) -> Result<()> {
+        let rows = &self.rows;
+        let tau = rows.temperatures.first().copied().unwrap_or_default();
+        let row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(&rows.max);
+        for (row, (logits, &max)) in row_of.enumerate() {
+            let top = logits.iter().copied().fold(f32::MIN, f32::max);
+            if top <= max {
+                continue;
+            }
+            let bottom = logits.iter().copied().fold(f32::MAX, f32::min);
+            let [top, bottom, max, tau] = [top, bottom, max, tau].map(f64::from);
+            let farthest = (max - bottom).max(0.0);
+            let slack = rows.coding.rounding(farthest) + F32_SLACK * (max.abs() + farthest + tau);
+            self.rule(top - max <= slack, "logits", || {
+                format!("{top} in row {row} is above the row's maximum, {max}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks what only a writer must keep to: a reader finds it broken by rounding, or not at all.
     pub(super) fn validate_codings(&self) -> Result<()> {
-        let check = |fine: bool, what, reason: &str| self.rule(fine, what, || reason.to_owned());
         let rows = &self.rows;
         let mut row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(&rows.max);
-        check(
+        self.rule(
             row_of.all(|(logits, max)| logits.iter().all(|logit| logit <= max)),
             "logits",
-            "above the row's maximum",
-        )?;
-        let padding = |count: &u32| rows.estimator.is_padding(*count);
-        let mut counts = rows.counts.chunks_exact(rows.k.max(1));
-        check(
-            counts.all(|counts| !counts.iter().all(padding)),
-            "counts",
-            "a row holds padding only",
+            || "above the row's maximum".to_owned(),
         )?;
         let halves = rows
             .state
             .iter()
             .filter(|state| state.coding == StateCoding::F16);
-        check(
+        self.rule(
             halves
                 .flat_map(|state| &state.values)
                 .all(|value| value.abs() <= f16::MAX.to_f32()),
             "state",
-            "beyond the range of half precision; store it as i8",
+            || "beyond the range of half precision; store it as i8".to_owned(),
         )
     }
 
@@ -113,6 +131,13 @@ impl Frame {
             rows.counts.len() == counts,
             "counts",
             "do not fit the estimator",
+        )?;
+        let padding = |count: &u32| rows.estimator.is_padding(*count);
+        let mut counts = rows.counts.chunks_exact(rows.k.max(1));
+        check(
+            counts.all(|counts| !counts.iter().all(padding)),
+            "counts",
+            "a row holds padding only",
         )?;
         check(
             rows.coding.is_valid(),

@@ -39,6 +39,14 @@ impl Grid {
         Self { coding, distances }
     }
 
+    /// The largest code that stands for a distance; the halves after it are infinite or negative.
+    pub fn code_max(coding: ValueCoding) -> u32 {
+        match coding {
+            ValueCoding::F16 => f16::MAX.to_bits().into(),
+            _ => CODE_MAX,
+        }
+    }
+
     /// The distance of a code, nats.
     #[inline]
     pub fn distance(&self, code: u32) -> f32 {

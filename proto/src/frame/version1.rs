@@ -7,7 +7,7 @@ use super::{
     sections,
     values::{self, Grid},
 };
-use crate::{Estimator, Result, Rows};
+use crate::{Error, Estimator, Result, Rows};
 
 pub(super) fn read(body: &[u8], header: &Header, value_bytes: u8) -> Result<Frame> {
     let mut reader = Reader::new(body, header.index);
@@ -48,6 +48,16 @@ fn read_rows(reader: &mut Reader<'_>, header: &Header, value_bytes: u8) -> Resul
         }
     }
     let codes = reader.planes("values", count * k, value_bytes.into())?;
+    if codes
+        .iter()
+        .any(|&code| code > Grid::code_max(header.coding))
+    {
+        return Err(Error::Invalid {
+            index: header.index,
+            what: "values",
+            reason: "a distance to the row's maximum is negative or no number".into(),
+        });
+    }
     let counts = match header.estimator {
         Estimator::TopK => Vec::new(),
         _ => reader.planes("counts", count * k, 4)?,

@@ -157,9 +157,26 @@ impl<'a> Locator<'a> {
                 let tail = tail(&prefix, &self.render(count, false, Some((index, marking)))?)?;
                 let mut stops = self.stops(tail);
                 let stop = stops
-                    .rfind(|&stop| tail.get(..stop).is_some_and(|tail| rest.starts_with(tail)));
-                Some(anchor + stop?)
+                    .rfind(|&stop| tail.get(..stop).is_some_and(|tail| rest.starts_with(tail)))?;
+                let other = self.other_end(tail.get(stop..)?, rest.get(stop..)?);
+                let ended = self.ends_turn(tail.get(..stop)?);
+                Some(anchor + stop + other.filter(|_| !ended).unwrap_or(0))
             })
+    }
+
+    /// Length of the special token that ends a turn in history, `rest`, where another one ends it as the last, `tail`, as
+    /// OpenAI's `<|end|>` and `<|return|>`. A token that opens the next message is no end, so one that does must follow.
+    fn other_end(&self, tail: &str, rest: &str) -> Option<usize> {
+        let is_last = self.after_token(tail)?.trim().is_empty();
+        let after = self.after_token(rest)?;
+        self.after_token(after.trim_start())?;
+        is_last.then(|| rest.len() - after.len())
+    }
+
+    /// What follows the special token at the start of `text`.
+    fn after_token<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let mut tokens = self.special_tokens();
+        tokens.find_map(|token| text.strip_prefix(token))
     }
 
     /// Renders the first `count` messages, one of them marked; `None` where the template refuses them.
@@ -216,12 +233,17 @@ impl<'a> Locator<'a> {
     /// The part of a turn that a model generates: up to its end-of-turn token, without the line break that templates write
     /// after it. A turn without such a token is kept whole, since there its white space is all that ends it.
     fn generated<'t>(&self, turn: &'t str) -> &'t str {
-        let trimmed = turn.trim_end();
-        if self.special_tokens().any(|token| trimmed.ends_with(token)) {
-            trimmed
+        if self.ends_turn(turn) {
+            turn.trim_end()
         } else {
             turn
         }
+    }
+
+    /// Whether the last word of a turn is a special token.
+    fn ends_turn(&self, turn: &str) -> bool {
+        let trimmed = turn.trim_end();
+        self.special_tokens().any(|token| trimmed.ends_with(token))
     }
 
     fn special_tokens(&self) -> impl Iterator<Item = &str> {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Tokens that end a turn in one of the templates, or could be taken for such.
-const SPECIAL: [&str; 12] = [
+const SPECIAL: [&str; 17] = [
     "<s>",
     "</s>",
     "<|end|>",
@@ -23,6 +23,11 @@ const SPECIAL: [&str; 12] = [
     "<start_of_turn>",
     "<｜end▁of▁sentence｜>",
     "<｜User｜>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|call|>",
+    "<|return|>",
 ];
 
 /// The tiny tokenizer with more special tokens, and a template.

@@ -1,7 +1,7 @@
 //! Provides the walk over corpus files: which there are, of which kind, and their reading line by line.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::BufReader,
     path::{Path, PathBuf},
 };
@@ -100,7 +100,7 @@ fn unknown(path: &Path) -> Error {
 /// Reads one file into the collector.
 pub(super) fn read(file: &CorpusFile, collector: &mut Collector<'_>) -> Result<()> {
     let lines = || {
-        let opened = File::open(&file.path).map_err(io_at(&file.path))?;
+        let opened = distill_files::open(&file.path).map_err(io_at(&file.path))?;
         Ok(Lines::new(BufReader::new(opened), &file.path))
     };
     match file.kind {

@@ -43,7 +43,7 @@ const FOOTER_BYTES: u64 = 8;
 /// # Errors
 /// `CorpusFile` where the file as a whole cannot be used, `CorpusRow` naming the row, counted from 1 as lines are.
 pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Result<()> {
-    let file = File::open(path).map_err(io_at(path))?;
+    let file = distill_files::open(path).map_err(io_at(path))?;
     let broken = |reason: String| Error::CorpusFile {
         path: path.to_owned(),
         reason,

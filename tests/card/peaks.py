@@ -146,8 +146,8 @@ class Case:
                 if trainer.wait(RUN_SECONDS) != 0:
                     raise Failed(f"train: {tail(trainer.log)}\n{tail(teacher.log)}")
         counts = {name: json.loads((self.card / f"counts-{pid}.json").read_text()) for name, pid in pids.items()}
-        peaks = {name: count["peak_reserved_bytes"] / MIB for name, count in counts.items()}
-        together = max(count["card_peak_bytes"] for count in counts.values()) / MIB
+        peaks = {name: count["memory"]["reserved_peak_bytes"] / MIB for name, count in counts.items()}
+        together = max(count["card"]["peak_bytes"] for count in counts.values()) / MIB
         return {"peaks": peaks, "peak": together if self.mode != "cached" else peaks["trainer"], "counts": counts}
 
     def planned(self):

@@ -155,7 +155,7 @@ fn a_trainer_without_memory_says_so_and_goes_on_later() -> Result<()> {
 fn a_run_whose_card_was_lost_goes_on_with_another() -> Result<()> {
     let pair = Pair::new()?;
     let server = pair.serve(&Card::new()?, &ON_THE_CARD);
-    let (whole, all) = undisturbed(&pair, &server, "launches")?;
+    let (whole, all) = undisturbed(&pair, &server, "operations")?;
     let mut met = 0;
     for place in places(all) {
         met += u64::from(train_and_go_on(
@@ -201,7 +201,7 @@ fn a_teacher_without_memory_or_card_says_so_and_its_cache_goes_on() -> Result<()
     let counts = card.counts(process)?;
     for (name, count, word) in [
         ("CARD_FAIL_ALLOC", "allocations", "memory"),
-        ("CARD_LOST_AT", "launches", "lost"),
+        ("CARD_LOST_AT", "operations", "lost"),
     ] {
         let all = total(&counts, count)?;
         for place in places(all) {

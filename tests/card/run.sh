@@ -6,8 +6,8 @@ cd "$(dirname "$0")/../.."
 card=$PWD/target/card
 tests/card/build.sh "$card"
 source "$card/env.sh"
-# One selection of packages, so that everything is compiled once.
-select=(--locked -p distill-kernels -p distill-model -p student-trainer -p teacher-server -p distill-tests --features distill-tests/card)
+# All packages, as in the other tests: dependencies that have nothing to do with CUDA are not compiled again.
+select=(--locked --workspace --features distill-tests/card)
 if [[ $# -gt 0 ]]; then
   exec cargo test "${select[@]}" --test card -- --nocapture "$@"
 fi

@@ -1,6 +1,12 @@
 /* CUDA as a kernel's text knows it: threads, barriers, exchanges within a warp, atomics, and functions of numbers. Comes before the
  * text; what it declares is of the engine. */
 #pragma once
+extern "C" {
+/* Before the C library declares them: a kernel's are the engine's, which look at what they read and write. */
+void* memcpy(void* to, const void* from, __SIZE_TYPE__ bytes) noexcept __asm__("card_memcpy");
+void* memmove(void* to, const void* from, __SIZE_TYPE__ bytes) noexcept __asm__("card_memmove");
+void* memset(void* at, int value, __SIZE_TYPE__ bytes) noexcept __asm__("card_memset");
+}
 #include <cassert>
 #include <math.h>
 #include <cstdint>
@@ -13,12 +19,14 @@
 #define __host__
 #define __constant__ const
 #define __forceinline__ inline __attribute__((always_inline))
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 
 extern "C" {
 /* Constants while a thread runs, and so never instrumented. */
 extern const uint3 threadIdx __asm__("card_thread_index"), blockIdx __asm__("card_block_index");
 extern const uint3 blockDim __asm__("card_block_dim"), gridDim __asm__("card_grid_dim");
+/* What `extern __shared__` arrays are. */
+extern unsigned char card_shared_memory[];
 void card_barrier();
 uint64_t card_exchange(int kind, uint32_t mask, uint64_t value, int source);
 uint32_t card_active();

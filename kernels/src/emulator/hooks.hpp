@@ -113,16 +113,16 @@ CARD_ATOMICS(64)
 void __tsan_atomic_thread_fence(int) {}
 void __tsan_atomic_signal_fence(int) {}
 
-/* Modules are linked so that these stand for the C library's. */
-void* __wrap_memcpy(void* to, const void* from, size_t bytes) {
+/* What a kernel's memcpy and the like are; see device.hpp. */
+void* card_memcpy(void* to, const void* from, size_t bytes) {
     if (bytes) __tsan_read_range((void*)from, bytes), __tsan_write_range(to, bytes);
     return memcpy(to, from, bytes);
 }
-void* __wrap_memmove(void* to, const void* from, size_t bytes) {
+void* card_memmove(void* to, const void* from, size_t bytes) {
     if (bytes) __tsan_read_range((void*)from, bytes), __tsan_write_range(to, bytes);
     return memmove(to, from, bytes);
 }
-void* __wrap_memset(void* at, int value, size_t bytes) {
+void* card_memset(void* at, int value, size_t bytes) {
     if (bytes) __tsan_write_range(at, bytes);
     return memset(at, value, bytes);
 }

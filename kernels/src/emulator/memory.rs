@@ -1,69 +1,31 @@
 //! Provides the buffers that emulated kernels work on.
 
-use std::ffi::c_void;
-
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
-use crate::Call;
-use crate::call::{Argument, float_code, type_code};
+/// Words before the first buffer and after each: what is written past one reaches no other, and each begins where any number may.
+const GAP: usize = 2;
 
 /// Buffers, named by the order in which they were made.
 #[derive(Clone, Default)]
 pub struct Memory {
     regions: Vec<Region>,
-}
-
-#[derive(Clone)]
-struct Region {
-    dtype: DType,
-    len: usize,
-    /// The numbers' bytes, in words that any of them may lie in.
+    /// The numbers' bytes, in words that any of them may lie in. What nothing was written to has all bits set: NaN for floats, and
+    /// large for integers.
     words: Vec<u64>,
 }
 
-/// An argument as `registry.hpp` reads it.
-#[repr(C)]
-pub(super) struct RawArgument {
-    kind: i32,
-    dtype: i32,
-    data: *mut c_void,
-    len: i64,
-    integer: i64,
-    number: f32,
+#[derive(Clone)]
+pub(super) struct Region {
+    pub(super) dtype: DType,
+    pub(super) len: usize,
+    /// Its first word.
+    start: usize,
 }
 
 impl Region {
-    /// All bits set: NaN for floats, and large for integers.
-    fn fresh(dtype: DType, len: usize) -> Self {
-        let words = (len * dtype.size_in_bytes()).div_ceil(size_of::<u64>());
-        Self {
-            dtype,
-            len,
-            words: vec![u64::MAX; words],
-        }
-    }
-
-    fn of(tensor: &Tensor) -> Result<Self> {
-        fn copy<T: WithDType + bytemuck::Pod>(tensor: &Tensor, to: &mut [u64]) -> Result<()> {
-            let values = tensor.flatten_all()?.to_vec1::<T>()?;
-            let bytes: &[u8] = bytemuck::cast_slice(&values);
-            bytemuck::cast_slice_mut(to)[..bytes.len()].copy_from_slice(bytes);
-            Ok(())
-        }
-        let mut region = Self::fresh(tensor.dtype(), tensor.elem_count());
-        let words = &mut region.words;
-        match tensor.dtype() {
-            DType::F32 => copy::<f32>(tensor, words)?,
-            DType::BF16 => copy::<bf16>(tensor, words)?,
-            DType::F16 => copy::<f16>(tensor, words)?,
-            DType::U8 => copy::<u8>(tensor, words)?,
-            DType::U32 => copy::<u32>(tensor, words)?,
-            DType::I64 => copy::<i64>(tensor, words)?,
-            DType::F64 => copy::<f64>(tensor, words)?,
-            other => bail!("kernels take no buffers of {other:?}"),
-        }
-        Ok(region)
+    fn bytes(&self) -> usize {
+        self.len * self.dtype.size_in_bytes()
     }
 }
 
@@ -78,13 +40,37 @@ impl Memory {
     /// # Errors
     /// When no kernel takes the tensor's type.
     pub fn upload(&mut self, tensor: &Tensor) -> Result<usize> {
-        self.regions.push(Region::of(tensor)?);
-        Ok(self.regions.len() - 1)
+        fn copy<T: WithDType + bytemuck::Pod>(tensor: &Tensor, to: &mut [u8]) -> Result<()> {
+            let values = tensor.flatten_all()?.to_vec1::<T>()?;
+            to.copy_from_slice(bytemuck::cast_slice(&values));
+            Ok(())
+        }
+        let index = self.fresh(tensor.dtype(), tensor.elem_count());
+        let region = &self.regions[index];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words[region.start..]);
+        let bytes = &mut bytes[..region.bytes()];
+        match tensor.dtype() {
+            DType::F32 => copy::<f32>(tensor, bytes)?,
+            DType::BF16 => copy::<bf16>(tensor, bytes)?,
+            DType::F16 => copy::<f16>(tensor, bytes)?,
+            DType::U8 => copy::<u8>(tensor, bytes)?,
+            DType::U32 => copy::<u32>(tensor, bytes)?,
+            DType::I64 => copy::<i64>(tensor, bytes)?,
+            DType::F64 => copy::<f64>(tensor, bytes)?,
+            other => bail!("kernels take no buffers of {other:?}"),
+        }
+        Ok(index)
     }
 
     /// A buffer that nothing was written to: NaN, or the largest integer; its index.
     pub fn fresh(&mut self, dtype: DType, len: usize) -> usize {
-        self.regions.push(Region::fresh(dtype, len));
+        let start = self.words.len().max(GAP);
+        let region = Region { dtype, len, start };
+        // Every buffer begins at a multiple of 16 bytes, as the memory of them all does.
+        let words = region.bytes().div_ceil(size_of::<u64>());
+        let words = words.next_multiple_of(GAP) + GAP;
+        self.words.resize(start + words, u64::MAX);
+        self.regions.push(region);
         self.regions.len() - 1
     }
 
@@ -94,53 +80,36 @@ impl Memory {
     /// When there is no such buffer.
     pub fn read(&self, index: usize) -> Result<Tensor> {
         let region = self.region(index)?;
-        let bytes = bytemuck::cast_slice(&region.words);
-        let bytes = &bytes[..region.len * region.dtype.size_in_bytes()];
+        let bytes = self.bytes(region);
         Tensor::from_raw_buffer(bytes, region.dtype, &[region.len], &Device::Cpu)
     }
 
     /// The first buffer whose bytes differ.
     pub(super) fn first_difference(&self, other: &Self) -> Option<usize> {
         let mut pairs = self.regions.iter().zip(&other.regions);
-        pairs.position(|(a, b)| a.words != b.words)
+        pairs.position(|(a, b)| self.bytes(a) != other.bytes(b))
     }
 
-    /// The call's arguments, pointing into these buffers.
-    pub(super) fn arguments(&mut self, call: &Call) -> Result<Vec<RawArgument>> {
-        let argument = |argument: &Argument| {
-            let mut raw = RawArgument {
-                kind: 0,
-                dtype: 0,
-                data: std::ptr::null_mut(),
-                len: 0,
-                integer: 0,
-                number: 0.0,
-            };
-            match *argument {
-                Argument::Floats(index) => {
-                    let region = self.region_mut(index)?;
-                    raw.dtype = float_code(region.dtype)?;
-                    (raw.data, raw.len) = (region.words.as_mut_ptr().cast(), region.len as i64);
-                }
-                Argument::Buffer(index, dtype) => {
-                    let region = self.region_mut(index)?;
-                    if region.dtype != dtype {
-                        bail!(
-                            "{}: buffer {index} holds {:?}, not {dtype:?}",
-                            call.function,
-                            region.dtype
-                        );
-                    }
-                    (raw.kind, raw.dtype) = (1, type_code(dtype)?);
-                    (raw.data, raw.len) = (region.words.as_mut_ptr().cast(), region.len as i64);
-                }
-                Argument::Long(value) => (raw.kind, raw.integer) = (2, value),
-                Argument::Int(value) => (raw.kind, raw.integer) = (3, value.into()),
-                Argument::Float(value) => (raw.kind, raw.number) = (4, value),
-            }
-            Ok(raw)
+    /// Where the buffers begin and end, in the order of their addresses.
+    pub(super) fn ranges(&self) -> Vec<[u64; 2]> {
+        let begin = self.words.as_ptr().addr() as u64;
+        let range = |region: &Region| {
+            let begin = begin + (region.start * size_of::<u64>()) as u64;
+            [begin, begin + region.bytes() as u64]
         };
-        call.arguments.iter().map(argument).collect()
+        self.regions.iter().map(range).collect()
+    }
+
+    /// A buffer, and its address for a kernel that may write to it.
+    pub(super) fn expose(&mut self, index: usize) -> Result<(&Region, u64)> {
+        self.region(index)?;
+        let region = &self.regions[index];
+        let first = self.words[region.start..].as_mut_ptr();
+        Ok((region, first.expose_provenance() as u64))
+    }
+
+    fn bytes(&self, region: &Region) -> &[u8] {
+        &bytemuck::cast_slice(&self.words[region.start..])[..region.bytes()]
     }
 
     fn region(&self, index: usize) -> Result<&Region> {
@@ -148,10 +117,5 @@ impl Memory {
             Some(region) => Ok(region),
             None => bail!("there are {} buffers, and none {index}", self.regions.len()),
         }
-    }
-
-    fn region_mut(&mut self, index: usize) -> Result<&mut Region> {
-        self.region(index)?;
-        Ok(&mut self.regions[index])
     }
 }

@@ -1,34 +1,48 @@
 //! Provides kernels on the CPU: their text compiled by the system's C++ compiler, run thread by thread.
 
+mod arguments;
+mod compiler;
 mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::ErrorKind;
-use std::process::Command;
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use libloading::Library;
 
 use crate::{Call, Module};
+use arguments::{Parameter, fit, raw_arguments};
 pub use memory::Memory;
-use memory::RawArgument;
 
-/// Bytes of a message from the shim.
-const MESSAGE_BYTES: usize = 256;
+/// Bytes of a message from the engine.
+const MESSAGE_BYTES: usize = 512;
 
-/// Runs one kernel; see `registry.hpp`.
+/// A kernel as `module.hpp` describes it.
+#[repr(C)]
+struct Entry {
+    name: *const c_char,
+    max_threads: u32,
+    count: u32,
+    parameters: *const Parameter,
+    run: *const c_void,
+}
+
+/// Lists a module's kernels.
+type Entries = unsafe extern "C" fn(count: *mut usize) -> *const Entry;
+
+/// Runs one kernel; see `emulate.cpp`.
 type Emulate = unsafe extern "C" fn(
-    function: usize,
+    entry: *const Entry,
+    parameters: *const *const c_void,
     grid: *const u32,
     threads: u32,
     shared: u32,
-    reverse: i32,
-    arguments: *const RawArgument,
-    count: usize,
+    order: u64,
+    ranges: *const [u64; 2],
+    range_count: usize,
     error: *mut u8,
     error_len: usize,
 );
@@ -36,17 +50,16 @@ type Emulate = unsafe extern "C" fn(
 /// One module, compiled for the CPU.
 pub struct Emulator {
     module: &'static Module,
-    emulate: Emulate,
-    /// The shim keeps the running thread in globals: one launch at a time.
+    library: Library,
+    /// The engine keeps the running thread in globals: one launch at a time.
     running: Mutex<()>,
-    _library: Library,
 }
 
 /// Which order a block's threads, and the grid's blocks, run in.
 #[derive(Clone, Copy)]
 enum Order {
-    Forward,
-    Reverse,
+    Forward = 0,
+    Reverse = 1,
 }
 
 impl Emulator {
@@ -66,47 +79,10 @@ impl Emulator {
     }
 
     fn load(module: &'static Module) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let (source, library) = (folder.path().join("kernels.cpp"), folder.path().join("lib"));
-        std::fs::write(&source, text(module))?;
-        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let output = Command::new(&compiler)
-            .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-w"])
-            // The card's loads and stores know no types, and its products are rounded as written.
-            .args(["-fno-strict-aliasing", "-ffp-contract=off"])
-            // Jumps between fibers are what fortified longjmp takes for a mistake.
-            .arg("-U_FORTIFY_SOURCE")
-            .arg("-o")
-            .args([&library, &source])
-            .output();
-        let output = match output {
-            Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-                "no C++ compiler {} for the kernels of {}; install one, or name it in CXX",
-                compiler.display(),
-                module.name()
-            ),
-            output => output?,
-        };
-        if !output.status.success() {
-            bail!(
-                "{} does not compile {}:\n{}",
-                compiler.display(),
-                module.name(),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        #[expect(unsafe_code, reason = "loads what was compiled above")]
-        // SAFETY: the library runs nothing when it is loaded but constructors of empty vectors, and `emulate` has this type.
-        let (library, emulate) = unsafe {
-            let library = Library::new(&library).map_err(Error::wrap)?;
-            let emulate = *library.get::<Emulate>("emulate").map_err(Error::wrap)?;
-            (library, emulate)
-        };
         Ok(Self {
             module,
-            emulate,
+            library: compiler::load(module)?,
             running: Mutex::new(()),
-            _library: library,
         })
     }
 
@@ -142,8 +118,9 @@ impl Emulator {
     /// Runs the calls, one after another.
     ///
     /// # Errors
-    /// When a kernel reaches outside a buffer or its shared memory, its threads do not meet at a barrier, its arguments are of
-    /// other types than its parameters, or its results depend on the order in which threads run.
+    /// When a kernel reaches outside a buffer or its shared memory, its threads do not meet at a barrier or race for shared memory,
+    /// it reads shared memory that nobody wrote, its arguments are of other types than its parameters, or its results depend on the
+    /// order in which threads run.
     pub fn run(&self, memory: &mut Memory, calls: &[Call]) -> Result<()> {
         for call in calls.iter().filter(|call| call.launches()) {
             let mut reversed = memory.clone();
@@ -160,30 +137,49 @@ impl Emulator {
     }
 
     fn launch(&self, memory: &mut Memory, call: &Call, order: Order) -> Result<()> {
-        let functions = self.module.functions();
-        let function = functions.iter().position(|name| *name == call.function);
-        let (Some(function), true) = (function, std::ptr::eq(self.module, call.module)) else {
+        if !std::ptr::eq(self.module, call.module) {
             bail!(
                 "{} is not a kernel of {}",
                 call.function,
                 self.module.name()
             );
-        };
-        let arguments = memory.arguments(call)?;
+        }
+        let arguments = raw_arguments(memory, call)?;
+        let pointers: Vec<*const c_void> = arguments
+            .iter()
+            .map(|bytes| bytes.as_ptr().cast())
+            .collect();
+        let ranges = memory.ranges();
         let mut message = [0u8; MESSAGE_BYTES];
         let _alone = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(unsafe_code, reason = "calls compiled C++")]
-        // SAFETY: the arguments point into `memory`, which is borrowed for the call, with their lengths; the shim checks the
-        // arguments' types and every access, and ends its message within the length given.
+        // SAFETY: both functions have these types. The entry's parameters are those that the arguments are made for, which point into
+        // `memory`, borrowed for the call; the engine checks every access and ends its message within the length given.
         unsafe {
-            (self.emulate)(
-                function,
+            let entry = self.entry(call.function)?;
+            if !fit(
+                call,
+                std::slice::from_raw_parts(entry.parameters, entry.count as usize),
+            ) {
+                bail!(
+                    "{}: {} arguments that are not of its parameters' types",
+                    call.function,
+                    arguments.len()
+                );
+            }
+            let emulate = self
+                .library
+                .get::<Emulate>("emulate")
+                .map_err(Error::wrap)?;
+            emulate(
+                entry,
+                pointers.as_ptr(),
                 call.grid.as_ptr(),
                 call.block,
                 call.shared,
-                matches!(order, Order::Reverse).into(),
-                arguments.as_ptr(),
-                arguments.len(),
+                order as u64,
+                ranges.as_ptr(),
+                ranges.len(),
                 message.as_mut_ptr(),
                 message.len(),
             );
@@ -192,6 +188,28 @@ impl Emulator {
         match String::from_utf8_lossy(&message[..end.unwrap_or(MESSAGE_BYTES)]) {
             message if message.is_empty() => Ok(()),
             message => bail!("{}: {message}", call.function),
+        }
+    }
+
+    #[expect(unsafe_code, reason = "reads the table of compiled C++")]
+    fn entry(&self, function: &str) -> Result<&Entry> {
+        let mut count = 0;
+        // SAFETY: `card_entries` has this type, and its table lives as long as the library.
+        let entries = unsafe {
+            let entries = self
+                .library
+                .get::<Entries>("card_entries")
+                .map_err(Error::wrap)?;
+            let first = entries(&raw mut count);
+            std::slice::from_raw_parts(first, count)
+        };
+        // SAFETY: every entry of the table has a name.
+        let named = |entry: &&Entry| {
+            unsafe { CStr::from_ptr(entry.name) }.to_bytes() == function.as_bytes()
+        };
+        match entries.iter().find(named) {
+            Some(entry) => Ok(entry),
+            None => bail!("{function} is not a kernel of {}", self.module.name()),
         }
     }
 }
@@ -207,19 +225,4 @@ fn card() -> Result<Option<&'static Device>> {
         let _ = CARD.set(Device::new_cuda_with_stream(0)?);
     }
     Ok(CARD.get())
-}
-
-/// What the C++ compiler gets: the shim, the module, and the list of its functions.
-fn text(module: &Module) -> String {
-    let mut text = [
-        include_str!("shim.hpp"),
-        &module.text(),
-        include_str!("registry.hpp"),
-        "namespace emulator {\nstatic const Entry ENTRIES[] = {",
-    ]
-    .concat();
-    for function in module.functions() {
-        let _ = write!(text, "ENTRY({function}), ");
-    }
-    text + "};\nstatic Entry entry_at(size_t function) { return ENTRIES[function]; }\n}\n"
 }

@@ -72,3 +72,12 @@ __attribute__((visibility("default"), no_sanitize("thread"))) void card_shared(v
     *len = (size_t)(_end - __bss_start);
 }
 }
+
+/* The table of a module's entries, the last of which is empty. */
+#define CARD_ENTRY(name) card::Kernel<&::name>::entry(#name, 1024)
+#define CARD_TABLE(...)                                                                                                          \
+    extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) const CardEntry* card_entries(size_t* count) {    \
+        static const CardEntry entries[] = {__VA_ARGS__};                                                                       \
+        *count = sizeof entries / sizeof *entries - 1;                                                                          \
+        return entries;                                                                                                         \
+    }

@@ -143,6 +143,16 @@ static FAULTS: Module = Module::new(
     }
     extern "C" __global__ void some_lanes(Buffer<u32> out) { out[threadIdx.x] = __shfl_sync(0xff, 1u, 0); }
     extern "C" __global__ void unwritten(Floats out) { out.store(0, shared<float>(0, 1)[0]); }
+    extern "C" __global__ void silent_race(Buffer<u32> out) {
+        Shared<u32> tile = shared<u32>(0, blockDim.x);
+        tile[threadIdx.x] = 7;
+        __syncthreads();
+        tile[0] = 7;
+        out[threadIdx.x] = 7;
+    }
+    extern "C" __global__ void misaligned(Buffer<u32> out) { *(Four*)(out.data + 1) = *(Four*)(out.data + 5); }
+    extern "C" __global__ void past_the_check(Buffer<u32> out) { out.data[out.len] = 1; }
+    extern "C" __global__ void untouched(Floats out) { if (threadIdx.x == 0) out.store(0, 1.0f); }
     "#,
     &[
         "race",
@@ -152,6 +162,10 @@ static FAULTS: Module = Module::new(
         "parted",
         "some_lanes",
         "unwritten",
+        "silent_race",
+        "misaligned",
+        "past_the_check",
+        "untouched",
     ],
 );
 
@@ -162,7 +176,11 @@ fn mistakes_are_named() -> Result<()> {
     let out = memory.fresh(DType::U32, 64);
     let call = |function, blocks| Call::new(&FAULTS, function, launch(blocks, 64, 256));
     for (function, blocks, message) in [
-        ("race", 1, "a barrier is missing"),
+        ("race", 1, "shared memory"),
+        // Every thread writes the same: no order of threads shows it.
+        ("silent_race", 1, "race in shared memory at byte 0"),
+        ("misaligned", 1, "misaligned access: 16 bytes"),
+        ("past_the_check", 1, "outside of every buffer"),
         ("blocks_race", 2, "a barrier is missing"),
         ("outside", 1, "thread 63: element 64 of 64"),
         (
@@ -184,16 +202,18 @@ fn mistakes_are_named() -> Result<()> {
             .to_string()
             .contains("to byte 132, the launch has 128")
     );
-    // What nobody wrote is NaN, in shared memory and in fresh buffers.
     let out = memory.fresh(DType::F32, 2);
-    emulator.run(&mut memory, &[call("unwritten", 1)?.floats(out)])?;
+    let error = emulator.run(&mut memory, &[call("unwritten", 1)?.floats(out)]);
     assert!(
-        memory
-            .read(out)?
-            .to_vec1::<f32>()?
-            .iter()
-            .all(|x| x.is_nan())
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("shared memory that nobody wrote")
     );
+    // What nobody wrote is NaN.
+    emulator.run(&mut memory, &[call("untouched", 1)?.floats(out)])?;
+    let values = memory.read(out)?.to_vec1::<f32>()?;
+    assert!(values[0] == 1.0 && values[1].is_nan());
     Ok(())
 }
 

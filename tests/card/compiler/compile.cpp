@@ -27,12 +27,12 @@ Words base_words() {
     return words;
 }
 
-/* Every access is told to the engine, as it is written: none is split, merged or widened. Products are rounded as written. */
 Words code_words() {
+    static const char* const FLAGS[] = {
+#include "../../../kernels/src/emulator/flags.hpp"
+    };
     Words words = base_words();
-    append(words, {"-O2", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-exceptions",
-                   "-fno-asynchronous-unwind-tables", "-fno-plt", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0",
-                   "-fno-tree-vectorize", "-fno-store-merging", "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns"});
+    for (const char* flag : FLAGS) words.push_back(flag);
     return words;
 }
 
@@ -90,7 +90,7 @@ bool build(Scratch& scratch, const std::string& source, std::string& elf, std::s
     if (run_program(words, said, log) != 0) return false;
     /* Without -fsanitize, which would bring the sanitizer's own runtime. */
     words = base_words();
-    append(words, {"-shared", "-nostartfiles", object, "-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,-z,now,-s", "-o", library});
+    append(words, {"-shared", "-nostartfiles", object, "-Wl,-z,now,-s", "-o", library});
     if (exists(driver)) words.push_back(driver);
     if (run_program(words, said, log) != 0) return false;
     elf = read_file(library);

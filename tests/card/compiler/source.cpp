@@ -159,7 +159,7 @@ private:
         return threads;
     }
 
-    /* Static arrays are static; what is extern is the launch's own memory. */
+    /* Static arrays are static; what is extern is the launch's own memory, to which its name points. */
     void take_shared() {
         size_t other = is(before(at), "extern") ? before(at) : next(at);
         if (!is(other, "extern")) {
@@ -167,9 +167,23 @@ private:
             return;
         }
         tokens[at].text.clear();
-        size_t end = at;
-        while (end < tokens.size() && !is(end, ";")) end++;
-        if (end < tokens.size()) tokens[end].text = " __asm__(\"card_shared_memory\");";
+        tokens[other].text.clear();
+        size_t name = std::max(at, other), open = next(name);
+        std::string type;
+        for (; open < tokens.size() && !is(open, "[") && !is(open, ";"); open = next(open)) {
+            if (is(open, "__attribute__") || is(open, "alignas")) {
+                size_t close = closing(next(open));
+                for (size_t i = open; i <= close; i++) tokens[i].text.clear();
+                open = close;
+                continue;
+            }
+            if (name > std::max(at, other)) type += tokens[name].text + " ";
+            name = open;
+        }
+        size_t close = closing(open);
+        if (!is(open, "[") || !is(next(close), ";")) return complain("an extern __shared__ that is no array of one dimension");
+        tokens[name].text = "* const " + tokens[name].text + " = (" + type + "*)card_shared_memory";
+        for (size_t i = open; i <= close; i++) tokens[i].text.clear();
     }
 
     void take_host_entry() {

@@ -81,7 +81,11 @@ static std::string text_of_counts() {
     add("dry", settings().dry ? "true" : "false");
     add("operations", std::to_string(counts.operations));
     add("launches", std::to_string(counts.launch_count));
-    add("launches_by_kernel", object(counts.launches));
+    std::map<std::string, uint64_t> launches;
+    for (const auto& [kernel, count] : counts.launches) {
+        if (count) launches[kernel] = count;
+    }
+    add("launches_by_kernel", object(launches));
     add("host_to_device", object(counts.host_to_device));
     add("device_to_host", object(counts.device_to_host));
     add("device_to_device", object(counts.device_to_device));

@@ -56,8 +56,9 @@ static const char* type_of(const Origin& origin) {
     return parameter.element == 8 ? "f64" : parameter.element == 4 ? "f32" : parameter.element == 2 ? "bf16" : "u8";
 }
 
-/* Small, positive, finite, and not all the same. */
-static double any_float(uint64_t i) { return 0.001 * static_cast<double>(1 + i % 499); }
+/* Positive and finite; small and not all the same, but 1 where there is one alone: sums of squares are, and a gradient whose norm
+ * is beyond the limit is what a run has at first. */
+static double any_float(uint64_t i, uint64_t count) { return count == 1 ? 1 : 0.001 * static_cast<double>(1 + i % 499); }
 
 static uint64_t width_of(const std::string& type) {
     if (type == "f64" || type == "i64") return 8;
@@ -84,7 +85,7 @@ void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes) {
     if (offset % width) return void(memset(to, 0, bytes));
     for (uint64_t done = 0; done + width <= bytes; done += width) {
         uint64_t i = (offset + done) / width;
-        double value = invention.number ? invention.number(i) : any_float(i);
+        double value = invention.number ? invention.number(i) : any_float(i, allocation->size / width);
         write_number(type, invention.number ? static_cast<uint64_t>(value) : i, value, out + done);
     }
     /* Over it what the host once put there. */

@@ -7,7 +7,7 @@
 
 #include "check.hpp"
 
-extern "C" __attribute__((visibility("default"))) uint64_t card_begin = 0, card_end = 0;
+uint64_t card_begin = 0, card_end = 0;
 
 namespace check {
 static const size_t CARD_BYTES = 256 << 20;

@@ -21,6 +21,7 @@ static const Fault FAULTS[] = {
     {"misaligned_shared", "misaligned access: 4 bytes at byte"},
     {"outside", "thread 63: no buffer holds these bytes"},
     {"outside_shared", "shared memory to byte 260, the launch has 256"},
+    {"copied_outside", "no buffer holds these bytes"},
     {"null_pointer", "writes to address"},
     {"divergent", "takes part in an exchange of lanes 0000ffff"},
     {"different_exchanges", "meet in different exchanges"},

@@ -55,6 +55,7 @@ extern "C" __global__ void outside_shared(unsigned* out) {
     extern __shared__ unsigned tile[];
     tile[threadIdx.x + 1] = 0;
 }
+extern "C" __global__ void copied_outside(unsigned* out) { memcpy(out + 60, out, threadIdx.x + 1); }
 extern "C" __global__ void null_pointer(unsigned* out) { out[(threadIdx.x - (unsigned long)out / 4)] = 0; }
 extern "C" __global__ void divergent(unsigned* out) {
     unsigned mask = threadIdx.x < 16 ? 0xffffffffu : 0xffffu;

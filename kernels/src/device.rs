@@ -1,4 +1,4 @@
-//! Provides kernels on the card: compiled by NVRTC at their first use, launched on candle's stream.
+//! Provides kernels on the card, launched on candle's stream.
 
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
@@ -147,8 +147,7 @@ mod on_card {
 
 #[cfg(feature = "cuda")]
 mod on_card {
-    use std::collections::BTreeMap;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::Arc;
 
     use candle_core::backend::BackendStorage;
     use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
@@ -158,14 +157,11 @@ mod on_card {
     use candle_core::cuda_backend::cudarc::driver::{
         CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
     };
-    use candle_core::cuda_backend::cudarc::nvrtc::{
-        CompileError, CompileOptions, compile_ptx_with_opts,
-    };
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
     use crate::call::{Argument, float_code};
-    use crate::{Call, Module};
+    use crate::{Call, Module, loaded};
 
     /// A buffer of the run.
     #[derive(Clone, Copy)]
@@ -286,14 +282,14 @@ mod on_card {
     }
 
     fn launch(card: &CudaDevice, call: &Call, regions: &[Region]) -> Result<()> {
-        let ptx = ptx(card, call.module)?;
-        let function = card.get_or_load_custom_func(call.function, call.module.name(), &ptx)?;
+        let function = loaded::function(card, call.module, call.function)?;
+        let stream = card.cuda_stream();
         let parameters = call
             .arguments
             .iter()
             .map(|argument| parameter(call, *argument, regions))
             .collect::<Result<Vec<_>>>()?;
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for parameter in &parameters {
             builder.arg(parameter);
         }
@@ -403,40 +399,6 @@ mod on_card {
 
     /// Compiles and loads the function.
     pub(super) fn load(card: &CudaDevice, module: &Module, function: &str) -> Result<()> {
-        let ptx = ptx(card, module)?;
-        card.get_or_load_custom_func(function, module.name(), &ptx)
-            .map(drop)
-    }
-
-    /// The module's PTX for this card, compiled once in a process.
-    fn ptx(card: &CudaDevice, module: &Module) -> Result<Arc<str>> {
-        type Compiled = BTreeMap<(&'static str, (i32, i32)), Arc<str>>;
-        static COMPILED: Mutex<Compiled> = Mutex::new(BTreeMap::new());
-        let capability = card.cuda_stream().context().compute_capability().w()?;
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ptx) = compiled.get(&(module.name(), capability)) {
-            return Ok(Arc::clone(ptx));
-        }
-        let (major, minor) = capability;
-        let options = CompileOptions {
-            // Nothing of fast math: what is computed must be what the CPU computes, to rounding.
-            options: vec![
-                format!("--gpu-architecture=compute_{major}{minor}"),
-                "--std=c++17".into(),
-            ],
-            ..CompileOptions::default()
-        };
-        let ptx: Arc<str> = match compile_ptx_with_opts(module.text(), options) {
-            Ok(ptx) => ptx.to_src().into(),
-            Err(CompileError::CompileError { log, .. }) => bail!(
-                "NVRTC refuses the kernels of {} for compute capability {major}.{minor} (a CUDA toolkit older than the card \
-                 does not know it):\n{}",
-                module.name(),
-                log.to_string_lossy()
-            ),
-            Err(other) => bail!("NVRTC, for the kernels of {}: {other:?}", module.name()),
-        };
-        compiled.insert((module.name(), capability), Arc::clone(&ptx));
-        Ok(ptx)
+        loaded::function(card, module, function).map(drop)
     }
 }

@@ -22,6 +22,7 @@
 mod config;
 mod device;
 mod device_memory;
+mod device_pool;
 mod error;
 mod frozen;
 mod gguf;
@@ -72,6 +73,7 @@ pub use device::{ComputeDtype, DeviceChoice, backend};
 pub use device_memory::{
     DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
 };
+pub use device_pool::hand_back;
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};

@@ -3,7 +3,7 @@
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
-use crate::Call;
+use crate::{Call, Compute};
 
 /// Runs the calls that `calls` makes from the indices of the inputs and of the outputs; the outputs, in their order.
 ///
@@ -42,6 +42,9 @@ pub fn run_one(
         Err(outputs) => bail!("one output was asked for, and {} came", outputs.len()),
     }
 }
+
+/// [`compute`] as a value.
+pub const COMPUTE: Compute = |inputs, outputs, calls| compute(inputs, outputs, calls);
 
 /// As [`run`], for tensors on one card; the outputs, each as `[length]`, without a way back.
 ///

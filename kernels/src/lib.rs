@@ -55,7 +55,7 @@ pub mod nf4;
 pub mod select;
 pub mod sinkhorn;
 
-pub use call::{Call, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
+pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Memory};
 pub use module::*;

@@ -54,6 +54,7 @@ mod module;
 pub mod nf4;
 pub mod select;
 pub mod sinkhorn;
+pub mod update;
 
 pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]

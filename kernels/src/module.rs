@@ -70,6 +70,8 @@ modules! {
     SINKHORN = "sinkhorn" after "transport.cuh": "sinkhorn" "sharp_gradient";
     /// Causal attention, forward and backward.
     ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys";
+    /// Updates of an optimiser; see [`update`](crate::update).
+    UPDATE = "update": "adamw" "adamw_8bit" "squares" "sums_of_parts";
     /// RMSNorm, rotary positions and SwiGLU, with their gradients.
     LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
 }

@@ -55,6 +55,7 @@ mod rope;
 mod checkpoint;
 mod decoder;
 mod gradients;
+mod squares;
 
 #[cfg(test)]
 mod families_tests;
@@ -90,6 +91,7 @@ pub use nf4::{
 pub use options::{Base, LoadOptions};
 pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
+pub use squares::Squares;
 pub use tiles::tile_bytes;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

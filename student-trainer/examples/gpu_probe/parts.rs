@@ -253,7 +253,7 @@ fn optimise(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) 
     );
     note(
         format!("norm of {ADAPTERS} tensors"),
-        time(device, || Ok(gradients.global_norm().map(drop)?))?,
+        time(device, || Ok(gradients.squares().map(drop)?))?,
     );
     Ok(())
 }

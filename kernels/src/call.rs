@@ -128,6 +128,16 @@ impl Call {
         self.with(Argument::Float(value))
     }
 
+    /// Shared memory of a block.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared as usize
+    }
+
+    /// Blocks in all.
+    pub fn blocks(&self) -> usize {
+        self.grid.iter().map(|n| *n as usize).product()
+    }
+
     fn with(mut self, argument: Argument) -> Self {
         self.arguments.push(argument);
         self

@@ -5,6 +5,9 @@ use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storag
 
 use crate::{Call, Compute};
 
+/// What rows of a product are rounded up to.
+const ROW_MULTIPLE: usize = 8;
+
 /// Runs the calls that `calls` makes from the indices of the inputs and of the outputs; the outputs, in their order.
 ///
 /// Inputs are contiguous. Outputs are `(type, length)` and begin with whatever the memory held: kernels write all of them.
@@ -73,7 +76,8 @@ pub fn compute(
 /// `a b^T` of 16-bit floats, in f32: a product that is rounded to the inputs' type loses what sums of its size hold.
 ///
 /// # Shapes
-/// `a` `[m, k]` and `b` `[n, k]`, both bf16 or both f16, contiguous; the result f32 `[m, n]`.
+/// `a` `[m, k]` and `b` `[n, k]`, both bf16 or both f16, contiguous; the result f32 `[m, n rounded up to 8]`, whose columns from n on
+/// hold anything: rows that begin at multiples of 32 bytes are written, and read, in fewer pieces.
 ///
 /// # Errors
 /// Other shapes, types or places; what cuBLAS says.
@@ -87,10 +91,11 @@ pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
     let inputs = [(storage(&a)?, a_layout), (storage(&b)?, b_layout)];
-    let made = on_card::product_f32(card, inputs, (m, n, k))?;
+    let stride = n.next_multiple_of(ROW_MULTIPLE);
+    let made = on_card::product_f32(card, inputs, (m, n, k), stride)?;
     Ok(Tensor::from_storage(
         Storage::Cuda(made),
-        (m, n),
+        (m, stride),
         BackpropOp::none(),
         false,
     ))
@@ -143,6 +148,7 @@ mod on_card {
         _: &CudaDevice,
         _: [(&CudaStorage, &Layout); 2],
         _: (usize, usize, usize),
+        _: usize,
     ) -> Result<CudaStorage> {
         Err(Error::NotCompiledWithCudaSupport)
     }
@@ -347,11 +353,12 @@ mod on_card {
         })
     }
 
-    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for.
+    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for; rows of the result are `stride` apart.
     pub(super) fn product_f32(
         card: &CudaDevice,
         [(a, a_layout), (b, b_layout)]: [(&CudaStorage, &Layout); 2],
         (m, n, k): (usize, usize, usize),
+        stride: usize,
     ) -> Result<CudaStorage> {
         let stored = match (a.dtype(), b.dtype()) {
             (DType::BF16, DType::BF16) => cudaDataType_t::CUDA_R_16BF,
@@ -363,10 +370,10 @@ mod on_card {
         let stream = card.cuda_stream();
         let (a, a_used) = read(a, a_layout, &stream)?;
         let (b, b_used) = read(b, b_layout, &stream)?;
-        let mut made = allocate(card, DType::F32, m * n)?;
+        let mut made = allocate(card, DType::F32, m * stride)?;
         let (out, out_used) = for_slice!(&mut made.slice, data => data.device_ptr_mut(&stream));
         let size = |value: usize| i32::try_from(value).map_err(candle_core::Error::wrap);
-        let (m, n, k) = (size(m)?, size(n)?, size(k)?);
+        let (m, n, k, stride) = (size(m)?, size(n)?, size(k)?, size(stride)?);
         let (one, zero) = (1f32, 0f32);
         let handle = card.cublas_handle();
         #[expect(unsafe_code, reason = "calls cuBLAS")]
@@ -390,7 +397,7 @@ mod on_card {
                 std::ptr::from_ref(&zero).cast(),
                 out as *mut _,
                 cudaDataType_t::CUDA_R_32F,
-                n,
+                stride,
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

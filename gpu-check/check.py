@@ -63,6 +63,8 @@ class Setup:
         self.models = self.place() / "models"
         for folder in (self.results, self.logs, self.models):
             folder.mkdir(parents=True, exist_ok=True)
+        # Kernels are compiled anew in a new directory, where the first piece measures how long that takes, and kept there.
+        os.environ["XDG_CACHE_HOME"] = str(self.directory / "cache")
 
     def place(self):
         """Where models lie: in memory where there is room, so that disks are not what is measured."""

@@ -65,12 +65,28 @@ impl Sizes {
 
     /// A block for `rows` rows of one head, with `tiles` tiles of them and one of columns in shared memory.
     fn launch(&self, count: usize, heads: usize, rows: usize, tiles: usize) -> Launch {
-        let quads = tiles * rows * self.quads() + WARP * (self.quads() + 1);
+        let quads = tiles * rows * self.quads() + WARP * self.column_quads();
         Launch {
             grid: [count.div_ceil(rows), heads, 1],
             block: WARPS * WARP,
             shared: quads * 4 * size_of::<f32>(),
         }
+    }
+
+    /// Quads that a column takes in shared memory, without two lanes in one bank: see attention.cu.
+    fn column_quads(&self) -> usize {
+        match self.quads() {
+            quads if quads.is_multiple_of(8) => quads,
+            quads => quads | 1,
+        }
+    }
+
+    /// Types and lengths of the scratch of [`backward`]: what the softmax's gradient subtracts, and what each query head adds to
+    /// the gradients in k and v.
+    pub fn scratch(&self) -> [(DType, usize); 2] {
+        let along = self.queries * self.heads;
+        let parts = 2 * self.keys * self.heads * self.head_dim;
+        [(DType::F32, along), (DType::F32, parts)]
     }
 
     /// Heads, key heads and quads: counts of one layer.
@@ -110,7 +126,7 @@ pub fn forward(
 /// Gradients in q, k and v, into buffers shaped as these.
 ///
 /// # Shapes
-/// `seen`: which keys a query sees; `seen_by`: which queries see a key; `along`: scratch, f32 [heads, queries]
+/// `seen`: which keys a query sees; `seen_by`: which queries see a key; `along` and `parts`: [`Sizes::scratch`]
 ///
 /// # Errors
 /// As [`forward`].
@@ -118,7 +134,7 @@ pub fn backward(
     sizes: Sizes,
     kept: Kept,
     (seen, seen_by): (Ranges, Ranges),
-    along: usize,
+    (along, parts): (usize, usize),
     [to_q, to_k, to_v]: [usize; 3],
 ) -> Result<Vec<Call>> {
     let [q, k, v] = kept.inputs;
@@ -145,14 +161,20 @@ pub fn backward(
     };
     let launch = sizes.launch(queries, sizes.heads, rows, 2);
     let to_queries = given("attention_to_queries", launch, seen)?.floats(to_q);
-    let launch = sizes.launch(keys, sizes.key_heads, rows, 2);
-    let to_keys = given("attention_to_keys", launch, seen_by)?;
-    let to_keys = to_keys.floats(to_k).floats(to_v);
-    Ok(vec![
-        first,
-        sizes.heads(to_queries.size(queries)).float(sizes.scale),
-        sizes
-            .heads(to_keys.size(queries).size(keys))
-            .float(sizes.scale),
-    ])
+    let launch = sizes.launch(keys, sizes.heads, rows, 2);
+    let to_keys = given("attention_to_keys", launch, seen_by)?.floats(parts);
+    let quads = 2 * keys * sizes.key_heads * sizes.quads();
+    let join = Call::new(
+        &ATTENTION,
+        "attention_join",
+        Launch::over(quads, WARPS * WARP),
+    )?;
+    let join = join.floats(parts).floats(to_k).floats(to_v);
+    let calls = [
+        to_queries.size(queries),
+        to_keys.size(queries).size(keys),
+        join.size(keys),
+    ];
+    let calls = calls.map(|call| sizes.heads(call).float(sizes.scale));
+    Ok([first].into_iter().chain(calls).collect())
 }

@@ -1,6 +1,6 @@
 //! Provides one launch of a kernel: the function, its grid and its arguments, independent of where it runs.
 
-use candle_core::{DType, Result, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::Module;
 
@@ -48,6 +48,10 @@ pub(crate) enum Argument {
 
 /// Makes calls from the indices of inputs and of outputs, for whoever passes that on.
 pub type MakeCalls<'a> = &'a dyn Fn(&[usize], &[usize]) -> Result<Vec<Call>>;
+
+/// Runs calls on tensors, for outputs of these types and lengths: on a card [`device::COMPUTE`](crate::device::COMPUTE), in tests
+/// the emulator.
+pub type Compute = fn(&[&Tensor], &[(DType, usize)], MakeCalls<'_>) -> Result<Vec<Tensor>>;
 
 /// A launch with its arguments, in the order of the function's parameters.
 #[derive(Debug, Clone)]
@@ -122,6 +126,16 @@ impl Call {
     /// `float`.
     pub fn float(self, value: f32) -> Self {
         self.with(Argument::Float(value))
+    }
+
+    /// Shared memory of a block.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared as usize
+    }
+
+    /// Blocks in all.
+    pub fn blocks(&self) -> usize {
+        self.grid.iter().map(|n| *n as usize).product()
     }
 
     fn with(mut self, argument: Argument) -> Self {

@@ -1,9 +1,12 @@
-//! Provides kernels on the card: compiled by NVRTC at their first use, launched on candle's stream.
+//! Provides kernels on the card, launched on candle's stream.
 
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
-use crate::Call;
+use crate::{Call, Compute};
+
+/// What rows of a product are rounded up to.
+const ROW_MULTIPLE: usize = 8;
 
 /// Runs the calls that `calls` makes from the indices of the inputs and of the outputs; the outputs, in their order.
 ///
@@ -43,6 +46,9 @@ pub fn run_one(
     }
 }
 
+/// [`compute`] as a value.
+pub const COMPUTE: Compute = |inputs, outputs, calls| compute(inputs, outputs, calls);
+
 /// As [`run`], for tensors on one card; the outputs, each as `[length]`, without a way back.
 ///
 /// # Errors
@@ -70,7 +76,8 @@ pub fn compute(
 /// `a b^T` of 16-bit floats, in f32: a product that is rounded to the inputs' type loses what sums of its size hold.
 ///
 /// # Shapes
-/// `a` `[m, k]` and `b` `[n, k]`, both bf16 or both f16, contiguous; the result f32 `[m, n]`.
+/// `a` `[m, k]` and `b` `[n, k]`, both bf16 or both f16, contiguous; the result f32 `[m, n rounded up to 8]`, whose columns from n on
+/// hold anything: rows that begin at multiples of 32 bytes are written, and read, in fewer pieces.
 ///
 /// # Errors
 /// Other shapes, types or places; what cuBLAS says.
@@ -84,10 +91,11 @@ pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
     let inputs = [(storage(&a)?, a_layout), (storage(&b)?, b_layout)];
-    let made = on_card::product_f32(card, inputs, (m, n, k))?;
+    let stride = n.next_multiple_of(ROW_MULTIPLE);
+    let made = on_card::product_f32(card, inputs, (m, n, k), stride)?;
     Ok(Tensor::from_storage(
         Storage::Cuda(made),
-        (m, n),
+        (m, stride),
         BackpropOp::none(),
         false,
     ))
@@ -140,6 +148,7 @@ mod on_card {
         _: &CudaDevice,
         _: [(&CudaStorage, &Layout); 2],
         _: (usize, usize, usize),
+        _: usize,
     ) -> Result<CudaStorage> {
         Err(Error::NotCompiledWithCudaSupport)
     }
@@ -147,8 +156,7 @@ mod on_card {
 
 #[cfg(feature = "cuda")]
 mod on_card {
-    use std::collections::BTreeMap;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::Arc;
 
     use candle_core::backend::BackendStorage;
     use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
@@ -158,14 +166,11 @@ mod on_card {
     use candle_core::cuda_backend::cudarc::driver::{
         CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
     };
-    use candle_core::cuda_backend::cudarc::nvrtc::{
-        CompileError, CompileOptions, compile_ptx_with_opts,
-    };
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
     use crate::call::{Argument, float_code};
-    use crate::{Call, Module};
+    use crate::{Call, Module, loaded};
 
     /// A buffer of the run.
     #[derive(Clone, Copy)]
@@ -286,14 +291,14 @@ mod on_card {
     }
 
     fn launch(card: &CudaDevice, call: &Call, regions: &[Region]) -> Result<()> {
-        let ptx = ptx(card, call.module)?;
-        let function = card.get_or_load_custom_func(call.function, call.module.name(), &ptx)?;
+        let function = loaded::function(card, call.module, call.function)?;
+        let stream = card.cuda_stream();
         let parameters = call
             .arguments
             .iter()
             .map(|argument| parameter(call, *argument, regions))
             .collect::<Result<Vec<_>>>()?;
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for parameter in &parameters {
             builder.arg(parameter);
         }
@@ -348,11 +353,12 @@ mod on_card {
         })
     }
 
-    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for.
+    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for; rows of the result are `stride` apart.
     pub(super) fn product_f32(
         card: &CudaDevice,
         [(a, a_layout), (b, b_layout)]: [(&CudaStorage, &Layout); 2],
         (m, n, k): (usize, usize, usize),
+        stride: usize,
     ) -> Result<CudaStorage> {
         let stored = match (a.dtype(), b.dtype()) {
             (DType::BF16, DType::BF16) => cudaDataType_t::CUDA_R_16BF,
@@ -364,10 +370,10 @@ mod on_card {
         let stream = card.cuda_stream();
         let (a, a_used) = read(a, a_layout, &stream)?;
         let (b, b_used) = read(b, b_layout, &stream)?;
-        let mut made = allocate(card, DType::F32, m * n)?;
+        let mut made = allocate(card, DType::F32, m * stride)?;
         let (out, out_used) = for_slice!(&mut made.slice, data => data.device_ptr_mut(&stream));
         let size = |value: usize| i32::try_from(value).map_err(candle_core::Error::wrap);
-        let (m, n, k) = (size(m)?, size(n)?, size(k)?);
+        let (m, n, k, stride) = (size(m)?, size(n)?, size(k)?, size(stride)?);
         let (one, zero) = (1f32, 0f32);
         let handle = card.cublas_handle();
         #[expect(unsafe_code, reason = "calls cuBLAS")]
@@ -391,7 +397,7 @@ mod on_card {
                 std::ptr::from_ref(&zero).cast(),
                 out as *mut _,
                 cudaDataType_t::CUDA_R_32F,
-                n,
+                stride,
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
@@ -403,40 +409,6 @@ mod on_card {
 
     /// Compiles and loads the function.
     pub(super) fn load(card: &CudaDevice, module: &Module, function: &str) -> Result<()> {
-        let ptx = ptx(card, module)?;
-        card.get_or_load_custom_func(function, module.name(), &ptx)
-            .map(drop)
-    }
-
-    /// The module's PTX for this card, compiled once in a process.
-    fn ptx(card: &CudaDevice, module: &Module) -> Result<Arc<str>> {
-        type Compiled = BTreeMap<(&'static str, (i32, i32)), Arc<str>>;
-        static COMPILED: Mutex<Compiled> = Mutex::new(BTreeMap::new());
-        let capability = card.cuda_stream().context().compute_capability().w()?;
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ptx) = compiled.get(&(module.name(), capability)) {
-            return Ok(Arc::clone(ptx));
-        }
-        let (major, minor) = capability;
-        let options = CompileOptions {
-            // Nothing of fast math: what is computed must be what the CPU computes, to rounding.
-            options: vec![
-                format!("--gpu-architecture=compute_{major}{minor}"),
-                "--std=c++17".into(),
-            ],
-            ..CompileOptions::default()
-        };
-        let ptx: Arc<str> = match compile_ptx_with_opts(module.text(), options) {
-            Ok(ptx) => ptx.to_src().into(),
-            Err(CompileError::CompileError { log, .. }) => bail!(
-                "NVRTC refuses the kernels of {} for compute capability {major}.{minor} (a CUDA toolkit older than the card \
-                 does not know it):\n{}",
-                module.name(),
-                log.to_string_lossy()
-            ),
-            Err(other) => bail!("NVRTC, for the kernels of {}: {other:?}", module.name()),
-        };
-        compiled.insert((module.name(), capability), Arc::clone(&ptx));
-        Ok(ptx)
+        loaded::function(card, module, function).map(drop)
     }
 }

@@ -1,15 +1,14 @@
 //! CUDA kernels for what candle's own operations do slowly or with too much memory, as C++ text that is compiled where it runs.
 //!
 //! ```text
-//!  src/cuda/prelude.cuh + src/cuda/NAME.cu ── Module ──┬─ on a card: NVRTC ─> device::run
-//!                                                      └─ in tests: c++ ────> Emulator::run
+//!  src/cuda/prelude.cuh + src/cuda/NAME.cu ── Module ──┬─ on a card: compiler or image_cache ─> loaded ─> device::run
+//!                                                      └─ in tests: c++ ──────────────────────────────> Emulator::run
 //!  Call::new(&NAME, "function", Launch)?.floats(x).long(n) ── one launch, the same for both
 //! ```
 //!
-//! **When they are compiled.** At first use, by NVRTC, for the card that is there. candle links NVRTC already, so a build
-//! needs nothing more than candle's `cuda` feature does; the text compiles in a second and is kept as long as the process
-//! lives; and no list of architectures has to be decided at build time. The price, a second in the first step, is paid by
-//! runs of hours.
+//! **When they are compiled.** At first use, by NVRTC, for the card that is there, and then kept on the disk. candle links NVRTC
+//! already, so a build needs nothing more than candle's `cuda` feature does, and no list of architectures has to be decided at
+//! build time. The price is some seconds in the first step of the first run on a machine.
 //!
 //! **How they are tested.** A build machine has no GPU. So the text includes nothing and uses little (`prelude.cuh` lists what),
 //! and the `Emulator` (feature `emulator`) compiles it with the system's C++ compiler. It runs every block's threads one after
@@ -40,17 +39,24 @@
 
 pub mod attention;
 mod call;
+#[cfg(any(feature = "cuda", test))]
+mod compiler;
 pub mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
 pub mod head;
+#[cfg(any(feature = "cuda", test))]
+mod image_cache;
 pub mod layers;
+#[cfg(feature = "cuda")]
+mod loaded;
 mod module;
 pub mod nf4;
 pub mod select;
 pub mod sinkhorn;
+pub mod update;
 
-pub use call::{Call, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
+pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
 pub use emulator::{Emulator, Memory};
 pub use module::*;

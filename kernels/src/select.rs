@@ -25,6 +25,8 @@ pub struct Selection {
     pub rows: usize,
     /// V.
     pub vocab: usize,
+    /// Elements from one row to the next: at least V. What is beyond V is not looked at.
+    pub stride: usize,
     /// K; 0 for none.
     pub top_k: usize,
     /// T, of which sums of exponentials are wanted.
@@ -38,7 +40,7 @@ pub struct Selection {
 /// Indices of the buffers of a selection.
 #[derive(Debug, Clone, Copy)]
 pub struct SelectionBuffers {
-    /// Logits [rows, V], any float type.
+    /// Logits [rows, stride], any float type.
     pub logits: usize,
     /// `1 / tau` `[T]`, f32.
     pub rates: usize,
@@ -102,8 +104,13 @@ impl Selection {
     /// # Errors
     /// When K is more than V, or the row does not [fit](Self::fits).
     pub fn select(&self, at: SelectionBuffers) -> Result<Call> {
-        if self.top_k > self.vocab || self.vocab == 0 {
-            bail!("select: the {} largest of {}", self.top_k, self.vocab);
+        if self.top_k > self.vocab || self.vocab == 0 || self.stride < self.vocab {
+            bail!(
+                "select: the {} largest of {} in rows of {}",
+                self.top_k,
+                self.vocab,
+                self.stride
+            );
         }
         let call = Call::new(&SELECT, "select_rows", self.by_row(self.shared()))?;
         let call = call.floats(at.logits).buffer(at.rates, DType::F32);
@@ -114,7 +121,8 @@ impl Selection {
             .buffer(at.values, DType::F32)
             .buffer(at.masses, DType::F32);
         let plain = self.plain.map_or(-1, |plain| plain as i64);
-        Ok(call.size(self.vocab).size(self.top_k).long(plain))
+        let call = call.size(self.vocab).size(self.stride);
+        Ok(call.size(self.top_k).long(plain))
     }
 
     /// For each uniform an id from the softmax of its row without the K largest, and its logit; 2^32 - 1 where they leave too
@@ -141,7 +149,7 @@ impl Selection {
             .buffer(at.ids, DType::U32);
         let call = call.buffer(uniforms, DType::I64);
         let call = call.buffer(ids, DType::U32).buffer(values, DType::F32);
-        let call = call.size(self.vocab).size(self.top_k);
-        Ok(call.size(self.draws).size(self.width()))
+        let call = call.size(self.vocab).size(self.stride);
+        Ok(call.size(self.top_k).size(self.draws).size(self.width()))
     }
 }

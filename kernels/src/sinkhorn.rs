@@ -12,6 +12,15 @@ const THREADS: usize = 512;
 const SHARED_JOIN: usize = 8 * 32;
 /// Numbers that are said of a solved problem, before its potentials.
 const FACTS: usize = 7;
+/// Numbers that a problem keeps from one launch to the next, beside its vectors.
+const STATE: usize = 16;
+/// Most steps of conjugate gradients towards a gradient.
+const STEPS_MAX: usize = 1_000;
+/// Entries that one multiprocessor looks at in a launch: a card that computes f64 at a 64th of f32's rate takes about a nanosecond
+/// for each, and a driver ends what keeps a display waiting for two seconds.
+const ENTRIES_A_LAUNCH: usize = 1 << 28;
+/// Multiprocessors that a card has at least.
+const MULTIPROCESSORS: usize = 32;
 
 /// Transport problems of one size. A smaller one has rows or columns of mass 0 at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +42,8 @@ pub struct Solving {
     pub tolerance: f32,
     /// Most passes over a problem's matrix.
     pub passes_max: usize,
+    /// Passes of a launch, after which the next goes on: see [`Problems::passes_a_launch`].
+    pub passes_a_launch: usize,
 }
 
 /// Indices of the buffers of [`Problems::solve`].
@@ -113,6 +124,12 @@ impl Problems {
         self.shared() <= SHARED_BYTES_MAX
     }
 
+    /// Passes that keep no display waiting for long. What is found does not depend on their number.
+    pub fn passes_a_launch(&self) -> usize {
+        let entries = self.n * self.m * self.count.div_ceil(MULTIPROCESSORS);
+        (ENTRIES_A_LAUNCH / entries.max(1)).clamp(32, 512)
+    }
+
     fn shared(&self) -> usize {
         SHARED_JOIN + size_of::<f64>() * (self.n + self.m)
     }
@@ -138,7 +155,7 @@ impl Problems {
 
     /// Types and lengths of plan, found and work.
     pub fn outputs(&self) -> [(DType, usize); 3] {
-        let work = 2 * self.n + 8 * self.m + self.m.max(THREADS);
+        let work = STATE + 2 * self.n + 8 * self.m + self.m.max(THREADS);
         [
             (DType::F32, self.entries()),
             (DType::F64, self.count * self.found_width()),
@@ -150,18 +167,36 @@ impl Problems {
     ///
     /// # Errors
     /// When a problem is empty, or does not [fit](Self::fits).
-    pub fn solve(&self, at: SolveBuffers, how: &Solving) -> Result<Call> {
-        let call = Call::new(&SINKHORN, "sinkhorn", self.launch()?)?;
-        let call = call.buffer(at.cost, DType::F32).buffer(at.paid, DType::F32);
-        let call = call
-            .buffer(at.marginals, DType::F64)
-            .buffer(at.plan, DType::F32);
-        let call = call
-            .buffer(at.found, DType::F64)
-            .buffer(at.work, DType::F64);
-        let call = call.size(self.n).size(self.m);
-        let call = call.float(how.epsilon).float(how.tolerance);
-        Ok(call.size(how.passes_max))
+    pub fn solve(&self, at: SolveBuffers, how: &Solving) -> Result<Vec<Call>> {
+        self.launches(how.passes_max, how.passes_a_launch, |launch| {
+            let call = Call::new(&SINKHORN, "sinkhorn", launch)?;
+            let call = call.buffer(at.cost, DType::F32).buffer(at.paid, DType::F32);
+            let call = call
+                .buffer(at.marginals, DType::F64)
+                .buffer(at.plan, DType::F32);
+            let call = call
+                .buffer(at.found, DType::F64)
+                .buffer(at.work, DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            Ok(call.float(how.epsilon).float(how.tolerance))
+        })
+    }
+
+    /// As many launches of `call` as `most` passes take, each with where it is in their row. A launch after all is done ends at once.
+    fn launches(
+        &self,
+        most: usize,
+        a_launch: usize,
+        call: impl Fn(Launch) -> Result<Call>,
+    ) -> Result<Vec<Call>> {
+        let a_launch = a_launch.max(1);
+        let launches = 0..most.div_ceil(a_launch).max(1);
+        launches
+            .map(|launch| {
+                let call = call(self.launch()?)?.int(int(most));
+                Ok(call.int(int(launch)).int(int(a_launch)))
+            })
+            .collect()
     }
 
     /// What the buffer of that name says of every problem.
@@ -204,7 +239,7 @@ impl Problems {
 
     /// Types and lengths of gradient, met and work of [`sharp_gradient`](Self::sharp_gradient).
     pub fn sharp_outputs(&self) -> [(DType, usize); 3] {
-        let work = 3 * self.n + 6 * self.m + self.m.max(THREADS);
+        let work = STATE + 3 * self.n + 6 * self.m + self.m.max(THREADS);
         [
             (DType::F32, self.entries()),
             (DType::F64, self.count),
@@ -223,12 +258,20 @@ impl Problems {
         &self,
         (cost, plan): (usize, usize),
         (gradient, met, work): (usize, usize, usize),
-        epsilon: f32,
-    ) -> Result<Call> {
-        let call = Call::new(&SINKHORN, "sharp_gradient", self.launch()?)?;
-        let call = call.buffer(cost, DType::F32).buffer(plan, DType::F32);
-        let call = call.buffer(gradient, DType::F32).buffer(met, DType::F64);
-        let call = call.buffer(work, DType::F64).size(self.n).size(self.m);
-        Ok(call.float(epsilon))
+        how: &Solving,
+    ) -> Result<Vec<Call>> {
+        self.launches(STEPS_MAX, how.passes_a_launch, |launch| {
+            let call = Call::new(&SINKHORN, "sharp_gradient", launch)?;
+            let call = call.buffer(cost, DType::F32).buffer(plan, DType::F32);
+            let call = call.buffer(gradient, DType::F32).buffer(met, DType::F64);
+            let call = call.buffer(work, DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            Ok(call.float(how.epsilon))
+        })
     }
+}
+
+/// No number of rows, columns or passes that a kernel is given is larger than its own type.
+fn int(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
 }

@@ -114,7 +114,7 @@ impl Plan {
     }
 
     /// Gradients in q, k and v, and scratch.
-    pub(crate) fn backward_outputs(&self, dtype: DType) -> [(DType, usize); 4] {
+    pub(crate) fn backward_outputs(&self, dtype: DType) -> [(DType, usize); 5] {
         let Sizes {
             queries,
             keys,
@@ -125,7 +125,8 @@ impl Plan {
         } = self.sizes;
         let to_key = (dtype, keys * key_heads * head_dim);
         let to_query = (dtype, queries * heads * head_dim);
-        [to_query, to_key, to_key, (DType::F32, queries * heads)]
+        let [along, parts] = self.sizes.scratch();
+        [to_query, to_key, to_key, along, parts]
     }
 
     pub(crate) fn backward(&self, x: &[usize], out: &[usize]) -> Result<Vec<Call>> {
@@ -136,7 +137,7 @@ impl Plan {
             grad: x[5],
         };
         let to = [out[0], out[1], out[2]];
-        attention::backward(self.sizes, kept, ranges(&x[6..]), out[3], to)
+        attention::backward(self.sizes, kept, ranges(&x[6..]), (out[3], out[4]), to)
     }
 }
 
@@ -293,8 +294,37 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_head() {
+    fn the_largest_head_and_ones_of_every_layout() {
         check((1, 40, 40), (1, 1, 128), None, None, DType::F32);
+        // Quads by eights, an even and an odd number of them.
+        for head_dim in [32, 80, 20, 4] {
+            check((1, 35, 35), (2, 1, head_dim), None, None, DType::F32);
+        }
+    }
+
+    #[test]
+    fn three_blocks_of_the_largest_head_share_a_multiprocessor() {
+        let sizes = Sizes {
+            queries: 512,
+            keys: 512,
+            heads: 12,
+            key_heads: 2,
+            head_dim: 128,
+            scale: 1.0,
+        };
+        let ranges = Ranges { first: 3, end: 4 };
+        let call = attention::forward(sizes, [0, 1, 2], ranges, (5, 6)).unwrap();
+        // Of compute capability 8.6 and 8.9: 100 KiB, and 1 KiB of it for every block.
+        assert!(3 * (call.shared_bytes() + 1024) <= 100 << 10);
+        let kept = Kept {
+            inputs: [0, 1, 2],
+            out: 3,
+            logsumexp: 4,
+            grad: 5,
+        };
+        let calls = attention::backward(sizes, kept, (ranges, ranges), (6, 7), [8, 9, 10]);
+        // The reference card has 128 multiprocessors.
+        assert!(calls.unwrap().iter().all(|call| call.blocks() >= 2 * 128));
     }
 
     #[test]

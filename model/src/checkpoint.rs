@@ -252,9 +252,11 @@ fn embedding_gradient(
         return Ok(());
     };
     let rows = grad.flatten_to(1)?.to_dtype(embedding.dtype())?;
-    let sum = embedding
-        .zeros_like()?
-        .index_add(&ids.flatten_all()?, &rows, 0)?;
+    let sum = embedding.zeros_like()?.index_add(
+        &ids.flatten_all()?.to_device(rows.device())?,
+        &rows,
+        0,
+    )?;
     gradients.add(name, &sum)
 }
 

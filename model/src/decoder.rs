@@ -158,7 +158,7 @@ impl Decoder {
     /// the end with any id and ignore those rows.
     ///
     /// # Shapes
-    /// ids [B, T] u32 -> [B, T, d]
+    /// ids [B, T] u32, best in host memory, where they are checked -> [B, T, d]
     ///
     /// # Errors
     /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
@@ -341,10 +341,11 @@ impl Decoder {
         self.embedding.var().map(|var| (EMBEDDING, var))
     }
 
-    /// Looks ids up: [B, T] -> [B, T, d], the start of the residual stream, f32.
+    /// Looks ids up, wherever they are: [B, T] -> [B, T, d] on this device, the start of the residual stream, f32.
     pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, len) = ids.dims2()?;
         let rows = self.embedding.lookup(&ids.flatten_all()?)?;
+        let rows = rows.to_device(&self.device)?;
         Ok(rows.reshape((batch, len, self.config.hidden_size))?)
     }
 

@@ -65,6 +65,9 @@ fn on_one_stream(ordinal: usize) -> candle_core::Result<Device> {
     unsafe {
         device.as_cuda_device()?.disable_event_tracking();
     }
+    if let Err(error) = crate::device_pool::keep_freed(device.as_cuda_device()?) {
+        tracing::debug!("the driver takes memory back at every wait: {error}");
+    }
     Ok(device)
 }
 

@@ -52,7 +52,7 @@ fn of_card(device: &candle_core::CudaDevice) -> Result<DeviceMemory> {
     let info = stream.context().mem_get_info();
     let (free, total) = info.map_err(candle_core::Error::wrap)?;
     Ok(DeviceMemory {
-        free_bytes: free as u64,
+        free_bytes: free as u64 + crate::device_pool::spare_bytes(device)?,
         total_bytes: total as u64,
     })
 }

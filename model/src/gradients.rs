@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
-use crate::{Error, Result};
+use crate::{Result, Squares};
+
+/// How the names of an adapter's matrices end.
+const LORA_A: &str = "lora_A.weight";
+const LORA_B: &str = "lora_B.weight";
 
 /// Accumulated f32 gradients. Iteration is in name order, so runs are reproducible.
 #[derive(Debug, Default)]
@@ -52,11 +56,6 @@ impl Gradients {
         self.by_name.get(name)
     }
 
-    /// Takes the gradient of one parameter out.
-    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
-        self.by_name.remove(name)
-    }
-
     /// Names and gradients, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name
@@ -74,25 +73,12 @@ impl Gradients {
         self.by_name.is_empty()
     }
 
-    /// The Euclidean norm over all gradients, summed in f64. NaN or infinite exactly when an element
-    /// is: squares of f32 do not overflow f64.
+    /// The sum of squares of each.
     ///
     /// # Errors
     /// When a tensor cannot be read.
-    pub fn global_norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.by_name.values() {
-            sum += sum_of_squares(gradient)?;
-        }
-        Ok(sum.sqrt())
-    }
-
-    /// Whether every element of every gradient is finite.
-    ///
-    /// # Errors
-    /// When a tensor cannot be read.
-    pub fn is_finite(&self) -> Result<bool> {
-        Ok(self.global_norm()?.is_finite())
+    pub fn squares(&self) -> Result<Squares> {
+        Squares::of(self.iter())
     }
 
     /// Multiplies every gradient, to clip or to average.
@@ -106,20 +92,17 @@ impl Gradients {
         Ok(())
     }
 
-    /// Which of `parameters` the backward pass did not reach, or reached with nothing but zeros.
+    /// Which of `parameters` the backward pass did not reach, or reached with nothing but zeros; `squares` are these gradients'.
     ///
     /// # Errors
     /// When a tensor cannot be read.
-    pub fn check(&self, parameters: &[(String, Var)]) -> Result<GradientCheck> {
+    pub fn check(&self, parameters: &[(String, Var)], squares: &Squares) -> Result<GradientCheck> {
         let silent = silent_adapters(parameters)?;
         let mut check = GradientCheck::default();
         for (name, _) in parameters {
-            let Some(gradient) = self.get(name) else {
+            if self.get(name).is_none() {
                 check.missing.push(name.clone());
-                continue;
-            };
-            // A NaN is not zero; `is_finite` is what finds it.
-            if sum_of_squares(gradient)? == 0.0 {
+            } else if squares.is_zero(name) {
                 match silent.contains(name.as_str()) {
                     true => check.expected_zero.push(name.clone()),
                     false => check.zero.push(name.clone()),
@@ -151,23 +134,14 @@ impl GradientCheck {
 
 /// Names of the LoRA A matrices whose B is zero: the product B A passes no gradient on to A.
 fn silent_adapters(parameters: &[(String, Var)]) -> Result<BTreeSet<String>> {
-    let mut silent = BTreeSet::new();
-    for (name, var) in parameters {
-        if let Some(prefix) = name.strip_suffix("lora_B.weight")
-            && sum_of_squares(var)? == 0.0
-        {
-            silent.insert(format!("{prefix}lora_A.weight"));
-        }
-    }
-    Ok(silent)
-}
-
-fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    let wide = tensor.detach().to_dtype(DType::F64)?;
-    wide.sqr()?
-        .sum_all()?
-        .to_scalar::<f64>()
-        .map_err(Error::from)
+    let adapters = || parameters.iter().filter(|(name, _)| name.ends_with(LORA_B));
+    let squares = Squares::of(adapters().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
+    let silent = adapters().filter(|(name, _)| squares.is_zero(name));
+    let prefix = |name: &'_ String| {
+        name.strip_suffix(LORA_B)
+            .map(|prefix| format!("{prefix}{LORA_A}"))
+    };
+    Ok(silent.filter_map(|(name, _)| prefix(name)).collect())
 }
 
 #[cfg(test)]
@@ -189,7 +163,7 @@ mod tests {
         gradients.add("b", &tensor(&[3.0])).unwrap();
         gradients.add("a", &tensor(&[1.0, 1.0])).unwrap();
         gradients.add("a", &tensor(&[3.0, -1.0])).unwrap();
-        assert_eq!(gradients.global_norm().unwrap(), 5.0);
+        assert_eq!(gradients.squares().unwrap().norm(), 5.0);
         gradients.scale(0.5).unwrap();
         let halves: Vec<_> = gradients
             .iter()
@@ -207,9 +181,9 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut gradients = Gradients::new();
             gradients.add("a", &tensor(&[1.0, 3e38])).unwrap();
-            assert!(gradients.is_finite().unwrap());
+            assert!(gradients.squares().unwrap().is_finite());
             gradients.add("b", &tensor(&[0.0, bad])).unwrap();
-            assert!(!gradients.is_finite().unwrap());
+            assert!(!gradients.squares().unwrap().is_finite());
         }
     }
 
@@ -233,7 +207,8 @@ mod tests {
                 .add(&format!("{name}.weight"), &tensor(&[value]))
                 .unwrap();
         }
-        let check = gradients.check(&parameters).unwrap();
+        let squares = gradients.squares().unwrap();
+        let check = gradients.check(&parameters, &squares).unwrap();
         let expected = GradientCheck {
             missing: vec!["z.weight".into()],
             zero: vec!["y.lora_A.weight".into()],

@@ -22,6 +22,7 @@
 mod config;
 mod device;
 mod device_memory;
+mod device_pool;
 mod error;
 mod frozen;
 mod gguf;
@@ -54,6 +55,7 @@ mod rope;
 mod checkpoint;
 mod decoder;
 mod gradients;
+mod squares;
 
 #[cfg(test)]
 mod families_tests;
@@ -72,6 +74,7 @@ pub use device::{ComputeDtype, DeviceChoice, backend};
 pub use device_memory::{
     DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
 };
+pub use device_pool::hand_back;
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};
@@ -88,6 +91,7 @@ pub use nf4::{
 pub use options::{Base, LoadOptions};
 pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
+pub use squares::Squares;
 pub use tiles::tile_bytes;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

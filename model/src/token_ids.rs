@@ -8,7 +8,7 @@ impl ModelConfig {
     /// Refuses what a forward pass over positions from `offset` on cannot take; gives T.
     ///
     /// # Shapes
-    /// ids [B, T] u32
+    /// ids [B, T] u32, in host memory or wherever the pass is to be: from a card they are read back, which waits for all it does
     ///
     /// # Errors
     /// When an id is outside the vocabulary, there are none, or more positions than the model's.

@@ -107,14 +107,15 @@ impl TokenMatrix {
         }
     }
 
-    /// The rows of `ids` [n], f32: [n, d].
+    /// The rows of `ids` [n], f32: [n, d] where the matrix is, or where the ids are.
     ///
     /// # Errors
     /// When an id is no row.
     pub(crate) fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(parameter) => {
-                let rows = parameter.tensor().index_select(ids, 0)?;
+                let matrix = parameter.tensor();
+                let rows = matrix.index_select(&ids.to_device(matrix.device())?, 0)?;
                 Ok(rows.to_dtype(DType::F32)?)
             }
             Self::Packed(matrix) => matrix.lookup(ids),

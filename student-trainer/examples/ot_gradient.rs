@@ -10,7 +10,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use student_trainer::{
     client::{BlockStream, ConnectOptions, Position, StreamOptions, Teacher, fetch_basis, runtime},
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
 
     let place = Place::choose("cpu", ComputeDtype::F32)?;
     let decoder = files.load(Quantize::Nf4, &place, None)?;
-    let ids = Tensor::new(frame.token_ids.as_slice(), decoder.device())?.unsqueeze(0)?;
+    let ids = Tensor::new(frame.token_ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
     let targets = frame.target_positions();
     let outputs: Vec<u32> = targets.iter().map(|&t| t as u32 - 1).collect();
     let outputs = Tensor::new(outputs, decoder.device())?;

@@ -121,7 +121,7 @@ fn main() -> Result<()> {
         let loss = LossConfig::default();
         let loss = objective.forward_backward(&examples, &loss, scale, &mut gradients)?;
         let _update = tracing::trace_span!("update").entered();
-        let norm = gradients.global_norm()?;
+        let norm = gradients.squares()?.norm();
         let clip = 1.0 / norm.max(1.0);
         optimizer.update(2e-4, clip, |name| gradients.get(name))?;
         wall.push(start.elapsed().as_secs_f64());

@@ -165,13 +165,12 @@ pub fn located(given: &Path, wanted: Wanted, shutdown: &Shutdown) -> Result<Path
     Ok(distill_hub::resolve(given, &options)?.path)
 }
 
-/// Token ids `[B, T]`, shorter sequences padded at the end: a position never sees what comes after it, so any id pads.
+/// Token ids `[B, T]` in host memory, where the decoder checks them; shorter sequences padded at the end: a position never sees what comes after it, so any id pads.
 ///
 /// # Errors
 /// A tensor error; no sequence at all.
 pub fn padded_ids<'a>(
     sequences: impl ExactSizeIterator<Item = &'a [u32]> + Clone,
-    device: &Device,
 ) -> Result<Tensor> {
     let (count, length) = (sequences.len(), sequences.clone().map(<[u32]>::len).max());
     let length = length.unwrap_or(0);
@@ -180,7 +179,7 @@ pub fn padded_ids<'a>(
         ids.extend(sequence);
         ids.resize(ids.len() + length - sequence.len(), 0);
     }
-    Ok(Tensor::from_vec(ids, (count, length), device)?)
+    Ok(Tensor::from_vec(ids, (count, length), &Device::Cpu)?)
 }
 
 /// Where and in what type the student computes.

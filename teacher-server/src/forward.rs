@@ -146,7 +146,7 @@ impl Teacher {
     /// Logits of a few rows where the model is; f32 on the CPU.
     ///
     /// # Shapes
-    /// `[c, D]` to `[c, V]`, contiguous.
+    /// `[c, D]` to `[c, stride]`, contiguous; columns from V on are not to be looked at, and only a card has any.
     fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let head = match &self.head {
             TokenMatrix::Dense(head) => head.tensor(),
@@ -192,6 +192,7 @@ impl Teacher {
         for start in (0..rows).step_by(self.capture.chunk_rows) {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
+            let logits = logits.narrow(1, 0, self.vocab_size as usize)?;
             let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             on_host(&logits, |logits| take(start, logits))?;
         }
@@ -209,12 +210,13 @@ impl Teacher {
         for start in (0..rows).step_by(self.capture.chunk_rows) {
             let count = self.capture.chunk_rows.min(rows - start);
             let logits = self.logits(&states.narrow(0, start, count)?)?;
+            let vocab = self.vocab_size as usize;
             let keys = keys.get(start..start + count).unwrap_or_default();
             let selected = match logits.device() {
                 Device::Cpu => on_host(&logits, |logits| {
-                    select_rows(logits, self.vocab_size as usize, keep, temperatures, keys)
+                    select_rows(logits, vocab, keep, temperatures, keys)
                 })?,
-                _ => select_on_device(&logits, keep, temperatures, keys)?,
+                _ => select_on_device(&logits, vocab, keep, temperatures, keys)?,
             };
             let selected = selected.map_err(|NotFinite { row }| not_finite(batch, start + row))?;
             all.extend(selected);

@@ -2,8 +2,8 @@
  * a time, and what is kept for the way back is one logsumexp for each head and query. After Dao, "FlashAttention-2" (2023).
  *
  * In every kernel a warp owns ROWS rows (queries, or keys on their way back), its lanes stand for the 32 columns of a tile, and a
- * sum over columns gives each lane four elements of a head. Rows lie in shared memory without gaps, for all lanes read the same;
- * columns lie with a gap of four floats, so that lanes that read their own columns meet no other's bank.
+ * sum over columns gives each lane four elements of a head. Rows lie in shared memory as they are, for all lanes read the same;
+ * columns lie so that lanes that read their own meet no other's bank.
  *
  * What a query sees is a range of keys: [first[query], end[query]), both rising from query to query, and what sees a key is a range
  * of queries in the same way. Causality, packed documents, batches, earlier keys and sliding windows are such ranges.
@@ -25,19 +25,22 @@ struct Head {
     __device__ void store(i64 row, int quad, Four v) const { x.store_four(at(row, quad), v); }
 };
 
-/* Rows of one head in shared memory. */
+/* Rows of one head in shared memory. Quads of the same number in eight neighbouring rows lie in different banks where `apart`: the
+ * low bits of the row are mixed into the quad's, which stays within its eight; where rows are no eights, the stride is odd. */
 struct Tile {
     Shared<Four> x;
-    int quads, stride;
-    __device__ Tile(i64 offset, int rows, int quads, int gap)
-        : x(shared<Four>(offset * (i64)sizeof(Four), rows * (quads + gap))), quads(quads), stride(quads + gap) {}
-    __device__ Four at(int row, int quad) const { return x[row * stride + quad]; }
+    int quads, stride, mixed;
+    __device__ Tile(i64 offset, int rows, int quads, bool apart)
+        : quads(quads), stride(apart && quads % 8 != 0 ? quads | 1 : quads), mixed(apart && quads % 8 == 0 ? 7 : 0) {
+        x = shared<Four>(offset * (i64)sizeof(Four), rows * stride);
+    }
+    __device__ Four& at(int row, int quad) const { return x[row * stride + (quad ^ (row & mixed))]; }
     /* Rows `first` on, zero from row `end` on. Every thread of the block takes part, and waits before and after. */
     __device__ void fill(Head head, int rows, i64 first, i64 end) const {
         __syncthreads();
         for (int i = threadIdx.x; i < rows * quads; i += THREADS) {
             int row = i / quads, quad = i % quads;
-            x[row * stride + quad] = first + row < end ? head.load(first + row, quad) : Four{0.0f, 0.0f, 0.0f, 0.0f};
+            at(row, quad) = first + row < end ? head.load(first + row, quad) : Four{0.0f, 0.0f, 0.0f, 0.0f};
         }
         __syncthreads();
     }
@@ -81,7 +84,7 @@ extern "C" __global__ void attention(Floats q, Floats k, Floats v, Buffer<u32> f
     const int ROWS = 8;
     int head = blockIdx.y, key_head = head / (heads / key_heads);
     i64 first = (i64)blockIdx.x * WARPS * ROWS, mine = first + warp() * ROWS;
-    Tile rows(0, WARPS * ROWS, quads, 0), columns(WARPS * ROWS * quads, WARP, quads, 1);
+    Tile rows(0, WARPS * ROWS, quads, false), columns(WARPS * ROWS * quads, WARP, quads, true);
     rows.fill(Head{q, heads, head, quads}, WARPS * ROWS, first, queries);
     Seen seen(firsts, ends, first, WARPS * ROWS, queries);
     float largest[ROWS], total[ROWS], p[ROWS];
@@ -137,8 +140,8 @@ extern "C" __global__ void attention_to_queries(Floats q, Floats k, Floats v, Fl
     const int ROWS = 6;
     int head = blockIdx.y, key_head = head / (heads / key_heads);
     i64 first = (i64)blockIdx.x * WARPS * ROWS, mine = first + warp() * ROWS;
-    Tile rows(0, WARPS * ROWS, quads, 0), grads(WARPS * ROWS * quads, WARPS * ROWS, quads, 0);
-    Tile columns(2 * WARPS * ROWS * quads, WARP, quads, 1);
+    Tile rows(0, WARPS * ROWS, quads, false), grads(WARPS * ROWS * quads, WARPS * ROWS, quads, false);
+    Tile columns(2 * WARPS * ROWS * quads, WARP, quads, true);
     rows.fill(Head{q, heads, head, quads}, WARPS * ROWS, first, queries);
     grads.fill(Head{grad, heads, head, quads}, WARPS * ROWS, first, queries);
     Seen seen(firsts, ends, first, WARPS * ROWS, queries);
@@ -166,16 +169,16 @@ extern "C" __global__ void attention_to_queries(Floats q, Floats k, Floats v, Fl
     }
 }
 
-/* dV = P^T dout and dK = scale dS^T Q, over the query heads that share a key head in their order: a block for 24 keys of one key
- * head. `firsts` and `ends` are the queries that see a key. */
+/* What one query head adds to dV = P^T dout and to dK / scale = dS^T Q: a block for 24 keys, and parts f32 [2, keys, heads, head_dim], of k
+ * and of v. `firsts` and `ends` are the queries that see a key. */
 extern "C" __global__ void attention_to_keys(Floats q, Floats k, Floats v, Floats grad, Buffer<u32> firsts, Buffer<u32> ends,
-                                             Buffer<float> logsumexp, Buffer<float> along, Floats to_k, Floats to_v, i64 queries,
-                                             i64 keys, int heads, int key_heads, int quads, float scale) {
+                                             Buffer<float> logsumexp, Buffer<float> along, Floats parts, i64 queries, i64 keys, int heads,
+                                             int key_heads, int quads, float scale) {
     const int ROWS = 6;
-    int key_head = blockIdx.y, group = heads / key_heads;
+    int head = blockIdx.y, key_head = head / (heads / key_heads);
     i64 first = (i64)blockIdx.x * WARPS * ROWS, mine = first + warp() * ROWS;
-    Tile rows(0, WARPS * ROWS, quads, 0), values(WARPS * ROWS * quads, WARPS * ROWS, quads, 0);
-    Tile columns(2 * WARPS * ROWS * quads, WARP, quads, 1);
+    Tile rows(0, WARPS * ROWS, quads, false), values(WARPS * ROWS * quads, WARPS * ROWS, quads, false);
+    Tile columns(2 * WARPS * ROWS * quads, WARP, quads, true);
     rows.fill(Head{k, key_heads, key_head, quads}, WARPS * ROWS, first, keys);
     values.fill(Head{v, key_heads, key_head, quads}, WARPS * ROWS, first, keys);
     Seen seen(firsts, ends, first, WARPS * ROWS, keys);
@@ -183,30 +186,44 @@ extern "C" __global__ void attention_to_keys(Floats q, Floats k, Floats v, Float
     Four to_key[ROWS], to_value[ROWS];
     clear(to_key);
     clear(to_value);
-    for (int head = key_head * group; head < (key_head + 1) * group; head++) {
-        for (i64 query = seen.first; query < seen.end; query += WARP) {
-            columns.fill(Head{q, heads, head, quads}, WARP, query, seen.end);
-            products(rows, columns, p);
-            columns.fill(Head{grad, heads, head, quads}, WARP, query, seen.end);
-            products(values, columns, ds);
-            i64 column = query + lane(), at = column < seen.end ? head * queries + column : 0;
-            float lse = logsumexp[at], offset = along[at];
+    for (i64 query = seen.first; query < seen.end; query += WARP) {
+        columns.fill(Head{q, heads, head, quads}, WARP, query, seen.end);
+        products(rows, columns, p);
+        columns.fill(Head{grad, heads, head, quads}, WARP, query, seen.end);
+        products(values, columns, ds);
+        i64 column = query + lane(), at = column < seen.end ? head * queries + column : 0;
+        float lse = logsumexp[at], offset = along[at];
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                i64 key = mine + r;
-                bool visible = key < keys && firsts[key] <= column && column < ends[key];
-                p[r] = visible ? expf(scale * p[r] - lse) : 0.0f;
-                ds[r] = p[r] * (ds[r] - offset);
-            }
-            add_columns(p, columns, to_value);
-            columns.fill(Head{q, heads, head, quads}, WARP, query, seen.end);
-            add_columns(ds, columns, to_key);
+        for (int r = 0; r < ROWS; r++) {
+            i64 key = mine + r;
+            bool visible = key < keys && firsts[key] <= column && column < ends[key];
+            p[r] = visible ? expf(scale * p[r] - lse) : 0.0f;
+            ds[r] = p[r] * (ds[r] - offset);
         }
+        add_columns(p, columns, to_value);
+        columns.fill(Head{q, heads, head, quads}, WARP, query, seen.end);
+        add_columns(ds, columns, to_key);
     }
+    Head to{parts, heads, head, quads};
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         if (mine + r >= keys || lane() >= quads) continue;
-        Head{to_k, key_heads, key_head, quads}.store(mine + r, lane(), add_scaled(Four{0.0f, 0.0f, 0.0f, 0.0f}, scale, to_key[r]));
-        Head{to_v, key_heads, key_head, quads}.store(mine + r, lane(), to_value[r]);
+        to.store(mine + r, lane(), to_key[r]);
+        to.store(keys + mine + r, lane(), to_value[r]);
     }
+}
+
+/* dK and dV [keys, key_heads, head_dim] of those parts: query heads that share a key head are added in their order. A thread for each
+ * quad of both. */
+extern "C" __global__ void attention_join(Floats parts, Floats to_k, Floats to_v, i64 keys, int heads, int key_heads, int quads, float scale) {
+    i64 i = global_index(), count = keys * key_heads * quads;
+    if (i >= 2 * count) return;
+    bool of_value = i >= count;
+    i64 quad = of_value ? i - count : i, row = i / quads / key_heads;
+    int key_head = (int)(i / quads % key_heads), group = heads / key_heads;
+    Four sum{0.0f, 0.0f, 0.0f, 0.0f};
+    for (int head = key_head * group; head < (key_head + 1) * group; head++)
+        sum = add_scaled(sum, of_value ? 1.0f : scale, Head{parts, heads, head, quads}.load(row, (int)(i % quads)));
+    if (of_value) to_v.store_four(4 * quad, sum);
+    else to_k.store_four(4 * quad, sum);
 }

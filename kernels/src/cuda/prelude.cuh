@@ -78,6 +78,12 @@ template <class T> struct Buffer {
         check(i, len);
         return data[i];
     }
+    /* Elements [at, at + size). */
+    __device__ Buffer part(i64 at, i64 size) const {
+        check(at, len + 1);
+        check(at + size, len + 1);
+        return Buffer{data + at, size};
+    }
 };
 
 /* Four neighbouring floats. */

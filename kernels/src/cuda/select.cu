@@ -227,12 +227,12 @@ __device__ inline void keep_largest(Candidates all, Shared<float> groups, u32 k,
     }
 }
 
-/* One block a row of z [rows, vocab]. `rates` [T]: 1 / tau. statistics [rows, 3 + T]: the largest entry (NaN where one is not
+/* One block a row of z [rows, stride], of which the first `vocab` entries are looked at. `rates` [T]: 1 / tau. statistics [rows, 3 + T]: the largest entry (NaN where one is not
  * finite), mean, standard deviation, sums of exp((y - largest) / tau). ids, values [rows, k]: the k largest, where k > 0.
  * masses [rows, parts]: sums of exp(y - largest) over 1024 entries, rates[plain] being 1; not written where plain < 0.
  * Shared memory: Selection::shared of select.rs. */
 extern "C" __global__ void select_rows(Floats z, Buffer<float> rates, Buffer<float> statistics, Buffer<u32> ids, Buffer<float> values,
-                                       Buffer<float> masses, i64 vocab, i64 k, i64 plain) {
+                                       Buffer<float> masses, i64 vocab, i64 stride, i64 k, i64 plain) {
     i64 row = blockIdx.x, parts = (vocab + PART - 1) / PART, temperatures = rates.len;
     i64 at = 0;
     Shared<float> joined = shared<float>(at, WARP);
@@ -259,7 +259,7 @@ extern "C" __global__ void select_rows(Floats z, Buffer<float> rates, Buffer<flo
     at += 4 * parts * GROUPS;
     Candidates all;
     all.z = z;
-    all.row = row * vocab;
+    all.row = row * stride;
     all.vocab = vocab;
     all.few = false;
     all.list = shared<u32>(at, parts * GROUPS);
@@ -269,7 +269,7 @@ extern "C" __global__ void select_rows(Floats z, Buffer<float> rates, Buffer<flo
     all.keys = shared<u32>(at, FEW);
 
     for (i64 part = warp(); part < parts; part += warps())
-        summarise(z, Place(row * vocab, part, vocab), part, parts, rates, summary);
+        summarise(z, Place(row * stride, part, vocab), part, parts, rates, summary);
     __syncthreads();
     float largest = -infinity(), bad = 0.0f, mean = 0.0f, squares = 0.0f;
     for (i64 part = threadIdx.x; part < parts; part += blockDim.x) {
@@ -366,7 +366,7 @@ struct Exps {
  * those of select_rows, with `width` numbers a row. Where the head leaves too little to draw from, ids are 2^32 - 1.
  * The running sums over parts are f64, as the host's are. Shared memory: Selection::draw_shared of select.rs. */
 extern "C" __global__ void draw_rows(Floats z, Buffer<float> statistics, Buffer<float> masses, Buffer<u32> head, Buffer<i64> uniforms,
-                                     Buffer<u32> ids, Buffer<float> values, i64 vocab, i64 k, i64 draws, i64 width) {
+                                     Buffer<u32> ids, Buffer<float> values, i64 vocab, i64 stride, i64 k, i64 draws, i64 width) {
     /* As in draws.rs of the server: what f32 logits can tell from rounding, and a part that is never drawn. */
     const double tail_mass_min = 1e-7, part_share_min = 1e-25;
     i64 row = blockIdx.x, parts = (vocab + PART - 1) / PART;
@@ -387,7 +387,7 @@ extern "C" __global__ void draw_rows(Floats z, Buffer<float> statistics, Buffer<
     for (i64 i = warp(); i < k; i += warps()) {
         i64 part = head[row * k + i] / PART;
         if (i > 0 && head[row * k + i - 1] / PART == part) continue;
-        double left = Exps(z, Place(row * vocab, part, vocab), largest, head, row * k, k).total();
+        double left = Exps(z, Place(row * stride, part, vocab), largest, head, row * k, k).total();
         if (lane() == 0) mass[part] = left;
     }
     __syncthreads();
@@ -423,12 +423,12 @@ extern "C" __global__ void draw_rows(Floats z, Buffer<float> statistics, Buffer<
         i64 part = 0;
         while (part < last[0] && !(mass[part] > 0.0 && reached < before[part] + mass[part])) part++;
         double fraction = (reached - before[part]) / mass[part];
-        Exps exps(z, Place(row * vocab, part, vocab), largest, head, row * k, k);
+        Exps exps(z, Place(row * stride, part, vocab), largest, head, row * k, k);
         double target = (fraction > 0.0 ? fraction : 0.0) * exps.total();
         i64 id = part * PART + exps.entry_at(target);
         if (lane() == 0) {
             ids[row * draws + i] = (u32)id;
-            values[row * draws + i] = z.load(row * vocab + id);
+            values[row * draws + i] = z.load(row * stride + id);
         }
     }
 }

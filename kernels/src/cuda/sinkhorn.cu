@@ -11,6 +11,8 @@
  * Rows and columns of mass 0 are not there: their costs are not looked at. Vectors over columns are worked on by one thread for
  * each column, always the same; so are those over rows by one thread for each row, but where a warp has added up the row. */
 
+/* Numbers that a problem keeps from one launch to the next. */
+enum { STATE = 16 };
 enum { STATUS, PASSES, NEWTON_STEPS, SCALED_ERROR, MARGINAL_ERROR, ENTROPIC_VALUE, TRANSPORT_COST, FACTS };
 
 /* Scalings, the column sums of u K v with rows exact, and their L1 distance to b. */
@@ -25,6 +27,9 @@ __device__ inline float exponential(double x) {
     return expf(high) * (1.0f + (float)(x - high));
 }
 
+/* How the steps of a launch ended; FAILED where an overflow stands in the way. */
+enum Outcome { PAUSED, SOLVED, FAILED };
+
 struct Solver {
     Matrix k;
     Buffer<float> cost;
@@ -32,17 +37,55 @@ struct Solver {
     Point now, trial;
     ConjugateGradients cg;
     double inverse, tolerance;
-    i64 most, passes, newton_steps;
+    int most, passes, newton_steps;
+    /* Where the steps are. */
+    double previous, best;
+    int newton_from, patience, since_best;
+    bool fill_first, pass_first, in_newton, swapped;
 
-    __device__ double cost_at(i64 i, i64 j) const { return cost[k.at + i * k.m + j]; }
+    /* Calls f with every number that outlives a launch. */
+    template <class F> __device__ void each_number(F f) {
+        f(now.error), f(k.wide), f(passes), f(newton_steps);
+        f(previous), f(best), f(newton_from), f(patience), f(since_best);
+        f(fill_first), f(pass_first), f(in_newton), f(swapped);
+    }
+
+    __device__ void start() {
+        passes = newton_steps = newton_from = patience = since_best = 0;
+        previous = best = now.error = infinity();
+        fill_first = pass_first = true;
+        in_newton = swapped = false;
+    }
+
+    __device__ void resume(Vector state) {
+        int at = 1;
+        each_number([&](auto& number) { number = state[at++]; });
+        if (!swapped) return;
+        double error = now.error;
+        swap();
+        now.error = error;
+    }
+
+    __device__ void pause(Vector state) {
+        int at = 1;
+        each_number([&](auto number) { state[at++] = number; });
+    }
+
+    __device__ void swap() {
+        Point left = now;
+        now = trial;
+        trial = left;
+    }
+
+    __device__ double cost_at(int i, int j) const { return cost[i * k.m + j]; }
 
     /* f and g, in units of epsilon, that leave every row and column of C - f - g >= 0 a zero. The first row with a cost that is not
      * finite, n where there is none. */
-    __device__ i64 reduce() {
+    __device__ int reduce() {
         double bad = 0.0;
-        for (i64 i = warp(); i < k.n; i += warps()) {
+        for (int i = warp(); i < k.n; i += warps()) {
             double least = infinity(), probe = 0.0;
-            for (i64 j = lane(); j < k.m; j += WARP) {
+            for (int j = lane(); j < k.m; j += WARP) {
                 if (!(a[i] > 0.0 && b[j] > 0.0)) continue;
                 least = fmin(least, cost_at(i, j));
                 probe += 0.0 * cost_at(i, j);
@@ -52,30 +95,30 @@ struct Solver {
             if (lane() == 0) f[i] = a[i] > 0.0 ? least * inverse : 0.0;
         }
         bad = largest(bad);
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) {
             double least = infinity();
-            for (i64 i = 0; i < k.n; i++)
+            for (int i = 0; i < k.n; i++)
                 if (a[i] > 0.0) least = fmin(least, cost_at(i, j) * inverse - f[i]);
             g[j] = b[j] > 0.0 ? least : 0.0;
         }
-        return k.n - (i64)bad;
+        return k.n - (int)bad;
     }
 
     __device__ void fill() {
         __syncthreads();
-        for (i64 i = warp(); i < k.n; i += warps())
-            for (i64 j = lane(); j < k.m; j += WARP)
+        for (int i = warp(); i < k.n; i += warps())
+            for (int j = lane(); j < k.m; j += WARP)
                 k(i, j) = a[i] > 0.0 && b[j] > 0.0 ? exponential(f[i] + g[j] - cost_at(i, j) * inverse) : 0.0f;
         __syncthreads();
     }
 
     /* One pass at the point's v. */
     __device__ void evaluate(Point& p) {
-        auto row = [&](i64 i, double sum) { return p.u[i] = k.rounded(a[i] > 0.0 ? a[i] / sum : 0.0); };
-        k.pass([&](i64 j) { return p.v[j]; }, row, p.mass);
+        auto row = [&](int i, double sum) { return p.u[i] = k.rounded(a[i] > 0.0 ? a[i] / sum : 0.0); };
+        k.pass([&](int j) { return p.v[j]; }, row, p.mass);
         passes++;
         double error = 0.0;
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) {
             p.mass[j] *= k.rounded(p.v[j]);
             error += fabs(p.mass[j] - b[j]);
         }
@@ -84,46 +127,47 @@ struct Solver {
 
     /* No scalings. */
     __device__ void forget() {
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) now.v[j] = b[j] > 0.0 ? 1.0 : 0.0;
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) now.v[j] = b[j] > 0.0 ? 1.0 : 0.0;
     }
 
     /* Whether a scaling is beyond e^20. Entries that K has lost are then below e^-40 of their row. */
     __device__ bool outgrown() const {
         const double bound = 4.851651954097903e8;
         double outside = 0.0;
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x)
             if (b[j] > 0.0 && !(now.v[j] <= bound && now.v[j] >= 1.0 / bound)) outside = 1.0;
-        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+        for (int i = threadIdx.x; i < k.n; i += blockDim.x)
             if (a[i] > 0.0 && !(now.u[i] <= bound && now.u[i] >= 1.0 / bound)) outside = 1.0;
         return largest(outside) > 0.0;
     }
 
     /* Moves the scalings into the potentials. */
     __device__ void absorb() {
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x)
             if (b[j] > 0.0) g[j] += log(now.v[j]);
-        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+        for (int i = threadIdx.x; i < k.n; i += blockDim.x)
             if (a[i] > 0.0) f[i] += log(now.u[i]);
     }
 
     /* The dual up to a constant. */
     __device__ double dual(const Point& p) const {
         double sum = 0.0;
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x)
             if (b[j] > 0.0) sum += b[j] * log(p.v[j]);
-        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x)
+        for (int i = threadIdx.x; i < k.n; i += blockDim.x)
             if (a[i] > 0.0) sum += a[i] * log(p.u[i]);
         return total(sum);
     }
 
     /* Solves (diag(mass) - T^T diag(1/a) T) delta = b - mass as exactly as the step deserves. */
     __device__ void newton_direction() {
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) cg.residual[j] = b[j] - now.mass[j];
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) cg.residual[j] = b[j] - now.mass[j];
         cg.c = now.mass;
-        cg.solve(fmin(0.5 * sqrt(now.error), 0.1), min((i64)60, most - passes), [&] {
-            auto in = [&](i64 j) { return cg.direction[j] * now.v[j]; };
-            k.pass(in, [&](i64 i, double sum) { return share(now.u[i] * now.u[i], a[i]) * sum; }, cg.image);
-            for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) cg.image[j] = now.mass[j] * cg.direction[j] - now.v[j] * cg.image[j];
+        cg.start(fmin(0.5 * sqrt(now.error), 0.1));
+        cg.run(min(60, most - passes), [&] {
+            auto in = [&](int j) { return cg.direction[j] * now.v[j]; };
+            k.pass(in, [&](int i, double sum) { return share(now.u[i] * now.u[i], a[i]) * sum; }, cg.image);
+            for (int j = threadIdx.x; j < k.m; j += blockDim.x) cg.image[j] = now.mass[j] * cg.direction[j] - now.v[j] * cg.image[j];
         });
         passes += cg.steps;
     }
@@ -132,7 +176,7 @@ struct Solver {
     __device__ bool newton_step() {
         newton_direction();
         double longest = 0.0, slope = 0.0;
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) {
             longest = fmax(longest, fabs(cg.x[j]));
             slope += (b[j] - now.mass[j]) * cg.x[j];
         }
@@ -141,13 +185,12 @@ struct Solver {
         if (!(longest < infinity() && slope > 0.0)) return false;
         double before = dual(now), step = fmin(10.0 / longest, 1.0);
         for (int halvings = 0; halvings <= 6; halvings++, step *= 0.5) {
-            for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) trial.v[j] = now.v[j] * exp(step * cg.x[j]);
+            for (int j = threadIdx.x; j < k.m; j += blockDim.x) trial.v[j] = now.v[j] * exp(step * cg.x[j]);
             evaluate(trial);
             bool near = now.error < 1e-2 && trial.error < 0.9 * now.error;
             if (trial.error < infinity() && (near || dual(trial) >= before + 1e-4 * step * slope)) {
-                Point left = now;
-                now = trial;
-                trial = left;
+                swap();
+                swapped = !swapped;
                 newton_steps++;
                 return true;
             }
@@ -156,14 +199,12 @@ struct Solver {
         return false;
     }
 
-    /* To the tolerance or the limit, unless an overflow stands in the way. Each thing is called in one place only: all of it becomes
-     * part of the kernel where it is called. */
-    __device__ bool run() {
-        const i64 warm_up = 8;
-        double previous = infinity(), best = infinity();
-        i64 newton_from = 0, patience = 0, since_best = 0;
-        bool fill_first = true, pass_first = true, in_newton = false;
+    /* To the tolerance or the limit, or to `pause_at` passes. Each thing is called in one place only: all of it becomes part of the
+     * kernel where it is called. */
+    __device__ Outcome run(int pause_at) {
+        const int warm_up = 8;
         for (;;) {
+            if (passes >= pause_at && passes < most) return PAUSED;
             if (fill_first) {
                 fill();
                 forget();
@@ -173,8 +214,8 @@ struct Solver {
                 patience = warm_up;
                 newton_from = passes + warm_up;
             }
-            if (!(now.error < infinity())) return false;
-            if (now.error <= tolerance || passes >= most) return true;
+            if (!(now.error < infinity())) return FAILED;
+            if (now.error <= tolerance || passes >= most) return SOLVED;
             since_best = now.error < 0.9 * best ? 0 : since_best + 1;
             best = fmin(best, now.error);
             if (in_newton && !k.wide && best < 1e-4 && since_best >= 3) {
@@ -197,7 +238,7 @@ struct Solver {
                     patience *= 2;
                     newton_from = passes + patience;
                 }
-                for (i64 j = threadIdx.x; j < k.m; j += blockDim.x)
+                for (int j = threadIdx.x; j < k.m; j += blockDim.x)
                     if (b[j] > 0.0) now.v[j] *= b[j] / now.mass[j];
             }
             fill_first = outgrown();
@@ -211,25 +252,25 @@ struct Solver {
         Shared<double> ones = shared<double>(SHARED_JOIN, k.n);
         absorb();
         double value = 0.0, transport_cost = 0.0, error = 0.0;
-        for (i64 i = warp(); i < k.n; i += warps()) {
+        for (int i = warp(); i < k.n; i += warps()) {
             double mass = 0.0;
-            for (i64 j = lane(); j < k.m; j += WARP) {
+            for (int j = lane(); j < k.m; j += WARP) {
                 float t = (float)(now.u[i] * k(i, j) * k.rounded(now.v[j]));
                 k(i, j) = t;
                 mass += t;
-                if (t > 0.0f) transport_cost += (double)t * paid[k.at + i * k.m + j];
+                if (t > 0.0f) transport_cost += (double)t * paid[i * k.m + j];
             }
             mass = warp_sum(mass);
             if (lane() == 0) row_mass[i] = mass;
         }
-        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x) ones[i] = 1.0;
+        for (int i = threadIdx.x; i < k.n; i += blockDim.x) ones[i] = 1.0;
         __syncthreads();
         k.columns(ones, k, column_mass);
-        for (i64 i = threadIdx.x; i < k.n; i += blockDim.x) {
+        for (int i = threadIdx.x; i < k.n; i += blockDim.x) {
             f[i] = a[i] > 0.0 ? f[i] * epsilon : -infinity();
             if (a[i] > 0.0) value += row_mass[i] * f[i];
         }
-        for (i64 j = threadIdx.x; j < k.m; j += blockDim.x) {
+        for (int j = threadIdx.x; j < k.m; j += blockDim.x) {
             g[j] = b[j] > 0.0 ? g[j] * epsilon : -infinity();
             if (b[j] > 0.0) value += column_mass[j] * g[j];
             error += fabs(column_mass[j] - b[j]);
@@ -248,21 +289,25 @@ struct Solver {
 /* cost and paid [blocks, n, m]: what the plan is for and what <T,C> is of; marginals [blocks, n + m]: a, b. plan [blocks, n, m].
  * found [blocks, FACTS + 2 (n + m)]: facts, f, g, the plan's row sums and column sums; where a mass is 0 the potential is -inf.
  * STATUS is 0, 1 + i where row i is the first with a cost that is not finite, or -1 where the plan is not; then the plan is 0 and
- * other facts say nothing. work [blocks, 2 n + 8 m + max(m, THREADS)]. Shared memory: SHARED_JOIN + 8 (n + m) bytes. */
+ * other facts say nothing. work [blocks, STATE + 2 n + 8 m + max(m, THREADS)]. Shared memory: SHARED_JOIN + 8 (n + m) bytes.
+ *
+ * A launch goes on where the one before has paused, the first (`launch` 0) from the start, and pauses after about `pause` passes: no
+ * driver lets a display wait for thousands. Buffers are the same in all; results are those of one long launch to the bit. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sinkhorn(Buffer<float> cost, Buffer<float> paid, Buffer<double> marginals, Buffer<float> plan, Buffer<double> found, Buffer<double> work,
-             i64 n, i64 m, float epsilon, float tolerance, i64 most) {
-    i64 block = blockIdx.x;
+             int n, int m, float epsilon, float tolerance, int most, int launch, int pause) {
+    i64 block = blockIdx.x, at = block * n * m;
     Vectors given{marginals, block * (n + m)}, results{found, block * (FACTS + 2 * (n + m))};
-    Vectors own{work, block * (2 * n + 8 * m + max(m, (i64)THREADS))};
+    Vectors own{work, block * (STATE + 2 * n + 8 * m + max(m, (int)THREADS))};
+    Vector state = own.next(STATE);
+    if (launch > 0 && state[0] != 0.0) return;
     Solver s;
-    s.cost = cost;
+    s.cost = cost.part(at, n * m);
     s.a = given.next(n);
     s.b = given.next(m);
     Vector facts = results.next(FACTS);
     s.f = results.next(n);
     s.g = results.next(m);
-    Vector row_mass = results.next(n), column_mass = results.next(m);
     s.now.u = own.next(n);
     s.trial.u = own.next(n);
     s.now.v = own.next(m);
@@ -275,73 +320,105 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     s.cg.image = own.next(m);
     s.cg.m = m;
     /* Below this f32 cannot tell whether the tolerance is met. */
-    s.k = Matrix{plan, block * n * m, n, m, own.next(0), tolerance < 5e-7f};
+    s.k = Matrix{plan.part(at, n * m), n, m, own.next(max(m, (int)THREADS)), tolerance < 5e-7f};
     s.inverse = 1.0 / (double)epsilon;
     s.tolerance = tolerance;
     s.most = most;
-    s.passes = s.newton_steps = 0;
 
-    i64 bad = s.reduce();
-    bool good = bad == n && s.run();
+    int bad = n;
+    if (launch == 0) {
+        s.start();
+        bad = s.reduce();
+    } else {
+        s.resume(state);
+    }
+    Outcome outcome = bad == n ? s.run(s.passes + pause) : FAILED;
+    /* Nobody reads it any more in this launch. */
+    __syncthreads();
     if (threadIdx.x == 0) {
-        facts[STATUS] = bad < n ? (double)(bad + 1) : good ? 0.0 : -1.0;
+        state[0] = outcome != PAUSED;
+        s.pause(state);
+        facts[STATUS] = bad < n ? (double)(bad + 1) : outcome == FAILED ? -1.0 : 0.0;
         facts[PASSES] = (double)s.passes;
         facts[NEWTON_STEPS] = (double)s.newton_steps;
-        facts[SCALED_ERROR] = good ? s.now.error : 0.0;
+        facts[SCALED_ERROR] = outcome == FAILED ? 0.0 : s.now.error;
     }
-    if (good) {
-        s.finish(paid, facts, row_mass, column_mass, epsilon);
-        return;
+    if (outcome == SOLVED) {
+        Vector row_mass = results.next(n), column_mass = results.next(m);
+        s.finish(paid.part(at, n * m), facts, row_mass, column_mass, epsilon);
     }
-    for (i64 i = threadIdx.x; i < n * m; i += blockDim.x) plan[block * n * m + i] = 0.0f;
+    if (outcome == FAILED)
+        for (int i = threadIdx.x; i < n * m; i += blockDim.x) s.k.data[i] = 0.0f;
 }
 
 /* The gradient of <T,C> through a plan T of `sinkhorn`:
  * T o (1 + (alpha + beta^T - C) / epsilon), [diag r, T; T^T, diag c] [alpha; beta] = [W 1; W^T 1], W = T o C.
- * cost, plan and gradient [blocks, n, m]; met [blocks]: 1 where the equations were solved. work [blocks, 3 n + 6 m + max(m, THREADS)].
- * Shared memory as for `sinkhorn`. */
+ * cost, plan and gradient [blocks, n, m]; met [blocks]: 1 where the equations were solved, 0 where not, or not yet. work [blocks,
+ * STATE + 3 n + 6 m + max(m, THREADS)]. Shared memory and launches as for `sinkhorn`; `most` and `pause` count steps of conjugate
+ * gradients. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    sharp_gradient(Buffer<float> cost, Buffer<float> plan, Buffer<float> gradient, Buffer<double> met, Buffer<double> work, i64 n, i64 m,
-                   float epsilon) {
+    sharp_gradient(Buffer<float> all_costs, Buffer<float> plan, Buffer<float> all_gradients, Buffer<double> met, Buffer<double> work, int n,
+                   int m, float epsilon, int most, int launch, int pause) {
     i64 block = blockIdx.x, at = block * n * m;
-    Vectors own{work, block * (3 * n + 6 * m + max(m, (i64)THREADS))};
+    Vectors own{work, block * (STATE + 3 * n + 6 * m + max(m, (int)THREADS))};
+    Vector state = own.next(STATE);
+    if (launch > 0 && state[0] != 0.0) return;
     Vector row_mass = own.next(n), row_cost = own.next(n), alpha = own.next(n);
-    ConjugateGradients cg{own.next(m), own.next(m), own.next(m), own.next(m), own.next(m), m, 0};
+    ConjugateGradients cg;
+    cg.x = own.next(m);
+    cg.residual = own.next(m);
+    cg.direction = own.next(m);
+    cg.image = own.next(m);
+    cg.c = own.next(m);
+    cg.m = m;
     Vector column_cost = own.next(m);
-    Matrix t{plan, at, n, m, own.next(0), true};
-    Shared<double> ones = shared<double>(SHARED_JOIN, n);
-    for (i64 i = warp(); i < n; i += warps()) {
-        double mass = 0.0, paid = 0.0;
-        for (i64 j = lane(); j < m; j += WARP) {
-            mass += t(i, j);
-            if (t(i, j) > 0.0f) paid += (double)t(i, j) * cost[at + i * m + j];
+    Matrix t{plan.part(at, n * m), n, m, own.next(max(m, (int)THREADS)), true};
+    Buffer<float> cost = all_costs.part(at, n * m), gradient = all_gradients.part(at, n * m);
+    if (launch == 0) {
+        Shared<double> ones = shared<double>(SHARED_JOIN, n);
+        for (int i = warp(); i < n; i += warps()) {
+            double mass = 0.0, paid = 0.0;
+            for (int j = lane(); j < m; j += WARP) {
+                mass += t(i, j);
+                if (t(i, j) > 0.0f) paid += (double)t(i, j) * cost[i * m + j];
+            }
+            mass = warp_sum(mass);
+            paid = warp_sum(paid);
+            if (lane() == 0) {
+                row_mass[i] = mass;
+                row_cost[i] = paid;
+            }
         }
-        mass = warp_sum(mass);
-        paid = warp_sum(paid);
-        if (lane() == 0) {
-            row_mass[i] = mass;
-            row_cost[i] = paid;
-        }
+        for (int i = threadIdx.x; i < n; i += blockDim.x) ones[i] = 1.0;
+        __syncthreads();
+        t.columns(ones, t, cg.c);
+        __syncthreads();
+        t.columns(ones, [&](int i, int j) { return t(i, j) > 0.0f ? (double)t(i, j) * cost[i * m + j] : 0.0; }, column_cost);
+        __syncthreads();
+        t.pass([](int) { return 0.0; }, [&](int i, double) { return share(row_cost[i], row_mass[i]); }, cg.image);
+        for (int j = threadIdx.x; j < m; j += blockDim.x) cg.residual[j] = column_cost[j] - cg.image[j];
+        cg.start(1e-9);
+    } else {
+        cg.resume(state);
     }
-    for (i64 i = threadIdx.x; i < n; i += blockDim.x) ones[i] = 1.0;
-    __syncthreads();
-    t.columns(ones, t, cg.c);
-    __syncthreads();
-    t.columns(ones, [&](i64 i, i64 j) { return t(i, j) > 0.0f ? (double)t(i, j) * cost[at + i * m + j] : 0.0; }, column_cost);
-    __syncthreads();
-    t.pass([](i64) { return 0.0; }, [&](i64 i, double) { return share(row_cost[i], row_mass[i]); }, cg.image);
-    for (i64 j = threadIdx.x; j < m; j += blockDim.x) cg.residual[j] = column_cost[j] - cg.image[j];
-    bool solved = cg.solve(1e-9, 1000, [&] {
-        t.pass([&](i64 j) { return cg.direction[j]; }, [&](i64 i, double sum) { return share(sum, row_mass[i]); }, cg.image);
-        for (i64 j = threadIdx.x; j < m; j += blockDim.x) cg.image[j] = cg.c[j] * cg.direction[j] - cg.image[j];
+    bool over = cg.run(min(most, cg.steps + pause), [&] {
+        t.pass([&](int j) { return cg.direction[j]; }, [&](int i, double sum) { return share(sum, row_mass[i]); }, cg.image);
+        for (int j = threadIdx.x; j < m; j += blockDim.x) cg.image[j] = cg.c[j] * cg.direction[j] - cg.image[j];
     });
-    auto row = [&](i64 i, double sum) { return alpha[i] = share(row_cost[i] - sum, row_mass[i]); };
-    t.pass([&](i64 j) { return cg.x[j]; }, row, cg.image);
+    over = over || cg.steps >= most;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        state[0] = over;
+        cg.pause(state);
+        met[block] = cg.is_solved() ? 1.0 : 0.0;
+    }
+    if (!over) return;
+    auto row = [&](int i, double sum) { return alpha[i] = share(row_cost[i] - sum, row_mass[i]); };
+    t.pass([&](int j) { return cg.x[j]; }, row, cg.image);
     double inverse = 1.0 / (double)epsilon;
-    for (i64 i = warp(); i < n; i += warps())
-        for (i64 j = lane(); j < m; j += WARP) {
-            double moved = t(i, j) > 0.0f ? (alpha[i] + cg.x[j] - (double)cost[at + i * m + j]) * inverse : 0.0;
-            gradient[at + i * m + j] = t(i, j) * (float)(1.0 + moved);
+    for (int i = warp(); i < n; i += warps())
+        for (int j = lane(); j < m; j += WARP) {
+            double moved = t(i, j) > 0.0f ? (alpha[i] + cg.x[j] - (double)cost[i * m + j]) * inverse : 0.0;
+            gradient[i * m + j] = t(i, j) * (float)(1.0 + moved);
         }
-    if (threadIdx.x == 0) met[block] = solved ? 1.0 : 0.0;
 }

@@ -2,19 +2,15 @@
 
 enum { THREADS = 512, PART_ROWS = 128, SHARED_JOIN = 8 * WARP };
 
-struct Vector {
-    Buffer<double> data;
-    i64 at;
-    __device__ double& operator[](i64 i) const { return data[at + i]; }
-};
+typedef Buffer<double> Vector;
 
 /* Vectors one after another in a buffer. */
 struct Vectors {
-    Buffer<double> data;
+    Vector data;
     i64 at;
     __device__ Vector next(i64 len) {
         at += len;
-        return Vector{data, at - len};
+        return data.part(at - len, len);
     }
 };
 
@@ -25,44 +21,44 @@ __device__ inline double largest(double value) { return block_max(value, shared<
 /* One problem's matrix [n, m], and the passes over it. */
 struct Matrix {
     Buffer<float> data;
-    i64 at, n, m;
+    int n, m;
     Vector parts;
     bool wide;
 
-    __device__ float& operator()(i64 i, i64 j) const { return data[at + i * m + j]; }
+    __device__ float& operator()(int i, int j) const { return data[i * m + j]; }
 
     /* `value`, as a pass reads it. */
     __device__ double rounded(double value) const { return wide ? value : (double)(float)value; }
 
     /* `out_j = sum_i w_i entry(i, j)`, w in shared memory and seen by all. */
     template <class R, class Entry> __device__ void columns(Shared<R> w, Entry entry, Vector out) const {
-        i64 tiles = (m + WARP - 1) / WARP, groups = max((i64)1, warps() / tiles), count = (n + groups - 1) / groups;
-        for (i64 t = warp(); t < tiles * groups; t += warps()) {
-            i64 j = t % tiles * WARP + lane(), group = t / tiles, end = min((group + 1) * count, n);
+        int tiles = (m + WARP - 1) / WARP, groups = max(1, warps() / tiles), count = (n + groups - 1) / groups;
+        for (int t = warp(); t < tiles * groups; t += warps()) {
+            int j = t % tiles * WARP + lane(), group = t / tiles, end = min((group + 1) * count, n);
             if (j >= m) continue;
             double sum = 0.0;
-            for (i64 from = group * count; from < end; from += PART_ROWS) {
+            for (int from = group * count; from < end; from += PART_ROWS) {
                 R part = 0;
-                for (i64 i = from; i < min(from + PART_ROWS, end); i++) part += w[i] * (R)entry(i, j);
+                for (int i = from; i < min(from + PART_ROWS, end); i++) part += w[i] * (R)entry(i, j);
                 sum += (double)part;
             }
             parts[group * m + j] = sum;
         }
         __syncthreads();
-        for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
             double sum = 0.0;
-            for (i64 group = 0; group < groups; group++) sum += parts[group * m + j];
+            for (int group = 0; group < groups; group++) sum += parts[group * m + j];
             out[j] = sum;
         }
     }
 
     template <class R, class In, class Row> __device__ void pass_in(In in, Row row, Vector out) const {
         Shared<R> w = shared<R>(SHARED_JOIN, n), x = shared<R>(SHARED_JOIN + 8 * n, m);
-        for (i64 j = threadIdx.x; j < m; j += blockDim.x) x[j] = (R)in(j);
+        for (int j = threadIdx.x; j < m; j += blockDim.x) x[j] = (R)in(j);
         __syncthreads();
-        for (i64 i = warp(); i < n; i += warps()) {
+        for (int i = warp(); i < n; i += warps()) {
             R sum = 0;
-            for (i64 j = lane(); j < m; j += WARP) sum += (R)(*this)(i, j) * x[j];
+            for (int j = lane(); j < m; j += WARP) sum += (R)(*this)(i, j) * x[j];
             sum = warp_sum(sum);
             if (lane() == 0) w[i] = (R)row(i, (double)sum);
         }
@@ -80,38 +76,59 @@ struct Matrix {
 /* Conjugate gradients for a matrix like diag(c) - T^T diag(1/r) T, preconditioned with 1/c, from x = 0. */
 struct ConjugateGradients {
     Vector x, residual, direction, image, c;
-    i64 m, steps;
+    int m, steps;
+    double norm, stop;
 
-    /* `product()` writes A direction to image; the right-hand side is in residual. Whether the tolerance was met. */
-    template <class Product> __device__ bool solve(double tolerance, i64 most, Product product) {
-        for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+    /* The right-hand side is in residual. */
+    __device__ void start(double tolerance) {
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
             x[j] = 0.0;
             direction[j] = share(residual[j], c[j]);
         }
-        double norm = squares(), stop = norm * tolerance * tolerance;
-        for (steps = 0; norm > stop && steps < most;) {
+        norm = squares();
+        stop = norm * tolerance * tolerance;
+        steps = 0;
+    }
+
+    __device__ bool is_solved() const { return norm <= stop; }
+
+    /* Up to so many steps in all; `product()` writes A direction to image. Whether more of them would change nothing. */
+    template <class Product> __device__ bool run(int until, Product product) {
+        while (norm > stop && steps < until) {
             product();
             steps++;
             double curvature = 0.0;
-            for (i64 j = threadIdx.x; j < m; j += blockDim.x) curvature += image[j] * direction[j];
+            for (int j = threadIdx.x; j < m; j += blockDim.x) curvature += image[j] * direction[j];
             curvature = total(curvature);
             /* Rounding, or NaN: what there is so far is kept. */
-            if (!(curvature > 0.0)) break;
+            if (!(curvature > 0.0)) return true;
             double along = norm / curvature;
-            for (i64 j = threadIdx.x; j < m; j += blockDim.x) {
+            for (int j = threadIdx.x; j < m; j += blockDim.x) {
                 x[j] += along * direction[j];
                 residual[j] -= along * image[j];
             }
             double next = squares(), back = next / norm;
             norm = next;
-            for (i64 j = threadIdx.x; j < m; j += blockDim.x) direction[j] = share(residual[j], c[j]) + back * direction[j];
+            for (int j = threadIdx.x; j < m; j += blockDim.x) direction[j] = share(residual[j], c[j]) + back * direction[j];
         }
-        return norm <= stop;
+        return !(norm > stop);
+    }
+
+    __device__ void resume(Vector state) {
+        steps = (int)state[1];
+        norm = state[2];
+        stop = state[3];
+    }
+
+    __device__ void pause(Vector state) const {
+        state[1] = steps;
+        state[2] = norm;
+        state[3] = stop;
     }
 
     __device__ double squares() const {
         double sum = 0.0;
-        for (i64 j = threadIdx.x; j < m; j += blockDim.x) sum += share(residual[j] * residual[j], c[j]);
+        for (int j = threadIdx.x; j < m; j += blockDim.x) sum += share(residual[j] * residual[j], c[j]);
         return total(sum);
     }
 };

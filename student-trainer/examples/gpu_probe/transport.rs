@@ -22,6 +22,7 @@ const HOW: Solving = Solving {
     epsilon: 0.1,
     tolerance: 1e-6,
     passes_max: 10_000,
+    passes_a_launch: 10_000,
 };
 /// The value is flat around the plan: both stop within the tolerance of it, and f32 entries leave less.
 const VALUE_ERROR_MAX: f64 = 1e-5;
@@ -87,11 +88,11 @@ fn on_device(device: &Device, problems: &Problems, costs: &[f32]) -> Result<(Vec
     let costs = Tensor::from_slice(costs, (count, n, m), device)?;
     let mass = [vec![1.0 / n as f64; n], vec![1.0 / m as f64; m]].concat();
     let marginals = Tensor::from_vec(mass.repeat(count), (count, n + m), device)?;
-    let calls: MakeCalls = &|x, out| {
-        Ok(vec![
-            problems.solve(SolveBuffers::of_one_cost(x, out), &HOW)?,
-        ])
+    let how = Solving {
+        passes_a_launch: problems.passes_a_launch(),
+        ..HOW
     };
+    let calls: MakeCalls = &|x, out| problems.solve(SolveBuffers::of_one_cost(x, out), &how);
     let (inputs, outputs) = ([&costs, &marginals], problems.outputs());
     let emulator = match device {
         Device::Cpu => Some(Emulator::of(&SINKHORN)?),

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_model::Decoder;
 use distill_text::{Sequence, TokenizerFiles};
 use serde::Serialize;
@@ -134,7 +134,6 @@ impl<'a> Generator<'a> {
         prompts: &[&[u32]],
         mut choosers: Vec<Chooser>,
     ) -> Result<Option<Vec<Vec<u32>>>> {
-        let device = self.decoder.device();
         let length = prompts.first().map_or(0, |prompt| prompt.len());
         let room = self.decoder.config().max_position_embeddings;
         let steps = self
@@ -142,7 +141,7 @@ impl<'a> Generator<'a> {
             .max_new_tokens
             .min(room.saturating_sub(length));
         let mut cache = self.decoder.new_cache();
-        let mut ids = Tensor::from_vec(prompts.concat(), (prompts.len(), length), device)?;
+        let mut ids = Tensor::from_vec(prompts.concat(), (prompts.len(), length), &Device::Cpu)?;
         let mut written = vec![Vec::new(); prompts.len()];
         let mut done = vec![false; prompts.len()];
         for _ in 0..steps {
@@ -167,7 +166,7 @@ impl<'a> Generator<'a> {
             if done.iter().all(|done| *done) {
                 break;
             }
-            ids = Tensor::new(next, device)?.unsqueeze(1)?;
+            ids = Tensor::new(next, &Device::Cpu)?.unsqueeze(1)?;
         }
         Ok(Some(written))
     }

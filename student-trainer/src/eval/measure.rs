@@ -1,6 +1,6 @@
 //! Provides the measuring of held-out sequences: cross-entropy, KL to the teacher, and how often both agree.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_model::Decoder;
 use distill_proto::Rows;
 use distill_text::Sequence;
@@ -85,7 +85,7 @@ impl Measure<'_> {
             .collect();
         let labels: Vec<u32> = targets.iter().map(|&t| sequence.token_ids[t]).collect();
         let device = self.decoder.device();
-        let ids = Tensor::new(sequence.token_ids.as_slice(), device)?.unsqueeze(0)?;
+        let ids = Tensor::new(sequence.token_ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
         let outputs: Vec<u32> = targets.iter().map(|&t| t as u32 - 1).collect();
         let outputs = Tensor::new(outputs, device)?;
         let hidden = self

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_model::Decoder;
+use distill_model::{Decoder, hand_back};
 use distill_text::{Sequence, Skipped, Windowing, read_corpus};
 
 use crate::{
@@ -102,7 +102,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         shutdown,
     );
     if let Some(lease) = &mut lease {
-        place.device.synchronize()?;
+        hand_back(&place.device)?;
         lease.release();
     }
     let mut report = report?;

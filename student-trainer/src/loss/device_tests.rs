@@ -1,13 +1,13 @@
 //! The way that rows of logits take on a device that is not the CPU, run by the CPU and held against the CPU's own way.
 
 use candle_core::{Device, Tensor};
-use distill_kernels::HEAD;
+use distill_kernels::{Compute, HEAD};
 use distill_proto::Estimator;
 
 use super::device_rows::{Places, TensorRows, pass};
 use super::divergence::DivergenceForm;
 use super::estimator_tests::drawn;
-use super::head_kernels::{Compute, KernelRows};
+use super::head_kernels::KernelRows;
 use super::rows::{RowTerms, row_pass};
 use super::teacher::{Teacher, TeacherRow};
 use super::testing::{Case, Random, SQUARE, Sizes, emulate, relative, tensor, widened};

@@ -1,7 +1,7 @@
 //! Provides the device's share in a chunk of the fused head's rows on a card: two kernels, which read the logits twice.
 
-use candle_core::{DType, Device, Result as TensorResult, Tensor};
-use distill_kernels::{MakeCalls, device, head::HeadRows, head::TAIL_NUMBERS};
+use candle_core::{DType, Device, Tensor};
+use distill_kernels::{Compute, device, head::HeadRows, head::TAIL_NUMBERS};
 
 use super::device_rows::{ChunkRows, Places};
 use super::error::Result;
@@ -17,10 +17,6 @@ pub(crate) fn fits(z: &Tensor) -> bool {
     matches!(z.device(), Device::Cuda(_)) && z.dims2().is_ok_and(|z| sizes(z).fits())
 }
 
-/// Runs calls on inputs, for outputs of these types and lengths.
-pub(crate) type Compute =
-    fn(&[&Tensor], &[(DType, usize)], MakeCalls<'_>) -> TensorResult<Vec<Tensor>>;
-
 /// Logits on a card, with what was seen of them.
 pub(crate) struct KernelRows {
     z: Tensor,
@@ -31,9 +27,7 @@ pub(crate) struct KernelRows {
 
 impl KernelRows {
     pub(crate) fn on_card(z: Tensor, places: &Places) -> Result<Self> {
-        Self::new(z, places, |inputs, outputs, calls| {
-            device::compute(inputs, outputs, calls)
-        })
+        Self::new(z, places, device::COMPUTE)
     }
 
     pub(crate) fn new(z: Tensor, places: &Places, compute: Compute) -> Result<Self> {

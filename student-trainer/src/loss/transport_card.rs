@@ -10,13 +10,12 @@ than one block of a card does well, where the plan has a cost of its own, and wh
 */
 
 use candle_core::{DType, Tensor};
-use distill_kernels::device;
 use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
+use distill_kernels::{Compute, device};
 
 use super::config::{Cost, Objective, OtConfig, PlanCost};
 use super::cost::{PositionPrior, softmax, softmax_gradient};
 use super::error::{LossError, Result};
-use super::head_kernels::Compute;
 use super::targets::Alignment;
 use super::transport::{Block, Entries, Outcome, Transport, blocks, problem_weight, summed_up};
 
@@ -40,8 +39,7 @@ impl<'a> CardTransport<'a> {
         if !matrix.device().is_cuda() {
             return None;
         }
-        let compute: Compute = |inputs, outputs, calls| device::compute(inputs, outputs, calls);
-        Self::new(matrix.dims2().ok()?, config, compute)
+        Self::new(matrix.dims2().ok()?, config, device::COMPUTE)
     }
 
     pub(crate) fn new(
@@ -60,6 +58,7 @@ impl<'a> CardTransport<'a> {
             epsilon: config.epsilon() as f32,
             tolerance: config.tolerance as f32,
             passes_max: config.max_iterations,
+            passes_a_launch: problems.passes_a_launch(),
         };
         let taken = problems.fits()
             && problems.n * problems.m <= CARD_ENTRIES_MAX
@@ -149,7 +148,7 @@ impl<'a> CardTransport<'a> {
                     found: out[1],
                     work: out[2],
                 };
-                Ok(vec![problems.solve(buffers, &self.how)?])
+                problems.solve(buffers, &self.how)
             },
         )?;
         let found = problems.found(&made[1].to_vec1()?)?;
@@ -168,12 +167,7 @@ impl<'a> CardTransport<'a> {
     fn sharp_gradient(&self, cost: &Tensor, plan: &Tensor) -> Result<(Tensor, Vec<f64>)> {
         let problems = self.problems;
         let made = (self.compute)(&[cost, plan], &problems.sharp_outputs(), &|x, out| {
-            let call = problems.sharp_gradient(
-                (x[0], x[1]),
-                (out[0], out[1], out[2]),
-                self.how.epsilon,
-            )?;
-            Ok(vec![call])
+            problems.sharp_gradient((x[0], x[1]), (out[0], out[1], out[2]), &self.how)
         })?;
         Ok((made[0].reshape(cost.shape())?, made[1].to_vec1()?))
     }

@@ -1,10 +1,9 @@
 //! Provides the tests of the transport kernel, run by the emulator, against the host's solver: plans, potentials, values, and where it ends.
 
 use candle_core::{DType, Device, Tensor};
-use distill_kernels::SINKHORN;
 use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
+use distill_kernels::{Compute, SINKHORN};
 
-use super::head_kernels::Compute;
 use super::sinkhorn::{Solution, SolverOptions, solve};
 use super::testing::{Random, emulate, matching, relative};
 
@@ -12,6 +11,7 @@ pub(super) const COMPUTE: Compute =
     |inputs, outputs, calls| emulate(&SINKHORN, inputs, outputs, calls);
 
 /// One problem among others: costs `[n, m]` and masses.
+#[derive(Clone)]
 pub(super) struct Given {
     cost: Vec<f32>,
     a: Vec<f64>,
@@ -42,9 +42,7 @@ pub(super) fn by_kernel(given: &[Given], how: Solving) -> (Vec<Vec<f32>>, Vec<Fo
     let cost = Tensor::from_vec(cost, (given.len(), n, m), &Device::Cpu).unwrap();
     let masses = Tensor::from_vec(masses, (given.len(), n + m), &Device::Cpu).unwrap();
     let made = COMPUTE(&[&cost, &masses], &problems.outputs(), &|x, out| {
-        Ok(vec![
-            problems.solve(SolveBuffers::of_one_cost(x, out), &how)?,
-        ])
+        problems.solve(SolveBuffers::of_one_cost(x, out), &how)
     });
     let made = made.unwrap();
     assert_eq!(made[0].dtype(), DType::F32);
@@ -64,12 +62,13 @@ fn by_host(cost: &[f32], n: usize, m: usize, how: Solving) -> Solution {
     solve(cost, n, m, &options).unwrap()
 }
 
-/// At most 5000 passes.
+/// At most 5000 passes, in one launch.
 pub(super) fn how(epsilon: f32, tolerance: f32) -> Solving {
     Solving {
         epsilon,
         tolerance,
         passes_max: 5_000,
+        passes_a_launch: 5_000,
     }
 }
 
@@ -302,4 +301,91 @@ fn costs_that_are_not_finite_are_named_and_a_limit_is_kept() {
     };
     let (_, found) = by_kernel(&[Given::uniform(costs(n, m, 59)[1].clone(), n, m)], limited);
     assert!(found[0].passes <= 3 && found[0].error > 1e-9 && found[0].marginal_error > 1e-9);
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn many_short_launches_find_what_a_long_one_finds_to_the_bit() {
+    let (n, m) = (30, 26);
+    let kinds = || costs(n, m, 60).map(|cost| Given::uniform(cost, n, m));
+    let given = || {
+        let mut given = kinds().to_vec();
+        // One that ends before it begins, beside others that go on.
+        let mut bad = kinds()[0].clone();
+        bad.cost[5] = f32::NAN;
+        given.push(bad);
+        given
+    };
+    // To a tolerance in f32, in f64 after f32, in f64, and to the limit.
+    for (epsilon, tolerance, passes_max, short) in [
+        (0.1, 1e-6, 600, 7),
+        (0.05, 6e-7, 600, 64),
+        (0.1, 1e-9, 600, 20),
+        (0.02, 1e-9, 90, 1),
+    ] {
+        let long = Solving {
+            passes_max,
+            ..how(epsilon, tolerance)
+        };
+        let (plans, found) = by_kernel(&given(), long);
+        assert_eq!(found[3].ending, Ending::CostNotFinite(0));
+        let launches = Solving {
+            passes_a_launch: short,
+            ..long
+        };
+        let (own_plans, own_found) = by_kernel(&given(), launches);
+        for (plan, own) in plans.iter().zip(&own_plans) {
+            assert_eq!(bits(plan), bits(own), "{short} passes a launch: {found:?}");
+        }
+        assert_eq!(found[..3], own_found[..3]);
+        assert_eq!(found[3].ending, own_found[3].ending);
+    }
+}
+
+#[test]
+fn a_sharp_gradient_of_many_launches_is_that_of_one() {
+    let (n, m) = (24, 31);
+    let problems = Problems { count: 2, n, m };
+    let [flat, matching, _] = costs(n, m, 61);
+    let long = how(0.05, 1e-9);
+    let given = [&flat, &matching].map(|cost| Given::uniform(cost.clone(), n, m));
+    let (plans, _) = by_kernel(&given, long);
+    let shape = (2, n, m);
+    let cost = Tensor::from_vec([flat, matching].concat(), shape, &Device::Cpu).unwrap();
+    let plan = Tensor::from_vec(plans.concat(), shape, &Device::Cpu).unwrap();
+    let gradient = |passes_a_launch| {
+        let how = Solving {
+            passes_a_launch,
+            ..long
+        };
+        let made = COMPUTE(&[&cost, &plan], &problems.sharp_outputs(), &|x, out| {
+            problems.sharp_gradient((x[0], x[1]), (out[0], out[1], out[2]), &how)
+        });
+        let made = made.unwrap();
+        assert_eq!(made[1].to_vec1::<f64>().unwrap(), [1.0, 1.0]);
+        bits(&made[0].to_vec1().unwrap())
+    };
+    let whole = gradient(1_000);
+    for steps in [3, 20] {
+        assert_eq!(gradient(steps), whole, "{steps} steps a launch");
+    }
+}
+
+#[test]
+fn no_launch_takes_thousands_of_passes() {
+    for (count, n, m) in [
+        (1, 1, 1),
+        (1, 1024, 1024),
+        (500, 128, 128),
+        (64, 1024, 1024),
+    ] {
+        let passes = Problems { count, n, m }.passes_a_launch();
+        assert!(
+            (32..=512).contains(&passes),
+            "{count} of {n} x {m}: {passes}"
+        );
+    }
 }

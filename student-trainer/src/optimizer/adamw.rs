@@ -1,11 +1,11 @@
-//! Provides the arithmetic of AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization"): one step, fused over
-//! slices, and as tensor operations for devices without slices.
+//! Provides the arithmetic of AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization"): one step over slices. A card
+//! computes the same by [`Step::numbers`].
 
-use candle_core::{Tensor, Var};
+use distill_kernels::update::AdamW;
 use rayon::prelude::*;
 
 use super::blockwise::{BLOCK, Blockwise};
-use crate::{Result, loss::simd::vectorized};
+use crate::loss::simd::vectorized;
 
 /// What AdamW can be told.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,21 +57,19 @@ impl Step {
         }
     }
 
-    /// The obvious form, a dozen passes over memory; works on every device.
-    pub fn tensors(
-        &self,
-        parameter: &Var,
-        gradient: &Tensor,
-        first: &mut Tensor,
-        second: &mut Tensor,
-    ) -> Result<()> {
-        let gradient = (gradient * self.scale)?;
-        *first = ((&*first * self.beta1)? + (&gradient * (1.0 - self.beta1))?)?;
-        *second = ((&*second * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
-        let root = ((second.sqrt()? / self.correction)? + self.eps)?;
-        let change = ((&*first / root)? * self.rate)?;
-        let kept = (parameter.as_tensor() * self.kept)?;
-        Ok(parameter.set(&(kept - change)?)?)
+    /// As f32, in which it is computed.
+    pub fn numbers(&self) -> AdamW {
+        AdamW {
+            scale: self.scale as f32,
+            beta1: self.beta1 as f32,
+            new1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            new2: (1.0 - self.beta2) as f32,
+            correction: (1.0 / self.correction) as f32,
+            eps: self.eps as f32,
+            rate: self.rate as f32,
+            kept: self.kept as f32,
+        }
     }
 
     /// One pass over memory; all slices are equally long. The bits do not depend on the number of threads.
@@ -123,10 +121,17 @@ vectorized! {
         first: &'a mut [f32],
         second: &'a mut [f32],
     ) -> () {
-        let (beta1, new1) = (step.beta1 as f32, (1.0 - step.beta1) as f32);
-        let (beta2, new2) = (step.beta2 as f32, (1.0 - step.beta2) as f32);
-        let (correction, eps) = ((1.0 / step.correction) as f32, step.eps as f32);
-        let (scale, rate, kept) = (step.scale as f32, step.rate as f32, step.kept as f32);
+        let AdamW {
+            scale,
+            beta1,
+            new1,
+            beta2,
+            new2,
+            correction,
+            eps,
+            rate,
+            kept,
+        } = step.numbers();
         let elements = parameter.iter_mut().zip(gradient).zip(first).zip(second);
         for (((p, g), m), v) in elements {
             let g = g * scale;

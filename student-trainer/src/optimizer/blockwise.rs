@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 /// Values of one block.
-pub(super) const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = distill_kernels::update::MOMENTS_A_SCALE;
 
 /// Decades below 1 that a map spans.
 const DECADES: u32 = 7;
@@ -63,9 +63,15 @@ impl DynamicMap {
         }
     }
 
+    /// The numbers that codes stand for, and the middles between neighbours with an infinity after them.
+    pub fn tables(&self) -> impl Iterator<Item = f32> {
+        let middles = self.middles.iter().copied().chain([f32::INFINITY]);
+        self.values.iter().copied().chain(middles)
+    }
+
     /// The code of a value in -1..=1.
     #[inline]
-    fn code(&self, value: f32) -> u8 {
+    pub fn code(&self, value: f32) -> u8 {
         let mut code = self.least[(value.to_bits() >> 16) as usize];
         while let Some(middle) = self.middles.get(usize::from(code))
             && *middle < value

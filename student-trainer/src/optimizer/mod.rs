@@ -2,6 +2,7 @@
 
 mod adamw;
 mod blockwise;
+mod card;
 mod group;
 mod moments;
 #[expect(clippy::module_inception, reason = "the name says it best")]

@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
 use super::{
     adamw::Step,
     blockwise::{Blockwise, DynamicMap},
+    card::CardMoments,
 };
 use crate::{Error, Result};
 
@@ -14,41 +15,40 @@ use crate::{Error, Result};
 pub(super) enum Moments {
     /// f32 in this process's memory.
     Slices { first: Vec<f32>, second: Vec<f32> },
-    /// f32 on a device.
-    Tensors { first: Tensor, second: Tensor },
-    /// 8 bits in this process's memory, wherever the parameter is.
+    /// 8 bits in this process's memory.
     Codes { first: Blockwise, second: Blockwise },
+    /// Beside the parameter, on a card.
+    Card(CardMoments),
 }
 
 /// What the tensors of a saved state are called, after the parameter's name.
-const FIRST: &str = "exp_avg";
-const SECOND: &str = "exp_avg_sq";
+pub(super) const FIRST: &str = "exp_avg";
+pub(super) const SECOND: &str = "exp_avg_sq";
 
 /// The tensors of a saved state, by name.
-type State = BTreeMap<String, Tensor>;
+pub(super) type State = BTreeMap<String, Tensor>;
 
 impl Moments {
     /// Moments of zero.
     pub fn new(parameter: &Var, in_8_bits: bool) -> Result<Self> {
         let count = parameter.elem_count();
+        if !parameter.device().is_cpu() {
+            return Ok(Self::Card(CardMoments::new(parameter, in_8_bits)?));
+        }
         if in_8_bits {
             return Ok(Self::Codes {
                 first: Blockwise::zeros(DynamicMap::signed(), count),
                 second: Blockwise::zeros(DynamicMap::unsigned(), count),
             });
         }
-        if parameter.device().is_cpu() && parameter.is_contiguous() {
-            let (first, second) = (vec![0.0; count], vec![0.0; count]);
-            return Ok(Self::Slices { first, second });
-        }
-        let (first, second) = (parameter.zeros_like()?, parameter.zeros_like()?);
-        Ok(Self::Tensors { first, second })
+        let (first, second) = (vec![0.0; count], vec![0.0; count]);
+        Ok(Self::Slices { first, second })
     }
 
     /// One update of `parameter` and of these moments.
     pub fn update(&mut self, parameter: &Var, gradient: &Tensor, step: &Step) -> Result<()> {
         match self {
-            Self::Tensors { first, second } => step.tensors(parameter, gradient, first, second),
+            Self::Card(moments) => moments.update(parameter, gradient, step),
             Self::Slices { first, second } => {
                 in_place(parameter, gradient, |parameter, gradient| {
                     step.slices(parameter, gradient, first, second);
@@ -69,9 +69,15 @@ impl Moments {
             state.insert(format!("{name}.{moment}{suffix}"), tensor);
         };
         match self {
-            Self::Tensors { first, second } => {
-                insert(FIRST, "", first.clone());
-                insert(SECOND, "", second.clone());
+            Self::Card(moments) => {
+                for (moment, suffix, tensor) in moments.tensors() {
+                    let shape = if suffix.is_empty() {
+                        shape
+                    } else {
+                        tensor.shape()
+                    };
+                    insert(moment, suffix, tensor.reshape(shape)?);
+                }
             }
             Self::Slices { first, second } => {
                 insert(FIRST, "", Tensor::from_slice(first, shape, cpu)?);
@@ -95,11 +101,6 @@ impl Moments {
         };
         let slice =
             |moment: &str| Ok::<_, Error>(saved(moment, DType::F32)?.flatten_all()?.to_vec1()?);
-        let tensor = |moment: &str| {
-            let tensor = saved(moment, DType::F32)?;
-            // A copy: the update may change it in place, and the saved state is not ours.
-            Ok::<_, Error>(tensor.to_device(parameter.device())?.copy()?)
-        };
         let codes = |moment: &str, like: &Blockwise| {
             let absmax = format!("{name}.{moment}{ABSMAX}");
             let absmax = self::saved(state, &absmax, DType::F32, &[like.absmax.len()])?;
@@ -114,10 +115,16 @@ impl Moments {
                 first: slice(FIRST)?,
                 second: slice(SECOND)?,
             },
-            Self::Tensors { .. } => Self::Tensors {
-                first: tensor(FIRST)?,
-                second: tensor(SECOND)?,
-            },
+            Self::Card(like) => Self::Card(like.map(|moment, suffix, tensor| {
+                let dims = if suffix.is_empty() {
+                    parameter.dims()
+                } else {
+                    tensor.dims()
+                };
+                let key = format!("{name}.{moment}{suffix}");
+                let saved = self::saved(state, &key, tensor.dtype(), dims)?;
+                Ok(saved.flatten_all()?.to_device(parameter.device())?)
+            })?),
             Self::Codes { first, second } => Self::Codes {
                 first: codes(FIRST, first)?,
                 second: codes(SECOND, second)?,
@@ -129,9 +136,7 @@ impl Moments {
     pub fn bytes(&self) -> u64 {
         let bytes = match self {
             Self::Slices { first, second } => size_of_val(&first[..]) + size_of_val(&second[..]),
-            Self::Tensors { first, second } => {
-                (first.elem_count() + second.elem_count()) * size_of::<f32>()
-            }
+            Self::Card(moments) => moments.bytes(),
             Self::Codes { first, second } => first.bytes() + second.bytes(),
         };
         bytes as u64
@@ -139,7 +144,7 @@ impl Moments {
 }
 
 /// After the name of codes, for the largest magnitude of every block.
-const ABSMAX: &str = ".absmax";
+pub(super) const ABSMAX: &str = ".absmax";
 
 /// The tensor `key` of a saved state.
 pub(super) fn entry<'a>(state: &'a State, key: &str) -> Result<&'a Tensor> {
@@ -164,20 +169,20 @@ fn saved<'a>(state: &'a State, key: &str, dtype: DType, dims: &[usize]) -> Resul
     )))
 }
 
-/// Changes a parameter as slices: in place where it is in this process's memory, there and back where it is on a device.
+/// Changes a parameter as slices, in place where it is one; what has gaps is copied there and back.
 fn in_place(
     parameter: &Var,
     gradient: &Tensor,
     change: impl FnMut(&mut [f32], &[f32]),
 ) -> Result<()> {
     let change = InPlace(RefCell::new(change));
-    if parameter.device().is_cpu() && parameter.is_contiguous() {
-        return Ok(parameter.inplace_op2(&gradient.contiguous()?, &change)?);
+    let gradient = gradient.contiguous()?;
+    if parameter.is_contiguous() {
+        return Ok(parameter.inplace_op2(&gradient, &change)?);
     }
-    let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.contiguous()?.copy();
-    let (on_host, gradient) = (host(parameter)?, host(gradient)?);
-    on_host.inplace_op2(&gradient, &change)?;
-    Ok(parameter.set(&on_host.to_device(parameter.device())?)?)
+    let whole = parameter.contiguous()?;
+    whole.inplace_op2(&gradient, &change)?;
+    Ok(parameter.set(&whole)?)
 }
 
 /// candle lends a tensor's memory only to such operations.

@@ -15,14 +15,13 @@ use crate::{
     Result,
     config::{Quantize, TrainConfig},
     loss::LossConfig,
-    optimizer::OptimizerKind,
     run::{AdapterConfig, refuse_unused, warn_of_unused},
 };
 
 const F32: u64 = 4;
-/// f32 copies of the largest trained matrix while it is updated on a device, by tensor operations; and, on the CPU, what
-/// its norm in f64 takes.
-const UPDATE_COPIES: u64 = 5;
+/// f32 copies of the largest trained matrix while it is updated on a device: itself and its moments, as they become; and, on
+/// the CPU, what its norm in f64 takes.
+const UPDATE_COPIES: u64 = 3;
 const NORM_COPIES: u64 = 4;
 /// f32 copies of a trained head's gradient while a sequence's is added to it.
 const HEAD_GRADIENT_COPIES: u64 = 3;
@@ -156,8 +155,6 @@ impl Trainer<'_> {
             ),
         };
         let moments = moments + train.optimizer.state_bytes(projection);
-        // Moments in 8 bits are in this process's memory, wherever the parameters are.
-        let in_host_memory = on_card && train.optimizer == OptimizerKind::AdamW8bit;
         let largest = counts.largest_trained(full).max(projection);
         // From the second pass of a step on, the gradients of the first are there.
         let gradients = match train.grad_accumulation {
@@ -166,11 +163,7 @@ impl Trainer<'_> {
         };
         let mut parts = vec![
             Part::during("gradients, f32", F32 * (elements + projection), gradients),
-            Part::during(
-                "AdamW's moments",
-                if in_host_memory { 0 } else { moments },
-                LOADED,
-            ),
+            Part::during("AdamW's moments", moments, LOADED),
         ];
         if !full {
             parts.insert(0, Part::always("adapters, f32", F32 * elements));

@@ -200,7 +200,8 @@ fn train(
         let batch = batches.next_batch();
         let mut gradients = Gradients::new();
         ce = objective.forward_backward(&batch, &mut gradients)?;
-        let grad_norm = gradients.global_norm()?;
+        let squares = gradients.squares()?;
+        let grad_norm = squares.norm();
         if !(ce.is_finite() && grad_norm.is_finite()) {
             return Err(Error::Diverged {
                 step: step + 1,
@@ -209,7 +210,7 @@ fn train(
             });
         }
         if step == 0 {
-            let check = gradients.check(&parameters)?;
+            let check = gradients.check(&parameters, &squares)?;
             if let Some(names) = check.missing.first() {
                 return Err(Error::Gradient {
                     step: 1,

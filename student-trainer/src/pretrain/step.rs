@@ -38,7 +38,7 @@ impl<'a> Objective<'a> {
     pub fn forward_backward(&self, batch: &[&Sequence], gradients: &mut Gradients) -> Result<f64> {
         let device = self.decoder.device();
         let sequences = batch.iter().map(|sequence| sequence.token_ids.as_slice());
-        let ids = padded_ids(sequences, device)?;
+        let ids = padded_ids(sequences)?;
         let length = ids.dim(1)?;
         let (mut outputs, mut labels) = (Vec::new(), Vec::new());
         for (row, sequence) in batch.iter().enumerate() {

@@ -136,7 +136,13 @@ fn gradients_match_central_differences() {
         let mut gradients = Gradients::new();
         objective.forward_backward(&batch, &mut gradients).unwrap();
         let parameters = decoder.parameters();
-        assert!(gradients.check(&parameters).unwrap().missing.is_empty());
+        assert!(
+            gradients
+                .check(&parameters, &gradients.squares().unwrap())
+                .unwrap()
+                .missing
+                .is_empty()
+        );
         let value = || {
             let mut unused = Gradients::new();
             objective.forward_backward(&batch, &mut unused).unwrap()

@@ -12,7 +12,7 @@ Between two stays the run is what a checkpoint would hold, so it goes on as bitw
 use std::time::Instant;
 
 use candle_core::{Tensor, Var};
-use distill_model::LoraConfig;
+use distill_model::{LoraConfig, hand_back};
 
 use super::{
     StepLoss, Summary, adapter_config,
@@ -127,7 +127,7 @@ pub(super) fn stays(
         );
         if let Some(lease) = &mut lease {
             // Whatever came of it, nothing of this run is on the device any more.
-            setting.place.device.synchronize()?;
+            hand_back(&setting.place.device)?;
             let asked = lease.give_back_since();
             lease.release();
             handover = Some(Leaving {

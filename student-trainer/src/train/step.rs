@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_model::{Checkpointing, Decoder, Gradients, Tape};
 
 use super::{example::Example, passes::Passes};
@@ -162,9 +162,8 @@ impl Objective<'_> {
     /// The forward pass over some sequences, packed or padded to the longest, and the row of the first token of each.
     fn tape(&self, batch: &[Example]) -> Result<(Tape<'_>, Vec<usize>)> {
         let sequences = batch.iter().map(|one| one.token_ids.as_slice());
-        let device = self.decoder.device();
         if matches!(self.passes, Passes::Padded { .. }) {
-            let ids = padded_ids(sequences, device)?;
+            let ids = padded_ids(sequences)?;
             let (count, length) = ids.dims2()?;
             let tape = self.decoder.tape(&ids, self.checkpointing)?;
             return Ok((tape, (0..count).map(|row| row * length).collect()));
@@ -178,7 +177,7 @@ impl Objective<'_> {
         let starts = starts.collect();
         let ids: Vec<u32> = sequences.flatten().copied().collect();
         let count = ids.len();
-        let ids = Tensor::from_vec(ids, (1, count), device)?;
+        let ids = Tensor::from_vec(ids, (1, count), &Device::Cpu)?;
         let tape = self
             .decoder
             .packed_tape(&ids, &lengths, self.checkpointing)?;

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use candle_core::Tensor;
-use distill_model::Gradients;
+use distill_model::{Gradients, Squares};
 
 use super::{
     evaluation::{self, Evaluation},
     example::Example,
-    guard::{self, GradientWatch},
+    guard::GradientWatch,
     keeper::Keeper,
     loss_scale::{LossScaler, Verdict},
     source::{FrameSource, Next},
@@ -130,14 +130,15 @@ impl Trainer<'_> {
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
         *self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
-        if self.is_overflow(&gradients)? {
+        let squares = gradients.squares()?;
+        if self.is_overflow(&squares) {
             return Ok(None);
         }
-        self.check_finite(batch, &gradients)?;
+        self.check_finite(batch, &squares)?;
         self.dump_first(&gradients)?;
         self.watch
-            .check(step + 1, &self.tuned.parameters, &gradients)?;
-        let applied = self.updates.apply(step, &mut gradients)?;
+            .check(step + 1, &self.tuned.parameters, &gradients, &squares)?;
+        let applied = self.updates.apply(step, &gradients, squares)?;
 
         let seconds = start.elapsed().as_secs_f64();
         let handover = self.handover.take();
@@ -219,12 +220,12 @@ impl Trainer<'_> {
     }
 
     /// Whether the gradients overflowed because of the loss's scale, which is lower from now on.
-    fn is_overflow(&mut self, gradients: &Gradients) -> Result<bool> {
+    fn is_overflow(&mut self, squares: &Squares) -> bool {
         let scale = self.scaler.scale();
         if scale == 1.0 || self.loss.not_finite().is_some() {
-            return Ok(false);
+            return false;
         }
-        let verdict = self.scaler.settle(gradients.is_finite()?);
+        let verdict = self.scaler.settle(squares.is_finite());
         self.keeper.state.loss_scale = self.scaler.state();
         if verdict == Verdict::Skip {
             tracing::info!(
@@ -233,15 +234,15 @@ impl Trainer<'_> {
                 self.scaler.scale()
             );
         }
-        Ok(verdict == Verdict::Skip)
+        verdict == Verdict::Skip
     }
 
     /// Stops before the update when anything is NaN or infinite.
-    fn check_finite(&self, batch: &[Received], gradients: &Gradients) -> Result<()> {
+    fn check_finite(&self, batch: &[Received], squares: &Squares) -> Result<()> {
         if let Some(part) = self.loss.not_finite() {
             return Err(self.refuse(part.to_owned(), &[], batch)?);
         }
-        let names = guard::not_finite(gradients)?;
+        let names = squares.not_finite();
         match names.first() {
             None => Ok(()),
             Some(first) => {

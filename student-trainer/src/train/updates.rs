@@ -2,7 +2,7 @@
 //! projection of hidden states.
 
 use candle_core::Var;
-use distill_model::Gradients;
+use distill_model::{Gradients, Squares};
 
 use crate::{
     Result,
@@ -49,13 +49,18 @@ impl Updates {
         self.optimizer.steps()
     }
 
-    /// Uses the gradients of step `step`, from 0.
-    pub fn apply(&mut self, step: usize, gradients: &mut Gradients) -> Result<Applied> {
+    /// Uses the gradients of step `step`, from 0, with their sums of squares.
+    pub fn apply(
+        &mut self,
+        step: usize,
+        gradients: &Gradients,
+        mut squares: Squares,
+    ) -> Result<Applied> {
         if let Some(projection) = &mut self.projection {
-            projection.update(step, gradients)?;
+            projection.update(step, gradients, &mut squares)?;
         }
         let learning_rate = self.schedule.learning_rate(step);
-        let grad_norm = gradients.global_norm()?;
+        let grad_norm = squares.norm();
         let clip = clip_factor(grad_norm, self.settings.max_grad_norm);
         self.optimizer
             .update(learning_rate, clip, |name| gradients.get(name))?;
@@ -116,15 +121,15 @@ impl ProjectionUpdates {
         }))
     }
 
-    /// Takes the projection's gradient out of `gradients` and uses it; there is none while its weight is 0.
-    fn update(&mut self, step: usize, gradients: &mut Gradients) -> Result<()> {
-        let Some(gradient) = gradients.remove(HiddenProjection::NAME) else {
+    /// Uses the projection's gradient, and takes it out of `squares`; there is none while its weight is 0.
+    fn update(&mut self, step: usize, gradients: &Gradients, squares: &mut Squares) -> Result<()> {
+        let name = HiddenProjection::NAME;
+        let (Some(gradient), Some(norm)) = (gradients.get(name), squares.remove_norm(name)) else {
             return Ok(());
         };
-        let norm = gradient.sqr()?.sum_all()?.to_scalar::<f32>()?;
-        let clip = clip_factor(f64::from(norm).sqrt(), self.updates.max_grad_norm);
+        let clip = clip_factor(norm, self.updates.max_grad_norm);
         let learning_rate = self.schedule.learning_rate(step);
         self.optimizer
-            .update(learning_rate, clip, |_| Some(&gradient))
+            .update(learning_rate, clip, |_| Some(gradient))
     }
 }

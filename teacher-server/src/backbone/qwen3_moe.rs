@@ -71,7 +71,10 @@ impl Backbone for Qwen3Moe {
     fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
         self.config.check_tokens(ids, 0)?;
         // A copy shares the weights, and takes its caches with it.
-        Ok(self.pristine.clone().forward(ids, 0)?)
+        Ok(self
+            .pristine
+            .clone()
+            .forward(&ids.to_device(&self.device)?, 0)?)
     }
 }
 

@@ -67,9 +67,8 @@ impl Teacher {
             // The output at t-1 is about the token at t.
             rows.extend(targets(tokens).map(|t| first + t as u32 - 1));
         }
-        let device = self.backbone.device();
-        let ids = Tensor::from_vec(ids, (batch.len(), longest), device)?;
-        let rows = Tensor::new(rows, device)?;
+        let ids = Tensor::from_vec(ids, (batch.len(), longest), &Device::Cpu)?;
+        let rows = Tensor::new(rows, self.backbone.device())?;
         let of_targets = |hidden: Tensor| hidden.flatten_to(1)?.index_select(&rows, 0);
         if let StateSetting::Hidden { layer, .. } = self.capture.state {
             let (last, earlier) = self.backbone.hidden_states_and_layer(&ids, layer)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use distill_model::{ModelConfig, Weights, weight_bytes};
+use distill_model::{ModelConfig, Weights, hand_back, weight_bytes};
 
 use super::{Opened, load_options, load_teacher};
 use crate::{
@@ -105,6 +105,6 @@ impl Reload for Swapped {
     }
 
     fn settle(&self) -> Result<()> {
-        Ok(self.device.synchronize()?)
+        Ok(hand_back(&self.device)?)
     }
 }

@@ -29,7 +29,7 @@ pub trait Reload: Send {
     /// What the model says.
     fn load(&self) -> Result<Box<dyn Forward>>;
 
-    /// Waits until the device has taken back what the teacher had, after it was dropped.
+    /// Hands the device back what the teacher had, after it was dropped.
     ///
     /// # Errors
     /// What the device says.

@@ -11,7 +11,7 @@ f64, and a draw that falls within rounding of the border between two entries may
 */
 
 use candle_core::{DType, Device, Result, Tensor};
-use distill_kernels::{MakeCalls, device, select};
+use distill_kernels::{Compute, device, select};
 use distill_proto::{Estimator, limits::TEMPERATURES_MAX};
 
 use super::{Keep, NotFinite, RowKey, Selected, Statistics, Uniforms, select_rows};
@@ -24,24 +24,23 @@ const NOTHING: u32 = u32::MAX;
 /// As [`select_rows`], of logits on a card; a vocabulary that no block's memory holds goes through the host.
 ///
 /// # Shapes
-/// `logits` `[n, V]` in any float type.
+/// `logits` `[n, stride]` in any float type, of which the first `vocab` columns count.
 ///
 /// # Errors
 /// A tensor error; within, `NotFinite` naming the first row that holds NaN or an infinity, or logits beyond 1e18.
 pub fn select_on_device(
     logits: &Tensor,
+    vocab: usize,
     keep: &Keep,
     temperatures: &[f32],
     keys: &[RowKey],
 ) -> Result<std::result::Result<Selected, NotFinite>> {
-    let wanted = Wanted::new(logits, keep, temperatures, keys)?;
+    let wanted = Wanted::new((logits, vocab), keep, temperatures, keys)?;
     if wanted.sizes.fits() {
-        return wanted.select(logits, |inputs, outputs, calls| {
-            device::compute(inputs, outputs, calls)
-        });
+        return wanted.select(logits, device::COMPUTE);
     }
-    let vocab = wanted.sizes.vocab;
-    let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let logits = logits.narrow(1, 0, vocab)?.to_dtype(DType::F32)?;
+    let logits = logits.flatten_all()?.to_vec1()?;
     Ok(select_rows(&logits, vocab, keep, temperatures, keys))
 }
 
@@ -57,12 +56,12 @@ struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     fn new(
-        logits: &Tensor,
+        (logits, vocab): (&Tensor, usize),
         keep: &'a Keep,
         temperatures: &'a [f32],
         keys: &'a [RowKey],
     ) -> Result<Self> {
-        let (rows, vocab) = logits.dims2()?;
+        let (rows, stride) = logits.dims2()?;
         let draws = match keep.estimator {
             Estimator::TopK => 0,
             Estimator::Sampled | Estimator::HeadSampled if keys.len() < rows => 0,
@@ -77,6 +76,7 @@ impl<'a> Wanted<'a> {
             sizes: select::Selection {
                 rows,
                 vocab,
+                stride,
                 top_k: keep.head(),
                 temperatures: rates.len(),
                 plain: plain.filter(|_| draws > 0),
@@ -104,7 +104,7 @@ impl<'a> Wanted<'a> {
     fn select(
         &self,
         logits: &Tensor,
-        compute: impl FnOnce(&[&Tensor], &[(DType, usize)], MakeCalls<'_>) -> Result<Vec<Tensor>>,
+        compute: Compute,
     ) -> Result<std::result::Result<Selected, NotFinite>> {
         let sizes = self.sizes;
         let at = logits.device();

@@ -30,13 +30,20 @@ fn emulated(
     keep: &Keep,
     temperatures: &[f32],
 ) -> std::result::Result<Selected, NotFinite> {
-    let emulator = Emulator::of(&SELECT).unwrap();
+    emulated_in_rows((logits, logits.dims()[1]), keep, temperatures)
+}
+
+/// The same of the first columns of longer rows.
+fn emulated_in_rows(
+    (logits, vocab): (&Tensor, usize),
+    keep: &Keep,
+    temperatures: &[f32],
+) -> std::result::Result<Selected, NotFinite> {
     let keys = keys(logits.dims()[0]);
-    let wanted = Wanted::new(logits, keep, temperatures, &keys).unwrap();
+    let wanted = Wanted::new((logits, vocab), keep, temperatures, &keys).unwrap();
     assert!(wanted.sizes.fits());
-    let compute = |inputs: &[&Tensor], outputs: &[(DType, usize)], calls: MakeCalls<'_>| {
-        emulator.compute(inputs, outputs, calls)
-    };
+    let compute: Compute =
+        |inputs, outputs, calls| Emulator::of(&SELECT)?.compute(inputs, outputs, calls);
     wanted.select(logits, compute).unwrap()
 }
 
@@ -87,6 +94,31 @@ fn the_largest_entries_and_statistics_are_the_host_s() {
         for k in [1, 2, 64, 256, vocab] {
             if k <= vocab {
                 check(&random(2 * vocab, vocab as u64), vocab, &Keep::top_k(k));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_rows_hold_beyond_the_vocabulary_changes_nothing() {
+    // Three rows of an odd vocabulary, in rows of a multiple of 8 that end in what must not be looked at.
+    for (vocab, stride) in [(1_001, 1_008), (1_025, 1_032), (5, 8)] {
+        let rows: Vec<Vec<f32>> = (0..3).map(|row| random(vocab, row)).collect();
+        for beyond in [f32::NAN, f32::INFINITY, 1e30] {
+            let longer = rows.iter().map(|row| {
+                let mut row = row.clone();
+                row.resize(stride, beyond);
+                row
+            });
+            let longer = matrix(&longer.collect::<Vec<_>>().concat(), stride);
+            for keep in [Keep::top_k(5), keep(Estimator::HeadSampled, 2, 16)] {
+                let found = emulated_in_rows((&longer, vocab), &keep, &TEMPERATURES);
+                let expected = emulated(&matrix(&rows.concat(), vocab), &keep, &TEMPERATURES);
+                let (found, expected) = (found.unwrap(), expected.unwrap());
+                assert_eq!(found.ids, expected.ids, "{vocab} of {stride}");
+                assert_eq!(found.logits, expected.logits);
+                assert_eq!(found.counts, expected.counts);
+                assert_eq!(found.statistics, expected.statistics);
             }
         }
     }

@@ -10,7 +10,7 @@ use minijinja::{
     syntax::SyntaxConfig,
 };
 
-use super::{functions, json, methods, source, values};
+use super::{filters, functions, json, methods, source, values};
 use crate::limits::TEMPLATE_FUEL;
 
 /// Name of the only template of an engine.
@@ -85,7 +85,12 @@ fn environment() -> Result<Environment<'static>, String> {
     environment.add_filter("join", methods::join);
     environment.add_filter("format", methods::printf);
     environment.add_filter("center", methods::center);
+    environment.add_filter("indent", filters::indent);
+    environment.add_filter("truncate", filters::truncate);
+    environment.add_filter("wordcount", filters::wordcount);
+    environment.add_function("joiner", filters::joiner);
     environment.add_filter(source::TEXT, functions::text);
+    environment.add_filter(source::PERCENT, methods::percent);
     environment.add_filter(source::BOUND, values::bound);
     environment.add_filter(source::BOUND_FOR_NAMESPACE, values::bound_for_namespace);
     environment.add_global(source::ONE, 1);

@@ -8,6 +8,7 @@ use minijinja::{
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::{
+    filters::{lines, split_named},
     functions::charge,
     python::{self, Bounded, too_long},
 };
@@ -22,7 +23,9 @@ pub(super) fn method(
 ) -> Result<Jinja, Error> {
     let Some(text) = value.as_str() else {
         return match (value.kind(), name) {
-            (ValueKind::Map, "copy") => from_args(arguments).map(|()| value.clone()),
+            (ValueKind::Map | ValueKind::Seq, "copy") => {
+                from_args(arguments).map(|()| value.clone())
+            }
             (ValueKind::Seq | ValueKind::Iterable, "index") => index(value, arguments),
             _ => unknown_method_callback(state, value, name, arguments),
         };
@@ -45,7 +48,19 @@ pub(super) fn method(
             Jinja::from(text.strip_suffix(suffix).unwrap_or(text))
         }
         "partition" | "rpartition" => partition(text, name == "rpartition", arguments)?,
-        "rsplit" => rsplit(text, arguments)?,
+        "split" | "rsplit" => {
+            let (given, named) = split_named(arguments.to_vec())?;
+            let (separator, most): (Option<Jinja>, Option<Jinja>) = from_args(&given)?;
+            let separator = separator.or(named.get("sep")?).unwrap_or_default();
+            let most = most.or(named.get("maxsplit")?).unwrap_or_default();
+            named.assert_all_used()?;
+            let given = [separator, most];
+            if name == "split" {
+                return unknown_method_callback(state, value, name, &given);
+            }
+            rsplit(text, &given)?
+        }
+        "splitlines" if arguments.is_empty() => lines(text).map(Jinja::from).collect(),
         "index" | "rindex" => {
             let find = name.replace("index", "find");
             let at = unknown_method_callback(state, value, &find, arguments)?;
@@ -132,6 +147,25 @@ pub(super) fn printf(
     Ok(written)
 }
 
+/// `text % value`: a tuple holds the arguments, anything else is the only one.
+pub(super) fn percent(state: &State<'_, '_>, text: &str, value: &Jinja) -> Result<Jinja, Error> {
+    let arguments: Vec<Jinja> = match value.downcast_object_ref::<Tuple>() {
+        Some(_) => value.try_iter()?.collect(),
+        None => vec![value.clone()],
+    };
+    let written = formatted(FormatStyle::Printf, text, &arguments)?;
+    charge(state, written.as_str().map_or(0, str::len))?;
+    // Only a dictionary may have more than the text asks for.
+    let fewer = arguments.split_last().map(|(_, fewer)| fewer);
+    let fewer = fewer.filter(|_| value.kind() != ValueKind::Map);
+    if fewer.is_some_and(|fewer| formatted(FormatStyle::Printf, text, fewer).is_ok()) {
+        return Err(wrong(
+            "%: the text has no place for all that is written into it",
+        ));
+    }
+    Ok(written)
+}
+
 /// Writes arguments into a pattern whose widths and repetitions are bounded before anything is written.
 fn formatted(style: FormatStyle, pattern: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
     let (sign, lists) = match style {
@@ -141,7 +175,12 @@ fn formatted(style: FormatStyle, pattern: &str, arguments: &[Jinja]) -> Result<J
     let mut printed = Vec::new();
     let mut longest = 0;
     for argument in arguments {
-        let is_list = matches!(argument.kind(), ValueKind::Seq | ValueKind::Iterable);
+        let is_list = match argument.kind() {
+            ValueKind::Seq | ValueKind::Iterable => true,
+            // `%(name)s` takes from a dictionary.
+            ValueKind::Map => !pattern.contains("%("),
+            _ => false,
+        };
         let argument = if is_list && lists {
             Jinja::from(python::str(argument)?)
         } else {

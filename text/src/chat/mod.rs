@@ -2,6 +2,7 @@
 
 mod dialogue;
 mod engine;
+mod filters;
 mod functions;
 mod generation;
 mod json;

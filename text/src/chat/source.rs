@@ -3,6 +3,7 @@
 //! - `{% generation %}` becomes a call that marks what the block writes.
 //! - What a variable takes goes through the filter [`BOUND`], so that no loop makes a value without bounds.
 //! - The operands of `~` and what filters of texts get go through [`TEXT`], which prints as Python does.
+//! - `%` behind a text goes through the filter [`PERCENT`]; the engine's own is for numbers.
 //! - A factor [`ONE`] keeps the compiler from working out `'x' * 100000000`, which a rendering has to pay for.
 
 use std::ops::Range;
@@ -19,18 +20,19 @@ pub(super) const BOUND: &str = "__bound";
 pub(super) const BOUND_FOR_NAMESPACE: &str = "__bound_for_namespace";
 /// Filter that prints a value as Python does.
 pub(super) const TEXT: &str = "__text";
+/// Filter that writes values into a text with `%` in it.
+pub(super) const PERCENT: &str = "__percent";
 /// The number 1.
 pub(super) const ONE: &str = "__one";
 
 /// Filters of the engine that turn any value into a text first; they get one, printed as Python does and bounded.
-const OF_TEXT: [&str; 11] = [
+const OF_TEXT: [&str; 10] = [
     "upper",
     "lower",
     "title",
     "capitalize",
     "trim",
     "replace",
-    "indent",
     "split",
     "lines",
     "escape",
@@ -186,6 +188,53 @@ impl<'a> Reader<'a> {
         operands
     }
 
+    /// Every `%` behind a text in quotes, or behind such a `%`, with what is written into the text.
+    fn percents(&self) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut found = Vec::new();
+        let tokens = self.tokens();
+        let mut chained = None;
+        for (index, percent) in tokens.iter().enumerate() {
+            let follows_text = chained == Some(index) || self.begins_with_text(index);
+            if self.text(percent) != "%" || percent.kind != Kind::Operator || !follows_text {
+                continue;
+            }
+            let is_end = |&at: &usize| self.ends_factor(at, percent.depth);
+            let end = (index + 2..tokens.len())
+                .find(is_end)
+                .unwrap_or(tokens.len());
+            let (first, last) = (tokens.get(index + 1), tokens.get(end.saturating_sub(1)));
+            if let (Some(first), Some(last)) = (first, last) {
+                let value = first.bytes.start..last.bytes.end;
+                found.push((percent.bytes.clone(), value));
+            }
+            chained = Some(end);
+        }
+        found
+    }
+
+    /// Whether a text in quotes and nothing else is the operand before the token at `index`.
+    fn begins_with_text(&self, index: usize) -> bool {
+        let before = |steps: usize| self.tokens().get(index.checked_sub(steps)?);
+        let is_text = before(1).is_some_and(|token| token.kind == Kind::Text);
+        let begins_tag = index == 2 && self.tag.is_block;
+        let is_whole = before(2).is_none_or(|token| {
+            !self.ends_operand(token) && !matches!(self.text(token), "*" | "/" | "//" | "%" | "**")
+        });
+        is_text && (is_whole || begins_tag)
+    }
+
+    /// Whether an operator of the strength of `%` or a weaker one is at `index`, or the end of the bracket around.
+    fn ends_factor(&self, index: usize, depth: usize) -> bool {
+        let Some(token) = self.tokens().get(index) else {
+            return true;
+        };
+        let before = index.checked_sub(1).and_then(|at| self.tokens().get(at));
+        let multiplies = matches!(self.text(token), "*" | "/" | "//" | "%");
+        let is_operator = token.kind == Kind::Operator && multiplies;
+        token.depth < depth
+            || token.depth == depth && (is_operator || self.separates_operands(index, before))
+    }
+
     fn separates_operands(&self, index: usize, before: Option<&Token>) -> bool {
         let Some(token) = self.tokens().get(index) else {
             return false;
@@ -240,6 +289,12 @@ impl Edits {
     fn operators(&mut self, tag: &Reader<'_>) {
         for operand in tag.operands_of_concatenation() {
             self.filter(operand, TEXT);
+        }
+        for (percent, value) in tag.percents() {
+            let length = i64::try_from(value.len()).unwrap_or(i64::MAX);
+            self.edits.push((percent, 0, format!("|{PERCENT}(")));
+            let end = value.end..value.end;
+            self.edits.push((end, length - i64::MAX, ")".to_owned()));
         }
         for pair in tag.tokens().windows(2) {
             let [before, token] = pair else { continue };

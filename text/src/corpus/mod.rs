@@ -226,6 +226,8 @@ pub fn stream_corpus(
 #[cfg(test)]
 mod piece_tests;
 #[cfg(test)]
+mod refused_tests;
+#[cfg(test)]
 mod rows_tests;
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,18 @@ __device__ inline float exponential(double x) {
 /* How the steps of a launch ended; FAILED where an overflow stands in the way. */
 enum Outcome { PAUSED, SOLVED, FAILED };
 
+/* Numbers read from a problem's state, and written to it, one after the other. */
+struct Restored {
+    Vector state;
+    int at;
+    template <class T> __device__ void operator()(T& number) { number = (T)state[at++]; }
+};
+struct Kept {
+    Vector state;
+    int at;
+    template <class T> __device__ void operator()(T number) { state[at++] = number; }
+};
+
 struct Solver {
     Matrix k;
     Buffer<float> cost;
@@ -58,8 +70,7 @@ struct Solver {
     }
 
     __device__ void resume(Vector state) {
-        int at = 1;
-        each_number([&](auto& number) { number = state[at++]; });
+        each_number(Restored{state, 1});
         if (!swapped) return;
         double error = now.error;
         swap();
@@ -67,8 +78,7 @@ struct Solver {
     }
 
     __device__ void pause(Vector state) {
-        int at = 1;
-        each_number([&](auto number) { state[at++] = number; });
+        each_number(Kept{state, 1});
     }
 
     __device__ void swap() {

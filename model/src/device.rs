@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Room, device_memory::has_no_room};
 
 /// Where to compute, as people write it: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +48,19 @@ fn cuda(ordinal: usize) -> Result<Device> {
     } else {
         "this build is for the CPU; build with --features cuda, or use --device cpu"
     };
-    on_one_stream(ordinal).map_err(|e| Error::InvalidOption {
-        option: "device",
-        message: format!("no CUDA device {ordinal} ({}); {remedy}", without_trace(&e)),
+    on_one_stream(ordinal).map_err(|e| {
+        if has_no_room(&e) {
+            return Error::OutOfMemory {
+                what: format!("a context on GPU {ordinal}"),
+                need_bytes: None,
+                room: Room::Unknown,
+                remedy: "end what else uses it (nvidia-smi lists it), or use --device cpu".into(),
+            };
+        }
+        Error::InvalidOption {
+            option: "device",
+            message: format!("no CUDA device {ordinal} ({}); {remedy}", without_trace(&e)),
+        }
     })
 }
 

@@ -187,10 +187,7 @@ pub fn check_weights_fit(
 /// An error of the tensor library as one of this crate: [`Error::OutOfMemory`] where the device had no room for `what`,
 /// [`Error::DeviceLost`] where it answers nothing any more.
 pub fn explained(error: candle_core::Error, device: &Device, what: &str, remedy: &str) -> Error {
-    // candle wraps what the driver and cuBLAS say in several layers, so their names are looked for.
-    let text = error.to_string();
-    let said = |names: &[&str]| names.iter().any(|name| text.contains(name));
-    if said(NO_ROOM) {
+    if has_no_room(&error) {
         tracing::debug!("{}", without_trace(&error));
         return Error::OutOfMemory {
             what: what.to_owned(),
@@ -200,7 +197,7 @@ pub fn explained(error: candle_core::Error, device: &Device, what: &str, remedy:
             remedy: remedy.to_owned(),
         };
     }
-    if said(LOST) {
+    if says(&error, LOST) {
         return Error::DeviceLost {
             device: backend(device).unwrap_or_else(|_| "the GPU".to_owned()),
             what: what.to_owned(),
@@ -208,6 +205,17 @@ pub fn explained(error: candle_core::Error, device: &Device, what: &str, remedy:
         };
     }
     Error::Candle(error)
+}
+
+/// Whether the device had no room.
+pub(crate) fn has_no_room(error: &candle_core::Error) -> bool {
+    says(error, NO_ROOM)
+}
+
+/// candle wraps what the driver and cuBLAS say in several layers, so their names are looked for.
+fn says(error: &candle_core::Error, names: &[&str]) -> bool {
+    let text = error.to_string();
+    names.iter().any(|name| text.contains(name))
 }
 
 /// What the driver and cuBLAS say when an allocation fails.

@@ -100,13 +100,13 @@ pub enum Error {
     },
     /// The device failed, and answers nothing more in this process.
     #[error(
-        "{device} was lost during {what} ({reason}): what was computed there is gone, and this process cannot use it again; \
-         see what the system's log says of it, then start again"
+        "{device} was lost while {what} computed ({reason}): what it held is gone, and this process cannot use it again; see what \
+         the system's log says of it, then start again"
     )]
     DeviceLost {
         /// Its name.
         device: String,
-        /// What was being done; what failed may be an earlier kernel.
+        /// Who computed.
         what: String,
         /// The driver's own words.
         reason: String,

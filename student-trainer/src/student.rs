@@ -218,13 +218,13 @@ impl Place {
         }
     }
 
-    /// An error of a pass, with what to do where the device had no room for it.
+    /// An error of work on the device, with what to do where it had no room for it.
     pub fn explained(&self, error: Error) -> Error {
         let remedy = "lower --batch-size, --pack-tokens or --chunk-rows, take --dtype bf16 or --checkpointing on; `student-trainer \
                       plan` says what each part takes";
         match error {
             Error::Tensor(error) | Error::Model(distill_model::Error::Candle(error)) => {
-                explained(error, &self.device, "a forward and backward pass", remedy).into()
+                explained(error, &self.device, "the student", remedy).into()
             }
             other => other,
         }

@@ -269,12 +269,12 @@ impl Error {
         Self::Request { field, reason }
     }
 
-    /// An error of a forward pass, with what to do where the device had no room for it.
+    /// An error of work on the device, with what to do where it had no room for it.
     pub(crate) fn explained(self, device: &Device) -> Self {
         let remedy = "lower --batch-size, --seq-len or --chunk-rows";
         match self {
             Self::Tensor(error) | Self::Model(distill_model::Error::Candle(error)) => {
-                distill_model::explained(error, device, "the teacher's forward pass", remedy).into()
+                distill_model::explained(error, device, "the teacher", remedy).into()
             }
             other => other,
         }

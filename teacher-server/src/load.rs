@@ -71,7 +71,9 @@ impl Engine {
         let device = config.device.open()?;
         let config = &config.on(&device);
         let mut opened = Opened::read(config, device, reporter, stopped)?;
-        let Beginning { plan, states, info } = opened.begin(config, reporter, stopped)?;
+        let Beginning { plan, states, info } = opened
+            .begin(config, reporter, stopped)
+            .map_err(|error| error.explained(&opened.device))?;
         let store = Spool::create(config.spool_dir.as_deref(), plan.count())?;
         let progress = Progress::new(plan.count(), plan.token_count());
         let plan = Arc::new(plan);
@@ -121,7 +123,7 @@ pub(crate) fn load_backbone(
         _ => format!("end what else holds memory there, or use {other}"),
     };
     check_weights_fit(model, weights, &options, budget_bytes, &remedy)?;
-    Ok(backbone::load(model, weights, &options)?)
+    backbone::load(model, weights, &options).map_err(|error| Error::from(error).explained(device))
 }
 
 /// What is known of a teacher and its corpus before any weight is in memory.

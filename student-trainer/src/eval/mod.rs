@@ -100,9 +100,12 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         scorer.as_ref(),
         &sequences,
         shutdown,
-    );
+    )
+    .map_err(|error| place.explained(error));
     if let Some(lease) = &mut lease {
-        hand_back(&place.device)?;
+        if report.is_ok() {
+            hand_back(&place.device)?;
+        }
         lease.release();
     }
     let mut report = report?;

@@ -82,7 +82,8 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         corpus.skipped.truncated,
         config.seq_len
     );
-    let (decoder, config_json) = start(config, &tokenizer, &place)?;
+    let explained = |error| place.explained(error);
+    let (decoder, config_json) = start(config, &tokenizer, &place).map_err(explained)?;
     let mut batches = Batches::new(corpus.sequences, config.batch_size, config.seed)?;
     // From here on there is a run: nothing was written before.
     run_directory.begin(config)?;
@@ -101,7 +102,8 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
         &mut batches,
         &run_directory,
         shutdown,
-    )?;
+    )
+    .map_err(explained)?;
     save_model(&model, &decoder.parameters(), config.save_dtype.for_files())?;
     report::write_or_warn(run_directory.path());
     if steps < total_steps {

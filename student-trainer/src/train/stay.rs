@@ -124,10 +124,13 @@ pub(super) fn stays(
             saved.or(from_disk),
             lease.as_ref(),
             handover,
-        );
+        )
+        .map_err(|error| setting.place.explained(error));
         if let Some(lease) = &mut lease {
-            // Whatever came of it, nothing of this run is on the device any more.
-            hand_back(&setting.place.device)?;
+            // Nothing of this run is on the device any more; after a failure the end of the process sees to that.
+            if outcome.is_ok() {
+                hand_back(&setting.place.device)?;
+            }
             let asked = lease.give_back_since();
             lease.release();
             handover = Some(Leaving {
@@ -231,8 +234,7 @@ fn stay(
         handover,
         tuned,
     };
-    let pause = trainer.train(setting.shutdown);
-    match pause.map_err(|error| place.explained(error))? {
+    match trainer.train(setting.shutdown)? {
         Pause::GiveBack => Ok(Left::Carrying(Carried::of(trainer.files()?)?)),
         Pause::Over => {
             let (tuned, keeper) = (&trainer.tuned, &*trainer.keeper);

@@ -24,7 +24,8 @@ import models
 from programs import Failed, Program, output, tail
 
 MIB = 1 << 20
-STEPS = 2
+# The first makes what is kept, the others are alike.
+STEPS = 3
 START_SECONDS = 900
 RUN_SECONDS = 1800
 ALLOWED = 0.03
@@ -111,6 +112,7 @@ class Case:
         self.card.mkdir(parents=True)
         self.corpus = self.directory / "corpus.txt"
         models.write_text(self.corpus, SEQUENCES * self.seq_len * 3)
+        self.traced = False
         os.environ |= {"CARD_DIR": str(self.card), "CARD_DRY": "1"}
 
     @property
@@ -121,6 +123,12 @@ class Case:
         model = ["--model", self.options.out / "teacher", "--corpus", self.corpus, "--seq-len", self.seq_len, "--device", "cuda"]
         return [self.options.bin / "teacher-server", command, *model, "--json", *flags]
 
+    def start(self, name, command):
+        """A program on the card; its calls go to NAME.trace where the case is traced."""
+        if self.traced:
+            os.environ["CARD_TRACE"] = str(self.directory / f"{name}.trace")
+        return Program(command, self.directory / f"{name}.log")
+
     def run(self):
         """Peaks of the card in MiB: of each process and of both."""
         port, run = self.directory / "port", self.directory / "run"
@@ -128,7 +136,7 @@ class Case:
         pids = {}
         if self.mode == "cached":
             cache = self.directory / "cache"
-            with Program(self.teacher("precompute", "--out", cache), self.directory / "precompute.log") as program:
+            with self.start("precompute", self.teacher("precompute", "--out", cache)) as program:
                 pids["teacher"] = program.pid
                 if program.wait(RUN_SECONDS) != 0:
                     raise Failed(f"precompute: {tail(program.log)}")
@@ -136,12 +144,12 @@ class Case:
         else:
             swap = ["--vram-mode", "swap", "--window", WINDOW] if self.mode == "swap" else []
             serve = self.teacher("serve", *bind, *swap)
-        with Program(serve, self.directory / "teacher.log") as teacher:
+        with self.start("teacher", serve) as teacher:
             teacher.wait_until(lambda: port.exists() and port.read_text().strip(), START_SECONDS, "listening")
             train = [self.options.bin / "student-trainer", "train", "--teacher", f"http://127.0.0.1:{port.read_text().strip()}", "--student", self.options.out / "student"]
             train += ["--out", run, "--device", "cuda", "--steps", STEPS, "--save-steps", 0] + (["--ot-weight", "0.5"] if self.transport else [])
             pids.setdefault("teacher", teacher.pid)
-            with Program(train, self.directory / "trainer.log") as trainer:
+            with self.start("trainer", train) as trainer:
                 pids["trainer"] = trainer.pid
                 if trainer.wait(RUN_SECONDS) != 0:
                     raise Failed(f"train: {tail(trainer.log)}\n{tail(teacher.log)}")
@@ -160,14 +168,18 @@ class Case:
         return {"peak": modes[self.mode], "peaks": processes}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def add_arguments(parser):
     parser.add_argument("--out", type=lambda text: pathlib.Path(text).resolve(), required=True)
     parser.add_argument("--bin", type=lambda text: pathlib.Path(text).resolve(), default=ROOT / "target/debug")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, for a rehearsal: what differs means nothing")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_arguments(parser)
     parser.add_argument("--lengths", default="512,1024,2048,4096")
     parser.add_argument("--modes", default="resident,swap,cached")
     parser.add_argument("--transport", default="off,on")
-    parser.add_argument("--tiny", action="store_true", help="tiny models, for a rehearsal: what differs means nothing")
     options = parser.parse_args()
     make_models(options.out, options.tiny)
     found, off = [], 0

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Provides what a student's step and a teacher's batch do on a card, counted: launches, products, copies, synchronisations and allocations by phase.
+
+    (environment and programs as for peaks.py)
+    python3 tests/card/counts.py --out DIR [--bin target/debug] [--lengths 512,2048]
+
+The reference pair runs in dry mode with a trace, which is cut at kernels that only one phase has. The first step and the first batch, which also make what is
+kept, are left out. Prints a table and writes DIR/counts.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+import peaks
+
+KINDS = {"launch": "launches", "gemm": "products", "host to device": "copies to the card", "device to host": "copies to the host", "device to device": "copies on it", "synchronize": "waits", "allocate": "allocations", "fill": "fills"}
+# A pass begins with a look-up of embeddings; the loss is between the first and the last of its kernels; a step ends with the update of the parameters.
+LOOK_UP = "is_u32_bf16"
+LOSS = ("head_parts", "head_gradient")
+UPDATE = ("squares", "sums_of_parts", "adamw", "adamw_8bit")
+SELECTION = ("select_rows", "draw_rows")
+
+
+def lines(path):
+    with open(path) as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def count(calls):
+    found = {name: 0 for name in KINDS.values()} | {"bytes to the card": 0, "bytes to the host": 0, "flop": 0, "bytes of products": 0}
+    for call in calls:
+        kind = call["kind"]
+        if kind in KINDS:
+            found[KINDS[kind]] += 1
+        if kind == "host to device":
+            found["bytes to the card"] += call["bytes"]
+        if kind == "device to host":
+            found["bytes to the host"] += call["bytes"]
+        if kind == "gemm":
+            found["flop"] += call["flop"]
+            found["bytes of products"] += call["bytes"]
+    return found
+
+
+def positions(calls, names):
+    return [at for at, call in enumerate(calls) if call["kind"] == "launch" and call["name"] in names]
+
+
+def steps(calls):
+    """A list of calls for each step: from the look-up that follows an update to the last of the next update."""
+    updates, looks = positions(calls, UPDATE), positions(calls, (LOOK_UP,))
+    ends = [at for at, after in zip(updates, updates[1:] + [len(calls)]) if any(at < look < after for look in looks) or after == len(calls)]
+    return [calls[start + 1 : end + 1] for start, end in zip(ends, ends[1:])]
+
+
+def phases_of_step(calls):
+    loss, updates = positions(calls, LOSS), positions(calls, UPDATE)
+    cuts = [0, loss[0], loss[-1] + 1, updates[0], len(calls)]
+    return {name: calls[start:end] for name, start, end in zip(("forward", "loss", "backward", "update"), cuts, cuts[1:])}
+
+
+def batches(calls):
+    looks = positions(calls, (LOOK_UP,))
+    return [calls[start:end] for start, end in zip(looks, looks[1:])]
+
+
+def phases_of_batch(calls):
+    first = positions(calls, SELECTION)[0]
+    # The head's product comes before the selection.
+    while first > 0 and calls[first]["kind"] != "gemm":
+        first -= 1
+    return {"layers": calls[:first], "head and selection": calls[first:]}
+
+
+def measure(options, tokens):
+    case = peaks.Case(options, "resident", tokens, False)
+    case.traced = True
+    case.run()
+    trainer, teacher = ([call for call in lines(case.directory / f"{name}.trace")] for name in ("trainer", "teacher"))
+    return {"student's step": phases_of_step(steps(trainer)[-1]), "teacher's batch": phases_of_batch(batches(teacher)[-1])}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    peaks.add_arguments(parser)
+    parser.add_argument("--lengths", default="512,2048")
+    options = parser.parse_args()
+    peaks.make_models(options.out, options.tiny)
+    found = []
+    print("| tokens | work | phase | launches | products | TFLOP | copies to the card | to the host | on it | waits | allocations |")
+    print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    for tokens in map(int, options.lengths.split(",")):
+        for work, phases in measure(options, tokens).items():
+            counted = {name: count(calls) for name, calls in phases.items()}
+            counted["in all"] = {key: sum(phase[key] for phase in counted.values()) for key in next(iter(counted.values()))}
+            found.append({"tokens": tokens, "work": work, "phases": counted})
+            for name, c in counted.items():
+                to_card, to_host = (f"{c[f'copies to the {side}']} ({c[f'bytes to the {side}'] / 1e3:.0f} kB)" for side in ("card", "host"))
+                print(f"| {tokens} | {work} | {name} | {c['launches']} | {c['products']} | {c['flop'] / 1e12:.2f} | {to_card} | {to_host} | {c['copies on it']} | {c['waits']} | {c['allocations']} |", flush=True)
+    (options.out / "counts.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -110,4 +110,5 @@ if [[ ${2:-} == --test ]]; then
     "$cxx" -o "$out/bin/card-test" "${test_objects[@]}" "$(object gemm)" -L"$out/lib64" -lcuda -lcublas -lcurand -lpthread -Wl,-rpath,"$out/lib64"
     "$out/bin/nvcc" --ptx -O3 -o "$out/objects/test-kernels.ptx" "$here/driver/tests/kernels.cu"
     CARD_TEST_KERNELS=$out/objects/test-kernels.ptx "$out/bin/card-test"
+    "$here/compiler/test.sh" "$out"
 fi

@@ -7,7 +7,7 @@
  *  - kernels are extern "C" __global__ void, with names that the C library does not have; their parameters are Floats, Buffer<T>,
  *    i64, int or float, and nothing else;
  *  - blocks are one-dimensional, whole warps, and all threads of a block meet at the same barriers: none returns before one;
- *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; it holds NaN at first;
+ *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; what nobody wrote there is not read;
  *  - every element of an output is written; inputs are not;
  *  - sums are formed in a fixed order: no atomics on floats, so that a run can be repeated bit for bit;
  *  - arithmetic is in f32, and in f64 where little is computed and much depends on it; bf16 and f16 are what is loaded and stored.

@@ -6,7 +6,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <cstdlib>
 
 namespace card {
 /* Bytes of shared memory that the largest card grants a block. */
@@ -32,14 +32,21 @@ struct Cell {
     Stamp write, read;
 };
 
+/* Never freed: kernels may run while a program ends. */
 struct Shared {
     uintptr_t base = 0;
-    size_t len = 0;
-    std::vector<Cell> words, bytes;
+    size_t len = 0, room = 0;
+    Cell *words = nullptr, *bytes = nullptr;
 
     void resize(size_t new_len) {
         len = new_len;
-        if (words.size() < len / 4 + 1) words.resize(len / 4 + 1), bytes.resize(len + 4);
+        if (words && len <= room) return;
+        free(words);
+        free(bytes);
+        room = len;
+        words = (Cell*)calloc(room / 4 + 1, sizeof(Cell));
+        bytes = (Cell*)calloc(room + 4, sizeof(Cell));
+        if (!words || !bytes) abort();
     }
 };
 

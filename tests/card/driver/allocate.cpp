@@ -51,14 +51,16 @@ std::shared_ptr<Allocation> end_life(const char* call, CUdeviceptr at, CUresult*
 }  // namespace
 
 CARD_API CUresult cuMemAllocAsync(CUdeviceptr* at, size_t bytes, CUstream handle) {
-    ENTER("cuMemAllocAsync");
+    Locked locked(lock);
+    if (CUresult early = enter_by_stream("cuMemAllocAsync", handle)) return early;
     Stream* stream = find_stream(handle);
     if (!stream) return refuse("cuMemAllocAsync: the stream does not exist", CUDA_ERROR_INVALID_HANDLE);
     return allocate(stream_pool(), "cuMemAllocAsync", at, bytes, stream);
 }
 
 CARD_API CUresult cuMemFreeAsync(CUdeviceptr at, CUstream handle) {
-    ENTER("cuMemFreeAsync");
+    Locked locked(lock);
+    if (CUresult early = enter_by_stream("cuMemFreeAsync", handle)) return early;
     Stream* stream = find_stream(handle);
     if (!stream) return refuse("cuMemFreeAsync: the stream does not exist", CUDA_ERROR_INVALID_HANDLE);
     if (!at) return CUDA_SUCCESS;
@@ -84,8 +86,7 @@ CARD_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes) {
 }
 
 /* Waits for the device, as a driver does. */
-CARD_API CUresult cuMemFree_v2(CUdeviceptr at) {
-    ENTER("cuMemFree");
+static CUresult free_plain(CUdeviceptr at) {
     if (!at) return CUDA_SUCCESS;
     CUresult result = CUDA_SUCCESS;
     std::shared_ptr<Allocation> allocation = end_life("cuMemFree", at, &result);
@@ -96,6 +97,26 @@ CARD_API CUresult cuMemFree_v2(CUdeviceptr at) {
     allocation->pool->give(allocation->block, {0, 0});
     release_pools();
     return result;
+}
+
+CARD_API CUresult cuMemFree_v2(CUdeviceptr at) {
+    ENTER("cuMemFree");
+    return free_plain(at);
+}
+
+/* A library finds the context of its handle by itself. */
+CARD_API int card_library_take(uint64_t* at, size_t bytes) {
+    Locked locked(lock);
+    if (CUresult early = enter_without_context()) return early;
+    CUdeviceptr made = 0;
+    CUresult result = allocate(plain_pool(), "cuMemAlloc", &made, bytes, nullptr);
+    *at = made;
+    return result;
+}
+
+CARD_API void card_library_give(uint64_t at) {
+    Locked locked(lock);
+    if (enter_without_context() == CUDA_SUCCESS) free_plain(at);
 }
 
 CARD_API CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {

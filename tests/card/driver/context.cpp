@@ -28,6 +28,11 @@ CUresult enter(const char* call) {
     return CUDA_SUCCESS;
 }
 
+CUresult enter_by_stream(const char* call, CUstream stream) {
+    bool of_the_thread = !stream || stream == STREAM_LEGACY || stream == STREAM_PER_THREAD;
+    return of_the_thread ? enter(call) : enter_without_context();
+}
+
 /* As the last holder lets go: everything of the context ends. */
 static void end_context() {
     synchronize_all();

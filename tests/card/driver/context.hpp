@@ -7,6 +7,8 @@ namespace card {
 CUresult enter(const char* call);
 /* As that, for calls that need no current context. */
 CUresult enter_without_context();
+/* As that, for calls that need one for the default stream alone: another stream has its own. */
+CUresult enter_by_stream(const char* call, CUstream stream);
 bool initialized();
 CUcontext current_context();
 }  // namespace card

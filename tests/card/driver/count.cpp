@@ -145,8 +145,11 @@ bool tracing() { return !settings().trace.empty(); }
 void trace(const char* kind, const char* name, uint64_t bytes, unsigned stream, const char* more) {
     if (!tracing()) return;
     typedef unsigned long long Long;
-    traced += words("{\"pid\": %d, \"seconds\": %.6f, \"kind\": \"%s\", \"name\": \"%s\", \"bytes\": %llu, \"stream\": %u, \"live\": %llu%s}\n",
-                    getpid(), seconds(), kind, name, (Long)bytes, stream, (Long)counts.live_bytes, more);
+    /* Of the day, so that it can be laid beside a program's own log. */
+    double time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+    Long reserved = stream_pool().reserved + plain_pool().reserved + counts.context_bytes;
+    traced += words("{\"pid\": %d, \"time\": %.6f, \"kind\": \"%s\", \"name\": \"%s\", \"bytes\": %llu, \"stream\": %u, \"live\": %llu, \"reserved\": %llu%s}\n",
+                    getpid(), time, kind, name, (Long)bytes, stream, (Long)counts.live_bytes, reserved, more);
     if (traced.size() > 1 << 16) write_trace();
 }
 

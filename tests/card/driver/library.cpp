@@ -8,9 +8,6 @@
 
 using namespace card;
 
-CARD_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes);
-CARD_API CUresult cuMemFree_v2(CUdeviceptr at);
-
 namespace {
 uint64_t address(const CardUse& use) { return reinterpret_cast<uint64_t>(use.at); }
 size_t span(const CardUse& use) { return use.rows ? (use.rows - 1) * use.stride + use.bytes : 0; }
@@ -37,7 +34,8 @@ struct Data {
 
 extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle, const CardWork* work) {
     auto data = std::shared_ptr<Data>(new Data{work->data, work->drop});
-    ENTER(work->name);
+    Locked locked(lock);
+    if (CUresult early = enter_without_context()) return early;
     Stream* stream = find_stream(static_cast<CUstream>(handle));
     if (!stream) return refuse(words("%s: the stream does not exist", work->name), CUDA_ERROR_INVALID_HANDLE);
     if (device_is_lost()) {
@@ -86,12 +84,3 @@ extern "C" __attribute__((visibility("default"))) void card_refuse(const char* w
     Locked locked(lock);
     refuse(what, CUDA_ERROR_INVALID_VALUE);
 }
-
-extern "C" __attribute__((visibility("default"))) int card_library_take(uint64_t* at, size_t bytes) {
-    CUdeviceptr made = 0;
-    CUresult result = cuMemAlloc_v2(&made, bytes);
-    *at = made;
-    return result;
-}
-
-extern "C" __attribute__((visibility("default"))) void card_library_give(uint64_t at) { cuMemFree_v2(at); }

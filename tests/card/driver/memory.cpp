@@ -17,7 +17,7 @@ uint64_t card_begin, card_end;
 namespace card {
 /* Addresses, not memory: they are taken when they are touched. */
 static const uint64_t ARENA_BYTES = 1ull << 40, ARENA_AT = 0x300000000000ull;
-static const uint64_t GRANULE = 512, GAP = 512;
+static const uint64_t GRANULE = 512, GAP = 512, HUGE_PAGE = 2 << 20;
 /* Freed slots from this size on give their pages back once IDLE_BYTES of them wait. */
 static const uint64_t LARGE = 64 << 10, IDLE_BYTES = 1ull << 30;
 
@@ -61,15 +61,18 @@ void reserve_addresses() {
     card_end = begin + ARENA_BYTES;
 }
 
-static void protect(int protection) {
-    if (top > card_begin) mprotect(reinterpret_cast<void*>(card_begin), top - card_begin, protection);
+/* The end of what is opened: whole huge pages, for with small ones opening and closing takes longer than most kernels. */
+static uint64_t end_of_pages() { return (top + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE; }
+
+static void protect(uint64_t begin, int protection) {
+    if (end_of_pages() > begin) mprotect(reinterpret_cast<void*>(begin), end_of_pages() - begin, protection);
 }
 
 Opened::Opened() {
-    if (opened++ == 0 && !settings().dry) protect(PROT_READ | PROT_WRITE);
+    if (opened++ == 0 && !settings().dry) protect(card_begin, PROT_READ | PROT_WRITE);
 }
 Opened::~Opened() {
-    if (--opened == 0 && !settings().dry) protect(PROT_NONE);
+    if (--opened == 0 && !settings().dry) protect(card_begin, PROT_NONE);
 }
 
 /* Sizes in steps of an eighth, so that slots fit other allocations again. */
@@ -94,8 +97,9 @@ static uint64_t take_slot(uint64_t slot_bytes) {
     }
     uint64_t begin = top;
     if (begin + slot_bytes > card_end) refuse("the process used up all addresses of the software card");
+    uint64_t opened_to = end_of_pages();
     top += slot_bytes;
-    if (opened && !settings().dry) mprotect(reinterpret_cast<void*>(begin & ~4095ull), top - (begin & ~4095ull), PROT_READ | PROT_WRITE);
+    if (opened && !settings().dry) protect(opened_to, PROT_READ | PROT_WRITE);
     return begin;
 }
 

@@ -28,6 +28,13 @@ Function* find_function(CUfunction handle) {
     return functions.count(function) && function->module->loaded ? function : nullptr;
 }
 
+static int value_of(char digit) {
+    if (digit >= 'A' && digit <= 'Z') return digit - 'A';
+    if (digit >= 'a' && digit <= 'z') return digit - 'a' + 26;
+    if (digit >= '0' && digit <= '9') return digit - '0' + 52;
+    return digit == '+' ? 62 : digit == '/' ? 63 : -1;
+}
+
 static std::string decode_base64(const char* text) {
     std::string out;
     uint32_t bits = 0;
@@ -36,10 +43,9 @@ static std::string decode_base64(const char* text) {
         const char* end = strchrnul(line, '\n');
         bool comment = line[0] == '/' && line[1] == '/';
         for (const char* at = line; !comment && at < end; at++) {
-            const char* alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-            const char* found = strchr(alphabet, *at);
-            if (!found) continue;
-            bits = bits << 6 | static_cast<uint32_t>(found - alphabet);
+            int value = value_of(*at);
+            if (value < 0) continue;
+            bits = bits << 6 | static_cast<uint32_t>(value);
             if ((have += 6) < 8) continue;
             have -= 8;
             out += static_cast<char>(bits >> have);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "card.hpp"
 
@@ -47,6 +48,19 @@ LEGAL(a_synchronization_orders_two_streams) {
     EXPECT(all(read_floats(to, 4, two), 4));
     OK(cuMemFreeAsync(from, one));
     OK(cuCtxSynchronize());
+}
+
+LEGAL(a_stream_of_its_own_allocates_and_frees_on_a_thread_without_a_context) {
+    open_card();
+    CUstream stream = new_stream();
+    CUdeviceptr at = floats(4, 3, stream);
+    std::thread([=] {
+        CUdeviceptr other;
+        OK(cuMemAllocAsync(&other, 16, stream));
+        OK(cuMemFreeAsync(other, stream));
+        OK(cuMemFreeAsync(at, stream));
+    }).join();
+    OK(cuStreamSynchronize(stream));
 }
 
 LEGAL(two_streams_read_the_same) {

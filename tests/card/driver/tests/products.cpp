@@ -164,6 +164,12 @@ LEGAL(no_memory_for_cublas, {"CARD_FAIL_ALLOC", "1"}) {
     EXPECT(cublasCreate_v2(&none) == 3);
 }
 
+LEGAL(a_device_is_lost_at_a_product, {"CARD_LOST_AT", "1"}) {
+    open_card();
+    EXPECT(product(floats(16, 1, nullptr), floats(16, 1, nullptr), floats(16, 1, nullptr), 4, 4) == 13);
+    EXPECT(cuCtxSynchronize() == CUDA_ERROR_LAUNCH_FAILED);
+}
+
 LEGAL(random_numbers_are_spread_and_repeat) {
     open_card();
     void* generator;

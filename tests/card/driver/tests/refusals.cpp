@@ -129,6 +129,12 @@ REFUSED(a_thread_without_a_context, "no context is current on this thread") {
     }).join();
 }
 
+REFUSED(a_default_stream_on_a_thread_without_a_context, "cuMemFreeAsync: no context is current on this thread") {
+    open_card();
+    CUdeviceptr at = floats(4, 1, nullptr);
+    std::thread([at] { cuMemFreeAsync(at, nullptr); }).join();
+}
+
 REFUSED(a_context_that_was_released, "the context was released") {
     open_card();
     OK(cuDevicePrimaryCtxRelease_v2(0));

@@ -119,7 +119,11 @@ fn hides(error: &Error) -> bool {
         Error::Model(distill_model::Error::OutOfMemory { .. }) => false,
         _ => matches!(
             error,
-            Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
+            Error::Io { .. }
+                | Error::Write(_)
+                | Error::Internal(_)
+                | Error::Tensor(_)
+                | Error::Model(_)
         ),
     }
 }

@@ -33,23 +33,26 @@ const LINKS_MAX: usize = 40;
 const MODE: u32 = 0o644;
 
 /// A file that could not be written: the old one is as it was.
+///
+/// Errors of programs carry it as one of theirs. Its message has the reason, which is no `source`: what prints a whole
+/// chain would say it twice.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", path.display())]
+#[error("cannot {action} {}: {reason}", path.display())]
 pub struct WriteError {
     /// What was tried.
     pub action: &'static str,
     /// On which path.
     pub path: PathBuf,
     /// What the system said.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 impl WriteError {
     fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self {
+        move |reason| Self {
             action,
             path: path.to_owned(),
-            source,
+            reason,
         }
     }
 }

@@ -106,7 +106,7 @@ fn a_device_was_replaced_by_a_file() {
     }
     assert!(fs::metadata(&path).unwrap().file_type().is_char_device());
     let full = write(Path::new("/dev/full"), b"1234").unwrap_err();
-    assert_eq!(full.source.kind(), ErrorKind::StorageFull);
+    assert_eq!(full.reason.kind(), ErrorKind::StorageFull);
 }
 
 #[expect(unsafe_code, reason = "there is no safe interface")]

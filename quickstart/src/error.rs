@@ -18,6 +18,9 @@ pub enum Error {
         /// What the system said.
         reason: std::io::Error,
     },
+    /// A file that was to be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// More problems were asked for than there are distinct ones.
     #[error(
         "only {found} distinct problems of the split {split} were found where {wanted} were asked for; ask for fewer"
@@ -73,15 +76,6 @@ pub enum Error {
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
-
-impl From<WriteError> for Error {
-    fn from(error: WriteError) -> Self {
-        Self::Io {
-            path: error.path,
-            reason: error.source,
-        }
-    }
-}
 
 /// Adds the path to an error of the system.
 pub(crate) fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {

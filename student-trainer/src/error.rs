@@ -28,6 +28,9 @@ pub enum Error {
         /// What the system said.
         reason: std::io::Error,
     },
+    /// A file that was to be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A file is there but does not hold what it should.
     #[error("{}: {reason}", path.display())]
     File {
@@ -157,21 +160,6 @@ impl Error {
         Self::File {
             path: path.to_owned(),
             reason: reason.into(),
-        }
-    }
-}
-
-impl From<WriteError> for Error {
-    fn from(error: WriteError) -> Self {
-        let WriteError {
-            action,
-            path,
-            source,
-        } = error;
-        Self::Io {
-            action,
-            path,
-            reason: source,
         }
     }
 }

@@ -44,6 +44,9 @@ pub enum Error {
         /// The flag that names another place, where there is one.
         elsewhere: Option<&'static str>,
     },
+    /// A file that was to be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A model that is named, and is not here or cannot be fetched.
     #[error("--model: {0}")]
     Hub(distill_hub::Error),
@@ -283,25 +286,9 @@ impl Error {
     /// Whether asking again may help: a full disk can be emptied, NaN in a model stays.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::ShuttingDown | Self::Loading => true,
+            Self::Io { .. } | Self::Write(_) | Self::ShuttingDown | Self::Loading => true,
             Self::Production(inner) => inner.is_transient(),
             _ => false,
-        }
-    }
-}
-
-impl From<WriteError> for Error {
-    fn from(error: WriteError) -> Self {
-        let WriteError {
-            action,
-            path,
-            source,
-        } = error;
-        Self::Io {
-            action,
-            path,
-            reason: source,
-            elsewhere: None,
         }
     }
 }

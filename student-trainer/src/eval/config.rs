@@ -61,7 +61,7 @@ settings! {
         top_p: f64 = 1.0 => [ANSWERS, DRAWN],
         /// Seed of the sampling: the same seed gives the same answers.
         sample_seed: u64 = 42 => [ANSWERS, DRAWN],
-        /// JSON Lines file for the answers: prompt, reference, generated, correct.
+        /// JSON Lines file for the answers: prompt, reference, generated, correct; of a stopped run, `complete` false at its end.
         answers_out: Option<PathBuf> = None,
         /// JSON file for the transport plans of a few sequences; needs a teacher.
         plans_out: Option<PathBuf> = None,

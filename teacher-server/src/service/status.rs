@@ -122,7 +122,11 @@ fn hides(error: &Error) -> bool {
         ) => false,
         _ => matches!(
             error,
-            Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
+            Error::Io { .. }
+                | Error::Write(_)
+                | Error::Internal(_)
+                | Error::Tensor(_)
+                | Error::Model(_)
         ),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -14,13 +14,11 @@ use serde_json::Value;
 
 use crate::{
     every_command::{Place, Use},
-    harness::{send_signal, teacher, text, trainer},
+    harness::{ending, send_signal, teacher, text, trainer, wait_until},
     pipeline::metrics,
     terminal::Terminal,
 };
 
-/// Longest wait for something to happen; a debug build on busy cores is slow.
-const DEADLINE: Duration = Duration::from_secs(120);
 /// Steps that no run of these tests comes to the end of.
 const STEPS: &str = "1000000";
 /// Every signal that asks to stop, with the exit status of work that it cut short.
@@ -29,23 +27,6 @@ const SIGNALS: [(libc::c_int, i32); 3] = [
     (libc::SIGINT, 130),
     (libc::SIGTERM, 143),
 ];
-
-fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !ready() {
-        assert!(start.elapsed() < DEADLINE, "no sign of {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn ending(child: &mut Child) -> Result<ExitStatus> {
-    let mut status = None;
-    wait_until("the end", || {
-        status = child.try_wait().ok().flatten();
-        status.is_some()
-    });
-    status.context("it has ended")
-}
 
 /// A file on a full disk.
 fn full() -> Result<Stdio> {

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
+
 /// Longest wait for a process to become ready or to end; a debug build on two busy cores is slow.
 const DEADLINE: Duration = Duration::from_secs(240);
 
@@ -246,6 +248,25 @@ pub fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr]
         .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
         .concat()
+}
+
+/// Waits until something has happened.
+pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < DEADLINE, "no sign of {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for the end of a process.
+pub fn ending(child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let mut status = None;
+    wait_until("the end", || {
+        status = child.try_wait().ok().flatten();
+        status.is_some()
+    });
+    status.context("it has ended")
 }
 
 /// Sends `signal` to a process that this test started.

@@ -1,10 +1,16 @@
 //! Runs both real programs on what cannot work: they must say so, with what and why, before any harm is done.
 
+use std::{
+    fs::{self, File},
+    process::Command,
+};
+
 use anyhow::{Context, Result};
 use candle_core::Device;
+use distill_tests::fixtures;
 
 use crate::{
-    harness::{Listen, teacher_refuses, text, trainer_refuses},
+    harness::{Listen, ending, teacher, teacher_refuses, text, trainer, trainer_refuses},
     pipeline::{Setup, another_vocabulary, path_text},
 };
 
@@ -59,7 +65,7 @@ fn a_student_with_a_broken_weight_stops_before_the_update_and_leaves_a_dump() ->
 #[test]
 fn an_open_bind_without_token_and_tls_is_refused() -> Result<()> {
     let setup = Setup::new()?;
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
+    let output = Command::new(env!("CARGO_BIN_EXE_teacher-server-under-test"))
         .args([
             "serve",
             "--bind",
@@ -74,6 +80,60 @@ fn an_open_bind_without_token_and_tls_is_refused() -> Result<()> {
         !output.status.success() && said.contains("--token-file"),
         "{said}"
     );
+    Ok(())
+}
+
+/// Whoever opens a pipe without a writer waits for ever.
+#[test]
+fn a_pipe_in_place_of_a_certificate_a_key_or_another_file_is_refused_at_once() -> Result<()> {
+    let setup = Setup::new()?;
+    let place = setup.work.path();
+    let (pipe, lines) = (place.join("pipe"), place.join("pipe.jsonl"));
+    for path in [&pipe, &lines] {
+        assert!(Command::new("mkfifo").arg(path).status()?.success());
+    }
+    let (pipe, lines) = (path_text(&pipe), path_text(&lines));
+    let pem = fixtures::path("tls/server.pem");
+    let pem = path_text(&pem);
+    let (model, student) = (
+        path_text(setup.teacher.path()),
+        path_text(setup.student.path()),
+    );
+    let corpus = path_text(&setup.corpus);
+    let out = place.join("out");
+    let out = path_text(&out);
+    let serve = ["serve", "--bind", "127.0.0.1:0", "--model", model];
+    let served = |flags: &[&str]| {
+        let corpus = ["--corpus", corpus];
+        teacher(&[&serve[..], &corpus, flags].concat())
+    };
+    let train = |flags: &[&str]| {
+        let base = ["train", "--teacher", "https://127.0.0.1:1"];
+        trainer(&[&base[..], &["--student", student, "--out", out], flags].concat())
+    };
+    let eval = ["eval", "--student", student, "--data", lines];
+    for mut command in [
+        served(&["--tls-cert", pipe, "--tls-key", pem]),
+        served(&["--tls-cert", pem, "--tls-key", pipe]),
+        served(&["--token-file", pipe]),
+        served(&["--config", pipe]),
+        teacher(&[&serve[..], &["--corpus", lines]].concat()),
+        train(&["--ca-cert", pipe]),
+        train(&["--token-file", pipe]),
+        train(&["--config", pipe]),
+        trainer(&eval),
+    ] {
+        let log = place.join("log");
+        let writer = File::create(&log)?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let status = ending(&mut command.spawn()?)?;
+        let said = fs::read_to_string(&log)?;
+        assert!(!status.success(), "{command:?}: {said}");
+        assert!(
+            said.contains("named pipe") && said.contains(pipe),
+            "{command:?}: {said}"
+        );
+    }
     Ok(())
 }
 

@@ -48,6 +48,8 @@ bool preprocess(Scratch& scratch, const Request& request, bool for_device, std::
     append(words, {"-I" + toolkit() + "/include", "-include", "card/device.hpp", "-include", "card/registry.hpp", source, "-o", result});
     if (run_program(words, scratch.in("log"), log) != 0) return false;
     out = read_file(result);
+    /* The file's place is another one each time, and what is kept is found by this text. */
+    for (size_t at; (at = out.find(source)) != std::string::npos;) out.replace(at, source.size(), request.name);
     return true;
 }
 

@@ -1,5 +1,7 @@
 /* libnvrtc: the compiler as a library. */
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <exception>
 #include <new>
 
@@ -89,7 +91,23 @@ NVRTC_API const char* nvrtcGetErrorString(Result result) {
 
 NVRTC_API Result nvrtcVersion(int* major, int* minor) {
     if (!major || !minor) return INVALID_INPUT;
-    *major = 13, *minor = 0;
+    /* No version of NVIDIA's: what a program keeps of this compiler's code must not be taken for theirs. */
+    *major = 13, *minor = 999;
+    return SUCCESS;
+}
+
+/* As NVRTC 13.0 has them. */
+static const int ARCHITECTURES[] = {75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121};
+
+NVRTC_API Result nvrtcGetNumSupportedArchs(int* count) {
+    if (!count) return INVALID_INPUT;
+    *count = sizeof(ARCHITECTURES) / sizeof(*ARCHITECTURES);
+    return SUCCESS;
+}
+
+NVRTC_API Result nvrtcGetSupportedArchs(int* architectures) {
+    if (!architectures) return INVALID_INPUT;
+    std::copy(std::begin(ARCHITECTURES), std::end(ARCHITECTURES), architectures);
     return SUCCESS;
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write,
     path::Path,
 };
 
@@ -10,6 +9,7 @@ use candle_core::{DType, Tensor};
 use distill_model::Decoder;
 use distill_text::{Sequence, TokenizerFiles};
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
     decoding::{Chooser, Decoding},
@@ -204,14 +204,23 @@ fn last_line(text: &str) -> &str {
     text.trim_end().lines().next_back().unwrap_or("").trim()
 }
 
-/// Writes one JSON object a line.
-pub(super) fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
-    let mut bytes = Vec::new();
-    for answer in answers {
-        serde_json::to_writer(&mut bytes, answer).map_err(|e| Error::file(path, e.to_string()))?;
-        bytes.write_all(b"\n").map_err(Error::io("write", path))?;
+/// Writes one JSON object a line; where prompts are without an answer, the last line is `{"complete":false}`.
+pub(super) fn write_answers(path: &Path, answers: &Answers) -> Result<()> {
+    let mut text = String::new();
+    for answer in &answers.given {
+        let line = serde_json::to_string(answer).map_err(|e| Error::file(path, e.to_string()))?;
+        text += &line;
+        text.push('\n');
     }
-    write_atomically(path, &bytes)
+    if !answers.complete {
+        text += &format!("{}\n", incomplete());
+    }
+    write_atomically(path, text.as_bytes())
+}
+
+/// Stands at the end of a list that somebody stopped.
+pub(super) fn incomplete() -> serde_json::Value {
+    json!({"complete": false})
 }
 
 #[cfg(test)]

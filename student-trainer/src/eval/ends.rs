@@ -1,6 +1,6 @@
 //! Provides the ids that end an answer: those at which transformers' `generate` ends one, and the tokenizer's own end of text.
 
-use std::{collections::BTreeSet, fs::File, io::Read, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use distill_text::TokenizerFiles;
 use serde_json::Value;
@@ -27,11 +27,7 @@ pub(super) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BT
 }
 
 fn written(path: &Path) -> Result<Vec<u32>> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    file.take(BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(Error::io("read", path))?;
+    let text = distill_files::read_text(path, BYTES_MAX).map_err(Error::io("read", path))?;
     let fields: Value =
         serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
     let value = match fields.get(KEY) {
@@ -60,6 +56,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::test_models::logged;
 
     fn write_tokenizer(directory: &Path) -> TokenizerFiles {
         let tokenizer = json!({
@@ -71,6 +68,28 @@ mod tests {
         let config = json!({"eos_token": "</s>"});
         fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
         TokenizerFiles::open(directory).unwrap()
+    }
+
+    #[test]
+    fn a_tokenizer_without_an_end_anywhere_is_warned_of_once() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(write_tokenizer(dir.path()));
+        let opened = || {
+            logged(|| {
+                let tokenizer = TokenizerFiles::open(dir.path()).unwrap();
+                assert!(end_ids(dir.path(), &tokenizer).unwrap().len() <= 1);
+            })
+        };
+        assert_eq!(opened(), "");
+        for none in ["{}", r#"{"eos_token": null}"#] {
+            fs::write(dir.path().join("tokenizer_config.json"), none).unwrap();
+        }
+        let said = opened();
+        let directory = dir.path().display().to_string();
+        for part in ["WARN", &directory, "no end of sequence", "set eos_token in"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert_eq!(opened(), "", "said twice");
     }
 
     #[test]

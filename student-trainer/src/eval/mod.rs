@@ -35,7 +35,7 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use answers::{Answers, Generator, write_answers};
+use answers::{Answers, Generator, incomplete, write_answers};
 pub use config::EvalConfig;
 pub use decoding::Decoding;
 pub(crate) use measure::Measure;
@@ -210,14 +210,19 @@ fn read(
     progress.finish();
     report.seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &config.plans_out {
-        write_plans(path, &plans)?;
+        let whole = complete || plans.len() == config.plans;
+        write_plans(path, &plans, whole)?;
     }
     Ok(complete)
 }
 
-fn write_plans(path: &Path, plans: &[plans::Plan]) -> Result<()> {
-    let json = serde_json::to_vec(plans).map_err(|e| Error::file(path, e.to_string()))?;
-    write_atomically(path, &json)
+/// Writes a JSON list of plans; where it is not `whole`, its last entry says so, as in answers.
+fn write_plans(path: &Path, plans: &[plans::Plan], whole: bool) -> Result<()> {
+    let plans = plans.iter().map(serde_json::to_value);
+    let mark = (!whole).then(|| Ok(incomplete()));
+    let plans: serde_json::Result<Vec<serde_json::Value>> = plans.chain(mark).collect();
+    let json = plans.and_then(|plans| serde_json::to_vec(&plans));
+    write_atomically(path, &json.map_err(|e| Error::file(path, e.to_string()))?)
 }
 
 /// Lets every prompt be answered. False after a shutdown in between.
@@ -233,7 +238,7 @@ fn answer(
     })?;
     progress.finish();
     if let Some(path) = &config.answers_out {
-        write_answers(path, &answers.given)?;
+        write_answers(path, &answers)?;
     }
     Ok(answers.complete)
 }

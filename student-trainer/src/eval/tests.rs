@@ -6,7 +6,7 @@ use distill_model::testing::TinyModel;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::*;
+use super::{answers::Answer, *};
 use crate::test_models::{set_in_config, write_student};
 
 const WORDS: usize = 40;
@@ -113,6 +113,52 @@ fn a_stopped_evaluation_is_not_complete_and_makes_nothing_up() {
     let report = run(&config, &Shutdown::default()).unwrap();
     assert!(report.complete && report.counts().0 == 3);
     assert_eq!(report.answered.unwrap().0, 3);
+}
+
+#[test]
+fn answers_of_a_stopped_evaluation_passed_for_all() {
+    let dir = student();
+    let answers = dir.path().join("answers.jsonl");
+    let config = EvalConfig {
+        answers_out: Some(answers.clone()),
+        ..config(dir.path())
+    };
+    let stopped = Shutdown::default();
+    stopped.request();
+    run(&config, &stopped).unwrap();
+    assert_eq!(
+        fs::read_to_string(&answers).unwrap(),
+        "{\"complete\":false}\n"
+    );
+    run(&config, &Shutdown::default()).unwrap();
+    let whole = fs::read_to_string(&answers).unwrap();
+    assert!(
+        !whole.contains("complete") && whole.lines().count() == 3,
+        "{whole}"
+    );
+    // Some answers, and somebody stopped it then.
+    let given = |text: &str| Answer {
+        prompt: text.into(),
+        reference: text.into(),
+        generated: text.into(),
+        correct: true,
+    };
+    let some = Answers {
+        given: vec![given("a"), given("b")],
+        complete: false,
+    };
+    write_answers(&answers, &some).unwrap();
+    let lines = fs::read_to_string(&answers).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!((lines.len(), lines[2]), (3, "{\"complete\":false}"));
+
+    let plans = dir.path().join("plans.json");
+    let read =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(&plans).unwrap()).unwrap() };
+    write_plans(&plans, &[], false).unwrap();
+    assert_eq!(read(), json!([{"complete": false}]));
+    write_plans(&plans, &[], true).unwrap();
+    assert_eq!(read(), json!([]));
 }
 
 #[test]

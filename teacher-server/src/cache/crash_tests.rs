@@ -326,6 +326,65 @@ fn a_crash_at_any_operation_ends_in_the_same_bytes() {
     assert!(kept > 100, "sealed shards survive crashes: {kept}");
 }
 
+/// A cache that was begun, and not one frame.
+fn begun() -> Disk {
+    let files = Arc::new(FaultyFiles::default());
+    let over: Arc<dyn Files> = files.clone();
+    let vocabulary = vocabulary();
+    let matrices = Matrices {
+        basis: None,
+        projection: None,
+        vocabulary: &vocabulary,
+    };
+    let path = Path::new("cache");
+    let mut cache = Cache::create_over(over, path, header(), &matrices, None).unwrap();
+    for from in [0, SEQUENCES, 2 * SEQUENCES] {
+        let sequences = entries(1000 + from, SEQUENCES);
+        let sequences = sequences.iter().map(Entry::of).collect();
+        cache
+            .add(Fingerprint::of(b"another"), sequences, 2, (1, 13))
+            .unwrap();
+    }
+    assert!(cache.is_empty().unwrap());
+    files.disk()
+}
+
+/// Removes a cache without frames where there is one.
+fn discard(files: &Arc<FaultyFiles>) -> Result<()> {
+    let over: Arc<dyn Files> = files.clone();
+    match Cache::over(over, Path::new("cache"), Access::Write, None)? {
+        Some(cache) => {
+            assert!(cache.is_empty()?);
+            cache.discard()
+        }
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn a_crash_while_an_empty_cache_is_removed_leaves_it_or_none() {
+    let begun = begun();
+    let files = Arc::new(FaultyFiles::over(begun.clone(), None, false));
+    discard(&files).unwrap();
+    let operations = files.disk().operations;
+    assert!(operations > 6, "{operations}");
+    for at in 0..operations {
+        for seed in 0..6 {
+            let mut random = StdRng::seed_from_u64(1000 * at + seed);
+            let files = Arc::new(FaultyFiles::over(begun.clone(), Some(at), true));
+            assert!(discard(&files).is_err(), "operation {at} did not count");
+            let disk = files.disk().after_crash(&mut random);
+            let files = Arc::new(FaultyFiles::over(disk, None, false));
+            discard(&files).unwrap_or_else(|e| panic!("operation {at}, seed {seed}: {e}"));
+            capture(&files).unwrap_or_else(|e| panic!("operation {at}, seed {seed}: {e}"));
+            assert!(
+                sealed_objects(&files.disk()) == sealed_objects(&uninterrupted()),
+                "operation {at}, seed {seed}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_failure_at_any_operation_is_told_and_passes() {
     let expected = uninterrupted();

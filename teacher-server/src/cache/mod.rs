@@ -18,6 +18,7 @@ its sequence, its batch and the settings, all fixed by the plan, so an interrupt
 The medium may lose what was not synced and half-write what was; it may not reorder a synced write behind a later rename.
 */
 
+mod begun;
 mod contents;
 mod files;
 mod layout;

@@ -56,12 +56,12 @@ pub(super) fn load(
     let device = config.device.open()?;
     let config = &config.on(&device);
     let mut opened = Opened::read(config, device, reporter, stopped)?;
-    match Cache::open(path, Access::Write)? {
-        Some(mut cache) => {
-            if config.any_backend {
-                opened.identity.backend = captured_backend(cache.settings());
-            }
-            let projection = check_plan(config, &opened, &cache)?;
+    let found = match Cache::open(path, Access::Write)? {
+        Some(cache) => go_on(config, &mut opened, cache)?,
+        None => None,
+    };
+    match found {
+        Some((mut cache, projection)) => {
             add_sequences(config, &opened, &mut cache, reporter)?;
             let store = cache.store()?;
             let complete = (0..cache.entries().len() as u64).all(|index| store.contains(index));
@@ -85,6 +85,29 @@ pub(super) fn load(
             start(config, cache, store, sequences, answers, reporter)
         }
     }
+}
+
+/// The cache with its projection; `None` where it was begun otherwise, holds nothing yet and was removed.
+///
+/// # Errors
+/// `Cache` where it was captured otherwise.
+fn go_on(
+    config: &Config,
+    opened: &mut Opened,
+    cache: Cache,
+) -> Result<Option<(Cache, Option<Tensor>)>> {
+    let own = opened.identity.backend.clone();
+    if config.any_backend {
+        opened.identity.backend = captured_backend(cache.settings());
+    }
+    let projection = cache.projection()?;
+    let (changed, plans) = compare_plans(config, opened, &cache, projection.as_ref())?;
+    if !begins_anew(&cache, &changed, &plans)? {
+        return Ok(Some((cache, projection)));
+    }
+    opened.identity.backend = own;
+    cache.discard()?;
+    Ok(None)
 }
 
 /// Serves a complete cache; nothing is written.
@@ -150,11 +173,14 @@ pub(super) fn sizes(config: &Config, state_rank: u32) -> (u64, u64) {
     (plan::target_bytes(config, state_rank), config.shard_bytes)
 }
 
-/// Refuses to go on with other settings, another model or another tokenizer, naming what differs; gives the projection that
-/// was compared.
-fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<Option<Tensor>> {
-    let projection = cache.projection()?;
-    let sketch = match (&projection, config.state) {
+/// What of settings, model and tokenizer is not as the cache was captured, and both plans; nothing where the plan is the same.
+fn compare_plans(
+    config: &Config,
+    opened: &Opened,
+    cache: &Cache,
+    projection: Option<&Tensor>,
+) -> Result<(Vec<String>, String)> {
+    let sketch = match (projection, config.state) {
         (Some(projection), StateSetting::Sketch { .. }) => {
             Some(crate::cache::projection_digest(projection)?)
         }
@@ -162,7 +188,7 @@ fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<Option<
     };
     let asked = plan::fingerprint(config, &opened.identity, sketch);
     if asked == cache.plan() {
-        return Ok(projection);
+        return Ok(Default::default());
     }
     let now = plan::settings(config, &opened.identity)?;
     let mut changed = differences(cache.settings(), &now, &[]);
@@ -170,18 +196,31 @@ fn check_plan(config: &Config, opened: &Opened, cache: &Cache) -> Result<Option<
         changed.push("by another build".to_owned());
     }
     let plans = format!("; its plan is {}, this would be {asked}", cache.plan());
-    Err(captured_otherwise(cache, &changed, &plans))
+    Ok((changed, plans))
 }
 
-/// The error of a cache that cannot be gone on with.
-pub(super) fn captured_otherwise(cache: &Cache, changed: &[String], plans: &str) -> Error {
-    Error::Cache {
-        path: cache.path().to_owned(),
-        reason: format!(
-            "was captured otherwise ({}){plans}. Use what it was captured with, or name another directory",
-            changed.join(", ")
-        ),
+/// Whether a cache with `changed` settings is to be begun anew, since nothing is in it yet; false where nothing changed.
+///
+/// # Errors
+/// `Cache` where it has frames, which were captured otherwise.
+pub(super) fn begins_anew(cache: &Cache, changed: &[String], plans: &str) -> Result<bool> {
+    if changed.is_empty() {
+        return Ok(false);
     }
+    let (path, changed) = (cache.path(), changed.join(", "));
+    if cache.is_empty()? {
+        tracing::warn!(
+            "{}: was begun otherwise ({changed}) and holds no frame yet; it is begun anew",
+            path.display()
+        );
+        return Ok(true);
+    }
+    Err(Error::Cache {
+        path: path.to_owned(),
+        reason: format!(
+            "was captured otherwise ({changed}){plans}. Use what it was captured with, or name another directory"
+        ),
+    })
 }
 
 /// The backend that the settings of a cache name.

@@ -6,7 +6,7 @@ use distill_model::{ComputeDtype, ModelConfig};
 use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
 
 use super::{
-    cached::{captured_otherwise, differences, new_entries, sizes},
+    cached::{begins_anew, differences, new_entries, sizes},
     check_shape,
     files::Shape,
 };
@@ -40,7 +40,14 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
     let windowing = Windowing::new(config.seq_len).strict(config.strict);
     let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);
-    let Some(cache) = Cache::open(path, Access::Look)? else {
+    let mut cache = Cache::open(path, Access::Look)?;
+    if let Some(found) = &cache {
+        let changed = changed_settings(config, found, &tokenizer)?;
+        if begins_anew(found, &changed, "")? {
+            cache = None;
+        }
+    }
+    let Some(cache) = cache else {
         let state_rank = state_rank(config, &model);
         let plan = Plan::of_sequences(
             Default::default(),
@@ -55,7 +62,6 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
             state_rank,
         });
     };
-    check_settings(config, &cache, &tokenizer)?;
     let state_rank = cache.info().state_rank;
     let store = cache.store()?;
     reporter.cache(&cache, store.sealed());
@@ -104,8 +110,12 @@ fn missing(config: &Config, segments: &[Segment], contains: impl Fn(u64) -> bool
     missing
 }
 
-/// Refuses to go on with other settings or another tokenizer, naming what differs.
-fn check_settings(config: &Config, cache: &Cache, tokenizer: &TokenizerFiles) -> Result<()> {
+/// What of the settings and the tokenizer is not as the cache was captured.
+fn changed_settings(
+    config: &Config,
+    cache: &Cache,
+    tokenizer: &TokenizerFiles,
+) -> Result<Vec<String>> {
     let identity = Identity {
         model: Default::default(),
         tokenizer: tokenizer.fingerprint(),
@@ -118,11 +128,7 @@ fn check_settings(config: &Config, cache: &Cache, tokenizer: &TokenizerFiles) ->
     if config.dtype == ComputeDtype::Auto {
         unknown.push("dtype");
     }
-    let changed = differences(cache.settings(), &now, &unknown);
-    match changed.is_empty() {
-        true => Ok(()),
-        false => Err(captured_otherwise(cache, &changed, "")),
-    }
+    Ok(differences(cache.settings(), &now, &unknown))
 }
 
 #[cfg(test)]

@@ -190,6 +190,61 @@ fn a_dry_run_refuses_what_the_run_refuses() {
     assert!(too_long.contains("--seq-len"), "{too_long}");
 }
 
+/// The first start ended after it had made the cache and before its first frame.
+#[test]
+fn a_cache_begun_with_other_settings_and_never_filled_is_begun_anew() {
+    let bench = Bench::new();
+    let begin = |flags: &[&str]| {
+        let engine = Engine::load(&bench.config(flags), &Reporter::new(true), &|| false).unwrap();
+        engine.production.close();
+        engine.production.join();
+        engine.info
+    };
+    let sketch = ["--state", "sketch:2", "--top-k", "3"];
+    let first = begin(&sketch);
+    assert_eq!(first.top_k, 3);
+    // What a crash leaves of the first frame is none.
+    fs::create_dir_all(bench.path("cache/partial")).unwrap();
+    bench.write("cache/partial/0000000", "DSTF torn");
+    // What is not given is as it was begun.
+    let other = ["--state", "none", "--top-k", "8"];
+    let fresh = bench.compared(&bench.config(&other), "begun otherwise");
+    assert!(fresh.len() > 20);
+    let left = files(&bench.path("cache"));
+    let is_sketch =
+        |path: &Path| path.ends_with("projection") || path.starts_with(bench.path("cache/basis"));
+    assert!(!left.iter().any(|(path, _)| is_sketch(path)), "{left:?}");
+    bench.run(bench.config(&other));
+    let whole = files(&bench.path("cache"));
+    fs::rename(bench.path("cache"), bench.path("anew")).unwrap();
+    bench.run(bench.config(&other));
+    for (path, _) in whole {
+        let name = path.strip_prefix(bench.path("cache")).unwrap();
+        assert!(
+            fs::read(bench.path("anew").join(name)).unwrap() == fs::read(&path).unwrap(),
+            "{name:?}"
+        );
+    }
+    // With frames it is refused, whatever way they are kept, and nothing is removed.
+    let refused = |place: &str| {
+        let before = files(&bench.path("cache"));
+        let config = bench.config(&sketch);
+        let error = Engine::load(&config, &Reporter::new(true), &|| false).err();
+        let error = error.unwrap().to_string();
+        assert!(error.contains("captured otherwise"), "{place}: {error}");
+        assert!(error.contains("top_k: 8 -> 3"), "{place}: {error}");
+        assert_eq!(files(&bench.path("cache")), before, "{place}");
+    };
+    refused("sealed");
+    let shards = bench.path("cache/shards");
+    fs::create_dir_all(bench.path("cache/damaged")).unwrap();
+    for (index, shard) in fs::read_dir(&shards).unwrap().enumerate() {
+        let aside = bench.path(&format!("cache/damaged/{index}"));
+        fs::rename(shard.unwrap().path(), aside).unwrap();
+    }
+    refused("set aside");
+}
+
 #[test]
 fn a_dry_run_knows_gguf_files() {
     let bench = Bench::new();

@@ -34,6 +34,27 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file for reading and writing as it is, and makes one where there is nothing.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    match fs::metadata(path) {
+        Ok(found) => refuse_special(found.file_type())?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    refuse_special(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
 /// Reads a whole regular file.
 ///
 /// # Errors

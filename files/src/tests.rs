@@ -26,9 +26,13 @@ fn what_is_no_regular_file_is_refused_by_name_and_without_waiting() {
         ("/dev/zero".into(), "a device"),
         ("/dev/null".into(), "a device"),
     ] {
-        let error = read(&path, 10).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains(expected), "{error}");
+        for error in [
+            read(&path, 10).unwrap_err(),
+            open_or_create(&path).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
     assert_eq!(
         read(&at("nowhere"), 10).unwrap_err().kind(),

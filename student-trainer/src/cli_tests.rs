@@ -61,6 +61,8 @@ fn a_setting_without_effect_says_what_is_missing() {
         ),
         ("--hidden-lr 1", "it needs --hidden-weight above 0"),
         ("--save-dtype bf16", "it needs --tune full"),
+        ("--strict", "strict has no effect: it needs --eval-data"),
+        ("--chat-template-kwargs {\"a\":1}", "it needs --eval-data"),
     ] {
         let args: Vec<&str> = args.split(' ').collect();
         let idle = idle::<TrainConfig>(&args);
@@ -90,6 +92,102 @@ fn a_setting_without_effect_says_what_is_missing() {
     assert!(
         idle::<LossesConfig>(&["--temperature", "2", "--cost", "softmax-similarity"]).is_empty()
     );
+}
+
+/// What a file and flags resolve to.
+fn resolved<C: Settings>(file: &str, args: &[&str]) -> Result<C> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, file).unwrap();
+    let command = with_flags::<C>(Command::new("x"));
+    let config = ["x", "--config", path.to_str().unwrap()];
+    let matches = command.get_matches_from([&config[..], args].concat());
+    Ok(resolve::<C>(&matches, &all_keys())?.config)
+}
+
+#[test]
+fn chat_template_kwargs_in_a_table_are_not_dropped() {
+    let table =
+        "[chat_template_kwargs]\nthink = true\n[chat_template_kwargs.of]\nx = [1, {y = 'z'}]";
+    let text = r#"{"think":true,"of":{"x":[1,{"y":"z"}]}}"#.parse().unwrap();
+    assert_eq!(
+        resolved::<TrainConfig>(table, &[])
+            .unwrap()
+            .chat_template_kwargs,
+        text
+    );
+    assert_eq!(
+        resolved::<EvalConfig>(table, &[])
+            .unwrap()
+            .chat_template_kwargs,
+        text
+    );
+    assert_eq!(
+        resolved::<PretrainConfig>(table, &[])
+            .unwrap()
+            .chat_template_kwargs,
+        text
+    );
+    // A flag replaces all of it.
+    let flags = ["--chat-template-kwargs", r#"{"a": 1}"#];
+    assert_eq!(
+        resolved::<EvalConfig>(table, &flags)
+            .unwrap()
+            .chat_template_kwargs,
+        r#"{"a": 1}"#.parse().unwrap()
+    );
+    // A table or a list where a setting has none is told.
+    for wrong in [
+        "student = {a = 'b'}",
+        "[student]\na = 1",
+        "lr = [1]",
+        "[[chat_template_kwargs]]\na = 1",
+    ] {
+        assert!(resolved::<TrainConfig>(wrong, &[]).is_err(), "{wrong}");
+    }
+    // What JSON does not have.
+    for (wrong, word) in [("x = nan", "finite"), ("x = [2026-11-28]", "date")] {
+        let error = resolved::<EvalConfig>(&format!("[chat_template_kwargs]\n{wrong}"), &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn the_default_epsilon_as_a_flag_wins_over_a_lambda_of_a_preset_or_a_file() {
+    let epsilon = |file: &str, args: &str| {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let config = resolved::<TrainConfig>(file, &args)?;
+        // What is printed is read back as itself.
+        let printed = toml::to_string(&config).unwrap();
+        assert_eq!(resolved::<TrainConfig>(&printed, &[])?, config);
+        Ok::<_, Error>(config.loss.ot.epsilon())
+    };
+    const LAMBDA: &str = "[loss.ot]\nlambda = 5";
+    const EPSILON: &str = "[loss.ot]\nepsilon = 0.1";
+    for (file, args, expected) in [
+        (LAMBDA, "", 0.2),
+        (LAMBDA, "--epsilon 0.1", 0.1),
+        (LAMBDA, "--epsilon 0.3", 0.3),
+        (LAMBDA, "--lambda 4", 0.25),
+        (EPSILON, "--lambda 4", 0.25),
+        (EPSILON, "--preset literal", 0.1),
+        ("", "--preset literal", 10.0),
+        ("", "--preset literal --epsilon 0.1", 0.1),
+        ("preset = 'literal'\n[loss.ot]\nlambda = 5", "", 0.2),
+        ("preset = 'literal'", "--lambda 5", 0.2),
+    ] {
+        assert_eq!(epsilon(file, args).unwrap(), expected, "{file} {args}");
+    }
+    for (file, args) in [
+        ("", "--epsilon 0.1 --lambda 5"),
+        ("[loss.ot]\nlambda = 5\nepsilon = 0.1", ""),
+        ("[loss.ot]\nlambda = 0", ""),
+        ("[loss.ot]\nlambda = 'x'", ""),
+    ] {
+        let error = epsilon(file, args).unwrap_err().to_string();
+        assert!(error.contains("lambda"), "{error}");
+    }
 }
 
 #[test]

@@ -68,11 +68,13 @@ pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome>
     } else {
         print(judged(&verdict))?;
     }
-    if !verdict.complete {
-        return Ok(Outcome::Interrupted);
-    }
-    if verdict.damage.is_empty() {
-        return Ok(Outcome::Complete);
+    let is_stopped = !verdict.complete && verdict.missing == 0;
+    if is_stopped || verdict.damage.is_empty() {
+        return Ok(if verdict.complete {
+            Outcome::Complete
+        } else {
+            Outcome::Interrupted
+        });
     }
     let shards = verdict.damaged_shards().len();
     if !args.repair {
@@ -196,7 +198,12 @@ fn judged(verdict: &Verdict) -> String {
         verdict.bytes as f64 / 1e6,
         verdict.partial_frames
     );
-    if !verdict.complete {
+    if verdict.missing > 0 {
+        lines += &format!(
+            "{} shards are missing; `teacher-server precompute` with the same settings computes them\n",
+            verdict.missing
+        );
+    } else if !verdict.complete {
         lines += "stopped before every shard was read\n";
     }
     for damage in &verdict.damage {

@@ -290,7 +290,8 @@ fn step_of(name: &str) -> Option<usize> {
     (directory_name(step) == name).then_some(step)
 }
 
-fn digest(path: &Path) -> Result<String> {
+/// The digest of a file, as hexadecimal.
+pub(crate) fn digest(path: &Path) -> Result<String> {
     let file = distill_files::open(path).map_err(Error::io("read", path))?;
     let mut hasher = blake3::Hasher::new();
     hasher

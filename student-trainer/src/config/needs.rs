@@ -161,7 +161,8 @@ pub(super) fn is_same(a: &Value, b: &Value) -> bool {
     a == b || matches!((number(a), number(b)), (Some(a), Some(b)) if a == b)
 }
 
-fn number(value: &Value) -> Option<f64> {
+/// A number, written as an integer or not.
+pub(super) fn number(value: &Value) -> Option<f64> {
     value
         .as_float()
         .or_else(|| value.as_integer().map(|number| number as f64))

@@ -134,8 +134,10 @@ pub fn resolve_over<C: Settings>(
     };
     let given: Vec<&Key> = own.iter().filter(given).collect();
     let mut idle = misplaced(&file, &own);
-    overlay(&mut values, file);
-    overlay(&mut values, flags);
+    for mut source in [file, flags] {
+        settle_epsilon(&mut source)?;
+        overlay(&mut values, source);
+    }
     idle.extend(given.iter().filter_map(|key| needs::idle(key, &values)));
     keep_only(&mut values, "", &own);
     let config = values.try_into().map_err(|e: toml::de::Error| {
@@ -250,17 +252,45 @@ fn overlay(under: &mut Table, over: Table) {
     }
 }
 
-/// Drops what belongs to other commands, so that a strict section can refuse unknown fields of its own.
+/// Drops what belongs to other commands, so that a strict section can refuse unknown fields of its own. A setting whose value
+/// is a table keeps all of it.
 fn keep_only(table: &mut Table, prefix: &str, keys: &[Key]) {
     table.retain(|name, value| {
         let path = format!("{prefix}{name}");
+        if keys.iter().any(|key| key.path == path) {
+            return true;
+        }
         let section = format!("{path}.");
         if let Value::Table(inner) = value {
             keep_only(inner, &section, keys);
         }
-        keys.iter()
-            .any(|key| key.path == path || key.path.starts_with(&section))
+        keys.iter().any(|key| key.path.starts_with(&section))
     });
+}
+
+/// Writes lambda as the epsilon that it stands for, so that of two sources the later one wins by either name.
+fn settle_epsilon(source: &mut Table) -> Result<()> {
+    let loss = source.get_mut("loss").and_then(Value::as_table_mut);
+    let transport = loss.and_then(|loss| loss.get_mut("ot")?.as_table_mut());
+    let Some(transport) = transport else {
+        return Ok(());
+    };
+    let Some(lambda) = transport.remove("lambda") else {
+        return Ok(());
+    };
+    if let Some(epsilon) = transport.get("epsilon") {
+        return Err(Error::Config(format!(
+            "loss.ot.lambda: lambda is 1 / epsilon, but lambda {lambda} and epsilon {epsilon} are given together; give one"
+        )));
+    }
+    let epsilon = needs::number(&lambda).filter(|lambda| lambda.is_finite() && *lambda > 0.0);
+    let Some(epsilon) = epsilon.map(f64::recip) else {
+        return Err(Error::Config(format!(
+            "loss.ot.lambda: {lambda} is not a finite number above 0"
+        )));
+    };
+    transport.insert("epsilon".to_owned(), Value::Float(epsilon));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -163,10 +163,10 @@ settings! {
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
         eval_data: Vec<PathBuf> = Vec::new(),
         /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
-        strict: bool = false,
+        strict: bool = false => [EVAL_DATA],
         /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
-        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
+        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default() => [EVAL_DATA],
         /// Steps between two evaluations; 0 evaluates at the end only.
         eval_steps: usize = 200 => [EVAL_DATA],
         /// Longest held-out sequence in tokens; unset: as the teacher's.

@@ -3,7 +3,10 @@
 use candle_core::Tensor;
 use candle_transformers::generation::LogitsProcessor;
 
-use crate::{Error, Result};
+use crate::{Error, Result, loss::is_positive};
+
+/// Logits over less than this overflow f32.
+const TEMPERATURE_MIN: f64 = 1e-30;
 
 /// How completions are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,12 +29,13 @@ impl Decoding {
     pub fn validate(&self, prefix: &str) -> Result<()> {
         let checks = [
             (
-                self.temperature >= 0.0 && self.temperature.is_finite(),
-                "temperature: must be at least 0; 0 is greedy",
+                self.temperature == 0.0
+                    || (self.temperature >= TEMPERATURE_MIN && self.temperature.is_finite()),
+                "temperature: must be 0, which is greedy, or a number of at least 1e-30",
             ),
             (
-                self.top_p > 0.0 && self.top_p <= 1.0,
-                "top_p: must lie above 0 and at most at 1",
+                is_positive(self.top_p) && self.top_p <= 1.0,
+                "top_p: must lie above 0, also in f32, and at most at 1",
             ),
             (
                 self.max_new_tokens > 0,
@@ -136,6 +140,21 @@ mod tests {
                     ..GREEDY
                 },
                 "eval_top_p",
+            ),
+            // 0 in f32: nothing could be drawn.
+            (
+                Decoding {
+                    top_p: 1e-50,
+                    ..GREEDY
+                },
+                "eval_top_p",
+            ),
+            (
+                Decoding {
+                    temperature: 1e-40,
+                    ..GREEDY
+                },
+                "eval_temperature",
             ),
         ] {
             let message = broken.validate("eval_").unwrap_err().to_string();

@@ -91,7 +91,7 @@ impl LossConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::ScaledDot,
                 temperature: 1.0,
-                lambda: Some(0.1),
+                epsilon: 10.0,
                 scope: Scope::Block,
                 objective: Objective::Detached,
                 position_prior: 0.0,
@@ -138,7 +138,7 @@ impl LossConfig {
             ("ot_weight", self.ot_weight),
             ("hidden_weight", self.hidden_weight),
         ] {
-            if !(weight.is_finite() && weight >= 0.0) {
+            if !((weight as f32).is_finite() && weight >= 0.0) {
                 return Err(setting(
                     key,
                     format!("{weight} is not a number of at least 0"),
@@ -148,7 +148,7 @@ impl LossConfig {
         positive("kl_temperature", self.kl_temperature)?;
         positive("hidden_temperature", self.hidden_temperature)?;
         positive("hidden_lr", self.hidden_lr)?;
-        if !(self.jsd_beta > 0.0 && self.jsd_beta < 1.0) {
+        if !(is_positive(self.jsd_beta) && (self.jsd_beta as f32) < 1.0) {
             return Err(setting(
                 "jsd_beta",
                 format!("{} is not between 0 and 1", self.jsd_beta),
@@ -315,13 +315,19 @@ pub(crate) fn stored_temperature(temperatures: &[f32], wanted: f64) -> Option<us
         .position(|&stored| (f64::from(stored) - wanted).abs() <= 1e-6 * wanted)
 }
 
+/// Whether a number is finite and above 0 also in f32, in which most is computed: 1e-50 is 0 there, and 1e50 infinite.
+pub(crate) fn is_positive(value: f64) -> bool {
+    let value = value as f32;
+    value.is_finite() && value > 0.0
+}
+
 pub(super) fn positive(key: &'static str, value: f64) -> Result<()> {
-    if value.is_finite() && value > 0.0 {
+    if is_positive(value) {
         return Ok(());
     }
     Err(setting(
         key,
-        format!("{value} is not a finite number above 0"),
+        format!("{value} is not a finite number above 0 in f32"),
     ))
 }
 

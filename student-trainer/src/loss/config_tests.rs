@@ -16,10 +16,7 @@ fn settings_without_meaning_are_refused_by_key() {
     assert_eq!(key(&|c| c.kl_temperature = f64::NAN), "kl_temperature");
     assert_eq!(key(&|c| c.chunk_rows = 0), "chunk_rows");
     assert_eq!(key(&|c| c.ot.epsilon = 0.0), "epsilon");
-    assert_eq!(
-        key(&|c| (c.ot.epsilon, c.ot.lambda) = (0.2, Some(10.0))),
-        "lambda"
-    );
+    assert_eq!(key(&|c| c.ot.lambda = Some(0.0)), "lambda");
     assert_eq!(key(&|c| c.ot.objective = Objective::Detached), "objective");
     assert_eq!(key(&|c| c.ot.position_prior = -1.0), "position_prior");
     // The default objective is the value of a plan at its own cost.
@@ -28,6 +25,12 @@ fn settings_without_meaning_are_refused_by_key() {
         "plan_cost"
     );
     assert_eq!(key(&|c| c.jsd_beta = 1.0), "jsd_beta");
+    // 0, infinity or 1 in f32.
+    assert_eq!(key(&|c| c.ot.epsilon = 1e-50), "epsilon");
+    assert_eq!(key(&|c| c.ot.kappa = 1e50), "kappa");
+    assert_eq!(key(&|c| c.kl_temperature = 1e-300), "kl_temperature");
+    assert_eq!(key(&|c| c.ce_weight = 1e40), "ce_weight");
+    assert_eq!(key(&|c| c.jsd_beta = 1.0 - 1e-12), "jsd_beta");
     assert_eq!(
         key(&|c| c.hidden_similarity = Similarity::Bhattacharyya),
         "hidden_similarity"

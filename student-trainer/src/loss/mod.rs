@@ -58,6 +58,7 @@ mod transport_card_tests;
 #[cfg(test)]
 mod transport_kernel_tests;
 
+pub(crate) use config::is_positive;
 pub use config::{
     Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
     Reduction, Scope, Similarity,

@@ -80,7 +80,7 @@ pub enum PlanCost {
     SquaredEuclidean,
 }
 
-/// Default of [`OtConfig::epsilon`], which `lambda` may replace.
+/// Default of [`OtConfig::epsilon`].
 pub const EPSILON_DEFAULT: f64 = 0.1;
 /// Default of [`OtConfig::position_prior`]: at epsilon 0.1 a hundredth of the sequence costs one nat, so that a weak student's
 /// plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does (docs/losses.md).
@@ -105,7 +105,7 @@ pub struct OtConfig {
     pub kappa: f64,
     /// Entropic regularisation, in units of the cost.
     pub epsilon: f64,
-    /// `1 / epsilon`, the other usual name. Give one of the two.
+    /// `1 / epsilon`, the other usual name; it counts where it is there. Flags and settings files are resolved to `epsilon`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda: Option<f64>,
     /// Positions of one problem.
@@ -146,7 +146,7 @@ impl Default for OtConfig {
 }
 
 impl OtConfig {
-    /// Entropic regularisation, from whichever of `epsilon` and `lambda` was given.
+    /// Entropic regularisation, by whichever name.
     pub fn epsilon(&self) -> f64 {
         self.lambda.map_or(self.epsilon, |lambda| 1.0 / lambda)
     }
@@ -172,16 +172,6 @@ impl OtConfig {
         positive("tolerance", self.tolerance)?;
         if let Some(lambda) = self.lambda {
             positive("lambda", lambda)?;
-            if self.epsilon != EPSILON_DEFAULT && (self.epsilon * lambda - 1.0).abs() > 1e-9 {
-                return Err(setting(
-                    "lambda",
-                    format!(
-                        "lambda {lambda} means epsilon {}, but epsilon {} is given too; give one",
-                        1.0 / lambda,
-                        self.epsilon
-                    ),
-                ));
-            }
         }
         if !(self.position_prior.is_finite() && self.position_prior >= 0.0) {
             return Err(setting(

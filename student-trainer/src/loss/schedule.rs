@@ -43,7 +43,7 @@ impl LossSchedule {
             ("ot_weight_end", self.ot_weight_end),
             ("hidden_weight_end", self.hidden_weight_end),
         ] {
-            if weight.is_some_and(|weight| !(weight.is_finite() && weight >= 0.0)) {
+            if weight.is_some_and(|weight| !((weight as f32).is_finite() && weight >= 0.0)) {
                 return Err(setting(key, "is not a number of at least 0".into()));
             }
         }

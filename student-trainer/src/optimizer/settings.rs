@@ -1,7 +1,7 @@
 //! Provides what every training can be told of its updates, with the check of each number.
 
 use super::{AdamWConfig, LearningRateRatios, OptimizerConfig, Schedule};
-use crate::{Error, Result};
+use crate::{Error, Result, loss::is_positive};
 
 /// Learning rate, clipping and AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,9 +56,12 @@ impl UpdateSettings {
             weight_decay,
         } = self.optimizer.adamw;
         let LearningRateRatios { lora_b, embedding } = self.optimizer.ratios;
-        let positive = |number: f64| number > 0.0 && number.is_finite();
+        let positive = is_positive;
         let checks = [
-            (positive(self.lr), "lr: must be a positive number"),
+            (
+                positive(self.lr),
+                "lr: must be a positive number, also in f32",
+            ),
             (
                 share.contains(&self.warmup_ratio),
                 "warmup_ratio: must lie in 0..=1",
@@ -67,12 +70,15 @@ impl UpdateSettings {
                 share.contains(&self.lr_floor_ratio),
                 "lr_floor_ratio: must lie in 0..=1",
             ),
-            (weight_decay >= 0.0, "weight_decay: must be at least 0"),
+            (
+                weight_decay >= 0.0 && weight_decay.is_finite(),
+                "weight_decay: must be a number of at least 0",
+            ),
             (decay.contains(&beta1), "beta1: must lie in 0..1"),
             (decay.contains(&beta2), "beta2: must lie in 0..1"),
-            (eps > 0.0, "eps: must be above 0"),
+            (positive(eps), "eps: must be above 0, also in f32"),
             (
-                self.max_grad_norm >= 0.0,
+                self.max_grad_norm == 0.0 || positive(self.max_grad_norm),
                 "max_grad_norm: must be at least 0",
             ),
             (

@@ -9,7 +9,7 @@ use crate::{
     loss::{Cost, Divergence, LossConfig},
 };
 
-const CARD_FILE: &str = "README.md";
+pub(crate) const CARD_FILE: &str = "README.md";
 
 /// What a card tells.
 pub struct Card<'a> {
@@ -144,14 +144,44 @@ fn word(setting: impl serde::Serialize) -> String {
     word.as_str().unwrap_or_default().to_owned()
 }
 
-/// A value as a cell of a table in Markdown holds it.
+/// A value as a cell of a table in Markdown shows it: names are anybody's, and neither markup nor HTML.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+    let mut cell = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => cell += "&lt;",
+            '>' => cell += "&gt;",
+            '&' => cell += "&amp;",
+            '|' | '\\' | '`' | '*' | '_' | '[' | ']' | '~' | '$' | '!' => cell.extend(['\\', c]),
+            c if c.is_control() || ['\u{2028}', '\u{2029}'].contains(&c) => cell.push(' '),
+            c => cell.push(c),
+        }
+    }
+    cell
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_teacher_was_markup_in_the_card() {
+        for (name, shown) in [
+            (
+                "<img src=x onerror=alert(1)>",
+                "&lt;img src=x onerror=alert(1)&gt;",
+            ),
+            ("[a](http://b) ![c](d)", "\\[a\\](http://b) \\!\\[c\\](d)"),
+            (
+                "*a* `b` __c__ ~~d~~ &lt; \\<b>",
+                "\\*a\\* \\`b\\` \\_\\_c\\_\\_ \\~\\~d\\~\\~ &amp;lt; \\\\&lt;b&gt;",
+            ),
+            ("a\n\n# b\r\n| c |", "a  # b  \\| c \\|"),
+            ("Qwen2.5-7B", "Qwen2.5-7B"),
+        ] {
+            assert_eq!(cell(name), shown);
+        }
+    }
 
     #[test]
     fn a_card_names_base_teacher_losses_and_data() {

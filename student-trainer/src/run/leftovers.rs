@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{MEMORY_FILE, TEACHER_FILE, directory::CONFIG_FILE, directory::SUMMARY_FILE, lock};
-use crate::{Error, Result};
+use crate::{Error, Result, config::SETTINGS_BYTES_MAX};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
 const BESIDE: [&str; 8] = [
@@ -96,7 +96,8 @@ fn has_started(directory: &Path) -> bool {
 
 /// The settings in `directory`; empty where there are none.
 fn settings(directory: &Path) -> toml::Table {
-    let text = fs::read_to_string(directory.join(CONFIG_FILE)).unwrap_or_default();
+    let path = directory.join(CONFIG_FILE);
+    let text = distill_files::read_text(&path, SETTINGS_BYTES_MAX).unwrap_or_default();
     text.parse().unwrap_or_default()
 }
 

@@ -1,7 +1,7 @@
 //! Provides the lock that keeps a second trainer out of a run directory: held by the kernel, so it ends with its holder.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -28,13 +28,8 @@ impl RunLock {
     pub fn take(directory: &Path) -> Result<Self> {
         let path = directory.join(FILE);
         for _ in 0..ATTEMPTS_MAX {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(&path)
-                .map_err(Error::io("open", &path))?;
+            let mut file =
+                distill_files::open_or_create(&path).map_err(Error::io("open", &path))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(in_use(directory, &mut file)),

@@ -1,7 +1,7 @@
 //! Provides the run's log: one place for what steps and evaluations measured, in files that a resumed run goes on with.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -115,12 +115,7 @@ impl JsonLines {
 
     fn cut(&mut self) -> Result<File> {
         let path: &Path = &self.path;
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(Error::io("open", path))?;
+        let mut file = distill_files::open_or_create(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length < self.bytes {
             tracing::warn!(
@@ -159,6 +154,18 @@ impl JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_that_are_no_file_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(&dir.path().join("run")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", run.join("metrics.jsonl")).unwrap();
+        let error = RunLog::create(&run).err().unwrap().to_string();
+        assert!(
+            error.contains("metrics.jsonl") && error.contains("a device"),
+            "{error}"
+        );
+    }
 
     fn step(step: usize) -> StepMetrics {
         StepMetrics {

@@ -20,6 +20,7 @@ pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
 pub use atomic::write_atomically;
+pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
 pub(crate) use directory::config_text;

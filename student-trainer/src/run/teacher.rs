@@ -1,6 +1,6 @@
 //! Provides what a run remembers of its teacher: who it was, and what was kept of what it said.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use crate::{Error, Result, client::ServerInfo};
 
 /// The teacher of a run, in its directory.
 pub(crate) const TEACHER_FILE: &str = "teacher.json";
+const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 /// A teacher and its capture, as the handshake told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl TeacherRecord {
     /// A file that cannot be read or is no record.
     pub fn read(run: &Path) -> Result<Option<Self>> {
         let path = run.join(TEACHER_FILE);
-        match fs::read(&path) {
+        match distill_files::read(&path, RECORD_BYTES_MAX) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
                 .map_err(|e| Error::file(&path, e.to_string())),

@@ -21,6 +21,7 @@ mod loss_scale;
 mod memory;
 mod overrides;
 mod passes;
+mod result;
 mod setup;
 mod source;
 mod stay;
@@ -97,7 +98,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
 }
 
 /// Goes on with the run in `config.out`, from its newest checkpoint or, without one, from its start. On one CPU in f32 the
-/// result is bitwise that of a run that was never interrupted.
+/// result is bitwise that of a run that was never interrupted. Of a finished run, a result that was harmed is written anew.
 ///
 /// # Errors
 /// As [`run`]; a setting that would make it another run; another teacher, corpus or student than before.
@@ -105,7 +106,9 @@ pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
     let run_directory = RunDirectory::reopen(&config.out)?;
     overrides::check(&run_directory.read_config()?, config)?;
-    if run_directory.summary()?.is_some() {
+    if let Some(summary) = run_directory.summary()?
+        && result::is_whole(&run_directory, config, &summary)?
+    {
         return Ok(Ending::FinishedBefore);
     }
     let summary = train(config, &run_directory, shutdown)?;
@@ -255,6 +258,7 @@ fn finish(
             "total_steps": state.total_steps,
             "stopped_early": summary.stopped_early,
             "best": best,
+            result::FILES: result::digests(&summary.adapter)?,
         }))?;
     }
     report::write_or_warn(run_directory.path());

@@ -34,6 +34,10 @@ const FREE: [&str; 18] = [
 /// The first setting that differs and may not, with both values.
 pub(super) fn check(before: &TrainConfig, now: &TrainConfig) -> Result<()> {
     let table = |config: &TrainConfig| {
+        let mut config = config.clone();
+        // A release before this one wrote lambda beside an epsilon that did not count.
+        config.loss.ot.epsilon = config.loss.ot.epsilon();
+        config.loss.ot.lambda = None;
         Table::try_from(config)
             .map_err(|e| Error::Config(format!("the configuration cannot be written as TOML: {e}")))
     };

@@ -73,7 +73,10 @@ impl Trainer<'_> {
                 return Ok(Pause::GiveBack);
             }
             // A run that was stopped between a step and its evaluation catches up here.
-            let found_a_better_one = self.evaluate(&progress, shutdown)?;
+            let found_a_better_one = match self.evaluate(&progress, shutdown) {
+                Ok(found) => found,
+                Err(error) => return Err(self.saved_before(error)),
+            };
             if self.keeper.is_due() || found_a_better_one {
                 self.save()?;
             }
@@ -176,6 +179,20 @@ impl Trainer<'_> {
         let metrics = self.keeper.record(&report, self.frames.epoch())?;
         progress.note(&evaluation::say(&metrics));
         Ok(metrics.best)
+    }
+
+    /// Writes a checkpoint before an evaluation's error ends the run: what was trained is not lost with it.
+    fn saved_before(&mut self, error: Error) -> Error {
+        if self.keeper.is_unsaved() {
+            match self.save() {
+                Ok(()) => tracing::info!(
+                    "the evaluation failed; step {} is in a checkpoint, and --resume goes on with it",
+                    self.keeper.state.step
+                ),
+                Err(lost) => tracing::error!("no checkpoint could be written either: {lost}"),
+            }
+        }
+        error
     }
 
     fn save(&mut self) -> Result<()> {

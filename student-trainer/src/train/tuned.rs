@@ -37,6 +37,14 @@ impl Tuned<'_> {
         }
     }
 
+    /// The name of a result's directory.
+    pub fn result_name(tune: Tune) -> &'static str {
+        match tune {
+            Tune::Lora => "adapter",
+            Tune::Full => "model",
+        }
+    }
+
     /// What a checkpoint holds: a directory that PEFT, or transformers, can load.
     pub fn checkpoint_files(&self) -> Result<Vec<(&'static str, Content)>> {
         let weights = Content::Tensors(tensors(&self.parameters));
@@ -79,10 +87,7 @@ impl Tuned<'_> {
 
     /// Writes the result of a run: `adapter`, or `model`.
     pub fn publish(&self, config: &TrainConfig, run: &RunDirectory) -> Result<PathBuf> {
-        let directory = run.join(match config.tune {
-            Tune::Lora => "adapter",
-            Tune::Full => "model",
-        });
+        let directory = run.join(Self::result_name(config.tune));
         match &self.adapter {
             Some(adapter) => save_adapter(&directory, adapter, &self.parameters)?,
             None => {

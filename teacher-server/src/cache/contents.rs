@@ -1,6 +1,6 @@
 //! Provides the contents of a cache as its plan says they are: the headers and frames of sealed shards, checked.
 
-use std::sync::Arc;
+use std::{io::ErrorKind, sync::Arc};
 
 use distill_proto::{Fingerprint, ShardHeader, shard};
 
@@ -58,9 +58,13 @@ impl Contents {
             self.damaged(shard.number, offset, error.to_string())
         };
         let fixed = length.min(shard::FIXED_BYTES as u64) as usize;
-        let fixed = self.storage.read(&name, 0, fixed)?;
+        let read = |bytes| {
+            let read = self.storage.read(&name, 0, bytes);
+            read.map_err(|error| self.damaged_if_cut(shard.number, 0, error))
+        };
+        let fixed = read(fixed)?;
         let bytes = ShardHeader::header_bytes(&fixed, shard.number, length).map_err(damaged)?;
-        let bytes = self.storage.read(&name, 0, bytes)?;
+        let bytes = read(bytes)?;
         let header =
             ShardHeader::decode(&bytes, self.plan, shard.number, length).map_err(damaged)?;
         let ids = header.entries.iter().map(|entry| entry.sequence_id);
@@ -82,11 +86,25 @@ impl Contents {
         let number = header.number;
         let none = || Error::Internal(format!("shard {number} has no frame {position}"));
         let (offset, bytes) = header.extent(position).ok_or_else(none)?;
-        let frame = self.storage.read(&sealed_name(number), offset, bytes)?;
+        let frame = self.storage.read(&sealed_name(number), offset, bytes);
+        let frame = frame.map_err(|error| self.damaged_if_cut(number, offset, error))?;
         let shard = self.shards.get(number as usize).copied().ok_or_else(none)?;
         let checked = self.expected(shard).check(position, &frame);
         checked.map_err(|reason| self.damaged(number, offset, reason))?;
         Ok(frame)
+    }
+
+    /// What became of a shard that was whole when it was found, and has lost its end, or is gone.
+    fn damaged_if_cut(&self, shard: u32, offset: u64, error: Error) -> Error {
+        let lost = [ErrorKind::UnexpectedEof, ErrorKind::NotFound];
+        match error {
+            Error::Io { reason, .. } if lost.contains(&reason.kind()) => self.damaged(
+                shard,
+                offset,
+                format!("the file was cut or removed ({reason})"),
+            ),
+            other => other,
+        }
     }
 
     fn damaged(&self, shard: u32, offset: u64, reason: String) -> Error {

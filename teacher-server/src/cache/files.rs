@@ -93,7 +93,7 @@ impl Files for LocalFiles {
 
     fn read(&self, name: &str, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; bytes];
-        self.open(name)?.read_exact_at(&mut buffer, offset)?;
+        distill_files::open(&self.path(name))?.read_exact_at(&mut buffer, offset)?;
         Ok(buffer)
     }
 

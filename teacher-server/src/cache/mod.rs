@@ -206,11 +206,37 @@ impl Cache {
             let name = segment_name(number);
             let message = sealed::get::<v1::CacheSegment>(self.storage.as_ref(), &name)?;
             let Some(message) = message else {
-                return Ok(());
+                return self.refuse_without_segment(number);
             };
             let path = self.storage.path(&name);
             let segment = Segment::from_message(&message, self.segments.last(), path)?;
             self.segments.push(segment);
+        }
+        Ok(())
+    }
+
+    /// Refuses a cache that lost its segments from `missing` on: a later one is there, or a shard of one of them.
+    fn refuse_without_segment(&self, missing: u32) -> Result<()> {
+        let end = self.segments.last().map_or(0, Segment::end_shard);
+        for (directory, first) in [
+            (SEGMENTS, missing),
+            (contents::SHARDS, end),
+            (partial::PARTIAL, end),
+        ] {
+            let names = self.files.list(directory);
+            let names = names.map_err(Error::io("read", &self.files.path(directory)))?;
+            let later = names
+                .iter()
+                .find(|name| name.parse::<u32>().is_ok_and(|number| number >= first));
+            if let Some(later) = later {
+                return Err(Error::Cache {
+                    path: self.files.path(&segment_name(missing)),
+                    reason: format!(
+                        "is missing, though {directory}/{later} is there, so a part of the corpus is lost: bring the file back \
+                         from a copy, or start a new cache"
+                    ),
+                });
+            }
         }
         Ok(())
     }

@@ -26,7 +26,8 @@ pub trait Storage: Send + Sync {
     /// `Io` naming the place, e.g. a full disk.
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<bool>;
 
-    /// Takes an object out of the way, keeping its bytes for whoever wants to look at them; the name is free then.
+    /// Takes an object out of the way, keeping its bytes for whoever wants to look at them; the name is free then, also where
+    /// somebody removed the object.
     ///
     /// # Errors
     /// `Io` naming the place.
@@ -115,6 +116,9 @@ impl Storage for LocalStorage {
     }
 
     fn set_aside(&self, name: &str) -> Result<()> {
+        if self.length(name)?.is_none() {
+            return Ok(());
+        }
         let made = self.files.create_directory(DAMAGED);
         made.map_err(Error::io("create", &self.path(DAMAGED)))?;
         let base = name.rsplit_once('/').map_or(name, |(_, base)| base);

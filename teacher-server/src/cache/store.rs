@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::ErrorKind,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -195,18 +196,22 @@ impl CacheStore {
         (offset, bytes): (u64, usize),
     ) -> Result<Option<Vec<u8>>> {
         let (files, name) = (&self.contents.files, partial::name(shard.number));
-        let frame = match files.read(&name, offset, bytes) {
-            // Sealed since the place was looked up.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            frame => frame.map_err(Error::io("read", &files.path(&name)))?,
-        };
-        let checked = self.contents.expected(shard).check(position, &frame);
-        checked.map_err(|reason| Error::Damaged {
+        let damaged = |reason| Error::Damaged {
             path: files.path(&name),
             shard: shard.number,
             offset,
             reason,
-        })?;
+        };
+        let frame = match files.read(&name, offset, bytes) {
+            // Sealed since the place was looked up.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(damaged(format!("the file was cut ({error})")));
+            }
+            frame => frame.map_err(Error::io("read", &files.path(&name)))?,
+        };
+        let checked = self.contents.expected(shard).check(position, &frame);
+        checked.map_err(damaged)?;
         Ok(Some(frame))
     }
 

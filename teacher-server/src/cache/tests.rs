@@ -315,3 +315,88 @@ fn a_stopped_verification_or_merge_passed_for_a_whole_one() {
     assert_eq!((rest.copied, rest.sealed), (shards - 1, shards));
     assert!(rest.complete);
 }
+
+#[test]
+fn a_cache_that_lost_a_segment_was_a_smaller_one() {
+    let (setup, mut cache) = Setup::new();
+    add(&mut cache, &entries(200, 4));
+    setup.fill(&cache, 0..10);
+    let next = cache.segments()[0].end_shard();
+    drop(cache);
+    let segment = |number| setup.directory.path().join(segment_name(number));
+    let refusal = || match Cache::open(setup.directory.path(), Access::Read) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("opened"),
+    };
+    // The first of two, which the second is behind.
+    std::fs::rename(segment(0), setup.directory.path().join("kept")).unwrap();
+    let error = refusal();
+    assert!(
+        error.contains("segments/00000: is missing") && error.contains("segments/00001"),
+        "{error}"
+    );
+    // All of them: only shards say that there were any.
+    std::fs::remove_file(segment(1)).unwrap();
+    let error = refusal();
+    assert!(error.contains("shards/0000000 is there"), "{error}");
+    std::fs::rename(setup.directory.path().join("kept"), segment(0)).unwrap();
+    assert_eq!(setup.open(Access::Read).segments().len(), 1);
+    // The newest: a shard or a part of one is of none that is left.
+    for directory in [contents::SHARDS, partial::PARTIAL] {
+        let stray = setup
+            .directory
+            .path()
+            .join(format!("{directory}/{next:07}"));
+        std::fs::write(&stray, "").unwrap();
+        let error = refusal();
+        assert!(error.contains("segments/00001: is missing"), "{error}");
+        std::fs::remove_file(stray).unwrap();
+    }
+}
+
+#[test]
+fn a_cache_without_its_shards_was_verified_as_a_complete_one() {
+    let (setup, cache) = Setup::new();
+    setup.fill(&cache, 0..10);
+    drop(cache);
+    let shards = setup.open(Access::Read).contents().shards.len() as u64;
+    for number in 0..shards {
+        std::fs::remove_file(setup.shard(number as u32)).unwrap();
+        let verdict = setup.open(Access::Read).verify(&|| false).unwrap();
+        let found = (verdict.missing, verdict.sealed, verdict.complete);
+        assert_eq!(found, (number + 1, shards - number - 1, false));
+        assert_eq!(verdict.damage, []);
+    }
+}
+
+#[test]
+fn a_shard_that_is_cut_or_removed_under_its_reader_is_damage_and_no_lack_of_room() {
+    let cut = |path: &Path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    };
+    let remove = |path: &Path| std::fs::remove_file(path).unwrap();
+    let harms: [&dyn Fn(&Path); 2] = [&cut, &remove];
+    for harm in harms {
+        let (setup, cache) = Setup::new();
+        setup.fill(&cache, 0..10);
+        let last = cache.contents().shards[1].first_index - 1;
+        drop(cache);
+        let reader = setup.open(Access::Read).store().unwrap();
+        harm(&setup.shard(0));
+        let error = reader.get(last).unwrap_err();
+        assert!(matches!(error, Error::Damaged { shard: 0, .. }), "{error}");
+        assert!(error.to_string().contains("cut or removed"), "{error}");
+        assert!(reader.get(last + 1).unwrap().is_some());
+    }
+    // Who may write has it computed anew.
+    for harm in harms {
+        let (setup, cache) = Setup::new();
+        setup.fill(&cache, 0..10);
+        let writer = cache.store().unwrap();
+        let last = cache.contents().shards[1].first_index - 1;
+        harm(&setup.shard(0));
+        assert!(writer.get(last).unwrap().is_none());
+        assert!(!writer.contains(last));
+    }
+}

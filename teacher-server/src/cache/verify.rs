@@ -33,6 +33,8 @@ pub struct Verdict {
     pub shards: u64,
     /// Of these sealed.
     pub sealed: u64,
+    /// Of these not there, or only in part.
+    pub missing: u64,
     /// Frames that were read.
     pub frames: u64,
     /// Bytes of sealed shards.
@@ -41,7 +43,7 @@ pub struct Verdict {
     pub partial_frames: u64,
     /// What is damaged, in order.
     pub damage: Vec<Damage>,
-    /// Whether every shard was read.
+    /// Whether every shard of the plan is there and was read.
     pub complete: bool,
 }
 
@@ -71,7 +73,7 @@ impl Cache {
             verify_shard(&contents, shard, &mut verdict)?;
             progress.advance(1, shard.count as u64);
         }
-        verdict.complete = true;
+        verdict.complete = verdict.missing == 0;
         Ok(verdict)
     }
 }
@@ -80,6 +82,7 @@ fn verify_shard(contents: &Contents, shard: ShardPlan, verdict: &mut Verdict) ->
     let header = match contents.sealed_header(shard) {
         Ok(Some(header)) => header,
         Ok(None) => {
+            verdict.missing += 1;
             let expected = contents.expected(shard);
             let partial = Partial::scan(contents.files.as_ref(), &expected)?;
             verdict.partial_frames += partial.map_or(0, |found| found.extents.len() as u64);

@@ -37,6 +37,8 @@ const EFFECTS: [Effect; 7] = [
         keys: &[
             "tokenizer",
             "corpus",
+            "chat_template_kwargs",
+            "strict",
             "seq_len",
             "batch_size",
             "estimator",
@@ -183,6 +185,14 @@ mod tests {
             " --spool-dir s",
         ] {
             assert_eq!(idle(&format!("{MODEL}{args}")), [""; 0], "{args}");
+        }
+        // What a served cache was captured with is in it.
+        for args in ["--strict", "--chat-template-kwargs {\"a\":1}"] {
+            let idle = idle(&format!("serve --cache d {args}"));
+            assert!(
+                idle.len() == 1 && idle[0].contains("it needs --model"),
+                "{args}: {idle:?}"
+            );
         }
         let idle = idle("precompute --model m --corpus c --out d --spool-dir s --bind unix:x");
         assert!(idle.iter().all(|line| line.contains("the command serve")));

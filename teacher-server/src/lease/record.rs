@@ -1,7 +1,7 @@
 //! Provides the secrets of grants, and the record of the latest one, by which a restarted server knows who had the device.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::DirBuilder,
     io::{self, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -98,7 +98,9 @@ impl Record {
 fn read(path: &Path) -> io::Result<(u64, Secret)> {
     let mut bytes = Vec::new();
     let limit = RECORD_BYTES as u64 + 1;
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    distill_files::open(path)?
+        .take(limit)
+        .read_to_end(&mut bytes)?;
     let record: [u8; RECORD_BYTES] = bytes
         .try_into()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no record of a lease"))?;

@@ -75,7 +75,8 @@ impl Reader {
         let shared = self.shared.clone();
         let block = tokio::task::spawn_blocking(move || shared.store.get(index))
             .await
-            .map_err(|e| Error::Internal(e.to_string()))??;
+            .map_err(|e| Error::Internal(e.to_string()))?
+            .inspect_err(tell)?;
         match block {
             Some(_) => self.skip(),
             // Found damaged and dropped since `ready`: somebody has to compute it.
@@ -109,6 +110,7 @@ impl Reader {
         tokio::task::spawn_blocking(advance)
             .await
             .map_err(|e| Error::Internal(e.to_string()))?
+            .inspect_err(tell)
     }
 
     /// Sequences kept so far, for heartbeats.
@@ -122,6 +124,11 @@ impl Reader {
             .await
             .map_err(|_| Error::ShuttingDown)
     }
+}
+
+/// Tells whoever runs the server what the store said; a client hears no paths.
+fn tell(error: &Error) {
+    tracing::error!("a kept block cannot be read: {error}");
 }
 
 impl Drop for Reader {

@@ -133,6 +133,14 @@ fn hides(error: &Error) -> bool {
 
 fn hidden(error: &Error) -> String {
     match error {
+        Error::Io {
+            action: "read",
+            reason,
+            ..
+        } => format!(
+            "the server cannot read a block that it keeps ({}); its log names the place",
+            reason.kind()
+        ),
         Error::Io { reason, .. } => format!(
             "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
             reason.kind()

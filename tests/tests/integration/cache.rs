@@ -200,7 +200,13 @@ fn parts_of_several_machines_merge_into_the_whole() -> Result<()> {
     let out = setup.work.path().join("merged");
     let [first, second, third] = parts.each_ref().map(|path| path_text(path));
     teacher_succeeds(&["merge", "--out", path_text(&out), first, second]);
-    assert!(sealed(&out)?["sealed"].as_u64() < sealed(&out)?["shards"].as_u64());
+    let part = teacher(&["verify", path_text(&out), "--json"]).output()?;
+    let verdict: Value = serde_json::from_slice(&part.stdout)?;
+    assert!(verdict["sealed"].as_u64() < verdict["shards"].as_u64());
+    assert_eq!(
+        (&verdict["complete"], part.status.code()),
+        (&Value::Bool(false), Some(130))
+    );
     teacher_succeeds(&["merge", "--out", path_text(&out), third]);
     assert!(objects(&out)? == expected);
     let other = captured(&setup, "other", &["--top-k", "3"]);
@@ -263,6 +269,8 @@ fn damage_is_named_kept_from_trainers_and_repaired() -> Result<()> {
             refused.contains("shard 1") && refused.contains("--repair"),
             "{refused}"
         );
+        let log = server.log();
+        assert_eq!(log.matches("shard 1, byte").count(), 1, "{log}");
     }
     let (model, corpus) = (path_text(setup.teacher.path()), path_text(&setup.corpus));
     let repair = ["--repair", "--model", model, "--corpus", corpus];

@@ -19,7 +19,7 @@ pub(crate) struct Dialogue {
 
 impl Dialogue {
     /// Keys of a message that say whether its words are learnt; a template does not see them.
-    pub const SWITCHES: [&str; 3] = ["weight", "train", "loss"];
+    const SWITCHES: [&str; 3] = ["weight", "train", "loss"];
 
     /// Takes the messages of the field `name`, every turn of the assistant to be learnt; the error is the reason alone.
     pub fn read(name: &str, messages: Json) -> Result<Self, String> {

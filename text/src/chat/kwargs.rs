@@ -62,11 +62,28 @@ impl Serialize for ChatTemplateKwargs {
     }
 }
 
+/// The key under which the crate `toml` hands a date over.
+const TOML_DATE: &str = "$__toml_private_datetime";
+
+/// What a settings file has and JSON does not: numbers that are not finite, which come as nulls, and dates.
+fn foreign(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Null => Some("a number that is not finite"),
+        Value::Object(fields) if fields.contains_key(TOML_DATE) => Some("a date without quotes"),
+        Value::Object(fields) => fields.values().find_map(foreign),
+        Value::Array(items) => items.iter().find_map(foreign),
+        _ => None,
+    }
+}
+
 impl<'de> Deserialize<'de> for ChatTemplateKwargs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let parsed = match Value::deserialize(deserializer)? {
             Value::String(text) => text.parse(),
-            other => Self::of(other),
+            other => match foreign(&other) {
+                Some(what) => Err(format!("{what}, which JSON does not have")),
+                None => Self::of(other),
+            },
         };
         parsed.map_err(de::Error::custom)
     }

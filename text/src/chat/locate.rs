@@ -90,16 +90,26 @@ impl<'a> Locator<'a> {
 
     /// The bytes of message `index` that a model generates: behind the generation prompt, up to its end-of-turn token.
     pub fn turn(&self, index: usize) -> Result<Range<usize>> {
-        let found = self.start(index).zip(self.end(index));
-        let turn = found.and_then(|(start, end)| Some((start, self.text.get(start..end)?)));
-        match turn {
-            Some((start, turn)) => Ok(start..start + self.generated(turn).len()),
+        match self.find(index) {
+            Some(turn) => Ok(turn),
             None => Err(Error::ChatTemplate(format!(
                 "it writes message {} in another way when more messages follow, so the assistant's words cannot be told apart \
                  in the whole; split the conversation so that it ends with that message, or use `prompt` and `completion`",
                 index + 1
             ))),
         }
+    }
+
+    fn find(&self, index: usize) -> Option<Range<usize>> {
+        let (start, (end, after_last)) = self.start(index).zip(self.end(index))?;
+        let turn = self.text.get(start..end)?;
+        let other = if self.ends_turn(turn) {
+            None
+        } else {
+            self.other_end(&after_last, self.text.get(end..)?)
+        };
+        let turn = self.text.get(start..end + other.unwrap_or(0))?;
+        Some(start..start + self.generated(turn).len())
     }
 
     fn start(&self, index: usize) -> Option<usize> {
@@ -141,14 +151,15 @@ impl<'a> Locator<'a> {
         (!prompt.is_empty() && before.ends_with(prompt)).then_some(content)
     }
 
-    fn end(&self, index: usize) -> Option<usize> {
+    /// Where message `index` ends as far as the whole has it as if it were the last, and what follows there as the last only.
+    fn end(&self, index: usize) -> Option<(usize, String)> {
         let count = index + 1;
         if count == self.messages.len() {
-            return Some(self.text.len());
+            return Some((self.text.len(), String::new()));
         }
         let prefix = self.render(count, false, None)?;
         if self.text.starts_with(&prefix) {
-            return Some(prefix.len());
+            return Some((prefix.len(), String::new()));
         }
         [Marking::End, Marking::Middle, Marking::Call]
             .into_iter()
@@ -158,19 +169,31 @@ impl<'a> Locator<'a> {
                 let mut stops = self.stops(tail);
                 let stop = stops
                     .rfind(|&stop| tail.get(..stop).is_some_and(|tail| rest.starts_with(tail)))?;
-                let other = self.other_end(tail.get(stop..)?, rest.get(stop..)?);
-                let ended = self.ends_turn(tail.get(..stop)?);
-                Some(anchor + stop + other.filter(|_| !ended).unwrap_or(0))
+                Some((anchor + stop, tail.get(stop..)?.to_owned()))
             })
     }
 
-    /// Length of the special token that ends a turn in history, `rest`, where another one ends it as the last, `tail`, as
-    /// OpenAI's `<|end|>` and `<|return|>`. A token that opens the next message is no end, so one that does must follow.
+    /// Length of what ends a turn in history, at the start of `rest`, up to its special token, where another one or none ends
+    /// it as the last, `tail`: OpenAI's `<|end|>` and `<|return|>`, or Qwen1.5, which writes `<|im_end|>` between messages.
+    /// A token that opens the next message is no end, so one that does must follow where it is not the tokenizer's own end.
     fn other_end(&self, tail: &str, rest: &str) -> Option<usize> {
-        let is_last = self.after_token(tail)?.trim().is_empty();
-        let after = self.after_token(rest)?;
-        self.after_token(after.trim_start())?;
-        is_last.then(|| rest.len() - after.len())
+        if !self.after_token(tail).unwrap_or(tail).trim().is_empty() {
+            return None;
+        }
+        let token = rest.trim_start();
+        let after = self.after_token(token)?;
+        let token = token.strip_suffix(after)?;
+        let follows = self.after_token(after.trim_start()).is_some();
+        // Cohere's messages open with two tokens.
+        let opens = self.after_token(after).is_some() && self.opens_messages(token);
+        let ends = self.tokenizer.eos_token().as_deref() == Some(token) || (follows && !opens);
+        ends.then(|| rest.len() - after.len())
+    }
+
+    /// Whether the first message begins with this token.
+    fn opens_messages(&self, token: &str) -> bool {
+        let after_first = self.after_token(&self.text).unwrap_or_default();
+        self.text.starts_with(token) || after_first.starts_with(token)
     }
 
     /// What follows the special token at the start of `text`.

@@ -168,43 +168,48 @@ fn messages(turns: Json, system: String) -> Result<Json, String> {
     }
 }
 
-/// One turn, whose speaker and words may also be called `role` and `content`. What it says beside them about what is learnt
-/// stays with it.
+/// One turn, whose speaker and words may also be called `role` and `content`. They get these names, and everything else that it
+/// says stays with it, as in TRL.
 fn turn_message(turn: Json) -> Result<Json, String> {
     let Json::Object(mut fields) = turn else {
         return Err("must be an object with `from` and `value`".to_owned());
     };
-    let mut take_text = |names: [&str; 2]| {
-        let found = names.iter().find_map(|name| take(&mut fields, name));
-        match found {
-            Some(Json::String(text)) => Ok(text),
-            Some(other) => Err(format!(
-                "has a `{}` that is no text but {}",
-                names[0],
-                other.kind()
-            )),
-            None => Err(format!("has no `{}`", names[0])),
+    for (name, in_messages) in [("from", "role"), ("value", "content")] {
+        if let Some(value) = take(&mut fields, name) {
+            fields.shift_remove(in_messages);
+            fields.insert(in_messages.to_owned(), value);
         }
+    }
+    let no_text =
+        |name: &str, found: &Json| format!("has a `{name}` that is no text but {}", found.kind());
+    let role = match fields.get("role") {
+        Some(Json::String(from)) => role_of(from)?,
+        Some(Json::Null) | None => return Err("has no `from`".to_owned()),
+        Some(other) => return Err(no_text("from", other)),
     };
-    let (from, value) = (
-        take_text(["from", "role"])?,
-        take_text(["value", "content"])?,
-    );
-    let role = match from.as_str() {
-        "human" | "user" => "user",
-        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
-        "system" => "system",
-        "tool" | "observation" => "tool",
-        other => {
-            return Err(format!(
-                "is from `{other}`, which is not known; expected human, gpt, system or tool"
-            ));
-        }
-    };
-    fields.retain(|name, _| Dialogue::SWITCHES.contains(&name.as_str()));
     fields.insert("role".to_owned(), Json::from(role));
-    fields.insert("content".to_owned(), Json::String(value));
-    Ok(Json::Object(fields))
+    let calls = fields
+        .get("tool_calls")
+        .is_some_and(|calls| !calls.is_null());
+    match fields.get("content") {
+        Some(Json::String(_) | Json::Array(_)) => Ok(Json::Object(fields)),
+        Some(Json::Null) | None if calls => Ok(Json::Object(fields)),
+        Some(Json::Null) | None => Err("has no `value`".to_owned()),
+        Some(other) => Err(no_text("value", other)),
+    }
+}
+
+/// The role in chat messages of a speaker.
+fn role_of(from: &str) -> Result<&'static str, String> {
+    match from {
+        "human" | "user" => Ok("user"),
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => Ok("assistant"),
+        "system" => Ok("system"),
+        "tool" | "observation" => Ok("tool"),
+        other => Err(format!(
+            "is from `{other}`, which is not known; expected human, gpt, system or tool"
+        )),
+    }
 }
 
 fn message(role: &str, content: String) -> Json {

@@ -51,7 +51,8 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
             .map_err(io_at(path))?;
         entries.sort();
         let found = files.len();
-        for entry in entries.iter().filter(|entry| entry.is_file()) {
+        // A pipe among them is refused, not passed over.
+        for entry in entries.iter().filter(|entry| !entry.is_dir()) {
             if let Some(kind) = kind_of(entry) {
                 files.push(corpus_file(entry, kind)?);
             }
@@ -71,7 +72,9 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
 }
 
 fn corpus_file(path: &Path, kind: Kind) -> Result<CorpusFile> {
-    let bytes = fs::metadata(path).map_err(io_at(path))?.len();
+    // Opened now as well: what cannot be read is told before hours go into the files before it.
+    let file = distill_files::open(path).and_then(|file| file.metadata());
+    let bytes = file.map_err(io_at(path))?.len();
     Ok(CorpusFile {
         path: path.to_owned(),
         kind,

@@ -414,3 +414,57 @@ fn numbers_in_tools_reach_the_template_as_they_are() {
         "{error}"
     );
 }
+
+#[test]
+fn what_sharegpt_turns_say_beside_their_words_was_lost() {
+    let template = "{% for m in messages %}{{ m.role }}|{{ m.content }}|{{ m.reasoning_content }}|{{ m.name }}|{{ m.tool_calls | tojson if m.tool_calls }}|{{ m.train }}
+{% endfor %}";
+    let (_dir, files) = tokenizer_with(&tokenizer_json(), template);
+    let calls = json!([{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]);
+    let messages = json!([
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": null, "reasoning_content": "why", "tool_calls": calls},
+        {"role": "tool", "name": "f", "content": "7"},
+        {"role": "assistant", "content": "7", "train": true},
+    ]);
+    let expected = text(&files, &json!({"messages": messages}).to_string());
+    assert!(
+        expected.contains("why") && expected.contains("|f|"),
+        "{expected}"
+    );
+    let turns = json!([
+        {"from": "human", "value": "q"},
+        {"from": "gpt", "value": null, "reasoning_content": "why", "tool_calls": calls},
+        {"from": "observation", "name": "f", "value": "7"},
+        {"from": "gpt", "value": "7", "train": true},
+    ]);
+    let mut without = turns.clone();
+    without[1].as_object_mut().unwrap().remove("value");
+    for conversations in [messages, turns, without] {
+        let row = json!({"conversations": conversations}).to_string();
+        assert_eq!(text(&files, &row), expected, "{row}");
+    }
+    let nothing = json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": null, "tool_calls": null}]});
+    let error = refusal(shared(), nothing.to_string());
+    assert!(
+        error.contains("`conversations[1]` has no `value`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_pipe_or_a_device_in_a_corpus_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.jsonl", "b.txt", "c.parquet"] {
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join(name)).unwrap();
+        let path = dir.path().join(name);
+        for named in [path.clone(), dir.path().to_owned()] {
+            let error = super::files::expand(&[named]).err().unwrap().to_string();
+            assert!(
+                error.contains(name) && error.contains("a device"),
+                "{error}"
+            );
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}

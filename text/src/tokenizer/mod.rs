@@ -171,6 +171,11 @@ impl TokenizerFiles {
         self.special.eos_id()
     }
 
+    /// The text of that token.
+    pub(crate) fn eos_token(&self) -> Option<String> {
+        self.tokenizer().id_to_token(self.eos_id()?)
+    }
+
     /// Ids that the tokenizer itself puts before every text (Llama's begin-of-text); empty for most.
     pub fn prefix_ids(&self) -> &[u32] {
         &self.built.prefix_ids

@@ -106,3 +106,32 @@ fn a_best_metric_that_the_teacher_cannot_give_is_refused_before_the_first_step()
     assert!(message.starts_with("best_metric:"), "{message}");
     assert!(!config.out.exists());
 }
+
+#[test]
+fn an_evaluation_that_failed_lost_the_run() {
+    let bench = Bench::new(3);
+    let student = bench.dir.path().join("student");
+    // Read when answers are asked for.
+    fs::write(student.join("generation_config.json"), "{").unwrap();
+    let config = TrainConfig {
+        eval_exact_match: true,
+        save_steps: 0,
+        ..bench.evaluated("run")
+    };
+    let message = train(&config).unwrap_err().to_string();
+    assert!(message.contains("generation_config.json"), "{message}");
+    assert!(
+        config
+            .out
+            .join("checkpoints/step-000002/state.toml")
+            .exists()
+    );
+    fs::write(student.join("generation_config.json"), "{}").unwrap();
+    super::resume(&config, &Shutdown::default()).unwrap();
+    // The evaluation that failed is caught up on.
+    let steps: Vec<_> = evals(&config)
+        .iter()
+        .map(|line| line["step"].as_u64())
+        .collect();
+    assert_eq!(steps, [Some(2), Some(4), Some(6)]);
+}

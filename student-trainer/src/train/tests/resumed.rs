@@ -99,6 +99,56 @@ fn a_checkpoint_goes_on_at_every_step_with_accumulation_and_at_the_ends_of_passe
 }
 
 #[test]
+fn a_finished_run_without_its_result_had_nothing_to_do() {
+    let bench = Bench::new(3);
+    let config = bench.config("run");
+    train(&config).unwrap();
+    let result = config.out.join("adapter");
+    let weights = result.join("adapter_model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    let cut = || fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
+    let gone = || fs::remove_dir_all(&result).unwrap();
+    let edited = || fs::write(result.join("adapter_config.json"), "{}").unwrap();
+    let harms: [&dyn Fn(); 3] = [&cut, &gone, &edited];
+    for harm in harms {
+        harm();
+        let ending = resume(&config, &Shutdown::default()).unwrap();
+        assert!(matches!(ending, Ending::Trained(Summary { steps: 3, .. })));
+        assert_eq!(fs::read(&weights).unwrap(), whole);
+        let ending = resume(&config, &Shutdown::default()).unwrap();
+        assert_eq!(ending, Ending::FinishedBefore);
+    }
+    // What people write in the card is theirs.
+    fs::write(result.join("README.md"), "mine").unwrap();
+    let ending = resume(&config, &Shutdown::default()).unwrap();
+    assert_eq!(ending, Ending::FinishedBefore);
+    // An edit is refused as of an unfinished run.
+    let path = config.out.join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("lr = 0.01", "lr = 0.02", 1)).unwrap();
+    let edited = TrainConfig {
+        lr: 0.02,
+        ..config.clone()
+    };
+    let message = resume(&edited, &Shutdown::default())
+        .unwrap_err()
+        .to_string();
+    assert!(message.starts_with("lr: "), "{message}");
+    fs::write(&path, text).unwrap();
+    // Nothing is left that it could be restored from.
+    fs::remove_dir_all(config.out.join("checkpoints")).unwrap();
+    resume(&config, &Shutdown::default()).unwrap();
+    fs::remove_file(&weights).unwrap();
+    let message = resume(&config, &Shutdown::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("adapter_model.safetensors is gone") && message.contains("--out"),
+        "{message}"
+    );
+}
+
+#[test]
 fn another_plan_or_student_than_the_checkpoints_is_refused() {
     let bench = Bench::new(3);
     let config = TrainConfig {

@@ -1,0 +1,80 @@
+//! Provides the look at the result of a finished run: whether its files are still as they were written.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::Value;
+
+use super::{overrides, tuned::Tuned};
+use crate::{
+    Error, Result,
+    checkpoint::{Checkpoints, digest},
+    config::TrainConfig,
+    run::{CARD_FILE, RunDirectory},
+};
+
+/// Digests of the files, in `summary.json`.
+pub(super) const FILES: &str = "files";
+
+/// The digests of the files in the directory of a result; its card is for people, who may write in it.
+///
+/// # Errors
+/// The file system refuses.
+pub(super) fn digests(directory: &Path) -> Result<BTreeMap<String, String>> {
+    let read = || Error::io("read the directory", directory);
+    let mut digests = BTreeMap::new();
+    for entry in fs::read_dir(directory).map_err(read())? {
+        let path = entry.map_err(read())?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_file() && name != CARD_FILE {
+            digests.insert(name.into_owned(), digest(&path)?);
+        }
+    }
+    Ok(digests)
+}
+
+/// Whether nothing is left to do for the run with this summary; false where its result has to be written anew.
+///
+/// # Errors
+/// A setting that would make it another run; a checkpoint that is damaged; a result that is, without a checkpoint.
+pub(super) fn is_whole(run: &RunDirectory, config: &TrainConfig, summary: &Value) -> Result<bool> {
+    let checkpoint = Checkpoints::open(run.path(), config.keep_last)?.latest()?;
+    if let Some(checkpoint) = &checkpoint
+        && let Some(before) = checkpoint.settings()?
+    {
+        overrides::check(&before, config)?;
+    }
+    let directory = run.join(Tuned::result_name(config.tune));
+    let Some(harm) = harm(&directory, summary) else {
+        return Ok(true);
+    };
+    if checkpoint.is_none() {
+        return Err(Error::file(
+            &directory,
+            format!(
+                "{harm}, and no checkpoint is left to restore it from; train anew with --out NEW_DIR"
+            ),
+        ));
+    }
+    tracing::warn!(
+        "{}: {harm}; it is restored from the newest checkpoint",
+        directory.display()
+    );
+    Ok(false)
+}
+
+/// What is wrong with the files of a result.
+fn harm(directory: &Path, summary: &Value) -> Option<String> {
+    let Some(files) = summary.get(FILES).and_then(Value::as_object) else {
+        // Of a release that wrote no digests.
+        return (!directory.is_dir()).then(|| "the result is gone".to_owned());
+    };
+    files.iter().find_map(|(name, expected)| {
+        let path = directory.join(name);
+        if !path.exists() {
+            return Some(format!("{name} is gone"));
+        }
+        let found = digest(&path);
+        let is_same = found.is_ok_and(|found| expected.as_str() == Some(found.as_str()));
+        (!is_same).then(|| format!("{name} is not as it was written"))
+    })
+}

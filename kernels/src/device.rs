@@ -165,6 +165,7 @@ mod on_card {
     };
     use candle_core::cuda_backend::cudarc::driver::{
         CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+        ValidAsZeroBits,
     };
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
@@ -246,14 +247,20 @@ mod on_card {
     }
 
     fn allocate(card: &CudaDevice, dtype: DType, len: usize) -> Result<CudaStorage> {
-        fn fresh<T: CudaDType + DeviceRepr>(card: &CudaDevice, len: usize) -> Result<CudaStorage> {
+        fn fresh<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
+            card: &CudaDevice,
+            len: usize,
+        ) -> Result<CudaStorage> {
+            // The driver has no empty allocations, and candle copies all of one, so that it has to hold something.
+            if len == 0 {
+                let slice = card.alloc_zeros::<T>(1)?;
+                return Ok(CudaStorage::wrap_cuda_slice(slice, card.clone()));
+            }
             #[expect(unsafe_code, reason = "memory that nothing was written to")]
             // SAFETY: any bytes are numbers of these types, and `run` says that kernels write all of them.
             let slice = unsafe { card.alloc::<T>(len)? };
             Ok(CudaStorage::wrap_cuda_slice(slice, card.clone()))
         }
-        // The driver has no empty allocations.
-        let len = len.max(1);
         match dtype {
             DType::F32 => fresh::<f32>(card, len),
             DType::BF16 => fresh::<half::bf16>(card, len),

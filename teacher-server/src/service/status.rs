@@ -54,7 +54,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Model(distill_model::Error::OutOfMemory { .. }) => {
             (Code::ResourceExhausted, "OUT_OF_MEMORY")
         }
-        Error::Model(distill_model::Error::DeviceLost { .. }) => (Code::Internal, "DEVICE_LOST"),
+        Error::Model(distill_model::Error::DeviceLost { .. }) => {
+            (Code::FailedPrecondition, "DEVICE_LOST")
+        }
         Error::Model(distill_model::Error::Changed { .. }) => {
             (Code::FailedPrecondition, "MODEL_CHANGED")
         }

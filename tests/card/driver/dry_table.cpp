@@ -15,7 +15,12 @@ static const struct {
     {"attention", {5, 6}},
     {"attention_along", {2}},
     {"attention_to_queries", {8}},
-    {"attention_to_keys", {8, 9}},
+    {"attention_to_keys", {8}},
+    {"attention_join", {1, 2}},
+    {"adamw", {4, 5, 6}},
+    {"adamw_8bit", {7, 8, 9, 10, 11}},
+    {"squares", {1}},
+    {"sums_of_parts", {1}},
     {"rms_norm", {2}},
     {"rms_norm_gradient", {3}},
     {"rope", {3}},
@@ -59,7 +64,7 @@ int64_t length(const Origin& origin, uint32_t i) {
 
 /* select.cu: the K first ids, slightly falling logits, and sums that leave as much again to the rest of the row. */
 Invention of_select_rows(const Origin& origin) {
-    uint64_t k = argument(origin, 7), width = 3 + length(origin, 1);
+    uint64_t k = argument(origin, 8), width = 3 + length(origin, 1);
     double sum = 2.0 * static_cast<double>(k) + 1;
     switch (origin.parameter) {
         case 2: return {"f32", [=](uint64_t i) { return i % width == 0 ? 0 : i % width == 1 ? -1 : i % width == 2 ? 1 : sum; }};
@@ -71,7 +76,7 @@ Invention of_select_rows(const Origin& origin) {
 
 /* The ids after the K first, all different. */
 Invention of_draw_rows(const Origin& origin) {
-    int64_t k = argument(origin, 8) - 1, draws = argument(origin, 9);
+    int64_t k = argument(origin, 9) - 1, draws = argument(origin, 10);
     if (origin.parameter == 5) return {"u32", [=](uint64_t i) { return static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
     return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
 }

@@ -10,6 +10,7 @@ mod locate;
 mod methods;
 mod python;
 mod source;
+mod spaces;
 mod tags;
 mod template;
 mod turns;

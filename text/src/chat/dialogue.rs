@@ -81,10 +81,7 @@ impl Dialogue {
                     value.unusable().unwrap_or_default()
                 ));
             }
-            Some(Json::Object(kwargs)) => {
-                self.kwargs = kwargs;
-                self.kwargs.retain(|_, value| !value.is_null());
-            }
+            Some(Json::Object(kwargs)) => self.kwargs = kwargs,
             Some(other) => {
                 let found = other.kind();
                 return Err(format!(

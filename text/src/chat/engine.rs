@@ -10,7 +10,7 @@ use minijinja::{
     syntax::SyntaxConfig,
 };
 
-use super::{filters, functions, json, methods, source, values};
+use super::{filters, functions, json, methods, source, spaces, values};
 use crate::limits::TEMPLATE_FUEL;
 
 /// Name of the only template of an engine.
@@ -82,6 +82,9 @@ fn environment() -> Result<Environment<'static>, String> {
     environment.add_test("sequence", functions::is_sequence);
     environment.add_test("number", functions::is_number);
     environment.add_test("integer", functions::is_integer);
+    environment.add_filter("length", functions::length);
+    environment.add_filter("count", functions::length);
+    environment.add_filter("trim", spaces::trim);
     environment.add_filter("join", methods::join);
     environment.add_filter("format", methods::printf);
     environment.add_filter("center", methods::center);

@@ -6,10 +6,7 @@ use minijinja::{
 };
 pub(super) use minijinja_contrib::globals::joiner;
 
-use super::{
-    functions::charge,
-    python::{Bounded, is_line_break},
-};
+use super::{functions::charge, python::Bounded, spaces};
 
 /// `text | indent(width=4, first=False, blank=False)`; the width may be the text that is written before a line.
 pub(super) fn indent(
@@ -37,7 +34,7 @@ pub(super) fn indent(
     let mut out = Bounded::default();
     // Jinja2 adds a line break and takes it off again, so that a last empty line counts.
     let text = format!("{text}\n");
-    for (index, line) in lines(&text).enumerate() {
+    for (index, line) in spaces::lines(&text, false).into_iter().enumerate() {
         if index > 0 {
             out.push("\n")?;
         }
@@ -53,17 +50,6 @@ pub(super) fn indent(
     let out = out.into_text();
     charge(state, out.len())?;
     Ok(Jinja::from(out))
-}
-
-/// Lines without their breaks, as `str.splitlines`.
-pub(super) fn lines(text: &str) -> impl Iterator<Item = &str> {
-    let lines = text.split_inclusive(is_line_break);
-    let mut after_return = false;
-    lines.filter_map(move |line| {
-        // `\r\n` is one break.
-        let is_second_half = std::mem::replace(&mut after_return, line.ends_with('\r'));
-        (!(is_second_half && line == "\n")).then(|| line.trim_end_matches(is_line_break))
-    })
 }
 
 /// `text | truncate(length=255, killwords=False, end='...', leeway=5)`.

@@ -5,7 +5,7 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 
-use super::{python, values::LongInteger};
+use super::{python, spaces::is_space, values::LongInteger};
 
 /// Bytes that one unit of the engine's fuel pays for.
 const BYTES_PER_FUEL: usize = 64;
@@ -96,9 +96,20 @@ pub(super) fn float(
     filters::float(state, &without_space(value), Some(default), kwargs)
 }
 
+/// `value | length`, which none does not have.
+pub(super) fn length(value: &Jinja) -> Result<usize, Error> {
+    if value.is_none() {
+        let reason = "length: none has no length".to_owned();
+        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    }
+    filters::length(value)
+}
+
 /// Python reads numbers with white space around them.
 fn without_space(value: &Jinja) -> Jinja {
-    let trimmed = value.as_str().map(|text| Jinja::from(text.trim()));
+    let trimmed = value
+        .as_str()
+        .map(|text| Jinja::from(text.trim_matches(is_space)));
     trimmed.unwrap_or_else(|| value.clone())
 }
 

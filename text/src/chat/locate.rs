@@ -106,7 +106,10 @@ impl<'a> Locator<'a> {
         let other = if self.ends_turn(turn) {
             None
         } else {
-            self.other_end(&after_last, self.text.get(end..)?)
+            // Tokens in the words of the next message say nothing about how it opens.
+            let words = self.content_start(index + 1).filter(|&words| words >= end);
+            let between = self.text.get(end..words.unwrap_or(self.text.len()))?;
+            self.other_end(&after_last, between)
         };
         let turn = self.text.get(start..end + other.unwrap_or(0))?;
         Some(start..start + self.generated(turn).len())

@@ -8,9 +8,10 @@ use minijinja::{
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::{
-    filters::{lines, split_named},
+    filters::split_named,
     functions::charge,
     python::{self, Bounded, too_long},
+    spaces,
 };
 use crate::limits::RENDERING_BYTES_MAX;
 
@@ -54,13 +55,29 @@ pub(super) fn method(
             let separator = separator.or(named.get("sep")?).unwrap_or_default();
             let most = most.or(named.get("maxsplit")?).unwrap_or_default();
             named.assert_all_used()?;
-            let given = [separator, most];
-            if name == "split" {
-                return unknown_method_callback(state, value, name, &given);
+            if name == "rsplit" {
+                rsplit(text, &[separator, most])?
+            } else if separator.as_str().is_some() {
+                return unknown_method_callback(state, value, name, &[separator, most]);
+            } else {
+                let most = most.as_i64().and_then(|most| usize::try_from(most).ok());
+                list(spaces::words(text, most.unwrap_or(usize::MAX)))
             }
-            rsplit(text, &given)?
         }
-        "splitlines" if arguments.is_empty() => lines(text).map(Jinja::from).collect(),
+        "splitlines" => {
+            let (keeps_ends, kwargs): (Option<bool>, Kwargs) = from_args(arguments)?;
+            let keeps_ends = keeps_ends.or(kwargs.get("keepends")?);
+            kwargs.assert_all_used()?;
+            list(spaces::lines(text, keeps_ends.unwrap_or(false)))
+        }
+        "strip" | "lstrip" | "rstrip" => {
+            let (chars,): (Option<&str>,) = from_args(arguments)?;
+            Jinja::from(spaces::strip(text, name, chars))
+        }
+        "isspace" => {
+            let () = from_args(arguments)?;
+            Jinja::from(!text.is_empty() && text.chars().all(spaces::is_space))
+        }
         "index" | "rindex" => {
             let find = name.replace("index", "find");
             let at = unknown_method_callback(state, value, &find, arguments)?;
@@ -259,24 +276,18 @@ fn partition(text: &str, from_end: bool, arguments: &[Jinja]) -> Result<Jinja, E
 
 fn rsplit(text: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
     let (separator, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
-    let most = usize::try_from(most.unwrap_or(-1)).map_or(usize::MAX, |most| most + 1);
+    let most = usize::try_from(most.unwrap_or(-1)).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match separator {
         Some("") => return Err(wrong("rsplit: the separator is empty")),
-        Some(separator) => text.rsplitn(most, separator).collect(),
-        None => {
-            let mut parts = Vec::new();
-            let mut rest = text.trim();
-            while !rest.is_empty() && parts.len() + 1 < most {
-                let (before, after) = rest.rsplit_once(char::is_whitespace).unwrap_or(("", rest));
-                parts.push(after);
-                rest = before.trim_end();
-            }
-            parts.extend((!rest.is_empty()).then_some(rest));
-            parts
-        }
+        Some(separator) => text.rsplitn(most.saturating_add(1), separator).collect(),
+        None => spaces::words_from_end(text, most),
     };
     parts.reverse();
-    Ok(parts.into_iter().map(Jinja::from).collect())
+    Ok(list(parts))
+}
+
+fn list(parts: Vec<&str>) -> Jinja {
+    parts.into_iter().map(Jinja::from).collect()
 }
 
 fn index(list: &Jinja, arguments: &[Jinja]) -> Result<Jinja, Error> {

@@ -11,6 +11,7 @@ mod locate;
 mod methods;
 mod python;
 mod source;
+mod spaces;
 mod tags;
 mod template;
 mod turns;

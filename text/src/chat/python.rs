@@ -56,11 +56,6 @@ pub(super) fn too_deep() -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
-/// What ends a line for `str.splitlines`.
-pub(super) fn is_line_break(character: char) -> bool {
-    matches!(character, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
-}
-
 /// `str(value)`; an undefined value is an empty text.
 pub(super) fn str(value: &Jinja) -> Result<String, Error> {
     if let Some(text) = value.as_str() {

@@ -2,6 +2,7 @@
 //!
 //! - `{% generation %}` becomes a call that marks what the block writes.
 //! - What a variable takes goes through the filter [`BOUND`], so that no loop makes a value without bounds.
+//! - Escapes in texts that the engine reads otherwise than Python are written in a way that both read.
 //! - The operands of `~` and what filters of texts get go through [`TEXT`], which prints as Python does.
 //! - `%` behind a text goes through the filter [`PERCENT`]; the engine's own is for numbers.
 //! - A factor [`ONE`] keeps the compiler from working out `'x' * 100000000`, which a rendering has to pay for.
@@ -71,6 +72,7 @@ pub(super) fn prepare(source: &str) -> Result<Prepared, String> {
             let line = line_of(source, tag.tag.bytes.start);
             format!("{reason} (line {line} of the template)")
         })?;
+        edits.escapes(&tag);
         edits.operators(&tag);
         if tag.tag.is_block {
             edits.block(&tag);
@@ -284,6 +286,24 @@ impl Edits {
             length - i64::MAX,
             format!(")|{filter}"),
         ));
+    }
+
+    /// Writes escapes of Python's texts that the engine reads otherwise.
+    fn escapes(&mut self, tag: &Reader<'_>) {
+        for token in tag.tokens().iter().filter(|t| t.kind == Kind::Text) {
+            let mut characters = tag.text(token).char_indices();
+            while let Some((at, character)) = characters.next() {
+                let escaped = (character == '\\').then(|| characters.next()).flatten();
+                let by = match escaped {
+                    Some((_, '/')) => r"\\/",
+                    Some((_, 'a')) => r"\x07",
+                    Some((_, 'v')) => r"\x0b",
+                    _ => continue,
+                };
+                let start = token.bytes.start + at;
+                self.edits.push((start..start + 2, 0, by.to_owned()));
+            }
+        }
     }
 
     fn operators(&mut self, tag: &Reader<'_>) {

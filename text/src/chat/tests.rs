@@ -98,6 +98,46 @@ fn what_templates_use_of_python_works() {
     }
 }
 
+/// Each expectation was printed by Jinja2 for the same template.
+#[test]
+fn white_space_line_breaks_and_escapes_were_those_of_rust() {
+    let messages = json!([
+        "a\u{b}b\u{1c}c\u{85}d\u{2028}e\r\nf\n",
+        "\u{1c}\u{1f} a\u{1c}b \u{1f}"
+    ]);
+    for (source, expected) in [
+        ("{{ W.splitlines()|join('|') }}", "a|b|c|d|e|f"),
+        (
+            "{{ W.splitlines(true)|length }}{{ W.splitlines(keepends=true)[4] }}.",
+            "6e\r\n.",
+        ),
+        ("{{ S.strip() }}.", "a\u{1c}b."),
+        ("{{ S.lstrip() }}.", "a\u{1c}b \u{1f}."),
+        ("{{ S|trim }}.", "a\u{1c}b."),
+        ("{{ S.split()|join('|') }}", "a|b"),
+        ("{{ S.split(none, 1)|join('|') }}.", "a|b \u{1f}."),
+        ("{{ S.rsplit(none, 1)|join('|') }}", "\u{1c}\u{1f} a|b"),
+        ("{{ 'xxaxx'.strip('x') }}{{ 'xxaxx'|trim('x') }}", "aa"),
+        ("{{ S[0].isspace() }}", "True"),
+        (r"{{ '\/\a\v\\/' }}", "\\/\u{7}\u{b}\\/"),
+        (
+            "{{ ''.splitlines() }}{{ '\\n'.splitlines() }}{{ ' '.split() }}",
+            "[][''][]",
+        ),
+    ] {
+        let named = format!("{{% set W, S = messages %}}{source}");
+        assert_eq!(
+            render(&named, messages.clone()).as_deref(),
+            Ok(expected),
+            "{source}"
+        );
+    }
+    for source in ["{{ none|length }}", "{{ none|count }}"] {
+        assert!(render(source, json!([])).is_err(), "{source}");
+    }
+    assert_eq!(render("{{ x|length }}", json!([])).as_deref(), Ok("0"));
+}
+
 #[test]
 fn a_refusal_of_the_template_reaches_the_user() {
     let error = render("\n{{ raise_exception('roles must alternate') }}", json!([])).unwrap_err();

@@ -468,3 +468,12 @@ fn a_pipe_or_a_device_in_a_corpus_is_refused_by_name() {
         std::fs::remove_file(path).unwrap();
     }
 }
+
+#[test]
+fn a_null_among_the_kwargs_of_a_row_stays_one() {
+    let template = format!("{{{{ x is defined }}}}{{{{ x is none }}}}{CHATML}");
+    let (_dir, files) = tokenizer_with(&tokenizer_json(), &template);
+    let row = json!({"messages": user_and_assistant(), "chat_template_kwargs": {"x": null}});
+    let text = text(&files, &row.to_string());
+    assert!(text.starts_with("TrueTrue"), "{text}");
+}

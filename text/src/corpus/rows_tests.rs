@@ -292,7 +292,7 @@ fn chat_template_kwargs_of_a_row_reach_the_template() {
         json!({"enable_thinking": false, "more": [1, {"a": "é"}]}),
         r#"False[1, {"a": "é"}]"#,
     );
-    begins(json!({"enable_thinking": null}), "True");
+    begins(json!({"enable_thinking": null}), "None");
     begins(json!({}), "True");
     begins(json!(null), "True");
     for (kwargs, expected) in [

@@ -39,6 +39,8 @@ def count(calls):
             found["bytes to the card"] += call["bytes"]
         if kind == "device to host":
             found["bytes to the host"] += call["bytes"]
+            # The host stands still until such a copy has ended.
+            found["waits"] += not call["pinned"]
         if kind == "gemm":
             found["flop"] += call["flop"]
             found["bytes of products"] += call["bytes"]
@@ -49,22 +51,27 @@ def positions(calls, names):
     return [at for at, call in enumerate(calls) if call["kind"] == "launch" and call["name"] in names]
 
 
-def steps(calls):
-    """A list of calls for each step: from the look-up that follows an update to the last of the next update."""
-    updates, looks = positions(calls, UPDATE), positions(calls, (LOOK_UP,))
-    ends = [at for at, after in zip(updates, updates[1:] + [len(calls)]) if any(at < look < after for look in looks) or after == len(calls)]
-    return [calls[start + 1 : end + 1] for start, end in zip(ends, ends[1:])]
+def rounds(calls, last):
+    """A list of calls for each step or batch: from the look-up of embeddings before a pass to the one after the kernels named `last`."""
+    starts, ended = [], True
+    look = None
+    for at, call in enumerate(calls):
+        if call["kind"] != "launch":
+            continue
+        if call["name"] == LOOK_UP:
+            look = at
+        elif call["name"] in last:
+            ended = True
+        elif call["name"] == "attention" and ended:
+            starts.append(look)
+            ended = False
+    return [calls[start:end] for start, end in zip(starts, starts[1:])]
 
 
 def phases_of_step(calls):
     loss, updates = positions(calls, LOSS), positions(calls, UPDATE)
     cuts = [0, loss[0], loss[-1] + 1, updates[0], len(calls)]
     return {name: calls[start:end] for name, start, end in zip(("forward", "loss", "backward", "update"), cuts, cuts[1:])}
-
-
-def batches(calls):
-    looks = positions(calls, (LOOK_UP,))
-    return [calls[start:end] for start, end in zip(looks, looks[1:])]
 
 
 def phases_of_batch(calls):
@@ -80,7 +87,7 @@ def measure(options, tokens):
     case.traced = True
     case.run()
     trainer, teacher = ([call for call in lines(case.directory / f"{name}.trace")] for name in ("trainer", "teacher"))
-    return {"student's step": phases_of_step(steps(trainer)[-1]), "teacher's batch": phases_of_batch(batches(teacher)[-1])}
+    return {"student's step": phases_of_step(rounds(trainer, UPDATE)[-1]), "teacher's batch": phases_of_batch(rounds(teacher, SELECTION)[-1])}
 
 
 def main():

@@ -1,6 +1,9 @@
 //! Runs both programs on one card, as users do, and compares with the CPU.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use distill_tests::fixtures;
@@ -210,5 +213,43 @@ fn two_trainers_share_the_card_with_their_teacher() -> Result<()> {
     }
     card.accepted_all()?;
     ensure!(adapters[0] == adapters[1], "two equal runs differ");
+    Ok(())
+}
+
+/// What cuBLAS keeps for itself as long as a process has a handle of it.
+const CUBLAS_BYTES: u64 = 4 << 20;
+
+#[test]
+fn a_handover_leaves_nothing_on_the_card() -> Result<()> {
+    let pair = Pair::new()?;
+    let trace = pair.work.path().join("trace");
+    let card = Card::new()?.with("CARD_TRACE", trace.display());
+    let swap = ["--device", "cuda", "--vram-mode", "swap", "--window", "2"];
+    let mut teacher = pair.serve(&card, &swap);
+    let (mut command, _) = pair.train(&card, &teacher, "swapped", &["--device", "cuda"]);
+    let output = command.output()?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}",
+        text(&output),
+        teacher.log()
+    );
+    teacher.signal(libc::SIGTERM);
+    card.accepted_all()?;
+    let (mut givers, mut handovers) = (BTreeSet::new(), 0);
+    for line in std::fs::read_to_string(&trace)?.lines() {
+        let call: Value = serde_json::from_str(line)?;
+        if call["kind"] != "trim" {
+            continue;
+        }
+        let live = call["live"].as_u64().context("live bytes")?;
+        ensure!(live <= CUBLAS_BYTES, "{live} bytes stay: {call}");
+        givers.insert(call["pid"].to_string());
+        handovers += 1;
+    }
+    ensure!(
+        givers.len() == 2 && handovers >= 3,
+        "{handovers} handovers of {givers:?}"
+    );
     Ok(())
 }

@@ -201,7 +201,7 @@ pub fn explained(error: candle_core::Error, device: &Device, what: &str, remedy:
         return Error::DeviceLost {
             device: backend(device).unwrap_or_else(|_| "the GPU".to_owned()),
             what: what.to_owned(),
-            reason: without_trace(&error),
+            reason: driver_s_words(&error),
         };
     }
     Error::Candle(error)
@@ -216,6 +216,14 @@ pub(crate) fn has_no_room(error: &candle_core::Error) -> bool {
 fn says(error: &candle_core::Error, names: &[&str]) -> bool {
     let text = error.to_string();
     names.iter().any(|name| text.contains(name))
+}
+
+/// The line of an error in which the driver speaks.
+fn driver_s_words(error: &candle_core::Error) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim);
+    let said = lines.find(|line| LOST.iter().any(|name| line.contains(name)));
+    said.unwrap_or_default().to_owned()
 }
 
 /// What the driver and cuBLAS say when an allocation fails.

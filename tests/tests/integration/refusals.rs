@@ -119,7 +119,7 @@ fn a_pipe_in_place_of_a_certificate_a_key_or_another_file_is_refused_at_once() -
         served(&["--config", pipe]),
         teacher(&[&serve[..], &["--corpus", lines]].concat()),
         train(&["--ca-cert", pipe]),
-        train(&["--token-file", pipe]),
+        train(&["--ca-cert", pem, "--token-file", pipe]),
         train(&["--config", pipe]),
         trainer(&eval),
     ] {

@@ -146,11 +146,9 @@ fn chat_template_kwargs_in_a_table_are_not_dropped() {
         assert!(resolved::<TrainConfig>(wrong, &[]).is_err(), "{wrong}");
     }
     // What JSON does not have.
-    for (wrong, word) in [("x = nan", "finite"), ("x = [2026-11-28]", "date")] {
-        let error = resolved::<EvalConfig>(&format!("[chat_template_kwargs]\n{wrong}"), &[]);
-        let error = error.unwrap_err().to_string();
-        assert!(error.contains(word), "{error}");
-    }
+    let error = resolved::<EvalConfig>("[chat_template_kwargs]\nx = nan", &[]);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("finite"), "{error}");
 }
 
 #[test]

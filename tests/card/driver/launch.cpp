@@ -127,14 +127,22 @@ static void declare(Operation& operation, const CardEntry& entry, const Argument
     }
 }
 
+/* The kernel whose threads this thread runs now. */
+static thread_local const char* running;
+
 static const char* run(const Function& function, const unsigned char* bytes, Launch launch) {
     const CardEntry& entry = *function.entry;
     std::vector<void*> parameters(entry.count);
     for (uint32_t i = 0; i < entry.count; i++) parameters[i] = const_cast<unsigned char*>(bytes) + entry.parameters[i].offset;
     launch.parameters = parameters.data();
     launch.order = settings().seed ? random_below(~0ull) : 0;
-    return card_run(launch);
+    running = entry.name;
+    const char* wrong = card_run(launch);
+    running = nullptr;
+    return wrong;
 }
+
+const char* running_kernel() { return running; }
 }  // namespace card
 
 using namespace card;

@@ -71,6 +71,14 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
         write_trace();
         abort();
     }
+    if (const char* kernel = running_kernel()) {
+        const char* what = words("%s: an access of %p, which is nobody's memory", kernel, info->si_addr);
+        write_refusal(what);
+        count_refusal(what);
+        write_counts();
+        write_trace();
+        abort();
+    }
     /* Not ours: whoever handled it before does. */
     sigaction(signal, signal == SIGSEGV ? &earlier_segv : &earlier_bus, nullptr);
 }

@@ -106,6 +106,8 @@ uint64_t random_below(uint64_t bound);
 /* printf into a buffer that lives until 16 more were made. */
 const char* words(const char* format, ...) __attribute__((format(printf, 1, 2)));
 /* Says what a card would not have taken and ends the process; with CARD_REFUSE=error, sets and returns the error. */
+/* Its name, while the calling thread runs one. */
+const char* running_kernel();
 CUresult refuse(const char* what, CUresult error = CUDA_ERROR_ILLEGAL_ADDRESS);
 /* The error that every call gives since one broke the context, or success. */
 CUresult broken();

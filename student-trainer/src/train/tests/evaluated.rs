@@ -111,8 +111,9 @@ fn a_best_metric_that_the_teacher_cannot_give_is_refused_before_the_first_step()
 fn an_evaluation_that_failed_lost_the_run() {
     let bench = Bench::new(3);
     let student = bench.dir.path().join("student");
-    // Read when answers are asked for.
-    fs::write(student.join("generation_config.json"), "{").unwrap();
+    // The ids after the first are read when answers are asked for.
+    let wrong = r#"{"eos_token_id": [0, "x"]}"#;
+    fs::write(student.join("generation_config.json"), wrong).unwrap();
     let config = TrainConfig {
         eval_exact_match: true,
         save_steps: 0,

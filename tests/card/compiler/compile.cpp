@@ -102,6 +102,7 @@ bool build(Scratch& scratch, const std::string& source, std::string& elf, std::s
 
 Module compile(const Request& request) {
     Module module;
+    module.arch = request.arch;
     Scratch scratch;
     std::string preprocessed;
     if (!preprocess(scratch, request, true, preprocessed, module.log)) return module;
@@ -128,7 +129,7 @@ Module compile(const Request& request) {
 }
 
 std::string as_text(const Module& module) {
-    std::string text = CARD_TEXT_HEADER "\n";
+    std::string text = CARD_TEXT_HEADER "\n//   .target sm_" + std::to_string(module.arch) + "\n";
     for (const std::string& name : module.names) text += "//   .entry " + name + "\n";
     /* A line that begins with two slashes would be a comment. */
     return text + to_base64(module.elf, 120, " ");

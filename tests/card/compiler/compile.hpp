@@ -15,6 +15,7 @@ struct Request {
 
 struct Module {
     bool ok = false;
+    int arch = 0;
     std::string log;  // of the compilers
     std::string elf;
     std::vector<std::string> names;  // of the entries

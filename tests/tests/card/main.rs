@@ -3,6 +3,7 @@
 //! `tests/card/run.sh` builds the card and calls these; without it in the environment they fail.
 
 #[path = "../integration/harness.rs"]
+#[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 
 mod card;

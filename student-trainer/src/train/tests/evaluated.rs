@@ -114,7 +114,14 @@ fn an_evaluation_that_failed_lost_the_run() {
     // The ids after the first are read when answers are asked for.
     let wrong = r#"{"eos_token_id": [0, "x"]}"#;
     fs::write(student.join("generation_config.json"), wrong).unwrap();
+    let held_out = bench.dir.path().join("held-out.jsonl");
+    fs::write(
+        &held_out,
+        r#"{"prompt": "t0 t7", "completion": " t14 t21"}"#,
+    )
+    .unwrap();
     let config = TrainConfig {
+        eval_data: vec![held_out],
         eval_exact_match: true,
         save_steps: 0,
         ..bench.evaluated("run")
@@ -127,7 +134,8 @@ fn an_evaluation_that_failed_lost_the_run() {
             .join("checkpoints/step-000002/state.toml")
             .exists()
     );
-    fs::write(student.join("generation_config.json"), "{}").unwrap();
+    let right = r#"{"eos_token_id": [0]}"#;
+    fs::write(student.join("generation_config.json"), right).unwrap();
     super::resume(&config, &Shutdown::default()).unwrap();
     // The evaluation that failed is caught up on.
     let steps: Vec<_> = evals(&config)

@@ -129,7 +129,7 @@ Module compile(const Request& request) {
 }
 
 std::string as_text(const Module& module) {
-    std::string text = CARD_TEXT_HEADER "\n//   .target sm_" + std::to_string(module.arch) + "\n";
+    std::string text = CARD_TEXT_HEADER "\n//   .target sm_" + std::to_string(module.arch / 10) + "\n";
     for (const std::string& name : module.names) text += "//   .entry " + name + "\n";
     /* A line that begins with two slashes would be a comment. */
     return text + to_base64(module.elf, 120, " ");

@@ -140,7 +140,7 @@ mod on_card {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
-    pub(super) fn load(_: &CudaDevice, _: &Module, _: &str) -> Result<()> {
+    pub(super) fn load(_: &CudaDevice, _: &Module, _: &'static str) -> Result<()> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
@@ -415,7 +415,7 @@ mod on_card {
     }
 
     /// Compiles and loads the function.
-    pub(super) fn load(card: &CudaDevice, module: &Module, function: &str) -> Result<()> {
+    pub(super) fn load(card: &CudaDevice, module: &Module, function: &'static str) -> Result<()> {
         loaded::function(card, module, function).map(drop)
     }
 }

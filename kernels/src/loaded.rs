@@ -1,6 +1,6 @@
 //! Provides the kernels that a card holds: compiled, or found on the disk, and loaded at their first use in a process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
@@ -12,22 +12,38 @@ use crate::Module;
 use crate::compiler::{Nvrtc, Target};
 use crate::image_cache::{ImageCache, Source};
 
-/// The function on this card.
-pub(crate) fn function(card: &CudaDevice, module: &Module, function: &str) -> Result<CudaFunction> {
-    type Loaded = BTreeMap<(usize, &'static str), Arc<CudaModule>>;
+/// A module that is loaded, and the functions of it that were asked for.
+struct Held {
+    module: Arc<CudaModule>,
+    functions: BTreeMap<&'static str, CudaFunction>,
+}
+
+/// The function on this card. Every launch asks, so the driver is asked once.
+pub(crate) fn function(
+    card: &CudaDevice,
+    module: &Module,
+    function: &'static str,
+) -> Result<CudaFunction> {
     // They live as long as the process does, and so does the card's context.
-    static LOADED: Mutex<Loaded> = Mutex::new(BTreeMap::new());
+    static LOADED: Mutex<BTreeMap<(usize, &str), Held>> = Mutex::new(BTreeMap::new());
     let stream = card.cuda_stream();
     let key = (stream.context().ordinal(), module.name());
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let held = match loaded.get(&key) {
-        Some(held) => held,
-        None => {
-            let made = load(stream.context(), module)?;
-            loaded.entry(key).or_insert(made)
-        }
+    let held = match loaded.entry(key) {
+        Entry::Occupied(held) => held.into_mut(),
+        Entry::Vacant(place) => place.insert(Held {
+            module: load(stream.context(), module)?,
+            functions: BTreeMap::new(),
+        }),
     };
-    held.load_function(function).w()
+    if let Some(known) = held.functions.get(function) {
+        return Ok(known.clone());
+    }
+    let found = held.module.load_function(function).w();
+    let found =
+        found.map_err(|e| e.context(format!("{} has no kernel {function}", module.name())))?;
+    held.functions.insert(function, found.clone());
+    Ok(found)
 }
 
 fn load(context: &Arc<CudaContext>, module: &Module) -> Result<Arc<CudaModule>> {

@@ -85,7 +85,7 @@ const char* check_sizes(const Call& call) {
 /* A scalar by the type that sums have. */
 double scalar(const void* at, int compute) {
     if (compute == COMPUTE_64F) return *static_cast<const double*>(at);
-    if (compute == COMPUTE_16F) return halves::half_to_float(*static_cast<const uint16_t*>(at));
+    if (compute == COMPUTE_16F) return card::Binary16::wide(*static_cast<const uint16_t*>(at));
     return *static_cast<const float*>(at);
 }
 

@@ -27,7 +27,7 @@ compile() {
     "$cxx" "${flags[@]}" -c "$source" -o "$object.tmp"
     mv "$object.tmp" "$object"
 }
-newest_header=$(find "$here" "$emulator" -name '*.hpp' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
+newest_header=$(find "$here" "$emulator" \( -name '*.hpp' -o -name '*.h' \) -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
 objects_of() {
     local source
     for source in "$@"; do

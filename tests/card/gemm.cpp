@@ -5,7 +5,8 @@
 #include <cstring>
 #include <vector>
 
-using namespace halves;
+using card::Binary16;
+using card::Brain16;
 
 namespace gemm {
 /* A tile's accumulators fill twelve 32-byte registers; the blocks fit the caches. */
@@ -13,11 +14,11 @@ static const size_t TILE_M = 16, TILE_N = 6, BLOCK_M = 128, BLOCK_N = 960, BLOCK
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 
 static float round_input(float value, Rounding rounding) {
-    if (rounding == TO_F16) return half_to_float(float_to_half(value));
-    if (rounding == TO_BF16) return bfloat_to_float(float_to_bfloat(value));
+    if (rounding == TO_F16) return Binary16::wide(Binary16::of(value));
+    if (rounding == TO_BF16) return Brain16::wide(Brain16::of(value));
     /* Ten bits of mantissa, to the nearest. */
-    uint32_t bits = bits_of(value);
-    return (bits & 0x7f800000) == 0x7f800000 ? value : float_of((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu);
+    uint32_t bits = card::float_bits(value);
+    return (bits & 0x7f800000) == 0x7f800000 ? value : card::bits_float((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu);
 }
 
 /* `count` elements from `at`, `step` apart, to places `gap` apart. */
@@ -28,9 +29,9 @@ static void load(const Matrix& matrix, size_t at, size_t step, size_t count, flo
     } else {
         const uint16_t* from = static_cast<const uint16_t*>(matrix.at) + at;
         if (matrix.type == BF16) {
-            for (size_t i = 0; i < count; i++) to[i * gap] = bfloat_to_float(from[i * step]);
+            for (size_t i = 0; i < count; i++) to[i * gap] = Brain16::wide(from[i * step]);
         } else {
-            for (size_t i = 0; i < count; i++) to[i * gap] = half_to_float(from[i * step]);
+            for (size_t i = 0; i < count; i++) to[i * gap] = Binary16::wide(from[i * step]);
         }
     }
     if (rounding == NONE) return;
@@ -90,9 +91,9 @@ static void store(const Product& p, size_t column, size_t columns, const float* 
         uint16_t* to = static_cast<uint16_t*>(p.c) + at;
         for (size_t i = 0; i < p.m; i++) {
             bool bfloat = p.c_type == BF16;
-            float before = beta == 0 ? 0 : beta * (bfloat ? bfloat_to_float(to[i]) : half_to_float(to[i]));
+            float before = beta == 0 ? 0 : beta * (bfloat ? Brain16::wide(to[i]) : Binary16::wide(to[i]));
             float value = alpha * from[i] + before;
-            to[i] = bfloat ? float_to_bfloat(value) : float_to_half(value);
+            to[i] = bfloat ? Brain16::of(value) : Binary16::of(value);
         }
     }
 }

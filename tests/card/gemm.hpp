@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "halves.hpp"
+#include "include/card_small_floats.h"
 
 namespace gemm {
 enum Type { F32, F64, F16, BF16 };

@@ -7,7 +7,7 @@ card=$PWD/target/card
 tests/card/build.sh "$card"
 source "$card/env.sh"
 # All packages, as in the other tests: dependencies that have nothing to do with CUDA are not compiled again.
-select=(--locked --workspace --features distill-tests/card,student-trainer/cuda,teacher-server/cuda)
+select=(--locked --workspace --features distill-tests/card)
 if [[ $# -gt 0 ]]; then
   exec cargo test "${select[@]}" --test card -- --nocapture "$@"
 fi

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <limits>
 
-#include "../halves.hpp"
+#include "../include/card_small_floats.h"
 #include "dry.hpp"
 
 namespace card {
@@ -69,8 +69,8 @@ static void write_number(const std::string& type, uint64_t i, double value, unsi
     auto put = [to](auto number) { memcpy(to, &number, sizeof number); };
     if (type == "f64") put(value);
     else if (type == "f32") put(static_cast<float>(value));
-    else if (type == "bf16") put(halves::float_to_bfloat(static_cast<float>(value)));
-    else if (type == "f16") put(halves::float_to_half(static_cast<float>(value)));
+    else if (type == "bf16") put(card::Brain16::of(static_cast<float>(value)));
+    else if (type == "f16") put(card::Binary16::of(static_cast<float>(value)));
     else if (type == "u32") put(static_cast<uint32_t>(i));
     else if (type == "i64") put(static_cast<int64_t>(i));
     else put(static_cast<uint8_t>(type == "u8" ? i % 2 : 0));

@@ -47,16 +47,24 @@ static void write_refusal(const char* what) {
     (void)ignored;
 }
 
-CUresult refuse(const char* what, CUresult error) {
+static void note_refusal(const char* what) {
     write_refusal(what);
     count_refusal(what);
+}
+
+[[noreturn]] static void end() {
+    write_counts();
+    write_trace();
+    abort();
+}
+
+CUresult refuse(const char* what, CUresult error) {
+    note_refusal(what);
     if (settings().error_instead) {
         break_context(error);
         return error;
     }
-    write_counts();
-    write_trace();
-    abort();
+    end();
 }
 
 static void on_fault(int signal, siginfo_t* info, void* context) {
@@ -64,20 +72,12 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
     uint64_t at = reinterpret_cast<uint64_t>(info->si_addr);
     if (at >= card_begin && at < card_end) {
         bool writes = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
-        const char* what = words("the host %s device memory: %s", writes ? "wrote" : "read", describe(at));
-        write_refusal(what);
-        count_refusal(what);
-        write_counts();
-        write_trace();
-        abort();
+        note_refusal(words("the host %s device memory: %s", writes ? "wrote" : "read", describe(at)));
+        end();
     }
     if (const char* kernel = running_kernel()) {
-        const char* what = words("%s: an access of %p, which is nobody's memory", kernel, info->si_addr);
-        write_refusal(what);
-        count_refusal(what);
-        write_counts();
-        write_trace();
-        abort();
+        note_refusal(words("%s: an access of %p, which is nobody's memory", kernel, info->si_addr));
+        end();
     }
     /* Not ours: whoever handled it before does. */
     sigaction(signal, signal == SIGSEGV ? &earlier_segv : &earlier_bus, nullptr);

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../../halves.hpp"
+#include "../../include/card_small_floats.h"
 #include "card.hpp"
 
 CARD_API int cublasCreate_v2(void**);
@@ -23,14 +23,14 @@ enum { F32 = 0, F64 = 1, F16 = 2, BF16 = 14, COMPUTE_32F = 68 };
 static size_t width(int type) { return type == F32 ? 4 : 2; }
 
 static float held_as(int type, float value) {
-    if (type == F16) return halves::half_to_float(halves::float_to_half(value));
-    return type == BF16 ? halves::bfloat_to_float(halves::float_to_bfloat(value)) : value;
+    if (type == F16) return card::Binary16::wide(card::Binary16::of(value));
+    return type == BF16 ? card::Brain16::wide(card::Brain16::of(value)) : value;
 }
 
 static std::vector<unsigned char> bytes_of(const std::vector<float>& values, int type) {
     std::vector<unsigned char> bytes(values.size() * width(type));
     for (size_t i = 0; i < values.size(); i++) {
-        uint16_t half = type == F16 ? halves::float_to_half(values[i]) : halves::float_to_bfloat(values[i]);
+        uint16_t half = type == F16 ? card::Binary16::of(values[i]) : card::Brain16::of(values[i]);
         if (type == F32) memcpy(&bytes[i * 4], &values[i], 4);
         else memcpy(&bytes[i * 2], &half, 2);
     }
@@ -43,7 +43,7 @@ static std::vector<float> values_of(const std::vector<unsigned char>& bytes, int
         uint16_t half;
         memcpy(&half, &bytes[i * width(type)], 2);
         if (type == F32) memcpy(&values[i], &bytes[i * 4], 4);
-        else values[i] = type == F16 ? halves::half_to_float(half) : halves::bfloat_to_float(half);
+        else values[i] = type == F16 ? card::Binary16::wide(half) : card::Brain16::wide(half);
     }
     return values;
 }

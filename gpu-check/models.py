@@ -13,6 +13,7 @@ import random
 BLOCK_ELEMENTS = 1_048_583
 DEVIATION = 0.02
 ONE = b"\x80\x3f"  # bf16, little-endian
+WIDTHS = {"BF16": 2, "F32": 4, "U8": 1}
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -111,19 +112,25 @@ def random_block(seed):
     return bytes(block)
 
 
-def write_weights(path, config, seed):
-    """One safetensors file; `path` appears when it is whole."""
+def file_head(tensors):
+    """What a safetensors file begins with, for tensors of (name, type, shape); and the bytes that follow."""
     header, offset = {}, 0
-    for name, shape in shapes(config):
-        end = offset + 2 * elements(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
+    for name, dtype, shape in tensors:
+        end = offset + WIDTHS[dtype] * elements(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
+
+
+def write_weights(path, config, seed):
+    """One safetensors file; `path` appears when it is whole."""
+    head, size = file_head((name, "BF16", shape) for name, shape in shapes(config))
     block, starts = random_block(seed), random.Random(seed + 1)
     partial = path.with_suffix(".partial")
     with open(partial, "wb", buffering=0) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(head)
         for name, shape in shapes(config):
             left = 2 * elements(shape)
             if name.endswith("norm.weight"):
@@ -136,7 +143,7 @@ def write_weights(path, config, seed):
                 left -= written
                 start = (start + written) % len(block)
     partial.rename(path)
-    return offset
+    return size
 
 
 def byte_symbols():
@@ -203,6 +210,14 @@ def write_text(path, size, seed=7):
             file.write(" ".join(numbers.choices(words, k=400)) + ".\n\n")
 
 
+def make_folder(folder, config, tokenizer):
+    """A model's folder with all but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}))
+
+
 def make(directory, tiny=False, text_bytes=None):
     """`directory`/teacher, student (both dense bf16) and corpus.txt; what is there already stays. Bytes of both models' weights."""
     directory = pathlib.Path(directory)
@@ -212,10 +227,7 @@ def make(directory, tiny=False, text_bytes=None):
     tokenizer = json.dumps(tokenizer_json(tokens), ensure_ascii=False)
     for seed, (name, config) in enumerate(configs.items()):
         folder = directory / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}))
+        make_folder(folder, config, tokenizer)
         path = folder / "model.safetensors"
         sizes[name] = 2 * sum(elements(shape) for _, shape in shapes(config))
         if not path.exists():

@@ -11,6 +11,7 @@ its peak is computed more than 3 % off. What the processes and the card hold is 
 """
 
 import argparse
+import array
 import json
 import os
 import pathlib
@@ -39,8 +40,6 @@ NF4 += [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.3379152
 
 
 def floats(numbers):
-    import array
-
     return array.array("f", numbers).tobytes()
 
 
@@ -69,23 +68,17 @@ def tensors(config, four_bits):
 
 def write_sparse(path, config, four_bits):
     """A checkpoint whose header is true and whose large tensors are holes."""
-    width = {"BF16": 2, "F32": 4, "U8": 1}
-    header, offset, told = {}, 0, []
-    for name, dtype, shape, content in tensors(config, four_bits):
-        end = offset + width[dtype] * models.elements(shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        if content is not None:
-            told.append((offset, content))
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    described = list(tensors(config, four_bits))
+    head, size = models.file_head((name, dtype, shape) for name, dtype, shape, _ in described)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        start = file.tell()
-        for at, content in told:
-            file.seek(start + at)
-            file.write(content)
-        file.truncate(start + offset)
+        file.write(head)
+        at = file.tell()
+        file.truncate(at + size)
+        for _, dtype, shape, content in described:
+            if content is not None:
+                file.seek(at)
+                file.write(content)
+            at += models.WIDTHS[dtype] * models.elements(shape)
 
 
 def make_models(directory, tiny):
@@ -94,10 +87,7 @@ def make_models(directory, tiny):
     four_bits = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"}}
     for name, config in (("teacher", models.TINY_TEACHER if tiny else models.TEACHER), ("student", student | four_bits)):
         folder = directory / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}))
+        models.make_folder(folder, config, tokenizer)
         write_sparse(folder / "model.safetensors", config, name == "student")
 
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -52,11 +52,20 @@ impl Card {
         command
     }
 
-    /// What the process with this number did, as the card counted it.
-    pub fn counts(&self, process: u32) -> Result<Value> {
-        let path = self.directory.path().join(format!("counts-{process}.json"));
-        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        Ok(serde_json::from_slice(&text)?)
+    /// What the only process that used it did, as the card counted it.
+    pub fn counts(&self) -> Result<Value> {
+        let mut counts = Vec::new();
+        for entry in std::fs::read_dir(self.directory.path())? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("counts-") && name.ends_with(".json") {
+                counts.push(path);
+            }
+        }
+        let [path] = &counts[..] else {
+            bail!("{} processes used the card", counts.len());
+        };
+        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
     }
 
     /// Refuses a card that refused something.

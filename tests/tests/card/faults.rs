@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     card::Card,
     harness::{teacher, text},
-    programs::{Pair, utf8},
+    programs::{Pair, adapter, utf8},
 };
 
 /// Places that are tried, spread evenly over those that a whole run has.
@@ -102,8 +102,10 @@ fn train_and_go_on(
         pair.train(&card, server, &run, &flags).0.output()?
     };
     ensure!(output.status.success(), "after {place}: {}", text(&output));
-    let adapter = std::fs::read(out.join("adapter/adapter_model.safetensors"))?;
-    ensure!(adapter == whole, "after {place} the run ended elsewhere");
+    ensure!(
+        adapter(&out)? == whole,
+        "after {place} the run ended elsewhere"
+    );
     card.accepted_all()?;
     Ok(true)
 }
@@ -117,18 +119,9 @@ fn undisturbed(
     let card = Card::new()?;
     let flags = [&ON_THE_CARD[..], &["--save-steps", "1"]].concat();
     let (mut command, out) = pair.train(&card, server, "whole", &flags);
-    let child = command
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
-    let process = child.id();
-    let output = child.wait_with_output()?;
+    let output = command.output()?;
     ensure!(output.status.success(), "{}", text(&output));
-    let all = total(&card.counts(process)?, count)?;
-    Ok((
-        std::fs::read(out.join("adapter/adapter_model.safetensors"))?,
-        all,
-    ))
+    Ok((adapter(&out)?, total(&card.counts()?, count)?))
 }
 
 #[test]
@@ -175,7 +168,7 @@ fn a_teacher_without_memory_or_card_says_so_and_its_cache_goes_on() -> Result<()
     let model = fixtures::model_directory("qwen2-untied", "tokenizer")?;
     let corpus = fixtures::path("corpus/documents.txt");
     let work = tempfile::tempdir()?;
-    let precompute = |card: &Card, out: &Path| -> Result<(u32, Output)> {
+    let precompute = |card: &Card, out: &Path| -> Result<Output> {
         let mut command = teacher(&[
             "precompute",
             "--seq-len",
@@ -188,17 +181,14 @@ fn a_teacher_without_memory_or_card_says_so_and_its_cache_goes_on() -> Result<()
             utf8(out),
         ]);
         command.args(ON_THE_CARD);
-        let mut command = card.run(command);
-        let pipe = std::process::Stdio::piped;
-        let child = command.stdout(pipe()).stderr(pipe()).spawn()?;
-        Ok((child.id(), child.wait_with_output()?))
+        Ok(card.run(command).output()?)
     };
     let sealed = |out: &Path| std::fs::read(out.join("shards/0000000"));
     let whole = work.path().join("whole");
     let card = Card::new()?;
-    let (process, output) = precompute(&card, &whole)?;
+    let output = precompute(&card, &whole)?;
     ensure!(output.status.success(), "{}", text(&output));
-    let counts = card.counts(process)?;
+    let counts = card.counts()?;
     for (name, count, word) in [
         ("CARD_FAIL_ALLOC", "allocations", "memory"),
         ("CARD_LOST_AT", "operations", "lost"),
@@ -206,13 +196,13 @@ fn a_teacher_without_memory_or_card_says_so_and_its_cache_goes_on() -> Result<()
         let all = total(&counts, count)?;
         for place in places(all) {
             let out = work.path().join(format!("{name}-{place}"));
-            let (_, output) = precompute(&Card::new()?.with(name, place), &out)?;
+            let output = precompute(&Card::new()?.with(name, place), &out)?;
             if output.status.success() {
                 continue;
             }
             let said = complaint(&output, place)?;
             ensure!(said.contains(word), "{name} at {place}: {said}");
-            let (_, output) = precompute(&Card::new()?, &out)?;
+            let output = precompute(&Card::new()?, &out)?;
             ensure!(
                 output.status.success(),
                 "{name}, after {place}: {}",

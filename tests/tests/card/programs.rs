@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    process::{Command, Output},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -63,7 +64,7 @@ impl Pair {
         teacher: &Teacher,
         name: &str,
         flags: &[&str],
-    ) -> (std::process::Command, PathBuf) {
+    ) -> (Command, PathBuf) {
         let out = self.work.path().join(name);
         let steps = STEPS.to_string();
         let base = [
@@ -87,8 +88,22 @@ pub fn utf8(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
 
+/// The bytes of what a run learnt.
+pub fn adapter(run: &Path) -> Result<Vec<u8>> {
+    Ok(std::fs::read(
+        run.join("adapter/adapter_model.safetensors"),
+    )?)
+}
+
+/// Refuses a trainer that failed, with what it and its teacher said.
+fn succeeded(output: &Output, teacher: &Teacher) -> Result<()> {
+    let said = text(output);
+    ensure!(output.status.success(), "{said}\n{}", teacher.log());
+    Ok(())
+}
+
 /// The lines of metrics.jsonl.
-pub fn metrics(run: &Path) -> Result<Vec<Value>> {
+fn metrics(run: &Path) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl"))?;
     text.lines()
         .map(|line| Ok(serde_json::from_str(line)?))
@@ -180,12 +195,7 @@ fn half_precision_trains_on_the_card() -> Result<()> {
     let teacher = pair.serve(&card, &["--device", "cuda"]);
     let (mut command, out) = pair.train(&card, &teacher, "bf16", &["--device", "cuda"]);
     let output = command.output()?;
-    ensure!(
-        output.status.success(),
-        "{}\n{}",
-        text(&output),
-        teacher.log()
-    );
+    succeeded(&output, &teacher)?;
     card.accepted_all()?;
     for line in metrics(&out)? {
         ensure!(number(&line, "loss")?.is_finite(), "{line}");
@@ -206,15 +216,8 @@ fn two_trainers_share_the_card_with_their_teacher() -> Result<()> {
     let mut adapters = Vec::new();
     for (child, out) in [first, second] {
         let output = child.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "{}\n{}",
-            text(&output),
-            teacher.log()
-        );
-        adapters.push(std::fs::read(
-            out.join("adapter/adapter_model.safetensors"),
-        )?);
+        succeeded(&output, &teacher)?;
+        adapters.push(adapter(&out)?);
     }
     card.accepted_all()?;
     ensure!(adapters[0] == adapters[1], "two equal runs differ");
@@ -233,12 +236,7 @@ fn a_handover_leaves_nothing_on_the_card() -> Result<()> {
     let mut teacher = pair.serve(&card, &swap);
     let (mut command, _) = pair.train(&card, &teacher, "swapped", &["--device", "cuda"]);
     let output = command.output()?;
-    ensure!(
-        output.status.success(),
-        "{}\n{}",
-        text(&output),
-        teacher.log()
-    );
+    succeeded(&output, &teacher)?;
     teacher.signal(libc::SIGTERM);
     card.accepted_all()?;
     let (mut givers, mut handovers) = (BTreeSet::new(), 0);

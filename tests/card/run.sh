@@ -34,4 +34,10 @@ if [[ -s $CARD_DIR/refusals ]]; then
   cat "$CARD_DIR/refusals" >&2
   exit 1
 fi
+# What both programs allocate in the reference pair's shapes is what `plan` computes.
+mkdir "$CARD_DIR/bin"
+for name in teacher-server student-trainer; do
+  ln -s "$PWD/target/debug/$name-under-test" "$CARD_DIR/bin/$name"
+done
+python3 tests/card/peaks.py --out "$CARD_DIR/peaks" --bin "$CARD_DIR/bin" --lengths 512 --modes resident --transport off
 cargo test "${select[@]}" --test card

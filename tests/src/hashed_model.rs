@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::fixtures;
 
 /// What the Qwen2.5 tokenizer knows; head rows beyond it are padding.
 pub const EFFECTIVE_VOCABULARY: usize = 151_665;
@@ -19,6 +21,36 @@ const INTERMEDIATE: usize = 64;
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KEY_VALUE_HEADS: usize = 2;
+
+/// A model directory whose tokenizer, the fixtures' with so many more tokens, knows `ids` ids; the head has a few rows more.
+///
+/// # Errors
+/// When the fixture is broken or the temporary directory cannot be written.
+pub fn with_tokenizer(ids: usize, tied: bool) -> Result<TempDir> {
+    let directory = directory(ids.next_multiple_of(16), tied)?;
+    let tokenizer = fixtures::path("tokenizer");
+    let mut described: Value =
+        serde_json::from_slice(&std::fs::read(tokenizer.join("tokenizer.json"))?)?;
+    let added = described["added_tokens"]
+        .as_array_mut()
+        .context("added_tokens of the fixture")?;
+    let last = added.last().and_then(|token| token["id"].as_u64());
+    let known = usize::try_from(last.context("an id of the fixture")?)? + 1;
+    added.extend((known..ids).map(|id| {
+        json!({
+            "id": id, "content": format!("<more {id}>"), "special": false, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false,
+        })
+    }));
+    std::fs::write(
+        directory.path().join("tokenizer.json"),
+        described.to_string(),
+    )?;
+    for name in ["tokenizer_config.json", "generation_config.json"] {
+        std::fs::copy(tokenizer.join(name), directory.path().join(name))?;
+    }
+    Ok(directory)
+}
 
 /// A `qwen2` directory (config.json, model.safetensors in f32) with this many head rows.
 ///

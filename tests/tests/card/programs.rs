@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use distill_tests::fixtures;
+use distill_tests::{fixtures, hashed_model};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -21,6 +21,9 @@ const STEPS: usize = 3;
 /// Loss and gradient norm of a step may be off by this share in f32: the sums are formed in another order.
 const TOLERANCE: f64 = 2e-3;
 
+/// Ids of a larger vocabulary: more than two blocks of 1,024 threads, and odd in eights.
+pub const MANY_IDS: usize = 2500;
+
 /// Two models with one tokenizer, and a place to work.
 pub struct Pair {
     teacher: TempDir,
@@ -33,6 +36,15 @@ impl Pair {
         Ok(Self {
             teacher: fixtures::model_directory("qwen2-untied", "tokenizer")?,
             student: fixtures::model_directory("qwen2-tied", "tokenizer")?,
+            work: tempfile::tempdir()?,
+        })
+    }
+
+    /// Two models of more ids than a block has threads, in a number that no vector load divides.
+    pub fn of_many_ids() -> Result<Self> {
+        Ok(Self {
+            teacher: hashed_model::with_tokenizer(MANY_IDS, false)?,
+            student: hashed_model::with_tokenizer(MANY_IDS, true)?,
             work: tempfile::tempdir()?,
         })
     }
@@ -117,8 +129,7 @@ fn number(line: &Value, key: &str) -> Result<f64> {
 }
 
 /// Trains on the card and then on the CPU with the same flags; refuses a step that differs.
-fn same_on_both(server: &[&str], flags: &[&str]) -> Result<()> {
-    let pair = Pair::new()?;
+fn same_on_both(pair: &Pair, server: &[&str], flags: &[&str]) -> Result<()> {
     let card = Card::new()?;
     let mut lines = Vec::new();
     for device in ["cuda", "cpu"] {
@@ -157,18 +168,25 @@ fn same_on_both(server: &[&str], flags: &[&str]) -> Result<()> {
 
 #[test]
 fn a_run_on_the_card_takes_the_steps_of_one_on_the_cpu() -> Result<()> {
-    same_on_both(&[], &[])?;
+    same_on_both(&Pair::new()?, &[], &[])?;
     // Lengths that are no whole number of blocks.
-    same_on_both(&[], &["--lora-rank", "3"])
+    same_on_both(&Pair::new()?, &[], &["--lora-rank", "3"])
+}
+
+#[test]
+fn a_vocabulary_of_several_blocks_takes_the_steps_of_the_cpu() -> Result<()> {
+    let kept = ["--estimator", "top-k", "--top-k", "64"];
+    same_on_both(&Pair::of_many_ids()?, &kept, &[])?;
+    let transport = ["--ot-weight", "1", "--cost", "kl"];
+    same_on_both(&Pair::of_many_ids()?, &[], &transport)
 }
 
 #[test]
 fn transport_on_the_card_takes_the_steps_of_the_cpu() -> Result<()> {
-    same_on_both(
-        &["--state", "exact"],
-        &["--ot-weight", "1", "--batch-size", "2"],
-    )?;
-    same_on_both(&[], &["--ot-weight", "1", "--cost", "kl", "--scope", "row"])
+    let logits = ["--ot-weight", "1", "--batch-size", "2"];
+    same_on_both(&Pair::new()?, &["--state", "exact"], &logits)?;
+    let rows = ["--ot-weight", "1", "--cost", "kl", "--scope", "row"];
+    same_on_both(&Pair::new()?, &[], &rows)
 }
 
 #[test]
@@ -186,7 +204,7 @@ fn packed_rows_and_8_bit_moments_take_the_steps_of_the_cpu() -> Result<()> {
         "--lora-rank",
         "64",
     ];
-    same_on_both(&[], &flags)
+    same_on_both(&Pair::new()?, &[], &flags)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, ensure};
 use distill_proto::{Frame, FrameContext};
-use distill_tests::fixtures;
+use distill_tests::{fixtures, hashed_model};
 use teacher_server::{
     cache::{Access, Cache},
     store::BlockStore,
@@ -13,6 +13,7 @@ use teacher_server::{
 use crate::{
     card::Card,
     harness::{teacher, text},
+    programs::MANY_IDS,
 };
 
 /// Logits may be off by this much in f32: one step of f16, in which they are stored, where sums in another order lie at its edge.
@@ -115,11 +116,25 @@ fn rows_of_every_estimator_are_those_of_the_cpu() -> Result<()> {
         &["--estimator", "head+sampled"],
         &["--estimator", "head+sampled", "--state", "sketch:24"],
     ];
+    same_rows(model.path(), &estimators)
+}
+
+#[test]
+fn rows_over_several_blocks_of_ids_are_those_of_the_cpu() -> Result<()> {
+    let model = hashed_model::with_tokenizer(MANY_IDS, false)?;
+    same_rows(
+        model.path(),
+        &[&["--estimator", "top-k"], &["--estimator", "head+sampled"]],
+    )
+}
+
+/// Refuses rows that the card says otherwise than the CPU, in f32 and in bf16.
+fn same_rows(model: &Path, estimators: &[&[&str]]) -> Result<()> {
     for flags in estimators {
         let of = |device: &str, dtype: &str| {
-            let flags = [flags, &["--value-coding", "f16", "--dtype", dtype]].concat();
+            let flags = [*flags, &["--value-coding", "f16", "--dtype", dtype]].concat();
             let card = Card::new()?;
-            let found = computed(&card, model.path(), device, device, &flags)?;
+            let found = computed(&card, model, device, device, &flags)?;
             card.accepted_all()?;
             anyhow::Ok(found)
         };

@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::Once,
     time::{Duration, Instant},
 };
 
@@ -14,8 +15,21 @@ use anyhow::Context;
 /// Longest wait for a process to become ready or to end; a debug build on two busy cores is slow.
 const DEADLINE: Duration = Duration::from_secs(240);
 
+/// Longest time for all tests of a binary; with it, one that hangs ends as a failure and not as a build that nobody can read.
+const LONGEST: Duration = Duration::from_secs(30 * 60);
+
 /// A program, not yet started. It hears of a closed terminal, also where the tests run under `nohup`.
 pub fn program(path: impl AsRef<OsStr>) -> Command {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        std::thread::spawn(|| {
+            std::thread::sleep(LONGEST);
+            eprintln!(
+                "after {LONGEST:?} a test still runs; those that did were named after 60 seconds"
+            );
+            std::process::abort();
+        });
+    });
     // SAFETY: puts the system's own handling back, in this process and all that it starts.
     #[allow(unsafe_code)]
     unsafe {

@@ -26,6 +26,8 @@ use crate::{
     pipeline::{Setup, path_text},
 };
 
+/// Longest wait for all that a client asks for in one go; seconds where nobody attacks.
+const ANSWERS: Duration = Duration::from_secs(240);
 const SERVER: [&str; 4] = ["--top-k", "24", "--state", "exact"];
 /// Of the server, as `connections` says it, and a little more for a busy machine.
 const ADMISSION: Duration = Duration::from_secs(10 + 15);
@@ -70,7 +72,8 @@ async fn ask_for_everything(mut client: Client, target: &Target) -> Result<Answe
     comes_in(&mut client).await?;
     let mut all: Option<Answers> = None;
     for _ in 0..3 {
-        let answers = ask_once(&mut client, target).await?;
+        let answers = tokio::time::timeout(ANSWERS, ask_once(&mut client, target)).await;
+        let answers = answers.context("others starve it")??;
         if let Some(before) = &all {
             assert_eq!(before, &answers);
         }

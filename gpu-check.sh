@@ -5,7 +5,8 @@
 #   ./gpu-check.sh run a|b|all DIR [--limit-s N]
 #                                                   there, unpacked: runs stages; done pieces are skipped, so the same command goes on
 #   ./gpu-check.sh table RESULTS.json...            Markdown tables of what was measured
-#   ./gpu-check.sh rehearse [DIR]                   here: every stage in tiny shapes on the CPU; tests these scripts, measures nothing
+#   ./gpu-check.sh rehearse [DIR]                   here: every stage in tiny shapes on the CPU, or on the card in software where
+#                                                   tests/card/build.sh made one and its env.sh was sourced; tests these scripts, measures nothing
 #
 # a  every kernel and a whole student's gradients against the CPU, the sanitizer, microseconds of every part, transport plans, the matrix product's ceiling
 # b  7B and 1.5B with random weights in their real shapes beside a ballast that leaves 24 GiB free: teacher, student, both, the same in PyTorch, turns
@@ -58,10 +59,11 @@ rehearse() {
   fi
   if [[ -z ${GPU_CHECK_BIN:-} ]]; then
     GPU_CHECK_BIN=$dir/bin
-    collect "$GPU_CHECK_BIN"
+    # On the card in software, whose env.sh was sourced, the CUDA build; else that for the CPU.
+    collect "$GPU_CHECK_BIN" ${CARD_HOME:+--features teacher-server/cuda,student-trainer/cuda}
   fi
   local status=0
-  python3 gpu-check/check.py run all "$dir" --rehearse --bin "$GPU_CHECK_BIN" || status=$?
+  python3 gpu-check/check.py run all "$dir" --rehearse --limit-s 3600 --bin "$GPU_CHECK_BIN" || status=$?
   python3 gpu-check/table.py "$dir/results.json"
   return $status
 }

@@ -100,7 +100,7 @@ impl Emulator {
         if let Some(card) = card()? {
             let inputs = inputs
                 .iter()
-                .map(|x| x.to_device(card))
+                .map(|x| view_on(card, x))
                 .collect::<Result<Vec<_>>>()?;
             let inputs: Vec<&Tensor> = inputs.iter().collect();
             let made = crate::device::compute(&inputs, outputs, calls)?;
@@ -212,6 +212,16 @@ impl Emulator {
             None => bail!("{function} is not a kernel of {}", self.module.name()),
         }
     }
+}
+
+/// The tensor on a card, as a view that begins behind other elements of its memory.
+fn view_on(card: &Device, x: &Tensor) -> Result<Tensor> {
+    /// Whole vectors of every type.
+    const BEFORE: usize = 64;
+    let flat = x.flatten_all()?;
+    let before = Tensor::zeros(BEFORE, x.dtype(), x.device())?;
+    let whole = Tensor::cat(&[before, flat], 0)?.to_device(card)?;
+    whole.narrow(0, BEFORE, x.elem_count())?.reshape(x.shape())
 }
 
 /// The card that stands in for the emulator where `OT_DISTILL_KERNELS=cuda`: then every test of a kernel compares the card with

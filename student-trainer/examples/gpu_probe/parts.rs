@@ -53,7 +53,7 @@ pub fn measure(device: &Device, tiny: bool) -> Result<Value> {
         time(device, || Ok(small.affine(2.0, 1.0).map(drop)?))?,
     );
     for (name, m, n, k) in PRODUCTS {
-        let (m, n, k) = (m, n.div_ceil(shrink), k.div_ceil(shrink));
+        let (m, n, k) = (m.div_ceil(shrink), n.div_ceil(shrink), k.div_ceil(shrink));
         let (a, b) = (random(m, k, dtype)?, random(n, k, dtype)?);
         let transposed = b.t()?;
         note(
@@ -73,9 +73,9 @@ pub fn measure(device: &Device, tiny: bool) -> Result<Value> {
         }
     }
     if device.is_cuda() {
-        unpack(device, &mut note)?;
+        unpack(device, shrink, &mut note)?;
         for tokens in [512, 2048, 4096] {
-            attend(device, tokens, &mut note)?;
+            attend(device, tokens / shrink, &mut note)?;
         }
     }
     optimise(device, shrink, &mut note)?;
@@ -102,8 +102,8 @@ fn time(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 /// The student's widest matrix, doubly quantised.
-fn unpack(device: &Device, note: &mut impl FnMut(String, f64)) -> Result<()> {
-    let len = 8960 * 1536;
+fn unpack(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+    let len = 8960 * 1536 / shrink;
     let bytes = |count: usize| -> Result<Tensor> {
         Ok(Tensor::rand(0f32, 255.0, count, device)?.to_dtype(DType::U8)?)
     };

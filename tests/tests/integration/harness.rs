@@ -18,18 +18,17 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// Longest time for all tests of a binary; with it, one that hangs ends as a failure and not as a build that nobody can read.
 const LONGEST: Duration = Duration::from_secs(30 * 60);
 
+#[expect(clippy::print_stderr, reason = "the last words of a process")]
+fn end_what_hangs() {
+    std::thread::sleep(LONGEST);
+    eprintln!("after {LONGEST:?} a test still runs; those that did were named after 60 seconds");
+    std::process::abort();
+}
+
 /// A program, not yet started. It hears of a closed terminal, also where the tests run under `nohup`.
 pub fn program(path: impl AsRef<OsStr>) -> Command {
     static WATCH: Once = Once::new();
-    WATCH.call_once(|| {
-        std::thread::spawn(|| {
-            std::thread::sleep(LONGEST);
-            eprintln!(
-                "after {LONGEST:?} a test still runs; those that did were named after 60 seconds"
-            );
-            std::process::abort();
-        });
-    });
+    WATCH.call_once(|| drop(std::thread::spawn(end_what_hangs)));
     // SAFETY: puts the system's own handling back, in this process and all that it starts.
     #[allow(unsafe_code)]
     unsafe {

@@ -56,6 +56,8 @@ class Setup:
         # The card in software (tests/card) is one to rehearse on.
         self.device = "cpu" if self.tiny and "CARD_HOME" not in os.environ else "cuda"
         self.measure_seconds = 3 if self.tiny else 25
+        # PyTorch needs NVIDIA's own libraries.
+        self.torch_device = "cpu" if self.tiny else "cuda"
         # The card in software is many times slower.
         self.patience = 5 if self.tiny and self.device == "cuda" else 1
         self.train_seconds = 20 * self.patience
@@ -331,9 +333,9 @@ def distil(mode, tokens, transport=False):
 def torch_teacher(setup):
     """The teacher's forward with top-k in transformers, for a while."""
     setup.need("models")
-    command = [python(), HERE / "torch_peer.py", "teacher", "--model", setup.models / "teacher", "--device", setup.device, "--seq-len", setup.seq_len(512)]
+    command = [python(), HERE / "torch_peer.py", "teacher", "--model", setup.models / "teacher", "--device", setup.torch_device, "--seq-len", setup.seq_len(512)]
     command += ["--batch-size", setup.batch_size, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 2.5]
-    result = output(command, setup.logs / "torch-teacher.log", LOAD_SECONDS)
+    result = output(command, setup.logs / "torch-teacher.log", LOAD_SECONDS * setup.patience)
     ours = setup.result("precompute")
     if ours:
         result["ours_over_torch"] = ours["tokens_per_second"] / result["tokens_per_second"]
@@ -345,9 +347,9 @@ def torch_student(tokens):
 
     def piece(setup):
         setup.need("models")
-        command = [python(), HERE / "torch_peer.py", "student", "--model", setup.models / "student-nf4", "--device", setup.device, "--seq-len", setup.seq_len(tokens)]
+        command = [python(), HERE / "torch_peer.py", "student", "--model", setup.models / "student-nf4", "--device", setup.torch_device, "--seq-len", setup.seq_len(tokens)]
         command += ["--accumulation", ACCUMULATION, "--tokens", models.TINY_TOKENS if setup.tiny else models.TOKENS, "--seconds", setup.measure_seconds / 2.5]
-        result = output(command, setup.logs / f"torch-student-{tokens}.log", LOAD_SECONDS)
+        result = output(command, setup.logs / f"torch-student-{tokens}.log", LOAD_SECONDS * setup.patience)
         ours = setup.result(f"student-{tokens}")
         if ours:
             result["ours_over_torch"] = ours["tokens_per_second"] / result["tokens_per_second"]

@@ -15,6 +15,7 @@ pub mod shutdown;
 
 pub mod console;
 pub mod log;
+pub mod memory;
 pub mod output;
 
 pub use shutdown::{Outcome, Shutdown, Signal};

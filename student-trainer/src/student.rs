@@ -136,6 +136,7 @@ impl StudentFiles {
         let budget = place.memory_budget_bytes;
         check_weights_fit(&self.config, weights, &options, budget, remedy)?;
         let decoder = Decoder::load(&self.config, weights, &options)?;
+        distill_program::memory::give_back();
         let trained: usize = decoder
             .parameters()
             .iter()

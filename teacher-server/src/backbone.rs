@@ -134,10 +134,12 @@ pub(crate) fn load(
     options: &LoadOptions,
 ) -> Result<Box<dyn Backbone>> {
     check(model, weights)?;
-    Ok(match model.model_type {
+    let loaded: Box<dyn Backbone> = match model.model_type {
         Architecture::Qwen3Moe => Box::new(Qwen3Moe::load(model, weights, options)?),
         _ => Box::new(Decoder::load(model, weights, options)?),
-    })
+    };
+    distill_program::memory::give_back();
+    Ok(loaded)
 }
 
 /// Bytes of attention's scores, [B, H, T, T], beside other activations. The decoder forms them a block at a time, and so

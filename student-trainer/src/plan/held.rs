@@ -13,8 +13,6 @@ pub struct Held {
     pub layer_tile: u64,
     /// The same in the head.
     pub head_tile: u64,
-    /// What an allocator keeps of the buffer that matrices were read into.
-    pub kept_bytes: u64,
     /// What is there beside the weights while they are read, and how much.
     pub reading: (&'static str, u64),
     /// How the head is held.

@@ -15,8 +15,6 @@ use crate::Result;
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 const F32: u64 = 4;
-/// The largest buffer that glibc keeps for the next one instead of giving it back to the system.
-const KEPT_BUFFER_BYTES_MAX: u64 = 32 << 20;
 
 /// The tensors of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,15 +146,8 @@ impl Packed {
                 let tiles = packed().map(|tensor| tile_bytes(tensor.rows, tensor.columns));
                 held.layer_tile = tiles.max().unwrap_or(0);
                 held.head_tile = held.layer_tile;
-                let (kept, given_back): (Vec<_>, Vec<_>) = packed()
-                    .map(|tensor| (tensor.part, tensor.buffer_bytes()))
-                    .partition(|(_, bytes)| *bytes <= KEPT_BUFFER_BYTES_MAX);
-                let bytes = |(_, bytes)| bytes;
-                held.kept_bytes = kept.into_iter().map(bytes).max().unwrap_or(0);
                 // Embedding and head are read first, when there is little else.
-                let late = given_back.into_iter();
-                let late = late.filter(|(part, _)| *part == TensorPart::Layers);
-                let read = late.map(bytes).max().unwrap_or(0);
+                let read = layers().map(PackedTensor::buffer_bytes).max().unwrap_or(0);
                 held.reading = ("one matrix while it is read", read);
                 held.metadata_bytes = self.metadata_bytes;
             }
@@ -260,8 +251,11 @@ mod tests {
             );
             // The whole embedding, the largest matrix: a tile has up to 1024 rows.
             assert_eq!(held.layer_tile, 4 * 32 * config.vocab_size as u64);
-            let embedding = weights.gguf().unwrap().stored_bytes(EMBEDDING).unwrap();
-            assert_eq!((held.kept_bytes, held.reading.1), (embedding, 0));
+            // The largest matrix of a layer, read whole.
+            let layers = packed.tensors.iter();
+            let layers = layers.filter(|tensor| tensor.on_cpu && tensor.part == TensorPart::Layers);
+            let largest = layers.map(|tensor| tensor.stored_bytes).max();
+            assert_eq!(held.reading.1, largest.unwrap());
         }
     }
 

@@ -5,7 +5,7 @@ use super::{config::Place, part::Part};
 /// One context with cuBLAS: what `nvidia-smi` shows for a process that has computed nothing but a matrix product.
 const CUDA_CONTEXT_BYTES: u64 = 450 << 20;
 /// The program with its libraries, threads and network.
-const PROGRAM_BYTES: u64 = 16 << 20;
+const PROGRAM_BYTES: u64 = 24 << 20;
 /// A tokenizer's vocabulary and merges, by its entries.
 const TOKENIZER_ENTRY_BYTES: u64 = 300;
 

@@ -44,7 +44,6 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
         Part::always("weights", held.bytes),
         Part::on_host("embedding, in the machine's memory", held.host_bytes),
         Part::always("metadata of the open file", held.metadata_bytes),
-        Part::always("buffer that matrices were read into", held.kept_bytes),
         Part::during(
             "one layer's activations",
             tokens * layer.forward(element),

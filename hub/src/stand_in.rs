@@ -104,7 +104,7 @@ impl StandIn {
             digest.update(name);
             digest.update(bytes);
         }
-        let commit = hex(&digest.finalize());
+        let commit = hex::encode(digest.finalize());
         let repository = Repository {
             commit: commit.clone(),
             files,
@@ -329,7 +329,7 @@ impl State {
         };
         let size = bytes.len().to_string();
         if name.ends_with(".safetensors") || name.ends_with(".gguf") {
-            let digest = hex(&Sha256::digest(&bytes));
+            let digest = hex::encode(Sha256::digest(&bytes));
             let location = format!("{}/{digest}?Signature=secret", self.storage);
             self.blobs.insert(digest.clone(), bytes);
             return Answer::new("302 Found", b"elsewhere".to_vec())
@@ -341,7 +341,7 @@ impl State {
         let digest = Sha1::new()
             .chain_update(format!("blob {size}\0"))
             .chain_update(&bytes);
-        let etag = format!("\"{}\"", hex(&digest.finalize()));
+        let etag = format!("\"{}\"", hex::encode(digest.finalize()));
         Answer::new("200 OK", bytes)
             .with("X-Repo-Commit", commit)
             .with("ETag", etag)
@@ -376,8 +376,4 @@ impl State {
         }
         answer
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -76,11 +76,7 @@ fn digest<D: Digest>(
         };
         digest.update(buffer.get(..count).unwrap_or_default());
     }
-    Ok(digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hex::encode(digest.finalize()))
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ fn behind(received: &Received, before: &DataCursor) -> DataCursor {
     DataCursor {
         pass: before.pass,
         next_index: received.context.index + 1,
-        cursor: received.cursor.iter().map(|b| format!("{b:02x}")).collect(),
+        cursor: hex::encode(&received.cursor),
         sequence: format!("{:016x}", received.frame.sequence_id),
         frames: before.frames + 1,
     }
@@ -171,16 +171,8 @@ fn next_pass(before: &DataCursor) -> DataCursor {
 }
 
 fn from_hex(text: &str) -> Result<Bytes> {
-    let byte = |i: usize| {
-        let pair = text.get(i..i + 2);
-        pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
-    };
-    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
-    bytes.map(Bytes::from).ok_or_else(|| {
-        Error::Stream(format!(
-            "the checkpoint's cursor `{text}` is not hexadecimal"
-        ))
-    })
+    let bytes = hex::decode(text).map(Bytes::from);
+    bytes.map_err(|e| Error::Stream(format!("the checkpoint's cursor `{text}`: {e}")))
 }
 
 #[cfg(test)]

@@ -471,11 +471,7 @@ fn guesses_and_replays_of_grants_change_nothing_for_the_holder() -> Result<()> {
         !log.contains("lease is over") && !log.contains("device: kept"),
         "{log}"
     );
-    let secret: String = own
-        .secret
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let secret = hex::encode(&own.secret);
     assert!(!teacher.log().contains(&secret));
     let mut stays = teacher_stays(&teacher.log());
     stays.extend(trainer_stays("run", &log, now()));

@@ -39,7 +39,5 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
 }
 
-/// Version of the frame layout written by this build.
+/// Version of the frame layout that this build writes and reads.
 pub const FORMAT_VERSION: u32 = 2;
-/// Oldest version that this build reads.
-pub const FORMAT_VERSION_OLDEST: u32 = 1;

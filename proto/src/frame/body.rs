@@ -62,16 +62,11 @@ pub(super) fn coded(frame: &Frame, header: &Header, codes: &Codes) -> Vec<u8> {
     encoder.finish()
 }
 
-pub(super) fn read(
-    planes: &[u8],
-    coded: &[u8],
-    header: &Header,
-    statistics: StatisticsCoding,
-) -> Result<Frame> {
+pub(super) fn read(planes: &[u8], coded: &[u8], header: &Header) -> Result<Frame> {
     let mut reader = Reader::new(planes, header.index);
     let target_mask = sections::read_mask(&mut reader, header)?;
     let text = sections::read_text(&mut reader, header)?;
-    let exact = match statistics {
+    let exact = match header.statistics {
         StatisticsCoding::Exact => Some(sections::read_statistics(&mut reader, header)?),
         StatisticsCoding::Fixed => None,
     };

@@ -7,24 +7,10 @@ use crate::{
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";
-/// The version that is written.
+/// The version that is written and read.
 pub(super) const VERSION: u16 = 2;
-/// The first version: byte planes under zstd. It is read only.
-pub(super) const VERSION_1: u16 = 1;
 /// Bytes before the temperatures.
 pub(super) const HEADER_BYTES: usize = 104;
-
-/// What differs between the versions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Layout {
-    /// Version 1: all is in planes, a value takes 1 or 2 bytes.
-    Planes { value_bytes: u8 },
-    /// Version 2: rows and tokens are entropy coded, in this many bytes after the planes.
-    Coded {
-        statistics: StatisticsCoding,
-        coded_bytes: u32,
-    },
-}
 
 /// How the statistics of rows are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +26,7 @@ pub(super) enum StatisticsCoding {
 pub(super) struct Header {
     pub estimator: Estimator,
     pub coding: ValueCoding,
-    /// How the rest is laid out.
-    pub layout: Layout,
+    pub statistics: StatisticsCoding,
     pub state: Option<(StateKind, StateCoding, u32)>,
     pub vocab_size: u32,
     pub tokens: u32,
@@ -53,6 +38,8 @@ pub(super) struct Header {
     /// Bytes of the planes, decompressed; they are what zstd compresses.
     pub body_bytes: u32,
     pub compressed_bytes: u32,
+    /// Bytes of the entropy-coded tokens and rows, after the planes.
+    pub coded_bytes: u32,
     pub text_digest: Fingerprint,
     pub temperatures: Vec<f32>,
 }
@@ -63,10 +50,7 @@ impl Header {
         let header = Self {
             estimator: rows.estimator,
             coding: rows.coding,
-            layout: Layout::Coded {
-                statistics,
-                coded_bytes: 0,
-            },
+            statistics,
             state: match &rows.state {
                 Some(state) => Some((state.kind, state.coding, length("state rank", state.rank)?)),
                 None => None,
@@ -80,6 +64,7 @@ impl Header {
             index: frame.index,
             body_bytes: 0,
             compressed_bytes: 0,
+            coded_bytes: 0,
             text_digest: frame.text_digest,
             temperatures: rows.temperatures.clone(),
         };
@@ -124,39 +109,20 @@ impl Header {
             Some((_, StateCoding::F16, _)) => 2 * rank,
             Some((_, StateCoding::I8, _)) => 4 + rank,
         };
-        let counts = match self.estimator {
-            Estimator::TopK => 0,
-            _ => 4,
-        };
         within("kept entries", rows * k, FRAME_ENTRIES_MAX)?;
-        let statistics = 4 * (4 + temperatures);
         // All factors are below 2^20, so nothing here can overflow u64.
-        let (token_bytes, row_bytes) = match self.layout {
-            Layout::Planes { value_bytes } => {
-                let entry = 3 + u64::from(value_bytes) + counts;
-                (tokens * 12, k * entry + statistics)
-            }
-            Layout::Coded {
-                statistics: StatisticsCoding::Exact,
-                ..
-            } => (0, statistics),
-            Layout::Coded {
-                statistics: StatisticsCoding::Fixed,
-                ..
-            } => (0, 0),
+        let statistics = match self.statistics {
+            StatisticsCoding::Exact => 4 * (4 + temperatures),
+            StatisticsCoding::Fixed => 0,
         };
-        let body = token_bytes + tokens.div_ceil(8) + text + rows * (row_bytes + state_row);
+        let body = tokens.div_ceil(8) + text + rows * (statistics + state_row);
         within("decompressed frame", body, FRAME_DECOMPRESSED_BYTES_MAX)?;
         length("decompressed frame", body as usize)
     }
 
     /// Bytes from the end of the header to the checksum.
     pub fn stored_bytes(&self) -> usize {
-        let coded = match self.layout {
-            Layout::Planes { .. } => 0,
-            Layout::Coded { coded_bytes, .. } => coded_bytes,
-        };
-        self.compressed_bytes as usize + coded as usize
+        self.compressed_bytes as usize + self.coded_bytes as usize
     }
 
     pub fn write(&self, out: &mut Vec<u8>) {
@@ -165,22 +131,15 @@ impl Header {
             ValueCoding::F16 => (2, 0.0),
             ValueCoding::Graded(step) => (3, step),
         };
-        let (version, layout, coded_bytes) = match self.layout {
-            Layout::Planes { value_bytes } => (VERSION_1, value_bytes, 0),
-            Layout::Coded {
-                statistics,
-                coded_bytes,
-            } => (VERSION, statistics as u8, coded_bytes),
-        };
         let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |(kind, coding, rank)| {
             (kind as u8, coding as u8, rank)
         });
         out.extend(MAGIC);
-        out.extend(version.to_le_bytes());
+        out.extend(VERSION.to_le_bytes());
         out.extend([
             self.estimator as u8,
             coding,
-            layout,
+            self.statistics as u8,
             kind,
             state_coding,
             self.temperatures.len() as u8,
@@ -200,7 +159,7 @@ impl Header {
         out.extend(self.index.to_le_bytes());
         out.extend(self.body_bytes.to_le_bytes());
         out.extend(self.compressed_bytes.to_le_bytes());
-        out.extend(coded_bytes.to_le_bytes());
+        out.extend(self.coded_bytes.to_le_bytes());
         out.extend([0; 4]);
         out.extend(self.text_digest.0);
         for temperature in &self.temperatures {
@@ -214,14 +173,20 @@ impl Header {
             return Err(Error::BadMagic);
         }
         let found = u16::from_le_bytes(reader.array("version")?);
-        if found != VERSION && found != VERSION_1 {
+        if found != VERSION {
             return Err(Error::UnsupportedVersion {
                 found,
                 supported: VERSION,
             });
         }
-        let [estimator, coding, layout, kind, state_coding, temperatures] =
-            reader.array("codings")?;
+        let [
+            estimator,
+            coding,
+            statistics,
+            kind,
+            state_coding,
+            temperatures,
+        ] = reader.array("codings")?;
         let step = f32::from_le_bytes(reader.array("step")?);
         let [vocab_size, tokens, rows, k, rank, text_bytes] = reader.u32s("lengths")?;
         let sequence_id = u64::from_le_bytes(reader.array("sequence id")?);
@@ -234,7 +199,7 @@ impl Header {
             reason,
         };
         let [coded_bytes, reserved] = reader.u32s("coded bytes")?;
-        if reserved != 0 || found == VERSION_1 && coded_bytes != 0 {
+        if reserved != 0 {
             return Err(bad("reserved", "bytes are not zero".into()));
         }
         let text_digest = Fingerprint(reader.array("text digest")?);
@@ -245,27 +210,17 @@ impl Header {
             other => return Err(bad("estimator", format!("unknown code {other}"))),
         };
         let step_bits = step.to_bits();
-        let unknown =
-            || format!("unknown code {coding}, step {step}, layout {layout} in version {found}");
+        let unknown = || format!("unknown code {coding}, step {step}");
         let coding = match coding {
             1 => ValueCoding::Step(step),
             2 if step_bits == 0 => ValueCoding::F16,
-            3 if found != VERSION_1 => ValueCoding::Graded(step),
+            3 => ValueCoding::Graded(step),
             _ => return Err(bad("value coding", unknown())),
         };
-        let layout = match (found, layout, coding) {
-            (VERSION_1, 1, ValueCoding::Step(_)) | (VERSION_1, 2, _) => Layout::Planes {
-                value_bytes: layout,
-            },
-            (VERSION, 1, _) => Layout::Coded {
-                statistics: StatisticsCoding::Exact,
-                coded_bytes,
-            },
-            (VERSION, 2, _) => Layout::Coded {
-                statistics: StatisticsCoding::Fixed,
-                coded_bytes,
-            },
-            _ => return Err(bad("value coding", unknown())),
+        let statistics = match statistics {
+            1 => StatisticsCoding::Exact,
+            2 => StatisticsCoding::Fixed,
+            other => return Err(bad("statistics", format!("unknown code {other}"))),
         };
         if !coding.is_valid() {
             return Err(bad("value coding", unknown()));
@@ -307,7 +262,7 @@ impl Header {
         let header = Self {
             estimator,
             coding,
-            layout,
+            statistics,
             state,
             vocab_size,
             tokens,
@@ -318,6 +273,7 @@ impl Header {
             index,
             body_bytes,
             compressed_bytes,
+            coded_bytes,
             text_digest,
             temperatures,
         };

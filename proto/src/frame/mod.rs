@@ -13,10 +13,9 @@ mod statistics;
 mod tokens;
 mod validate;
 mod values;
-mod version1;
 
 use crate::{Error, Result, block::Rows, fingerprint::Fingerprint, limits};
-use header::{HEADER_BYTES, Header, Layout, length};
+use header::{HEADER_BYTES, Header, length};
 use planes::Reader;
 
 /// zstd level of the planes, which are text for the most part.
@@ -93,10 +92,7 @@ impl Frame {
         let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
         header.compressed_bytes = length("compressed planes", compressed.len())?;
         let coded = body::coded(self, &header, codes);
-        header.layout = Layout::Coded {
-            statistics: codes.statistics(),
-            coded_bytes: length("coded rows", coded.len())?,
-        };
+        header.coded_bytes = length("coded rows", coded.len())?;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + header.stored_bytes() + 128);
         header.write(&mut bytes);
         bytes.extend(compressed);
@@ -126,10 +122,7 @@ impl Frame {
                 header.body_bytes
             )));
         }
-        let frame = match header.layout {
-            Layout::Planes { value_bytes } => version1::read(&body, &header, value_bytes)?,
-            Layout::Coded { statistics, .. } => body::read(&body, coded, &header, statistics)?,
-        };
+        let frame = body::read(&body, coded, &header)?;
         frame.validate()?;
         Ok(frame)
     }

@@ -2,7 +2,7 @@
 
 use super::{
     entropy::{Coder, Decoder, Number, bit_length},
-    header::{Header, Layout, StatisticsCoding},
+    header::{Header, StatisticsCoding},
     ids::{IdModel, split},
     statistics::{Fixed, StatisticsModel},
     tokens::TokenModel,
@@ -273,14 +273,7 @@ impl Coded {
         } else {
             self.push_padded(header, entries, padding);
         }
-        let fixed = matches!(
-            header.layout,
-            Layout::Coded {
-                statistics: StatisticsCoding::Fixed,
-                ..
-            }
-        );
-        if fixed {
+        if header.statistics == StatisticsCoding::Fixed {
             let row = model.statistics.code(coder, model.largest_before, None);
             let codes = entries.iter().map(|entry| entry.code);
             let found = row.decode(weights, codes, &header.temperatures, &mut self.logsumexp);

@@ -1,4 +1,4 @@
-/*! Provides the row statistics of version 2 in small fixed steps.
+/*! Provides the row statistics in small fixed steps.
 
 All of a row's numbers are relative to one anchor. The kept logits are the anchor minus the distances of their codes, and
 `logsumexp` at the first temperature is what gives these logits the stored kept mass: it takes no bytes of its own. The

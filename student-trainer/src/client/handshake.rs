@@ -1,7 +1,7 @@
 //! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, FORMAT_VERSION_OLDEST, Fingerprint, StateKind,
+    Estimator, FORMAT_VERSION, Fingerprint, StateKind,
     v1::{self, GetServerInfoResponse},
 };
 
@@ -70,12 +70,11 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
     type Error = Error;
 
     fn try_from(info: GetServerInfoResponse) -> Result<Self> {
-        let readable = FORMAT_VERSION_OLDEST..=FORMAT_VERSION;
-        if !readable.contains(&info.format_version) {
+        if info.format_version != FORMAT_VERSION {
             return Err(Error::Mismatch {
                 what: "frame format version",
                 teacher: info.format_version.to_string(),
-                student: format!("{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"),
+                student: FORMAT_VERSION.to_string(),
                 remedy: "use teacher-server and student-trainer of one release",
             });
         }

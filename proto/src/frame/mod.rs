@@ -248,7 +248,6 @@ mod drawn_tests;
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod forged_tests;
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod golden_tests;
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]

@@ -44,6 +44,11 @@ impl<'a> Evaluation<'a> {
         }
         let from_teacher = (agreement.info.seq_len as usize).max(SEQ_LEN_MIN);
         let seq_len = config.eval_seq_len.unwrap_or(from_teacher);
+        if config.eval_seq_len.is_none() {
+            tracing::info!(
+                "evaluation: held-out text is cut to {seq_len} tokens, the longest sequence of the teacher's corpus; --eval-seq-len takes another length"
+            );
+        }
         let limit = config.eval_max_sequences;
         let windowing = Windowing::new(seq_len).strict(config.strict);
         let (sequences, _) = eval::sequences(&config.eval_data, files, &windowing, limit)?;

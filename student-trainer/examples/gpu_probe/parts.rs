@@ -12,10 +12,17 @@ use student_trainer::optimizer::{
     AdamWConfig, LearningRateRatios, Optimizer, OptimizerConfig, OptimizerKind,
 };
 
-/// Runs before the clock starts, and runs of each of [`BATCHES`] timed batches, of which the median counts.
+/// Runs before the clock starts, and runs of each of the timed batches, of which the median counts.
 const WARM: usize = 3;
 const RUNS: usize = 10;
 const BATCHES: usize = 5;
+
+/// Times what runs on a device.
+struct Clock<'a> {
+    device: &'a Device,
+    runs: usize,
+    batches: usize,
+}
 
 /// The student's and the teacher's products, `[m, k] x [n, k]^T`.
 const PRODUCTS: [(&str, usize, usize, usize); 7] = [
@@ -39,6 +46,12 @@ pub fn measure(device: &Device, tiny: bool) -> Result<Value> {
     } else {
         DType::F32
     };
+    let (runs, batches) = if tiny { (1, 1) } else { (RUNS, BATCHES) };
+    let clock = Clock {
+        device,
+        runs,
+        batches,
+    };
     let mut parts = Map::new();
     let mut note = |name: String, seconds: f64| {
         parts.insert(name, json!((seconds * 1e7).round() / 10.0));
@@ -50,7 +63,7 @@ pub fn measure(device: &Device, tiny: bool) -> Result<Value> {
     let small = random(4, 4, DType::F32)?;
     note(
         "one candle operation, 16 elements".into(),
-        time(device, || Ok(small.affine(2.0, 1.0).map(drop)?))?,
+        clock.time(|| Ok(small.affine(2.0, 1.0).map(drop)?))?,
     );
     for (name, m, n, k) in PRODUCTS {
         let (m, n, k) = (m.div_ceil(shrink), n.div_ceil(shrink), k.div_ceil(shrink));
@@ -58,51 +71,54 @@ pub fn measure(device: &Device, tiny: bool) -> Result<Value> {
         let transposed = b.t()?;
         note(
             format!("product {name} [{m}, {k}] x [{n}, {k}]^T"),
-            time(device, || Ok(a.matmul(&transposed).map(drop)?))?,
+            clock.time(|| Ok(a.matmul(&transposed).map(drop)?))?,
         );
         if name == "student head" && device.is_cuda() {
             note(
                 format!("product {name}, f32 out"),
-                time(device, || Ok(product_f32(&a, &b).map(drop)?))?,
+                clock.time(|| Ok(product_f32(&a, &b).map(drop)?))?,
             );
             let whole = random(n.next_multiple_of(8), k, dtype)?;
             note(
                 format!("product {name}, f32 out, of a multiple of 8"),
-                time(device, || Ok(product_f32(&a, &whole).map(drop)?))?,
+                clock.time(|| Ok(product_f32(&a, &whole).map(drop)?))?,
             );
         }
     }
     if device.is_cuda() {
-        unpack(device, shrink, &mut note)?;
+        unpack(&clock, shrink, &mut note)?;
         for tokens in [512, 2048, 4096] {
-            attend(device, tokens / shrink, &mut note)?;
+            attend(&clock, tokens / shrink, &mut note)?;
         }
     }
-    optimise(device, shrink, &mut note)?;
+    optimise(&clock, shrink, &mut note)?;
     Ok(json!({ "backend": backend(device)?, "dtype": format!("{dtype:?}"), "microseconds": parts }))
 }
 
-/// Median seconds of one run.
-fn time(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
-    for _ in 0..WARM {
-        run()?;
-    }
-    let mut batches = Vec::with_capacity(BATCHES);
-    for _ in 0..BATCHES {
-        device.synchronize()?;
-        let start = Instant::now();
-        for _ in 0..RUNS {
+impl Clock<'_> {
+    /// Median seconds of one run.
+    fn time(&self, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+        for _ in 0..WARM.min(self.runs) {
             run()?;
         }
-        device.synchronize()?;
-        batches.push(start.elapsed().as_secs_f64() / RUNS as f64);
+        let mut batches = Vec::with_capacity(self.batches);
+        for _ in 0..self.batches {
+            self.device.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..self.runs {
+                run()?;
+            }
+            self.device.synchronize()?;
+            batches.push(start.elapsed().as_secs_f64() / self.runs as f64);
+        }
+        batches.sort_by(f64::total_cmp);
+        Ok(batches[self.batches / 2])
     }
-    batches.sort_by(f64::total_cmp);
-    Ok(batches[BATCHES / 2])
 }
 
 /// The student's widest matrix, doubly quantised.
-fn unpack(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+fn unpack(clock: &Clock, shrink: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+    let device = clock.device;
     let len = 8960 * 1536 / shrink;
     let bytes = |count: usize| -> Result<Tensor> {
         Ok(Tensor::rand(0f32, 255.0, count, device)?.to_dtype(DType::U8)?)
@@ -135,15 +151,14 @@ fn unpack(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) ->
         };
         Ok(vec![nf4::dequantize(&packed, out[0])?])
     };
-    let seconds = time(device, || {
-        Ok(compute(&inputs, &[(DType::BF16, len)], calls).map(drop)?)
-    })?;
+    let seconds = clock.time(|| Ok(compute(&inputs, &[(DType::BF16, len)], calls).map(drop)?))?;
     note("unpack NF4 [8960, 1536] to bf16".into(), seconds);
     Ok(())
 }
 
 /// The student's attention over one window: 12 heads of 128 over 2 key heads.
-fn attend(device: &Device, tokens: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+fn attend(clock: &Clock, tokens: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+    let device = clock.device;
     let sizes = Sizes {
         queries: tokens,
         keys: tokens,
@@ -181,10 +196,7 @@ fn attend(device: &Device, tokens: usize, note: &mut impl FnMut(String, f64)) ->
     let made = compute(&inputs, &outputs, forward)?;
     note(
         format!("attention {tokens}"),
-        time(
-            device,
-            || Ok(compute(&inputs, &outputs, forward).map(drop)?),
-        )?,
+        clock.time(|| Ok(compute(&inputs, &outputs, forward).map(drop)?))?,
     );
     let key_elements = tokens * 2 * 128;
     let [along, parts] = sizes.scratch();
@@ -215,13 +227,14 @@ fn attend(device: &Device, tokens: usize, note: &mut impl FnMut(String, f64)) ->
     ];
     note(
         format!("attention {tokens}, gradients"),
-        time(device, || Ok(compute(&inputs, &back, backward).map(drop)?))?,
+        clock.time(|| Ok(compute(&inputs, &back, backward).map(drop)?))?,
     );
     Ok(())
 }
 
 /// The update of all adapters, and the norm of their gradients.
-fn optimise(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+fn optimise(clock: &Clock, shrink: usize, note: &mut impl FnMut(String, f64)) -> Result<()> {
+    let device = clock.device;
     let elements = ADAPTER_ELEMENTS.div_ceil(shrink);
     let mut parameters = Vec::new();
     let mut gradients = Gradients::new();
@@ -242,16 +255,14 @@ fn optimise(device: &Device, shrink: usize, note: &mut impl FnMut(String, f64)) 
         ratios: LearningRateRatios::default(),
     };
     let mut optimizer = Optimizer::new(parameters, config)?;
-    let seconds = time(device, || {
-        Ok(optimizer.update(1e-6, 1.0, |name| gradients.get(name))?)
-    })?;
+    let seconds = clock.time(|| Ok(optimizer.update(1e-6, 1.0, |name| gradients.get(name))?))?;
     note(
         format!("AdamW over {ADAPTERS} tensors of {elements}"),
         seconds,
     );
     note(
         format!("norm of {ADAPTERS} tensors"),
-        time(device, || Ok(gradients.squares().map(drop)?))?,
+        clock.time(|| Ok(gradients.squares().map(drop)?))?,
     );
     Ok(())
 }

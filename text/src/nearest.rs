@@ -6,3 +6,15 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .min_by_key(|candidate| strsim::levenshtein(name, candidate))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_nearest() {
+        let known = ["lr", "lora_rank", "lora_alpha"];
+        assert_eq!(nearest("lora_rnak", known), Some("lora_rank"));
+        assert_eq!(nearest("x", []), None);
+    }
+}

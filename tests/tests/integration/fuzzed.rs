@@ -15,7 +15,7 @@ const SECONDS: f64 = 45.0;
 /// The changes begin with this number, so that a commit is judged by what it changed; `FUZZ_SEED` names another, or `random`.
 const SEED: u64 = 16;
 /// One input; templates and tokenizers have limits of seconds of their own.
-const INPUT_TIME_MAX: Duration = Duration::from_secs(30);
+const INPUT_TIME_MAX: Duration = Duration::from_secs(20);
 /// Longer inputs are cut.
 const INPUT_BYTES_MAX: usize = 64 << 10;
 /// What the process may grow by, over all inputs.

@@ -295,3 +295,7 @@ pub fn settings(config: &Config, identity: &Identity) -> Result<String> {
     }
     Ok(lines)
 }
+
+#[cfg(test)]
+#[path = "plan/fingerprint_tests.rs"]
+mod fingerprint_tests;

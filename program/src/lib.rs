@@ -17,5 +17,6 @@ pub mod console;
 pub mod log;
 pub mod memory;
 pub mod output;
+pub mod settings;
 
 pub use shutdown::{Outcome, Shutdown, Signal};

@@ -7,12 +7,13 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use distill_program::settings;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::{
     Error, Result,
-    config::{loss_keys::every_loss_key, settings::settings},
+    config::loss_keys::every_loss_key,
     loss::{DenseLoss, LossConfig, dense_loss},
     run::write_atomically,
 };
@@ -24,23 +25,23 @@ const PARTS: usize = 3;
 
 settings! {
     /// Everything `losses` can be told.
-    pub struct LossesConfig {
+    pub struct LossesConfig: once {
         /// Safetensors file with the student's `logits [N, V]`, and optionally `labels [N]`.
-        student: PathBuf = PathBuf::new(),
+        student: PathBuf = PathBuf::new();
         /// Safetensors file with the teacher's `logits [M, V]`.
-        teacher: PathBuf = PathBuf::new(),
+        teacher: PathBuf = PathBuf::new();
         /// Loss settings to start from: default, or literal (the method's formula word for word).
-        preset: String = "default".to_owned(),
+        preset: String = "default".to_owned();
         /// Cut the teacher to its K largest logits first, as a capture does; unset: all of them.
-        top_k: Option<usize> = None,
+        top_k: Option<usize> = None;
         /// Safetensors file for `grad_ot` and `grad_total`, `[N, V]` each.
-        grad_out: Option<PathBuf> = None,
+        grad_out: Option<PathBuf> = None;
         /// Print a JSON object.
-        json: bool = false,
+        json: bool = false;
     }
     sections {
         /// The loss.
-        loss: LossConfig = every_loss_key,
+        loss: LossConfig = every_loss_key;
     }
 }
 

@@ -61,7 +61,7 @@ mod tests {
     use clap::Command;
 
     use crate::{
-        config::{ComputeDtype, Settings, TrainConfig, resolve, with_flags},
+        config::{ComputeDtype, Keys, Settings, TrainConfig, resolve, with_flags},
         loss::LossConfig,
         plan::PlanConfig,
         pretrain::PretrainConfig,

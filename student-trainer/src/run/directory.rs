@@ -14,7 +14,7 @@ use super::{
     lock::RunLock,
     write_atomically,
 };
-use crate::{Error, Result, client::Received, config::SETTINGS_BYTES_MAX};
+use crate::{Error, Result, client::Received, config::FILE_BYTES_MAX};
 
 pub(super) const CONFIG_FILE: &str = "config.toml";
 /// There once a run is finished.
@@ -114,8 +114,8 @@ impl RunDirectory {
     /// A file that cannot be read, or that is no configuration.
     pub fn read_config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = self.join(CONFIG_FILE);
-        let text = distill_files::read_text(&path, SETTINGS_BYTES_MAX)
-            .map_err(Error::io("read", &path))?;
+        let text =
+            distill_files::read_text(&path, FILE_BYTES_MAX).map_err(Error::io("read", &path))?;
         toml::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{MEMORY_FILE, TEACHER_FILE, directory::CONFIG_FILE, directory::SUMMARY_FILE, lock};
-use crate::{Error, Result, config::SETTINGS_BYTES_MAX};
+use crate::{Error, Result, config::FILE_BYTES_MAX};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
 const BESIDE: [&str; 8] = [
@@ -97,7 +97,7 @@ fn has_started(directory: &Path) -> bool {
 /// The settings in `directory`; empty where there are none.
 fn settings(directory: &Path) -> toml::Table {
     let path = directory.join(CONFIG_FILE);
-    let text = distill_files::read_text(&path, SETTINGS_BYTES_MAX).unwrap_or_default();
+    let text = distill_files::read_text(&path, FILE_BYTES_MAX).unwrap_or_default();
     text.parse().unwrap_or_default()
 }
 

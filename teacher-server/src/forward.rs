@@ -83,10 +83,10 @@ impl Capture {
         }
         let kept = self.keep.head();
         if kept > vocab_size as usize {
-            return Err(Error::Config {
-                key: "top-k",
-                reason: format!("{kept} is more than the vocabulary of {vocab_size}"),
-            });
+            return Err(Error::config(
+                "top-k",
+                format!("{kept} is more than the vocabulary of {vocab_size}"),
+            ));
         }
         states::check(self.state, model)
     }
@@ -109,12 +109,11 @@ impl Capture {
 }
 
 impl Teacher {
-    /// Cuts the head of `backbone` to `vocab_size` rows.
+    /// Cuts the head of `backbone` to `vocab_size` rows, as [`Capture::check`] has found that it has.
     ///
     /// # Errors
-    /// As [`Capture::check`].
+    /// A tensor error.
     pub fn new(backbone: Box<dyn Backbone>, vocab_size: u32, capture: Capture) -> Result<Self> {
-        capture.check(backbone.config(), vocab_size)?;
         let head = backbone.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {
             backbone,

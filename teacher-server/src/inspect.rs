@@ -217,18 +217,20 @@ fn fidelity(
     let weights = Weights::open(model)?;
     let found = crate::load::model_fingerprint(&weights)?.to_hex();
     if found != info.model_fingerprint {
-        return Err(Error::Config {
-            key: "model",
-            reason: format!(
+        return Err(Error::config(
+            "model",
+            format!(
                 "its fingerprint is {found}, the cache was captured from {}; name the directory of that model",
                 info.model_fingerprint
             ),
-        });
+        ));
     }
     let device = question.device.open()?;
     let config = weights.model_config()?;
+    let capture = Capture::largest();
+    capture.check(&config, info.effective_vocab_size)?;
     let backbone = load_backbone(&config, &weights, question.dtype.on(&device), &device, None)?;
-    let teacher = Teacher::new(backbone, info.effective_vocab_size, Capture::largest())?;
+    let teacher = Teacher::new(backbone, info.effective_vocab_size, capture)?;
     let tokens = sample
         .iter()
         .map(|frame| frame.token_ids.len() as u64)

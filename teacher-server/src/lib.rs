@@ -33,6 +33,7 @@ pub mod sketch;
 
 pub mod frames;
 pub mod store;
+pub mod vocabulary;
 
 pub mod cache;
 

@@ -23,7 +23,7 @@ use crate::{
     cache::{Cache, projection_digest},
     config::{Config, StateSetting, VramMode},
     forward::{Capture, Teacher},
-    lease::{Lease, Record},
+    lease::{Lease, LeaseOptions, Record},
     load::files::TeacherFiles,
     plan::{self, Identity, Plan},
     production::Production,
@@ -183,7 +183,8 @@ impl Origin {
             }
             Self::Swapped(swapped) => {
                 let record = Record::of_device(&config.device.to_string());
-                let lease = Lease::new(config.lease(), reporter, record);
+                let options = LeaseOptions::new(config.window, config.yield_timeout_s);
+                let lease = Lease::new(options, reporter, record);
                 Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
             }
         }
@@ -276,7 +277,7 @@ impl Opened {
         if let Some(summary) = &states.sketch {
             reporter.sketch(summary);
         }
-        plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?);
+        plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?)?;
         let info = server_info(config, &self.model, &self.identity, &plan, &states);
         reporter.model(config, &self.model, &info, states.origin.weight_bytes());
         Ok(Beginning { plan, states, info })
@@ -321,10 +322,10 @@ impl States {
                 });
             }
             (StateSetting::Sketch { .. }, Origin::Swapped(_)) => {
-                return Err(Error::Config {
-                    key: "vram-mode",
-                    reason: "a sketch is made before anything is lent, and then belongs to a cache; begin one with `precompute --cache DIR` (it may be interrupted) and serve that, or use --state exact".into(),
-                });
+                return Err(Error::config(
+                    "vram-mode",
+                    "a sketch is made before anything is lent, and then belongs to a cache; begin one with `precompute --cache DIR` (it may be interrupted) and serve that, or use --state exact",
+                ));
             }
         };
         Ok(Self {
@@ -346,10 +347,10 @@ impl States {
 fn check_shape(config: &Config, model: &ModelConfig, tokenizer: &TokenizerFiles) -> Result<()> {
     if config.seq_len > model.max_position_embeddings {
         let (asked, most) = (config.seq_len, model.max_position_embeddings);
-        return Err(Error::Config {
-            key: "seq-len",
-            reason: format!("{asked} tokens are more than the {most} positions of this model"),
-        });
+        return Err(Error::config(
+            "seq-len",
+            format!("{asked} tokens are more than the {most} positions of this model"),
+        ));
     }
     Capture::new(config).check(model, tokenizer.size())
 }

@@ -6,7 +6,7 @@ use distill_text::{Token, Vocabulary};
 use half::f16;
 
 use super::{Cache, files::Files, sealed, storage::Storage};
-use crate::{Error, Result, basis::Basis, service::vocabulary_chunks};
+use crate::{Error, Result, basis::Basis, vocabulary::chunks};
 
 pub(super) const VOCABULARY: &str = "vocabulary";
 pub(super) const PROJECTION: &str = "projection";
@@ -27,7 +27,7 @@ pub struct Matrices<'a> {
 impl Matrices<'_> {
     /// Writes them; gives the number of the basis' pieces.
     pub(super) fn put(&self, storage: &dyn Storage) -> Result<u32> {
-        let chunks = vocabulary_chunks(self.vocabulary).collect();
+        let chunks = chunks(self.vocabulary).collect();
         sealed::put(storage, VOCABULARY, &v1::CacheVocabulary { chunks })?;
         if let Some(projection) = self.projection {
             sealed::put_bytes(storage, PROJECTION, projection_bytes(projection)?)?;

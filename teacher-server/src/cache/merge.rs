@@ -40,10 +40,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
     };
     let inputs = inputs.iter().map(open).collect::<Result<Vec<Cache>>>()?;
     let Some(first) = inputs.first() else {
-        return Err(Error::Config {
-            key: "input",
-            reason: "name the caches to merge".into(),
-        });
+        return Err(Error::config("input", "name the caches to merge"));
     };
     place::make(out)?;
     let lock = Lock::take(out)?;

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use distill_proto::{Estimator, ValueCoding};
 use serde::{Deserialize, Serialize};
 
+use super::BindAddress;
+
 /// How kept logits are stored, as `graded`, `graded:NATS`, `step:NATS` or `f16`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -52,6 +54,12 @@ impl fmt::Display for ValueCodingSetting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EstimatorSetting(pub Estimator);
+
+impl Default for EstimatorSetting {
+    fn default() -> Self {
+        Self(Estimator::HeadSampled)
+    }
+}
 
 impl FromStr for EstimatorSetting {
     type Err = String;
@@ -133,7 +141,7 @@ macro_rules! serde_as_words {
     )*};
 }
 pub(super) use serde_as_words;
-serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode);
+serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode, BindAddress);
 
 #[cfg(test)]
 mod tests {

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use candle_core::Device;
 use distill_proto::Fingerprint;
 
@@ -18,7 +20,8 @@ fn plan_of(flags: &str) -> String {
     let flags = format!("--model m --corpus c {flags}");
     let config = serve(&flags.split_whitespace().collect::<Vec<_>>()).unwrap();
     let sketch = flags.contains("sketch").then(|| Fingerprint::of(b"sketch"));
-    fingerprint(&config.on(&Device::Cpu), &identity(), sketch).to_hex()
+    let found = fingerprint(&config.on(&Device::Cpu), &identity(), sketch);
+    found.unwrap().to_hex()
 }
 
 /// Fingerprints of caches that people have. One that changes here makes every such cache another one's, which is then
@@ -134,4 +137,91 @@ fn captures_of_earlier_builds_are_still_theirs() {
         let found = plan_of(flags);
         assert_eq!(found, expected, "{flags}");
     }
+}
+
+/// Another value that the setting may have: the next number, or the first word of many kinds that it takes.
+fn other(key: &Key, value: Option<&Value>) -> Value {
+    const WORDS: [&str; 11] = [
+        "x",
+        "top-k",
+        "sampled",
+        "f16",
+        "exact:f16",
+        "bf16",
+        "cpu",
+        "swap",
+        "unix:/x",
+        "cuda",
+        "{\"a\":1}",
+    ];
+    let words = WORDS.map(Value::from);
+    let others = match value {
+        Some(Value::Integer(number)) => vec![Value::from(number + 1)],
+        Some(Value::Boolean(on)) => vec![Value::from(!on)],
+        Some(Value::Array(_)) => vec![Value::from(vec![3.0]), Value::from(vec!["x"])],
+        _ => [&[Value::from(7)], &words[..]].concat(),
+    };
+    let mut others = others.into_iter().filter(|other| Some(other) != value);
+    let other = others.find(|other| (key.check)(other.clone()).is_ok());
+    other.unwrap_or_else(|| panic!("{}: which other value than {value:?}?", key.path))
+}
+
+/// What is forgotten in a list kept by hand serves a stale cache without a word.
+#[test]
+fn every_setting_that_changes_bytes_makes_another_capture_and_is_named() {
+    let mut walked = BTreeSet::new();
+    for estimator in ["top-k", "sampled", "head+sampled"] {
+        let flags = [
+            "--model",
+            "m",
+            "--corpus",
+            "c",
+            "--cache",
+            "/nowhere",
+            "--estimator",
+            estimator,
+        ];
+        let before = serve(&flags).unwrap().on(&Device::Cpu);
+        let values = table(&before).unwrap();
+        let plan = |config: &Config| fingerprint(config, &identity(), None).unwrap();
+        let lines = |config: &Config| settings(config, &identity()).unwrap();
+        for key in Config::keys() {
+            let old = values.get(&key.path);
+            let new = other(&key, old);
+            let mut changed = values.clone();
+            changed.insert(key.path.clone(), new.clone());
+            let now: Config = changed.clone().try_into().unwrap();
+            let named = differences(&lines(&before), &lines(&now), &[]);
+            let what = format!(
+                "{} under {estimator}: {old:?} -> {new}: {named:?}",
+                key.path
+            );
+            assert_ne!(now, before, "{what}");
+            if key.is_bound && key.idle("serve", &values).is_none() {
+                assert_ne!(plan(&now), plan(&before), "{what}");
+                let (old, path) = (old.unwrap(), &key.path);
+                assert!(named.contains(&format!("{path}: {old} -> {new}")), "{what}");
+                walked.insert(key.path);
+            } else {
+                assert_eq!(plan(&now), plan(&before), "{what}");
+                assert!(named.is_empty(), "{what}");
+            }
+        }
+    }
+    let bound = Config::keys().into_iter().filter(|key| key.is_bound);
+    assert_eq!(walked, bound.map(|key| key.path).collect());
+}
+
+#[test]
+fn settings_of_a_cache_are_read_back_without_what_the_teacher_is() {
+    let config = serve(&["--model", "m", "--corpus", "c", "--seq-len", "100"]).unwrap();
+    let lines = settings(&config, &identity()).unwrap();
+    let table = captured_settings(&lines).unwrap();
+    assert_eq!(table.get("seq_len"), Some(&Value::from(100)));
+    assert!(table.keys().all(|name| {
+        Config::keys()
+            .iter()
+            .any(|key| key.path == *name && key.is_bound)
+    }));
+    assert!(lines.contains("backend = \"cpu\""));
 }

@@ -52,14 +52,16 @@ pub mod layers;
 mod loaded;
 mod module;
 pub mod nf4;
+mod product;
 pub mod select;
 pub mod sinkhorn;
 pub mod update;
 
 pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
-pub use emulator::{Emulator, Memory};
+pub use emulator::{EMULATED, Emulator, Memory};
 pub use module::*;
+pub use product::{Machine, Matrix, Multiply, Product};
 
 #[cfg(test)]
 mod nvrtc_tests;

@@ -3,6 +3,7 @@
 mod arguments;
 mod compiler;
 mod memory;
+mod product;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use libloading::Library;
 
-use crate::{Call, Module};
+use crate::{Call, Machine, MakeCalls, Module};
 use arguments::{Parameter, fit, raw_arguments};
 pub use memory::Memory;
 
@@ -53,6 +54,28 @@ pub struct Emulator {
     library: Library,
     /// The engine keeps the running thread in globals: one launch at a time.
     running: Mutex<()>,
+}
+
+/// Kernels and products on tensors in host memory, whichever modules the kernels are of.
+pub const EMULATED: Machine = Machine {
+    compute: compute_any,
+    multiply: product::multiply,
+};
+
+fn compute_any(
+    inputs: &[&Tensor],
+    outputs: &[(DType, usize)],
+    calls: MakeCalls<'_>,
+) -> Result<Vec<Tensor>> {
+    let mut memory = Memory::new();
+    let upload = |x: &&Tensor| memory.upload(x);
+    let inputs = inputs.iter().map(upload).collect::<Result<Vec<_>>>()?;
+    let fresh = |(dtype, len): &(DType, usize)| memory.fresh(*dtype, *len);
+    let outputs: Vec<usize> = outputs.iter().map(fresh).collect();
+    for call in calls(&inputs, &outputs)? {
+        Emulator::of(call.module)?.run(&mut memory, &[call])?;
+    }
+    outputs.iter().map(|index| memory.read(*index)).collect()
 }
 
 /// Which order a block's threads, and the grid's blocks, run in.

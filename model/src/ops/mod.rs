@@ -127,6 +127,9 @@ pub(crate) trait Ops: std::fmt::Debug {
     /// Takes buffers back that nobody needs any more.
     fn recycle(&mut self, arrays: impl IntoIterator<Item = Self::Array>);
 
+    /// As [`recycle`](Self::recycle).
+    fn recycle_pair(&mut self, pair: Self::Pair);
+
     /// `w x / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019), as activations.
     ///
     /// # Shapes

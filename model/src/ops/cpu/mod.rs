@@ -1,119 +1,202 @@
-//! Provides one decoder layer on plain f32 slices, forward and backward, without a graph: what is kept is what products made,
-//! the rest is made again where it is needed.
+//! Provides a layer's operations on the CPU: on f32 slices, in place, without a copy more than is kept.
 //!
-//! ```text
-//!  x ─> RmsNorm ─> q, k, v ─> RoPE ─> attention ─> o ─> + x = middle ─> RmsNorm ─> gate, up ─> SwiGLU ─> down ─> + middle
-//!                  (kept)                 (kept)         (kept)                    (kept)
-//! ```
-//! Where a model norms its heads, q and k are kept from before that too: products then, and turned.
-//!
-//! candle's graph adds every gradient to a tensor of zeros, keeps both terms of every sum, and cannot add a product to what is
-//! there. It stays the reference: [`DecoderLayer::forward`](crate::layer::DecoderLayer::forward).
+//! candle's own operations would copy and transpose, add every gradient to a tensor of zeros, and could not add a product to what
+//! is there.
 
-use candle_core::Tensor;
+mod attention;
+mod linear;
+mod matmul;
+mod norm;
+mod rope;
+mod swiglu;
+#[cfg(test)]
+mod tests;
+mod tiles;
+mod workspace;
+
+use candle_core::{DType, Device, Tensor};
 
 use crate::attention::Attention;
-use crate::attention_kernel::{self, Span};
-use crate::element::lend;
-use crate::layer::DecoderLayer;
-use crate::linear::{LowRank, is_plain};
-use crate::matmul::Store;
-use crate::mlp::{gate_all, gate_gradient};
-use crate::norm::{RmsNorm, input_gradient, normalise};
+use crate::element::{lend, round_all};
+use crate::kv_cache::LayerCache;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::ops::{Dims, Heads, Ops, Projected, Span};
 use crate::rope::Angles;
-use crate::workspace::Workspace;
-use crate::{Error, Gradients, Linear, Result};
+use crate::{Gradients, Linear, Result};
+use linear::LowRank;
+pub(crate) use matmul::{Store, Threads};
+pub use tiles::tile_bytes;
+pub(crate) use tiles::{Quantised, Side, multiply};
+use workspace::Workspace;
 
-/// What the backward pass of one layer needs beside its input.
+/// The operations, with buffers that are used again.
 #[derive(Debug)]
-pub(crate) struct Activations {
-    /// Turned by their positions.
-    q: Vec<f32>,
-    k: Vec<f32>,
-    /// q and k as their products made them, where the model norms its heads.
-    before_norms: Option<[Vec<f32>; 2]>,
-    v: Vec<f32>,
-    attended: Vec<f32>,
-    /// The residual stream after attention.
-    middle: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    /// Of q, k, v, o, gate and up.
-    low: [LowRank; 6],
-    /// Of down; `None` where the layer's output was not asked for.
-    low_down: Option<LowRank>,
+pub(crate) struct Cpu {
+    /// The activations' type: they are held in f32 and rounded to it.
+    dtype: DType,
+    space: Workspace,
 }
 
-/// A pass through layers: the positions of its rows, and buffers that are used again.
-pub(crate) struct Direct<'a> {
-    pub(crate) angles: &'a Angles,
-    pub(crate) spans: &'a [Span],
-    pub(crate) space: Workspace,
-}
-
-/// The rows that attend to each other in [batch, len] positions.
-pub(crate) fn spans(angles: &Angles, batch: usize, len: usize) -> Vec<Span> {
-    match angles.documents() {
-        Some(lengths) => Span::documents(lengths),
-        None => Span::batch(batch, len, len),
-    }
-}
-
-/// Whether [`Direct`] can take this layer: nothing but adapters is trained, and everything is f32 on the CPU.
-pub(crate) fn is_direct(layer: &DecoderLayer) -> bool {
-    let norm = |norm: &RmsNorm| norm.frozen().is_some_and(|(weight, _)| is_plain(weight));
-    layer.linears().all(Linear::is_direct) && layer.all_norms().all(norm)
-}
-
-impl Direct<'_> {
-    /// The layer's output, and what its backward pass needs.
-    ///
-    /// # Shapes
-    /// x [N, d] -> [N, d]
-    ///
-    /// # Errors
-    /// When the layer is not [`is_direct`].
-    pub(crate) fn forward(
-        &mut self,
-        layer: &DecoderLayer,
-        x: &[f32],
-    ) -> Result<(Vec<f32>, Activations)> {
-        let mut kept = self.activations(layer, x)?;
-        let mut gated = self.space.take(kept.gate.len());
-        {
-            let _part = tracing::trace_span!("swiglu").entered();
-            gate_all(&kept.gate, &kept.up, &mut gated);
+impl Cpu {
+    pub(crate) fn new(dtype: DType) -> Self {
+        Self {
+            dtype,
+            space: Workspace::default(),
         }
-        let mut out = self.space.take(x.len());
-        out.copy_from_slice(&kept.middle);
-        let [_, _, down] = layer.mlp().linears();
-        kept.low_down = Some(down.apply_into(&gated, &mut out, Store::Add)?);
-        self.space.give(gated);
-        Ok((out, kept))
     }
 
-    /// Everything up to gate and up: what the backward pass needs, without the layer's output.
-    ///
-    /// # Errors
-    /// When the layer is not [`is_direct`].
-    pub(crate) fn activations(&mut self, layer: &DecoderLayer, x: &[f32]) -> Result<Activations> {
-        let [attention_norm, mlp_norm] = layer.norms();
-        let attention = layer.attention();
-        let [to_q, to_k, to_v, to_o] = attention.linears();
-        let dims = attention.dims();
-        let rows = x.len() / to_q.in_features();
-        let normed = self.normed(attention_norm, x)?;
-        let mut apply = |linear: &Linear, x: &[f32]| -> Result<(Vec<f32>, LowRank)> {
-            let mut out = self.space.take(rows * linear.out_features());
-            let low = linear.apply_into(x, &mut out, Store::Replace)?;
-            Ok((out, low))
+    /// Activations of several linears of one input.
+    fn linears<const COUNT: usize>(
+        &mut self,
+        linears: [&Linear; COUNT],
+        x: &[f32],
+    ) -> Result<([Vec<f32>; COUNT], Vec<LowRank>)> {
+        let mut low = Vec::with_capacity(COUNT);
+        let mut made = [const { Vec::new() }; COUNT];
+        for (out, linear) in made.iter_mut().zip(linears) {
+            let rows = x.len() / linear.in_features().max(1);
+            *out = self.space.take(rows * linear.out_features());
+            low.push(linear::apply(linear, x, out, Store::Replace)?);
+            round_all(self.dtype, out);
+        }
+        Ok((made, low))
+    }
+
+    /// The way back: dL/dx, where it is wanted.
+    fn linears_gradient<const COUNT: usize>(
+        &mut self,
+        linears: [&Linear; COUNT],
+        x: &[f32],
+        low: Vec<LowRank>,
+        grads: [Vec<f32>; COUNT],
+        wanted: bool,
+        gradients: &mut Gradients,
+    ) -> Result<Option<Vec<f32>>> {
+        let mut to_x = wanted.then(|| self.space.take(x.len()));
+        for (index, (linear, low)) in linears.into_iter().zip(low).enumerate() {
+            let store = if index == 0 { Store::Replace } else { Store::Add };
+            let into = to_x.as_mut().map(|to_x| (&mut to_x[..], store));
+            linear::pull_back(linear, x, Some(low), &grads[index], into, gradients)?;
+        }
+        self.space.give_all(grads);
+        Ok(to_x)
+    }
+
+    /// From the gradient of heads after their norm to that before it.
+    fn head_norm_gradient(
+        &mut self,
+        norm: &RmsNorm,
+        before: Vec<f32>,
+        grad: Vec<f32>,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<f32>> {
+        let out = self.rms_norm_gradient(norm, &before, &grad, None, gradients)?;
+        self.space.give_all([before, grad]);
+        Ok(out)
+    }
+}
+
+/// Calls `f` with the norm's weight in f32.
+fn with_weight<T>(norm: &RmsNorm, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let weight = norm.weight().to_dtype(DType::F32)?;
+    let weight = lend(&weight);
+    Ok(f(weight.numbers()?))
+}
+
+impl Ops for Cpu {
+    type Array = Vec<f32>;
+    /// Gate and up.
+    type Pair = [Vec<f32>; 2];
+    type Low = Vec<LowRank>;
+    type Softmax = ();
+
+    fn array(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        let x = x.to_dtype(DType::F32)?.contiguous()?;
+        Ok(lend(&x).numbers()?.to_vec())
+    }
+
+    fn rows(&self, x: &Vec<f32>, width: usize) -> usize {
+        x.len() / width
+    }
+
+    fn tensor(&self, x: &Vec<f32>, dims: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(x, dims, &Device::Cpu)?)
+    }
+
+    fn copy(&mut self, x: &Vec<f32>) -> Result<Vec<f32>> {
+        let mut copy = self.space.take(x.len());
+        copy.copy_from_slice(x);
+        Ok(copy)
+    }
+
+    fn recycle(&mut self, arrays: impl IntoIterator<Item = Vec<f32>>) {
+        arrays.into_iter().for_each(|array| self.space.give(array));
+    }
+
+    fn recycle_pair(&mut self, pair: [Vec<f32>; 2]) {
+        self.space.give_all(pair);
+    }
+
+    fn rms_norm(&mut self, norm: &RmsNorm, x: &Vec<f32>) -> Result<Vec<f32>> {
+        let _part = tracing::trace_span!("rms-norm").entered();
+        let mut out = self.space.take(x.len());
+        with_weight(norm, |weight| {
+            norm::normalise(x, weight, norm.eps(), &mut out);
+        })?;
+        round_all(self.dtype, &mut out);
+        Ok(out)
+    }
+
+    fn rms_norm_and_copy(&mut self, norm: &RmsNorm, x: &Vec<f32>) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok((self.rms_norm(norm, x)?, self.copy(x)?))
+    }
+
+    fn rms_norm_gradient(
+        &mut self,
+        norm: &RmsNorm,
+        x: &Vec<f32>,
+        grad: &Vec<f32>,
+        stream: Option<Vec<f32>>,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<f32>> {
+        self.rms_norm_weight_gradient(norm, x, grad, gradients)?;
+        let _part = tracing::trace_span!("rms-norm").entered();
+        let add = stream.is_some();
+        let mut out = stream.unwrap_or_else(|| self.space.take(x.len()));
+        with_weight(norm, |weight| {
+            norm::input_gradient(x, weight, grad, norm.eps(), add, &mut out);
+        })?;
+        Ok(out)
+    }
+
+    fn rms_norm_weight_gradient(
+        &mut self,
+        norm: &RmsNorm,
+        x: &Vec<f32>,
+        grad: &Vec<f32>,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let Some(var) = norm.var() else {
+            return Ok(());
         };
-        let (mut q, low_q) = apply(to_q, &normed)?;
-        let (mut k, low_k) = apply(to_k, &normed)?;
-        let (v, low_v) = apply(to_v, &normed)?;
+        let size = var.elem_count();
+        let sum = norm::weight_gradient(x, grad, norm.eps(), size);
+        norm.add_gradient(&Tensor::from_vec(sum, size, &Device::Cpu)?, gradients)
+    }
+
+    fn project(
+        &mut self,
+        attention: &Attention,
+        x: &Vec<f32>,
+        angles: &Angles,
+    ) -> Result<Projected<Self>> {
+        let dims = attention.dims();
+        let [q, k, v, _] = attention.linears();
+        let ([mut q, mut k, v], low) = self.linears([q, k, v], x)?;
         let mut before_norms = None;
         if let Some([q_norm, k_norm]) = attention.head_norms() {
-            let (normed_q, normed_k) = (self.normed(q_norm, &q)?, self.normed(k_norm, &k)?);
+            let (normed_q, normed_k) = (self.rms_norm(q_norm, &q)?, self.rms_norm(k_norm, &k)?);
             before_norms = Some([
                 std::mem::replace(&mut q, normed_q),
                 std::mem::replace(&mut k, normed_k),
@@ -121,216 +204,144 @@ impl Direct<'_> {
         }
         if attention.turned() {
             let _part = tracing::trace_span!("rope").entered();
-            self.angles.turn_rows(&mut q, dims.heads, false);
-            self.angles.turn_rows(&mut k, dims.key_value_heads, false);
+            for (x, heads) in [(&mut q, dims.heads), (&mut k, dims.key_value_heads)] {
+                rope::turn(x, heads, angles, false)?;
+                round_all(self.dtype, x);
+            }
         }
-        let mut attended = self.space.take(q.len());
-        {
-            let _part = tracing::trace_span!("attention, forward").entered();
-            attention_kernel::forward(dims, self.spans, (&q, &k, &v), &mut attended);
-        }
-        let mut middle = self.space.take(x.len());
-        middle.copy_from_slice(x);
-        let low_o = to_o.apply_into(&attended, &mut middle, Store::Add)?;
-        self.space.give(normed);
-
-        let normed = self.normed(mlp_norm, &middle)?;
-        let [to_gate, to_up, _] = layer.mlp().linears();
-        let mut apply = |linear: &Linear, x: &[f32]| -> Result<(Vec<f32>, LowRank)> {
-            let mut out = self.space.take(rows * linear.out_features());
-            let low = linear.apply_into(x, &mut out, Store::Replace)?;
-            Ok((out, low))
-        };
-        let (gate, low_gate) = apply(to_gate, &normed)?;
-        let (up, low_up) = apply(to_up, &normed)?;
-        self.space.give(normed);
-        Ok(Activations {
-            q,
-            k,
+        Ok(Projected {
+            heads: Heads { q, k, v },
             before_norms,
-            v,
-            attended,
-            middle,
-            gate,
-            up,
-            low: [low_q, low_k, low_v, low_o, low_gate, low_up],
-            low_down: None,
+            low,
         })
     }
 
-    /// Takes the buffers of a pass that nobody goes back through.
-    pub(crate) fn recycle(&mut self, kept: Activations) {
-        let Activations {
-            q,
-            k,
-            before_norms,
-            v,
-            attended,
-            middle,
-            gate,
-            up,
-            ..
-        } = kept;
-        self.space.give_all([q, k, v, attended, middle, gate, up]);
-        if let Some(buffers) = before_norms {
-            self.space.give_all(buffers);
-        }
-    }
-
-    /// From dL/d output to dL/dx, where something below is trained, and the gradients of the layer's adapters.
-    ///
-    /// # Shapes
-    /// x and grad [N, d] -> [N, d]
-    ///
-    /// # Errors
-    /// When the layer is not [`is_direct`].
-    pub(crate) fn backward(
+    fn project_gradient(
         &mut self,
-        layer: &DecoderLayer,
-        x: &[f32],
-        kept: Activations,
-        mut grad: Vec<f32>,
-        trained_below: bool,
+        attention: &Attention,
+        x: &Vec<f32>,
+        angles: &Angles,
+        (before_norms, low): (Option<[Vec<f32>; 2]>, Vec<LowRank>),
+        grad: Heads<Vec<f32>>,
+        wanted: bool,
         gradients: &mut Gradients,
     ) -> Result<Option<Vec<f32>>> {
-        let [low_q, low_k, low_v, low_o, low_gate, low_up] = kept.low;
-        let [attention_norm, mlp_norm] = layer.norms();
-        // grad becomes dL/d middle: what came down the residual branch, and what the MLP adds.
-        let (to_gate, to_up) =
-            self.through_down(layer, &kept.gate, &kept.up, kept.low_down, &grad, gradients)?;
-        let [gate_proj, up_proj, _] = layer.mlp().linears();
-        let normed = self.normed(mlp_norm, &kept.middle)?;
-        let mut to_normed = self.space.take(x.len());
-        let into = Some((&mut to_normed[..], Store::Replace));
-        gate_proj.pull_back_into(&normed, Some(low_gate), &to_gate, into, gradients)?;
-        let into = Some((&mut to_normed[..], Store::Add));
-        up_proj.pull_back_into(&normed, Some(low_up), &to_up, into, gradients)?;
-        let into = (&mut grad[..], Store::Add);
-        norm_gradient(mlp_norm, &kept.middle, &to_normed, into)?;
-        self.space
-            .give_all([to_gate, to_up, normed, kept.gate, kept.up, kept.middle]);
-
-        let attention = layer.attention();
-        let [q_proj, k_proj, v_proj, o_proj] = attention.linears();
-        let mut to_attended = self.space.take(kept.attended.len());
-        let into = Some((&mut to_attended[..], Store::Replace));
-        o_proj.pull_back_into(&kept.attended, Some(low_o), &grad, into, gradients)?;
-        let mut to = self.through_attention(attention, (&kept.q, &kept.k, &kept.v), &to_attended);
-        if let (Some(norms), Some([q, k])) = (attention.head_norms(), kept.before_norms) {
-            to.q = self.through_head_norm(&norms[0], q, to.q)?;
-            to.k = self.through_head_norm(&norms[1], k, to.k)?;
-        }
-        self.space
-            .give_all([to_attended, kept.attended, kept.q, kept.k, kept.v]);
-        let normed = self.normed(attention_norm, x)?;
-        let parts = [
-            (q_proj, low_q, &to.q),
-            (k_proj, low_k, &to.k),
-            (v_proj, low_v, &to.v),
-        ];
-        for (index, (linear, low, grad)) in parts.into_iter().enumerate() {
-            let store = if index == 0 {
-                Store::Replace
-            } else {
-                Store::Add
-            };
-            let into = trained_below.then_some((&mut to_normed[..], store));
-            linear.pull_back_into(&normed, Some(low), grad, into, gradients)?;
-        }
-        if trained_below {
-            norm_gradient(attention_norm, x, &to_normed, (&mut grad, Store::Add))?;
-        }
-        self.space.give_all([to.q, to.k, to.v, normed, to_normed]);
-        Ok(trained_below.then_some(grad))
-    }
-
-    /// From dL/d output to gradients in gate and up.
-    fn through_down(
-        &mut self,
-        layer: &DecoderLayer,
-        gate: &[f32],
-        up: &[f32],
-        low: Option<LowRank>,
-        grad: &[f32],
-        gradients: &mut Gradients,
-    ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let [_, _, down] = layer.mlp().linears();
-        let mut gated = self.space.take(gate.len());
-        {
-            let _part = tracing::trace_span!("swiglu").entered();
-            gate_all(gate, up, &mut gated);
-        }
-        let mut to_gated = self.space.take(gate.len());
-        let into = Some((&mut to_gated[..], Store::Replace));
-        down.pull_back_into(&gated, low, grad, into, gradients)?;
-        let _part = tracing::trace_span!("swiglu").entered();
-        // What the gated values took is free now.
-        let (mut to_gate, mut to_up) = (gated, self.space.take(up.len()));
-        gate_gradient((gate, up), &to_gated, (&mut to_gate, &mut to_up));
-        self.space.give(to_gated);
-        Ok((to_gate, to_up))
-    }
-
-    /// From the gradient of attention's output to those of q, k and v before they were turned.
-    fn through_attention(
-        &self,
-        attention: &Attention,
-        inputs: (&[f32], &[f32], &[f32]),
-        grad: &[f32],
-    ) -> attention_kernel::InputGradients {
+        let Heads {
+            q: mut to_q,
+            k: mut to_k,
+            v: to_v,
+        } = grad;
         let dims = attention.dims();
-        let mut to = {
-            let _part = tracing::trace_span!("attention, backward").entered();
-            attention_kernel::backward(dims, self.spans, inputs, grad)
-        };
-        if !attention.turned() {
-            return to;
+        if attention.turned() {
+            let _part = tracing::trace_span!("rope").entered();
+            rope::turn(&mut to_q, dims.heads, angles, true)?;
+            rope::turn(&mut to_k, dims.key_value_heads, angles, true)?;
         }
-        let _part = tracing::trace_span!("rope").entered();
-        self.angles.turn_rows(&mut to.q, dims.heads, true);
-        self.angles.turn_rows(&mut to.k, dims.key_value_heads, true);
-        to
+        if let (Some([q_norm, k_norm]), Some([q, k])) = (attention.head_norms(), before_norms) {
+            to_q = self.head_norm_gradient(q_norm, q, to_q, gradients)?;
+            to_k = self.head_norm_gradient(k_norm, k, to_k, gradients)?;
+        }
+        let [q, k, v, _] = attention.linears();
+        let grads = [to_q, to_k, to_v];
+        self.linears_gradient([q, k, v], x, low, grads, wanted, gradients)
     }
 
-    /// From the gradient of heads after their norm to that before it.
-    fn through_head_norm(
+    fn extend(
         &mut self,
-        norm: &RmsNorm,
-        before: Vec<f32>,
-        grad: Vec<f32>,
+        cache: &mut LayerCache,
+        dims: Dims,
+        batch: usize,
+        heads: Heads<Vec<f32>>,
+    ) -> Result<Heads<Vec<f32>>> {
+        let Heads { q, k, v } = heads;
+        let (k, v) = cache.append(self, dims, batch, (&k, &v))?;
+        Ok(Heads { q, k, v })
+    }
+
+    fn attention(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        Heads { q, k, v }: &Heads<Vec<f32>>,
+    ) -> Result<(Vec<f32>, ())> {
+        let _part = tracing::trace_span!("attention, forward").entered();
+        let mut out = self.space.take(q.len());
+        attention::forward(dims, spans, (q, k, v), &mut out);
+        round_all(self.dtype, &mut out);
+        Ok((out, ()))
+    }
+
+    fn attention_gradient(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        Heads { q, k, v }: &Heads<Vec<f32>>,
+        _: (&Vec<f32>, &()),
+        grad: &Vec<f32>,
+    ) -> Result<Heads<Vec<f32>>> {
+        let _part = tracing::trace_span!("attention, backward").entered();
+        Ok(attention::backward(dims, spans, (q, k, v), grad))
+    }
+
+    fn add_linear(
+        &mut self,
+        linear: &Linear,
+        x: &Vec<f32>,
+        stream: &mut Vec<f32>,
+    ) -> Result<Vec<LowRank>> {
+        Ok(vec![linear::apply(linear, x, stream, Store::Add)?])
+    }
+
+    fn add_linear_gradient(
+        &mut self,
+        linear: &Linear,
+        x: &Vec<f32>,
+        low: Option<Vec<LowRank>>,
+        stream: &Vec<f32>,
+        gradients: &mut Gradients,
     ) -> Result<Vec<f32>> {
-        let mut out = self.space.take(grad.len());
-        norm_gradient(norm, &before, &grad, (&mut out, Store::Replace))?;
-        self.space.give_all([before, grad]);
+        let mut to_x = self.space.take(x.len());
+        let low = low.and_then(|mut low| low.pop());
+        let into = Some((&mut to_x[..], Store::Replace));
+        linear::pull_back(linear, x, low, stream, into, gradients)?;
+        Ok(to_x)
+    }
+
+    fn gate_up(&mut self, mlp: &Mlp, x: &Vec<f32>) -> Result<([Vec<f32>; 2], Vec<LowRank>)> {
+        let [gate, up, _] = mlp.linears();
+        self.linears([gate, up], x)
+    }
+
+    fn gate_up_gradient(
+        &mut self,
+        mlp: &Mlp,
+        x: &Vec<f32>,
+        low: Vec<LowRank>,
+        grad: [Vec<f32>; 2],
+        gradients: &mut Gradients,
+    ) -> Result<Vec<f32>> {
+        let [gate, up, _] = mlp.linears();
+        let to_x = self.linears_gradient([gate, up], x, low, grad, true, gradients)?;
+        Ok(to_x.unwrap_or_default())
+    }
+
+    fn swiglu(&mut self, [gate, up]: &[Vec<f32>; 2]) -> Result<Vec<f32>> {
+        let _part = tracing::trace_span!("swiglu").entered();
+        let mut out = self.space.take(gate.len());
+        swiglu::gate_all(gate, up, &mut out);
+        round_all(self.dtype, &mut out);
         Ok(out)
     }
 
-    fn normed(&mut self, norm: &RmsNorm, x: &[f32]) -> Result<Vec<f32>> {
-        let _part = tracing::trace_span!("rms-norm").entered();
-        let (weight, eps) = frozen(norm)?;
-        let weight = lend(weight);
-        let mut out = self.space.take(x.len());
-        normalise(x, weight.numbers()?, eps, &mut out);
-        Ok(out)
+    fn swiglu_gradient(
+        &mut self,
+        [gate, up]: [Vec<f32>; 2],
+        grad: Vec<f32>,
+    ) -> Result<[Vec<f32>; 2]> {
+        let _part = tracing::trace_span!("swiglu").entered();
+        let (mut to_gate, mut to_up) = (self.space.take(gate.len()), self.space.take(up.len()));
+        swiglu::gate_gradient((&gate, &up), &grad, (&mut to_gate, &mut to_up));
+        self.space.give_all([gate, up, grad]);
+        Ok([to_gate, to_up])
     }
-}
-
-/// The gradient in x of a norm's output, into `out` or added to it.
-fn norm_gradient(
-    norm: &RmsNorm,
-    x: &[f32],
-    grad: &[f32],
-    (out, store): (&mut [f32], Store),
-) -> Result<()> {
-    let _part = tracing::trace_span!("rms-norm").entered();
-    let (weight, eps) = frozen(norm)?;
-    let weight = lend(weight);
-    let add = store == Store::Add;
-    input_gradient(x, weight.numbers()?, grad, eps, add, out);
-    Ok(())
-}
-
-fn frozen(norm: &RmsNorm) -> Result<(&Tensor, f32)> {
-    norm.frozen()
-        .ok_or_else(|| Error::Input("a trained norm has no place in a pass without a graph".into()))
 }

@@ -169,6 +169,8 @@ impl Ops for Cuda {
 
     fn recycle(&mut self, _: impl IntoIterator<Item = Tensor>) {}
 
+    fn recycle_pair(&mut self, _: Tensor) {}
+
     fn rms_norm(&mut self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
         self.norm(norm, x)
     }

@@ -33,6 +33,13 @@ impl RmsNorm {
         Ok(Self { name, weight, eps })
     }
 
+    /// A norm from its parts.
+    #[cfg(test)]
+    pub(crate) fn new(name: &str, weight: Parameter, eps: f64) -> Self {
+        let name = name.to_owned();
+        Self { name, weight, eps }
+    }
+
     /// Memory taken by the weight, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.weight.bytes()

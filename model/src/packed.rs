@@ -284,9 +284,7 @@ impl PackedMatrix {
             return Err(Error::shape(what, &[rows, self.columns], x.dims()));
         }
         if !x.device().is_cpu() {
-            let parts = self.parts(x.dtype(), x.device());
-            let products = parts.map(|part| Ok(x.matmul(&part?.t()?)?));
-            return Ok(Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 1)?);
+            return self.product_by_strips(x);
         }
         let wide = x.to_dtype(DType::F32)?.contiguous()?;
         let mut out = vec![0f32; rows * self.rows];
@@ -294,6 +292,12 @@ impl PackedMatrix {
         multiply(self, Side::Forward, wide.numbers()?, rows, &mut out, store)?;
         let out = Tensor::from_vec(out, (rows, self.rows), x.device())?;
         Ok(out.to_dtype(x.dtype())?)
+    }
+
+    fn product_by_strips(&self, x: &Tensor) -> Result<Tensor> {
+        let parts = self.parts(x.dtype(), x.device());
+        let products = parts.map(|part| Ok(x.matmul(&part?.t()?)?));
+        Ok(Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 1)?)
     }
 }
 

@@ -6,7 +6,6 @@ use crate::attention::Attention;
 use crate::layer::DecoderLayer;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::ops::Span;
 use crate::rope::Angles;
 use crate::{Decoder, Linear, Parameter, Result, Weight};
 
@@ -36,7 +35,12 @@ impl Decoder {
 }
 
 /// `h = x + attention(norm(x)); h + mlp(norm(h))`: [B, T, d]
-fn layer(layer: &DecoderLayer, x: &Tensor, angles: &Angles, dtype: DType) -> Result<Tensor> {
+pub(crate) fn layer(
+    layer: &DecoderLayer,
+    x: &Tensor,
+    angles: &Angles,
+    dtype: DType,
+) -> Result<Tensor> {
     let [attention_norm, mlp_norm] = layer.norms();
     let normed = rms_norm(attention_norm, x)?.to_dtype(dtype)?;
     let x = (x + attention(layer.attention(), &normed, angles)?.to_dtype(x.dtype())?)?;

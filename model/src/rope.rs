@@ -28,6 +28,14 @@ impl Rotary {
         }
     }
 
+    /// With these frequencies.
+    #[cfg(test)]
+    pub(crate) fn of(inverse_frequencies: Vec<f32>) -> Self {
+        Self {
+            inverse_frequencies,
+        }
+    }
+
     /// As [`angles`](Self::angles), for documents of these lengths in one row: each starts at position 0.
     ///
     /// # Errors

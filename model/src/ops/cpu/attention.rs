@@ -263,3 +263,7 @@ fn scatter_head(
         add_to(&mut out[..head_dim], row);
     }
 }
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+pub(crate) mod tests;

@@ -33,7 +33,7 @@ impl Quantised for Half<'_> {
 
     fn dequantize_rows(&self, rows: Range<usize>, _: Threads, out: &mut [f32]) -> Result<()> {
         let width = self.width();
-        let widen = || {
+        let mut widen = || {
             for_element!("widening", self.0.dtype(), E => {
                 let lent = lend(self.0);
                 let rows = &lent.numbers::<E>()?[rows.start * width..rows.end * width];

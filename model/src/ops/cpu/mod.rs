@@ -3,14 +3,12 @@
 //! candle's own operations would copy and transpose, add every gradient to a tensor of zeros, and could not add a product to what
 //! is there.
 
-mod attention;
+pub(crate) mod attention;
 mod linear;
 mod matmul;
 mod norm;
 mod rope;
 mod swiglu;
-#[cfg(test)]
-mod tests;
 mod tiles;
 mod workspace;
 
@@ -27,6 +25,8 @@ use crate::{Gradients, Linear, Result};
 use linear::LowRank;
 pub(crate) use matmul::{Store, Threads};
 pub use tiles::tile_bytes;
+#[cfg(test)]
+pub(crate) use tiles::multiply_in_tiles;
 pub(crate) use tiles::{Quantised, Side, multiply};
 use workspace::Workspace;
 

@@ -100,3 +100,96 @@ pub(super) fn weight_gradient(x: &[f32], grad: &[f32], eps: f32, size: usize) ->
         .map(|i| partials.iter().map(|partial| partial[i]).sum())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Tensor, Var};
+
+    use super::WEIGHT_GRADIENT_ROWS;
+    use crate::norm::RmsNorm;
+    use crate::ops::Ops;
+    use crate::ops::cpu::Cpu;
+    use crate::test_support::{
+        Bridge, assert_central_differences, assert_same_function, random, values,
+    };
+    use crate::{Gradients, Parameter, Result, reference};
+
+    const NAME: &str = "norm.weight";
+
+    fn norm(weight: &Tensor) -> RmsNorm {
+        let var = Var::from_tensor(weight).unwrap();
+        RmsNorm::new(NAME, Parameter::Trainable(var), 1e-6)
+    }
+
+    /// As one of candle's operations, of x and the weight.
+    fn fast(x: &[Tensor]) -> Result<Tensor> {
+        Bridge::apply(
+            x,
+            |x| {
+                let mut ops = Cpu::new(DType::F32);
+                let input = ops.array(&x[0])?;
+                let out = ops.rms_norm(&norm(&x[1]), &input)?;
+                ops.tensor(&out, x[0].dims())
+            },
+            |x, grad| {
+                let mut ops = Cpu::new(DType::F32);
+                let (input, grad) = (ops.array(&x[0])?, ops.array(grad)?);
+                let mut gradients = Gradients::new();
+                let norm = norm(&x[1]);
+                let to_x = ops.rms_norm_gradient(&norm, &input, &grad, None, &mut gradients)?;
+                let to_weight = gradients.get(NAME).unwrap().clone();
+                Ok(vec![ops.tensor(&to_x, x[0].dims())?, to_weight])
+            },
+        )
+    }
+
+    /// With the weight in the graph.
+    fn plain(x: &[Tensor]) -> Result<Tensor> {
+        let one = x[1].ones_like()?.detach();
+        let normed = reference::rms_norm(&norm(&one), &x[0])?;
+        Ok(normed.broadcast_mul(&x[1])?)
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_operations() {
+        // More rows than one partial sum of the weight's gradient.
+        let (rows, size) = (WEIGHT_GRADIENT_ROWS + 5, 37);
+        let inputs = [random(&[rows, size], 1), random(&[size], 2)];
+        // Sums of 37 and 69 terms of order 1 in f32, in another order.
+        assert_same_function(fast, plain, &inputs, 2e-5);
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        assert_central_differences(fast, &[random(&[3, 11], 1), random(&[11], 2)]);
+    }
+
+    #[test]
+    fn a_gradient_is_added_to_the_stream_s() {
+        let (x, grad) = (random(&[4, 9], 1), random(&[4, 9], 3));
+        let (norm, before) = (norm(&random(&[9], 2)), random(&[4, 9], 4));
+        let mut ops = Cpu::new(DType::F32);
+        let [x, grad, stream] = [&x, &grad, &before].map(|x| ops.array(x).unwrap());
+        let mut gradients = Gradients::new();
+        let mut run = |stream| ops.rms_norm_gradient(&norm, &x, &grad, stream, &mut gradients);
+        let (alone, added) = (run(None).unwrap(), run(Some(stream)).unwrap());
+        for ((alone, added), before) in alone.iter().zip(&added).zip(values(&before)) {
+            assert_eq!(before + alone, *added);
+        }
+    }
+
+    #[test]
+    fn activations_in_sixteen_bits_are_rounded_once() {
+        let (x, weight) = (random(&[9, 64], 1), random(&[64], 2));
+        for dtype in [DType::BF16, DType::F16] {
+            let run = |dtype| {
+                let mut ops = Cpu::new(dtype);
+                let input = ops.array(&x).unwrap();
+                let out = ops.rms_norm(&norm(&weight), &input).unwrap();
+                ops.tensor(&out, &[9, 64]).unwrap()
+            };
+            let rounded = run(DType::F32).to_dtype(dtype).unwrap();
+            assert_eq!(values(&run(dtype)), values(&rounded), "{dtype:?}");
+        }
+    }
+}

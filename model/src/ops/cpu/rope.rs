@@ -47,3 +47,53 @@ vectorized! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::turn;
+    use crate::reference;
+    use crate::rope::{Angles, Rotary};
+    use crate::test_support::{largest_difference, random, values};
+
+    fn angles(offset: usize, len: usize) -> Angles {
+        let rotary = Rotary::of(vec![1.0, 0.1, 0.01]);
+        rotary.angles(offset, len, &Device::Cpu).unwrap()
+    }
+
+    fn turned(x: &Tensor, angles: &Angles, back: bool) -> Tensor {
+        let mut rows = values(x);
+        turn(&mut rows, x.dim(2).unwrap(), angles, back).unwrap();
+        Tensor::from_vec(rows, x.shape(), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn heads_are_turned_as_plain_operations_do_it_bit_for_bit_and_back() {
+        let (x, angles) = (random(&[2, 5, 3, 6], 1), angles(300, 5));
+        let there = turned(&x, &angles, false);
+        assert_eq!(values(&there), values(&reference::rope(&angles, &x).unwrap()));
+        // A rotation's gradient is the rotation back; four roundings of numbers below 2.
+        assert!(largest_difference(&turned(&there, &angles, true), &x) < 1e-6);
+    }
+
+    #[test]
+    fn neighbouring_positions_past_256_differ() {
+        // Angles in bf16 would make them equal: it holds 8 bits of the position.
+        let x = random(&[1, 1, 1, 6], 1);
+        let at = |position| turned(&x, &angles(position, 1), false);
+        assert!(largest_difference(&at(512), &at(513)) > 0.1);
+    }
+
+    #[test]
+    fn a_product_of_turned_heads_depends_on_their_distance_only() {
+        let (q, k) = (random(&[1, 1, 1, 6], 1), random(&[1, 1, 1, 6], 2));
+        let score = |q_at, k_at| {
+            let q = turned(&q, &angles(q_at, 1), false);
+            let k = turned(&k, &angles(k_at, 1), false);
+            values(&(q * k).unwrap()).iter().sum::<f32>()
+        };
+        assert!((score(7, 3) - score(104, 100)).abs() < 1e-5);
+        assert!((score(7, 3) - score(7, 4)).abs() > 1e-2);
+    }
+}

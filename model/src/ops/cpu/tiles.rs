@@ -74,6 +74,23 @@ pub(crate) fn multiply<W: Quantised>(
     Tiles { weight, tile_rows }.multiply(side, x, rows, out, store)
 }
 
+/// As [`multiply`], with tiles of so many rows.
+#[cfg(test)]
+pub(crate) fn multiply_in_tiles<W: Quantised>(
+    weight: &W,
+    tile_rows: usize,
+    side: Side,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<()> {
+    let width = match side {
+        Side::Forward => weight.width(),
+        Side::Backward => weight.height(),
+    };
+    let rows = x.len() / width;
+    Tiles { weight, tile_rows }.multiply(side, x, rows, out, Store::Replace)
+}
+
 thread_local! {
     /// A tile, kept from product to product: fresh memory costs the system a visit for every page.
     static TILE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };

@@ -117,7 +117,7 @@ fn ranges(x: &[usize]) -> (Ranges, Ranges) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::causal_attention;
+    use crate::ops::cpu::attention::tests::causal_attention;
     use crate::kernel_tests::assert_near;
     use crate::test_support::{gradients, random};
     use distill_kernels::{ATTENTION, Emulator};

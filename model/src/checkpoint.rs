@@ -344,6 +344,23 @@ fn embedding_gradient(
     gradients.add(name, &sum)
 }
 
+/// Hidden states and gradients of a pass with these operations: of ids in documents of some lengths, what is kept, dL/dhidden.
+#[cfg(test)]
+pub(crate) fn gradients_on<O: Ops>(
+    decoder: &Decoder,
+    ops: O,
+    (ids, lengths, checkpointing, grad): (&Tensor, Option<&[usize]>, Checkpointing, &Tensor),
+) -> Result<(Tensor, Gradients)> {
+    let angles = match lengths {
+        None => decoder.angles(ids, 0)?,
+        Some(lengths) => decoder.packed_angles(ids, lengths)?,
+    };
+    let (record, hidden) = Record::new(decoder, ops, ids, angles, checkpointing)?;
+    let mut gradients = Gradients::new();
+    Box::new(record).backward(grad, None, &mut gradients)?;
+    Ok((hidden, gradients))
+}
+
 #[cfg(test)]
 #[path = "checkpoint_tests.rs"]
 mod tests;

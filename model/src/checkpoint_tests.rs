@@ -5,6 +5,7 @@
 mod packing;
 
 use super::*;
+use crate::reference;
 use crate::test_support::{largest_difference, random, values};
 use crate::testing::{TinyModel, write_tiny_model};
 use crate::{Base, LoadOptions, LoraConfig, ModelConfig, Weights};

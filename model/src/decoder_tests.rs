@@ -1,6 +1,7 @@
 //! Tests of the whole decoder's forward pass on tiny random models.
 
 use super::*;
+use crate::reference;
 use crate::test_support::{largest_difference, values};
 use crate::testing::{TinyModel, write_tiny_model};
 use candle_nn::VarBuilder;

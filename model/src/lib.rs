@@ -54,8 +54,6 @@ mod squares;
 #[cfg(test)]
 mod families_tests;
 #[cfg(test)]
-mod kernel_tests;
-#[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod test_support;

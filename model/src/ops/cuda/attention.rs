@@ -118,7 +118,7 @@ fn ranges(x: &[usize]) -> (Ranges, Ranges) {
 mod tests {
     use super::*;
     use crate::ops::cpu::attention::tests::causal_attention;
-    use crate::kernel_tests::assert_near;
+    use crate::ops::cuda::tests::assert_near;
     use crate::test_support::{gradients, random};
     use distill_kernels::{ATTENTION, Emulator};
     use std::sync::Arc;

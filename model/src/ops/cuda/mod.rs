@@ -5,6 +5,8 @@
 mod adapters;
 mod attention;
 mod linear;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 
@@ -45,6 +47,17 @@ impl Cuda {
             adapters: Adapters::of(decoder, machine)?,
             plans: HashMap::new(),
         })
+    }
+
+    /// Without adapters.
+    #[cfg(test)]
+    fn bare(machine: Machine, dtype: DType) -> Self {
+        Self {
+            machine,
+            dtype,
+            adapters: Adapters::default(),
+            plans: HashMap::new(),
+        }
     }
 
     fn multiply(&self, product: Product<'_>) -> Result<()> {

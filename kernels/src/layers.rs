@@ -114,7 +114,9 @@ impl Heads {
             ..
         } = *self;
         let call = call.size(positions).int(heads as i32);
-        call.int(key_heads as i32).int(half as i32).int(turned.into())
+        call.int(key_heads as i32)
+            .int(half as i32)
+            .int(turned.into())
     }
 
     /// `[x1 cos - x2 sin, x2 cos + x1 sin]` of each of `heads` heads; with `sign` -1 the turn back.
@@ -153,7 +155,10 @@ impl Heads {
     /// When there are more rows than a grid has.
     pub fn join(&self, grads: [usize; 3], out: usize) -> Result<Call> {
         let call = Call::new(&LAYERS, "join_heads", by_row(self.rows))?;
-        let call = grads.into_iter().chain(self.tables).fold(call, Call::floats);
+        let call = grads
+            .into_iter()
+            .chain(self.tables)
+            .fold(call, Call::floats);
         Ok(self.sizes(call.floats(out)))
     }
 }

@@ -31,7 +31,10 @@ impl<'a> Matrix<'a> {
     /// When the tensor has gaps.
     pub fn part(tensor: &'a Tensor, first: usize, rows: usize, columns: usize) -> Result<Self> {
         if !tensor.is_contiguous() {
-            bail!("a product of a tensor that is not contiguous: {:?}", tensor.layout());
+            bail!(
+                "a product of a tensor that is not contiguous: {:?}",
+                tensor.layout()
+            );
         }
         Ok(Self {
             tensor,

@@ -374,7 +374,9 @@ fn a_loss_on_a_layer_s_output_reaches_what_is_below_it() {
     let own = random(&[2, 70, 64], 8);
     let layer = 2;
     let angles = decoder.angles(&ids(), 0).unwrap();
-    let x = decoder.embedding_rows(&ids().flatten_all().unwrap()).unwrap();
+    let x = decoder
+        .embedding_rows(&ids().flatten_all().unwrap())
+        .unwrap();
     let mut x = x.reshape((2, 70, 64)).unwrap();
     let mut loss = None;
     for (i, one) in decoder.layers().iter().enumerate() {

@@ -53,8 +53,8 @@ mod squares;
 
 #[cfg(test)]
 mod families_tests;
-#[cfg(test)]
-mod reference;
+#[doc(hidden)]
+pub mod reference;
 #[cfg(test)]
 mod test_support;
 #[doc(hidden)]
@@ -82,10 +82,10 @@ pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
     StoredTensor, double_quantized_bytes,
 };
+pub use ops::cpu::tile_bytes;
 pub use options::{Base, LoadOptions};
 pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
 pub use squares::Squares;
-pub use ops::cpu::tile_bytes;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -14,12 +14,18 @@ impl Decoder {
     ///
     /// # Shapes
     /// ids [B, T] u32 -> [B, T, d]
-    pub(crate) fn forward_graph(&self, ids: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states).
+    pub fn forward_graph(&self, ids: &Tensor) -> Result<Tensor> {
         self.graph(ids, &self.angles(ids, 0)?)
     }
 
     /// As [`forward_graph`](Self::forward_graph), for documents in one row.
-    pub(crate) fn packed_forward_graph(&self, ids: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// As [`packed_tape`](Self::packed_tape).
+    pub fn packed_forward_graph(&self, ids: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         self.graph(ids, &self.packed_angles(ids, lengths)?)
     }
 
@@ -209,4 +215,3 @@ fn causal_mask(
         .collect();
     Ok(Tensor::from_vec(mask, (queries, keys), device)?)
 }
-

@@ -70,7 +70,9 @@ impl Rotary {
             .collect::<Vec<f32>>();
         let positions = angles.len() / half.max(1);
         let table = |function: fn(f64) -> f64| {
-            let values = angles.iter().map(|angle| function(f64::from(*angle)) as f32);
+            let values = angles
+                .iter()
+                .map(|angle| function(f64::from(*angle)) as f32);
             Tensor::from_vec(values.collect(), (positions, half), device)
         };
         Ok(Angles {

@@ -152,7 +152,11 @@ where
         Ok((CpuStorage::F32(values(&out)), out.shape().clone()))
     }
 
-    fn pull_back(&self, inputs: &[&Tensor], grad: &Tensor) -> candle_core::Result<Vec<Option<Tensor>>> {
+    fn pull_back(
+        &self,
+        inputs: &[&Tensor],
+        grad: &Tensor,
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
         let inputs: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
         let grads = (self.backward)(&inputs, &grad.contiguous()?.detach());
         let grads = grads.map_err(candle_core::Error::wrap)?;

@@ -154,8 +154,7 @@ fn a_window_is_each_document_s_own() {
     let inputs = inputs(1, total, total, 4, 2);
     let window = Some(10);
     let packed = |x: &[Tensor]| causal_attention(&x[0], &x[1], &x[2], window, Some(&lengths));
-    let one_by_one =
-        |x: &[Tensor]| packed_attention(&x[0], &x[1], &x[2], window, &lengths);
+    let one_by_one = |x: &[Tensor]| packed_attention(&x[0], &x[1], &x[2], window, &lengths);
     assert_same_function(packed, one_by_one, &inputs, 2e-5);
 }
 

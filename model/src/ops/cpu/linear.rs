@@ -95,9 +95,22 @@ fn low_rank(lora: &Lora, x: &[f32]) -> Result<LowRank> {
 }
 
 /// A product of its own.
-fn made(left: Matrix<'_>, right: Matrix<'_>, (rows, width): (usize, usize), scale: f32) -> Vec<f32> {
+fn made(
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    (rows, width): (usize, usize),
+    scale: f32,
+) -> Vec<f32> {
     let mut out = vec![0f32; rows * width];
-    product(&mut out, width, Store::Replace, scale, Threads::All, left, right);
+    product(
+        &mut out,
+        width,
+        Store::Replace,
+        scale,
+        Threads::All,
+        left,
+        right,
+    );
     out
 }
 

@@ -24,9 +24,9 @@ use crate::rope::Angles;
 use crate::{Gradients, Linear, Result};
 use linear::LowRank;
 pub(crate) use matmul::{Store, Threads};
-pub use tiles::tile_bytes;
 #[cfg(test)]
 pub(crate) use tiles::multiply_in_tiles;
+pub use tiles::tile_bytes;
 pub(crate) use tiles::{Quantised, Side, multiply};
 use workspace::Workspace;
 
@@ -75,7 +75,11 @@ impl Cpu {
     ) -> Result<Option<Vec<f32>>> {
         let mut to_x = wanted.then(|| self.space.take(x.len()));
         for (index, (linear, low)) in linears.into_iter().zip(low).enumerate() {
-            let store = if index == 0 { Store::Replace } else { Store::Add };
+            let store = if index == 0 {
+                Store::Replace
+            } else {
+                Store::Add
+            };
             let into = to_x.as_mut().map(|to_x| (&mut to_x[..], store));
             linear::pull_back(linear, x, Some(low), &grads[index], into, gradients)?;
         }

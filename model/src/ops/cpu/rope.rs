@@ -72,7 +72,10 @@ mod tests {
     fn heads_are_turned_as_plain_operations_do_it_bit_for_bit_and_back() {
         let (x, angles) = (random(&[2, 5, 3, 6], 1), angles(300, 5));
         let there = turned(&x, &angles, false);
-        assert_eq!(values(&there), values(&reference::rope(&angles, &x).unwrap()));
+        assert_eq!(
+            values(&there),
+            values(&reference::rope(&angles, &x).unwrap())
+        );
         // A rotation's gradient is the rotation back; four roundings of numbers below 2.
         assert!(largest_difference(&turned(&there, &angles, true), &x) < 1e-6);
     }

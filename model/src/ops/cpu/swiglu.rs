@@ -63,9 +63,7 @@ mod tests {
     use crate::ops::Ops;
     use crate::ops::cpu::Cpu;
     use crate::reference;
-    use crate::test_support::{
-        Bridge, assert_central_differences, assert_same_function, random,
-    };
+    use crate::test_support::{Bridge, assert_central_differences, assert_same_function, random};
 
     /// As one of candle's operations.
     fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {

@@ -81,9 +81,8 @@ impl Cuda {
         add: bool,
     ) -> Result<Option<Tensor>> {
         let out = Matrix::of(y)?;
-        let store = |product: Product<'_>| {
-            self.multiply(if add { product.added() } else { product })
-        };
+        let store =
+            |product: Product<'_>| self.multiply(if add { product.added() } else { product });
         let left = Matrix::of(x)?;
         match self.matrices(linears, x)? {
             Matrices::Joined(weight) => {

@@ -141,7 +141,12 @@ impl Cuda {
 }
 
 /// The sizes of heads, the tables being inputs `tables`.
-fn heads_of(attention: &Attention, angles: &Angles, rows: usize, tables: [usize; 2]) -> layers::Heads {
+fn heads_of(
+    attention: &Attention,
+    angles: &Angles,
+    rows: usize,
+    tables: [usize; 2],
+) -> layers::Heads {
     let dims = attention.dims();
     layers::Heads {
         rows,
@@ -252,7 +257,10 @@ impl Ops for Cuda {
         if let [Some(q), Some(k), Some(v)] = biases {
             inputs.extend([q, k, v]);
         }
-        let (queries, keys) = (dims.heads * dims.head_dim, dims.key_value_heads * dims.head_dim);
+        let (queries, keys) = (
+            dims.heads * dims.head_dim,
+            dims.key_value_heads * dims.head_dim,
+        );
         let outputs = [queries, keys, keys].map(|columns| (self.dtype, (rows, columns)));
         let [mut q, mut k, v] = self.call(&inputs, outputs, |x, out| {
             let heads = heads_of(attention, angles, rows, [x[1], x[2]]);

@@ -11,9 +11,7 @@ use crate::ops::Ops;
 use crate::ops::cpu::Cpu;
 use crate::test_support::{largest_difference, random, values};
 use crate::testing::{TinyModel, write_tiny_model};
-use crate::{
-    Base, Decoder, Gradients, LoadOptions, LoraConfig, ModelConfig, Parameter, Weights,
-};
+use crate::{Base, Decoder, Gradients, LoadOptions, LoraConfig, ModelConfig, Parameter, Weights};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -114,7 +112,11 @@ fn the_card_unpacks_the_same_matrix_bit_for_bit() {
 #[test]
 fn matrices_that_stand_in_one_product_are_unpacked_together() {
     // Of two heights with a last block of scales that is not full; of three; and such as cannot be: plain scales.
-    for (heights, double_quant) in [(&[64, 48][..], true), (&[7, 64, 300], true), (&[8, 8], false)] {
+    for (heights, double_quant) in [
+        (&[64, 48][..], true),
+        (&[7, 64, 300], true),
+        (&[8, 8], false),
+    ] {
         let options = QuantOptions {
             quant_type: QuantType::Nf4,
             block_size: 64,
@@ -242,10 +244,19 @@ fn options(base: Base, dtype: DType) -> LoadOptions {
 
 /// Checks hidden states and every gradient of a pass on the card against the CPU's, to `tolerance` of the largest element.
 #[track_caller]
-fn check(decoder: &Decoder, lengths: Option<&[usize]>, checkpointing: Checkpointing, tolerance: f32) {
+fn check(
+    decoder: &Decoder,
+    lengths: Option<&[usize]>,
+    checkpointing: Checkpointing,
+    tolerance: f32,
+) {
     let count = lengths.map_or(2 * 11, |lengths| lengths.iter().sum());
     let ids: Vec<u32> = (0..count as u32).map(|i| (i * i * 7 + 5) % 96).collect();
-    let shape = if lengths.is_some() { (1, count) } else { (2, count / 2) };
+    let shape = if lengths.is_some() {
+        (1, count)
+    } else {
+        (2, count / 2)
+    };
     let ids = Tensor::from_vec(ids, shape, &Device::Cpu).unwrap();
     let upstream = random(&[shape.0, shape.1, 64], 5);
     let cpu = Cpu::new(decoder.dtype());
@@ -254,7 +265,11 @@ fn check(decoder: &Decoder, lengths: Option<&[usize]>, checkpointing: Checkpoint
     let (hidden, expected) = gradients_on(decoder, cpu, run).unwrap();
     let (on_card, found) = gradients_on(decoder, card, run).unwrap();
     assert_near(&on_card, &hidden, tolerance);
-    let names: Vec<_> = decoder.parameters().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = decoder
+        .parameters()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     // A head of its own gets its gradient from the loss.
     for name in names.iter().filter(|name| *name != "lm_head.weight") {
         let (found, expected) = (found.get(name), expected.get(name));
@@ -262,7 +277,9 @@ fn check(decoder: &Decoder, lengths: Option<&[usize]>, checkpointing: Checkpoint
             panic!("{name} has no gradient");
         };
         assert_eq!(found.dims(), expected.dims());
-        let largest = values(expected).iter().fold(0f32, |max, x| max.max(x.abs()));
+        let largest = values(expected)
+            .iter()
+            .fold(0f32, |max, x| max.max(x.abs()));
         let difference = largest_difference(found, expected);
         assert!(
             difference <= tolerance * largest,
@@ -287,7 +304,11 @@ fn a_whole_pass_with_adapters_is_that_of_the_cpu() {
 
 #[test]
 fn families_with_norms_of_heads_windows_and_layers_that_turn_nothing() {
-    for family in [TinyModel::qwen3(), TinyModel::mistral(), TinyModel::smollm3()] {
+    for family in [
+        TinyModel::qwen3(),
+        TinyModel::mistral(),
+        TinyModel::smollm3(),
+    ] {
         let decoder = model(&family, &options(Base::QuantizeNf4, DType::F32));
         check(&decoder, None, Checkpointing::Every(1), NEAR);
     }

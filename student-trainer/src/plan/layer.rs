@@ -65,11 +65,10 @@ impl<'a> Layer<'a> {
         widest.unwrap_or_default()
     }
 
-    /// Ranks of the adapters beside everything but down.
+    /// Ranks of all adapters but those that read what the MLP gates.
     fn low(self) -> u64 {
-        let all = self.linears.iter();
-        let all: u64 = all.map(|linear| linear.rank).sum();
-        all - self.linears.last().map_or(0, |down| down.rank)
+        let others = self.linears.iter().filter(|linear| linear.columns != self.ff);
+        others.map(|linear| linear.rank).sum()
     }
 
     /// What the CPU keeps: q, k, v, attention's output, the stream after it, gate and up, and x A^T of every

@@ -116,14 +116,14 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* What a dry run takes a kernel to touch. */
+/* What a kernel may touch, by what its parameters are. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
         bool writes = kernel_writes(entry, static_cast<int>(i));
         (writes ? operation.writes : operation.reads).push_back(whole_range(range.at, range.bytes));
-        if (writes) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
+        if (writes && settings().dry) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
     }
 }
 
@@ -189,7 +189,7 @@ CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     }
     std::shared_ptr<unsigned char> bytes = arguments.bytes;
     Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), launch); });
-    if (settings().dry) declare(operation, entry, arguments);
+    declare(operation, entry, arguments);
     relieve();
     return CUDA_SUCCESS;
 }

@@ -70,11 +70,9 @@ extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle,
         run(data->data);
         return nullptr;
     });
-    if (settings().dry) {
-        for (const CardUse& use : uses) {
-            (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
-            if (use.writes) note_origin(address(use), {work->name, -1, work->type, nullptr, nullptr, {}});
-        }
+    for (const CardUse& use : uses) {
+        (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
+        if (use.writes && settings().dry) note_origin(address(use), {work->name, -1, work->type, nullptr, nullptr, {}});
     }
     relieve();
     return CUDA_SUCCESS;

@@ -255,5 +255,5 @@ const char* card_touch(const void* pointer, size_t bytes, int write) {
         return nullptr;
     }
     if (__builtin_expect(all_written(said, bytes), 1)) return nullptr;
-    return words("reads %zu bytes that nothing has written: %s", bytes, describe(at));
+    return words("reads %zu bytes that nothing has written: %s%s", bytes, describe(at), describe_waiting_write(at, bytes));
 }

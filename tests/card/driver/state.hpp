@@ -61,7 +61,7 @@ struct Operation {
     Place place = 0;
     SharedClock after;
     size_t staged_bytes = 0;
-    /* What a dry run takes it to touch. */
+    /* What it may write; in a dry run, what it is taken to touch. */
     std::vector<Range> reads, writes;
     /* Runs in a dry run too: it keeps the books. */
     bool books = false;
@@ -178,6 +178,9 @@ CUresult synchronize_all();
 /* Runs up to `count` operations that may run now. */
 void make_progress(unsigned count);
 bool has_executed(Point point);
+/* For an operation that reads bytes which nothing wrote: the operation of another stream that is to write them and that may run before or after
+ * this one, in words that go on with the sentence; "" where there is none. */
+const char* describe_waiting_write(uint64_t address, uint64_t bytes);
 const Clock& seen_by_host();
 
 // dry.cpp

@@ -161,6 +161,7 @@ private:
                 i = closing(next(i));
             } else if (is(next(i), "(")) {
                 entry.name = tokens[i].text;
+                entry.parameters = names_of_parameters(next(i));
                 break;
             }
         }
@@ -170,6 +171,23 @@ private:
         auto known = std::find_if(source.entries.begin(), source.entries.end(), same);
         if (known == source.entries.end()) source.entries.push_back(entry);
         else if (known->max_threads.empty()) known->max_threads = entry.max_threads;
+    }
+
+    /* The last word before each comma of the list that begins at `open`. */
+    std::vector<std::string> names_of_parameters(size_t open) const {
+        std::vector<std::string> names;
+        std::string word;
+        int depth = 0;
+        for (size_t i = next(open), close = closing(open); i <= close; i = next(i)) {
+            if (is(i, "(") || is(i, "[") || is(i, "{") || is(i, "<")) depth++;
+            if (depth == 0 && (is(i, ",") || i == close)) {
+                if (!word.empty() && !(names.empty() && word == "void")) names.push_back(word);
+                word.clear();
+            }
+            if (depth == 0 && tokens[i].kind == WORD && !is(i, "__restrict__")) word = tokens[i].text;
+            if (is(i, ")") || is(i, "]") || is(i, "}") || is(i, ">")) depth--;
+        }
+        return names;
     }
 
     /* Takes __launch_bounds__(...) at `index` out of the text; what it says of threads. */

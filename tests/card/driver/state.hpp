@@ -188,5 +188,7 @@ void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes);
 void note_origin(uint64_t address, const Origin& origin);
 /* Whether a kernel writes what this parameter points to. */
 bool kernel_writes(const CardEntry& entry, int parameter);
+/* As the kernel's text has them. */
+const std::vector<std::string>& parameter_names(const CardEntry& entry);
 void remember_copy(uint64_t address, const void* from, uint64_t bytes);
 }  // namespace card

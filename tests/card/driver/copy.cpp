@@ -25,7 +25,6 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
     if (const char* why = outside(at, bytes)) return refuse_range(call, "writes", at, bytes, why);
     counts.fills.count++;
     counts.fills.bytes += bytes;
-    trace("fill", call, bytes, stream->id);
     if (settings().dry) note_origin(at, {call, -1, "zero", nullptr, nullptr, {}});
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         mark_whole(at, bytes);
@@ -35,6 +34,7 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
         return nullptr;
     });
     operation.writes.push_back(whole_range(at, bytes));
+    trace("fill", call, bytes, stream->id, list_writes(operation));
     relieve();
     return CUDA_SUCCESS;
 }
@@ -53,7 +53,6 @@ CUresult to_device(const char* call, CUdeviceptr at, const void* from, size_t by
     }
     counts.host_to_device.count++;
     counts.host_to_device.bytes += bytes;
-    trace("host to device", call, bytes, stream->id, pinned ? ", \"pinned\": true" : ", \"pinned\": false");
     const void* source = pinned ? seen_by_card(from) : from;
     if (settings().dry) remember_copy(at, source, bytes);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
@@ -64,6 +63,7 @@ CUresult to_device(const char* call, CUdeviceptr at, const void* from, size_t by
     });
     if (staged) note_staged(operation, bytes);
     operation.writes.push_back(whole_range(at, bytes));
+    trace("host to device", call, bytes, stream->id, (pinned ? ", \"pinned\": true" : ", \"pinned\": false") + list_writes(operation));
     if (const char* wrong = pinned ? begin_flight(from, bytes, false, *stream, operation) : nullptr) return refuse(wrong, CUDA_ERROR_INVALID_VALUE);
     relieve();
     return CUDA_SUCCESS;
@@ -102,7 +102,6 @@ CUresult within_device(const char* call, CUdeviceptr to, CUdeviceptr from, size_
     if (to < from + bytes && from < to + bytes) return refuse_range(call, "reads", from, bytes, "it writes some of the bytes that it reads");
     counts.device_to_device.count++;
     counts.device_to_device.bytes += bytes;
-    trace("device to device", call, bytes, stream->id);
     if (settings().dry) note_origin(to, live_at(from)->origin);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         if (const char* wrong = card_touch(pointer(from), bytes, 0)) return wrong;
@@ -113,6 +112,7 @@ CUresult within_device(const char* call, CUdeviceptr to, CUdeviceptr from, size_
     });
     if (settings().dry) operation.reads.push_back(whole_range(from, bytes));
     operation.writes.push_back(whole_range(to, bytes));
+    trace("device to device", call, bytes, stream->id, list_writes(operation));
     relieve();
     return CUDA_SUCCESS;
 }

@@ -183,13 +183,13 @@ CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     if (wrong) return refuse(words("cuLaunchKernel of %s: %s", entry.name, wrong), CUDA_ERROR_INVALID_VALUE);
     counts.launch_count++;
     ++*function->tally;
-    if (tracing()) {
-        trace("launch", entry.name, 0, stream->id,
-              words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared));
-    }
     std::shared_ptr<unsigned char> bytes = arguments.bytes;
     Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), launch); });
     declare(operation, entry, arguments);
+    if (tracing()) {
+        const char* shape = words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared);
+        trace("launch", entry.name, 0, stream->id, shape + list_writes(operation));
+    }
     relieve();
     return CUDA_SUCCESS;
 }

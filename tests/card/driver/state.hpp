@@ -16,6 +16,7 @@
 namespace card {
 struct Block;
 struct Pool;
+struct Marks;
 
 /* What wrote an allocation last, for dry runs. */
 struct Origin {
@@ -43,6 +44,9 @@ struct Allocation {
     /* What the operation that is running touched. */
     uint64_t touched_by = 0;
     uint64_t read_begin, read_end, written_begin, written_end;
+    /* Which of the operations looks for races in it, and with what. */
+    uint64_t marked_by = 0;
+    Marks* marks = nullptr;
     Origin origin;
 
     uint64_t end() const { return begin + size; }
@@ -95,7 +99,7 @@ struct Settings {
     std::string dir;
     uint64_t cap_bytes, context_bytes, queue_bytes, quarantine_bytes;
     uint64_t seed;
-    bool dry, shadow, error_instead;
+    bool dry, shadow, races, error_instead;
     std::string trace, fail_file;
 };
 const Settings& settings();

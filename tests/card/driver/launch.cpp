@@ -7,6 +7,7 @@
 #include "engine.hpp"
 #include "fail.hpp"
 #include "module.hpp"
+#include "races.hpp"
 
 namespace card {
 /* Of sm_89. */
@@ -116,25 +117,62 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* What a dry run takes a kernel to touch. */
+/* What a kernel may touch, by what its parameters are. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
         bool writes = kernel_writes(entry, static_cast<int>(i));
         (writes ? operation.writes : operation.reads).push_back(whole_range(range.at, range.bytes));
-        if (writes) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
+        if (writes && settings().dry) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
     }
+}
+
+static std::vector<uint64_t> list_written(const CardEntry& entry, const Arguments& arguments) {
+    std::vector<uint64_t> written;
+    for (uint32_t i = 0; i < entry.count; i++) {
+        if (arguments.ranges[i].bytes && kernel_writes(entry, static_cast<int>(i))) written.push_back(arguments.ranges[i].at);
+    }
+    return written;
 }
 
 /* The kernel whose threads this thread runs now. */
 static thread_local const char* running;
 
-static const char* run(const Function& function, const unsigned char* bytes, Launch launch) {
+/* While it lives, the running operation's accesses of these allocations are marked. Marks hold many times an allocation's bytes: those of large
+ * ones do not outlive the launch, and the largest have none. */
+struct Marked {
+    static const uint64_t KEPT_MAX = 1 << 20, BYTES_MAX = 64 << 20;
+    std::vector<Allocation*> large;
+
+    explicit Marked(const std::vector<uint64_t>& written) {
+        forget_marks();
+        if (!settings().races) return;
+        for (uint64_t at : written) {
+            Allocation* allocation = seen_at(at);
+            if (!allocation || allocation->size > BYTES_MAX) continue;
+            if (!allocation->marks) {
+                allocation->marks = make_marks(allocation->size);
+                if (allocation->size > KEPT_MAX) large.push_back(allocation);
+            }
+            allocation->marked_by = touching;
+        }
+    }
+    ~Marked() {
+        for (Allocation* allocation : large) {
+            drop_marks(allocation->marks);
+            allocation->marks = nullptr;
+            allocation->marked_by = 0;
+        }
+    }
+};
+
+static const char* run(const Function& function, const unsigned char* bytes, const std::vector<uint64_t>& written, Launch launch) {
     const CardEntry& entry = *function.entry;
     std::vector<void*> parameters(entry.count);
     for (uint32_t i = 0; i < entry.count; i++) parameters[i] = const_cast<unsigned char*>(bytes) + entry.parameters[i].offset;
     launch.parameters = parameters.data();
+    Marked marked(written);
     launch.order = settings().seed ? random_below(~0ull) : 0;
     running = entry.name;
     const char* wrong = card_run(launch);
@@ -183,13 +221,14 @@ CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     if (wrong) return refuse(words("cuLaunchKernel of %s: %s", entry.name, wrong), CUDA_ERROR_INVALID_VALUE);
     counts.launch_count++;
     ++*function->tally;
-    if (tracing()) {
-        trace("launch", entry.name, 0, stream->id,
-              words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared));
-    }
     std::shared_ptr<unsigned char> bytes = arguments.bytes;
-    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), launch); });
-    if (settings().dry) declare(operation, entry, arguments);
+    std::vector<uint64_t> written = list_written(entry, arguments);
+    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), written, launch); });
+    declare(operation, entry, arguments);
+    if (tracing()) {
+        const char* shape = words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared);
+        trace("launch", entry.name, 0, stream->id, shape + list_writes(operation));
+    }
     relieve();
     return CUDA_SUCCESS;
 }

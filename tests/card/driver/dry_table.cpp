@@ -8,6 +8,7 @@ namespace card {
 /* The passes over its matrix that a transport problem is said to take, and the Newton steps among them. */
 static const double SOLVER_PASSES = 12, NEWTON_STEPS = 3;
 
+/* What lies in tables is not told here: of that a dry run checks and invents nothing. */
 static const struct {
     const char* kernel;
     std::vector<int> written;
@@ -17,8 +18,9 @@ static const struct {
     {"attention_to_queries", {8}},
     {"attention_to_keys", {8}},
     {"attention_join", {1, 2}},
-    {"adamw", {4, 5, 6}},
-    {"adamw_8bit", {7, 8, 9, 10, 11}},
+    {"adamw", {}},
+    {"adamw_8bit", {}},
+    {"cast_many", {}},
     {"squares", {1}},
     {"sums_of_parts", {1}},
     {"rms_norm", {2}},

@@ -199,7 +199,7 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
-    use crate::argument::{Arguments, Region, Words};
+    use crate::layout::{Arguments, Region, Words};
     use crate::{Call, Module, loaded};
 
     /// Evaluates a body for the slice that a storage holds.

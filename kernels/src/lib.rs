@@ -53,6 +53,8 @@ pub mod head;
 #[cfg(any(feature = "cuda", test))]
 mod image_cache;
 pub mod layers;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod layout;
 #[cfg(feature = "cuda")]
 mod loaded;
 mod module;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
-use crate::argument;
+use crate::layout;
 
 /// Words before the first buffer and after each: what is written past one reaches no other, and each begins where any number may.
 const GAP: usize = 2;
@@ -116,10 +116,10 @@ impl Memory {
     }
 
     /// Where a buffer lies, for a kernel that may write to it.
-    pub(super) fn expose(&mut self, index: usize) -> Result<argument::Region> {
+    pub(super) fn expose(&mut self, index: usize) -> Result<layout::Region> {
         let Region { dtype, len, start } = *self.region(index)?;
         let first = self.words[start..].as_mut_ptr();
-        Ok(argument::Region {
+        Ok(layout::Region {
             pointer: first.expose_provenance() as u64,
             len,
             dtype,

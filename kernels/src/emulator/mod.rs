@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use libloading::Library;
 
-use crate::argument::Arguments;
+use crate::layout::Arguments;
 use crate::{Call, Module};
 use arguments::{Parameter, fit};
 pub use memory::Memory;

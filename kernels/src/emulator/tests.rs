@@ -291,9 +291,11 @@ fn a_change_is_seen_in_place_and_a_written_input_is_refused() -> Result<()> {
     emulator.change(&[&row], &[&x], |out, x| convert(x[0], out[0]))?;
     let expected = [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]];
     assert_eq!(whole.to_vec2::<f32>()?, expected);
-    let error = emulator.change(&[&row], &[&tensor(&[9.0; 3])?], |out, x| {
-        convert(out[0], x[0])
-    });
+    let mut memory = Memory::new();
+    let (read, written) = (memory.upload(&x)?, memory.fresh(DType::F32, 3));
+    emulator.run_reading(&mut memory, &[read], &convert(read, written)?)?;
+    let zeros = memory.upload(&x.zeros_like()?)?;
+    let error = emulator.run_reading(&mut memory, &[read], &convert(zeros, read)?);
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("convert") && error.contains("is an input"),

@@ -3,7 +3,7 @@
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
-use crate::{Call, Compute, Machine, Matrix, Product};
+use crate::{Call, Change, Compute, Machine, Matrix, Product};
 
 /// What rows of a product are rounded up to.
 const ROW_MULTIPLE: usize = 8;
@@ -98,6 +98,31 @@ pub fn multiply(product: &Product<'_>) -> Result<()> {
     on_card::multiply(card, product)
 }
 
+/// [`change`] as a value.
+pub const CHANGE: Change = |changed, inputs, calls| change(changed, inputs, calls);
+
+/// Runs the calls that `calls` makes from the indices of tensors that they change where they are, and of those that they read.
+///
+/// All are contiguous and on one card. Whoever shares the memory of one that is changed sees the change.
+///
+/// # Errors
+/// As [`run`], and when a tensor is not on a card.
+pub fn change(
+    changed: &[&Tensor],
+    inputs: &[&Tensor],
+    calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
+) -> Result<()> {
+    let all = [changed, inputs].concat();
+    if all.is_empty() {
+        return Ok(());
+    }
+    compute(&all, &[], |all, _| {
+        let (changed, inputs) = all.split_at(changed.len());
+        calls(changed, inputs)
+    })?;
+    on_card::wait_where_tracked(all[0].device().as_cuda_device()?)
+}
+
 /// `a b^T` of 16-bit floats, in f32: a product that is rounded to the inputs' type loses what sums of its size hold.
 ///
 /// # Shapes
@@ -155,6 +180,10 @@ mod on_card {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
+    pub(super) fn wait_where_tracked(_: &CudaDevice) -> Result<()> {
+        Err(Error::NotCompiledWithCudaSupport)
+    }
+
     pub(super) fn load(_: &CudaDevice, _: &Module, _: &'static str) -> Result<()> {
         Err(Error::NotCompiledWithCudaSupport)
     }
@@ -168,7 +197,7 @@ mod on_card {
 mod on_card {
     use std::sync::Arc;
 
-    use candle_core::backend::BackendStorage;
+    use candle_core::backend::{BackendDevice, BackendStorage};
     use candle_core::cuda_backend::cudarc::cublas::result::gemm_strided_batched_ex;
     use candle_core::cuda_backend::cudarc::cublas::sys::{
         cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
@@ -180,29 +209,8 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
-    use crate::call::{Argument, float_code};
+    use crate::layout::{Arguments, Region, Words};
     use crate::{Call, Matrix, Module, Product, loaded};
-
-    /// A buffer of the run.
-    #[derive(Clone, Copy)]
-    struct Region {
-        pointer: u64,
-        len: i64,
-        dtype: DType,
-    }
-
-    /// An argument as prelude.cuh declares it: `Floats`, of which `Buffer` is the beginning, or one number.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Parameter {
-        value: u64,
-        len: i64,
-        dtype: i32,
-    }
-
-    #[expect(unsafe_code, reason = "says that the bytes can be passed to a kernel")]
-    // SAFETY: the layout is C's and the fields are those of the kernels' parameter types.
-    unsafe impl DeviceRepr for Parameter {}
 
     /// Evaluates a body for the slice that a storage holds.
     macro_rules! for_slice {
@@ -244,16 +252,43 @@ mod on_card {
                 for_slice!(&mut storage.slice, data => data.device_ptr_mut(&stream));
             regions.push(Region {
                 pointer,
-                len: *len as i64,
+                len: *len,
                 dtype: *dtype,
             });
             uses.push(used);
         }
-        for call in calls.iter().filter(|call| call.launches()) {
-            launch(card, call, &regions)?;
+        let mut find = |index: usize| match regions.get(index) {
+            Some(region) => Ok(*region),
+            None => bail!("there are {} buffers, and none {index}", regions.len()),
+        };
+        let calls = calls.iter().filter(|call| call.launches());
+        let mut records = Vec::new();
+        let arguments = calls
+            .clone()
+            .map(|call| Arguments::of(call, &mut find, &mut records))
+            .collect::<Result<Vec<_>>>()?;
+        // One copy for all tables; freed in the stream's order, and so after the launches.
+        let tables = if records.is_empty() {
+            None
+        } else {
+            Some(card.clone_htod(&records)?)
+        };
+        let tables = tables.as_ref().map(|tables| tables.device_ptr(&stream));
+        let address = tables.as_ref().map_or(0, |(address, _)| *address);
+        for (call, arguments) in calls.zip(arguments) {
+            launch(card, call, &arguments.at(address))?;
         }
-        drop(uses);
+        drop((tables, uses));
         Ok(made)
+    }
+
+    /// Waits for what was launched where events order several streams: they were told that all buffers are read, and would let another
+    /// stream read too early what is being changed.
+    pub(super) fn wait_where_tracked(card: &CudaDevice) -> Result<()> {
+        if card.is_event_tracking() {
+            card.synchronize()?;
+        }
+        Ok(())
     }
 
     fn allocate(card: &CudaDevice, dtype: DType, len: usize) -> Result<CudaStorage> {
@@ -301,23 +336,18 @@ mod on_card {
         }
         let region = Region {
             pointer: pointer + (start * dtype.size_in_bytes()) as u64,
-            len: (end - start) as i64,
+            len: end - start,
             dtype,
         };
         Ok((region, used))
     }
 
-    fn launch(card: &CudaDevice, call: &Call, regions: &[Region]) -> Result<()> {
+    fn launch(card: &CudaDevice, call: &Call, arguments: &[Words]) -> Result<()> {
         let function = loaded::function(card, call.module, call.function)?;
         let stream = card.cuda_stream();
-        let parameters = call
-            .arguments
-            .iter()
-            .map(|argument| parameter(call, *argument, regions))
-            .collect::<Result<Vec<_>>>()?;
         let mut builder = stream.launch_builder(&function);
-        for parameter in &parameters {
-            builder.arg(parameter);
+        for words in arguments {
+            builder.arg(words);
         }
         let [x, y, z] = call.grid;
         let config = LaunchConfig {
@@ -327,47 +357,10 @@ mod on_card {
         };
         #[expect(unsafe_code, reason = "launches a kernel")]
         // SAFETY: the emulator's tests check that each call's arguments are its kernel's parameters and that the kernel stays
-        // inside its buffers; the pointers are of live slices of this stream's device.
+        // inside its buffers; the pointers are of live slices of this stream's device. A kernel that changes a slice which is only
+        // borrowed breaks no borrow of Rust's: no reference is ever made to what lies on a card.
         let launched = unsafe { builder.launch(config) };
         launched.w().map(drop)
-    }
-
-    fn parameter(call: &Call, argument: Argument, regions: &[Region]) -> Result<Parameter> {
-        let region = |index: usize| match regions.get(index) {
-            Some(region) => Ok(*region),
-            None => bail!("{}: there is no buffer {index}", call.function),
-        };
-        let buffer = |region: Region, dtype| Parameter {
-            value: region.pointer,
-            len: region.len,
-            dtype,
-        };
-        // A number is read from the first bytes; cards and their hosts are little-endian.
-        let number = |value: u64| Parameter {
-            value,
-            len: 0,
-            dtype: 0,
-        };
-        Ok(match argument {
-            Argument::Floats(index) => {
-                let region = region(index)?;
-                buffer(region, float_code(region.dtype)?)
-            }
-            Argument::Buffer(index, dtype) => {
-                let region = region(index)?;
-                if region.dtype != dtype {
-                    let held = region.dtype;
-                    bail!(
-                        "{}: buffer {index} holds {held:?}, not {dtype:?}",
-                        call.function
-                    );
-                }
-                buffer(region, 0)
-            }
-            Argument::Long(value) => number(value as u64),
-            Argument::Int(value) => number(value as u32 as u64),
-            Argument::Float(value) => number(value.to_bits().into()),
-        })
     }
 
     /// A row-major product is the column-major one of the transposes in the other order, which is what cuBLAS is asked for.

@@ -72,6 +72,8 @@ modules! {
     ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys" "attention_join";
     /// Updates of an optimiser; see [`update`](crate::update).
     UPDATE = "update": "adamw" "adamw_8bit" "squares" "sums_of_parts";
+    /// Many tensors in another type; see [`cast`](crate::cast).
+    CAST = "cast": "cast_many";
     /// RMSNorm, heads with their rotary positions, and SwiGLU, with their gradients.
     LAYERS = "layers": "rms_norm" "rms_norm_and_copy" "rms_norm_gradient" "rms_norm_terms" "rope" "split_heads" "join_heads" "swiglu" "swiglu_gradient";
 }

@@ -67,7 +67,10 @@ impl<'a> Layer<'a> {
 
     /// Ranks of all adapters but those that read what the MLP gates.
     fn low(self) -> u64 {
-        let others = self.linears.iter().filter(|linear| linear.columns != self.ff);
+        let others = self
+            .linears
+            .iter()
+            .filter(|linear| linear.columns != self.ff);
         others.map(|linear| linear.rank).sum()
     }
 

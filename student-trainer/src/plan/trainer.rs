@@ -19,9 +19,7 @@ use crate::{
 };
 
 const F32: u64 = 4;
-/// f32 copies of the largest trained matrix while it is updated on a device: itself and its moments, as they become; and, on
-/// the CPU, what its norm in f64 takes.
-const UPDATE_COPIES: u64 = 3;
+/// f32 copies of the largest trained matrix that its norm in f64 takes on the CPU. A card changes all where they are.
 const NORM_COPIES: u64 = 4;
 /// f32 copies of a trained head's gradient while a sequence's is added to it.
 const HEAD_GRADIENT_COPIES: u64 = 3;
@@ -132,11 +130,6 @@ impl Trainer<'_> {
             Some(scales) => vec![
                 Part::always("linears in 4 bits", counts.four_bit_bytes(scales)),
                 others,
-                Part::during(
-                    "one linear, dequantised",
-                    self.dequantized(),
-                    &[Phase::Lowest],
-                ),
             ],
             None => {
                 let linears = counts.linear_elements() * element;
@@ -176,13 +169,12 @@ impl Trainer<'_> {
             "projection of hidden states, f32",
             F32 * projection,
         ));
-        let copies = if on_card { UPDATE_COPIES } else { NORM_COPIES };
-        parts.push(Part::during(
-            "update of one matrix",
-            copies * F32 * largest,
-            &[Phase::Update],
-        ));
         if !on_card {
+            parts.push(Part::during(
+                "norm of one matrix",
+                NORM_COPIES * F32 * largest,
+                &[Phase::Update],
+            ));
             parts.push(Part::during(
                 "moments, copied for a checkpoint",
                 moments,

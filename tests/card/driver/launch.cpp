@@ -55,7 +55,8 @@ static const char* check_pointer(const CardParameter& parameter, const unsigned 
         return nullptr;
     }
     memcpy(&length, value + 8, 8);
-    uint64_t element = std::max(parameter.element, 1u);
+    bool table = parameter.kind == CARD_TABLE || parameter.kind == CARD_FLOATS_TABLE;
+    uint64_t element = table ? uint64_t{CARD_RECORD_BYTES} : std::max(parameter.element, 1u);
     if (parameter.kind == CARD_FLOATS) {
         memcpy(&code, value + 16, 4);
         element = float_bytes(code);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use distill_kernels::Machine;
+use distill_kernels::cast::{Cast, cast_many};
 
 use crate::{Decoder, Linear, Result};
 
@@ -70,7 +71,7 @@ pub(super) struct Adapters {
 }
 
 impl Adapters {
-    pub(super) fn of(decoder: &Decoder, _machine: Machine) -> Result<Self> {
+    pub(super) fn of(decoder: &Decoder, machine: Machine) -> Result<Self> {
         let mut sources = Vec::new();
         let mut len = 0;
         let mut groups = Vec::new();
@@ -86,7 +87,7 @@ impl Adapters {
         if groups.is_empty() {
             return Ok(Self::default());
         }
-        let all = gather(&sources, len, decoder.dtype())?;
+        let all = gather(machine, &sources, len, decoder.dtype())?;
         let group = |(name, (a, members, rank)): (&str, (usize, Vec<Member>, usize))| {
             let all = all.clone();
             let group = Group {
@@ -147,17 +148,21 @@ fn plan(
     Ok((begin, members, low))
 }
 
-/// One tensor [len] of all sources, each at its place.
-fn gather(sources: &[(usize, Tensor)], len: usize, dtype: DType) -> Result<Tensor> {
-    let mut parts = Vec::with_capacity(sources.len());
-    let mut at = 0;
-    for (first, source) in sources {
-        if *first > at {
-            parts.push(Tensor::zeros(first - at, dtype, source.device())?);
-        }
-        parts.push(source.flatten_all()?.detach().to_dtype(dtype)?);
-        at = first + source.elem_count();
-    }
-    debug_assert_eq!(at, len);
-    Ok(Tensor::cat(&parts, 0)?)
+/// One tensor [len] of all sources, each at its place; between them nothing was written.
+fn gather(
+    machine: Machine,
+    sources: &[(usize, Tensor)],
+    len: usize,
+    dtype: DType,
+) -> Result<Tensor> {
+    let tensors: Vec<&Tensor> = sources.iter().map(|(_, tensor)| tensor).collect();
+    let made = (machine.compute)(&tensors, &[(dtype, len)], &|x, out| {
+        let casts = x.iter().zip(sources).map(|(x, (at, tensor))| Cast {
+            tensor: *x,
+            len: tensor.elem_count(),
+            at: *at,
+        });
+        cast_many(&casts.collect::<Vec<_>>(), out[0])
+    })?;
+    Ok(made[0].clone())
 }

@@ -141,6 +141,18 @@ pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// `a b` in f32, [m, n].
+///
+/// # Errors
+/// As [`multiply`].
+pub fn product_of(a: Matrix<'_>, b: Matrix<'_>) -> Result<Tensor> {
+    let (m, n, _) = Product::new(a, b, a).sizes();
+    let made = compute(&[a.tensor], &[(DType::F32, m * n)], |_, _| Ok(Vec::new()))?;
+    let out = made[0].reshape((m, n))?;
+    multiply(&Product::new(a, b, Matrix::of(&out)?))?;
+    Ok(out)
+}
+
 /// What a tensor on a card holds.
 ///
 /// # Errors

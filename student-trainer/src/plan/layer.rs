@@ -84,10 +84,11 @@ impl<'a> Layer<'a> {
         norms + sums + linears + element * (q + kv) + element * q + F32 * heads + element * ff
     }
 
-    /// Gradients on the way back through candle's graph, where it is widest: at the MLP, whose gate and up each have one in
-    /// the activations' type and, through their adapters, one in f32 that is added to zeros.
+    /// Gradients on the way back through candle's graph, where it is widest: at the input of down, which has one in the
+    /// activations' type and, through its adapter, one in f32, each as a product, as zeros and as their sum. Beside them are the
+    /// gradients of the stream, of the hidden states, and what passes between them. No dequantised matrix is there then.
     pub fn graph_gradients(self, element: u64) -> u64 {
-        3 * element * self.ff + 3 * F32 * self.ff + 3 * F32 * self.d
+        3 * (element + F32) * self.ff + (9 * F32 + 3 * element) * self.d
     }
 
     /// What the hand-written pass keeps: q, k, v, attention's output, the stream after it, gate and up, and x A^T of every

@@ -30,10 +30,11 @@ const ENTRY_BYTES: u64 = 12;
 const TOKEN_BYTES: u64 = 100;
 
 /// What was kept goes, layer by layer, as gradients come.
-const KEPT: &[Phase] = &[Phase::Loss, Phase::Backward];
+const KEPT: &[Phase] = &[Phase::Transport, Phase::Loss, Phase::Backward];
 const BACKWARD: &[Phase] = &[Phase::Backward, Phase::Lowest];
 /// Optimisers are made when the weights are in.
 const LOADED: &[Phase] = &[
+    Phase::Transport,
     Phase::Loss,
     Phase::Backward,
     Phase::Lowest,
@@ -124,7 +125,11 @@ impl Trainer<'_> {
             Some(scales) => vec![
                 Part::always("linears in 4 bits", counts.four_bit_bytes(scales)),
                 others,
-                Part::during("one linear, dequantised", self.dequantized(), BACKWARD),
+                Part::during(
+                    "one linear, dequantised",
+                    self.dequantized(),
+                    &[Phase::Lowest],
+                ),
             ],
             None => {
                 let linears = counts.linear_elements() * element;
@@ -159,7 +164,7 @@ impl Trainer<'_> {
         // From the second pass of a step on, the gradients of the first are there.
         let gradients = match train.grad_accumulation {
             1 => &[Phase::Lowest, Phase::Update][..],
-            _ => &[Phase::Loss, Phase::Backward, Phase::Lowest, Phase::Update],
+            _ => LOADED,
         };
         let mut parts = vec![
             Part::during("gradients, f32", F32 * (elements + projection), gradients),
@@ -199,9 +204,18 @@ impl Trainer<'_> {
             Part::during(
                 "hidden states with their gradient",
                 head.hidden(),
-                &[Phase::Loss],
+                &[Phase::Transport, Phase::Loss],
             ),
-            Part::during("transport", head.transport(), &[Phase::Loss]),
+            Part::during(
+                "transport",
+                head.transport(),
+                &[Phase::Transport, Phase::Loss],
+            ),
+            Part::during(
+                "rows of the head behind the teacher's entries",
+                head.gathered(),
+                &[Phase::Transport],
+            ),
             Part::always("similarity of logits: P, G", head.logit_space()),
         ];
         if self.config.is_full() {

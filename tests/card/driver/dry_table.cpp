@@ -51,7 +51,7 @@ const std::vector<KernelRow>& kernel_rows() {
 /* Where a parameter is; -1, and a complaint, where the kernel has none of that name. */
 static int position(const CardEntry& entry, const char* name) {
     const std::vector<std::string>& names = parameter_names(entry);
-    std::string all;
+    std::string all = names.empty() ? "none: an older compiler of the card's made this module, which is to be compiled again" : "";
     for (size_t i = 0; i < names.size(); i++) {
         if (names[i] == name) return static_cast<int>(i);
         all += (i ? ", " : "") + names[i];
@@ -61,18 +61,20 @@ static int position(const CardEntry& entry, const char* name) {
     return -1;
 }
 
+/* Without a row, or with one that is not the kernel's, whatever is no pointer to const. */
 static std::vector<bool> find_written(const CardEntry& entry) {
-    std::vector<bool> written(entry.count);
+    std::vector<bool> any(entry.count), written(entry.count);
+    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly;
     for (const KernelRow& row : kernel_rows()) {
         if (strcmp(row.kernel, entry.name) != 0) continue;
         for (const char* name : row.written) {
             int at = position(entry, name);
-            if (at >= 0 && at < static_cast<int>(entry.count)) written[at] = true;
+            if (at < 0 || at >= static_cast<int>(entry.count)) return any;
+            written[at] = true;
         }
         return written;
     }
-    for (uint32_t i = 0; i < entry.count; i++) written[i] = !entry.parameters[i].readonly;
-    return written;
+    return any;
 }
 
 bool kernel_writes(const CardEntry& entry, int parameter) {

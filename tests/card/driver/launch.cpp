@@ -178,7 +178,8 @@ static const char* run(const Function& function, const unsigned char* bytes, con
     running = entry.name;
     const char* wrong = card_run(launch);
     running = nullptr;
-    return wrong;
+    const char* race = say_race(check_last_race());
+    return wrong ? wrong : race;
 }
 
 const char* running_kernel() { return running; }

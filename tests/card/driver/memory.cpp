@@ -228,6 +228,10 @@ void mark_whole(uint64_t address, uint64_t bytes) {
     if (allocation && address == allocation->begin && bytes == allocation->size) allocation->whole = true;
 }
 
+const char* say_race(const Race& race) {
+    return __builtin_expect(race.words != nullptr, 0) ? words("%s: %s", race.words, describe(reinterpret_cast<uint64_t>(race.at))) : nullptr;
+}
+
 /* Whether all these bytes of the shadow are 1. */
 static bool all_written(const unsigned char* at, size_t bytes) {
     if (bytes == 4) {
@@ -259,6 +263,5 @@ const char* card_touch(const void* pointer, size_t bytes, int write) {
             return words("reads %zu bytes that nothing has written: %s%s", bytes, describe(at), describe_waiting_write(at, bytes));
     }
     if (allocation->marked_by != touching) return nullptr;
-    const char* race = check_race(*allocation->marks, at - allocation->begin, bytes, write);
-    return __builtin_expect(race != nullptr, 0) ? words("%s: %s", race, describe(at)) : nullptr;
+    return say_race(check_race(*allocation->marks, at - allocation->begin, pointer, bytes, write));
 }

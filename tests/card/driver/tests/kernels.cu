@@ -48,6 +48,9 @@ extern "C" __global__ void all_write(float* to) {
     if (threadIdx.x == 0) to[0] = blockIdx.x;
 }
 
+extern "C" __global__ void all_write_one(float* to) { to[0] = 1; }
+extern "C" __global__ void threads_write_one(float* to) { to[0] = threadIdx.x; }
+
 extern "C" __global__ void shift_in_place(float* to, long long count) {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     float next = i + 1 < count ? to[i + 1] : 0;
@@ -95,7 +98,7 @@ extern "C" __global__ void add_up_too_soon(float* to, unsigned* done, float* sum
 /* Three elements a block: those of two blocks share a word. */
 template <class T> __device__ void mark_three(T* to, unsigned apart) {
     unsigned at = blockIdx.x * apart + threadIdx.x;
-    if (threadIdx.x < 3) to[at] = (T)(at + 1);
+    if (threadIdx.x < 3) to[at] = (T)(blockIdx.x * 3 + threadIdx.x + 1);
 }
 extern "C" __global__ void threes_of_bytes(unsigned char* to, unsigned apart) { mark_three(to, apart); }
 extern "C" __global__ void threes_of_halves(unsigned short* to, unsigned apart) { mark_three(to, apart); }

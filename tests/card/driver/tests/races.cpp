@@ -14,10 +14,23 @@ static void run(const char* name, unsigned blocks, unsigned threads, std::vector
 
 #define RACE(name, words) REFUSED(name, "race in the card's memory: it " words)
 
-RACE(blocks_that_write_one_element, "writes what another block wrote, and blocks have no order: byte 0 of allocation 1") {
+REFUSED(blocks_that_write_one_element, "thread 0 writes another value over what another block wrote, and blocks have no order: byte 0 of allocation 1") {
     open_card();
     CUdeviceptr to = unwritten(16, nullptr);
     run("all_write", 2, 32, {&to});
+}
+
+LEGAL(blocks_and_threads_that_write_one_value) {
+    open_card();
+    CUdeviceptr to = unwritten(16, nullptr);
+    for (int i = 0; i < 2; i++) run("all_write_one", 3, 64, {&to});
+    EXPECT(read_floats(to, 1, nullptr)[0] == 1);
+}
+
+REFUSED(threads_that_write_one_element, "writes another value over what") {
+    open_card();
+    CUdeviceptr to = unwritten(16, nullptr);
+    run("threads_write_one", 1, 64, {&to});
 }
 
 LEGAL(one_block_writes_where_others_would) {
@@ -101,11 +114,11 @@ LEGAL(blocks_whose_elements_share_a_word) {
     threes<unsigned char>("threes_of_bytes", 3);
     threes<unsigned short>("threes_of_halves", 3);
 }
-RACE(blocks_whose_bytes_overlap, "writes what another block wrote") {
+REFUSED(blocks_whose_bytes_overlap, "writes another value over what another block wrote") {
     open_card();
     threes<unsigned char>("threes_of_bytes", 2);
 }
-RACE(blocks_whose_halves_overlap, "writes what another block wrote") {
+REFUSED(blocks_whose_halves_overlap, "writes another value over what another block wrote") {
     open_card();
     threes<unsigned short>("threes_of_halves", 2);
 }

@@ -170,7 +170,7 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
-    use crate::call::{Argument, float_code};
+    use crate::call::{Argument, NARROW_ALIGNMENT, float_code};
     use crate::{Call, Module, loaded};
 
     /// A buffer of the run.
@@ -239,8 +239,13 @@ mod on_card {
             });
             uses.push(used);
         }
-        for call in calls.iter().filter(|call| call.launches()) {
-            launch(card, call, &regions)?;
+        for call in calls {
+            let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
+            let dtype = |index| Some(regions.get(index).filter(whole)?.dtype);
+            let call = call.choose(dtype);
+            if call.launches() {
+                launch(card, call, &regions)?;
+            }
         }
         drop(uses);
         Ok(made)

@@ -221,6 +221,7 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
+    use crate::call::NARROW_ALIGNMENT;
     use crate::layout::{Arguments, Region, Words};
     use crate::{Call, Matrix, Module, Product, loaded};
 
@@ -273,10 +274,13 @@ mod on_card {
             Some(region) => Ok(*region),
             None => bail!("there are {} buffers, and none {index}", regions.len()),
         };
-        let calls = calls.iter().filter(|call| call.launches());
+        let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
+        let dtype = |index| Some(regions.get(index).filter(whole)?.dtype);
+        let calls = calls.iter().map(|call| call.choose(dtype));
+        let calls: Vec<&Call> = calls.filter(|call| call.launches()).collect();
         let mut records = Vec::new();
         let arguments = calls
-            .clone()
+            .iter()
             .map(|call| Arguments::of(call, &mut find, &mut records))
             .collect::<Result<Vec<_>>>()?;
         // One copy for all tables; freed in the stream's order, and so after the launches.
@@ -287,7 +291,7 @@ mod on_card {
         };
         let tables = tables.as_ref().map(|tables| tables.device_ptr(&stream));
         let address = tables.as_ref().map_or(0, |(address, _)| *address);
-        for (call, arguments) in calls.zip(arguments) {
+        for (call, arguments) in calls.into_iter().zip(arguments) {
             launch(card, call, &arguments.at(address))?;
         }
         drop((tables, uses));

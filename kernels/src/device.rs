@@ -241,7 +241,7 @@ mod on_card {
         }
         for call in calls {
             let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
-            let dtype = |index| Some(regions.get(index).filter(whole)?.dtype);
+            let dtype = |index: usize| Some(regions.get(index).filter(whole)?.dtype);
             let call = call.choose(dtype);
             if call.launches() {
                 launch(card, call, &regions)?;

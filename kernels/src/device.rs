@@ -275,7 +275,7 @@ mod on_card {
             None => bail!("there are {} buffers, and none {index}", regions.len()),
         };
         let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
-        let dtype = |index| Some(regions.get(index).filter(whole)?.dtype);
+        let dtype = |index: usize| Some(regions.get(index).filter(whole)?.dtype);
         let calls = calls.iter().map(|call| call.choose(dtype));
         let calls: Vec<&Call> = calls.filter(|call| call.launches()).collect();
         let mut records = Vec::new();

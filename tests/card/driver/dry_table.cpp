@@ -22,10 +22,10 @@ const std::vector<KernelRow>& kernel_rows() {
         {"attention_to_queries_mma_128", {"to_q"}},
         {"attention_to_keys_mma_64", {"parts"}},
         {"attention_to_keys_mma_128", {"parts"}},
-        /* What lies in tables is not told here: of that a dry run checks and invents nothing. */
-        {"adamw", {}},
-        {"adamw_8bit", {}},
-        {"cast_many", {}},
+        /* A table named here holds what is written; a dry run invents nothing for that. */
+        {"adamw", {"parameters", "firsts", "seconds"}},
+        {"adamw_8bit", {"parameters", "firsts", "first_scales", "seconds", "second_scales"}},
+        {"cast_many", {"to"}},
         {"squares", {"parts"}},
         {"sums_of_parts", {"sums"}},
         {"rms_norm", {"out"}},

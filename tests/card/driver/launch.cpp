@@ -118,12 +118,20 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* What a kernel may touch, by what its parameters are. */
+static bool is_table(const CardEntry& entry, uint32_t i) {
+    return entry.parameters[i].kind == CARD_TABLE || entry.parameters[i].kind == CARD_FLOATS_TABLE;
+}
+
+/* What a kernel may touch, by what its parameters are. Of a table it reads the records; what these name is known when it runs. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
         bool writes = kernel_writes(entry, static_cast<int>(i));
+        if (writes && is_table(entry, i)) {
+            operation.through_tables = true;
+            writes = false;
+        }
         (writes ? operation.writes : operation.reads).push_back(whole_range(range.at, range.bytes));
         if (writes && settings().dry) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
     }
@@ -132,7 +140,7 @@ static void declare(Operation& operation, const CardEntry& entry, const Argument
 static std::vector<uint64_t> list_written(const CardEntry& entry, const Arguments& arguments) {
     std::vector<uint64_t> written;
     for (uint32_t i = 0; i < entry.count; i++) {
-        if (arguments.ranges[i].bytes && kernel_writes(entry, static_cast<int>(i))) written.push_back(arguments.ranges[i].at);
+        if (arguments.ranges[i].bytes && !is_table(entry, i) && kernel_writes(entry, static_cast<int>(i))) written.push_back(arguments.ranges[i].at);
     }
     return written;
 }

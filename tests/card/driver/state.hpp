@@ -67,6 +67,8 @@ struct Operation {
     size_t staged_bytes = 0;
     /* What it may write; in a dry run, what it is taken to touch. */
     std::vector<Range> reads, writes;
+    /* Whether it writes what records in the card's memory name, which nobody knows before it runs. */
+    bool through_tables = false;
     /* Runs in a dry run too: it keeps the books. */
     bool books = false;
 };

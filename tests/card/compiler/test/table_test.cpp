@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <set>
 
 #include "../../driver/dry.hpp"
@@ -51,13 +50,13 @@ static Found* find_kernel(const char* name) {
 }
 
 /* Translation wants preprocessed text. */
-static std::string without_comments(std::string text) {
-    for (auto [begin, end] : {std::pair("/*", "*/"), std::pair("//", "\n")}) {
-        for (size_t at; (at = text.find(begin)) != std::string::npos;) {
-            size_t close = text.find(end, at + 2);
-            text.erase(at, close == std::string::npos ? close : close + strlen(end) - at);
-        }
-    }
+static std::string preprocess(const std::string& path) {
+    const char* compiler = getenv("CARD_CXX");
+    FILE* out = popen((std::string(compiler ? compiler : "c++") + " -E -P -x c++ '" + path + "'").c_str(), "r");
+    std::string text;
+    char part[4096];
+    for (size_t count; out && (count = fread(part, 1, sizeof part, out)) > 0;) text.append(part, count);
+    if (!out || pclose(out) != 0) complain(path + " cannot be preprocessed");
     return text;
 }
 
@@ -66,8 +65,7 @@ static void read_kernels(const std::string& folder) {
     for (dirent* file; opened && (file = readdir(opened));) {
         std::string name = file->d_name;
         if (name.size() < 4 || name.substr(name.size() - 3) != ".cu") continue;
-        std::ifstream text(folder + "/" + name);
-        Source source = translate(without_comments(std::string(std::istreambuf_iterator<char>(text), {})));
+        Source source = translate(preprocess(folder + "/" + name));
         for (const SourceEntry& entry : source.entries) kernels.push_back({name, entry, {}, {}});
     }
     if (opened) closedir(opened);

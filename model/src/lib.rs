@@ -37,7 +37,7 @@ mod matmul;
 mod nf4;
 mod packed;
 mod parameter;
-mod simd;
+pub mod simd;
 mod tiles;
 mod token_matrix;
 mod workspace;
@@ -75,6 +75,7 @@ pub use device_memory::{
     DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
 };
 pub use device_pool::hand_back;
+pub use element::{Element, Lent, lend};
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};

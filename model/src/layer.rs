@@ -187,9 +187,8 @@ impl DecoderLayer {
         let normed = ops.rms_norm(norm, x)?;
         let to_normed = ops.project_gradient(
             attention,
-            &normed,
+            (&normed, before_norms, low),
             pass.angles,
-            (before_norms, low),
             to_heads,
             // Where the norm is trained, its gradient is wanted though nothing below is.
             trained_below || norm.var().is_some(),

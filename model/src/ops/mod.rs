@@ -29,13 +29,15 @@ pub(crate) struct Heads<Array> {
     pub(crate) v: Array,
 }
 
+/// Queries and keys as their products made them, where the model norms its heads.
+pub(crate) type BeforeNorms<Array> = Option<[Array; 2]>;
+
 /// What the projections to heads make, for attention and for their own way back.
 #[derive(Debug)]
 pub(crate) struct Projected<O: Ops + ?Sized> {
     /// Turned by their positions.
     pub(crate) heads: Heads<O::Array>,
-    /// Queries and keys as their products made them, where the model norms its heads.
-    pub(crate) before_norms: Option<[O::Array; 2]>,
+    pub(crate) before_norms: BeforeNorms<O::Array>,
     /// What the adapters' gradients need.
     pub(crate) low: O::Low,
 }
@@ -173,13 +175,12 @@ pub(crate) trait Ops: std::fmt::Debug {
         angles: &Angles,
     ) -> Result<Projected<Self>>;
 
-    /// The way back of [`project`](Self::project): dL/dx [N, d], where it is wanted.
+    /// The way back of [`project`](Self::project), from its input and what it kept of that: dL/dx [N, d], where it is wanted.
     fn project_gradient(
         &mut self,
         attention: &Attention,
-        x: &Self::Array,
+        kept: (&Self::Array, BeforeNorms<Self::Array>, Self::Low),
         angles: &Angles,
-        kept: (Option<[Self::Array; 2]>, Self::Low),
         grad: Heads<Self::Array>,
         wanted: bool,
         gradients: &mut Gradients,

@@ -41,13 +41,13 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of a chunk in f32: the product, on which the gradient is written on the CPU; a card has the gradient beside it, and
-    /// the CPU, where its head is not f32, the parts that the product is put together from, with one widened part of the head.
+    /// Logits of a chunk in f32: the product, on which the gradient is written on the CPU; a card has the gradient beside it, in
+    /// the head's type, and the CPU, where its head is not f32, the parts that the product is put together from, with one widened part of the head.
     pub fn chunk(&self) -> u64 {
         let chunk = self.rows.min(self.loss.chunk_rows as u64) * self.vocab_size * F32;
         match (self.place, self.element) {
             (Place::Cpu, F32) => chunk,
-            (Place::Card, _) => 2 * chunk,
+            (Place::Card, element) => chunk + chunk / F32 * element,
             _ => 2 * chunk + TILE_ROWS.min(self.vocab_size) * self.hidden_size * F32,
         }
     }
@@ -194,7 +194,7 @@ mod tests {
         let card = head(&loss);
         // 128 rows of 151,936 in f32 are 77.8 MB.
         let chunk = 128 * 151_936 * 4;
-        assert_eq!(card.chunk(), 2 * chunk);
+        assert_eq!(card.chunk(), chunk + chunk / 2);
         let cpu = Head {
             place: Place::Cpu,
             element: 4,

@@ -19,7 +19,7 @@ use crate::element::{lend, round_all};
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::ops::{Dims, Heads, Ops, Projected, Span};
+use crate::ops::{BeforeNorms, Dims, Heads, Ops, Projected, Span};
 use crate::rope::Angles;
 use crate::{Gradients, Linear, Result};
 use linear::LowRank;
@@ -223,9 +223,8 @@ impl Ops for Cpu {
     fn project_gradient(
         &mut self,
         attention: &Attention,
-        x: &Vec<f32>,
+        (x, before_norms, low): (&Vec<f32>, BeforeNorms<Vec<f32>>, Vec<LowRank>),
         angles: &Angles,
-        (before_norms, low): (Option<[Vec<f32>; 2]>, Vec<LowRank>),
         grad: Heads<Vec<f32>>,
         wanted: bool,
         gradients: &mut Gradients,

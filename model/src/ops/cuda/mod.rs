@@ -9,6 +9,7 @@ mod linear;
 mod tests;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
 use distill_kernels::{Machine, Matrix, Product, device, layers};
@@ -17,7 +18,7 @@ use crate::attention::Attention;
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::ops::{Dims, Heads, Ops, Projected, Span};
+use crate::ops::{BeforeNorms, Dims, Heads, Ops, Projected, Span};
 use crate::rope::Angles;
 use crate::{Decoder, Gradients, Linear, Parameter, Result};
 use adapters::Adapters;
@@ -91,11 +92,10 @@ impl Cuda {
     }
 
     fn plan(&mut self, dims: Dims, spans: &[Span], device: &Device) -> Result<&Plan> {
-        if !self.plans.contains_key(&dims.window) {
-            let plan = Plan::new(dims, spans, device)?;
-            self.plans.insert(dims.window, plan);
-        }
-        Ok(&self.plans[&dims.window])
+        Ok(match self.plans.entry(dims.window) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::new(dims, spans, device)?),
+        })
     }
 
     /// One head norm's way back.
@@ -287,9 +287,8 @@ impl Ops for Cuda {
     fn project_gradient(
         &mut self,
         attention: &Attention,
-        x: &Tensor,
+        (x, before_norms, low): (&Tensor, BeforeNorms<Tensor>, Option<Tensor>),
         angles: &Angles,
-        (before_norms, low): (Option<[Tensor; 2]>, Option<Tensor>),
         grad: Heads<Tensor>,
         wanted: bool,
         gradients: &mut Gradients,

@@ -3,13 +3,14 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::Module;
+use crate::argument::{Argument, Part};
 
 /// Threads of a block at most, on every card.
 pub const THREADS_MAX: usize = 1024;
 /// Shared memory of a block at most that every card grants without being asked: 48 KiB.
 pub const SHARED_BYTES_MAX: usize = 48 << 10;
 /// Blocks at most along x, and along y and z.
-const GRID_MAX: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
+pub const GRID_MAX: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
 /// Threads that exchange values with each other.
 const WARP: usize = 32;
 
@@ -35,23 +36,16 @@ impl Launch {
     }
 }
 
-/// One argument. Buffers are named by their index among the buffers of the run.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
-pub(crate) enum Argument {
-    Floats(usize),
-    Buffer(usize, DType),
-    Long(i64),
-    Int(i32),
-    Float(f32),
-}
-
 /// Makes calls from the indices of inputs and of outputs, for whoever passes that on.
 pub type MakeCalls<'a> = &'a dyn Fn(&[usize], &[usize]) -> Result<Vec<Call>>;
 
 /// Runs calls on tensors, for outputs of these types and lengths: on a card [`device::COMPUTE`](crate::device::COMPUTE), in tests
 /// the emulator.
 pub type Compute = fn(&[&Tensor], &[(DType, usize)], MakeCalls<'_>) -> Result<Vec<Tensor>>;
+
+/// Runs calls that change the first tensors where they are and read the others: on a card [`device::CHANGE`](crate::device::CHANGE),
+/// in tests the emulator. The calls are made from the indices of both.
+pub type Change = fn(&[&Tensor], &[&Tensor], MakeCalls<'_>) -> Result<()>;
 
 /// A launch with its arguments, in the order of the function's parameters.
 #[derive(Debug, Clone)]
@@ -105,6 +99,16 @@ impl Call {
     /// A buffer of exactly this type: `Buffer<T>`.
     pub fn buffer(self, index: usize, dtype: DType) -> Self {
         self.with(Argument::Buffer(index, dtype))
+    }
+
+    /// Buffers of f32, bf16 or f16, whichever each holds: `Table<Floats>`.
+    pub fn floats_table(self, parts: Vec<Part>) -> Self {
+        self.with(Argument::FloatsTable(parts))
+    }
+
+    /// Buffers of exactly this type: `Table<Buffer<T>>`.
+    pub fn table(self, parts: Vec<Part>, dtype: DType) -> Self {
+        self.with(Argument::Table(parts, dtype))
     }
 
     /// A size: `i64`.
@@ -164,7 +168,7 @@ pub(crate) fn type_code(dtype: DType) -> Result<i32> {
     })
 }
 
-/// The code of a buffer that is passed as [`Argument::Floats`].
+/// The code of a buffer that is passed as floats of whichever type it holds.
 pub(crate) fn float_code(dtype: DType) -> Result<i32> {
     match dtype {
         DType::F32 | DType::BF16 | DType::F16 => type_code(dtype),

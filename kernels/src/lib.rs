@@ -36,9 +36,14 @@
 //! `device::run(card, &[(x, layout)], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`;
 //! in a test from `emulator.compute(&[&x], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`, with
 //! `Emulator::of(&SELF_TEST)?`.
+//!
+//! **Many tensors in one launch** are a [table](Call::table): the kernel finds each as an element of its `Table` parameter. What a
+//! kernel changes in place is given to [`device::change`], or to [`Emulator::change`].
 
+mod argument;
 pub mod attention;
 mod call;
+pub mod cast;
 #[cfg(any(feature = "cuda", test))]
 mod compiler;
 pub mod device;
@@ -48,18 +53,23 @@ pub mod head;
 #[cfg(any(feature = "cuda", test))]
 mod image_cache;
 pub mod layers;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod layout;
 #[cfg(feature = "cuda")]
 mod loaded;
 mod module;
 pub mod nf4;
+mod product;
 pub mod select;
 pub mod sinkhorn;
 pub mod update;
 
-pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
+pub use argument::Part;
+pub use call::{Call, Change, Compute, GRID_MAX, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
-pub use emulator::{Emulator, Memory};
+pub use emulator::{EMULATED, Emulator, Memory};
 pub use module::*;
+pub use product::{Machine, Matrix, Multiply, Product};
 
 #[cfg(test)]
 mod nvrtc_tests;

@@ -65,13 +65,15 @@ modules! {
     /// What is kept of rows of logits; see [`select`](crate::select).
     SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.
-    NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    NF4 = "nf4": "dequantize_nested" "dequantize_plain" "dequantize_three";
     /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).
     SINKHORN = "sinkhorn" after "transport.cuh": "sinkhorn" "sharp_gradient";
     /// Causal attention, forward and backward.
     ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys" "attention_join";
     /// Updates of an optimiser; see [`update`](crate::update).
     UPDATE = "update": "adamw" "adamw_8bit" "squares" "sums_of_parts";
-    /// RMSNorm, rotary positions and SwiGLU, with their gradients.
-    LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
+    /// Many tensors in another type; see [`cast`](crate::cast).
+    CAST = "cast": "cast_many";
+    /// RMSNorm, heads with their rotary positions, and SwiGLU, with their gradients.
+    LAYERS = "layers": "rms_norm" "rms_norm_and_copy" "rms_norm_gradient" "rms_norm_terms" "rope" "split_heads" "join_heads" "swiglu" "swiglu_gradient";
 }

@@ -24,7 +24,6 @@ mod device;
 mod device_memory;
 mod device_pool;
 mod error;
-mod frozen;
 mod gguf;
 mod options;
 mod token_ids;
@@ -33,23 +32,18 @@ mod weights;
 mod element;
 mod linear;
 mod lora;
-mod matmul;
 mod nf4;
 mod packed;
 mod parameter;
 mod simd;
-mod tiles;
 mod token_matrix;
-mod workspace;
 
 mod attention;
-mod attention_card;
-mod attention_kernel;
 mod kv_cache;
 mod layer;
-mod layer_direct;
 mod mlp;
 mod norm;
+mod ops;
 mod rope;
 
 mod checkpoint;
@@ -59,8 +53,8 @@ mod squares;
 
 #[cfg(test)]
 mod families_tests;
-#[cfg(test)]
-mod kernel_tests;
+#[doc(hidden)]
+pub mod reference;
 #[cfg(test)]
 mod test_support;
 #[doc(hidden)]
@@ -88,10 +82,10 @@ pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
     StoredTensor, double_quantized_bytes,
 };
+pub use ops::cpu::tile_bytes;
 pub use options::{Base, LoadOptions};
 pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
 pub use squares::Squares;
-pub use tiles::tile_bytes;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

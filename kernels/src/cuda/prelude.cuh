@@ -5,10 +5,10 @@
  *    int, unsigned and unsigned long long, __popc, __clz, __ffs, __fmul_rn and __fadd_rn (a product and a sum that are not fused),
  *    and the functions of math.h that CUDA also has;
  *  - kernels are extern "C" __global__ void, with names that the C library does not have; their parameters are Floats, Buffer<T>,
- *    i64, int or float, and nothing else;
+ *    a Table of either, i64, int or float, and nothing else;
  *  - blocks are one-dimensional, whole warps, and all threads of a block meet at the same barriers: none returns before one;
  *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; what nobody wrote there is not read;
- *  - every element of an output is written; inputs are not;
+ *  - every element of an output is written; inputs are not; what is changed in place is neither;
  *  - sums are formed in a fixed order: no atomics on floats, so that a run can be repeated bit for bit;
  *  - arithmetic is in f32, and in f64 where little is computed and much depends on it; bf16 and f16 are what is loaded and stored.
  */
@@ -70,10 +70,18 @@ __device__ inline float round_to(float value, int dtype) {
     return value;
 }
 
+/* A buffer as the host describes it in a table. */
+struct alignas(16) Record {
+    void* data;
+    i64 len;
+    int dtype;
+};
+
 /* Numbers of one type in global memory. */
 template <class T> struct Buffer {
     T* data;
     i64 len;
+    __device__ static Buffer of(const Record& record) { return Buffer{(T*)record.data, record.len}; }
     __device__ T& operator[](i64 i) const {
         check(i, len);
         return data[i];
@@ -96,6 +104,7 @@ struct Floats {
     void* data;
     i64 len;
     int dtype;
+    __device__ static Floats of(const Record& record) { return Floats{record.data, record.len, record.dtype}; }
     __device__ float load(i64 i) const {
         check(i, len);
         if (dtype == F32) return ((const float*)data)[i];
@@ -137,6 +146,16 @@ struct Floats {
         store(i + 3, v.w);
     }
     __device__ float round(float value) const { return round_to(value, dtype); }
+};
+
+/* Many buffers of one launch, of unlike lengths: T is Floats or Buffer of something. */
+template <class T> struct Table {
+    const Record* records;
+    i64 len;
+    __device__ T operator[](i64 i) const {
+        check(i, len);
+        return T::of(records[i]);
+    }
 };
 
 /* Numbers in the block's shared memory. */

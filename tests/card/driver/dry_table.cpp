@@ -16,17 +16,24 @@ const std::vector<KernelRow>& kernel_rows() {
         {"attention_to_queries", {"to_q"}},
         {"attention_to_keys", {"parts"}},
         {"attention_join", {"to_k", "to_v"}},
-        {"adamw", {"to_parameter", "to_first", "to_second"}},
-        {"adamw_8bit", {"to_parameter", "to_first", "to_first_absmax", "to_second", "to_second_absmax"}},
+        /* Of a table, the buffers that its records describe: a dry run, which has no records, checks and invents nothing of those. */
+        {"adamw", {"parameters", "firsts", "seconds"}},
+        {"adamw_8bit", {"parameters", "firsts", "first_scales", "seconds", "second_scales"}},
+        {"cast_many", {"to"}},
         {"squares", {"parts"}},
         {"sums_of_parts", {"sums"}},
         {"rms_norm", {"out"}},
+        {"rms_norm_and_copy", {"out", "copy"}},
         {"rms_norm_gradient", {"out"}},
+        {"rms_norm_terms", {"out"}},
         {"rope", {"out"}},
+        {"split_heads", {"q", "k", "v"}},
+        {"join_heads", {"y"}},
         {"swiglu", {"out"}},
         {"swiglu_gradient", {"out"}},
         {"dequantize_nested", {"out"}},
         {"dequantize_plain", {"out"}},
+        {"dequantize_three", {"out"}},
         {"select_rows", {"statistics", "ids", "values", "masses"}},
         {"draw_rows", {"ids", "values"}},
         {"head_parts", {"out"}},
@@ -57,7 +64,7 @@ static int position(const CardEntry& entry, const char* name) {
 /* Without a row, or with one that is not the kernel's, whatever is no pointer to const. */
 static std::vector<bool> find_written(const CardEntry& entry) {
     std::vector<bool> any(entry.count), written(entry.count);
-    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly;
+    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly || is_table(entry.parameters[i]);
     for (const KernelRow& row : kernel_rows()) {
         if (strcmp(row.kernel, entry.name) != 0) continue;
         for (const char* name : row.written) {

@@ -176,6 +176,8 @@ void note_staged(Operation& operation, size_t bytes);
 void relieve();
 Clock clock_of(const Stream* stream);
 void wait_for(Stream* stream, const Clock& clock);
+/* What the operation that is running may write beside what it said when it was called. */
+void declare_write(const Range& range);
 /* Runs what the clock holds; the host has then seen it. */
 CUresult synchronize(const Clock& clock);
 CUresult synchronize_all();
@@ -192,6 +194,7 @@ void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes);
 void note_origin(uint64_t address, const Origin& origin);
 /* Whether a kernel writes what this parameter points to. */
 bool kernel_writes(const CardEntry& entry, int parameter);
+inline bool is_table(const CardParameter& parameter) { return parameter.kind == CARD_TABLE || parameter.kind == CARD_FLOATS_TABLE; }
 /* As the kernel's text has them. */
 const std::vector<std::string>& parameter_names(const CardEntry& entry);
 void remember_copy(uint64_t address, const void* from, uint64_t bytes);

@@ -1,43 +1,10 @@
 //! Provides causal attention on a card, forward and backward: one logsumexp a head and query is kept, and no matrix of scores.
 
-use std::sync::OnceLock;
-
-use candle_core::backend::BackendStorage;
-use candle_core::op::BackpropOp;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::{DType, Device, Result, Tensor};
+use distill_kernels::Call;
 use distill_kernels::attention::{self, Kept, Ranges, Sizes};
-use distill_kernels::{Call, device};
 
-use crate::attention_kernel::{Dims, Span};
-
-/// Whether the kernels take these queries [B, T_q, H, head_dim].
-pub(crate) fn takes(q: &Tensor) -> bool {
-    q.device().is_cuda() && q.dim(3).is_ok_and(attention::takes)
-}
-
-/// Attention of the rows that `spans` says, each query over what it sees.
-///
-/// # Shapes
-/// q [B, T_q, H, head_dim], k and v [B, T_k, KV, head_dim] -> [B, T_q, H, head_dim], on one card
-///
-/// # Errors
-/// When the card has no room.
-pub(crate) fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    dims: Dims,
-    spans: &[Span],
-) -> Result<Tensor> {
-    let op = CardAttention {
-        plan: Plan::new(dims, spans, q.device())?,
-        logsumexp: OnceLock::new(),
-    };
-    q.contiguous()?
-        .apply_op3(&k.contiguous()?, &v.contiguous()?, op)
-}
+use crate::ops::{Dims, Span};
 
 /// Rows `[first, end)` that each row sees. They are fewer than u32 counts: a tensor of more would not fit a card.
 #[derive(Default)]
@@ -73,6 +40,7 @@ fn visible(spans: &[Span], window: Option<usize>) -> (Rows, Rows) {
 }
 
 /// What the kernels need beside their tensors.
+#[derive(Debug)]
 pub(crate) struct Plan {
     sizes: Sizes,
     /// u32: first and end of the keys that queries see, and of the queries that see keys.
@@ -146,84 +114,11 @@ fn ranges(x: &[usize]) -> (Ranges, Ranges) {
     (ranges(x[0], x[1]), ranges(x[2], x[3]))
 }
 
-struct CardAttention {
-    plan: Plan,
-    /// f32 [H, queries], from the forward pass.
-    logsumexp: OnceLock<Tensor>,
-}
-
-impl CustomOp3 for CardAttention {
-    fn name(&self) -> &'static str {
-        "causal-attention-card"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        bail!("this is the card's attention, and the CPU has its own")
-    }
-
-    fn cuda_fwd(
-        &self,
-        q: &CudaStorage,
-        q_layout: &Layout,
-        k: &CudaStorage,
-        k_layout: &Layout,
-        v: &CudaStorage,
-        v_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let ranges = self.plan.ranges().map(Tensor::storage_and_layout);
-        let mut inputs = vec![(q, q_layout), (k, k_layout), (v, v_layout)];
-        for (storage, layout) in &ranges {
-            inputs.push((device::storage(storage)?, layout));
-        }
-        let outputs = self.plan.forward_outputs(q.dtype());
-        let calls = |x: &[usize], out: &[usize]| self.plan.forward(x, out);
-        let mut made = device::run(q.device(), &inputs, &outputs, calls)?.into_iter();
-        let (Some(out), Some(logsumexp)) = (made.next(), made.next()) else {
-            bail!("attention: two outputs were asked for, and fewer came");
-        };
-        let storage = Storage::Cuda(logsumexp);
-        let kept = Tensor::from_storage(storage, outputs[1].1, BackpropOp::none(), false);
-        self.logsumexp.get_or_init(|| kept);
-        Ok((out, q_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(logsumexp) = self.logsumexp.get() else {
-            bail!("attention: a way back without a way there");
-        };
-        let grad = grad.contiguous()?;
-        let mut inputs = vec![q, k, v, out, logsumexp, &grad];
-        inputs.extend(self.plan.ranges());
-        let outputs = self.plan.backward_outputs(q.dtype());
-        let made = device::compute(&inputs, &outputs, |x, out| self.plan.backward(x, out))?;
-        Ok((
-            Some(made[0].reshape(q.shape())?),
-            Some(made[1].reshape(k.shape())?),
-            Some(made[2].reshape(v.shape())?),
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::causal_attention;
-    use crate::kernel_tests::assert_near;
+    use crate::ops::cpu::attention::tests::causal_attention;
+    use crate::ops::cuda::tests::assert_near;
     use crate::test_support::{gradients, random};
     use distill_kernels::{ATTENTION, Emulator};
     use std::sync::Arc;

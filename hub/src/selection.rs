@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use distill_program::files;
 use serde::Deserialize;
 
 use crate::{
@@ -224,7 +225,7 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
         reference: path.display().to_string(),
         reason,
     };
-    let text = distill_files::read(path, INDEX_BYTES_MAX).map_err(Error::io("read", path))?;
+    let text = files::read(path, INDEX_BYTES_MAX)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| unusable(format!("no readable weight_map: {e}")))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();

@@ -11,6 +11,9 @@ pub const THREADS_MAX: usize = 1024;
 pub const SHARED_BYTES_MAX: usize = 48 << 10;
 /// Blocks at most along x, and along y and z.
 pub const GRID_MAX: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
+/// Where buffers begin that a call for 16-bit floats takes: at multiples of so many bytes, which it loads at once.
+#[cfg(feature = "cuda")]
+pub(crate) const NARROW_ALIGNMENT: u64 = 16;
 /// Threads that exchange values with each other.
 const WARP: usize = 32;
 
@@ -57,6 +60,15 @@ pub struct Call {
     pub(crate) block: u32,
     pub(crate) shared: u32,
     pub(crate) arguments: Vec<Argument>,
+    narrow: Option<Narrow>,
+}
+
+/// What runs instead where these buffers all hold bf16, or all f16, and begin at multiples of 16 bytes.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
+struct Narrow {
+    buffers: Vec<usize>,
+    call: Box<Call>,
 }
 
 impl Call {
@@ -88,7 +100,21 @@ impl Call {
             block: block as u32,
             shared: shared as u32,
             arguments: Vec::new(),
+            narrow: None,
         })
+    }
+
+    /// This call, or `narrow` where these buffers all hold bf16, or all f16, and begin at multiples of 16 bytes: which is known when a
+    /// call runs.
+    pub fn or_where_narrow(self, buffers: &[usize], narrow: Self) -> Self {
+        let narrow = Narrow {
+            buffers: buffers.to_vec(),
+            call: Box::new(narrow),
+        };
+        Self {
+            narrow: Some(narrow),
+            ..self
+        }
     }
 
     /// A buffer of f32, bf16 or f16, whichever it holds: `Floats`.
@@ -145,6 +171,20 @@ impl Call {
     fn with(mut self, argument: Argument) -> Self {
         self.arguments.push(argument);
         self
+    }
+
+    /// The call that runs on buffers of these types; `None` for one that does not begin at a multiple of 16 bytes.
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    pub(crate) fn choose(&self, dtype: impl Fn(usize) -> Option<DType>) -> &Self {
+        let Some(Narrow { buffers, call }) = &self.narrow else {
+            return self;
+        };
+        let all = |wanted| buffers.iter().all(|buffer| dtype(*buffer) == Some(wanted));
+        if all(DType::BF16) || all(DType::F16) {
+            call
+        } else {
+            self
+        }
     }
 
     /// Whether there is a block to run.
@@ -205,6 +245,23 @@ mod tests {
         }
         let refusal = Call::new(&SELF_TEST, "absent", Launch::over(1, 32)).unwrap_err();
         assert!(refusal.to_string().contains("no kernel absent"));
+    }
+
+    #[test]
+    fn a_call_for_narrow_floats_runs_where_all_are_of_one_narrow_type() {
+        let call = |block| Call::new(&SELF_TEST, "convert", Launch::over(64, block)).unwrap();
+        let call = call(64).or_where_narrow(&[1, 2], call(32));
+        for (types, block) in [
+            ([Some(DType::BF16), Some(DType::BF16)], 32),
+            ([Some(DType::F16), Some(DType::F16)], 32),
+            ([Some(DType::F16), Some(DType::BF16)], 64),
+            ([Some(DType::BF16), Some(DType::F32)], 64),
+            ([Some(DType::F32), Some(DType::F32)], 64),
+            // One that begins elsewhere.
+            ([Some(DType::BF16), None], 64),
+        ] {
+            assert_eq!(call.choose(|buffer| types[buffer - 1]).block, block);
+        }
     }
 
     #[test]

@@ -141,6 +141,18 @@ pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// `a b` in f32, [m, n].
+///
+/// # Errors
+/// As [`multiply`].
+pub fn product_of(a: Matrix<'_>, b: Matrix<'_>) -> Result<Tensor> {
+    let (m, n, _) = Product::new(a, b, a).sizes();
+    let made = compute(&[a.tensor], &[(DType::F32, m * n)], |_, _| Ok(Vec::new()))?;
+    let out = made[0].reshape((m, n))?;
+    multiply(&Product::new(a, b, Matrix::of(&out)?))?;
+    Ok(out)
+}
+
 /// What a tensor on a card holds.
 ///
 /// # Errors
@@ -209,6 +221,7 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
+    use crate::call::NARROW_ALIGNMENT;
     use crate::layout::{Arguments, Region, Words};
     use crate::{Call, Matrix, Module, Product, loaded};
 
@@ -261,10 +274,13 @@ mod on_card {
             Some(region) => Ok(*region),
             None => bail!("there are {} buffers, and none {index}", regions.len()),
         };
-        let calls = calls.iter().filter(|call| call.launches());
+        let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
+        let dtype = |index: usize| Some(regions.get(index).filter(whole)?.dtype);
+        let calls = calls.iter().map(|call| call.choose(dtype));
+        let calls: Vec<&Call> = calls.filter(|call| call.launches()).collect();
         let mut records = Vec::new();
         let arguments = calls
-            .clone()
+            .iter()
             .map(|call| Arguments::of(call, &mut find, &mut records))
             .collect::<Result<Vec<_>>>()?;
         // One copy for all tables; freed in the stream's order, and so after the launches.
@@ -275,7 +291,7 @@ mod on_card {
         };
         let tables = tables.as_ref().map(|tables| tables.device_ptr(&stream));
         let address = tables.as_ref().map_or(0, |(address, _)| *address);
-        for (call, arguments) in calls.zip(arguments) {
+        for (call, arguments) in calls.into_iter().zip(arguments) {
             launch(card, call, &arguments.at(address))?;
         }
         drop((tables, uses));

@@ -5,7 +5,8 @@
                                                         │
                                                         ├──> console: a result, a report, a word to people
                                                         ├──> log: what happens meanwhile
-                                                        └──> output: the files that it was told to write
+                                                        ├──> output: the files that it was told to write
+                                                        └──> files: the files that it was told to read
 ```
 
 Nothing here ends a program because something cannot be printed, and nothing that is no file is replaced by one.
@@ -13,9 +14,15 @@ Nothing here ends a program because something cannot be printed, and nothing tha
 
 pub mod shutdown;
 
+mod error;
+
 pub mod console;
+pub mod files;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod output;
 
+pub use error::FileError;
+pub use lock::Lock;
 pub use shutdown::{Outcome, Shutdown, Signal};

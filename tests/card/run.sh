@@ -31,9 +31,9 @@ if [[ -s $CARD_DIR/refusals ]]; then
   cat "$CARD_DIR/refusals" >&2
   exit 1
 fi
-# What both programs allocate in the reference pair's shapes is what `plan` computes.
+# In the reference pair's shapes both programs allocate what `plan` computes, and a step is as few launches as it is said to be.
 for name in teacher-server student-trainer; do
   ln -sf "$PWD/target/debug/$name-under-test" "$CARD_DIR/bin/$name"
 done
-python3 tests/card/peaks.py --out "$CARD_DIR/peaks" --bin "$CARD_DIR/bin" --lengths 512 --modes resident --transport off
+python3 tests/card/counts.py --out "$CARD_DIR/counts" --bin "$CARD_DIR/bin" --lengths 512
 cargo test "${select[@]}" --test card

@@ -4,6 +4,7 @@ mod address;
 
 use std::path::Path;
 
+use distill_program::files;
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
@@ -326,8 +327,8 @@ impl<'a> Client<'a> {
 
 /// The certificates of a PEM file.
 fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
-    let pem = distill_files::read(path, AUTHORITIES_BYTES_MAX)
-        .map_err(Error::io("read the authorities in", path))?;
+    let pem = files::read(path, AUTHORITIES_BYTES_MAX)
+        .map_err(|error| error.during("read the authorities in"))?;
     let certificates = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,

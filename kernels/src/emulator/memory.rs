@@ -91,6 +91,11 @@ impl Memory {
         Tensor::from_raw_buffer(bytes, region.dtype, &[region.len], &Device::Cpu)
     }
 
+    /// What a buffer holds; `None` where there is no such buffer.
+    pub(super) fn dtype(&self, index: usize) -> Option<DType> {
+        self.regions.get(index).map(|region| region.dtype)
+    }
+
     /// The first buffer whose bytes differ.
     pub(super) fn first_difference(&self, other: &Self) -> Option<usize> {
         let mut pairs = self.regions.iter().zip(&other.regions);

@@ -190,7 +190,11 @@ impl Emulator {
     /// it reads shared memory that nobody wrote, its arguments are of other types than its parameters, or its results depend on the
     /// order in which threads run.
     pub fn run(&self, memory: &mut Memory, calls: &[Call]) -> Result<()> {
-        for call in calls.iter().filter(|call| call.launches()) {
+        for call in calls {
+            let call = call.choose(|index| memory.dtype(index));
+            if !call.launches() {
+                continue;
+            }
             let mut reversed = memory.clone();
             self.launch(memory, call, Order::Forward)?;
             self.launch(&mut reversed, call, Order::Reverse)?;

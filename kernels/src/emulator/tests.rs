@@ -1,3 +1,5 @@
+mod tensor_cores;
+
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 

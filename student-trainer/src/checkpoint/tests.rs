@@ -30,6 +30,10 @@ struct FaultyDisk {
     renamed: RefCell<Vec<(PathBuf, PathBuf)>>,
 }
 
+fn refusal(reason: io::Error) -> Error {
+    Error::io("use", Path::new("the disk"))(reason)
+}
+
 impl FaultyDisk {
     fn new(fault: Fault, at: usize) -> Self {
         Self {
@@ -45,17 +49,17 @@ impl FaultyDisk {
         Self::new(Fault::Once, usize::MAX)
     }
 
-    fn run(&self, operation: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn run(&self, operation: impl FnOnce() -> Result<()>) -> Result<()> {
         self.done.set(self.done.get() + 1);
         match (self.left.get(), self.fault) {
             (0, Fault::Once) => self.left.set(usize::MAX),
-            (0, _) => return Err(io::Error::other("the power is gone")),
+            (0, _) => return Err(refusal(io::Error::other("the power is gone"))),
             (left, _) => {
                 self.left.set(left - 1);
                 return operation();
             }
         }
-        Err(io::Error::from(io::ErrorKind::StorageFull))
+        Err(refusal(io::ErrorKind::StorageFull.into()))
     }
 
     /// What is on the disk when the power comes back.
@@ -80,16 +84,16 @@ impl FaultyDisk {
 }
 
 impl Disk for FaultyDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn create_dir(&self, path: &Path) -> Result<()> {
         self.run(|| RealDisk.create_dir(path))
     }
 
-    fn write(&self, path: &Path, content: &Content) -> io::Result<()> {
+    fn write(&self, path: &Path, content: &Content) -> Result<()> {
         self.unsynced.borrow_mut().insert(path.to_owned());
         self.run(|| RealDisk.write(path, content))
     }
 
-    fn sync(&self, path: &Path) -> io::Result<()> {
+    fn sync(&self, path: &Path) -> Result<()> {
         self.run(|| {
             self.unsynced.borrow_mut().remove(path);
             let in_it = |(_, to): &(PathBuf, PathBuf)| to.parent() == Some(path);
@@ -98,7 +102,7 @@ impl Disk for FaultyDisk {
         })
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.run(|| {
             self.renamed
                 .borrow_mut()
@@ -107,15 +111,15 @@ impl Disk for FaultyDisk {
         })
     }
 
-    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
+    fn symlink(&self, target: &Path, link: &Path) -> Result<()> {
         self.run(|| RealDisk.symlink(target, link))
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
+    fn remove_file(&self, path: &Path) -> Result<()> {
         self.run(|| RealDisk.remove_file(path))
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+    fn remove_dir(&self, path: &Path) -> Result<()> {
         self.run(|| RealDisk.remove_dir(path))
     }
 }

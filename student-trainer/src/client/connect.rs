@@ -18,7 +18,7 @@ use tonic_health::pb::{
 };
 
 use super::{handshake::ServerInfo, retry};
-use crate::{Error, Result, shutdown::Shutdown};
+use crate::{Error, Result, files, shutdown::Shutdown};
 
 /// Name that the teacher's health is asked by.
 const SERVICE_NAME: &str = "distill.v1.TeacherService";
@@ -232,7 +232,7 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
                 .into(),
         ));
     };
-    let pem = distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path))?;
+    let pem = files::read(path, PEM_BYTES_MAX)?;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
     endpoint
         .tls_config(tls)
@@ -246,8 +246,7 @@ fn read_token(
 ) -> Result<Option<MetadataValue<Ascii>>> {
     match (&options.token_file, variable) {
         (Some(path), _) => {
-            let text =
-                distill_files::read_text(path, TOKEN_BYTES_MAX).map_err(Error::io("read", path))?;
+            let text = files::read_text(path, TOKEN_BYTES_MAX)?;
             bearer(&text).map(Some).map_err(|e| Error::file(path, e))
         }
         (None, Some(text)) => bearer(text.to_str().unwrap_or_default())

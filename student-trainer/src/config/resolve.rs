@@ -12,7 +12,7 @@ use super::{
     preset::preset,
     settings::{Key, Kind, Settings},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Bytes of a file of settings.
 pub(crate) const SETTINGS_BYTES_MAX: u64 = 1 << 20;
@@ -172,8 +172,7 @@ fn misplaced(file: &Table, own: &[Key]) -> Vec<String> {
 }
 
 fn read_file(path: &Path, known: &[Key]) -> Result<Table> {
-    let text =
-        distill_files::read_text(path, SETTINGS_BYTES_MAX).map_err(Error::io("read", path))?;
+    let text = files::read_text(path, SETTINGS_BYTES_MAX)?;
     let table: Table = text
         .parse()
         .map_err(|e: toml::de::Error| Error::Config(format!("{}: {e}", path.display())))?;

@@ -16,7 +16,7 @@ use super::{
     ends::end_ids,
 };
 use crate::{
-    Error, Result, loss::HeadGeometry, run::write_atomically, shutdown::Shutdown,
+    Error, Result, files::write_atomically, loss::HeadGeometry, shutdown::Shutdown,
     student::StudentFiles,
 };
 

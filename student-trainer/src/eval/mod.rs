@@ -30,8 +30,9 @@ use distill_text::{Sequence, Skipped, Windowing, read_corpus};
 use crate::{
     Error, Result,
     client::{self, ConnectOptions, DeviceLease, Teacher},
+    files::write_atomically,
     loss::{HeadGeometry, LossConfig},
-    run::{AdapterConfig, Progress, load_adapter, warn_of_unused, write_atomically},
+    run::{AdapterConfig, Progress, load_adapter, warn_of_unused},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };

@@ -24,8 +24,9 @@ use serde_json::Value;
 use crate::{
     Error, Result,
     config::{ComputeDtype, settings::settings},
+    files::write_json,
     model_files::{FloatType, Source, Staging, refuse_stopped, write_tensors},
-    run::{Progress, write_atomically},
+    run::Progress,
     shutdown::Shutdown,
     student::located,
 };
@@ -130,12 +131,11 @@ pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
             Ok(vec![dtype.store(name, &merged)?])
         },
     )?;
-    let path = staging.path().join("config.json");
     let mut json = source.config_json()?;
     if let Value::Object(fields) = &mut json {
         dtype.set_in(fields);
     }
-    write_atomically(&path, format!("{json:#}\n").as_bytes())?;
+    write_json(&staging.path().join("config.json"), &json)?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::FloatType;
-use crate::{Error, Result, run::write_atomically};
+use crate::{Error, Result, files::write_atomically};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// How the model generates: ids that end a text, sampling.

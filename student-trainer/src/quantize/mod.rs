@@ -30,8 +30,8 @@ use crate::{
         needs::FOUR_BITS,
         settings::{setting_kinds, settings},
     },
+    files::write_json,
     model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
-    run::write_atomically,
     shutdown::Shutdown,
     student::located,
 };
@@ -175,12 +175,9 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
         shutdown,
         make,
     )?;
-    let path = staging.path().join("config.json");
     let json = with_layers(source.config_json()?, model, &map);
     let json = config_json(json, config);
-    let text =
-        serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomically(&path, (text + "\n").as_bytes())?;
+    write_json(&staging.path().join("config.json"), &json)?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

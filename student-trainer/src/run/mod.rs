@@ -1,11 +1,9 @@
 //! Provides what a run leaves behind: the directory, the adapter, the metrics and the progress that people watch.
 
 mod adapter;
-mod atomic;
 mod card;
 mod directory;
 mod leftovers;
-mod lock;
 mod log;
 mod memory;
 mod metrics;
@@ -19,12 +17,10 @@ pub use adapter::{
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
-pub use atomic::write_atomically;
 pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
 pub(crate) use directory::config_text;
-pub(crate) use distill_program::output::readable_by_all;
 pub use log::{LogPosition, RunLog};
 pub(crate) use memory::MEMORY_FILE;
 pub use memory::Memory;

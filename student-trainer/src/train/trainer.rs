@@ -24,8 +24,9 @@ use crate::{
     checkpoint::Content,
     client::{DeviceLease, Received},
     config::TrainConfig,
+    files,
     loss::{LossConfig, LossError},
-    run::{Memory, Progress, RunDirectory, StepMetrics, write_atomically},
+    run::{Memory, Progress, RunDirectory, StepMetrics},
     shutdown::Shutdown,
 };
 
@@ -309,5 +310,5 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
 
 fn write_gradients(path: &Path, gradients: &Gradients) -> Result<()> {
     let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
-    write_atomically(path, &safetensors::serialize(tensors, None)?)
+    files::write_tensors(path, tensors)
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, Cache, Contents, HEADER, LocalFiles, LocalStorage, Lock, SEGMENTS,
+    Access, Cache, Contents, HEADER, LocalFiles, SEGMENTS,
     contents::sealed_name,
     files::Files,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
     place, segment_name,
     storage::Storage,
+    take_lock,
 };
 use crate::{Error, Result};
 
@@ -46,9 +47,9 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
         });
     };
     place::make(out)?;
-    let lock = Lock::take(out)?;
+    let lock = take_lock(out)?;
     let files = std::sync::Arc::new(LocalFiles::new(out));
-    let storage = LocalStorage::new(files.clone());
+    let storage = Storage::new(files.clone());
     storage.clean()?;
     if storage.length(HEADER)?.is_none() {
         copy_plan(first, &storage, files.as_ref())?;
@@ -63,7 +64,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
 }
 
 /// Copies everything but the shards; the header comes last.
-fn copy_plan(from: &Cache, to: &dyn Storage, files: &dyn Files) -> Result<()> {
+fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
     matrices::remove_leftovers(files)?;
     let pieces = (0..from.header.basis_pieces).map(basis_name);
     let segments = from

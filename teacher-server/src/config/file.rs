@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
+use distill_program::files;
 use distill_text::nearest;
 
 use super::foreign::explain;
@@ -20,7 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Settings> {
         path: path.to_owned(),
         reason,
     };
-    let text = distill_files::read_text(path, FILE_BYTES_MAX).map_err(Error::io("read", path))?;
+    let text = files::read_text(path, FILE_BYTES_MAX)?;
     let table: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| refuse(e.to_string()))?;

@@ -16,6 +16,12 @@ const std::vector<KernelRow>& kernel_rows() {
         {"attention_to_queries", {"to_q"}},
         {"attention_to_keys", {"parts"}},
         {"attention_join", {"to_k", "to_v"}},
+        {"attention_mma_64", {"out", "logsumexp"}},
+        {"attention_mma_128", {"out", "logsumexp"}},
+        {"attention_to_queries_mma_64", {"to_q"}},
+        {"attention_to_queries_mma_128", {"to_q"}},
+        {"attention_to_keys_mma_64", {"parts"}},
+        {"attention_to_keys_mma_128", {"parts"}},
         /* Of a table, the buffers that its records describe: a dry run, which has no records, checks and invents nothing of those. */
         {"adamw", {"parameters", "firsts", "seconds"}},
         {"adamw_8bit", {"parameters", "firsts", "first_scales", "seconds", "second_scales"}},

@@ -117,7 +117,7 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* What a kernel may touch, by what its parameters are. */
+/* What a kernel may touch, by what its parameters are. Of a table it reads the records; what these name is known when it runs. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];

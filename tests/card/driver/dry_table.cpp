@@ -50,6 +50,8 @@ const std::vector<KernelRow>& kernel_rows() {
         {"block_totals", {"out"}},
         {"reverse", {"out"}},
         {"exchange", {"out"}},
+        {"multiply_16", {"out"}},
+        {"four_matrices", {"out"}},
     };
     return rows;
 }

@@ -5,8 +5,6 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <set>
 
 #include "../../driver/dry.hpp"
@@ -50,14 +48,13 @@ static Found* find_kernel(const char* name) {
     return found == kernels.end() ? nullptr : &*found;
 }
 
-/* Translation wants preprocessed text. */
-static std::string without_comments(std::string text) {
-    for (auto [begin, end] : {std::pair("/*", "*/"), std::pair("//", "\n")}) {
-        for (size_t at; (at = text.find(begin)) != std::string::npos;) {
-            size_t close = text.find(end, at + 2);
-            text.erase(at, close == std::string::npos ? close : close + strlen(end) - at);
-        }
-    }
+/* Translation wants preprocessed text, and macros name some kernels. */
+static std::string preprocess(const std::string& folder, const std::string& name) {
+    std::string command = "${CXX:-c++} -E -P -x c++ -D__CUDA_ARCH__=890 -include '" + folder + "/prelude.cuh' '" + folder + "/" + name + "'", text;
+    FILE* said = popen(command.c_str(), "r");
+    char part[4096];
+    for (size_t got; said && (got = fread(part, 1, sizeof part, said)) > 0;) text.append(part, got);
+    if (!said || pclose(said) != 0) complain("cannot preprocess " + name + ": " + command);
     return text;
 }
 
@@ -66,8 +63,7 @@ static void read_kernels(const std::string& folder) {
     for (dirent* file; opened && (file = readdir(opened));) {
         std::string name = file->d_name;
         if (name.size() < 4 || name.substr(name.size() - 3) != ".cu") continue;
-        std::ifstream text(folder + "/" + name);
-        Source source = translate(without_comments(std::string(std::istreambuf_iterator<char>(text), {})));
+        Source source = translate(preprocess(folder, name));
         for (const SourceEntry& entry : source.entries) kernels.push_back({name, entry, {}, {}});
     }
     if (opened) closedir(opened);

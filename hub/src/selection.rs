@@ -135,10 +135,10 @@ impl Selection {
 
     /// Itself, if `name` is among the small files.
     fn with(self, reference: &Reference, name: &str) -> Result<Self> {
-        match self.small.iter().any(|file| file == name) {
-            true => Ok(self),
-            false => Err(unusable(reference, format!("no {name}"))),
+        if self.small.iter().any(|file| file == name) {
+            return Ok(self);
         }
+        Err(unusable(reference, format!("no {name}")))
     }
 }
 
@@ -237,13 +237,13 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
             "{odd:?} in its weight_map, which is no plain name of a .safetensors file"
         )));
     }
-    match (1..=SHARDS_MAX).contains(&files.len()) {
-        true => Ok(files),
-        false => Err(unusable(format!(
-            "{} files in its weight_map, outside 1..={SHARDS_MAX}",
-            files.len()
-        ))),
+    if (1..=SHARDS_MAX).contains(&files.len()) {
+        return Ok(files);
     }
+    Err(unusable(format!(
+        "{} files in its weight_map, outside 1..={SHARDS_MAX}",
+        files.len()
+    )))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 //! **How they are tested.** A build machine has no GPU. So the text includes nothing and uses little (`prelude.cuh` lists what),
 //! and the `Emulator` (feature `emulator`) compiles it with the system's C++ compiler. It runs every block's threads one after
 //! another to the next barrier or warp exchange, forward and then in reverse, and refuses results that differ: a missing
-//! barrier shows. It watches every access: a race in shared memory, a read of what nobody wrote there and a misaligned access are
+//! barrier shows. Tensor cores are exchanges too, of the registers of a warp. It watches every access: a race in shared memory, a read of what nobody wrote there and a misaligned access are
 //! refused. Buffers are bounds-checked, fresh buffers begin as NaN, arguments are checked against the function's parameters. A
 //! C++ compiler (GCC 12 is known to work) is needed: without one those tests fail. With `OT_DISTILL_KERNELS=cuda` in the environment of a CUDA build the same tests run on the card instead.
 //!

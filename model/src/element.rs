@@ -13,8 +13,10 @@ const TASK_ELEMENTS: usize = 1 << 14;
 ///
 /// Kernels compute in f32 and call [`round`](Element::round) at the places where transformers
 /// rounds to the model's dtype; for f32 that is the identity.
-pub(crate) trait Element: WithDType {
+pub trait Element: WithDType {
+    /// `self` as f32, exact.
     fn widen(self) -> f32;
+    /// `value`, rounded.
     fn narrow(value: f32) -> Self;
 
     /// `value` as it reads after being stored in this type.
@@ -123,13 +125,13 @@ pub(crate) fn host_elements<'a, E: Element>(
 }
 
 /// A tensor whose numbers are lent as long as this lives.
-pub(crate) struct Lent<'a, Guard> {
+pub struct Lent<'a, Guard> {
     storage: Guard,
     layout: &'a Layout,
 }
 
 /// Lends a tensor's numbers.
-pub(crate) fn lend(tensor: &Tensor) -> Lent<'_, impl Deref<Target = Storage>> {
+pub fn lend(tensor: &Tensor) -> Lent<'_, impl Deref<Target = Storage>> {
     let (storage, layout) = tensor.storage_and_layout();
     Lent { storage, layout }
 }
@@ -138,8 +140,8 @@ impl<Guard: Deref<Target = Storage>> Lent<'_, Guard> {
     /// The numbers, in order.
     ///
     /// # Errors
-    /// As [`host_elements`].
-    pub(crate) fn numbers<E: Element>(&self) -> Result<&[E]> {
+    /// When the tensor is on another device, has gaps or holds another type.
+    pub fn numbers<E: Element>(&self) -> Result<&[E]> {
         host_elements(&self.storage, self.layout)
     }
 }

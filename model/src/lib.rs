@@ -35,7 +35,7 @@ mod lora;
 mod nf4;
 mod packed;
 mod parameter;
-mod simd;
+pub mod simd;
 mod token_matrix;
 
 mod attention;
@@ -69,6 +69,7 @@ pub use device_memory::{
     DeviceMemory, Room, check_weights_fit, explained, free_and_total, weight_bytes,
 };
 pub use device_pool::hand_back;
+pub use element::{Element, Lent, lend};
 pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};

@@ -4,7 +4,7 @@
  SIGINT, SIGTERM, SIGHUP ──> shutdown ──> a command that finishes its step ──> Outcome ──> exit status
                                                         │
                                                         ├──> console: a result, a report, a word to people
-                                                        ├──> log: what happens meanwhile
+                                                        ├──> log, progress: what happens meanwhile
                                                         ├──> output: the files that it was told to write
                                                         └──> files: the files that it was told to read
 ```
@@ -22,6 +22,7 @@ pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod output;
+pub mod progress;
 
 pub use error::FileError;
 pub use lock::Lock;

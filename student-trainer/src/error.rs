@@ -142,10 +142,10 @@ impl Error {
     }
 
     /// For a file that does not hold what it should.
-    pub fn file(path: &Path, reason: impl Into<String>) -> Self {
+    pub fn file(path: &Path, reason: impl ToString) -> Self {
         Self::File {
             path: path.to_owned(),
-            reason: reason.into(),
+            reason: reason.to_string(),
         }
     }
 }

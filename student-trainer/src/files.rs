@@ -22,7 +22,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// A file that cannot be read, or holds something else.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> Result<T> {
-    serde_json::from_slice(&read(path, bytes_max)?).map_err(|e| Error::file(path, e.to_string()))
+    serde_json::from_slice(&read(path, bytes_max)?).map_err(|e| Error::file(path, e))
 }
 
 /// As [`read_json`]; `None` where there is no file.
@@ -45,7 +45,7 @@ pub(crate) fn read_json_if_there<T: DeserializeOwned>(
 /// As [`write_atomically`].
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value);
-    let text = text.map_err(|e| Error::file(path, e.to_string()))?;
+    let text = text.map_err(|e| Error::file(path, e))?;
     write_atomically(path, (text + "\n").as_bytes())
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// A file that cannot be read, or holds something else.
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> Result<T> {
-    toml::from_str(&read_text(path, bytes_max)?).map_err(|e| Error::file(path, e.to_string()))
+    toml::from_str(&read_text(path, bytes_max)?).map_err(|e| Error::file(path, e))
 }
 
 /// What safetensors files say of themselves, as PEFT and transformers write it; some readers insist on it.

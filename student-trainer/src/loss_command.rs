@@ -132,8 +132,7 @@ struct Dense {
 impl Dense {
     fn read(path: &Path) -> Result<Self> {
         let bytes = files::read(path, TENSORS_BYTES_MAX)?;
-        let file =
-            SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e))?;
         let logits = file.tensor("logits").map_err(|_| {
             let names = file.names().join(", ");
             Error::file(

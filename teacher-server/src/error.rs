@@ -260,6 +260,18 @@ impl Error {
         }
     }
 
+    /// A setting that cannot be followed.
+    pub(crate) fn config(key: &'static str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::Config { key, reason }
+    }
+
+    /// Something about a cache that the user has to decide.
+    pub(crate) fn cache(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        let (path, reason) = (path.into(), reason.into());
+        Self::Cache { path, reason }
+    }
+
     /// For `map_err` and plain returns about one field of a request.
     pub(crate) fn request(field: impl Into<String>, reason: impl Into<String>) -> Self {
         let (field, reason) = (field.into(), reason.into());

@@ -183,7 +183,10 @@ impl Origin {
             }
             Self::Swapped(swapped) => {
                 let record = Record::of_device(&config.device.to_string());
-                let lease = Lease::new(config.lease(), reporter, record);
+                let report = Box::new(move |state: &str, holder: Option<&str>, epoch| {
+                    reporter.device(state, holder, epoch);
+                });
+                let lease = Lease::new(config.lease(), report, record);
                 Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
             }
         }

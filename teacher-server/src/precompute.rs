@@ -26,10 +26,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
         ..config
     };
     let Some(cache) = config.cache.clone() else {
-        return Err(Error::Config {
-            key: "out",
-            reason: "name the cache's directory".into(),
-        });
+        return Err(Error::config("out", "name the cache's directory"));
     };
     let reporter = Reporter::new(config.json);
     let mut shutdown = std::pin::pin!(shutdown);

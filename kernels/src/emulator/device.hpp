@@ -16,7 +16,7 @@ void* memset(void* at, int value, __SIZE_TYPE__ bytes) noexcept __asm__("card_me
 #include "exchanges.hpp"
 #include "vectors.hpp"
 
-/* The text asks for what PTX does on a card. */
+/* Where this is defined a kernel's text calls `multiply` and `load_matrices` below instead of the PTX that a card has. */
 #define CARD_IN_SOFTWARE
 
 #define __device__

@@ -171,13 +171,13 @@ pub fn programs(directory: Option<PathBuf>) -> Result<Programs> {
     };
     let find = |name: &str| {
         let path = directory.join(name);
-        match path.is_file() {
-            true => Ok(path),
-            false => Err(Error::Job(format!(
-                "there is no {name} in {}; build it with `cargo build --release -p {name}`",
-                directory.display()
-            ))),
+        if path.is_file() {
+            return Ok(path);
         }
+        Err(Error::Job(format!(
+            "there is no {name} in {}; build it with `cargo build --release -p {name}`",
+            directory.display()
+        )))
     };
     Ok(Programs {
         teacher_server: find("teacher-server")?,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_program::{FileError, Signal, files};
+use distill_program::{FileError, Signal, files, memory::Memory};
 use serde_json::Value;
 
 use super::{Job, path_text};
@@ -130,7 +130,7 @@ impl TeacherServer {
 
     /// Asks the server to end, and reads what it did.
     pub fn stop(mut self) -> Result<TeacherDone> {
-        let peak_rss_bytes = peak_rss_bytes(self.child.id());
+        let Memory { peak_rss_bytes, .. } = Memory::of(self.child.id());
         let asked = Signal::Terminate.send(self.child.id());
         let stopped = || FileError::at("stop the writer of", &self.events);
         asked.map_err(stopped())?;
@@ -162,14 +162,6 @@ impl Drop for TeacherServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Most memory that the process has had resident; 0 where the system does not tell.
-fn peak_rss_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 /// Runs a program to its end; it writes its progress where this one does.

@@ -8,7 +8,7 @@ use std::{
 
 use distill_proto::{limits, v1::teacher_service_client::TeacherServiceClient};
 use tonic::{
-    Request, Status,
+    Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -113,11 +113,9 @@ impl Teacher {
     /// A lost connection, or an answer that cannot be understood.
     pub async fn info(&self) -> Result<ServerInfo> {
         let request = distill_proto::v1::GetServerInfoRequest {};
-        let call = "GetServerInfo";
         let mut service = self.service();
         let answer = within(self.timeout, service.get_server_info(request)).await;
-        let answer = answer.map_err(|status| self.failed(call, &status))?;
-        ServerInfo::try_from(answer.into_inner())
+        self.answer("GetServerInfo", answer)?.try_into()
     }
 
     /// Waits until health says SERVING, with a message now and then.
@@ -174,6 +172,16 @@ impl Teacher {
             address: self.address.clone(),
             reason: reason.into(),
         }
+    }
+
+    /// What a call was answered with.
+    pub(super) fn answer<T>(
+        &self,
+        call: &str,
+        answer: std::result::Result<Response<T>, Status>,
+    ) -> Result<T> {
+        let answer = answer.map_err(|status| self.failed(call, &status))?;
+        Ok(answer.into_inner())
     }
 
     /// The next message of a streaming `call`; `None` at its end.

@@ -26,7 +26,7 @@ use crate::{
     config::{ComputeDtype, settings::settings},
     files::write_json,
     model_files::{FloatType, Source, Staging, refuse_stopped, write_tensors},
-    run::Progress,
+    run::progress,
     shutdown::Shutdown,
     student::located,
 };
@@ -160,7 +160,7 @@ fn measure(
     if adapters.len() == 0 {
         return Ok(change);
     }
-    let mut progress = Progress::start(parameters.len() as u64, "tensor looked at");
+    let mut progress = progress(parameters.len(), "tensor looked at");
     for (name, _) in parameters {
         refuse_stopped(shutdown)?;
         change.add(name, &source.tensor(name)?, adapters.update(name)?.as_ref())?;

@@ -43,10 +43,10 @@ impl Source {
                 weights,
             });
         }
-        match is_gguf(path) {
-            true => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
-            false => Err(Error::file(path, "is neither a directory nor a .gguf file")),
+        if is_gguf(path) {
+            return Ok(Self::Gguf(Box::new(Gguf::open(path)?)));
         }
+        Err(Error::file(path, "is neither a directory nor a .gguf file"))
     }
 
     pub fn config(&self) -> &ModelConfig {

@@ -33,7 +33,7 @@ use crate::{
     files::{self, write_atomically},
     optimizer::{Optimizer, clip_factor},
     report,
-    run::{Memory, Progress, RunDirectory, RunLog, StepMetrics},
+    run::{Memory, RunDirectory, RunLog, StepMetrics, progress},
     shutdown::Shutdown,
     student::Place,
 };
@@ -193,7 +193,7 @@ fn train(
     let mut optimizer = Optimizer::new(parameters.clone(), updates.optimizer)?;
     let schedule = updates.schedule(None, total_steps);
     let mut log = RunLog::create(run_directory)?;
-    let mut progress = Progress::start(total_steps as u64, "step");
+    let mut progress = progress(total_steps, "step");
     let mut ce = f64::NAN;
     for step in 0..total_steps {
         let start = Instant::now();

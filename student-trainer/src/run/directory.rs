@@ -20,6 +20,8 @@ use crate::{
 
 pub(super) const CONFIG_FILE: &str = "config.toml";
 pub(super) const LOCK_FILE: &str = ".lock";
+/// What was planned of the run's memory.
+pub(crate) const MEMORY_FILE: &str = "memory.json";
 /// There once a run is finished.
 pub(super) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;

@@ -32,9 +32,10 @@ pub(super) struct Tuned<'a> {
 impl Tuned<'_> {
     /// The name of the weights' file in a checkpoint.
     pub fn weights_file(is_adapter: bool) -> &'static str {
-        match is_adapter {
-            true => ADAPTER_WEIGHTS_FILE,
-            false => MODEL_FILE,
+        if is_adapter {
+            ADAPTER_WEIGHTS_FILE
+        } else {
+            MODEL_FILE
         }
     }
 

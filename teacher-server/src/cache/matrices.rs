@@ -6,7 +6,7 @@ use distill_text::{Token, Vocabulary};
 use half::f16;
 
 use super::{Cache, files::Files, sealed, storage::Storage};
-use crate::{Error, Result, basis::Basis, service::vocabulary_chunks};
+use crate::{Error, Result, basis::Basis, vocabulary};
 
 pub(super) const VOCABULARY: &str = "vocabulary";
 pub(super) const PROJECTION: &str = "projection";
@@ -27,7 +27,7 @@ pub struct Matrices<'a> {
 impl Matrices<'_> {
     /// Writes them; gives the number of the basis' pieces.
     pub(super) fn put(&self, storage: &Storage) -> Result<u32> {
-        let chunks = vocabulary_chunks(self.vocabulary).collect();
+        let chunks = vocabulary::chunks(self.vocabulary).collect();
         sealed::put(storage, VOCABULARY, &v1::CacheVocabulary { chunks })?;
         if let Some(projection) = self.projection {
             sealed::put_bytes(storage, PROJECTION, projection_bytes(projection)?)?;
@@ -116,12 +116,12 @@ impl Cache {
     }
 
     fn lacks(&self, name: &str) -> Error {
-        Error::Cache {
-            path: self.path.clone(),
-            reason: format!(
+        Error::cache(
+            &self.path,
+            format!(
                 "`{name}` is missing or has another size; bring it back from a copy, or start a new cache"
             ),
-        }
+        )
     }
 }
 

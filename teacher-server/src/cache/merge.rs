@@ -32,19 +32,10 @@ pub struct Merged {
 /// # Errors
 /// `Cache` where the inputs' plans differ or `out` is another one; `Damaged`; `Io`.
 pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Result<Merged> {
-    let open = |path: &PathBuf| {
-        let none = || Error::Cache {
-            path: path.clone(),
-            reason: "there is no cache here".into(),
-        };
-        Cache::open(path, Access::Read)?.ok_or_else(none)
-    };
-    let inputs = inputs.iter().map(open).collect::<Result<Vec<Cache>>>()?;
+    let inputs = inputs.iter().map(|path| Cache::find(path, Access::Read));
+    let inputs = inputs.collect::<Result<Vec<Cache>>>()?;
     let Some(first) = inputs.first() else {
-        return Err(Error::Config {
-            key: "input",
-            reason: "name the caches to merge".into(),
-        });
+        return Err(Error::config("input", "name the caches to merge"));
     };
     place::make(out)?;
     let lock = take_lock(out)?;
@@ -93,15 +84,15 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::Cache {
-        path: input.path.clone(),
-        reason: format!(
+    Err(Error::cache(
+        &input.path,
+        format!(
             "its {differs} are not those of {}: merge caches of one corpus and the same settings (plans {} and {})",
             merged.path.display(),
             input.plan,
             merged.plan
         ),
-    })
+    ))
 }
 
 fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> Result<Merged> {

@@ -101,6 +101,15 @@ impl Cache {
         Self::over(Arc::new(LocalFiles::new(path)), path, access, lock)
     }
 
+    /// As [`Cache::open`], where there has to be one.
+    ///
+    /// # Errors
+    /// As [`Cache::open`]; `Cache` where there is none.
+    pub fn find(path: &Path, access: Access) -> Result<Self> {
+        let missing = "there is no cache here; make one with `teacher-server precompute`";
+        Self::open(path, access)?.ok_or_else(|| Error::cache(path, missing))
+    }
+
     fn over(
         files: Arc<dyn Files>,
         path: &Path,
@@ -114,10 +123,7 @@ impl Cache {
         let Some(header) = sealed::get::<v1::CacheHeader>(&storage, HEADER)? else {
             return Ok(None);
         };
-        let refuse = |reason: String| Error::Cache {
-            path: path.to_owned(),
-            reason,
-        };
+        let refuse = |reason: String| Error::cache(path, reason);
         if header.version != VERSION {
             return Err(refuse(format!(
                 "version {} is not readable by this build, which reads {VERSION}",
@@ -170,10 +176,7 @@ impl Cache {
         matrices: &Matrices<'_>,
         lock: Option<Lock>,
     ) -> Result<Self> {
-        let refuse = |reason: &str| Error::Cache {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let refuse = |reason: &str| Error::cache(path, reason.to_owned());
         let storage = Storage::new(files.clone());
         if storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
@@ -223,13 +226,13 @@ impl Cache {
                 .iter()
                 .find(|name| name.parse::<u32>().is_ok_and(|number| number >= first));
             if let Some(later) = later {
-                return Err(Error::Cache {
-                    path: self.files.path(&segment_name(missing)),
-                    reason: format!(
+                return Err(Error::cache(
+                    self.files.path(&segment_name(missing)),
+                    format!(
                         "is missing, though {directory}/{later} is there, so a part of the corpus is lost: bring the file back \
                          from a copy, or start a new cache"
                     ),
-                });
+                ));
             }
         }
         Ok(())
@@ -249,10 +252,10 @@ impl Cache {
         let segment = Segment::cut(self.segments.last(), corpus, entries, batch_size, sizes);
         let name = segment_name(segment.number);
         if !sealed::put(&self.storage, &name, &segment.to_message())? {
-            return Err(Error::Cache {
-                path: self.storage.path(&name),
-                reason: "appeared while this process held the lock".into(),
-            });
+            return Err(Error::cache(
+                self.storage.path(&name),
+                "appeared while this process held the lock",
+            ));
         }
         self.segments.push(segment);
         Ok(())
@@ -348,12 +351,12 @@ impl Cache {
 fn take_lock(directory: &Path) -> Result<Lock> {
     match Lock::take(&directory.join(LOCK))? {
         Attempt::Taken(lock) => Ok(lock),
-        Attempt::HeldBy(holder) => Err(Error::Cache {
-            path: directory.to_owned(),
-            reason: format!(
+        Attempt::HeldBy(holder) => Err(Error::cache(
+            directory,
+            format!(
                 "{holder} is writing to it; wait until it has ended, or name another directory"
             ),
-        }),
+        )),
     }
 }
 

@@ -33,13 +33,13 @@ pub(super) fn check(path: &Path) -> Result<()> {
             let is_log = entry.extension() == Some(OsStr::new(SHELL_LOG));
             let is_known = OWN.iter().any(|own| name == *own) || name == OF_A_DISK;
             if !is_known && !is_log {
-                return Err(Error::Cache {
-                    path: path.to_owned(),
-                    reason: format!(
+                return Err(Error::cache(
+                    path,
+                    format!(
                         "there is no cache here, but {}, which none wrote; name a new or an empty directory",
                         name.display()
                     ),
-                });
+                ));
             }
         }
     }

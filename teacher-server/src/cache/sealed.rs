@@ -62,10 +62,7 @@ pub fn get_bytes(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
 
 fn damaged(storage: &Storage, name: &str, reason: String) -> Error {
     let remedy = "it is damaged, or from another build; start a new cache, or bring the file back from a copy";
-    Error::Cache {
-        path: storage.path(name),
-        reason: format!("{reason}: {remedy}"),
-    }
+    Error::cache(storage.path(name), format!("{reason}: {remedy}"))
 }
 
 fn checksum(name: &str, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {

@@ -23,12 +23,7 @@ pub(crate) struct TargetStates {
 
 /// Refuses a state that the model does not have.
 pub(super) fn check(state: StateSetting, model: &ModelConfig) -> Result<()> {
-    let refuse = |reason| {
-        Err(Error::Config {
-            key: "state",
-            reason,
-        })
-    };
+    let refuse = |reason| Err(Error::config("state", reason));
     let layers = model.num_hidden_layers;
     match state {
         StateSetting::Sketch { rank, .. } if rank > model.hidden_size => refuse(format!(

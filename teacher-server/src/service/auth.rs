@@ -57,12 +57,12 @@ impl Auth {
         let token = text.trim();
         let printable = token.bytes().all(|byte| byte.is_ascii_graphic());
         if !printable || !(TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len()) {
-            return Err(Error::Config {
-                key: "token-file",
-                reason: format!(
+            return Err(Error::config(
+                "token-file",
+                format!(
                     "{source} must hold {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters, e.g. from `openssl rand -hex 32`"
                 ),
-            });
+            ));
         }
         Ok(Self(Some(*blake3::hash(token.as_bytes()).as_bytes())))
     }

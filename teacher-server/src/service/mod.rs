@@ -39,7 +39,6 @@ use crate::{
 };
 pub use auth::Auth;
 pub use status::{ERROR_DOMAIN, status};
-pub use vocabulary::chunks as vocabulary_chunks;
 
 /// Characters of a client's fingerprint that are repeated to it.
 const ECHO_CHARS_MAX: usize = 64;

@@ -45,7 +45,8 @@ fn last_update(flags: &[&str]) -> Result<Vec<Value>> {
 fn an_update_is_a_few_launches_and_reads_the_card_once() -> Result<()> {
     let both = ["--optimizer", "adamw8bit", "--lora-rank", "64"];
     let groups = [&both[..], &["--lora-b-lr-ratio", "16"]].concat();
-    for (flags, launches) in [(&[][..], 3), (&both[..], 4), (&groups[..], 6)] {
+    // All matrices that learn at the other rate are large enough for 8 bits.
+    for (flags, launches) in [(&[][..], 3), (&both[..], 4), (&groups[..], 5)] {
         let calls = last_update(flags)?;
         let of = |kind: &str| calls.iter().filter(|call| call["kind"] == kind).count();
         // Norms and their sum, then the kinds of moments by the groups of learning rates.

@@ -99,7 +99,7 @@ fn numbers_of_every_size_take_part() -> Result<()> {
 #[test]
 fn a_lane_gets_its_elements_of_four_matrices() -> Result<()> {
     // Element e of matrix m in row r is 64 m + 8 r + e.
-    let word = |i: u32| 2 * i | (2 * i + 1) << 16;
+    let word = |i: u32| (2 * i) | ((2 * i + 1) << 16);
     let x: Vec<u32> = (0..128).map(word).collect();
     let x = Tensor::from_slice(&x, x.len(), &Device::Cpu)?;
     let emulator = Emulator::of(&SELF_TEST)?;

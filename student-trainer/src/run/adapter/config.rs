@@ -52,8 +52,8 @@ impl AdapterConfig {
                 unknown.join(", ")
             );
         }
-        let written: Written = serde_json::from_value(Value::Object(fields))
-            .map_err(|e| Error::file(&path, e.to_string()))?;
+        let written: Written =
+            serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(&path, e))?;
         if written.lora_dropout > 0.0 {
             tracing::warn!(
                 "{}: lora_dropout {} is ignored; there is no dropout here",
@@ -238,9 +238,10 @@ fn layers(
     };
     let after: Vec<String> = after.into_iter().filter(|text| !text.is_empty()).collect();
     let Some(numbers) = numbers else {
-        return match after.is_empty() {
-            true => Ok(None),
-            false => Err("layers_pattern needs layers_to_transform".into()),
+        return if after.is_empty() {
+            Ok(None)
+        } else {
+            Err("layers_pattern needs layers_to_transform".into())
         };
     };
     if numbers.is_empty() {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <set>
 
@@ -48,13 +49,14 @@ static Found* find_kernel(const char* name) {
     return found == kernels.end() ? nullptr : &*found;
 }
 
-/* Translation wants preprocessed text, and macros name some kernels. */
-static std::string preprocess(const std::string& folder, const std::string& name) {
-    std::string command = "${CXX:-c++} -E -P -x c++ -D__CUDA_ARCH__=890 -include '" + folder + "/prelude.cuh' '" + folder + "/" + name + "'", text;
-    FILE* said = popen(command.c_str(), "r");
+/* Translation wants preprocessed text. */
+static std::string preprocess(const std::string& path) {
+    const char* compiler = getenv("CARD_CXX");
+    FILE* out = popen((std::string(compiler ? compiler : "c++") + " -E -P -x c++ '" + path + "'").c_str(), "r");
+    std::string text;
     char part[4096];
-    for (size_t got; said && (got = fread(part, 1, sizeof part, said)) > 0;) text.append(part, got);
-    if (!said || pclose(said) != 0) complain("cannot preprocess " + name + ": " + command);
+    for (size_t count; out && (count = fread(part, 1, sizeof part, out)) > 0;) text.append(part, count);
+    if (!out || pclose(out) != 0) complain(path + " cannot be preprocessed");
     return text;
 }
 
@@ -63,7 +65,7 @@ static void read_kernels(const std::string& folder) {
     for (dirent* file; opened && (file = readdir(opened));) {
         std::string name = file->d_name;
         if (name.size() < 4 || name.substr(name.size() - 3) != ".cu") continue;
-        Source source = translate(preprocess(folder, name));
+        Source source = translate(preprocess(folder + "/" + name));
         for (const SourceEntry& entry : source.entries) kernels.push_back({name, entry, {}, {}});
     }
     if (opened) closedir(opened);

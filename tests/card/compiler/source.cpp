@@ -124,8 +124,8 @@ private:
         for (size_t i = next(open); i < tokens.size() && tokens[i].kind != MARK; i = next(i)) code += tokens[i].text;
         auto is_symbol = [](char c) { return is_word(c) || c == '"'; };
         if (std::all_of(code.begin(), code.end(), is_symbol)) return;
-        complain("at " + file + ":" + std::to_string(line) + ": inline PTX " + code + ": the card in software runs none. Give the instruction a function in "
-                 "kernels/src/emulator/device.hpp, and use the asm only where a macro of that header is not defined");
+        complain("at " + file + ":" + std::to_string(line) + ": inline PTX " + code + ": the card in software runs none. Say in C++ what the "
+                 "instruction does, and use the asm only where CARD_IN_SOFTWARE is not defined");
     }
 
     /* The index of the bracket that closes the one at `open`. */

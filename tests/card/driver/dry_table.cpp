@@ -22,7 +22,7 @@ const std::vector<KernelRow>& kernel_rows() {
         {"attention_to_queries_mma_128", {"to_q"}},
         {"attention_to_keys_mma_64", {"parts"}},
         {"attention_to_keys_mma_128", {"parts"}},
-        /* A table named here holds what is written; a dry run invents nothing for that. */
+        /* Of a table, the buffers that its records describe: a dry run, which has no records, checks and invents nothing of those. */
         {"adamw", {"parameters", "firsts", "seconds"}},
         {"adamw_8bit", {"parameters", "firsts", "first_scales", "seconds", "second_scales"}},
         {"cast_many", {"to"}},
@@ -72,7 +72,7 @@ static int position(const CardEntry& entry, const char* name) {
 /* Without a row, or with one that is not the kernel's, whatever is no pointer to const. */
 static std::vector<bool> find_written(const CardEntry& entry) {
     std::vector<bool> any(entry.count), written(entry.count);
-    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly;
+    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly || is_table(entry.parameters[i]);
     for (const KernelRow& row : kernel_rows()) {
         if (strcmp(row.kernel, entry.name) != 0) continue;
         for (const char* name : row.written) {

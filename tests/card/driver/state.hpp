@@ -67,8 +67,6 @@ struct Operation {
     size_t staged_bytes = 0;
     /* What it may write; in a dry run, what it is taken to touch. */
     std::vector<Range> reads, writes;
-    /* Whether it writes what records in the card's memory name, which nobody knows before it runs. */
-    bool through_tables = false;
     /* Runs in a dry run too: it keeps the books. */
     bool books = false;
 };
@@ -178,6 +176,8 @@ void note_staged(Operation& operation, size_t bytes);
 void relieve();
 Clock clock_of(const Stream* stream);
 void wait_for(Stream* stream, const Clock& clock);
+/* What the operation that is running may write beside what it said when it was called. */
+void declare_write(const Range& range);
 /* Runs what the clock holds; the host has then seen it. */
 CUresult synchronize(const Clock& clock);
 CUresult synchronize_all();
@@ -194,6 +194,7 @@ void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes);
 void note_origin(uint64_t address, const Origin& origin);
 /* Whether a kernel writes what this parameter points to. */
 bool kernel_writes(const CardEntry& entry, int parameter);
+inline bool is_table(const CardParameter& parameter) { return parameter.kind == CARD_TABLE || parameter.kind == CARD_FLOATS_TABLE; }
 /* As the kernel's text has them. */
 const std::vector<std::string>& parameter_names(const CardEntry& entry);
 void remember_copy(uint64_t address, const void* from, uint64_t bytes);

@@ -13,7 +13,7 @@ static thread_local Stream* of_this_thread;
 static Clock& host = *new Clock;
 static uint64_t host_version = 1;
 static size_t waiting, staged;
-static const Operation* running;
+static Operation* running;
 static unsigned running_on;
 
 const Clock& seen_by_host() { return host; }
@@ -130,6 +130,10 @@ static void run_first(Stream& stream) {
     }
     running = nullptr;
     stream.executed = operation.place;
+}
+
+void declare_write(const Range& range) {
+    if (running) running->writes.push_back(range);
 }
 
 const char* describe_waiting_write(uint64_t address, uint64_t bytes) {

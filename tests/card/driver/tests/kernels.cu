@@ -111,4 +111,27 @@ extern "C" __global__ void exchange_in_warp(unsigned* to) {
     to[threadIdx.x] = other;
 }
 
+struct alignas(16) Record {
+    void* data;
+    long long len;
+    int dtype;
+};
+template <class T> struct Row {
+    T* data;
+    long long len;
+    static __device__ Row of(const Record& record) { return {(T*)record.data, record.len}; }
+};
+template <class T> struct Table {
+    const Record* records;
+    long long len;
+    __device__ T operator[](long long i) const { return T::of(records[i]); }
+};
+extern "C" __global__ void double_many(Table<Row<float>> all) {
+    Row<float> one = all[blockIdx.x];
+    for (long long i = threadIdx.x; i < one.len; i += blockDim.x) one.data[i] *= 2;
+}
+extern "C" __global__ void join_many(Table<Row<float>> all) {
+    if (threadIdx.x == 0) all[0].data[0] = all[blockIdx.x].len;
+}
+
 extern "C" __global__ void write_through_const(const float* from) { ((float*)from)[threadIdx.x] = 1; }

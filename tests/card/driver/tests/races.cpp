@@ -123,6 +123,48 @@ REFUSED(blocks_whose_halves_overlap, "writes another value over what another blo
     threes<unsigned short>("threes_of_halves", 2);
 }
 
+struct alignas(16) Record {
+    CUdeviceptr at;
+    long long length;
+    int dtype;
+};
+
+static void run_on_table(const char* name, std::vector<Record> records) {
+    struct {
+        CUdeviceptr records;
+        long long length;
+    } table{unwritten(records.size() * sizeof(Record), nullptr), static_cast<long long>(records.size())};
+    OK(cuMemcpyHtoDAsync_v2(table.records, records.data(), records.size() * sizeof(Record), nullptr));
+    run(name, records.size(), 32, {&table});
+}
+
+LEGAL(buffers_of_a_table_are_written) {
+    open_card();
+    CUdeviceptr one = floats(5, 1, nullptr), other = floats(100, 2, nullptr);
+    run_on_table("double_many", {{one, 5, 0}, {other + 40, 90, 0}, {0, 0, 0}});
+    EXPECT(read_floats(one, 5, nullptr)[4] == 2);
+    std::vector<float> got = read_floats(other, 100, nullptr);
+    EXPECT(got[9] == 2 && got[10] == 4 && got[99] == 4);
+}
+
+REFUSED(a_buffer_of_a_table_beyond_its_allocation, "double_many on stream 0: record 1 of argument 0: 6 elements of 4 bytes from byte 0 of allocation 1, which has 20") {
+    open_card();
+    CUdeviceptr one = floats(5, 1, nullptr);
+    run_on_table("double_many", {{one, 5, 0}, {one, 6, 0}});
+}
+
+REFUSED(a_buffer_of_a_table_that_was_freed, "record 0 of argument 0: 0x") {
+    open_card();
+    CUdeviceptr one = floats(5, 1, nullptr);
+    OK(cuMemFreeAsync(one, nullptr));
+    run_on_table("double_many", {{one, 5, 0}});
+}
+
+REFUSED(blocks_at_one_buffer_of_a_table, "race in the card's memory") {
+    open_card();
+    run_on_table("join_many", {{floats(5, 1, nullptr), 5, 0}, {floats(6, 1, nullptr), 6, 0}});
+}
+
 REFUSED(a_write_through_a_pointer_to_const, "write_through_const on stream 0 writes bytes 0 to 128 of allocation 1, which no parameter that it is known to write has") {
     open_card();
     CUdeviceptr from = floats(32, 1, nullptr);

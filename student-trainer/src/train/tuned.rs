@@ -94,7 +94,7 @@ impl Tuned<'_> {
             Some(adapter) => save_adapter(&directory, adapter, &self.parameters)?,
             None => {
                 files::create_directory(&directory)?;
-                write_atomically(&directory.join("config.json"), &self.config_json()?)?;
+                write_atomically(&directory.join("config.json"), self.config_json()?)?;
                 save_model(&directory, &self.parameters, config.save_dtype.for_files())?;
             }
         }

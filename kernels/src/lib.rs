@@ -38,7 +38,7 @@
 //! `Emulator::of(&SELF_TEST)?`.
 //!
 //! **Many tensors in one launch** are a [table](Call::table): the kernel finds each as an element of its `Table` parameter. What a
-//! kernel changes in place is given to [`device::change`], or to [`Emulator::change`].
+//! kernel changes in place is given to [`device::change`], or to `Emulator::change`.
 
 mod argument;
 pub mod attention;

@@ -44,10 +44,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_patiently(path, bytes, MODE, READER_PATIENCE)
 }
 
-/// As [`write`], for its owner's eyes only.
+/// As [`write()`], for its owner's eyes only.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_patiently(path, bytes, PRIVATE_MODE, READER_PATIENCE)
 }

@@ -156,7 +156,13 @@ impl Trainer<'_> {
         // From the second pass of a step on, the gradients of the first are there.
         let gradients = match train.grad_accumulation {
             1 => &[Phase::Lowest, Phase::Update][..],
-            _ => LOADED,
+            _ => &[
+                Phase::Transport,
+                Phase::Loss,
+                Phase::Backward,
+                Phase::Lowest,
+                Phase::Update,
+            ],
         };
         let mut parts = vec![
             Part::during("gradients, f32", F32 * (elements + projection), gradients),

@@ -30,8 +30,8 @@ struct FaultyDisk {
     renamed: RefCell<Vec<(PathBuf, PathBuf)>>,
 }
 
-fn refusal(reason: io::Error) -> Error {
-    Error::io("use", Path::new("the disk"))(reason)
+fn refusal(path: &Path, reason: io::Error) -> Error {
+    Error::io("change", path)(reason)
 }
 
 impl FaultyDisk {
@@ -49,17 +49,17 @@ impl FaultyDisk {
         Self::new(Fault::Once, usize::MAX)
     }
 
-    fn run(&self, operation: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn run(&self, path: &Path, operation: impl FnOnce() -> Result<()>) -> Result<()> {
         self.done.set(self.done.get() + 1);
         match (self.left.get(), self.fault) {
             (0, Fault::Once) => self.left.set(usize::MAX),
-            (0, _) => return Err(refusal(io::Error::other("the power is gone"))),
+            (0, _) => return Err(refusal(path, io::Error::other("the power is gone"))),
             (left, _) => {
                 self.left.set(left - 1);
                 return operation();
             }
         }
-        Err(refusal(io::ErrorKind::StorageFull.into()))
+        Err(refusal(path, io::ErrorKind::StorageFull.into()))
     }
 
     /// What is on the disk when the power comes back.
@@ -85,16 +85,16 @@ impl FaultyDisk {
 
 impl Disk for FaultyDisk {
     fn create_dir(&self, path: &Path) -> Result<()> {
-        self.run(|| RealDisk.create_dir(path))
+        self.run(path, || RealDisk.create_dir(path))
     }
 
     fn write(&self, path: &Path, content: &Content) -> Result<()> {
         self.unsynced.borrow_mut().insert(path.to_owned());
-        self.run(|| RealDisk.write(path, content))
+        self.run(path, || RealDisk.write(path, content))
     }
 
     fn sync(&self, path: &Path) -> Result<()> {
-        self.run(|| {
+        self.run(path, || {
             self.unsynced.borrow_mut().remove(path);
             let in_it = |(_, to): &(PathBuf, PathBuf)| to.parent() == Some(path);
             self.renamed.borrow_mut().retain(|rename| !in_it(rename));
@@ -103,7 +103,7 @@ impl Disk for FaultyDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.run(|| {
+        self.run(to, || {
             self.renamed
                 .borrow_mut()
                 .push((from.to_owned(), to.to_owned()));
@@ -112,15 +112,15 @@ impl Disk for FaultyDisk {
     }
 
     fn symlink(&self, target: &Path, link: &Path) -> Result<()> {
-        self.run(|| RealDisk.symlink(target, link))
+        self.run(link, || RealDisk.symlink(target, link))
     }
 
     fn remove_file(&self, path: &Path) -> Result<()> {
-        self.run(|| RealDisk.remove_file(path))
+        self.run(path, || RealDisk.remove_file(path))
     }
 
     fn remove_dir(&self, path: &Path) -> Result<()> {
-        self.run(|| RealDisk.remove_dir(path))
+        self.run(path, || RealDisk.remove_dir(path))
     }
 }
 

@@ -15,9 +15,8 @@
 //!                        x + Mlp(RmsNorm(x))
 //! ```
 //!
-//! candle's fused normalisation, softmax and rotary operations cut the gradient without a word, so
-//! everything here is either plain candle operations or an operation with its own backward pass,
-//! tested against them. f32 on the CPU is the reference.
+//! A layer is written once, forward and back, over operations that the CPU and a card each have (`ops`). candle's autograd computes
+//! nothing here: it is what every gradient is tested against (`reference`). f32 on the CPU is the reference for values and bits.
 
 mod config;
 mod device;

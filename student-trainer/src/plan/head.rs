@@ -108,9 +108,25 @@ impl Head<'_> {
         }
     }
 
+    /// What of [`transport`](Self::transport) is still there beside the logits: on a card its plan, of all matrices.
+    pub fn transport_kept(&self) -> u64 {
+        let ot = &self.loss.ot;
+        let solved = match self.place {
+            Place::Card if self.loss.ot_weight > 0.0 => self.matrices(ot).saturating_sub(1),
+            _ => 0,
+        };
+        self.transport() - solved * F32 * self.rows * self.rows
+    }
+
+    /// What is there beside that until the plan is made: first the rows of the head, then the solver's matrices.
+    pub fn transport_made(&self) -> u64 {
+        let solved = self.transport() - self.transport_kept();
+        solved.max(self.gathered())
+    }
+
     /// On a card the rows of the head behind a row's entries are gathered a tile at a time, widened and weighted, and added up;
     /// the CPU reads them in place. Nothing of it is left when the logits are made.
-    pub fn gathered(&self) -> u64 {
+    fn gathered(&self) -> u64 {
         let is_needed = self.loss.ot_weight > 0.0 && self.loss.ot.cost == Cost::Kl;
         match self.place {
             Place::Card if is_needed => {

@@ -211,12 +211,12 @@ impl Trainer<'_> {
             ),
             Part::during(
                 "transport",
-                head.transport(),
+                head.transport_kept(),
                 &[Phase::Transport, Phase::Loss],
             ),
             Part::during(
-                "rows of the head behind the teacher's entries",
-                head.gathered(),
+                "transport, until its plan is made",
+                head.transport_made(),
                 &[Phase::Transport],
             ),
             Part::always("similarity of logits: P, G", head.logit_space()),

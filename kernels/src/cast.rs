@@ -7,8 +7,6 @@ use crate::{CAST, Call, Compute, GRID_MAX, Launch, Part};
 
 /// Threads of a block.
 const THREADS: usize = 256;
-/// Elements at whose multiples a tensor begins among others: at least 128 bytes, which every vector load and tensor core is content with.
-const ALIGN: usize = 64;
 
 /// A tensor of `len` floats, and where its elements go in the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,42 +37,27 @@ pub fn cast_many(casts: &[Cast], out: usize) -> Result<Vec<Call>> {
     calls.collect()
 }
 
-/// Where tensors of these lengths begin side by side in one buffer, each well aligned, and how long that one is.
-pub fn side_by_side(lens: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
-    let mut end = 0usize;
-    let starts = lens.into_iter().map(|len| {
-        let start = end.next_multiple_of(ALIGN);
-        end = start + len;
-        start
-    });
-    (starts.collect(), end)
-}
-
-/// Contiguous tensors of floats in another type, each as a view of one buffer that all of them share; no way back leads from them.
+/// One tensor [len] of all sources in another type, each from its place on; what lies between them is not written. No way back leads
+/// from it.
 ///
 /// # Errors
 /// As [`device::run`](crate::device::run).
-pub fn cast_tensors(tensors: &[&Tensor], dtype: DType, compute: Compute) -> Result<Vec<Tensor>> {
-    if tensors.is_empty() {
-        return Ok(Vec::new());
-    }
-    let lens = || tensors.iter().map(|tensor| tensor.elem_count());
-    let (starts, len) = side_by_side(lens());
-    let made = compute(tensors, &[(dtype, len)], &|x, out| {
-        let parts = x.iter().zip(lens()).zip(&starts);
-        let casts = parts.map(|((tensor, len), at)| Cast {
-            tensor: *tensor,
-            len,
+pub fn gather(
+    sources: &[(usize, &Tensor)],
+    len: usize,
+    dtype: DType,
+    compute: Compute,
+) -> Result<Tensor> {
+    let tensors: Vec<&Tensor> = sources.iter().map(|(_, tensor)| *tensor).collect();
+    let made = compute(&tensors, &[(dtype, len)], &|x, out| {
+        let casts = x.iter().zip(sources).map(|(x, (at, tensor))| Cast {
+            tensor: *x,
+            len: tensor.elem_count(),
             at: *at,
         });
         cast_many(&casts.collect::<Vec<_>>(), out[0])
     })?;
-    let views = tensors.iter().zip(&starts);
-    let views = views.map(|(tensor, start)| {
-        let flat = made[0].narrow(0, *start, tensor.elem_count())?;
-        flat.reshape(tensor.shape())
-    });
-    views.collect()
+    Ok(made[0].clone())
 }
 
 #[cfg(test)]
@@ -111,11 +94,14 @@ mod tests {
             let lens = [1, 255, 257, 100_003, 64];
             let tensors = lens.map(|len| random(len, from));
             let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
-            let inputs: Vec<&Tensor> = tensors.iter().collect();
-            let made = cast_tensors(&inputs, to, EMULATED)?;
-            for (tensor, made) in tensors.iter().zip(&made) {
-                assert_eq!((made.dtype(), made.dims()), (to, tensor.dims()));
-                assert_eq!(values(made)?, values(&tensor.to_dtype(to)?)?);
+            // Gaps between some of them, and none between others.
+            let places = [0, 8, 263, 600, 100_603];
+            let sources: Vec<_> = places.into_iter().zip(&tensors).collect();
+            let made = gather(&sources, 100_667, to, EMULATED)?;
+            assert_eq!(made.dtype(), to);
+            for (at, tensor) in sources {
+                let made = made.narrow(0, at, tensor.elem_count())?;
+                assert_eq!(values(&made)?, values(&tensor.to_dtype(to)?)?);
             }
         }
         Ok(())
@@ -123,7 +109,6 @@ mod tests {
 
     #[test]
     fn no_tensors_are_no_launch() -> Result<()> {
-        assert!(cast_tensors(&[], DType::BF16, EMULATED)?.is_empty());
         assert!(cast_many(&[], 0)?.is_empty());
         let empty = Cast {
             tensor: 0,
@@ -136,8 +121,6 @@ mod tests {
 
     #[test]
     fn many_tensors_are_one_launch() -> Result<()> {
-        let (starts, len) = side_by_side([64, 1, 128, 0, 3]);
-        assert_eq!((starts, len), (vec![0, 64, 128, 256, 256], 259));
         let cast = |tensor| Cast {
             tensor,
             len: 8,

@@ -69,12 +69,11 @@ fn compute_any(
     calls: MakeCalls<'_>,
 ) -> Result<Vec<Tensor>> {
     let mut memory = Memory::new();
-    let upload = |x: &&Tensor| memory.upload(x);
-    let inputs = inputs.iter().map(upload).collect::<Result<Vec<_>>>()?;
+    let inputs = memory.upload_all(inputs)?;
     let fresh = |(dtype, len): &(DType, usize)| memory.fresh(*dtype, *len);
     let outputs: Vec<usize> = outputs.iter().map(fresh).collect();
     for call in calls(&inputs, &outputs)? {
-        Emulator::of(call.module)?.run(&mut memory, &[call])?;
+        Emulator::of(call.module)?.run_reading(&mut memory, &inputs, &[call])?;
     }
     outputs.iter().map(|index| memory.read(*index)).collect()
 }

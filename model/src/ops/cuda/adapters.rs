@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use distill_kernels::Machine;
-use distill_kernels::cast::{Cast, cast_many};
+use distill_kernels::cast::gather;
 
 use crate::{Decoder, Linear, Result};
 
@@ -87,7 +87,8 @@ impl Adapters {
         if groups.is_empty() {
             return Ok(Self::default());
         }
-        let all = gather(machine, &sources, len, decoder.dtype())?;
+        let sources: Vec<_> = sources.iter().map(|(at, source)| (*at, source)).collect();
+        let all = gather(&sources, len, decoder.dtype(), machine.compute)?;
         let group = |(name, (a, members, rank)): (&str, (usize, Vec<Member>, usize))| {
             let all = all.clone();
             let group = Group {
@@ -146,23 +147,4 @@ fn plan(
     }
     *len = at;
     Ok((begin, members, low))
-}
-
-/// One tensor [len] of all sources, each at its place; between them nothing was written.
-fn gather(
-    machine: Machine,
-    sources: &[(usize, Tensor)],
-    len: usize,
-    dtype: DType,
-) -> Result<Tensor> {
-    let tensors: Vec<&Tensor> = sources.iter().map(|(_, tensor)| tensor).collect();
-    let made = (machine.compute)(&tensors, &[(dtype, len)], &|x, out| {
-        let casts = x.iter().zip(sources).map(|(x, (at, tensor))| Cast {
-            tensor: *x,
-            len: tensor.elem_count(),
-            at: *at,
-        });
-        cast_many(&casts.collect::<Vec<_>>(), out[0])
-    })?;
-    Ok(made[0].clone())
 }

@@ -128,16 +128,6 @@ impl Cuda {
         })?;
         Ok(out)
     }
-
-    fn norm(&self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
-        let size = norm.weight().elem_count();
-        let rows = x.elem_count() / size;
-        let inputs = [x, norm.weight()];
-        let [out] = self.call(&inputs, [(self.dtype, x.dims2()?)], |x, out| {
-            layers::rms_norm(x[0], x[1], (out[0], None), (rows, size), norm.eps())
-        })?;
-        Ok(out)
-    }
 }
 
 /// The sizes of heads, the tables being inputs `tables`.
@@ -190,7 +180,13 @@ impl Ops for Cuda {
     fn recycle_pair(&mut self, _: Tensor) {}
 
     fn rms_norm(&mut self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
-        self.norm(norm, x)
+        let size = norm.weight().elem_count();
+        let rows = x.elem_count() / size;
+        let inputs = [x, norm.weight()];
+        let [out] = self.call(&inputs, [(self.dtype, x.dims2()?)], |x, out| {
+            layers::rms_norm(x[0], x[1], (out[0], None), (rows, size), norm.eps())
+        })?;
+        Ok(out)
     }
 
     fn rms_norm_and_copy(&mut self, norm: &RmsNorm, x: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -269,7 +265,7 @@ impl Ops for Cuda {
         })?;
         let mut before_norms = None;
         if let Some([q_norm, k_norm]) = attention.head_norms() {
-            let normed = [self.norm(q_norm, &q)?, self.norm(k_norm, &k)?];
+            let normed = [self.rms_norm(q_norm, &q)?, self.rms_norm(k_norm, &k)?];
             before_norms = Some([q, k]);
             [q, k] = normed;
             if attention.turned() {

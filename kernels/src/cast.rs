@@ -37,7 +37,7 @@ pub fn cast_many(casts: &[Cast], out: usize) -> Result<Vec<Call>> {
     calls.collect()
 }
 
-/// One tensor [len] of all sources in another type, each from its place on; what lies between them is not written. No way back leads
+/// One tensor `[len]` of all sources in another type, each from its place on; what lies between them is not written. No way back leads
 /// from it.
 ///
 /// # Errors

@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 import shutil
 import signal
 import statistics
@@ -26,6 +25,7 @@ import sys
 import time
 
 import card
+import kernel_tests
 import models
 import programs
 from card import Watch
@@ -128,30 +128,9 @@ def probe(what, seconds):
     return piece
 
 
-def kernel_tests(setup):
+def all_kernel_tests(setup):
     """The tests of all kernels, with the card in the emulator's place; which of them passed."""
-    # They read scratch memory back with the rest, which the card in software would refuse (CARD_SHADOW).
-    environment = {} if setup.device == "cpu" else {"OT_DISTILL_KERNELS": "cuda", "CARD_SHADOW": "0"}
-    passed, failed, seconds = [], {}, {}
-    for line in (HERE / "tests.txt").read_text().splitlines():
-        name, *filters = line.split()
-        started = time.monotonic()
-        log = setup.logs / f"{name}.log"
-        with open(log, "w") as out:
-            command = [setup.program(name), "--test-threads=1", *filters]
-            status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=programs.environment() | environment, timeout=LOAD_SECONDS * 2 * setup.patience).returncode
-        seconds[name] = round(time.monotonic() - started, 1)
-        text = log.read_text(errors="replace")
-        passed += re.findall(r"^test (\S+) \.\.\. ok$", text, re.M)
-        for test in re.findall(r"^test (\S+) \.\.\. FAILED$", text, re.M):
-            said = re.search(rf"---- {re.escape(test)} stdout ----\n(.*?)(?=\n----|\nfailures:|\Z)", text, re.S)
-            failed[test] = (said.group(1) if said else "")[:600]
-        if status != 0 and not failed:
-            raise Failed(f"{name} ended with status {status}: {tail(log)}")
-    result = {"passed": len(passed), "failed": failed, "seconds": seconds}
-    if failed or not passed:
-        raise Failed(json.dumps(result))
-    return result
+    return kernel_tests.run(setup.bin, setup.logs, LOAD_SECONDS * 2 * setup.patience, setup.device != "cpu")
 
 
 def sanitizer(tool):
@@ -362,7 +341,7 @@ STAGES = {
     "a": {
         "host": host,
         "kernels": probe("kernels", 60),
-        "kernel-tests": kernel_tests,
+        "kernel-tests": all_kernel_tests,
         "gradients": probe("gradients", 60),
         "parts": probe("parts", 60),
         "ceiling": probe("ceiling", 60),

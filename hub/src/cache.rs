@@ -1,13 +1,17 @@
 //! Provides the layout of the cache: blobs by digest, snapshots of relative links to them, refs, and locks between processes.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
     thread,
+};
+
+use distill_program::{
+    FileError,
+    files::{self, directory_of},
+    lock::{Attempt, Lock},
+    output,
 };
 
 use crate::{
@@ -21,11 +25,6 @@ use crate::{
 pub(crate) struct RepoCache {
     root: PathBuf,
     locks: PathBuf,
-}
-
-/// Held while a blob is fetched; the same file that `huggingface_hub` locks, in the same way (flock).
-pub(crate) struct Lock {
-    _file: File,
 }
 
 impl RepoCache {
@@ -59,7 +58,7 @@ impl RepoCache {
     /// The commit that a branch or tag stood for when it was asked for last.
     pub fn commit(&self, revision: &str) -> Option<String> {
         let path = self.root.join("refs").join(revision);
-        let text = distill_files::read_text(&path, COMMIT_BYTES_MAX).ok()?;
+        let text = files::read_text(&path, COMMIT_BYTES_MAX).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
     }
@@ -71,14 +70,7 @@ impl RepoCache {
         }
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
-        let temporary = beside(&path);
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(commit.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(Error::io("write", &temporary))?;
-        fs::rename(&temporary, &path).map_err(Error::io("write", &path))?;
-        sync_parent(&path)
+        Ok(output::write(&path, commit.as_bytes())?)
     }
 
     /// Where the blob with this etag is or will be.
@@ -94,8 +86,8 @@ impl RepoCache {
     /// Gives a whole blob its name.
     pub fn publish(&self, etag: &str) -> Result<()> {
         let blob = self.blob(etag);
-        fs::rename(self.partial(etag), &blob).map_err(Error::io("write", &blob))?;
-        sync_parent(&blob)
+        fs::rename(self.partial(etag), &blob).map_err(FileError::at("write", &blob))?;
+        Ok(files::sync(directory_of(&blob))?)
     }
 
     /// Makes `name` of a commit's snapshot the blob with this etag, through a relative link as `huggingface_hub` makes.
@@ -109,37 +101,30 @@ impl RepoCache {
         }
         create_parent(&link)?;
         // A link to a blob that is gone is replaced in one step; nobody sees the name missing.
-        let temporary = beside(&link);
-        symlink(&target, &temporary).map_err(Error::io("create", &temporary))?;
-        fs::rename(&temporary, &link).map_err(Error::io("create", &link))?;
-        sync_parent(&link)
+        let directory = directory_of(&link);
+        let made = tempfile::Builder::new().make_in(directory, |path| symlink(&target, path));
+        let replaced = made.and_then(|made| Ok(made.into_temp_path().persist(&link)?));
+        replaced.map_err(FileError::at("create", &link))?;
+        Ok(files::sync(directory)?)
     }
 
-    /// Waits until no other process fetches the blob with this etag.
+    /// Waits until no other process fetches the blob with this etag; the lock is held meanwhile, on the same file that
+    /// `huggingface_hub` locks, in the same way (flock).
     ///
     /// # Errors
     /// `Stopped`, or a file system that refuses.
     pub fn lock(&self, etag: &str, stopped: &dyn Fn() -> bool) -> Result<Lock> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
-        let opened = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
-        let file = opened.map_err(Error::io("open", &path))?;
         let mut told = false;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-            }
+            let holder = match Lock::take(&path)? {
+                Attempt::Taken(lock) => return Ok(lock),
+                Attempt::HeldBy(holder) => holder,
+            };
             if !std::mem::replace(&mut told, true) {
-                tracing::info!(
-                    "another process fetches {}; waiting for it",
-                    self.blob(etag).display()
-                );
+                let blob = self.blob(etag);
+                tracing::info!("{holder} fetches {}; waiting for it", blob.display());
             }
             pause(POLL, stopped)?;
         }
@@ -148,14 +133,10 @@ impl RepoCache {
 
 /// The names of the files in a directory; a link to a blob that is gone is no file.
 fn file_names(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let files = entries
-        .filter_map(io::Result::ok)
-        .filter(|entry| entry.path().is_file());
+    let found = files::list(directory).unwrap_or_default();
+    let files = found.iter().filter(|path| path.is_file());
     files
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect()
 }
 
@@ -175,25 +156,5 @@ pub(crate) fn pause(duration: std::time::Duration, stopped: &dyn Fn() -> bool) -
 
 /// Makes the directory of a file.
 pub(crate) fn create_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).map_err(Error::io("create", parent)),
-        None => Ok(()),
-    }
-}
-
-/// Makes a new name last through a loss of power.
-fn sync_parent(path: &Path) -> Result<()> {
-    let Some(parent) = path.parent() else {
-        return Ok(());
-    };
-    let synced = File::open(parent).and_then(|directory| directory.sync_all());
-    synced.map_err(Error::io("write", parent))
-}
-
-/// A name in the same directory that nobody else uses.
-fn beside(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}-{count}.tmp", process::id()))
+    Ok(files::create_directory(directory_of(path))?)
 }

@@ -3,10 +3,12 @@
 use std::{
     env,
     ffi::OsString,
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use distill_program::files;
 
 use crate::{Error, Result, limits::TOKEN_BYTES_MAX};
 
@@ -135,11 +137,9 @@ fn endpoint(given: Option<String>) -> Result<String> {
 }
 
 fn read_token(path: &Path) -> Result<Option<Token>> {
-    match distill_files::read_text(path, TOKEN_BYTES_MAX) {
-        Ok(text) => Ok(Token::new(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("read the hub's token in", path)(error)),
-    }
+    let text = files::if_there(files::read_text(path, TOKEN_BYTES_MAX))
+        .map_err(|error| error.during("read the hub's token in"))?;
+    Ok(text.and_then(|text| Token::new(&text)))
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Provides the error of this crate: what could not be found or fetched, from where, and what to do.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
+
+use distill_program::FileError;
 
 /// This crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -133,30 +132,14 @@ pub enum Error {
         bytes: u64,
     },
     /// The file system refused.
-    #[error("cannot {action} {}: {reason}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// What the system said.
-        reason: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// Someone asked to stop.
     #[error("stopped; what has arrived is kept, and the next run continues it")]
     Stopped,
 }
 
 impl Error {
-    /// For `map_err` on file operations.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |reason| Self::Io {
-            action,
-            path: path.to_owned(),
-            reason,
-        }
-    }
-
     /// Whether the hub as a whole could not be asked, so that what the cache has may serve.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Network { .. })

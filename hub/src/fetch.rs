@@ -66,7 +66,7 @@ pub(crate) fn fetch(
             stopped: options.stopped,
             retry_wait: environment.retry_wait,
         },
-        progress: Progress::new(reference.to_string()),
+        progress: Progress::new(&reference.to_string()),
     };
     download.files(&selection.small)?;
     download.files(&selection.weight_files(&cache.snapshot(&revision.commit))?)?;
@@ -120,9 +120,10 @@ fn cached(
     wanted: Wanted,
 ) -> std::result::Result<PathBuf, (String, PathBuf)> {
     let revision = reference.revision();
-    let commit = match is_commit(revision) {
-        true => Some(revision.to_owned()),
-        false => cache.commit(revision),
+    let commit = if is_commit(revision) {
+        Some(revision.to_owned())
+    } else {
+        cache.commit(revision)
     };
     let Some(commit) = commit else {
         return Err((format!("revision `{revision}`"), cache.root().to_owned()));

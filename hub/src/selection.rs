@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use distill_program::files;
 use serde::Deserialize;
 
 use crate::{
@@ -134,10 +135,10 @@ impl Selection {
 
     /// Itself, if `name` is among the small files.
     fn with(self, reference: &Reference, name: &str) -> Result<Self> {
-        match self.small.iter().any(|file| file == name) {
-            true => Ok(self),
-            false => Err(unusable(reference, format!("no {name}"))),
+        if self.small.iter().any(|file| file == name) {
+            return Ok(self);
         }
+        Err(unusable(reference, format!("no {name}")))
     }
 }
 
@@ -224,7 +225,7 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
         reference: path.display().to_string(),
         reason,
     };
-    let text = distill_files::read(path, INDEX_BYTES_MAX).map_err(Error::io("read", path))?;
+    let text = files::read(path, INDEX_BYTES_MAX)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| unusable(format!("no readable weight_map: {e}")))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
@@ -236,13 +237,13 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
             "{odd:?} in its weight_map, which is no plain name of a .safetensors file"
         )));
     }
-    match (1..=SHARDS_MAX).contains(&files.len()) {
-        true => Ok(files),
-        false => Err(unusable(format!(
-            "{} files in its weight_map, outside 1..={SHARDS_MAX}",
-            files.len()
-        ))),
+    if (1..=SHARDS_MAX).contains(&files.len()) {
+        return Ok(files);
     }
+    Err(unusable(format!(
+        "{} files in its weight_map, outside 1..={SHARDS_MAX}",
+        files.len()
+    )))
 }
 
 #[cfg(test)]

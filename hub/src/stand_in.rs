@@ -305,10 +305,10 @@ impl State {
             .repositories
             .get(repo)
             .ok_or_else(|| Answer::error("401 Unauthorized", "RepoNotFound"))?;
-        match revision == "main" || revision == found.commit {
-            true => Ok(found),
-            false => Err(Answer::error("404 Not Found", "RevisionNotFound")),
+        if revision == "main" || revision == found.commit {
+            return Ok(found);
         }
+        Err(Answer::error("404 Not Found", "RevisionNotFound"))
     }
 
     fn resolve(&mut self, request: &Request, repo: &str, revision: &str, name: &str) -> Answer {

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use distill_program::{FileError, files};
+
 use crate::{
     Error, Result,
     cache::{RepoCache, create_parent, pause},
@@ -51,14 +53,14 @@ impl Transfer<'_> {
         let partial = self.cache.partial(&remote.etag);
         if Promise::of(&remote.etag) == Promise::Nothing {
             // What cannot be verified is not pieced together.
-            remove(&partial)?;
+            files::remove(&partial)?;
         }
         let mut continued = self.continue_file(remote, &partial, progress)?;
         loop {
             let Some(found) = mismatch(&partial, &remote.etag, self.stopped)? else {
                 return Ok(());
             };
-            remove(&partial)?;
+            files::remove(&partial)?;
             if !continued {
                 return Err(Error::Checksum {
                     url: remote.url.clone(),
@@ -81,15 +83,19 @@ impl Transfer<'_> {
         partial: &Path,
         progress: &mut Progress,
     ) -> Result<bool> {
-        let opened = OpenOptions::new()
+        let mut options = OpenOptions::new();
+        let opened = options
             .create(true)
             .truncate(false)
             .write(true)
             .open(partial);
-        let mut file = opened.map_err(Error::io("open", partial))?;
-        let mut have = file.metadata().map_err(Error::io("read", partial))?.len();
+        let mut file = opened.map_err(FileError::at("open", partial))?;
+        let mut have = file
+            .metadata()
+            .map_err(FileError::at("read", partial))?
+            .len();
         if have > remote.bytes {
-            file.set_len(0).map_err(Error::io("write", partial))?;
+            file.set_len(0).map_err(FileError::at("write", partial))?;
             have = 0;
         }
         let continued = have > 0;
@@ -130,7 +136,7 @@ impl Transfer<'_> {
         let (start, response) = self.client.open(remote, *have)?;
         *have = start;
         file.seek(SeekFrom::Start(start))
-            .map_err(Error::io("write", partial))?;
+            .map_err(FileError::at("write", partial))?;
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
@@ -156,10 +162,10 @@ impl Transfer<'_> {
             *have += count as u64;
             progress.at(*have);
         }
-        match *have == remote.bytes {
-            true => Ok(()),
-            false => Err(broken(remote, *have, "the answer ended")),
+        if *have < remote.bytes {
+            return Err(broken(remote, *have, "the answer ended"));
         }
+        Ok(())
     }
 }
 
@@ -174,22 +180,11 @@ fn is_whole(blob: &Path, remote: &Remote) -> bool {
     fs::metadata(blob).is_ok_and(|metadata| metadata.is_file() && metadata.len() == remote.bytes)
 }
 
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn write_error(error: io::Error, path: &Path, bytes: u64) -> Error {
     let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-    match full.contains(&error.kind()) {
-        true => Error::DiskFull {
-            path: path.to_owned(),
-            bytes,
-        },
-        false => Error::io("write", path)(error),
+    if full.contains(&error.kind()) {
+        let path = path.to_owned();
+        return Error::DiskFull { path, bytes };
     }
+    FileError::at("write", path)(error).into()
 }

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use distill_program::FileError;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -44,12 +45,12 @@ pub(crate) fn mismatch(
     etag: &str,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Option<String>> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let file = File::open(path).map_err(FileError::at("read", path))?;
     let found = match Promise::of(etag) {
         Promise::Nothing => return Ok(None),
         Promise::Sha256 => digest(file, Sha256::new(), path, stopped)?,
         Promise::GitBlob => {
-            let bytes = file.metadata().map_err(Error::io("read", path))?.len();
+            let bytes = file.metadata().map_err(FileError::at("read", path))?.len();
             let header = Sha1::new().chain_update(format!("blob {bytes}\0"));
             digest(file, header, path, stopped)?
         }
@@ -72,7 +73,7 @@ fn digest<D: Digest>(
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::io("read", path)(error)),
+            Err(error) => return Err(FileError::at("read", path)(error).into()),
         };
         digest.update(buffer.get(..count).unwrap_or_default());
     }

@@ -1,5 +1,5 @@
 //! Provides the calls of causal attention with grouped query heads: `out = softmax(scale q k^T) v` over the keys that each query sees,
-//! and its gradients, without a matrix of scores in memory.
+//! and its gradients, without a matrix of scores in memory. Tensor cores multiply where inputs are of 16 bits.
 
 use candle_core::{DType, Result};
 
@@ -10,9 +10,45 @@ pub const HEAD_DIM_MAX: usize = 128;
 
 const WARPS: usize = 4;
 const WARP: usize = 32;
-/// Queries of a warp, forward, and queries or keys of a warp on the way back; see attention.cu.
-const ROWS: usize = 8;
-const GRADIENT_ROWS: usize = 6;
+/// Rows of a block on tensor cores; see attention_mma.cu.
+const MMA_ROWS: usize = 32;
+/// What heads on tensor cores are whole multiples of.
+const MMA_MULTIPLE: usize = 16;
+
+/// A kernel in attention.cu, and what does the same on tensor cores, in attention_mma.cu.
+struct Kernel {
+    plain: &'static str,
+    /// Rows of a block there, and how many tiles of them lie in shared memory beside one of columns.
+    rows: usize,
+    tiles: usize,
+    /// For heads of at most 64 and of at most 128 elements.
+    mma: [&'static str; 2],
+    /// Rows in shared memory there: tiles of a block's own, and two of a step's columns.
+    mma_rows: usize,
+}
+
+const FORWARD: Kernel = Kernel {
+    plain: "attention",
+    rows: 8 * WARPS,
+    tiles: 1,
+    mma: ["attention_mma_64", "attention_mma_128"],
+    mma_rows: MMA_ROWS + 2 * 64,
+};
+const TO_QUERIES: Kernel = Kernel {
+    plain: "attention_to_queries",
+    rows: 6 * WARPS,
+    tiles: 2,
+    mma: [
+        "attention_to_queries_mma_64",
+        "attention_to_queries_mma_128",
+    ],
+    mma_rows: 2 * MMA_ROWS + 2 * 32,
+};
+const TO_KEYS: Kernel = Kernel {
+    plain: "attention_to_keys",
+    mma: ["attention_to_keys_mma_64", "attention_to_keys_mma_128"],
+    ..TO_QUERIES
+};
 
 /// Whether the kernels take heads of this many elements: whole quads, one a lane at most.
 pub fn takes(head_dim: usize) -> bool {
@@ -63,11 +99,12 @@ impl Sizes {
         self.head_dim / 4
     }
 
-    /// A block for `rows` rows of one head, with `tiles` tiles of them and one of columns in shared memory.
-    fn launch(&self, count: usize, heads: usize, rows: usize, tiles: usize) -> Launch {
+    /// A block for each so many rows of every head.
+    fn launch(&self, kernel: &Kernel, count: usize) -> Launch {
+        let Kernel { rows, tiles, .. } = *kernel;
         let quads = tiles * rows * self.quads() + WARP * self.column_quads();
         Launch {
-            grid: [count.div_ceil(rows), heads, 1],
+            grid: [count.div_ceil(rows), self.heads, 1],
             block: WARPS * WARP,
             shared: quads * 4 * size_of::<f32>(),
         }
@@ -79,6 +116,37 @@ impl Sizes {
             quads if quads.is_multiple_of(8) => quads,
             quads => quads | 1,
         }
+    }
+
+    /// A call of this kernel for `count` rows of every head, with what `given` adds before the sizes of heads: on tensor cores where
+    /// `floats` hold 16 bits each and heads are whole sixteens.
+    fn call(
+        &self,
+        kernel: &Kernel,
+        count: usize,
+        floats: &[usize],
+        given: impl Fn(Call) -> Call,
+    ) -> Result<Call> {
+        let make = |name, launch| -> Result<Call> {
+            let call = given(Call::new(&ATTENTION, name, launch)?);
+            Ok(self.heads(call).float(self.scale))
+        };
+        let plain = make(kernel.plain, self.launch(kernel, count))?;
+        if !self.head_dim.is_multiple_of(MMA_MULTIPLE) {
+            return Ok(plain);
+        }
+        let [small, large] = kernel.mma;
+        let (name, dim) = match self.head_dim {
+            ..=64 => (small, 64),
+            _ => (large, 128),
+        };
+        let launch = Launch {
+            grid: [count.div_ceil(MMA_ROWS), self.heads, 1],
+            block: WARPS * WARP,
+            // Rows are eight elements apart; see `Rows` there.
+            shared: kernel.mma_rows * (dim + 8) * size_of::<u16>(),
+        };
+        Ok(plain.or_where_narrow(floats, make(name, launch)?))
     }
 
     /// Types and lengths of the scratch of [`backward`]: what the softmax's gradient subtracts, and what each query head adds to
@@ -116,11 +184,11 @@ pub fn forward(
     seen: Ranges,
     (out, logsumexp): (usize, usize),
 ) -> Result<Call> {
-    let launch = sizes.launch(sizes.queries, sizes.heads, WARPS * ROWS, 1);
-    let call = Call::new(&ATTENTION, "attention", launch)?;
-    let call = seen.of(call.floats(q).floats(k).floats(v)).floats(out);
-    let call = call.buffer(logsumexp, DType::F32).size(sizes.queries);
-    Ok(sizes.heads(call).float(sizes.scale))
+    sizes.call(&FORWARD, sizes.queries, &[q, k, v, out], |call| {
+        let call = call.floats(q).floats(k).floats(v);
+        let call = seen.of(call).floats(out);
+        call.buffer(logsumexp, DType::F32).size(sizes.queries)
+    })
 }
 
 /// Gradients in q, k and v, into buffers shaped as these.
@@ -152,29 +220,96 @@ pub fn backward(
         .int(sizes.heads as i32)
         .int(sizes.quads() as i32);
 
-    let rows = WARPS * GRADIENT_ROWS;
-    let given = |name, launch, ranges: Ranges| -> Result<Call> {
-        let call = Call::new(&ATTENTION, name, launch)?;
+    let given = |call: Call, ranges: Ranges| {
         let call = call.floats(q).floats(k).floats(v).floats(kept.grad);
         let call = ranges.of(call).buffer(kept.logsumexp, DType::F32);
-        Ok(call.buffer(along, DType::F32))
+        call.buffer(along, DType::F32)
     };
-    let launch = sizes.launch(queries, sizes.heads, rows, 2);
-    let to_queries = given("attention_to_queries", launch, seen)?.floats(to_q);
-    let launch = sizes.launch(keys, sizes.heads, rows, 2);
-    let to_keys = given("attention_to_keys", launch, seen_by)?.floats(parts);
+    let floats = [q, k, v, kept.grad, to_q];
+    let to_queries = sizes.call(&TO_QUERIES, queries, &floats, |call| {
+        given(call, seen).floats(to_q).size(queries)
+    })?;
+    let to_keys = sizes.call(&TO_KEYS, keys, &floats[..4], |call| {
+        given(call, seen_by).floats(parts).size(queries).size(keys)
+    })?;
     let quads = 2 * keys * sizes.key_heads * sizes.quads();
-    let join = Call::new(
-        &ATTENTION,
-        "attention_join",
-        Launch::over(quads, WARPS * WARP),
-    )?;
-    let join = join.floats(parts).floats(to_k).floats(to_v);
-    let calls = [
-        to_queries.size(queries),
-        to_keys.size(queries).size(keys),
-        join.size(keys),
-    ];
-    let calls = calls.map(|call| sizes.heads(call).float(sizes.scale));
-    Ok([first].into_iter().chain(calls).collect())
+    let launch = Launch::over(quads, WARPS * WARP);
+    let join = Call::new(&ATTENTION, "attention_join", launch)?;
+    let join = join.floats(parts).floats(to_k).floats(to_v).size(keys);
+    let join = sizes.heads(join).float(sizes.scale);
+    Ok(vec![first, to_queries, to_keys, join])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The calls of a layer's attention, with a head of this many elements, on inputs of this type.
+    fn chosen(tokens: usize, head_dim: usize, dtype: DType) -> Vec<Call> {
+        let sizes = Sizes {
+            queries: tokens,
+            keys: tokens,
+            heads: 12,
+            key_heads: 2,
+            head_dim,
+            scale: 1.0,
+        };
+        let ranges = Ranges { first: 6, end: 7 };
+        let kept = Kept {
+            inputs: [0, 1, 2],
+            out: 3,
+            logsumexp: 4,
+            grad: 5,
+        };
+        let forward = forward(sizes, [0, 1, 2], ranges, (3, 4)).unwrap();
+        let to = [10, 11, 12];
+        let backward = backward(sizes, kept, (ranges, ranges), (8, 9), to).unwrap();
+        let calls = [forward].into_iter().chain(backward);
+        calls
+            .map(|call| call.choose(|_| Some(dtype)).clone())
+            .collect()
+    }
+
+    #[test]
+    fn tensor_cores_multiply_sixteen_bits_and_whole_sixteens() {
+        let names = |head_dim, dtype| -> Vec<&str> {
+            let calls = chosen(1, head_dim, dtype);
+            calls.iter().map(|call| call.function).collect()
+        };
+        for (head_dim, dtype, version) in [
+            (128, DType::BF16, "_mma_128"),
+            (80, DType::F16, "_mma_128"),
+            (64, DType::F16, "_mma_64"),
+            (16, DType::BF16, "_mma_64"),
+            (8, DType::BF16, ""),
+            (100, DType::F16, ""),
+            (128, DType::F32, ""),
+        ] {
+            let both = [
+                "attention",
+                "attention_along",
+                "attention_to_queries",
+                "attention_to_keys",
+                "attention_join",
+            ];
+            let expected = both.map(|name| match name {
+                "attention_along" | "attention_join" => name.to_owned(),
+                name => format!("{name}{version}"),
+            });
+            assert_eq!(names(head_dim, dtype), expected, "{head_dim} {dtype:?}");
+        }
+    }
+
+    #[test]
+    fn two_blocks_of_the_largest_head_share_a_multiprocessor() {
+        for dtype in [DType::F32, DType::BF16] {
+            for call in chosen(512, 128, dtype) {
+                // Of compute capability 8.6 and 8.9: 100 KiB, and 1 KiB of it for every block.
+                let shared = call.shared_bytes() + 1024;
+                assert!(2 * shared <= 100 << 10, "{}", call.function);
+                // At 512 tokens each of the reference card's 128 multiprocessors has one.
+                assert!(call.blocks() >= 128, "{}", call.function);
+            }
+        }
+    }
 }

@@ -3,13 +3,17 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::Module;
+use crate::argument::{Argument, Part};
 
 /// Threads of a block at most, on every card.
 pub const THREADS_MAX: usize = 1024;
 /// Shared memory of a block at most that every card grants without being asked: 48 KiB.
 pub const SHARED_BYTES_MAX: usize = 48 << 10;
 /// Blocks at most along x, and along y and z.
-const GRID_MAX: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
+pub const GRID_MAX: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
+/// Where buffers begin that a call for 16-bit floats takes: at multiples of so many bytes, which it loads at once.
+#[cfg(feature = "cuda")]
+pub(crate) const NARROW_ALIGNMENT: u64 = 16;
 /// Threads that exchange values with each other.
 const WARP: usize = 32;
 
@@ -35,23 +39,16 @@ impl Launch {
     }
 }
 
-/// One argument. Buffers are named by their index among the buffers of the run.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
-pub(crate) enum Argument {
-    Floats(usize),
-    Buffer(usize, DType),
-    Long(i64),
-    Int(i32),
-    Float(f32),
-}
-
 /// Makes calls from the indices of inputs and of outputs, for whoever passes that on.
 pub type MakeCalls<'a> = &'a dyn Fn(&[usize], &[usize]) -> Result<Vec<Call>>;
 
 /// Runs calls on tensors, for outputs of these types and lengths: on a card [`device::COMPUTE`](crate::device::COMPUTE), in tests
 /// the emulator.
 pub type Compute = fn(&[&Tensor], &[(DType, usize)], MakeCalls<'_>) -> Result<Vec<Tensor>>;
+
+/// Runs calls that change the first tensors where they are and read the others: on a card [`device::CHANGE`](crate::device::CHANGE),
+/// in tests the emulator. The calls are made from the indices of both.
+pub type Change = fn(&[&Tensor], &[&Tensor], MakeCalls<'_>) -> Result<()>;
 
 /// A launch with its arguments, in the order of the function's parameters.
 #[derive(Debug, Clone)]
@@ -63,6 +60,15 @@ pub struct Call {
     pub(crate) block: u32,
     pub(crate) shared: u32,
     pub(crate) arguments: Vec<Argument>,
+    narrow: Option<Narrow>,
+}
+
+/// What runs instead where these buffers all hold bf16, or all f16, and begin at multiples of 16 bytes.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
+struct Narrow {
+    buffers: Vec<usize>,
+    call: Box<Call>,
 }
 
 impl Call {
@@ -94,7 +100,21 @@ impl Call {
             block: block as u32,
             shared: shared as u32,
             arguments: Vec::new(),
+            narrow: None,
         })
+    }
+
+    /// This call, or `narrow` where these buffers all hold bf16, or all f16, and begin at multiples of 16 bytes: which is known when a
+    /// call runs.
+    pub fn or_where_narrow(self, buffers: &[usize], narrow: Self) -> Self {
+        let narrow = Narrow {
+            buffers: buffers.to_vec(),
+            call: Box::new(narrow),
+        };
+        Self {
+            narrow: Some(narrow),
+            ..self
+        }
     }
 
     /// A buffer of f32, bf16 or f16, whichever it holds: `Floats`.
@@ -105,6 +125,16 @@ impl Call {
     /// A buffer of exactly this type: `Buffer<T>`.
     pub fn buffer(self, index: usize, dtype: DType) -> Self {
         self.with(Argument::Buffer(index, dtype))
+    }
+
+    /// Buffers of f32, bf16 or f16, whichever each holds: `Table<Floats>`.
+    pub fn floats_table(self, parts: Vec<Part>) -> Self {
+        self.with(Argument::FloatsTable(parts))
+    }
+
+    /// Buffers of exactly this type: `Table<Buffer<T>>`.
+    pub fn table(self, parts: Vec<Part>, dtype: DType) -> Self {
+        self.with(Argument::Table(parts, dtype))
     }
 
     /// A size: `i64`.
@@ -143,6 +173,20 @@ impl Call {
         self
     }
 
+    /// The call that runs on buffers of these types; `None` for one that does not begin at a multiple of 16 bytes.
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    pub(crate) fn choose(&self, dtype: impl Fn(usize) -> Option<DType>) -> &Self {
+        let Some(Narrow { buffers, call }) = &self.narrow else {
+            return self;
+        };
+        let all = |wanted| buffers.iter().all(|buffer| dtype(*buffer) == Some(wanted));
+        if all(DType::BF16) || all(DType::F16) {
+            call
+        } else {
+            self
+        }
+    }
+
     /// Whether there is a block to run.
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub(crate) fn launches(&self) -> bool {
@@ -164,7 +208,7 @@ pub(crate) fn type_code(dtype: DType) -> Result<i32> {
     })
 }
 
-/// The code of a buffer that is passed as [`Argument::Floats`].
+/// The code of a buffer that is passed as floats of whichever type it holds.
 pub(crate) fn float_code(dtype: DType) -> Result<i32> {
     match dtype {
         DType::F32 | DType::BF16 | DType::F16 => type_code(dtype),
@@ -201,6 +245,23 @@ mod tests {
         }
         let refusal = Call::new(&SELF_TEST, "absent", Launch::over(1, 32)).unwrap_err();
         assert!(refusal.to_string().contains("no kernel absent"));
+    }
+
+    #[test]
+    fn a_call_for_narrow_floats_runs_where_all_are_of_one_narrow_type() {
+        let call = |block| Call::new(&SELF_TEST, "convert", Launch::over(64, block)).unwrap();
+        let call = call(64).or_where_narrow(&[1, 2], call(32));
+        for (types, block) in [
+            ([Some(DType::BF16), Some(DType::BF16)], 32),
+            ([Some(DType::F16), Some(DType::F16)], 32),
+            ([Some(DType::F16), Some(DType::BF16)], 64),
+            ([Some(DType::BF16), Some(DType::F32)], 64),
+            ([Some(DType::F32), Some(DType::F32)], 64),
+            // One that begins elsewhere.
+            ([Some(DType::BF16), None], 64),
+        ] {
+            assert_eq!(call.choose(|buffer| types[buffer - 1]).block, block);
+        }
     }
 
     #[test]

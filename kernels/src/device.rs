@@ -3,7 +3,7 @@
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
-use crate::{Call, Compute};
+use crate::{Call, Change, Compute, Machine, Matrix, Product};
 
 /// What rows of a product are rounded up to.
 const ROW_MULTIPLE: usize = 8;
@@ -73,6 +73,56 @@ pub fn compute(
     Ok(made.into_iter().zip(outputs).map(tensor).collect())
 }
 
+/// Kernels and products on the card.
+pub const MACHINE: Machine = Machine {
+    compute: COMPUTE,
+    multiply,
+};
+
+/// The product on a card, by cuBLAS: sums in f32, 32-bit factors unrounded. Nothing waits for it.
+///
+/// # Errors
+/// Shapes, types or places that do not fit; what cuBLAS says.
+pub fn multiply(product: &Product<'_>) -> Result<()> {
+    product.check()?;
+    let Device::Cuda(card) = product.out.tensor.device() else {
+        bail!("a product on a card was given a tensor on another device");
+    };
+    let (m, n, k) = product.sizes();
+    if m * n * product.count == 0 {
+        return Ok(());
+    }
+    if k == 0 {
+        bail!("a product over no elements");
+    }
+    on_card::multiply(card, product)
+}
+
+/// [`change`] as a value.
+pub const CHANGE: Change = |changed, inputs, calls| change(changed, inputs, calls);
+
+/// Runs the calls that `calls` makes from the indices of tensors that they change where they are, and of those that they read.
+///
+/// All are contiguous and on one card. Whoever shares the memory of one that is changed sees the change.
+///
+/// # Errors
+/// As [`run`], and when a tensor is not on a card.
+pub fn change(
+    changed: &[&Tensor],
+    inputs: &[&Tensor],
+    calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
+) -> Result<()> {
+    let all = [changed, inputs].concat();
+    if all.is_empty() {
+        return Ok(());
+    }
+    compute(&all, &[], |all, _| {
+        let (changed, inputs) = all.split_at(changed.len());
+        calls(changed, inputs)
+    })?;
+    on_card::wait_where_tracked(all[0].device().as_cuda_device()?)
+}
+
 /// `a b^T` of 16-bit floats, in f32: a product that is rounded to the inputs' type loses what sums of its size hold.
 ///
 /// # Shapes
@@ -80,25 +130,27 @@ pub fn compute(
 /// hold anything: rows that begin at multiples of 32 bytes are written, and read, in fewer pieces.
 ///
 /// # Errors
-/// Other shapes, types or places; what cuBLAS says.
+/// As [`multiply`].
 pub fn product_f32(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let ((m, k), (n, other)) = (a.dims2()?, b.dims2()?);
-    let Device::Cuda(card) = a.device() else {
-        bail!("a product on a card was given a tensor on another device");
-    };
-    if k != other {
-        bail!("a product of rows of {k} and of {other} elements");
-    }
-    let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
-    let inputs = [(storage(&a)?, a_layout), (storage(&b)?, b_layout)];
+    let (m, n) = (a.dim(0)?, b.dim(0)?);
     let stride = n.next_multiple_of(ROW_MULTIPLE);
-    let made = on_card::product_f32(card, inputs, (m, n, k), stride)?;
-    Ok(Tensor::from_storage(
-        Storage::Cuda(made),
-        (m, stride),
-        BackpropOp::none(),
-        false,
-    ))
+    let made = compute(&[a], &[(DType::F32, m * stride)], |_, _| Ok(Vec::new()))?;
+    let out = made[0].reshape((m, stride))?;
+    let into = Matrix::of(&out)?.columns(0, n)?;
+    multiply(&Product::new(Matrix::of(a)?, Matrix::of(b)?.t(), into))?;
+    Ok(out)
+}
+
+/// `a b` in f32, [m, n].
+///
+/// # Errors
+/// As [`multiply`].
+pub fn product_of(a: Matrix<'_>, b: Matrix<'_>) -> Result<Tensor> {
+    let (m, n, _) = Product::new(a, b, a).sizes();
+    let made = compute(&[a.tensor], &[(DType::F32, m * n)], |_, _| Ok(Vec::new()))?;
+    let out = made[0].reshape((m, n))?;
+    multiply(&Product::new(a, b, Matrix::of(&out)?))?;
+    Ok(out)
 }
 
 /// What a tensor on a card holds.
@@ -129,7 +181,7 @@ pub fn compile_all(card: &CudaDevice) -> Result<()> {
 mod on_card {
     use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result};
 
-    use crate::{Call, Module};
+    use crate::{Call, Module, Product};
 
     pub(super) fn run(
         _: &CudaDevice,
@@ -140,16 +192,15 @@ mod on_card {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
+    pub(super) fn wait_where_tracked(_: &CudaDevice) -> Result<()> {
+        Err(Error::NotCompiledWithCudaSupport)
+    }
+
     pub(super) fn load(_: &CudaDevice, _: &Module, _: &'static str) -> Result<()> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
-    pub(super) fn product_f32(
-        _: &CudaDevice,
-        _: [(&CudaStorage, &Layout); 2],
-        _: (usize, usize, usize),
-        _: usize,
-    ) -> Result<CudaStorage> {
+    pub(super) fn multiply(_: &CudaDevice, _: &Product<'_>) -> Result<()> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 }
@@ -158,8 +209,8 @@ mod on_card {
 mod on_card {
     use std::sync::Arc;
 
-    use candle_core::backend::BackendStorage;
-    use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
+    use candle_core::backend::{BackendDevice, BackendStorage};
+    use candle_core::cuda_backend::cudarc::cublas::result::gemm_strided_batched_ex;
     use candle_core::cuda_backend::cudarc::cublas::sys::{
         cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
     };
@@ -170,29 +221,9 @@ mod on_card {
     use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
     use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 
-    use crate::call::{Argument, float_code};
-    use crate::{Call, Module, loaded};
-
-    /// A buffer of the run.
-    #[derive(Clone, Copy)]
-    struct Region {
-        pointer: u64,
-        len: i64,
-        dtype: DType,
-    }
-
-    /// An argument as prelude.cuh declares it: `Floats`, of which `Buffer` is the beginning, or one number.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Parameter {
-        value: u64,
-        len: i64,
-        dtype: i32,
-    }
-
-    #[expect(unsafe_code, reason = "says that the bytes can be passed to a kernel")]
-    // SAFETY: the layout is C's and the fields are those of the kernels' parameter types.
-    unsafe impl DeviceRepr for Parameter {}
+    use crate::call::NARROW_ALIGNMENT;
+    use crate::layout::{Arguments, Region, Words};
+    use crate::{Call, Matrix, Module, Product, loaded};
 
     /// Evaluates a body for the slice that a storage holds.
     macro_rules! for_slice {
@@ -234,16 +265,46 @@ mod on_card {
                 for_slice!(&mut storage.slice, data => data.device_ptr_mut(&stream));
             regions.push(Region {
                 pointer,
-                len: *len as i64,
+                len: *len,
                 dtype: *dtype,
             });
             uses.push(used);
         }
-        for call in calls.iter().filter(|call| call.launches()) {
-            launch(card, call, &regions)?;
+        let mut find = |index: usize| match regions.get(index) {
+            Some(region) => Ok(*region),
+            None => bail!("there are {} buffers, and none {index}", regions.len()),
+        };
+        let whole = |region: &&Region| region.pointer.is_multiple_of(NARROW_ALIGNMENT);
+        let dtype = |index: usize| Some(regions.get(index).filter(whole)?.dtype);
+        let calls = calls.iter().map(|call| call.choose(dtype));
+        let calls: Vec<&Call> = calls.filter(|call| call.launches()).collect();
+        let mut records = Vec::new();
+        let arguments = calls
+            .iter()
+            .map(|call| Arguments::of(call, &mut find, &mut records))
+            .collect::<Result<Vec<_>>>()?;
+        // One copy for all tables; freed in the stream's order, and so after the launches.
+        let tables = if records.is_empty() {
+            None
+        } else {
+            Some(card.clone_htod(&records)?)
+        };
+        let tables = tables.as_ref().map(|tables| tables.device_ptr(&stream));
+        let address = tables.as_ref().map_or(0, |(address, _)| *address);
+        for (call, arguments) in calls.into_iter().zip(arguments) {
+            launch(card, call, &arguments.at(address))?;
         }
-        drop(uses);
+        drop((tables, uses));
         Ok(made)
+    }
+
+    /// Waits for what was launched where events order several streams: they were told that all buffers are read, and would let another
+    /// stream read too early what is being changed.
+    pub(super) fn wait_where_tracked(card: &CudaDevice) -> Result<()> {
+        if card.is_event_tracking() {
+            card.synchronize()?;
+        }
+        Ok(())
     }
 
     fn allocate(card: &CudaDevice, dtype: DType, len: usize) -> Result<CudaStorage> {
@@ -291,23 +352,18 @@ mod on_card {
         }
         let region = Region {
             pointer: pointer + (start * dtype.size_in_bytes()) as u64,
-            len: (end - start) as i64,
+            len: end - start,
             dtype,
         };
         Ok((region, used))
     }
 
-    fn launch(card: &CudaDevice, call: &Call, regions: &[Region]) -> Result<()> {
+    fn launch(card: &CudaDevice, call: &Call, arguments: &[Words]) -> Result<()> {
         let function = loaded::function(card, call.module, call.function)?;
         let stream = card.cuda_stream();
-        let parameters = call
-            .arguments
-            .iter()
-            .map(|argument| parameter(call, *argument, regions))
-            .collect::<Result<Vec<_>>>()?;
         let mut builder = stream.launch_builder(&function);
-        for parameter in &parameters {
-            builder.arg(parameter);
+        for words in arguments {
+            builder.arg(words);
         }
         let [x, y, z] = call.grid;
         let config = LaunchConfig {
@@ -317,101 +373,79 @@ mod on_card {
         };
         #[expect(unsafe_code, reason = "launches a kernel")]
         // SAFETY: the emulator's tests check that each call's arguments are its kernel's parameters and that the kernel stays
-        // inside its buffers; the pointers are of live slices of this stream's device.
+        // inside its buffers; the pointers are of live slices of this stream's device. A kernel that changes a slice which is only
+        // borrowed breaks no borrow of Rust's: no reference is ever made to what lies on a card.
         let launched = unsafe { builder.launch(config) };
         launched.w().map(drop)
     }
 
-    fn parameter(call: &Call, argument: Argument, regions: &[Region]) -> Result<Parameter> {
-        let region = |index: usize| match regions.get(index) {
-            Some(region) => Ok(*region),
-            None => bail!("{}: there is no buffer {index}", call.function),
+    /// A row-major product is the column-major one of the transposes in the other order, which is what cuBLAS is asked for.
+    pub(super) fn multiply(card: &CudaDevice, product: &Product<'_>) -> Result<()> {
+        let kind = |dtype| match dtype {
+            DType::BF16 => cudaDataType_t::CUDA_R_16BF,
+            DType::F16 => cudaDataType_t::CUDA_R_16F,
+            _ => cudaDataType_t::CUDA_R_32F,
         };
-        let buffer = |region: Region, dtype| Parameter {
-            value: region.pointer,
-            len: region.len,
-            dtype,
-        };
-        // A number is read from the first bytes; cards and their hosts are little-endian.
-        let number = |value: u64| Parameter {
-            value,
-            len: 0,
-            dtype: 0,
-        };
-        Ok(match argument {
-            Argument::Floats(index) => {
-                let region = region(index)?;
-                buffer(region, float_code(region.dtype)?)
-            }
-            Argument::Buffer(index, dtype) => {
-                let region = region(index)?;
-                if region.dtype != dtype {
-                    let held = region.dtype;
-                    bail!(
-                        "{}: buffer {index} holds {held:?}, not {dtype:?}",
-                        call.function
-                    );
-                }
-                buffer(region, 0)
-            }
-            Argument::Long(value) => number(value as u64),
-            Argument::Int(value) => number(value as u32 as u64),
-            Argument::Float(value) => number(value.to_bits().into()),
-        })
-    }
-
-    /// Row-major `a b^T` is column-major `b a^T`, which is what cuBLAS is asked for; rows of the result are `stride` apart.
-    pub(super) fn product_f32(
-        card: &CudaDevice,
-        [(a, a_layout), (b, b_layout)]: [(&CudaStorage, &Layout); 2],
-        (m, n, k): (usize, usize, usize),
-        stride: usize,
-    ) -> Result<CudaStorage> {
-        let stored = match (a.dtype(), b.dtype()) {
-            (DType::BF16, DType::BF16) => cudaDataType_t::CUDA_R_16BF,
-            (DType::F16, DType::F16) => cudaDataType_t::CUDA_R_16F,
-            (a, b) => {
-                bail!("a product in f32 takes bf16 or f16 on both sides, not {a:?} and {b:?}")
+        let operation = |matrix: &Matrix<'_>| {
+            if matrix.transposed {
+                cublasOperation_t::CUBLAS_OP_T
+            } else {
+                cublasOperation_t::CUBLAS_OP_N
             }
         };
         let stream = card.cuda_stream();
-        let (a, a_used) = read(a, a_layout, &stream)?;
-        let (b, b_used) = read(b, b_layout, &stream)?;
-        let mut made = allocate(card, DType::F32, m * stride)?;
-        let (out, out_used) = for_slice!(&mut made.slice, data => data.device_ptr_mut(&stream));
+        let matrices = [product.b, product.a, product.out];
+        let storages = matrices.map(|matrix| matrix.tensor.storage_and_layout());
+        let mut uses = Vec::with_capacity(matrices.len());
+        let mut pointers = [0u64; 3];
+        for (index, (held, layout)) in storages.iter().enumerate() {
+            let (region, used) = read(super::storage(held)?, layout, &stream)?;
+            let bytes = matrices[index].first * region.dtype.size_in_bytes();
+            pointers[index] = region.pointer + bytes as u64;
+            uses.push(used);
+        }
         let size = |value: usize| i32::try_from(value).map_err(candle_core::Error::wrap);
-        let (m, n, k, stride) = (size(m)?, size(n)?, size(k)?, size(stride)?);
-        let (one, zero) = (1f32, 0f32);
+        let step = |value: usize| i64::try_from(value).map_err(candle_core::Error::wrap);
+        let (m, n, k) = product.sizes();
+        let (m, n, k, count) = (size(m)?, size(n)?, size(k)?, size(product.count)?);
+        let [b_stride, a_stride, stride] = matrices.map(|matrix| size(matrix.stride));
+        let [a_step, b_step, out_step] = product.steps.map(step);
+        let beta = if product.add { 1f32 } else { 0f32 };
+        let factors = kind(product.a.tensor.dtype());
         let handle = card.cublas_handle();
         #[expect(unsafe_code, reason = "calls cuBLAS")]
-        // SAFETY: the pointers are of live slices of this stream's device, of k elements for every row, which `read` and
-        // `allocate` have checked; the scalars are read before the call returns.
+        // SAFETY: the pointers are of live slices of this stream's device, and `Product::check` has made sure that all that is
+        // read and written lies inside of them; the scalars are read before the call returns.
         let done = unsafe {
-            gemm_ex(
+            gemm_strided_batched_ex(
                 *handle.handle(),
-                cublasOperation_t::CUBLAS_OP_T,
-                cublasOperation_t::CUBLAS_OP_N,
+                operation(&product.b),
+                operation(&product.a),
                 n,
                 m,
                 k,
-                std::ptr::from_ref(&one).cast(),
-                b.pointer as *const _,
-                stored,
-                k,
-                a.pointer as *const _,
-                stored,
-                k,
-                std::ptr::from_ref(&zero).cast(),
-                out as *mut _,
-                cudaDataType_t::CUDA_R_32F,
-                stride,
+                std::ptr::from_ref(&product.scale).cast(),
+                pointers[0] as *const _,
+                factors,
+                b_stride?,
+                b_step?,
+                pointers[1] as *const _,
+                factors,
+                a_stride?,
+                a_step?,
+                std::ptr::from_ref(&beta).cast(),
+                pointers[2] as *mut _,
+                kind(product.out.tensor.dtype()),
+                stride?,
+                out_step?,
+                count,
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
         done.w()?;
-        drop((a_used, b_used, out_used));
-        Ok(made)
+        drop(uses);
+        Ok(())
     }
 
     /// Compiles and loads the function.

@@ -20,6 +20,8 @@ pub struct HeadRows {
     pub rows: usize,
     /// V.
     pub vocab: usize,
+    /// Elements from one row of logits to the next, V or more.
+    pub stride: usize,
     /// Kept ids a row; they may repeat.
     pub width: usize,
     /// `1 / tau`.
@@ -36,10 +38,15 @@ impl HeadRows {
         size_of::<u32>() * (32 + self.vocab.div_ceil(32))
     }
 
+    fn sizes(&self, call: Call) -> Call {
+        let call = call.size(self.vocab).size(self.stride);
+        call.size(self.width).float(self.rate)
+    }
+
     /// What a loss needs of each row.
     ///
     /// # Shapes
-    /// z [rows, V]; places [rows, width + 1] u32, the label last; out [rows, width + 4] f32: z at the places, then of the tail
+    /// z [rows, stride]; places [rows, width + 1] u32, the label last; out [rows, width + 4] f32: z at the places, then of the tail
     /// the largest logit (the lowest finite number where there is none) and the sums of `exp(z - largest)` and
     /// `exp((z - largest) rate)`
     ///
@@ -53,14 +60,14 @@ impl HeadRows {
         };
         let call = Call::new(&HEAD, "head_parts", launch)?.floats(z);
         let call = call.buffer(places, DType::U32).buffer(out, DType::F32);
-        Ok(call.size(self.vocab).size(self.width).float(self.rate))
+        Ok(self.sizes(call))
     }
 
     /// `own exp(z - largest) + tail exp((z - largest) rate)`, the kept ids' own gradient in its place, the label's added.
     ///
     /// # Shapes
     /// z, places and parts as for [`parts`](Self::parts); factors [rows, width + 3] f32: of the kept ids, of the label, own,
-    /// tail, where `own` is all and tail is not read at `rate` 1; gradient [rows, V]
+    /// tail, where `own` is all and tail is not read at `rate` 1; gradient [rows, stride] of any floats, 0 from column V on
     ///
     /// # Errors
     /// When there are more rows than a grid has.
@@ -74,13 +81,17 @@ impl HeadRows {
             bail!("rows of no logits have no gradient");
         }
         let launch = Launch {
-            grid: [self.vocab.div_ceil(THREADS * LOGITS_A_THREAD), self.rows, 1],
+            grid: [
+                self.stride.div_ceil(THREADS * LOGITS_A_THREAD),
+                self.rows,
+                1,
+            ],
             block: THREADS,
             shared: 0,
         };
         let call = Call::new(&HEAD, "head_gradient", launch)?.floats(z);
         let call = call.buffer(places, DType::U32).buffer(parts, DType::F32);
         let call = call.buffer(factors, DType::F32).floats(gradient);
-        Ok(call.size(self.vocab).size(self.width).float(self.rate))
+        Ok(self.sizes(call))
     }
 }

@@ -1,6 +1,7 @@
-//! Provides the calls for what stands between a decoder layer's products: RMSNorm, rotary positions and SwiGLU, with gradients.
+//! Provides the calls for what stands between a decoder layer's products: RMSNorm, heads and their rotary positions, and SwiGLU,
+//! with gradients.
 //!
-//! Buffers hold f32, bf16 or f16; sums and functions are computed in f32.
+//! Buffers hold f32, bf16 or f16; everything is computed in f32 and rounded once, where it is stored.
 
 use candle_core::Result;
 
@@ -18,106 +19,178 @@ fn by_row(rows: usize) -> Launch {
     }
 }
 
-/// `w * round(x / sqrt(mean(x^2) + eps))`
+/// `w x / sqrt(mean(x^2) + eps)`, and a copy of x where `copy` names a buffer for it.
 ///
 /// # Shapes
-/// x and out [rows, size], weight `[size]`
+/// x, out and copy [rows, size], weight `[size]`
 ///
 /// # Errors
 /// When there are more rows than a grid has.
 pub fn rms_norm(
     x: usize,
     weight: usize,
-    out: usize,
+    (out, copy): (usize, Option<usize>),
     (rows, size): (usize, usize),
     eps: f32,
 ) -> Result<Call> {
-    let call = Call::new(&LAYERS, "rms_norm", by_row(rows))?;
+    let name = match copy {
+        None => "rms_norm",
+        Some(_) => "rms_norm_and_copy",
+    };
+    let call = Call::new(&LAYERS, name, by_row(rows))?;
     let call = call.floats(x).floats(weight).floats(out);
+    let call = copy.into_iter().fold(call, Call::floats);
     Ok(call.size(size).float(eps))
 }
 
-/// dL/dx of [`rms_norm`] from dL/dy.
+/// dL/dx of [`rms_norm`] from dL/dy, added to `before` where that is a buffer.
 ///
 /// # Shapes
-/// x, grad and out [rows, size], weight `[size]`
+/// x, grad, before and out [rows, size], weight `[size]`
 ///
 /// # Errors
 /// When there are more rows than a grid has.
 pub fn rms_norm_gradient(
-    x: usize,
-    weight: usize,
-    grad: usize,
+    [x, weight, grad]: [usize; 3],
+    before: Option<usize>,
     out: usize,
     (rows, size): (usize, usize),
     eps: f32,
 ) -> Result<Call> {
     let call = Call::new(&LAYERS, "rms_norm_gradient", by_row(rows))?;
-    let call = call.floats(x).floats(weight).floats(grad).floats(out);
+    let call = call.floats(x).floats(weight).floats(grad);
+    let call = call.floats(before.unwrap_or(grad));
+    let call = call.int(before.is_some().into()).floats(out);
     Ok(call.size(size).float(eps))
 }
 
-/// The sizes of what [`rope`] turns.
+/// What each row adds to dL/dw of [`rms_norm`].
+///
+/// # Shapes
+/// x, grad and out [rows, size]
+///
+/// # Errors
+/// When there are more rows than a grid has.
+pub fn rms_norm_terms(
+    x: usize,
+    grad: usize,
+    out: usize,
+    (rows, size): (usize, usize),
+    eps: f32,
+) -> Result<Call> {
+    let call = Call::new(&LAYERS, "rms_norm_terms", by_row(rows))?;
+    let call = call.floats(x).floats(grad).floats(out);
+    Ok(call.size(size).float(eps))
+}
+
+/// The sizes of rows of heads, and where their positions are.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
     /// Rows in all: whole sequences of `positions` each.
     pub rows: usize,
     /// Rows of the tables.
     pub positions: usize,
-    /// Heads of a row.
+    /// Heads of queries in a row.
     pub heads: usize,
+    /// Heads of keys, and of values, in a row.
+    pub key_heads: usize,
     /// Half of a head's elements.
     pub half: usize,
+    /// Whether queries and keys are turned by their positions.
+    pub turned: bool,
+    /// Cosines and sines, f32 [positions, half].
+    pub tables: [usize; 2],
 }
 
-/// `[x1 cos - x2 sin, x2 cos + x1 sin]` of every head, each product rounded to out's type; with `sign` -1 the turn back.
-///
-/// # Shapes
-/// x and out [rows, heads, 2 half], cos and sin [positions, half]
-///
-/// # Errors
-/// When there are more rows than a grid has.
-pub fn rope(
-    x: usize,
-    (cos, sin): (usize, usize),
-    out: usize,
-    heads: Heads,
-    sign: f32,
-) -> Result<Call> {
-    let call = Call::new(&LAYERS, "rope", by_row(heads.rows))?;
-    let call = call.floats(x).floats(cos).floats(sin).floats(out);
+impl Heads {
     // A row is a few thousand elements.
-    let (count, half) = (heads.heads as i32, heads.half as i32);
-    Ok(call.size(heads.positions).int(count).int(half).float(sign))
+    fn sizes(&self, call: Call) -> Call {
+        let Self {
+            positions,
+            heads,
+            key_heads,
+            half,
+            turned,
+            ..
+        } = *self;
+        let call = call.size(positions).int(heads as i32);
+        call.int(key_heads as i32)
+            .int(half as i32)
+            .int(turned.into())
+    }
+
+    /// `[x1 cos - x2 sin, x2 cos + x1 sin]` of each of `heads` heads; with `sign` -1 the turn back.
+    ///
+    /// # Shapes
+    /// x and out [rows, heads, 2 half]
+    ///
+    /// # Errors
+    /// When there are more rows than a grid has.
+    pub fn rope(&self, heads: usize, x: usize, out: usize, sign: f32) -> Result<Call> {
+        let call = Call::new(&LAYERS, "rope", by_row(self.rows))?.floats(x);
+        let call = self.tables.into_iter().fold(call, Call::floats).floats(out);
+        let call = call.size(self.positions).int(heads as i32);
+        Ok(call.int(self.half as i32).float(sign))
+    }
+
+    /// Parts rows of products into q, k and v, with their biases added, turned.
+    ///
+    /// # Shapes
+    /// y [rows, (heads + 2 key_heads) 2 half]; to: q [rows, heads, 2 half], k and v [rows, key_heads, 2 half]; biases of q, k and v
+    ///
+    /// # Errors
+    /// When there are more rows than a grid has.
+    pub fn split(&self, y: usize, biases: Option<[usize; 3]>, to: [usize; 3]) -> Result<Call> {
+        let call = Call::new(&LAYERS, "split_heads", by_row(self.rows))?.floats(y);
+        let of = biases.unwrap_or([y; 3]);
+        let call = of.into_iter().fold(call, Call::floats);
+        let call = call.int(biases.is_some().into());
+        let call = self.tables.into_iter().chain(to).fold(call, Call::floats);
+        Ok(self.sizes(call))
+    }
+
+    /// The way back of [`split`](Self::split): gradients in q, k and v to those in y.
+    ///
+    /// # Errors
+    /// When there are more rows than a grid has.
+    pub fn join(&self, grads: [usize; 3], out: usize) -> Result<Call> {
+        let call = Call::new(&LAYERS, "join_heads", by_row(self.rows))?;
+        let call = grads
+            .into_iter()
+            .chain(self.tables)
+            .fold(call, Call::floats);
+        Ok(self.sizes(call.floats(out)))
+    }
 }
 
-/// `round(silu(gate)) * up`
+/// `silu(gate) up`.
 ///
 /// # Shapes
-/// gate, up and out `[len]`
+/// gate_up [rows, 2 width], gate beside up; out [rows, width]
 ///
 /// # Errors
 /// When there are more elements than a grid has threads.
-pub fn swiglu(gate: usize, up: usize, out: usize, len: usize) -> Result<Call> {
+pub fn swiglu(gate_up: usize, out: usize, (rows, width): (usize, usize)) -> Result<Call> {
+    let len = rows * width;
     let call = Call::new(&LAYERS, "swiglu", Launch::over(len, THREADS))?;
-    Ok(call.floats(gate).floats(up).floats(out).size(len))
+    Ok(call.floats(gate_up).floats(out).size(width).size(len))
 }
 
-/// dL/dgate and dL/dup of [`swiglu`] from dL/dy, one after the other.
+/// dL/dgate beside dL/dup of [`swiglu`] from dL/dy.
 ///
 /// # Shapes
-/// gate, up and grad `[len]`, out [2, len]
+/// gate_up and out [rows, 2 width], grad [rows, width]
 ///
 /// # Errors
 /// When there are more elements than a grid has threads.
 pub fn swiglu_gradient(
-    gate: usize,
-    up: usize,
+    gate_up: usize,
     grad: usize,
     out: usize,
-    len: usize,
+    (rows, width): (usize, usize),
 ) -> Result<Call> {
+    let len = rows * width;
     let call = Call::new(&LAYERS, "swiglu_gradient", Launch::over(len, THREADS))?;
-    let call = call.floats(gate).floats(up).floats(grad);
-    Ok(call.floats(out).size(len))
+    let call = call.floats(gate_up).floats(grad).floats(out);
+    Ok(call.size(width).size(len))
 }

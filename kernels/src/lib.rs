@@ -13,7 +13,7 @@
 //! **How they are tested.** A build machine has no GPU. So the text includes nothing and uses little (`prelude.cuh` lists what),
 //! and the `Emulator` (feature `emulator`) compiles it with the system's C++ compiler. It runs every block's threads one after
 //! another to the next barrier or warp exchange, forward and then in reverse, and refuses results that differ: a missing
-//! barrier shows. It watches every access: a race in shared memory, a read of what nobody wrote there and a misaligned access are
+//! barrier shows. Tensor cores are exchanges too, of the registers of a warp. It watches every access: a race in shared memory, a read of what nobody wrote there and a misaligned access are
 //! refused. Buffers are bounds-checked, fresh buffers begin as NaN, arguments are checked against the function's parameters. A
 //! C++ compiler (GCC 12 is known to work) is needed: without one those tests fail. With `OT_DISTILL_KERNELS=cuda` in the environment of a CUDA build the same tests run on the card instead.
 //!
@@ -36,9 +36,14 @@
 //! `device::run(card, &[(x, layout)], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`;
 //! in a test from `emulator.compute(&[&x], &[(DType::BF16, n)], |x, out| Ok(vec![convert(x[0], out[0], n)?]))`, with
 //! `Emulator::of(&SELF_TEST)?`.
+//!
+//! **Many tensors in one launch** are a [table](Call::table): the kernel finds each as an element of its `Table` parameter. What a
+//! kernel changes in place is given to [`device::change`], or to `Emulator::change`.
 
+mod argument;
 pub mod attention;
 mod call;
+pub mod cast;
 #[cfg(any(feature = "cuda", test))]
 mod compiler;
 pub mod device;
@@ -48,18 +53,23 @@ pub mod head;
 #[cfg(any(feature = "cuda", test))]
 mod image_cache;
 pub mod layers;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod layout;
 #[cfg(feature = "cuda")]
 mod loaded;
 mod module;
 pub mod nf4;
+mod product;
 pub mod select;
 pub mod sinkhorn;
 pub mod update;
 
-pub use call::{Call, Compute, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
+pub use argument::Part;
+pub use call::{Call, Change, Compute, GRID_MAX, Launch, MakeCalls, SHARED_BYTES_MAX, THREADS_MAX};
 #[cfg(feature = "emulator")]
-pub use emulator::{Emulator, Memory};
+pub use emulator::{EMULATED, Emulator, Memory};
 pub use module::*;
+pub use product::{Machine, Matrix, Multiply, Product};
 
 #[cfg(test)]
 mod nvrtc_tests;

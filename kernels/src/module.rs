@@ -42,12 +42,12 @@ impl Module {
 }
 
 macro_rules! modules {
-    ($($(#[$doc:meta])* $module:ident = $name:literal $(after $shared:literal)?: $($function:literal)+;)+) => {
+    ($($(#[$doc:meta])* $module:ident = $name:literal $(after $shared:literal)? $(then $more:literal)?: $($function:literal)+;)+) => {
         $(
             $(#[$doc])*
             pub static $module: Module = Module::new(
                 $name,
-                concat!($(include_str!(concat!("cuda/", $shared)),)? include_str!(concat!("cuda/", $name, ".cu"))),
+                concat!($(include_str!(concat!("cuda/", $shared)),)? include_str!(concat!("cuda/", $name, ".cu")) $(, include_str!(concat!("cuda/", $more)))?),
                 &[$($function),+],
             );
         )+
@@ -58,20 +58,24 @@ macro_rules! modules {
 }
 
 modules! {
-    /// What every kernel rests on: conversions, barriers, exchanges within a warp.
-    SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange";
+    /// What every kernel rests on: conversions, barriers, exchanges within a warp, tensor cores.
+    SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange" "multiply_16" "four_matrices";
     /// The rows of a student's head; see [`head`](crate::head).
     HEAD = "head": "head_parts" "head_gradient";
     /// What is kept of rows of logits; see [`select`](crate::select).
     SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.
-    NF4 = "nf4": "dequantize_nested" "dequantize_plain";
+    NF4 = "nf4": "dequantize_nested" "dequantize_plain" "dequantize_three";
     /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).
     SINKHORN = "sinkhorn" after "transport.cuh": "sinkhorn" "sharp_gradient";
-    /// Causal attention, forward and backward.
-    ATTENTION = "attention": "attention" "attention_along" "attention_to_queries" "attention_to_keys" "attention_join";
+    /// Causal attention, forward and backward; see [`attention`](crate::attention).
+    ATTENTION = "attention" then "attention_mma.cu": "attention" "attention_along" "attention_to_queries" "attention_to_keys"
+        "attention_join" "attention_mma_64" "attention_to_queries_mma_64" "attention_to_keys_mma_64" "attention_mma_128"
+        "attention_to_queries_mma_128" "attention_to_keys_mma_128";
     /// Updates of an optimiser; see [`update`](crate::update).
     UPDATE = "update": "adamw" "adamw_8bit" "squares" "sums_of_parts";
-    /// RMSNorm, rotary positions and SwiGLU, with their gradients.
-    LAYERS = "layers": "rms_norm" "rms_norm_gradient" "rope" "swiglu" "swiglu_gradient";
+    /// Many tensors in another type; see [`cast`](crate::cast).
+    CAST = "cast": "cast_many";
+    /// RMSNorm, heads with their rotary positions, and SwiGLU, with their gradients.
+    LAYERS = "layers": "rms_norm" "rms_norm_and_copy" "rms_norm_gradient" "rms_norm_terms" "rope" "split_heads" "join_heads" "swiglu" "swiglu_gradient";
 }

@@ -1,6 +1,6 @@
 //! Provides the calls that unpack a 4-bit matrix: `out[i] = round(table[code_i] * scale[i / block_size])`.
 
-use candle_core::{DType, Result};
+use candle_core::{DType, Result, bail};
 
 use crate::call::float_code;
 use crate::{Call, Launch, NF4};
@@ -8,14 +8,19 @@ use crate::{Call, Launch, NF4};
 /// Threads of a block: eight warps, each of which unpacks one block of elements.
 const THREADS: usize = 256;
 const WARP: usize = 32;
+/// Elements that a thread unpacks where several matrices are unpacked together, and how many those may be.
+const EIGHT: usize = 8;
+const TOGETHER_MAX: usize = 3;
 
 /// A matrix in bitsandbytes' layout, its parts named by their buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed {
     /// u8 `[len / 2, rounded up]`: two codes a byte, the earlier in the high half.
     pub codes: usize,
-    /// f32 `[16]`: what codes stand for.
+    /// f32 `[16]`: what codes stand for, the same for all matrices of a `kind`.
     pub table: usize,
+    /// Matrices with the same number have the same table.
+    pub kind: u8,
     /// What elements are multiplied with.
     pub scales: Scales,
     /// Elements that share a scale: even.
@@ -46,11 +51,84 @@ pub enum Scales {
     },
 }
 
-/// The whole matrix into `out`, f32, bf16 or f16 `[len]`.
+/// Matrices of one width, one below the other, into `out`: f32, bf16 or f16 [the sum of their lengths].
 ///
 /// # Errors
-/// When `rounding` is no float type of 16 or 32 bits, or the matrix is too large for a grid.
-pub fn dequantize(matrix: &Packed, out: usize) -> Result<Call> {
+/// When a `rounding` is no float type of 16 or 32 bits, a matrix is too large for a grid, or its rows would begin inside a pair.
+pub fn dequantize(matrices: &[Packed], out: usize) -> Result<Vec<Call>> {
+    if let Some(call) = together(matrices, out)? {
+        return Ok(vec![call]);
+    }
+    let mut first = 0;
+    let mut calls = Vec::with_capacity(matrices.len());
+    for matrix in matrices {
+        if first % 2 != 0 {
+            bail!("a 4-bit matrix below one with an odd number of elements");
+        }
+        calls.push(alone(matrix, out, first)?);
+        first += matrix.len;
+    }
+    Ok(calls)
+}
+
+/// Up to three matrices in one launch, where they are alike.
+fn together(matrices: &[Packed], out: usize) -> Result<Option<Call>> {
+    let [first, ..] = matrices else {
+        return Ok(None);
+    };
+    let nested = |matrix: &Packed| match matrix.scales {
+        Scales::Nested { block_size, .. } => Some(block_size),
+        Scales::Plain(_) => None,
+    };
+    let alike = matrices.iter().all(|matrix| {
+        matrix.len.is_multiple_of(EIGHT)
+            && matrix.block_size == first.block_size
+            && matrix.rounding == first.rounding
+            && matrix.kind == first.kind
+            && nested(matrix) == nested(first)
+    });
+    let Some(nested_size) = nested(first) else {
+        return Ok(None);
+    };
+    if !alike || !first.block_size.is_multiple_of(EIGHT) || matrices.len() > TOGETHER_MAX {
+        return Ok(None);
+    }
+    let len: usize = matrices.iter().map(|matrix| matrix.len).sum();
+    let launch = Launch {
+        shared: 16 * size_of::<f32>(),
+        ..Launch::over(len / EIGHT, THREADS)
+    };
+    let mut call = Call::new(&NF4, "dequantize_three", launch)?;
+    for index in 0..TOGETHER_MAX {
+        // One that is not there is named by the first one's buffers, and has no elements.
+        let (matrix, len) = match matrices.get(index) {
+            Some(matrix) => (matrix, matrix.len),
+            None => (first, 0),
+        };
+        let Scales::Nested {
+            codes,
+            map,
+            absmax,
+            offset,
+            ..
+        } = matrix.scales
+        else {
+            return Ok(None);
+        };
+        call = call
+            .buffer(matrix.codes, DType::U8)
+            .buffer(codes, DType::U8)
+            .buffer(map, DType::F32)
+            .buffer(absmax, DType::F32)
+            .float(offset)
+            .size(len);
+    }
+    let call = call.buffer(first.table, DType::F32).size(first.block_size);
+    let call = call.size(nested_size).int(float_code(first.rounding)?);
+    Ok(Some(call.floats(out)))
+}
+
+fn alone(matrix: &Packed, out: usize, first: usize) -> Result<Call> {
     let blocks = matrix.len.div_ceil(matrix.block_size.max(1));
     let launch = Launch::over(blocks * WARP, THREADS);
     let call = match matrix.scales {
@@ -75,5 +153,5 @@ pub fn dequantize(matrix: &Packed, out: usize) -> Result<Call> {
     };
     let rounding = float_code(matrix.rounding)?;
     let call = call.size(matrix.block_size).int(rounding);
-    Ok(call.size(matrix.len).floats(out))
+    Ok(call.size(matrix.len).floats(out).size(first))
 }

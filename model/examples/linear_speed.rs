@@ -8,7 +8,8 @@
 
 use anyhow::Result;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{Device, Module, Tensor, Var};
+use distill_model::testing::linear;
 use distill_model::{Linear, Nf4Matrix, PackedMatrix, Rounding, Weight};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,37 +46,32 @@ fn main() -> Result<()> {
     let dequantise = best(|| Ok(matrix.dequantize_rows(0..height, &mut out)?))?;
     println!("dequantise      {:7.2}", milliseconds(dequantise));
 
-    let x = Var::from_tensor(&Tensor::randn(0f32, 1.0, (rows, columns), &device)?)?;
+    let x = Tensor::randn(0f32, 1.0, (rows, columns), &device)?;
+    let grad = Tensor::randn(0f32, 1.0, (rows, height), &device)?;
     let dense = Linear::new("dense", Weight::Dense(values.clone()), None)?;
     let nf4 = Linear::new("nf4", Weight::Nf4(Arc::new(matrix)), None)?;
-    let transposed = values.t()?;
-    let report = |name: &str, forward: &dyn Fn() -> Result<Tensor>| -> Result<()> {
-        let time = best(|| forward().map(drop))?;
-        let both = best(|| {
-            forward()?.sum_all()?.backward()?;
-            Ok(())
-        })?;
-        println!(
-            "{name:<15} {:7.2} forward {:7.2} forward and backward",
-            milliseconds(time),
-            milliseconds(both)
-        );
+    let report = |name: &str, forward: Duration, both: Duration| {
+        let (forward, both) = (milliseconds(forward), milliseconds(both));
+        println!("{name:<15} {forward:7.2} forward {both:7.2} forward and backward");
+    };
+    let (var, transposed) = (Var::from_tensor(&x)?, values.t()?);
+    let candle = || Ok(var.matmul(&transposed)?);
+    let both = || {
+        candle()?.sum_all()?.backward()?;
         Ok(())
     };
-    report("candle matmul", &|| Ok(x.matmul(&transposed)?))?;
-    report("frozen dense", &|| Ok(dense.forward(&x)?))?;
-    report("frozen NF4", &|| Ok(nf4.forward(&x)?))?;
-    let narrow = x.to_dtype(DType::BF16)?;
-    report("NF4, bf16 input", &|| {
-        Ok(nf4.forward(&narrow)?.to_dtype(DType::F32)?)
-    })?;
-    let x = x.detach();
+    report("candle matmul", best(|| candle().map(drop))?, best(both)?);
+    for (name, layer) in [("frozen dense", &dense), ("frozen NF4", &nf4)] {
+        let forward = best(|| Ok(linear(layer, &x, None).map(drop)?))?;
+        let both = best(|| Ok(linear(layer, &x, Some(&grad)).map(drop)?))?;
+        report(name, forward, both);
+    }
     let fit = |blocks: &&GgmlDType| columns.is_multiple_of(blocks.block_size());
     for blocks in BLOCKS.iter().filter(fit) {
         let ours = PackedMatrix::new(QTensor::quantize(&values, *blocks)?)?;
         let dequantise = best(|| Ok(ours.dequantize_rows(0..height, &mut out)?))?;
-        let linear = Linear::new("packed", Weight::Packed(ours.clone()), None)?;
-        let forward = best(|| Ok(linear.forward(&x).map(drop)?))?;
+        let layer = Linear::new("packed", Weight::Packed(ours.clone()), None)?;
+        let forward = best(|| Ok(linear(&layer, &x, None).map(drop)?))?;
         let theirs = QMatMul::from_qtensor(QTensor::quantize(&values, *blocks)?)?;
         let their_forward = best(|| Ok(theirs.forward(&x).map(drop)?))?;
         println!(

@@ -1,24 +1,21 @@
-//! Provides backpropagation through the decoder in pieces, so that the graph of only one piece exists
-//! at a time (layer checkpointing; Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+//! Provides backpropagation through the decoder in pieces, so that what only one piece keeps exists at a time (layer checkpointing;
+//! Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
+use candle_core::{DType, Tensor};
 
-#[path = "checkpoint_pass.rs"]
-mod pass;
-
+use crate::decoder::spans_of;
 use crate::gradients::Gradients;
-use crate::layer_direct::Activations;
+use crate::layer::{Activations, Pass};
+use crate::ops::{Ops, Span, with_ops};
 use crate::rope::Angles;
 use crate::{Decoder, Error, Result};
-pub(crate) use pass::Pass;
-use pass::pull_back;
 
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// The graph of every layer: fastest, and most memory.
+    /// What products made in every layer: fastest, and most memory.
     Off,
     /// The input of every n-th layer; the n layers from there are computed again when needed.
     Every(usize),
@@ -27,43 +24,45 @@ pub enum Checkpointing {
 /// A forward pass that can be differentiated once.
 #[derive(Debug)]
 pub struct Tape<'a> {
-    decoder: &'a Decoder,
-    angles: Angles,
-    ids: Tensor,
-    segments: Vec<Segment>,
-    /// Input of the final norm.
-    last: Tensor,
+    record: Box<dyn Recorded + 'a>,
     hidden: Tensor,
+}
+
+/// What a pass recorded, whatever computes it.
+trait Recorded: std::fmt::Debug {
+    /// See [`Tape::layer_output`].
+    fn layer_output(&self, layer: usize) -> Result<Option<Tensor>>;
+
+    /// See [`Tape::backward_with`].
+    fn backward(
+        self: Box<Self>,
+        grad: &Tensor,
+        at_layer: Option<(usize, &Tensor)>,
+        gradients: &mut Gradients,
+    ) -> Result<()>;
+}
+
+#[derive(Debug)]
+struct Record<'a, O: Ops> {
+    decoder: &'a Decoder,
+    ops: O,
+    angles: Angles,
+    spans: Vec<Span>,
+    ids: Tensor,
+    /// [B, T, d].
+    dims: [usize; 3],
+    segments: Vec<Segment<O>>,
+    /// Input of the final norm.
+    last: O::Array,
 }
 
 /// Some consecutive layers, with what is needed to differentiate them.
 #[derive(Debug)]
-struct Segment {
+struct Segment<O: Ops> {
     layers: Range<usize>,
-    kept: Kept,
-}
-
-impl Segment {
-    fn input(&self) -> &Tensor {
-        match &self.kept {
-            Kept::Input(input) | Kept::Graph { input, .. } | Kept::Activations { input, .. } => {
-                input
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Kept {
-    /// The segment's input, to compute it again.
-    Input(Tensor),
-    /// Its input as the graph's leaf, and its output with the graph.
-    Graph { input: Tensor, output: Tensor },
-    /// Its input, and what its one layer needs for the way back without a graph.
-    Activations {
-        input: Tensor,
-        activations: Box<Activations>,
-    },
+    input: O::Array,
+    /// Of its one layer; `None` where they are computed again.
+    kept: Option<Activations<O>>,
 }
 
 impl<'a> Tape<'a> {
@@ -73,41 +72,10 @@ impl<'a> Tape<'a> {
         angles: Angles,
         checkpointing: Checkpointing,
     ) -> Result<Self> {
-        let every = match checkpointing {
-            Checkpointing::Off => 1,
-            Checkpointing::Every(0) => {
-                return Err(Error::InvalidOption {
-                    option: "checkpointing",
-                    message: "0 layers a piece; use at least 1".into(),
-                });
-            }
-            Checkpointing::Every(every) => every,
-        };
-        let mut x = decoder.embed(ids)?.detach();
-        let count = decoder.layers().len();
-        let spans = decoder.direct_spans(&x, &angles)?;
-        let mut pass = Pass::new(decoder, &angles, spans.as_deref());
-        let mut segments = Vec::with_capacity(count.div_ceil(every));
-        for start in (0..count).step_by(every) {
-            let layers = start..count.min(start.saturating_add(every));
-            let kept = match checkpointing {
-                Checkpointing::Off => pass.keep(start, &mut x)?,
-                Checkpointing::Every(_) => {
-                    let output = pass.run(&layers, &x)?;
-                    Kept::Input(std::mem::replace(&mut x, output))
-                }
-            };
-            segments.push(Segment { layers, kept });
-        }
-        drop(pass);
-        let hidden = decoder.finish(&x)?.detach();
-        Ok(Self {
-            decoder,
-            angles,
-            ids: ids.clone(),
-            segments,
-            last: x,
-            hidden,
+        with_ops!(decoder, ops => {
+            let (record, hidden) = Record::new(decoder, ops, ids, angles, checkpointing)?;
+            let record = Box::new(record);
+            Ok(Self { record, hidden })
         })
     }
 
@@ -124,9 +92,11 @@ impl<'a> Tape<'a> {
     ///
     /// # Shapes
     /// [B, T, d], f32
-    pub fn layer_output(&self, layer: usize) -> Option<&Tensor> {
-        let above = |segment: &&Segment| layer > 0 && segment.layers.start == layer;
-        self.segments.iter().find(above).map(Segment::input)
+    ///
+    /// # Errors
+    /// When there is no room for a copy.
+    pub fn layer_output(&self, layer: usize) -> Result<Option<Tensor>> {
+        self.record.layer_output(layer)
     }
 
     /// Adds to `gradients` what every trained parameter below the head gets from the loss.
@@ -158,7 +128,8 @@ impl<'a> Tape<'a> {
             return Err(Error::shape(what, self.hidden.dims(), grad_hidden.dims()));
         }
         if let Some((layer, grad)) = at_layer {
-            let kept = self.layer_output(layer).map(Tensor::dims).unwrap_or(&[]);
+            let kept = self.layer_output(layer)?;
+            let kept = kept.as_ref().map(Tensor::dims).unwrap_or(&[]);
             if grad.dims() != kept {
                 return Err(Error::shape(
                     "the gradient of a layer's output",
@@ -167,78 +138,191 @@ impl<'a> Tape<'a> {
                 ));
             }
         }
+        self.record.backward(grad_hidden, at_layer, gradients)
+    }
+}
+
+impl<'a, O: Ops> Record<'a, O> {
+    /// The record, and the hidden states.
+    fn new(
+        decoder: &'a Decoder,
+        mut ops: O,
+        ids: &Tensor,
+        angles: Angles,
+        checkpointing: Checkpointing,
+    ) -> Result<(Self, Tensor)> {
+        let every = match checkpointing {
+            Checkpointing::Off => 1,
+            Checkpointing::Every(0) => {
+                return Err(Error::InvalidOption {
+                    option: "checkpointing",
+                    message: "0 layers a piece; use at least 1".into(),
+                });
+            }
+            Checkpointing::Every(every) => every,
+        };
+        let (mut x, dims) = decoder.embed_for(&mut ops, ids)?;
+        let count = decoder.layers().len();
+        let spans = spans_of(&angles, ids)?;
+        let mut pass = Pass {
+            ops,
+            angles: &angles,
+            spans: &spans,
+            batch: dims[0],
+        };
+        let mut segments = Vec::with_capacity(count.div_ceil(every));
+        for start in (0..count).step_by(every) {
+            let layers = start..count.min(start.saturating_add(every));
+            let (output, kept) = match checkpointing {
+                Checkpointing::Off => {
+                    let layer = &decoder.layers()[start];
+                    let (output, kept) = layer.forward_and_keep(&mut pass, &x)?;
+                    (output, Some(kept))
+                }
+                Checkpointing::Every(_) => (run(decoder, &mut pass, &layers, &x)?, None),
+            };
+            segments.push(Segment {
+                layers,
+                input: std::mem::replace(&mut x, output),
+                kept,
+            });
+        }
+        let mut ops = pass.ops;
+        let hidden = decoder.finish(&mut ops, &x, &dims)?;
+        let record = Self {
+            decoder,
+            ops,
+            angles,
+            spans,
+            ids: ids.clone(),
+            dims,
+            segments,
+            last: x,
+        };
+        Ok((record, hidden))
+    }
+}
+
+/// The output of some layers; nothing is kept.
+fn run<O: Ops>(
+    decoder: &Decoder,
+    pass: &mut Pass<'_, O>,
+    layers: &Range<usize>,
+    input: &O::Array,
+) -> Result<O::Array> {
+    let mut x: Option<O::Array> = None;
+    for layer in &decoder.layers()[layers.clone()] {
+        let out = layer.forward(pass, x.as_ref().unwrap_or(input), None)?;
+        pass.ops.recycle(x.replace(out));
+    }
+    match x {
+        Some(x) => Ok(x),
+        None => pass.ops.copy(input),
+    }
+}
+
+impl<O: Ops> Segment<O> {
+    /// Given dL/d output, adds the gradients of what is trained in the segment and returns dL/d input, where something below
+    /// is trained.
+    fn pull_back(
+        self,
+        decoder: &Decoder,
+        pass: &mut Pass<'_, O>,
+        grad: O::Array,
+        gradients: &mut Gradients,
+    ) -> Result<Option<O::Array>> {
+        let Self {
+            layers,
+            input,
+            kept,
+        } = self;
+        let mut passed = Vec::with_capacity(layers.len());
+        match kept {
+            Some(kept) => passed.push((layers.start, input, kept)),
+            // Nobody asks for the last one's output.
+            None => {
+                let mut x = input;
+                for index in layers.start..layers.end.saturating_sub(1) {
+                    let (output, kept) = decoder.layers()[index].forward_and_keep(pass, &x)?;
+                    passed.push((index, std::mem::replace(&mut x, output), kept));
+                }
+                if let Some(index) = layers.last() {
+                    let kept = decoder.layers()[index].activations(pass, &x, None)?;
+                    passed.push((index, x, kept));
+                }
+            }
+        }
+        let mut grad = grad;
+        for (index, input, kept) in passed.into_iter().rev() {
+            let layer = &decoder.layers()[index];
+            let below = trained_below(decoder, index);
+            match layer.backward(pass, &input, kept, grad, below, gradients)? {
+                Some(to_input) => grad = to_input,
+                None => return Ok(None),
+            }
+            pass.ops.recycle([input]);
+        }
+        Ok(Some(grad))
+    }
+}
+
+impl<O: Ops> Recorded for Record<'_, O> {
+    fn layer_output(&self, layer: usize) -> Result<Option<Tensor>> {
+        let above = |segment: &&Segment<O>| layer > 0 && segment.layers.start == layer;
+        let segment = self.segments.iter().find(above);
+        let tensor = |segment: &Segment<O>| self.ops.tensor(&segment.input, &self.dims);
+        segment.map(tensor).transpose()
+    }
+
+    fn backward(
+        self: Box<Self>,
+        grad: &Tensor,
+        at_layer: Option<(usize, &Tensor)>,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
         let Self {
             decoder,
+            mut ops,
             angles,
+            spans,
             ids,
+            dims,
             segments,
             last,
-            hidden,
-        } = self;
-        let mut grad = grad_hidden.detach().to_dtype(hidden.dtype())?;
-        drop(hidden);
-
-        let input = Var::from_tensor(&last)?.into_inner();
-        drop(last);
-        let output = decoder.finish(&input)?;
-        let trained: Vec<_> = decoder.norm().parameters().into_iter().collect();
-        let Some(below) = pull_back(&input, output, &grad, &trained, gradients)? else {
-            return Ok(());
+        } = *self;
+        let stream = |grad: &Tensor| Ok::<_, Error>(grad.detach().to_dtype(DType::F32)?);
+        let grad = ops.array(&stream(grad)?)?;
+        let below = ops.rms_norm_gradient(decoder.norm(), &last, &grad, None, gradients)?;
+        ops.recycle([grad, last]);
+        let mut grad = below;
+        let mut pass = Pass {
+            ops,
+            angles: &angles,
+            spans: &spans,
+            batch: dims[0],
         };
-        grad = below;
-
-        let spans = decoder.direct_spans(&grad, &angles)?;
-        let mut pass = Pass::new(decoder, &angles, spans.as_deref());
         for segment in segments.into_iter().rev() {
             let first = segment.layers.start;
-            match pass.pull_back(segment, &grad, gradients)? {
+            match segment.pull_back(decoder, &mut pass, grad, gradients)? {
                 Some(below) => grad = below,
                 // Nothing below is trained.
                 None => return Ok(()),
             }
             if let Some((_, own)) = at_layer.filter(|(layer, _)| *layer == first) {
-                grad = (&grad + own.detach().to_dtype(grad.dtype())?)?;
+                let sum = (pass.ops.tensor(&grad, &dims)? + stream(own)?)?;
+                grad = pass.ops.array(&sum)?;
             }
         }
+        let grad = pass.ops.tensor(&grad, &dims)?;
         embedding_gradient(decoder, &ids, &grad, gradients)
     }
 }
 
-/// A scalar whose gradient in `output` is `grad`.
-fn seed(output: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    if output.device().is_cpu() {
-        Ok(output.apply_op1(Seed { grad: grad.clone() })?)
-    } else {
-        Ok((output * grad)?.sum_all()?)
-    }
-}
-
-/// Stands for `sum(output * grad)`; its value is never read, so it is not computed.
-struct Seed {
-    grad: Tensor,
-}
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "gradient-seed"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _output: &CpuStorage,
-        _layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        _output: &Tensor,
-        _seed: &Tensor,
-        _one: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.grad.clone()))
-    }
+fn trained_below(decoder: &Decoder, first: usize) -> bool {
+    decoder.trained_embedding().is_some()
+        || decoder.layers()[..first]
+            .iter()
+            .any(|layer| !layer.parameters().is_empty())
 }
 
 /// Adds each position's gradient to the row of its id, where the embedding is trained.
@@ -258,6 +342,23 @@ fn embedding_gradient(
         0,
     )?;
     gradients.add(name, &sum)
+}
+
+/// Hidden states and gradients of a pass with these operations: of ids in documents of some lengths, what is kept, dL/dhidden.
+#[cfg(test)]
+pub(crate) fn gradients_on<O: Ops>(
+    decoder: &Decoder,
+    ops: O,
+    (ids, lengths, checkpointing, grad): (&Tensor, Option<&[usize]>, Checkpointing, &Tensor),
+) -> Result<(Tensor, Gradients)> {
+    let angles = match lengths {
+        None => decoder.angles(ids, 0)?,
+        Some(lengths) => decoder.packed_angles(ids, lengths)?,
+    };
+    let (record, hidden) = Record::new(decoder, ops, ids, angles, checkpointing)?;
+    let mut gradients = Gradients::new();
+    Box::new(record).backward(grad, None, &mut gradients)?;
+    Ok((hidden, gradients))
 }
 
 #[cfg(test)]

@@ -2,12 +2,11 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::attention_kernel::Span;
-use crate::checkpoint::{Checkpointing, Pass, Tape};
+use crate::checkpoint::{Checkpointing, Tape};
 use crate::kv_cache::KvCache;
-use crate::layer::DecoderLayer;
-use crate::layer_direct::{is_direct, spans};
+use crate::layer::{DecoderLayer, Pass};
 use crate::norm::RmsNorm;
+use crate::ops::{Ops, Span, with_ops};
 use crate::rope::{Angles, Rotary};
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Linear, LoadOptions, ModelConfig, Result, TokenMatrix, Weights};
@@ -25,8 +24,6 @@ pub struct Decoder {
     /// `None` when the head is the embedding, and in the same place.
     head: Option<TokenMatrix>,
     rotary: Rotary,
-    /// Whether the layers can do without candle's graph.
-    direct: bool,
     dtype: DType,
     device: Device,
 }
@@ -72,9 +69,6 @@ impl Decoder {
             norm: RmsNorm::load(weights, "model.norm", hidden, eps, options)?,
             head,
             rotary: Rotary::new(&config),
-            direct: options.dtype == DType::F32
-                && options.device.is_cpu()
-                && layers.iter().all(is_direct),
             layers,
             dtype: options.dtype,
             device: options.device.clone(),
@@ -163,7 +157,7 @@ impl Decoder {
     /// # Errors
     /// When an id is outside the vocabulary, or T is zero or longer than the model's positions.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
-        self.layer_by_layer(ids, |_, _| {})
+        self.layer_by_layer(ids, |_, _| Ok(()))
     }
 
     /// As [`hidden_states`](Self::hidden_states), and the residual stream after decoder layer `layer`, counted from 1,
@@ -187,23 +181,31 @@ impl Decoder {
         let mut tapped = None;
         let hidden = self.layer_by_layer(ids, |number, x| {
             if number == layer {
-                tapped = Some(x.clone());
+                tapped = Some(x()?);
             }
+            Ok(())
         })?;
         Ok((hidden, tapped.ok_or_else(absent)?))
     }
 
     /// Hidden states after the final norm; `seen` gets the number of every layer, from 1, and the residual stream after it.
-    fn layer_by_layer(&self, ids: &Tensor, mut seen: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+    fn layer_by_layer(
+        &self,
+        ids: &Tensor,
+        mut seen: impl FnMut(usize, &dyn Fn() -> Result<Tensor>) -> Result<()>,
+    ) -> Result<Tensor> {
         let angles = self.angles(ids, 0)?;
-        let mut x = self.embed(ids)?.detach();
-        let spans = self.direct_spans(&x, &angles)?;
-        let mut pass = Pass::new(self, &angles, spans.as_deref());
-        for index in 0..self.layers.len() {
-            x = pass.run(&(index..index + 1), &x)?;
-            seen(index + 1, &x);
-        }
-        Ok(self.finish(&x)?.detach())
+        let (spans, batch) = (spans_of(&angles, ids)?, ids.dim(0)?);
+        with_ops!(self, ops => {
+            let (mut x, dims) = self.embed_for(&mut ops, ids)?;
+            let mut pass = Pass { ops, angles: &angles, spans: &spans, batch };
+            for (index, layer) in self.layers.iter().enumerate() {
+                let out = layer.forward(&mut pass, &x, None)?;
+                pass.ops.recycle([std::mem::replace(&mut x, out)]);
+                seen(index + 1, &|| pass.ops.tensor(&x, &dims))?;
+            }
+            self.finish(&mut pass.ops, &x, &dims)
+        })
     }
 
     /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
@@ -230,45 +232,23 @@ impl Decoder {
             return Err(Error::shape(what, &[held], &[batch]));
         }
         let angles = self.angles(ids, cache.positions)?;
-        let mut x = self.embed(ids)?.detach();
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(&x, &angles, Some(cache))?.detach();
-        }
-        cache.positions += ids.dim(1)?;
-        Ok(self.finish(&x)?.detach())
+        let len = ids.dim(1)?;
+        let spans = Span::batch(batch, len, cache.positions + len);
+        let hidden = with_ops!(self, ops => {
+            let (mut x, dims) = self.embed_for(&mut ops, ids)?;
+            let mut pass = Pass { ops, angles: &angles, spans: &spans, batch };
+            for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+                x = layer.forward(&mut pass, &x, Some(cache))?;
+            }
+            self.finish(&mut pass.ops, &x, &dims)?
+        });
+        cache.positions += len;
+        Ok(hidden)
     }
 
     /// An empty cache for [`extend`](Self::extend).
     pub fn new_cache(&self) -> KvCache {
         KvCache::new(self.layers.len())
-    }
-
-    /// Hidden states with the graph of the whole model behind them: the slow reference for
-    /// [`checkpointed`](Self::checkpointed), in memory proportional to the number of layers.
-    ///
-    /// # Shapes
-    /// ids [B, T] u32 -> [B, T, d]
-    ///
-    /// # Errors
-    /// As [`hidden_states`](Self::hidden_states).
-    pub fn forward_graph(&self, ids: &Tensor) -> Result<Tensor> {
-        self.graph(ids, &self.angles(ids, 0)?)
-    }
-
-    /// As [`forward_graph`](Self::forward_graph), for documents in one row: see [`packed_tape`](Self::packed_tape).
-    ///
-    /// # Errors
-    /// As [`packed_tape`](Self::packed_tape).
-    pub fn packed_forward_graph(&self, ids: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        self.graph(ids, &self.packed_angles(ids, lengths)?)
-    }
-
-    fn graph(&self, ids: &Tensor, angles: &Angles) -> Result<Tensor> {
-        let mut x = self.embed(ids)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, angles, None)?;
-        }
-        self.finish(&x)
     }
 
     /// Hidden states that can be differentiated layer by layer, keeping only each layer's input.
@@ -341,27 +321,41 @@ impl Decoder {
         self.embedding.var().map(|var| (EMBEDDING, var))
     }
 
-    /// Looks ids up, wherever they are: [B, T] -> [B, T, d] on this device, the start of the residual stream, f32.
-    pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    /// Looks ids up, wherever they are: [B, T] to the start of the residual stream, and its dimensions [B, T, d].
+    pub(crate) fn embed_for<O: Ops>(
+        &self,
+        ops: &mut O,
+        ids: &Tensor,
+    ) -> Result<(O::Array, [usize; 3])> {
         let (batch, len) = ids.dims2()?;
-        let rows = self.embedding.lookup(&ids.flatten_all()?)?;
-        let rows = rows.to_device(&self.device)?;
-        Ok(rows.reshape((batch, len, self.config.hidden_size))?)
+        let rows = self.embedding_rows(&ids.flatten_all()?)?.detach();
+        Ok((ops.array(&rows)?, [batch, len, self.config.hidden_size]))
     }
 
-    /// The final norm, rounded to the model's type: [B, T, d] of the residual stream to hidden states.
-    pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.norm.forward(x)?.to_dtype(self.dtype)?)
+    /// The embedding's rows of ids, wherever those are: [n] to f32 [n, d] on this device.
+    pub(crate) fn embedding_rows(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(self.embedding.lookup(ids)?.to_device(&self.device)?)
+    }
+
+    /// The final norm of the residual stream, rounded to the model's type: [B, T, d].
+    pub(crate) fn finish<O: Ops>(
+        &self,
+        ops: &mut O,
+        x: &O::Array,
+        dims: &[usize; 3],
+    ) -> Result<Tensor> {
+        let normed = ops.rms_norm(&self.norm, x)?;
+        Ok(ops.tensor(&normed, dims)?.to_dtype(self.dtype)?)
     }
 
     /// Checks `ids` and returns the rotary angles of the positions they take, from `offset` on.
     pub(crate) fn angles(&self, ids: &Tensor, offset: usize) -> Result<Angles> {
         let len = self.config.check_tokens(ids, offset)?;
-        self.rotary.angles(offset, len, self.dtype, &self.device)
+        self.rotary.angles(offset, len, &self.device)
     }
 
     /// As [`angles`](Self::angles), for documents of these lengths in one row.
-    fn packed_angles(&self, ids: &Tensor, lengths: &[usize]) -> Result<Angles> {
+    pub(crate) fn packed_angles(&self, ids: &Tensor, lengths: &[usize]) -> Result<Angles> {
         let (batch, len) = ids.dims2()?;
         let max = self.config.max_position_embeddings;
         let packed = lengths
@@ -375,14 +369,17 @@ impl Decoder {
             )));
         }
         self.config.check_ids(ids)?;
-        self.rotary.packed_angles(lengths, self.dtype, &self.device)
+        self.rotary.packed_angles(lengths, &self.device)
     }
+}
 
-    /// Which rows of x [B, T, d] attend to each other, where the layers can do without candle's graph.
-    pub(crate) fn direct_spans(&self, x: &Tensor, angles: &Angles) -> Result<Option<Vec<Span>>> {
-        let (batch, len, _) = x.dims3()?;
-        Ok(self.direct.then(|| spans(angles, batch, len)))
-    }
+/// Which rows of the positions of `ids` [B, T] attend to each other.
+pub(crate) fn spans_of(angles: &Angles, ids: &Tensor) -> Result<Vec<Span>> {
+    let (batch, len) = ids.dims2()?;
+    Ok(match angles.documents() {
+        Some(lengths) => Span::documents(lengths),
+        None => Span::batch(batch, len, len),
+    })
 }
 
 #[cfg(test)]

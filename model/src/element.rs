@@ -4,24 +4,20 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Elements that one task rounds at least.
+const TASK_ELEMENTS: usize = 1 << 14;
 
 /// A float that kernels read as f32 and round back to when they store.
 ///
 /// Kernels compute in f32 and call [`round`](Element::round) at the places where transformers
 /// rounds to the model's dtype; for f32 that is the identity.
-pub(crate) trait Element: WithDType {
+pub trait Element: WithDType {
+    /// `self` as f32, exact.
     fn widen(self) -> f32;
+    /// `value`, rounded.
     fn narrow(value: f32) -> Self;
-
-    /// Room for a kernel's result.
-    fn zeros(len: usize) -> Vec<Self> {
-        vec![Self::zero(); len]
-    }
-
-    /// A kernel's result as candle keeps it.
-    fn store(values: Vec<Self>) -> CpuStorage {
-        Self::to_cpu_storage_owned(values)
-    }
 
     /// `value` as it reads after being stored in this type.
     #[inline(always)]
@@ -63,13 +59,15 @@ impl Element for f16 {
     }
 }
 
-/// Rounds `value` to `dtype` and back, for constants prepared before a kernel knows its type.
-pub(crate) fn round_to(dtype: DType, value: f32) -> f32 {
-    match dtype {
-        DType::BF16 => bf16::round(value),
-        DType::F16 => f16::round(value),
-        _ => value,
-    }
+/// Rounds values to `dtype`, in f32 as they are.
+pub(crate) fn round_all(dtype: DType, values: &mut [f32]) {
+    let round = match dtype {
+        DType::BF16 => bf16::round,
+        DType::F16 => f16::round,
+        _ => return,
+    };
+    let rounded = values.par_iter_mut().with_min_len(TASK_ELEMENTS);
+    rounded.for_each(|value| *value = round(*value));
 }
 
 /// Evaluates a body once for the element type that a dtype names.
@@ -127,13 +125,13 @@ pub(crate) fn host_elements<'a, E: Element>(
 }
 
 /// A tensor whose numbers are lent as long as this lives.
-pub(crate) struct Lent<'a, Guard> {
+pub struct Lent<'a, Guard> {
     storage: Guard,
     layout: &'a Layout,
 }
 
 /// Lends a tensor's numbers.
-pub(crate) fn lend(tensor: &Tensor) -> Lent<'_, impl Deref<Target = Storage>> {
+pub fn lend(tensor: &Tensor) -> Lent<'_, impl Deref<Target = Storage>> {
     let (storage, layout) = tensor.storage_and_layout();
     Lent { storage, layout }
 }
@@ -142,8 +140,8 @@ impl<Guard: Deref<Target = Storage>> Lent<'_, Guard> {
     /// The numbers, in order.
     ///
     /// # Errors
-    /// As [`host_elements`].
-    pub(crate) fn numbers<E: Element>(&self) -> Result<&[E]> {
+    /// When the tensor is on another device, has gaps or holds another type.
+    pub fn numbers<E: Element>(&self) -> Result<&[E]> {
         host_elements(&self.storage, self.layout)
     }
 }

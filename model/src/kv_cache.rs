@@ -3,25 +3,38 @@
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::ops::{Dims, Ops};
 
-/// Keys and values of one layer: [B, T, KV, head_dim] each, keys already turned by their position.
+/// Keys and values of one layer: [B, T, KV head_dim] each, keys already turned by their position.
 #[derive(Debug, Default)]
 pub struct LayerCache {
     kept: Option<(Tensor, Tensor)>,
 }
 
 impl LayerCache {
-    /// Appends new positions and returns everything kept. No graph is kept: decoding trains nothing.
-    pub(crate) fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+    /// Appends new positions of `batch` sequences and returns everything kept.
+    ///
+    /// # Shapes
+    /// k and v [B T, KV head_dim]
+    pub(crate) fn append<O: Ops>(
+        &mut self,
+        ops: &mut O,
+        dims: Dims,
+        batch: usize,
+        (k, v): (&O::Array, &O::Array),
+    ) -> Result<(O::Array, O::Array)> {
+        let width = dims.key_value_heads * dims.head_dim;
+        let tensor = |x| ops.tensor(x, &[batch, ops.rows(x, width) / batch, width]);
+        let (k, v) = (tensor(k)?, tensor(v)?);
         let (k, v) = match self.kept.take() {
-            None => (k.detach(), v.detach()),
+            None => (k, v),
             Some((old_k, old_v)) => (
-                Tensor::cat(&[&old_k, &k.detach()], 1)?,
-                Tensor::cat(&[&old_v, &v.detach()], 1)?,
+                Tensor::cat(&[&old_k, &k], 1)?,
+                Tensor::cat(&[&old_v, &v], 1)?,
             ),
         };
         self.kept = Some((k.clone(), v.clone()));
-        Ok((k, v))
+        Ok((ops.array(&k)?, ops.array(&v)?))
     }
 }
 

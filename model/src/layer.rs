@@ -1,14 +1,23 @@
-//! Provides one pre-norm decoder layer: attention and MLP, each added to the residual stream.
+//! Provides one pre-norm decoder layer, attention and MLP, each added to the residual stream, forward and back: what is kept is
+//! what products made, the rest is made again where it is needed.
+//!
+//! ```text
+//!  x ─> RmsNorm ─> q, k, v ─> RoPE ─> attention ─> o ─> + x = middle ─> RmsNorm ─> gate, up ─> SwiGLU ─> down ─> + middle
+//!                  (kept)                 (kept)         (kept)                    (kept)
+//! ```
+//! Where a model norms its heads, q and k are kept from before that too.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::Var;
 
 use crate::attention::Attention;
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
+use crate::ops::{Ops, Projected, Span};
 use crate::rope::Angles;
 use crate::{
-    Base, Error, Linear, LoadOptions, ModelConfig, Nf4Matrix, Parameter, Result, Weight, Weights,
+    Base, Error, Gradients, Linear, LoadOptions, ModelConfig, Nf4Matrix, Parameter, Result, Weight,
+    Weights,
 };
 
 /// One layer.
@@ -18,8 +27,6 @@ pub struct DecoderLayer {
     self_attn: Attention,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
-    /// What the projections compute in; the residual stream may be wider.
-    dtype: DType,
 }
 
 impl DecoderLayer {
@@ -50,32 +57,154 @@ impl DecoderLayer {
             self_attn: Attention::load(config, weights, (layer, &attention), options)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp::load(config, weights, &format!("{prefix}.mlp"), options)?,
-            dtype: options.dtype,
         })
     }
 
-    /// `h = x + attention(norm(x)); h + mlp(norm(h))`
+    /// `middle = x + attention(norm(x)); middle + mlp(norm(middle))`
     ///
-    /// The sums are formed in x's type. Where that is f32 in a bf16 model, what a layer adds is rounded, but not what all
-    /// layers before it have added up.
+    /// What a layer adds may be rounded, but not what all layers before it have added up.
     ///
     /// # Shapes
-    /// x [B, T, d] -> [B, T, d]
+    /// x [N, d] -> [N, d]
     ///
     /// # Errors
-    /// When shapes disagree.
-    pub fn forward(
+    /// When shapes disagree, or there is no room.
+    pub(crate) fn forward<O: Ops>(
         &self,
-        x: &Tensor,
-        angles: &Angles,
+        pass: &mut Pass<'_, O>,
+        x: &O::Array,
         cache: Option<&mut LayerCache>,
-    ) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?.to_dtype(self.dtype)?;
-        let attended = self.self_attn.forward(&normed, angles, cache)?;
-        let x = (x + attended.to_dtype(x.dtype())?)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        let transformed = self.mlp.forward(&normed.to_dtype(self.dtype)?)?;
-        Ok((&x + transformed.to_dtype(x.dtype())?)?)
+    ) -> Result<O::Array> {
+        let kept = self.activations(pass, x, cache)?;
+        let gated = pass.ops.swiglu(&kept.gate_up)?;
+        let mut stream = kept.middle;
+        let down = self.mlp.down();
+        pass.ops.add_linear(down, &gated, &mut stream)?;
+        let Projected { heads, .. } = kept.projected;
+        pass.ops.recycle_pair(kept.gate_up);
+        pass.ops
+            .recycle([gated, kept.attended, heads.q, heads.k, heads.v]);
+        Ok(stream)
+    }
+
+    /// As [`forward`](Self::forward), and what the way back needs.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(crate) fn forward_and_keep<O: Ops>(
+        &self,
+        pass: &mut Pass<'_, O>,
+        x: &O::Array,
+    ) -> Result<(O::Array, Activations<O>)> {
+        let mut kept = self.activations(pass, x, None)?;
+        let gated = pass.ops.swiglu(&kept.gate_up)?;
+        let mut stream = pass.ops.copy(&kept.middle)?;
+        let low = pass.ops.add_linear(self.mlp.down(), &gated, &mut stream)?;
+        kept.low_down = Some(low);
+        pass.ops.recycle([gated]);
+        Ok((stream, kept))
+    }
+
+    /// Everything up to gate and up: what the way back needs, without the layer's output.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(crate) fn activations<O: Ops>(
+        &self,
+        pass: &mut Pass<'_, O>,
+        x: &O::Array,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Activations<O>> {
+        let attention = &self.self_attn;
+        let (dims, ops) = (attention.dims(), &mut pass.ops);
+        let (normed, mut middle) = ops.rms_norm_and_copy(&self.input_layernorm, x)?;
+        let mut projected = ops.project(attention, &normed, pass.angles)?;
+        if let Some(cache) = cache {
+            projected.heads = ops.extend(cache, dims, pass.batch, projected.heads)?;
+        }
+        let (attended, softmax) = ops.attention(dims, pass.spans, &projected.heads)?;
+        let low_o = ops.add_linear(attention.output(), &attended, &mut middle)?;
+        ops.recycle([normed]);
+        let normed = ops.rms_norm(&self.post_attention_layernorm, &middle)?;
+        let (gate_up, low_gate_up) = ops.gate_up(&self.mlp, &normed)?;
+        ops.recycle([normed]);
+        Ok(Activations {
+            projected,
+            attended,
+            softmax,
+            middle,
+            gate_up,
+            low_o,
+            low_gate_up,
+            low_down: None,
+        })
+    }
+
+    /// From dL/d output to dL/dx, where something below is trained, and the gradients of what is trained in the layer.
+    ///
+    /// # Shapes
+    /// x and grad [N, d] -> [N, d]
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub(crate) fn backward<O: Ops>(
+        &self,
+        pass: &mut Pass<'_, O>,
+        x: &O::Array,
+        kept: Activations<O>,
+        grad: O::Array,
+        trained_below: bool,
+        gradients: &mut Gradients,
+    ) -> Result<Option<O::Array>> {
+        let ops = &mut pass.ops;
+        // grad becomes dL/d middle: what came down the residual branch, and what the MLP adds.
+        let gated = ops.swiglu(&kept.gate_up)?;
+        let down = self.mlp.down();
+        let to_gated = ops.add_linear_gradient(down, &gated, kept.low_down, &grad, gradients)?;
+        ops.recycle([gated]);
+        let to_gate_up = ops.swiglu_gradient(kept.gate_up, to_gated)?;
+        let norm = &self.post_attention_layernorm;
+        let normed = ops.rms_norm(norm, &kept.middle)?;
+        let low = kept.low_gate_up;
+        let to_normed = ops.gate_up_gradient(&self.mlp, &normed, low, to_gate_up, gradients)?;
+        let grad = ops.rms_norm_gradient(norm, &kept.middle, &to_normed, Some(grad), gradients)?;
+        ops.recycle([normed, to_normed, kept.middle]);
+
+        let attention = &self.self_attn;
+        let Projected {
+            heads,
+            before_norms,
+            low,
+        } = kept.projected;
+        let (attended, low_o) = (kept.attended, Some(kept.low_o));
+        let output = attention.output();
+        let to_attended = ops.add_linear_gradient(output, &attended, low_o, &grad, gradients)?;
+        let made = (&attended, &kept.softmax);
+        let dims = attention.dims();
+        let to_heads = ops.attention_gradient(dims, pass.spans, &heads, made, &to_attended)?;
+        ops.recycle([to_attended, attended, heads.q, heads.k, heads.v]);
+        let norm = &self.input_layernorm;
+        let normed = ops.rms_norm(norm, x)?;
+        let to_normed = ops.project_gradient(
+            attention,
+            (&normed, before_norms, low),
+            pass.angles,
+            to_heads,
+            // Where the norm is trained, its gradient is wanted though nothing below is.
+            trained_below || norm.var().is_some(),
+            gradients,
+        )?;
+        ops.recycle([normed]);
+        let Some(to_normed) = to_normed else {
+            return Ok(None);
+        };
+        if !trained_below {
+            ops.rms_norm_weight_gradient(norm, x, &to_normed, gradients)?;
+            return Ok(None);
+        }
+        let grad = ops.rms_norm_gradient(norm, x, &to_normed, Some(grad), gradients)?;
+        ops.recycle([to_normed]);
+        Ok(Some(grad))
     }
 
     /// What is trained in this layer, by name.
@@ -110,6 +239,31 @@ impl DecoderLayer {
     pub(crate) fn mlp(&self) -> &Mlp {
         &self.mlp
     }
+}
+
+/// A pass through layers: the operations, and the positions of its rows.
+#[derive(Debug)]
+pub(crate) struct Pass<'a, O> {
+    pub(crate) ops: O,
+    pub(crate) angles: &'a Angles,
+    pub(crate) spans: &'a [Span],
+    /// Sequences.
+    pub(crate) batch: usize,
+}
+
+/// What the way back of one layer needs beside its input.
+#[derive(Debug)]
+pub(crate) struct Activations<O: Ops> {
+    projected: Projected<O>,
+    attended: O::Array,
+    softmax: O::Softmax,
+    /// The residual stream after attention.
+    middle: O::Array,
+    gate_up: O::Pair,
+    low_o: O::Low,
+    low_gate_up: O::Low,
+    /// `None` where the layer's output was not asked for.
+    low_down: Option<O::Low>,
 }
 
 /// Reads one projection and checks it against the config: its shape, and whether it has a bias.

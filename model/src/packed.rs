@@ -8,13 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{CudaDevice, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::element::lend;
-use crate::matmul::Threads;
-use crate::tiles::Quantised;
-use crate::{Error, Result, frozen, tiles};
+use crate::ops::cpu::{Quantised, Side, Store, Threads, multiply};
+use crate::{Error, Result};
 
 /// Elements of a strip: what is read from a file, and dequantised on a device, at a time. 128 MiB as f32.
 const STRIP_ELEMENTS: usize = 1 << 25;
@@ -271,31 +270,38 @@ impl PackedMatrix {
         Ok(Tensor::from_vec(values, shape, ids.device())?)
     }
 
-    /// x W^T, in x's type: tile by tile on the CPU, strip by strip on a device.
+    /// x W^T: tile by tile on the CPU, strip by strip on a device.
     ///
     /// # Shapes
-    /// x [N, columns] -> [N, rows]
+    /// x [N, columns] -> [N, rows], in x's type
     ///
     /// # Errors
     /// When x has another width.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        match x.device().is_cpu() {
-            true => tiles::forward(x, self),
-            false => self.product_by_strips(x),
+        let (rows, width) = x.dims2()?;
+        if width != self.columns {
+            let what = "rows for a packed matrix";
+            return Err(Error::shape(what, &[rows, self.columns], x.dims()));
         }
+        if !x.device().is_cpu() {
+            return self.product_by_strips(x);
+        }
+        let wide = x.to_dtype(DType::F32)?.contiguous()?;
+        let mut out = vec![0f32; rows * self.rows];
+        let (wide, store) = (lend(&wide), Store::Replace);
+        multiply(self, Side::Forward, wide.numbers()?, rows, &mut out, store)?;
+        let out = Tensor::from_vec(out, (rows, self.rows), x.device())?;
+        Ok(out.to_dtype(x.dtype())?)
     }
 
     fn product_by_strips(&self, x: &Tensor) -> Result<Tensor> {
         let parts = self.parts(x.dtype(), x.device());
-        let products = parts.map(|part| frozen::dense_forward(x, &part?));
-        let products = products.collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&products, 1)?)
+        let products = parts.map(|part| Ok(x.matmul(&part?.t()?)?));
+        Ok(Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 1)?)
     }
 }
 
 impl Quantised for PackedMatrix {
-    const PRODUCT: &'static str = "packed linear";
-
     fn height(&self) -> usize {
         self.rows
     }
@@ -310,11 +316,6 @@ impl Quantised for PackedMatrix {
         }
         self.check_rows(&rows, out)?;
         self.dequantize_span(rows.start, out)
-    }
-
-    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {
-        let device = Device::Cuda(card.clone());
-        Self::dequantize(self, dtype, &device).map_err(candle_core::Error::wrap)
     }
 }
 

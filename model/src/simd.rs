@@ -44,7 +44,7 @@ pub(crate) use output;
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by the polynomial of Cephes' `expf`; 2^n through the exponent bits.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     /// Adding it rounds to an integer, which then sits in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 as a short head, so that `n * HEAD` is exact, and a tail (Cody and Waite).
@@ -70,7 +70,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`, from the power that cannot overflow.
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());
     let numerator = if x < 0.0 { e } else { 1.0 };
     numerator / (1.0 + e)

@@ -66,16 +66,14 @@ fn sum_on_host(tensor: &Tensor) -> Result<f64> {
     Ok(wide.sqr()?.sum_all()?.to_scalar()?)
 }
 
-/// One reading for all tensors: each reading waits for the card.
+/// Two launches and one reading for all tensors: each reading waits for the card.
 fn sums_on_card(tensors: &[&Tensor], compute: Compute) -> Result<Vec<f64>> {
     let whole = tensors.iter().map(|tensor| tensor.contiguous());
     let whole = whole.collect::<candle_core::Result<Vec<_>>>()?;
-    let lens = whole.iter().map(Tensor::elem_count);
     let inputs: Vec<&Tensor> = whole.iter().collect();
     let outputs = update::square_outputs(tensors.len());
     let made = compute(&inputs, &outputs, &|x, out| {
-        let tensors: Vec<_> = x.iter().copied().zip(lens.clone()).collect();
-        update::sums_of_squares(&tensors, (out[0], out[1]))
+        update::sums_of_squares(x, (out[0], out[1]))
     })?;
     Ok(made[0].to_vec1()?)
 }
@@ -107,7 +105,8 @@ mod tests {
         let part = large.narrow(0, 11, 1_000).unwrap();
         let gaps = part.reshape((10, 100)).unwrap().t().unwrap();
         let bf16 = large.to_dtype(DType::BF16).unwrap();
-        let tensors = [&random(3), &large, &part, &gaps, &bf16, &tensor(vec![0.0])];
+        let (one, none) = (tensor(vec![0.0]), tensor(vec![]));
+        let tensors = [&random(3), &large, &part, &gaps, &bf16, &one, &none];
         let sums = sums_on_card(&tensors, EMULATED).unwrap();
         for (tensor, sum) in tensors.into_iter().zip(sums) {
             let expected = sum_on_host(tensor).unwrap();
@@ -117,6 +116,18 @@ mod tests {
                 "{sum} {expected}"
             );
         }
+    }
+
+    #[test]
+    fn many_tensors_are_two_launches() {
+        let tensors: Vec<usize> = (2..394).collect();
+        let calls = update::sums_of_squares(&tensors, (0, 1)).unwrap();
+        assert_eq!(calls.len(), 2);
+        assert!(update::sums_of_squares(&[], (0, 1)).is_err());
+        // More than a grid has places for.
+        let tensors = vec![2; 65_536];
+        let calls = update::sums_of_squares(&tensors, (0, 1)).unwrap();
+        assert_eq!(calls.len(), 3);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Provides what the tests of differentiable operations share: random tensors, gradients by the graph
 //! and by central differences.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Shape, Tensor, Var,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -110,5 +112,138 @@ pub(crate) fn assert_central_differences(
                 "input {i}, element {at}: {actual}, expected {expected}"
             );
         }
+    }
+}
+
+/// A function with a gradient of its own as one of candle's operations, so that it can be compared with what candle's autograd makes
+/// of plain ones. Up to three inputs.
+pub(crate) struct Bridge<F, B> {
+    forward: F,
+    backward: B,
+}
+
+impl<F, B> Bridge<F, B>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    B: Fn(&[Tensor], &Tensor) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    /// The operation on these inputs.
+    pub(crate) fn apply(inputs: &[Tensor], forward: F, backward: B) -> Result<Tensor> {
+        let op = Self { forward, backward };
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| x.contiguous().unwrap()).collect();
+        Ok(match &inputs[..] {
+            [x] => x.apply_op1(op)?,
+            [x, y] => x.apply_op2(y, op)?,
+            [x, y, z] => x.apply_op3(y, z, op)?,
+            _ => unreachable!(),
+        })
+    }
+
+    fn run(&self, inputs: &[(&CpuStorage, &Layout)]) -> candle_core::Result<(CpuStorage, Shape)> {
+        let inputs = inputs.iter().map(|(storage, layout)| {
+            let (start, end) = layout.contiguous_offsets().unwrap();
+            let CpuStorage::F32(values) = storage else {
+                unreachable!()
+            };
+            Tensor::from_slice(&values[start..end], layout.shape(), &Device::Cpu)
+        });
+        let inputs = inputs.collect::<candle_core::Result<Vec<_>>>()?;
+        let out = (self.forward)(&inputs).map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(values(&out)), out.shape().clone()))
+    }
+
+    fn pull_back(
+        &self,
+        inputs: &[&Tensor],
+        grad: &Tensor,
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
+        let grads = (self.backward)(&inputs, &grad.contiguous()?.detach());
+        let grads = grads.map_err(candle_core::Error::wrap)?;
+        Ok(grads.into_iter().map(Some).collect())
+    }
+}
+
+impl<F, B> CustomOp1 for Bridge<F, B>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    B: Fn(&[Tensor], &Tensor) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        "bridge"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        self.run(&[(x, l)])
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(self.pull_back(&[x], grad)?.remove(0))
+    }
+}
+
+impl<F, B> CustomOp2 for Bridge<F, B>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    B: Fn(&[Tensor], &Tensor) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        "bridge"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        self.run(&[(x, x_layout), (y, y_layout)])
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut grads = self.pull_back(&[x, y], grad)?.into_iter();
+        Ok((grads.next().flatten(), grads.next().flatten()))
+    }
+}
+
+impl<F, B> CustomOp3 for Bridge<F, B>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    B: Fn(&[Tensor], &Tensor) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        "bridge"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+        z: &CpuStorage,
+        z_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        self.run(&[(x, x_layout), (y, y_layout), (z, z_layout)])
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        z: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut grads = self.pull_back(&[x, y, z], grad)?.into_iter();
+        let mut next = || grads.next().flatten();
+        Ok((next(), next(), next()))
     }
 }

@@ -8,7 +8,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::{Architecture, Error, ModelConfig, Result};
+use crate::ops::Ops;
+use crate::ops::cpu::Cpu;
+use crate::{Architecture, Error, Gradients, Linear, ModelConfig, Result};
 
 /// The shape of a tiny model.
 #[derive(Debug, Clone)]
@@ -169,4 +171,31 @@ fn random_tensor(random: &mut StdRng, name: &str, shape: &[usize]) -> Result<Ten
         .map(|_| middle + random.random_range(-spread..spread))
         .collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// `x W^T + bias + scale (x A^T) B^T` as a layer computes it on the CPU, and dL/dx of `grad` where that is given.
+///
+/// # Shapes
+/// x [N, in], grad [N, out] -> [N, out] and [N, in]
+///
+/// # Errors
+/// Tensors on another device.
+pub fn linear(
+    linear: &Linear,
+    x: &Tensor,
+    grad: Option<&Tensor>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let mut ops = Cpu::new(DType::F32);
+    let rows = x.dim(0)?;
+    let x = ops.array(x)?;
+    let mut out = vec![0f32; rows * linear.out_features()];
+    let low = ops.add_linear(linear, &x, &mut out)?;
+    let mut to_x = None;
+    if let Some(grad) = grad {
+        let grad = ops.array(grad)?;
+        let gradients = &mut Gradients::new();
+        let grad = ops.add_linear_gradient(linear, &x, Some(low), &grad, gradients)?;
+        to_x = Some(ops.tensor(&grad, &[rows, linear.in_features()])?);
+    }
+    Ok((ops.tensor(&out, &[rows, linear.out_features()])?, to_x))
 }

@@ -4,8 +4,9 @@
  SIGINT, SIGTERM, SIGHUP ──> shutdown ──> a command that finishes its step ──> Outcome ──> exit status
                                                         │
                                                         ├──> console: a result, a report, a word to people
-                                                        ├──> log: what happens meanwhile
-                                                        └──> output: the files that it was told to write
+                                                        ├──> log, progress: what happens meanwhile
+                                                        ├──> output: the files that it was told to write
+                                                        └──> files: the files that it was told to read
 ```
 
 Nothing here ends a program because something cannot be printed, and nothing that is no file is replaced by one.
@@ -13,10 +14,17 @@ Nothing here ends a program because something cannot be printed, and nothing tha
 
 pub mod shutdown;
 
+mod error;
+
 pub mod console;
+pub mod files;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod output;
+pub mod progress;
 pub mod settings;
 
+pub use error::FileError;
+pub use lock::Lock;
 pub use shutdown::{Outcome, Shutdown, Signal};

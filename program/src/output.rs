@@ -20,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::console;
+use crate::{
+    FileError, console,
+    files::{directory_of, sync},
+};
 
 /// How long a FIFO may have no reader, or a reader that does not read.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
@@ -31,47 +34,37 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const LINKS_MAX: usize = 40;
 /// Results are as readable as any other file; temporary files are private.
 const MODE: u32 = 0o644;
-
-/// A file that could not be written: the old one is as it was.
-///
-/// Errors of programs carry it as one of theirs. Its message has the reason, which is no `source`: what prints a whole
-/// chain would say it twice.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {reason}", path.display())]
-pub struct WriteError {
-    /// What was tried.
-    pub action: &'static str,
-    /// On which path.
-    pub path: PathBuf,
-    /// What the system said.
-    pub reason: io::Error,
-}
-
-impl WriteError {
-    fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |reason| Self {
-            action,
-            path: path.to_owned(),
-            reason,
-        }
-    }
-}
+const PRIVATE_MODE: u32 = 0o600;
 
 /// Writes `bytes` to `path`, as the table above says.
 ///
 /// # Errors
 /// What the system refused; a directory at `path`; a FIFO that nobody reads.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    write_patiently(path, bytes, READER_PATIENCE)
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_patiently(path, bytes, MODE, READER_PATIENCE)
 }
 
-fn write_patiently(path: &Path, bytes: &[u8], patience: Duration) -> Result<(), WriteError> {
-    let refuse = || WriteError::at("write", path);
+/// As [`write()`], for its owner's eyes only.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_patiently(path, bytes, PRIVATE_MODE, READER_PATIENCE)
+}
+
+/// `mode` is that of a file which is not there yet.
+fn write_patiently(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    patience: Duration,
+) -> Result<(), FileError> {
+    let refuse = || FileError::at("write", path);
     match destination(path).map_err(refuse())? {
         Destination::Descriptor(descriptor) => write_through(descriptor, bytes).map_err(refuse()),
         Destination::File(target) => match fs::metadata(&target) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                replace(&target, bytes, Permissions::from_mode(MODE))
+                replace(&target, bytes, Permissions::from_mode(mode))
             }
             Err(error) => Err(refuse()(error)),
             Ok(found) if found.is_file() => replace(&target, bytes, found.permissions()),
@@ -117,7 +110,7 @@ fn destination(path: &Path) -> io::Result<Destination> {
             return Ok(Destination::Descriptor(descriptor));
         }
         match fs::read_link(&path) {
-            Ok(target) => path = directory(&path).join(target),
+            Ok(target) => path = directory_of(&path).join(target),
             // What is no link, or is not there. Any other trouble shows when it is written.
             Err(_) => return Ok(Destination::File(path)),
         }
@@ -143,13 +136,13 @@ fn write_through(descriptor: RawFd, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes a file through a temporary one beside it: write, sync, rename, sync of the directory.
-fn replace(path: &Path, bytes: &[u8], mode: Permissions) -> Result<(), WriteError> {
-    let refuse = |action| WriteError::at(action, path);
-    let directory = directory(path);
+fn replace(path: &Path, bytes: &[u8], mode: Permissions) -> Result<(), FileError> {
+    let refuse = |action| FileError::at(action, path);
+    let directory = directory_of(path);
     let mut temporary = tempfile::Builder::new()
         .prefix(".unfinished-")
         .tempfile_in(directory)
-        .map_err(WriteError::at("create a file in", directory))?;
+        .map_err(FileError::at("create a file in", directory))?;
     temporary.write_all(bytes).map_err(refuse("write"))?;
     let file = temporary.as_file();
     file.set_permissions(mode)
@@ -158,17 +151,7 @@ fn replace(path: &Path, bytes: &[u8], mode: Permissions) -> Result<(), WriteErro
     temporary
         .persist(path)
         .map_err(|error| refuse("rename to")(error.error))?;
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(WriteError::at("sync", directory))
-}
-
-/// Of a bare file name the parent is empty.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
+    sync(directory)
 }
 
 /// Writes into what is no file; whoever has to take the bytes is waited for, but not for ever.
@@ -248,4 +231,4 @@ impl<'a> Waiting<'a> {
 
 #[cfg(test)]
 #[path = "output_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -110,7 +110,7 @@ fn a_device_was_replaced_by_a_file() {
 }
 
 #[expect(unsafe_code, reason = "there is no safe interface")]
-fn fifo(path: &Path) {
+pub(crate) fn fifo(path: &Path) {
     let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: the name ends with a zero and lives through the call.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
@@ -133,7 +133,7 @@ fn a_fifo_takes_everything_and_without_a_reader_the_wait_ends() {
     write(&path, &bytes).unwrap();
     assert_eq!(reader.join().unwrap(), bytes);
 
-    let message = write_patiently(&path, &bytes, SHORT)
+    let message = write_patiently(&path, &bytes, MODE, SHORT)
         .unwrap_err()
         .to_string();
     assert!(message.contains("nobody has read"), "{message}");
@@ -143,7 +143,7 @@ fn a_fifo_takes_everything_and_without_a_reader_the_wait_ends() {
         .write(true)
         .open(&path)
         .unwrap();
-    let message = write_patiently(&path, &bytes, SHORT)
+    let message = write_patiently(&path, &bytes, MODE, SHORT)
         .unwrap_err()
         .to_string();
     assert!(message.contains("nobody has read"), "{message}");

@@ -184,9 +184,10 @@ struct Signals {
 
 impl Signals {
     fn catch() -> io::Result<Self> {
-        let hangup = match is_hangup_ignored()? {
-            true => None,
-            false => Some(unix::signal(SignalKind::hangup())?),
+        let hangup = if is_hangup_ignored()? {
+            None
+        } else {
+            Some(unix::signal(SignalKind::hangup())?)
         };
         Ok(Self {
             interrupt: unix::signal(SignalKind::interrupt())?,

@@ -148,13 +148,13 @@ impl ShardHeader {
             ));
         }
         let header = header_bytes(count);
-        match header as u64 > file_bytes {
-            true => Err(bad(
+        if header as u64 > file_bytes {
+            return Err(bad(
                 12,
                 format!("a table of {count} frames ends after the file"),
-            )),
-            false => Ok(header),
+            ));
         }
+        Ok(header)
     }
 
     /// Reads header and table from the first `header_bytes` bytes of a file.
@@ -196,16 +196,16 @@ impl ShardHeader {
         }
         let entries = std::iter::from_fn(|| reader.entry()).collect();
         let header = Self::new(plan, number, fields.first_index, entries)?;
-        match header.file_bytes() == file_bytes {
-            true => Ok(header),
-            false => Err(bad(
-                FIXED_BYTES,
-                format!(
-                    "the table adds up to {} bytes, the file has {file_bytes}",
-                    header.file_bytes()
-                ),
-            )),
+        if header.file_bytes() == file_bytes {
+            return Ok(header);
         }
+        Err(bad(
+            FIXED_BYTES,
+            format!(
+                "the table adds up to {} bytes, the file has {file_bytes}",
+                header.file_bytes()
+            ),
+        ))
     }
 }
 

@@ -8,14 +8,13 @@ use std::{
 use crate::{
     Result,
     corpus::{self, Sizes},
-    error::io_at,
     report,
     run::programs,
     settings::{self, Effort},
     tokenizer,
 };
 use clap::{Parser, Subcommand};
-use distill_program::console;
+use distill_program::{FileError, console};
 
 /// Runs the main job on small embedded models, and makes what they are trained on.
 #[derive(Parser)]
@@ -159,5 +158,6 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Prints the result of a command.
 fn print(result: impl Display) -> Result<()> {
-    console::print(result).map_err(io_at(Path::new("standard output")))
+    let out = Path::new("standard output");
+    Ok(console::print(result).map_err(FileError::at("write to", out))?)
 }

@@ -1,8 +1,8 @@
 //! Provides the errors of the quickstart.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use distill_program::output::WriteError;
+use distill_program::FileError;
 
 /// What can go wrong; every message says where and what to do.
 ///
@@ -10,17 +10,9 @@ use distill_program::output::WriteError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or directory could not be read or written.
-    #[error("{path}: {reason}")]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        reason: std::io::Error,
-    },
-    /// A file that was to be written.
+    /// A file or directory could not be read or written, or a program not started.
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Io(#[from] FileError),
     /// More problems were asked for than there are distinct ones.
     #[error(
         "only {found} distinct problems of the split {split} were found where {wanted} were asked for; ask for fewer"
@@ -76,11 +68,3 @@ pub enum Error {
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// Adds the path to an error of the system.
-pub(crate) fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
-    move |reason| Error::Io {
-        path: path.to_owned(),
-        reason,
-    }
-}

@@ -1,14 +1,12 @@
 //! Provides the jobs that `quickstart run` knows: on the embedded models, shorter, longer, and on models that someone names.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+
+use distill_program::files;
 
 use crate::{
     Error, Result,
     corpus::{Sizes, write_corpus},
-    error::io_at,
     run::{Job, NUMBERS, Programs, TEMPLATES, Training, check_out, variants},
 };
 
@@ -146,7 +144,7 @@ fn problems(out: &Path, train: usize, held_out: usize) -> Result<PathBuf> {
     write_corpus(&corpus, sizes(train, 1), DISTIL_SEED)?;
     for split in [NUMBERS, TEMPLATES] {
         let unused = corpus.join(split).with_extension("jsonl");
-        fs::remove_file(&unused).map_err(io_at(&unused))?;
+        files::remove(&unused)?;
     }
     write_corpus(&corpus.join("held-out"), sizes(1, held_out), HELD_OUT_SEED)?;
     Ok(corpus)

@@ -7,9 +7,9 @@ digit is in both, so that a sentence of familiar characters is made of familiar 
 #[cfg(test)]
 mod tests;
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use distill_program::output;
+use distill_program::{files, output};
 use serde_json::json;
 use tokenizers::{
     AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
@@ -22,7 +22,7 @@ use tokenizers::{
     },
 };
 
-use crate::{Error, Result, corpus::Problem, error::io_at};
+use crate::{Error, Result, corpus::Problem};
 
 /// Vocabulary that covers every word of the problems with few spare tokens.
 pub const VOCAB_SIZE_DEFAULT: usize = 1024;
@@ -84,7 +84,7 @@ fn train_bpe(problems: &[Problem], vocab_size: usize) -> tokenizers::Result<Toke
 ///
 /// [`Error::Io`] with the path, [`Error::Tokenizer`] with the library's reason.
 pub fn write(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    files::create_directory(dir)?;
     let text = tokenizer
         .to_string(true)
         .map_err(|e| Error::Tokenizer(e.to_string()))?;

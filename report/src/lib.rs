@@ -32,9 +32,10 @@ pub fn page(title: &str, subtitle: &str, sections: &[String]) -> String {
 
 /// A part of a page under its heading; nothing where `body` (HTML) is empty.
 pub fn section(title: &str, body: &str) -> String {
-    match body.is_empty() {
-        true => String::new(),
-        false => format!("<section>\n<h2>{}</h2>\n{body}</section>\n", escape(title)),
+    if body.is_empty() {
+        String::new()
+    } else {
+        format!("<section>\n<h2>{}</h2>\n{body}</section>\n", escape(title))
     }
 }
 
@@ -65,21 +66,23 @@ pub fn note(html: &str) -> String {
 
 /// A chart under its caption; nothing where no series has a point.
 pub fn figure(caption: &str, series: &[Series]) -> String {
-    match series.iter().all(|series| series.points.is_empty()) {
-        true => String::new(),
-        false => format!(
+    if series.iter().all(|series| series.points.is_empty()) {
+        String::new()
+    } else {
+        format!(
             "<figure><figcaption>{}</figcaption>{}</figure>\n",
             escape(caption),
             chart::lines(series)
-        ),
+        )
     }
 }
 
 /// Figures side by side where there is room; nothing where all are empty.
 pub fn figures(figures: &[String]) -> String {
-    match figures.iter().all(String::is_empty) {
-        true => String::new(),
-        false => format!("<div class=\"pair\">{}</div>\n", figures.concat()),
+    if figures.iter().all(String::is_empty) {
+        String::new()
+    } else {
+        format!("<div class=\"pair\">{}</div>\n", figures.concat())
     }
 }
 

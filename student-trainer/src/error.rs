@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_program::{output::WriteError, settings};
+use distill_program::{FileError, settings};
 
 use crate::loss::LossError;
 
@@ -22,18 +22,8 @@ pub enum Error {
     #[error(transparent)]
     Settings(#[from] settings::Error),
     /// The file system refused.
-    #[error("cannot {action} {}: {reason}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// What the system said.
-        reason: std::io::Error,
-    },
-    /// A file that was to be written.
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Io(#[from] FileError),
     /// A file is there but does not hold what it should.
     #[error("{}: {reason}", path.display())]
     File {
@@ -143,11 +133,7 @@ pub enum Error {
 impl Error {
     /// For `map_err` on file operations: `fs::read(path).map_err(Error::io("read", path))`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |reason| Self::Io {
-            action,
-            path: path.to_owned(),
-            reason,
-        }
+        move |reason| FileError::at(action, path)(reason).into()
     }
 
     /// Whether this is the answer to a request to stop, and no failure.
@@ -159,10 +145,10 @@ impl Error {
     }
 
     /// For a file that does not hold what it should.
-    pub fn file(path: &Path, reason: impl Into<String>) -> Self {
+    pub fn file(path: &Path, reason: impl ToString) -> Self {
         Self::File {
             path: path.to_owned(),
-            reason: reason.into(),
+            reason: reason.to_string(),
         }
     }
 }
@@ -206,7 +192,7 @@ mod tests {
         ];
         for error in errors {
             let reason = match &error {
-                Error::Io { reason, .. } => reason.to_string(),
+                Error::Io(error) => error.reason.to_string(),
                 _ => missing().to_string(),
             };
             let message = error.to_string();

@@ -22,6 +22,7 @@ The modules are listed in this order. `config::TrainConfig` -> `validate` -> [`t
 pub mod cli;
 pub mod config;
 mod error;
+mod files;
 mod random;
 pub use distill_program::shutdown;
 

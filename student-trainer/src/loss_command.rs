@@ -14,8 +14,8 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     config::loss_keys::every_loss_key,
+    files,
     loss::{DenseLoss, LossConfig, dense_loss},
-    run::write_atomically,
 };
 
 /// Bytes of a file of logits, which is held in memory.
@@ -103,7 +103,7 @@ pub fn run(config: &LossesConfig) -> Result<LossReport> {
     if let Some(path) = &config.grad_out {
         let grad_ot = loss.grad_ot.iter().map(|gradient| ("grad_ot", gradient));
         let gradients: BTreeMap<_, _> = grad_ot.chain([("grad_total", &loss.grad_total)]).collect();
-        write_atomically(path, &safetensors::serialize(gradients, None)?)?;
+        files::write_tensors(path, gradients)?;
     }
     Ok(report)
 }
@@ -132,10 +132,8 @@ struct Dense {
 
 impl Dense {
     fn read(path: &Path) -> Result<Self> {
-        let bytes =
-            distill_files::read(path, TENSORS_BYTES_MAX).map_err(Error::io("read", path))?;
-        let file =
-            SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        let bytes = files::read(path, TENSORS_BYTES_MAX)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e))?;
         let logits = file.tensor("logits").map_err(|_| {
             let names = file.names().join(", ");
             Error::file(

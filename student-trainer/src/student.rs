@@ -17,6 +17,7 @@ use distill_text::TokenizerFiles;
 use crate::{
     Error, Result,
     config::{ComputeDtype, Quantize},
+    loss::LossError,
     shutdown::Shutdown,
 };
 
@@ -224,7 +225,9 @@ impl Place {
         let remedy = "lower --batch-size, --pack-tokens or --chunk-rows, take --dtype bf16 or --checkpointing on; `student-trainer \
                       plan` says what each part takes";
         match error {
-            Error::Tensor(error) | Error::Model(distill_model::Error::Candle(error)) => {
+            Error::Tensor(error)
+            | Error::Model(distill_model::Error::Candle(error))
+            | Error::Loss(LossError::Tensor(error)) => {
                 explained(error, &self.device, "the student", remedy).into()
             }
             other => other,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use candle_core::Device;
-use distill_program::{output::WriteError, settings};
+use distill_program::{FileError, settings};
 use distill_proto::Fingerprint;
 
 /// What can go wrong between a corpus and a client.
@@ -33,20 +33,13 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused something about a file or an address.
-    #[error("cannot {action} {}: {reason}{}", path.display(), hint(reason, *elsewhere))]
+    #[error("{error}{}", hint(&error.reason, *elsewhere))]
     Io {
-        /// What was tried, e.g. `write`.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        reason: io::Error,
+        /// What was tried, on what, and what the system said.
+        error: FileError,
         /// The flag that names another place, where there is one.
         elsewhere: Option<&'static str>,
     },
-    /// A file that was to be written.
-    #[error(transparent)]
-    Write(#[from] WriteError),
     /// A model that is named, and is not here or cannot be fetched.
     #[error("--model: {0}")]
     Hub(distill_hub::Error),
@@ -252,12 +245,7 @@ impl Error {
     /// For `map_err` on file operations.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
-        move |reason| Self::Io {
-            action,
-            path,
-            reason,
-            elsewhere: None,
-        }
+        move |reason| FileError::at(action, &path)(reason).into()
     }
 
     /// As [`Error::io`], for a file of the spool.
@@ -267,11 +255,23 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = directory.to_owned();
         move |reason| Self::Io {
-            action,
-            path,
-            reason,
+            error: FileError::at(action, &path)(reason),
             elsewhere: Some("--spool-dir"),
         }
+    }
+
+    /// What the operating system said, where it is about that.
+    pub(crate) fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { error, .. } => Some(error.reason.kind()),
+            _ => None,
+        }
+    }
+
+    /// Something about a cache that the user has to decide.
+    pub(crate) fn cache(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        let (path, reason) = (path.into(), reason.into());
+        Self::Cache { path, reason }
     }
 
     /// For `map_err` and plain returns about one field of a request.
@@ -294,7 +294,7 @@ impl Error {
     /// Whether asking again may help: a full disk can be emptied, NaN in a model stays.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Write(_) | Self::ShuttingDown | Self::Loading => true,
+            Self::Io { .. } | Self::ShuttingDown | Self::Loading => true,
             Self::Production(inner) => inner.is_transient(),
             _ => false,
         }
@@ -322,9 +322,16 @@ impl From<settings::Error> for Error {
         match error {
             settings::Error::Key { path, reason } => Self::config(&path.replace('_', "-"), reason),
             settings::Error::File { file, reason } => Self::ConfigFile { path: file, reason },
-            settings::Error::Io { file, reason } => Self::io("read", &file)(reason),
+            settings::Error::Io(error) => error.into(),
             other => Self::Internal(other.to_string()),
         }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        let elsewhere = None;
+        Self::Io { error, elsewhere }
     }
 }
 

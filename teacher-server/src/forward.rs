@@ -12,9 +12,9 @@ mod states;
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Storage, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_kernels::device::product_f32;
-use distill_model::{ModelConfig, TokenMatrix};
+use distill_model::{ModelConfig, TokenMatrix, lend};
 use distill_proto::{Rows, State};
 
 use crate::{
@@ -193,7 +193,7 @@ impl Teacher {
             let logits = self.logits(&states.narrow(0, start, count)?)?;
             let logits = logits.narrow(1, 0, self.vocab_size as usize)?;
             let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            on_host(&logits, |logits| take(start, logits))?;
+            take(start, lend(&logits).numbers()?);
         }
         Ok(())
     }
@@ -212,9 +212,10 @@ impl Teacher {
             let vocab = self.vocab_size as usize;
             let keys = keys.get(start..start + count).unwrap_or_default();
             let selected = match logits.device() {
-                Device::Cpu => on_host(&logits, |logits| {
-                    select_rows(logits, vocab, keep, temperatures, keys)
-                })?,
+                Device::Cpu => {
+                    let logits = lend(&logits);
+                    select_rows(logits.numbers()?, vocab, keep, temperatures, keys)
+                }
                 _ => select_on_device(&logits, vocab, keep, temperatures, keys)?,
             };
             let selected = selected.map_err(|NotFinite { row }| not_finite(batch, start + row))?;
@@ -307,20 +308,6 @@ fn not_finite(batch: &[Tokens<'_>], row: usize) -> Error {
         .flat_map(|tokens| targets(tokens).map(|position| (tokens.id, position)));
     let (sequence, position) = all.nth(row).unwrap_or_default();
     Error::NotFinite { sequence, position }
-}
-
-/// Hands the values of a contiguous f32 tensor in host memory to `f` without copying them.
-fn on_host<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => {
-            let values = storage.as_slice::<f32>()?.get(start..end);
-            Ok(f(values.unwrap_or_default()))
-        }
-        _ => Err(Error::Internal(
-            "logits are not contiguous in host memory".into(),
-        )),
-    }
 }
 
 #[cfg(test)]

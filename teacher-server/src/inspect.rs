@@ -99,7 +99,7 @@ pub struct Report {
 /// # Errors
 /// `Cache` where there is none, `Damaged`, or what loading the model says.
 pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report> {
-    let cache = open(&question.cache, Access::Read)?;
+    let cache = Cache::find(&question.cache, Access::Read)?;
     let store = cache.store()?;
     let info = cache.info();
     let entries = cache.entries();
@@ -148,14 +148,6 @@ pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report
         targets: info.target_count,
         entries: info.top_k,
     })
-}
-
-fn open(path: &Path, access: Access) -> Result<Cache> {
-    let none = || Error::Cache {
-        path: path.to_owned(),
-        reason: "there is no cache here; make one with `teacher-server precompute`".into(),
-    };
-    Cache::open(path, access)?.ok_or_else(none)
 }
 
 /// Frames spread evenly over what is there.
@@ -262,7 +254,7 @@ fn fidelity(
 /// # Errors
 /// `Cache` where there is none or what belongs to all shards is damaged; `Io`.
 pub fn verify(cache: &Path, stopped: &dyn Fn() -> bool) -> Result<Verdict> {
-    open(cache, Access::Read)?.verify(stopped)
+    Cache::find(cache, Access::Read)?.verify(stopped)
 }
 
 /// Sets damaged shards of the cache that `config` names aside and computes again what was damaged in them.
@@ -277,7 +269,7 @@ pub async fn repair(
     let path = config.cache.clone().unwrap_or_default();
     let damaged = verdict.damaged_shards();
     {
-        let cache = open(&path, Access::Write)?;
+        let cache = Cache::find(&path, Access::Write)?;
         let store = cache.store()?;
         let shards = store.shards().to_vec();
         for shard in shards

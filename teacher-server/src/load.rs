@@ -183,8 +183,11 @@ impl Origin {
             }
             Self::Swapped(swapped) => {
                 let record = Record::of_device(&config.device.to_string());
+                let report = Box::new(move |state: &str, holder: Option<&str>, epoch| {
+                    reporter.device(state, holder, epoch);
+                });
                 let options = LeaseOptions::new(config.window, config.yield_timeout_s);
-                let lease = Lease::new(options, reporter, record);
+                let lease = Lease::new(options, report, record);
                 Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
             }
         }

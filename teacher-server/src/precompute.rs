@@ -25,7 +25,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
         vram_mode: VramMode::Resident,
         ..config
     };
-    let cache = config.cache.clone().unwrap_or_default();
+    let Some(cache) = config.cache.clone() else {
+        return Err(Error::config("out", "name the cache's directory"));
+    };
     let reporter = Reporter::new(config.json);
     let mut shutdown = std::pin::pin!(shutdown);
     let Some(engine) = load_until(&config, reporter, shutdown.as_mut()).await? else {

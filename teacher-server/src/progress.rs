@@ -1,26 +1,14 @@
-//! Provides progress: a bar with rate and ETA on a terminal, plain lines elsewhere.
+//! Provides the progress of what a teacher computes: parts of it, and the rate of the units in them.
 
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
-
-use distill_program::console;
-use indicatif::{ProgressBar, ProgressStyle};
-
-/// Time between plain lines.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+use distill_program::progress::{Progress as Units, Style};
 
 /// Shows how much of the plan, or of something before it, has been computed.
 pub struct Progress {
     words: Words,
-    display: Display,
-    sequences: u64,
-    sequences_done: u64,
-    tokens: u64,
-    tokens_done: u64,
-    started: Option<Instant>,
-    last_line: Option<Instant>,
+    parts: u64,
+    parts_done: u64,
+    /// None where nothing is shown.
+    units: Option<Units>,
 }
 
 /// What is counted, and where it is from.
@@ -32,12 +20,6 @@ pub struct Words {
     pub parts: &'static str,
     /// What the rate is of, e.g. `tokens`.
     pub units: &'static str,
-}
-
-enum Display {
-    Hidden,
-    Lines,
-    Bar(ProgressBar),
 }
 
 impl Progress {
@@ -52,85 +34,53 @@ impl Progress {
     }
 
     /// As `new`, for something that is not the plan.
-    pub fn of(words: Words, sequences: u64, tokens: u64) -> Self {
-        let display = if std::io::stderr().is_terminal() {
-            let template = "{prefix} {bar:30} {human_pos}/{human_len} {msg}, {per_sec}, ETA {eta}";
-            let style = ProgressStyle::with_template(template);
-            let bar = ProgressBar::new(tokens).with_prefix(words.label);
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.set_message(words.units);
-            Display::Bar(bar)
-        } else {
-            Display::Lines
+    pub fn of(words: Words, parts: u64, units: u64) -> Self {
+        let rate = format!("{}, {{per_sec}}, ETA {{eta}}", words.units);
+        let style = Style {
+            bar: &format!("{{prefix}} {{bar:30}} {{human_pos}}/{{human_len}} {rate}"),
+            line: |now| {
+                let (label, message) = (&now.label, &now.message);
+                format!("{label}: {message}, ETA {}", now.eta())
+            },
         };
-        Self::with(words, display, sequences, tokens)
+        Self {
+            words,
+            parts,
+            parts_done: 0,
+            units: Some(Units::start(&style, words.label, units)),
+        }
     }
 
     /// Shows nothing.
     pub fn hidden() -> Self {
-        Self::with(Words::default(), Display::Hidden, 0, 0)
-    }
-
-    fn with(words: Words, display: Display, sequences: u64, tokens: u64) -> Self {
         Self {
-            words,
-            display,
-            sequences,
-            sequences_done: 0,
-            tokens,
-            tokens_done: 0,
-            started: None,
-            last_line: None,
+            words: Words::default(),
+            parts: 0,
+            parts_done: 0,
+            units: None,
         }
     }
 
     /// Counts what was computed just now.
-    pub fn advance(&mut self, sequences: u64, tokens: u64) {
-        self.sequences_done += sequences;
-        self.tokens_done += tokens;
-        match &self.display {
-            Display::Hidden => {}
-            Display::Bar(bar) => {
-                bar.inc(tokens);
-                if self.sequences_done >= self.sequences {
-                    bar.finish();
-                }
-            }
-            Display::Lines => self.line(tokens),
-        }
-    }
-
-    fn line(&mut self, tokens: u64) {
-        let now = Instant::now();
-        // The rate counts from the end of the first batch, which warms caches up.
-        let Some(started) = self.started else {
-            self.started = Some(now);
-            self.tokens -= tokens.min(self.tokens);
-            self.tokens_done = 0;
+    pub fn advance(&mut self, parts: u64, units: u64) {
+        let is_first = self.parts_done == 0;
+        self.parts_done += parts;
+        let Some(progress) = &mut self.units else {
             return;
         };
-        let complete = self.sequences_done >= self.sequences;
-        let due = self
-            .last_line
-            .is_none_or(|last| now - last >= LINE_INTERVAL);
-        if !due && !complete {
-            return;
+        if is_first {
+            // The rate counts from the end of the first batch, which warms caches up.
+            progress.skip(units);
+            progress.restart();
+        } else {
+            progress.done += units;
+            let (done, all, Words { parts, units, .. }) = (self.parts_done, self.parts, self.words);
+            let rate = progress.rate();
+            progress.tell(format!("{done}/{all} {parts}, {rate:.0} {units}/s"));
+            progress.reach(progress.done, done >= all);
         }
-        self.last_line = Some(now);
-        let rate = self.tokens_done as f64 / (now - started).as_secs_f64().max(1e-9);
-        let left = Duration::from_secs_f64(
-            (self.tokens.saturating_sub(self.tokens_done)) as f64 / rate.max(1e-9),
-        );
-        let Words {
-            label,
-            parts,
-            units,
-        } = self.words;
-        console::say(format_args!(
-            "{label}: {}/{} {parts}, {rate:.0} {units}/s, ETA {}",
-            self.sequences_done,
-            self.sequences,
-            indicatif::HumanDuration(left)
-        ));
+        if let Some(bar) = progress.bar().filter(|_| self.parts_done >= self.parts) {
+            bar.finish();
+        }
     }
 }

@@ -111,9 +111,10 @@ impl Reporter {
             shared,
             error,
         } = *sketch;
-        let judged = match shared {
-            true => "the same rows, as the corpus is too small to hold any out: the error on new text is larger".to_owned(),
-            false => format!("{held_out_rows} held-out rows"),
+        let judged = if shared {
+            "the same rows, as the corpus is too small to hold any out: the error on new text is larger".to_owned()
+        } else {
+            format!("{held_out_rows} held-out rows")
         };
         self.say(
             "sketch",
@@ -320,9 +321,10 @@ impl Reporter {
 
     /// The part of this process is in the cache.
     pub fn captured(&self, path: &Path, plan: &Plan, complete: bool) {
-        let rest = match complete {
-            true => "complete",
-            false => "this part is done; `teacher-server merge` puts the parts together",
+        let rest = if complete {
+            "complete"
+        } else {
+            "this part is done; `teacher-server merge` puts the parts together"
         };
         self.say(
             "captured",

@@ -2,7 +2,7 @@
 
 use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use distill_program::output;
+use distill_program::{files, output};
 use distill_proto::{
     limits::MESSAGE_BYTES_MAX,
     v1::{FILE_DESCRIPTOR_SET, teacher_service_server::TeacherServiceServer},
@@ -294,8 +294,7 @@ fn tls(config: &Config) -> Result<Option<ServerTlsConfig>> {
     let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
         return Ok(None);
     };
-    let read =
-        |path: &Path| distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path));
+    let read = |path: &Path| files::read(path, PEM_BYTES_MAX);
     let identity = Certificate::from_pem(read(cert)?, read(key)?);
     let config = ServerTlsConfig::new().identity(identity);
     Ok(Some(config.timeout(ADMISSION_TIMEOUT)))

@@ -1,4 +1,4 @@
-//! Provides the bytes behind every id in messages of bounded size, as they are sent and as a cache keeps them.
+//! Provides the messages that hold a vocabulary, the bytes behind every id, on the wire and in a cache.
 
 use bytes::Bytes;
 use distill_proto::{

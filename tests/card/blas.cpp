@@ -7,6 +7,7 @@
 
 #include "gemm.hpp"
 #include "library.hpp"
+#include "uses.hpp"
 
 #define CARD_API extern "C" __attribute__((visibility("default")))
 
@@ -61,7 +62,9 @@ const char* check_types(const Call& call, gemm::Product* product) {
         case COMPUTE_64F: return call.a_type == R_64F && call.c_type == R_64F ? nullptr : "COMPUTE_64F is for f64";
         case COMPUTE_16F: return call.a_type == R_16F && call.c_type == R_16F ? nullptr : "COMPUTE_16F is for f16";
         case COMPUTE_32F:
-        case COMPUTE_32F_PEDANTIC: return call.c_type == R_32F || (half && call.c_type == call.a_type) ? nullptr : "C has another type than A, and is not f32";
+        case COMPUTE_32F_PEDANTIC:
+            if (!half && call.a_type != R_32F) return "COMPUTE_32F is not for f64";
+            return call.c_type == R_32F || call.c_type == call.a_type ? nullptr : "C has another type than A, and is not f32";
         case FAST_16F:
         case FAST_16BF:
         case FAST_TF32: return call.a_type == R_32F && call.c_type == R_32F ? nullptr : "this compute type is for f32";
@@ -78,7 +81,6 @@ const char* check_sizes(const Call& call) {
         snprintf(why, sizeof why, "leading dimensions %d, %d, %d; at least %d, %d, %d for m %d, n %d, k %d", call.lda, call.ldb, call.ldc, lda, ldb, ldc, call.m, call.n, call.k);
         return why;
     }
-    if (call.batch > 1 && call.stride_c < static_cast<long long>(call.ldc) * (call.n - 1) + call.m) return "the products of a batch overlap";
     return nullptr;
 }
 
@@ -112,23 +114,33 @@ void run(void* data) {
 
 void drop(void* data) { delete static_cast<Batch*>(data); }
 
-/* What a batch of matrices touches; a stride of 0 is one matrix for all. */
-void add_uses(std::vector<CardUse>* uses, const void* at, size_t rows, size_t columns, size_t leading, long long stride, int count, size_t width, bool writes) {
-    if (stride == 0) count = std::min(count, 1);
-    bool together = static_cast<size_t>(stride) == leading * columns;
-    if (together) {
-        uses->push_back({at, rows * width, columns * count, leading * width, writes});
-        return;
+/* What cuBLAS says is undefined, or what a card faults at; the bytes of all matrices are noted in `uses`. */
+const char* find_uses(const Call& call, const gemm::Product& p, std::vector<CardUse>* uses, bool* misaligned) {
+    size_t width = gemm::width(p.a.type);
+    card::Matrices a{call.a, p.a.transposed ? p.k : p.m, p.a.transposed ? p.m : p.k, p.a.leading, call.stride_a, call.batch, width};
+    card::Matrices b{call.b, p.b.transposed ? p.n : p.k, p.b.transposed ? p.k : p.n, p.b.leading, call.stride_b, call.batch, width};
+    card::Matrices c{call.c, p.m, p.n, p.c_leading, call.stride_c, call.batch, gemm::width(p.c_type)};
+    if (overlap_each_other(c)) return "the products of a batch overlap";
+    if (!aligned(a, width) || !aligned(b, width) || !aligned(c, c.width)) return "a matrix is not aligned to its elements";
+    std::vector<CardUse> read = uses_of(a, false), of_b = uses_of(b, false), written = uses_of(c, true);
+    read.insert(read.end(), of_b.begin(), of_b.end());
+    if (card::overlap(written, read)) return "C has bytes that A or B have too, and a product is not formed in its place";
+    *misaligned = width == 2 && !(aligned(a, WANTED_ALIGNMENT) && aligned(b, WANTED_ALIGNMENT) && aligned(c, WANTED_ALIGNMENT));
+    *uses = read;
+    /* C is not read when beta is 0. */
+    if (p.beta != 0) {
+        std::vector<CardUse> before = uses_of(c, false);
+        uses->insert(uses->end(), before.begin(), before.end());
     }
-    for (int i = 0; i < count; i++) {
-        const char* first = static_cast<const char*>(at) + i * stride * static_cast<long long>(width);
-        uses->push_back({first, rows * width, columns, leading * width, writes});
-    }
+    uses->insert(uses->end(), written.begin(), written.end());
+    return nullptr;
 }
 
-bool aligned(const void* at, int leading, long long stride, size_t width) {
-    uint64_t sum = reinterpret_cast<uint64_t>(at) | static_cast<uint64_t>(leading) * width | static_cast<uint64_t>(stride) * width;
-    return sum % WANTED_ALIGNMENT == 0;
+int refuse(const Call& call, const char* wrong) {
+    char text[256];
+    snprintf(text, sizeof text, "%s: %s", call.name, wrong);
+    card_refuse(text);
+    return INVALID_VALUE;
 }
 
 int multiply(Handle* handle, const Call& call) {
@@ -136,12 +148,8 @@ int multiply(Handle* handle, const Call& call) {
     gemm::Product p = {};
     const char* wrong = check_types(call, &p);
     if (!wrong) wrong = check_sizes(call);
-    if (wrong) {
-        char text[256];
-        snprintf(text, sizeof text, "%s: %s", call.name, wrong);
-        card_refuse(text);
-        return INVALID_VALUE;
-    }
+    if (!wrong && (!call.alpha || !call.beta)) wrong = "no alpha, or no beta";
+    if (wrong) return refuse(call, wrong);
     if (call.m == 0 || call.n == 0 || call.batch == 0) return SUCCESS;
     p.m = call.m, p.n = call.n, p.k = call.k;
     p.a = {call.a, p.a.type, static_cast<size_t>(call.lda), call.transa != OP_N};
@@ -151,15 +159,9 @@ int multiply(Handle* handle, const Call& call) {
     p.alpha = scalar(call.alpha, call.compute);
     p.beta = scalar(call.beta, call.compute);
     p.rounding = rounding_of(call.compute);
-    size_t width = gemm::width(p.a.type), c_width = gemm::width(p.c_type);
     std::vector<CardUse> uses;
-    size_t a_rows = p.a.transposed ? p.k : p.m, b_rows = p.b.transposed ? p.n : p.k;
-    add_uses(&uses, p.a.at, a_rows, p.a.transposed ? p.m : p.k, p.a.leading, call.stride_a, call.batch, width, false);
-    add_uses(&uses, p.b.at, b_rows, p.b.transposed ? p.k : p.n, p.b.leading, call.stride_b, call.batch, width, false);
-    /* C is not read when beta is 0. */
-    if (p.beta != 0) add_uses(&uses, p.c, p.m, p.n, p.c_leading, call.stride_c, call.batch, c_width, false);
-    add_uses(&uses, p.c, p.m, p.n, p.c_leading, call.stride_c, call.batch, c_width, true);
     CardWork work = {};
+    if ((wrong = find_uses(call, p, &uses, &work.misaligned))) return refuse(call, wrong);
     work.name = call.name;
     work.uses = uses.data();
     work.use_count = uses.size();
@@ -168,9 +170,6 @@ int multiply(Handle* handle, const Call& call) {
     work.data = new Batch{p, call.stride_a, call.stride_b, call.stride_c, call.batch};
     work.type = p.c_type == gemm::F64 ? "f64" : p.c_type == gemm::F32 ? "f32" : p.c_type == gemm::F16 ? "f16" : "bf16";
     work.flop = 2 * uint64_t{p.m} * p.n * std::max<uint64_t>(p.k, 1) * call.batch;
-    bool at_16 = aligned(call.a, call.lda, call.stride_a, width) && aligned(call.b, call.ldb, call.stride_b, width) &&
-                 aligned(call.c, call.ldc, call.stride_c, c_width);
-    work.misaligned = width == 2 && !at_16;
     return card_enqueue(handle->stream, &work) == 0 ? SUCCESS : EXECUTION_FAILED;
 }
 }  // namespace

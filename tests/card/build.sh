@@ -64,7 +64,7 @@ library() {
 }
 
 driver=("$here"/driver/*.cpp)
-libraries=("$here"/blas.cpp "$here"/gemm.cpp "$here"/rand.cpp "$here"/runtime.cpp "$here"/lt.cpp)
+libraries=("$here"/blas.cpp "$here"/gemm.cpp "$here"/uses.cpp "$here"/rand.cpp "$here"/runtime.cpp "$here"/lt.cpp)
 compiler=()
 for source in "$here"/compiler/*.cpp; do [[ -e $source ]] && compiler+=("$source"); done
 tests=("$here"/driver/tests/*.cpp)
@@ -73,7 +73,7 @@ compile_all "${driver[@]}" "${libraries[@]}" "${compiler[@]}" "${tests[@]}"
 object() { objects_of "$here/$1.cpp"; }
 mapfile -t driver_objects < <(objects_of "${driver[@]}")
 library cuda 1 "${driver_objects[@]}"
-library cublas 13 "$(object blas)" "$(object gemm)" -lcuda
+library cublas 13 "$(object blas)" "$(object gemm)" "$(object uses)" -lcuda
 library curand 10 "$(object rand)" -lcuda
 library cudart 13 "$(object runtime)"
 library cublasLt 13 "$(object lt)"

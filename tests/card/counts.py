@@ -5,13 +5,14 @@
     python3 tests/card/counts.py --out DIR [--bin target/debug] [--lengths 512,2048]
 
 The reference pair runs in dry mode with a trace, which is cut at kernels that only one phase has. The first step and the first batch, which also make what is
-kept, are left out. Prints a table and writes DIR/counts.json.
+kept, are left out. Prints tables and writes DIR/counts.json. Fails where a step does something more often than it may, or a peak is computed more than 3 % off.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import sys
 
 import peaks
 
@@ -21,6 +22,8 @@ LOOK_UP = "is_u32_bf16"
 LOSS = ("head_parts", "head_gradient")
 UPDATE = ("squares", "sums_of_parts", "adamw", "adamw_8bit")
 SELECTION = ("select_rows", "draw_rows")
+# How often a student's step may do something, by tokens: operations are launches and products.
+MOST = {512: {("in all", "operations"): 2500, ("update", "operations"): 10, ("in all", "waits"): 6}}
 
 
 def lines(path):
@@ -62,7 +65,7 @@ def rounds(calls, last):
             look = at
         elif call["name"] in last:
             ended = True
-        elif call["name"] == "attention" and ended:
+        elif call["name"].startswith("attention") and ended:
             starts.append(look)
             ended = False
     return [calls[start:end] for start, end in zip(starts, starts[1:])]
@@ -85,7 +88,10 @@ def phases_of_batch(calls):
 def measure(options, tokens):
     case = peaks.Case(options, "resident", tokens, False)
     case.traced = True
-    case.run()
+    print(peaks.HEAD)
+    peak = peaks.compare(case)
+    if not options.tiny:
+        peaks.fail_where_off([peak])
     trainer, teacher = ([call for call in lines(case.directory / f"{name}.trace")] for name in ("trainer", "teacher"))
     return {"student's step": phases_of_step(rounds(trainer, UPDATE)[-1]), "teacher's batch": phases_of_batch(rounds(teacher, SELECTION)[-1])}
 
@@ -97,10 +103,11 @@ def main():
     options = parser.parse_args()
     peaks.make_models(options.out, options.tiny)
     found = []
-    print("| tokens | work | phase | launches | products | TFLOP | copies to the card | to the host | on it | waits | allocations |")
+    measured = {tokens: measure(options, tokens) for tokens in map(int, options.lengths.split(","))}
+    print("\n| tokens | work | phase | launches | products | TFLOP | copies to the card | to the host | on it | waits | allocations |")
     print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    for tokens in map(int, options.lengths.split(",")):
-        for work, phases in measure(options, tokens).items():
+    for tokens, works in measured.items():
+        for work, phases in works.items():
             counted = {name: count(calls) for name, calls in phases.items()}
             counted["in all"] = {key: sum(phase[key] for phase in counted.values()) for key in next(iter(counted.values()))}
             found.append({"tokens": tokens, "work": work, "phases": counted})
@@ -108,6 +115,22 @@ def main():
                 to_card, to_host = (f"{c[f'copies to the {side}']} ({c[f'bytes to the {side}'] / 1e3:.0f} kB)" for side in ("card", "host"))
                 print(f"| {tokens} | {work} | {name} | {c['launches']} | {c['products']} | {c['flop'] / 1e12:.2f} | {to_card} | {to_host} | {c['copies on it']} | {c['waits']} | {c['allocations']} |", flush=True)
     (options.out / "counts.json").write_text(json.dumps(found, indent=1))
+    too_many = [] if options.tiny else list(excesses(found))
+    if too_many:
+        sys.exit("\n".join(too_many))
+
+
+def excesses(found):
+    """What a student's step does more often than it may."""
+    for one in found:
+        if one["work"] != "student's step":
+            continue
+        bounds = MOST.get(one["tokens"], {})
+        for (phase, what), most in bounds.items():
+            counted = one["phases"][phase]
+            number = counted["launches"] + counted["products"] if what == "operations" else counted[what]
+            if number > most:
+                yield f"a student's step of {one['tokens']} tokens, {phase}: {number} {what}, at most {most}"
 
 
 if __name__ == "__main__":

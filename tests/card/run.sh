@@ -17,27 +17,23 @@ built=$(
     cargo build "${select[@]}" --example gpu_probe --message-format json-render-diagnostics
   } | python3 gpu-check/executables.py
 )
-run() { "$(awk -v name="$1" '$1 == name { print $2 }' <<< "$built")" "${@:2}"; }
 CARD_DIR=$(mktemp -d)
 export CARD_DIR
 trap 'rm -rf "$CARD_DIR"' EXIT
-# Every kernel's tests, with the card in the emulator's place; the list is gpu-check's. They read scratch memory back with the rest, so the card is not to
-# mind what nobody wrote; kernels that do are found by the same tests in the emulator.
-while read -r name filters; do
-  # shellcheck disable=SC2086
-  OT_DISTILL_KERNELS=cuda CARD_SHADOW=0 run "$name" $filters
-done < gpu-check/tests.txt
+mkdir "$CARD_DIR/bin"
+while read -r name path; do ln -sf "$path" "$CARD_DIR/bin/$name"; done <<< "$built"
+# Every kernel's tests, with the card in the emulator's place; the list is gpu-check's.
+python3 gpu-check/kernel_tests.py --bin "$CARD_DIR/bin" --logs "$CARD_DIR/logs"
 for part in kernels transport gradients; do
-  run gpu_probe "$part" --tiny --device cuda
+  "$CARD_DIR/bin/gpu_probe" "$part" --tiny --device cuda
 done
 if [[ -s $CARD_DIR/refusals ]]; then
   cat "$CARD_DIR/refusals" >&2
   exit 1
 fi
-# What both programs allocate in the reference pair's shapes is what `plan` computes.
-mkdir "$CARD_DIR/bin"
+# In the reference pair's shapes both programs allocate what `plan` computes, and a step is as few launches as it is said to be.
 for name in teacher-server student-trainer; do
-  ln -s "$PWD/target/debug/$name-under-test" "$CARD_DIR/bin/$name"
+  ln -sf "$PWD/target/debug/$name-under-test" "$CARD_DIR/bin/$name"
 done
-python3 tests/card/peaks.py --out "$CARD_DIR/peaks" --bin "$CARD_DIR/bin" --lengths 512 --modes resident --transport off
+python3 tests/card/counts.py --out "$CARD_DIR/counts" --bin "$CARD_DIR/bin" --lengths 512
 cargo test "${select[@]}" --test card

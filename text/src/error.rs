@@ -1,6 +1,8 @@
 //! Provides the error of this crate: what is wrong, in which file and line or field, and what to do.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
+
+use distill_program::FileError;
 
 /// What can be wrong with a tokenizer directory or a corpus.
 ///
@@ -9,13 +11,8 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {reason}", path.display())]
-    Io {
-        /// Which file or directory.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// A file of the tokenizer directory cannot be used.
     #[error("{}: {field}: {reason}", path.display())]
     TokenizerFile {
@@ -97,12 +94,6 @@ impl Error {
     pub(crate) fn is_of_a_row(&self) -> bool {
         matches!(self, Self::CorpusLine { .. } | Self::CorpusRow { .. })
     }
-}
-
-/// Turns an I/O error into this crate's, with the path it concerns.
-pub(crate) fn io_at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
-    let path = path.into();
-    move |reason| Error::Io { path, reason }
 }
 
 /// This crate's result.

@@ -4,6 +4,7 @@ mod address;
 
 use std::path::Path;
 
+use distill_program::files;
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
@@ -146,9 +147,10 @@ impl<'a> Client<'a> {
             )
         })?;
         // The length of a redirect is that of its own page.
-        let length = match response.status().is_redirection() {
-            true => None,
-            false => text(headers, "content-length"),
+        let length = if response.status().is_redirection() {
+            None
+        } else {
+            text(headers, "content-length")
         };
         let bytes = text(headers, "x-linked-size")
             .or(length)
@@ -326,20 +328,20 @@ impl<'a> Client<'a> {
 
 /// The certificates of a PEM file.
 fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
-    let pem = distill_files::read(path, AUTHORITIES_BYTES_MAX)
-        .map_err(Error::io("read the authorities in", path))?;
+    let pem = files::read(path, AUTHORITIES_BYTES_MAX)
+        .map_err(|error| error.during("read the authorities in"))?;
     let certificates = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,
     });
     let certificates: Vec<Certificate<'static>> = certificates.collect();
-    match certificates.is_empty() {
-        false => Ok(certificates),
-        true => Err(Error::Environment {
+    if certificates.is_empty() {
+        return Err(Error::Environment {
             variable: "SSL_CERT_FILE",
             reason: format!("{} holds no PEM certificate", path.display()),
-        }),
+        });
     }
+    Ok(certificates)
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -354,9 +356,10 @@ fn said(headers: &HeaderMap) -> String {
         .filter(|c| !c.is_control())
         .take(SERVER_WORDS_MAX)
         .collect();
-    match words.is_empty() {
-        true => words,
-        false => format!(" ({words})"),
+    if words.is_empty() {
+        words
+    } else {
+        format!(" ({words})")
     }
 }
 

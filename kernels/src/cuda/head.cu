@@ -18,11 +18,11 @@ struct Running {
     }
 };
 
-/* One block a row of z [rows, vocab]. places [rows, width + 1], the label last. out [rows, width + 4]: z at the places; the
+/* One block a row of z [rows, stride], whose first `vocab` columns count. places [rows, width + 1], the label last. out [rows, width + 4]: z at the places; the
  * largest logit of the tail, or the lowest finite number where there is none; the sums of exp(z - largest) and of
  * exp((z - largest) * rate) over the tail. Shared memory: a bit for every logit, and WARP floats before them. */
-extern "C" __global__ void head_parts(Floats z, Buffer<u32> places, Buffer<float> out, i64 vocab, i64 width, float rate) {
-    i64 row = blockIdx.x * vocab, words = (vocab + WARP - 1) / WARP;
+extern "C" __global__ void head_parts(Floats z, Buffer<u32> places, Buffer<float> out, i64 vocab, i64 stride, i64 width, float rate) {
+    i64 row = blockIdx.x * stride, words = (vocab + WARP - 1) / WARP;
     i64 at = blockIdx.x * (width + 1), to = blockIdx.x * (width + 4);
     Shared<float> joined = shared<float>(0, WARP);
     Shared<u32> kept = shared<u32>(4 * WARP, words);
@@ -69,16 +69,20 @@ extern "C" __global__ void head_parts(Floats z, Buffer<u32> places, Buffer<float
     }
 }
 
-/* Blocks along x cover blockDim.x * 4 logits each of the row along y. gradient [rows, vocab]:
+/* Blocks along x cover blockDim.x * 4 logits each of the row along y. gradient [rows, stride], 0 past `vocab`:
  * own exp(z - largest) + tail exp((z - largest) * rate), or what `factors` says of a kept id, with more at the label.
  * places and parts are those of head_parts; factors [rows, width + 3]: of the kept ids, of the label, own, tail. */
 extern "C" __global__ void head_gradient(Floats z, Buffer<u32> places, Buffer<float> parts, Buffer<float> factors, Floats gradient,
-                                         i64 vocab, i64 width, float rate) {
-    i64 row = blockIdx.y * vocab, at = blockIdx.y * (width + 1), from = blockIdx.y * (width + 3);
+                                         i64 vocab, i64 stride, i64 width, float rate) {
+    i64 row = blockIdx.y * stride, at = blockIdx.y * (width + 1), from = blockIdx.y * (width + 3);
     float largest = parts[blockIdx.y * (width + 4) + width + 1];
     float own = factors[from + width + 1], tail = factors[from + width + 2];
-    i64 start = (i64)blockIdx.x * blockDim.x * 4, end = min(start + blockDim.x * 4, vocab);
+    i64 start = (i64)blockIdx.x * blockDim.x * 4, end = min(start + blockDim.x * 4, stride);
     for (i64 i = start + threadIdx.x; i < end; i += blockDim.x) {
+        if (i >= vocab) {
+            gradient.store(row + i, 0.0f);
+            continue;
+        }
         float above = z.load(row + i) - largest;
         float value = own * expf(above);
         if (rate != 1.0f) value += tail * expf(above * rate);
@@ -91,6 +95,11 @@ extern "C" __global__ void head_gradient(Floats z, Buffer<u32> places, Buffer<fl
     }
     __syncthreads();
     i64 label = places[at + width];
-    if (threadIdx.x == 0 && start <= label && label < end)
-        gradient.store(row + label, gradient.load(row + label) + factors[from + width]);
+    if (threadIdx.x == 0 && start <= label && label < end) {
+        /* Formed again in f32: the gradient may be in 16 bits. */
+        float above = z.load(row + label) - largest, value = own * expf(above);
+        if (rate != 1.0f) value += tail * expf(above * rate);
+        for (i64 i = 0; i < width; i++) value = places[at + i] == label ? factors[from + i] : value;
+        gradient.store(row + label, value + factors[from + width]);
+    }
 }

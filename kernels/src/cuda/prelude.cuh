@@ -3,12 +3,12 @@
  *  - nothing is included, and of CUDA only this is used: threadIdx.x, blockIdx, blockDim.x, gridDim, __syncthreads,
  *    __syncwarp, __shfl_{,xor_,up_,down_}sync and __ballot_sync with all 32 lanes (FULL), atomicAdd, atomicMax and atomicMin on
  *    int, unsigned and unsigned long long, __popc, __clz, __ffs, __fmul_rn and __fadd_rn (a product and a sum that are not fused),
- *    and the functions of math.h that CUDA also has;
+ *    and the functions of math.h that CUDA also has; of PTX what `mma`, `load_matrices` and `pack` at the end of this file are;
  *  - kernels are extern "C" __global__ void, with names that the C library does not have; their parameters are Floats, Buffer<T>,
- *    i64, int or float, and nothing else;
+ *    a Table of either, i64, int or float, and nothing else;
  *  - blocks are one-dimensional, whole warps, and all threads of a block meet at the same barriers: none returns before one;
  *  - shared memory is what shared<T>(offset, len) hands out of the launch's bytes; what nobody wrote there is not read;
- *  - every element of an output is written; inputs are not;
+ *  - every element of an output is written; inputs are not; what is changed in place is neither;
  *  - sums are formed in a fixed order: no atomics on floats, so that a run can be repeated bit for bit;
  *  - arithmetic is in f32, and in f64 where little is computed and much depends on it; bf16 and f16 are what is loaded and stored.
  */
@@ -70,10 +70,18 @@ __device__ inline float round_to(float value, int dtype) {
     return value;
 }
 
+/* A buffer as the host describes it in a table. */
+struct alignas(16) Record {
+    void* data;
+    i64 len;
+    int dtype;
+};
+
 /* Numbers of one type in global memory. */
 template <class T> struct Buffer {
     T* data;
     i64 len;
+    __device__ static Buffer of(const Record& record) { return Buffer{(T*)record.data, record.len}; }
     __device__ T& operator[](i64 i) const {
         check(i, len);
         return data[i];
@@ -96,6 +104,7 @@ struct Floats {
     void* data;
     i64 len;
     int dtype;
+    __device__ static Floats of(const Record& record) { return Floats{record.data, record.len, record.dtype}; }
     __device__ float load(i64 i) const {
         check(i, len);
         if (dtype == F32) return ((const float*)data)[i];
@@ -137,6 +146,16 @@ struct Floats {
         store(i + 3, v.w);
     }
     __device__ float round(float value) const { return round_to(value, dtype); }
+};
+
+/* Many buffers of one launch, of unlike lengths: T is Floats or Buffer of something. */
+template <class T> struct Table {
+    const Record* records;
+    i64 len;
+    __device__ T operator[](i64 i) const {
+        check(i, len);
+        return T::of(records[i]);
+    }
 };
 
 /* Numbers in the block's shared memory. */
@@ -188,3 +207,76 @@ template <class Op, class T> __device__ inline T block_join(T value, Shared<T> s
 }
 template <class T> __device__ inline T block_sum(T value, Shared<T> scratch) { return block_join<Sum>(value, scratch); }
 template <class T> __device__ inline T block_max(T value, Shared<T> scratch) { return block_join<Max>(value, scratch); }
+
+/* ---- Tensor cores. All 32 lanes of a warp call these together. ----
+ *
+ * An operand lies in the registers of the whole warp, two 16-bit floats to a register, the first in the low half. With
+ * group = lane / 4 and pair = lane % 4 * 2, a lane has of
+ *
+ *   a [16, 16]    a[0]: row group, columns pair and pair + 1      a[1]: the same of row group + 8
+ *                 a[2]: row group, columns pair + 8 and pair + 9   a[3]: the same of row group + 8
+ *   b [16, 8]     b0: rows pair and pair + 1 of column group       b1: rows pair + 8 and pair + 9 of column group
+ *   sum [16, 8]   sum[0], sum[1]: row group, columns pair and pair + 1     sum[2], sum[3]: the same of row group + 8
+ *
+ * So a sum, rounded and packed, is one half of an `a` as it lies: of columns 0 to 7 or 8 to 15. */
+
+/* Eight 16-bit floats, as their bits. */
+struct alignas(16) Eight {
+    u32 x, y, z, w;
+};
+
+/* The two floats as 16 bits each, `first` in the low half; to the nearest, ties to even. */
+template <int DTYPE> __device__ inline u32 pack(float first, float second) {
+#if !defined(CARD_IN_SOFTWARE) && __CUDA_ARCH__ >= 800
+    u32 bits;
+    if (DTYPE == BF16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+#else
+    if (DTYPE == BF16) return (u32)float_to_bf16(second) << 16 | float_to_bf16(first);
+    return (u32)float_to_f16(second) << 16 | float_to_f16(first);
+#endif
+}
+
+/* sum += a b. Products are exact; how a card rounds and orders their sum is its own affair. */
+template <int DTYPE> __device__ inline void mma(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if defined(CARD_IN_SOFTWARE)
+    card::multiply(DTYPE == BF16 ? card::PRODUCT_BF16 : card::PRODUCT_F16, sum, a, b0, b1);
+#elif __CUDA_ARCH__ >= 800
+#define MMA(TYPE)                                                                                                          \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    if (DTYPE == BF16) MMA("bf16");
+    else MMA("f16");
+#undef MMA
+#else
+    /* Compute capability 7.5 has no bf16, and f16 in two halves. */
+    if (DTYPE == BF16) __trap();
+#define HALF(FIRST, SECOND, B)                                                                                             \
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"           \
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                  \
+                 : "r"(FIRST), "r"(SECOND), "r"(B))
+    HALF(a[0], a[1], b0);
+    HALF(a[2], a[3], b1);
+#undef HALF
+#endif
+}
+
+/* Four matrices of 8 x 8 numbers of 16 bits from shared memory: lane l says where row l % 8 of matrix l / 8 lies, and part[m] gets of
+ * matrix m elements pair and pair + 1 of row group; of column group where TRANSPOSED. */
+template <bool TRANSPOSED> __device__ inline void load_matrices(const Eight& row, u32 (&part)[4]) {
+#if defined(CARD_IN_SOFTWARE)
+    card::load_matrices(TRANSPOSED ? card::MATRICES_TRANSPOSED : card::MATRICES, &row, part);
+#else
+    u32 at = (u32)__cvta_generic_to_shared(&row);
+#define LOAD(HOW)                                                                                                 \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" HOW ".shared.b16 {%0,%1,%2,%3}, [%4];"                           \
+                 : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])                                     \
+                 : "r"(at)                                                                                        \
+                 : "memory")
+    if (TRANSPOSED) LOAD(".trans");
+    else LOAD("");
+#undef LOAD
+#endif
+}

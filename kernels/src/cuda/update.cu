@@ -1,4 +1,4 @@
-/* Updates by AdamW, and the sums of squares that clipping asks for. */
+/* Updates by AdamW, and the sums of squares that clipping asks for: of many tensors in one launch, blockIdx.y of them. */
 
 enum { MOMENTS_A_SCALE = 256, CODES = 256 };
 
@@ -15,17 +15,18 @@ struct AdamW {
     }
 };
 
-/* parameter, gradient and moments [len], and what they become. */
-extern "C" __global__ void adamw(Buffer<float> parameter, Buffer<float> gradient, Buffer<float> first, Buffer<float> second,
-                                 Buffer<float> to_parameter, Buffer<float> to_first, Buffer<float> to_second, i64 len, float scale,
-                                 float beta1, float new1, float beta2, float new2, float correction, float eps, float rate, float kept) {
-    i64 i = global_index();
-    if (i >= len) return;
+/* parameters, gradients and moments, [len] each, of which the gradients stay as they are. */
+extern "C" __global__ void adamw(Table<Buffer<float>> parameters, Table<Buffer<float>> gradients, Table<Buffer<float>> firsts,
+                                 Table<Buffer<float>> seconds, float scale, float beta1, float new1, float beta2, float new2, float correction,
+                                 float eps, float rate, float kept) {
     AdamW with{scale, beta1, new1, beta2, new2, correction, eps, rate, kept};
-    float m = first[i], v = second[i];
-    to_parameter[i] = with.step(parameter[i], gradient[i], m, v);
-    to_first[i] = m;
-    to_second[i] = v;
+    Buffer<float> parameter = parameters[blockIdx.y], gradient = gradients[blockIdx.y], first = firsts[blockIdx.y], second = seconds[blockIdx.y];
+    for (i64 i = global_index(); i < parameter.len; i += (i64)gridDim.x * blockDim.x) {
+        float m = first[i], v = second[i];
+        parameter[i] = with.step(parameter[i], gradient[i], m, v);
+        first[i] = m;
+        second[i] = v;
+    }
 }
 
 /* What codes stand for, ascending, and the middles between neighbours. */
@@ -40,51 +41,58 @@ struct DynamicMap {
     }
 };
 
-/* One block's moments in 8 bits: `value` is this thread's. All threads take part. */
-__device__ inline void store_codes(float value, bool inside, i64 i, DynamicMap map, Shared<float> joined, Buffer<u8> codes, Buffer<float> absmax) {
-    /* A block of nothing but NaN has no largest. */
+/* The moments of one scale in 8 bits: `value` is this thread's, of element i. All threads take part. */
+__device__ inline void store_codes(float value, bool inside, i64 i, DynamicMap map, Shared<float> joined, Buffer<u8> codes, Buffer<float> scales) {
+    /* A scale's values that are all NaN have no largest. */
     float largest = block_max(fmaxf(inside ? fabsf(value) : 0.0f, 0.0f), joined);
     float scaled = __fmul_rn(value, 1.0f / fmaxf(largest, 1e-38f));
     scaled = scaled < -1.0f ? -1.0f : scaled > 1.0f ? 1.0f : scaled;
     if (inside) codes[i] = (u8)map.code(scaled);
-    if (threadIdx.x == 0) absmax[blockIdx.x] = largest;
+    if (threadIdx.x == 0) scales[i / MOMENTS_A_SCALE] = largest;
 }
 
-/* As adamw with moments in 8 bits, a block of threads for MOMENTS_A_SCALE elements. codes [len] and absmax [blocks] of the first and the
- * second moment; maps [2, 2, CODES]: values and middles of the first moment's codes, and of the second's. */
-extern "C" __global__ void adamw_8bit(Buffer<float> parameter, Buffer<float> gradient, Buffer<u8> first, Buffer<float> first_absmax,
-                                      Buffer<u8> second, Buffer<float> second_absmax, Buffer<float> maps, Buffer<float> to_parameter,
-                                      Buffer<u8> to_first, Buffer<float> to_first_absmax, Buffer<u8> to_second,
-                                      Buffer<float> to_second_absmax, i64 len, float scale, float beta1, float new1, float beta2,
-                                      float new2, float correction, float eps, float rate, float kept) {
+/* As adamw with moments in 8 bits; a block has a thread for each of MOMENTS_A_SCALE elements. Codes [len] and scales [len / MOMENTS_A_SCALE]
+ * of the first and the second moment; maps [2, 2, CODES]: values and middles of the first moment's codes, and of the second's. */
+extern "C" __global__ void adamw_8bit(Table<Buffer<float>> parameters, Table<Buffer<float>> gradients, Table<Buffer<u8>> firsts,
+                                      Table<Buffer<float>> first_scales, Table<Buffer<u8>> seconds, Table<Buffer<float>> second_scales,
+                                      Buffer<float> maps, float scale, float beta1, float new1, float beta2, float new2, float correction,
+                                      float eps, float rate, float kept) {
+    AdamW with{scale, beta1, new1, beta2, new2, correction, eps, rate, kept};
+    Buffer<float> parameter = parameters[blockIdx.y], gradient = gradients[blockIdx.y];
+    Buffer<u8> first = firsts[blockIdx.y], second = seconds[blockIdx.y];
+    Buffer<float> first_scale = first_scales[blockIdx.y], second_scale = second_scales[blockIdx.y];
+    i64 start = (i64)blockIdx.x * blockDim.x;
+    if (start >= parameter.len) return;
     Shared<float> joined = shared<float>(0, WARP), held = shared<float>(4 * WARP, 4 * CODES);
     for (int i = threadIdx.x; i < 4 * CODES; i += blockDim.x) held[i] = maps[i];
     __syncthreads();
     DynamicMap maps_of[2];
     for (int i = 0; i < 2; i++)
         maps_of[i] = DynamicMap{shared<float>(4 * WARP + 8 * i * CODES, CODES), shared<float>(4 * WARP + 4 * (2 * i + 1) * CODES, CODES)};
-    i64 i = global_index();
-    bool inside = i < len;
-    float m = 0.0f, v = 0.0f;
-    if (inside) {
-        AdamW with{scale, beta1, new1, beta2, new2, correction, eps, rate, kept};
-        m = __fmul_rn(maps_of[0].values[first[i]], first_absmax[blockIdx.x]);
-        v = __fmul_rn(maps_of[1].values[second[i]], second_absmax[blockIdx.x]);
-        to_parameter[i] = with.step(parameter[i], gradient[i], m, v);
+    for (; start < parameter.len; start += (i64)gridDim.x * blockDim.x) {
+        i64 i = start + threadIdx.x;
+        bool inside = i < parameter.len;
+        float m = 0.0f, v = 0.0f;
+        if (inside) {
+            m = __fmul_rn(maps_of[0].values[first[i]], first_scale[i / MOMENTS_A_SCALE]);
+            v = __fmul_rn(maps_of[1].values[second[i]], second_scale[i / MOMENTS_A_SCALE]);
+            parameter[i] = with.step(parameter[i], gradient[i], m, v);
+        }
+        store_codes(m, inside, i, maps_of[0], joined, first, first_scale);
+        store_codes(v, inside, i, maps_of[1], joined, second, second_scale);
     }
-    store_codes(m, inside, i, maps_of[0], joined, to_first, to_first_absmax);
-    store_codes(v, inside, i, maps_of[1], joined, to_second, to_second_absmax);
 }
 
-/* parts [at, at + blocks) = sums of x^2 over what each block takes of x [len]. */
-extern "C" __global__ void squares(Floats x, Buffer<double> parts, i64 at, i64 len) {
+/* parts [at + tensor, blocks of one] = sums of x^2 over what each block takes of a tensor. */
+extern "C" __global__ void squares(Table<Floats> tensors, Buffer<double> parts, i64 at) {
+    Floats x = tensors[blockIdx.y];
     double sum = 0.0;
-    for (i64 i = global_index(); i < len; i += (i64)gridDim.x * blockDim.x) {
+    for (i64 i = global_index(); i < x.len; i += (i64)gridDim.x * blockDim.x) {
         double value = x.load(i);
         sum += value * value;
     }
     sum = block_sum(sum, shared<double>(0, WARP));
-    if (threadIdx.x == 0) parts[at + blockIdx.x] = sum;
+    if (threadIdx.x == 0) parts[(at + blockIdx.y) * gridDim.x + blockIdx.x] = sum;
 }
 
 /* sums [blocks] of as many parts each as a block has threads. */

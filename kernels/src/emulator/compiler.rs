@@ -19,8 +19,8 @@ macro_rules! files {
     ($($name:literal)+) => { &[$(($name, include_str!($name))),+] };
 }
 const FILES: &[(&str, &str)] = files! {
-    "module.hpp" "launch.hpp" "fibers.hpp" "shared.hpp" "engine.hpp" "hooks.hpp" "emulate.cpp"
-    "vectors.hpp" "device.hpp" "registry.hpp" "emulated.hpp"
+    "module.hpp" "launch.hpp" "fibers.hpp" "shared.hpp" "exchanges.hpp" "tensor.hpp" "engine.hpp" "hooks.hpp"
+    "emulate.cpp" "vectors.hpp" "device.hpp" "registry.hpp" "emulated.hpp"
 };
 
 /// A folder with the engine's object and the headers of a module.

@@ -13,7 +13,11 @@ void* memset(void* at, int value, __SIZE_TYPE__ bytes) noexcept __asm__("card_me
 #include <cstdio>
 #include <cstring>
 
+#include "exchanges.hpp"
 #include "vectors.hpp"
+
+/* Where this is defined a kernel's text calls `multiply` and `load_matrices` below instead of the PTX that a card has. */
+#define CARD_IN_SOFTWARE
 
 #define __device__
 #define __host__
@@ -39,7 +43,6 @@ static const int warpSize = 32;
 inline void __trap() { card_stop("trap", "__trap", 0); }
 
 namespace card {
-enum Exchange { SYNC, SHUFFLE, BALLOT };
 inline int lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
 
 template <class T> inline T shuffle(unsigned mask, T value, int source) {
@@ -52,6 +55,24 @@ template <class T> inline T shuffle(unsigned mask, T value, int source) {
 }
 /* Lanes exchange within groups of `width`: where that would leave the group, a lane gets its own value. */
 inline int within(int source, int width) { return source / width == lane() / width && source >= 0 ? source : lane(); }
+
+/* sum += a b of a tensor core, for kind PRODUCT_BF16 or PRODUCT_F16. Not instrumented: it touches registers only. */
+__attribute__((noinline, no_sanitize("thread"))) static void multiply(Exchange kind, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                                     uint32_t b1) {
+    Product part = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {sum[0], sum[1], sum[2], sum[3]}};
+    card_exchange(kind, 0xffffffffu, (uint64_t)&part, lane());
+    for (int i = 0; i < 4; i++) sum[i] = part.sum[i];
+}
+
+/* This lane's part of four matrices, one row of which lies at `row`, for kind MATRICES or MATRICES_TRANSPOSED. */
+inline void load_matrices(Exchange kind, const void* row, uint32_t (&part)[4]) {
+    struct alignas(16) Row {
+        uint32_t x, y, z, w;
+    } mine = *(const Row*)row;
+    Matrices matrices = {{mine.x, mine.y, mine.z, mine.w}, {}};
+    card_exchange(kind, 0xffffffffu, (uint64_t)&matrices, lane());
+    for (int i = 0; i < 4; i++) part[i] = matrices.part[i];
+}
 
 template <class To, class From> inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bits");

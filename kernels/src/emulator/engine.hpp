@@ -10,6 +10,7 @@
 #include "fibers.hpp"
 #include "launch.hpp"
 #include "shared.hpp"
+#include "tensor.hpp"
 
 struct CardIndex {
     unsigned x, y, z;
@@ -24,7 +25,6 @@ alignas(1024) unsigned char card_shared_memory[card::SHARED_BYTES_MAX];
 
 namespace card {
 enum { WARP = 32, THREADS_MAX = 1024 };
-enum Exchange { SYNC, SHUFFLE, BALLOT };
 
 /* Sets of lanes, and what those that wait in an exchange brought to it. */
 struct Warp {
@@ -136,7 +136,7 @@ static void release_barrier() {
     now.warp = pick(run.busy, run.order);
 }
 
-/* Hands out what the lanes of one exchange brought to it. */
+/* Hands out what the lanes of one exchange brought to it, or makes of it. */
 static void release_lanes(Warp& warp, uint32_t group, Exchange kind) {
     uint64_t values[WARP];
     uint32_t ballot = 0;
@@ -144,6 +144,13 @@ static void release_lanes(Warp& warp, uint32_t group, Exchange kind) {
         int lane = __builtin_ctz(left);
         values[lane] = warp.value[lane];
         ballot |= (uint32_t)(values[lane] & 1) << lane;
+    }
+    if (kind >= PRODUCT_BF16) {
+        if (~group) return note("tensor cores take all lanes of a warp, and of these only %08x come", group);
+        exchange_structures(values, kind);
+        warp.exchanging = 0;
+        warp.ready = group;
+        return;
     }
     for (uint32_t left = group; left; left &= left - 1) {
         int lane = __builtin_ctz(left), source = warp.source[lane];

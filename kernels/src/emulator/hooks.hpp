@@ -34,8 +34,8 @@ inline void check_access(const void* pointer, size_t bytes, size_t alignment, in
     if (at - card_begin < card_end - card_begin) {
         if (__builtin_expect(at % alignment != 0, 0)) fail("misaligned access: %zu bytes at address %zx", bytes, at);
         const char* why = nullptr;
-        if (kind & READ) why = card_touch(pointer, bytes, 0);
-        if (kind & WRITE && !why) why = card_touch(pointer, bytes, 1);
+        if (kind & READ) why = card_touch(pointer, bytes, kind & ATOMIC);
+        if (kind & WRITE && !why) why = card_touch(pointer, bytes, 1 | (kind & ATOMIC));
         if (__builtin_expect(why != nullptr, 0)) fail("%s", why);
     } else if (offset < run.dynamic.len) {
         if (at % alignment != 0) fail("misaligned access: %zu bytes at byte %zu of shared memory", bytes, offset);

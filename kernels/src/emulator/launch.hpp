@@ -24,6 +24,7 @@ extern "C" {
 /* The card's addresses, [card_begin, card_end): of whoever hands out memory. */
 extern uint64_t card_begin, card_end;
 
-/* Of the same: nullptr where a kernel may access these bytes of the card's memory, else why not. Called for every access there. */
+/* Of the same: nullptr where a kernel may access these bytes of the card's memory, else why not. Called for every access there; `write` is 0 or 1,
+ * and 4 more for an atomic one. */
 const char* card_touch(const void* at, size_t bytes, int write);
 }

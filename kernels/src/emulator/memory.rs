@@ -3,6 +3,8 @@
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use crate::layout;
+
 /// Words before the first buffer and after each: what is written past one reaches no other, and each begins where any number may.
 const GAP: usize = 2;
 
@@ -15,10 +17,10 @@ pub struct Memory {
     words: Vec<u64>,
 }
 
-#[derive(Clone)]
-pub(super) struct Region {
-    pub(super) dtype: DType,
-    pub(super) len: usize,
+#[derive(Clone, Copy)]
+struct Region {
+    dtype: DType,
+    len: usize,
     /// Its first word.
     start: usize,
 }
@@ -62,6 +64,11 @@ impl Memory {
         Ok(index)
     }
 
+    /// As [`upload`](Self::upload), for each.
+    pub(super) fn upload_all(&mut self, tensors: &[&Tensor]) -> Result<Vec<usize>> {
+        tensors.iter().map(|tensor| self.upload(tensor)).collect()
+    }
+
     /// A buffer that nothing was written to: NaN, or the largest integer; its index.
     pub fn fresh(&mut self, dtype: DType, len: usize) -> usize {
         let start = self.words.len().max(GAP);
@@ -84,10 +91,23 @@ impl Memory {
         Tensor::from_raw_buffer(bytes, region.dtype, &[region.len], &Device::Cpu)
     }
 
+    /// What a buffer holds; `None` where there is no such buffer.
+    pub(super) fn dtype(&self, index: usize) -> Option<DType> {
+        self.regions.get(index).map(|region| region.dtype)
+    }
+
     /// The first buffer whose bytes differ.
     pub(super) fn first_difference(&self, other: &Self) -> Option<usize> {
         let mut pairs = self.regions.iter().zip(&other.regions);
         pairs.position(|(a, b)| self.bytes(a) != other.bytes(b))
+    }
+
+    /// Whether the bytes of a buffer are others than in `other`, which was this memory.
+    pub(super) fn differs(&self, other: &Self, index: usize) -> bool {
+        match (self.regions.get(index), other.regions.get(index)) {
+            (Some(own), Some(others)) => self.bytes(own) != other.bytes(others),
+            _ => false,
+        }
     }
 
     /// Where the buffers begin and end, in the order of their addresses.
@@ -100,12 +120,15 @@ impl Memory {
         self.regions.iter().map(range).collect()
     }
 
-    /// A buffer, and its address for a kernel that may write to it.
-    pub(super) fn expose(&mut self, index: usize) -> Result<(&Region, u64)> {
-        self.region(index)?;
-        let region = &self.regions[index];
-        let first = self.words[region.start..].as_mut_ptr();
-        Ok((region, first.expose_provenance() as u64))
+    /// Where a buffer lies, for a kernel that may write to it.
+    pub(super) fn expose(&mut self, index: usize) -> Result<layout::Region> {
+        let Region { dtype, len, start } = *self.region(index)?;
+        let first = self.words[start..].as_mut_ptr();
+        Ok(layout::Region {
+            pointer: first.expose_provenance() as u64,
+            len,
+            dtype,
+        })
     }
 
     fn bytes(&self, region: &Region) -> &[u8] {

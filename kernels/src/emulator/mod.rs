@@ -3,6 +3,7 @@
 mod arguments;
 mod compiler;
 mod memory;
+mod product;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +14,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use libloading::Library;
 
-use crate::{Call, Module};
-use arguments::{Parameter, fit, raw_arguments};
+use crate::layout::Arguments;
+use crate::{Call, Machine, MakeCalls, Module};
+use arguments::{Parameter, fit};
 pub use memory::Memory;
 
 /// Bytes of a message from the engine.
@@ -53,6 +55,27 @@ pub struct Emulator {
     library: Library,
     /// The engine keeps the running thread in globals: one launch at a time.
     running: Mutex<()>,
+}
+
+/// Kernels and products on tensors in host memory, whichever modules the kernels are of.
+pub const EMULATED: Machine = Machine {
+    compute: compute_any,
+    multiply: product::multiply,
+};
+
+fn compute_any(
+    inputs: &[&Tensor],
+    outputs: &[(DType, usize)],
+    calls: MakeCalls<'_>,
+) -> Result<Vec<Tensor>> {
+    let mut memory = Memory::new();
+    let inputs = memory.upload_all(inputs)?;
+    let fresh = |(dtype, len): &(DType, usize)| memory.fresh(*dtype, *len);
+    let outputs: Vec<usize> = outputs.iter().map(fresh).collect();
+    for call in calls(&inputs, &outputs)? {
+        Emulator::of(call.module)?.run_reading(&mut memory, &inputs, &[call])?;
+    }
+    outputs.iter().map(|index| memory.read(*index)).collect()
 }
 
 /// Which order a block's threads, and the grid's blocks, run in.
@@ -107,12 +130,56 @@ impl Emulator {
             return made.iter().map(|x| x.to_device(&Device::Cpu)).collect();
         }
         let mut memory = Memory::new();
-        let upload = |x: &&Tensor| memory.upload(x);
-        let inputs = inputs.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        let inputs = memory.upload_all(inputs)?;
         let fresh = |(dtype, len): &(DType, usize)| memory.fresh(*dtype, *len);
         let outputs: Vec<usize> = outputs.iter().map(fresh).collect();
-        self.run(&mut memory, &calls(&inputs, &outputs)?)?;
+        self.run_reading(&mut memory, &inputs, &calls(&inputs, &outputs)?)?;
         outputs.iter().map(|index| memory.read(*index)).collect()
+    }
+
+    /// What [`device::change`](crate::device::change) does on a card: runs calls that change the first tensors where they are.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and when a kernel writes to one of `inputs`.
+    pub fn change(
+        &self,
+        changed: &[&Tensor],
+        inputs: &[&Tensor],
+        calls: impl FnOnce(&[usize], &[usize]) -> Result<Vec<Call>>,
+    ) -> Result<()> {
+        let results: Vec<Tensor> = if let Some(card) = card()? {
+            let view = |x: &&Tensor| view_on(card, x);
+            let results = changed.iter().map(view).collect::<Result<Vec<_>>>()?;
+            let inputs = inputs.iter().map(view).collect::<Result<Vec<_>>>()?;
+            let (results_at, inputs): (Vec<_>, Vec<_>) =
+                (results.iter().collect(), inputs.iter().collect());
+            crate::device::change(&results_at, &inputs, calls)?;
+            results
+        } else {
+            let mut memory = Memory::new();
+            let (results, inputs) = (memory.upload_all(changed)?, memory.upload_all(inputs)?);
+            self.run_reading(&mut memory, &inputs, &calls(&results, &inputs)?)?;
+            let read = |index: &usize| memory.read(*index);
+            results.iter().map(read).collect::<Result<_>>()?
+        };
+        for (tensor, result) in changed.iter().zip(results) {
+            let result = result.to_device(&Device::Cpu)?.flatten_all()?;
+            tensor.flatten_all()?.slice_set(&result, 0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// As [`run`](Self::run); `inputs` are to stay as they are.
+    fn run_reading(&self, memory: &mut Memory, inputs: &[usize], calls: &[Call]) -> Result<()> {
+        let before = memory.clone();
+        self.run(memory, calls)?;
+        match inputs.iter().find(|input| memory.differs(&before, **input)) {
+            Some(input) => bail!(
+                "{:?}: buffer {input} is an input, and was written to",
+                calls.iter().map(|call| call.function).collect::<Vec<_>>()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Runs the calls, one after another.
@@ -122,7 +189,11 @@ impl Emulator {
     /// it reads shared memory that nobody wrote, its arguments are of other types than its parameters, or its results depend on the
     /// order in which threads run.
     pub fn run(&self, memory: &mut Memory, calls: &[Call]) -> Result<()> {
-        for call in calls.iter().filter(|call| call.launches()) {
+        for call in calls {
+            let call = call.choose(|index| memory.dtype(index));
+            if !call.launches() {
+                continue;
+            }
             let mut reversed = memory.clone();
             self.launch(memory, call, Order::Forward)?;
             self.launch(&mut reversed, call, Order::Reverse)?;
@@ -144,7 +215,10 @@ impl Emulator {
                 self.module.name()
             );
         }
-        let arguments = raw_arguments(memory, call)?;
+        let mut records = Vec::new();
+        let mut find = |index: usize| memory.expose(index);
+        let arguments = Arguments::of(call, &mut find, &mut records)?;
+        let arguments = arguments.at(records.as_ptr().expose_provenance() as u64);
         let pointers: Vec<*const c_void> = arguments
             .iter()
             .map(|bytes| bytes.as_ptr().cast())
@@ -154,7 +228,7 @@ impl Emulator {
         let _alone = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(unsafe_code, reason = "calls compiled C++")]
         // SAFETY: both functions have these types. The entry's parameters are those that the arguments are made for, which point into
-        // `memory`, borrowed for the call; the engine checks every access and ends its message within the length given.
+        // `memory`, borrowed for the call, or at `records`; the engine checks every access and ends its message within the length given.
         unsafe {
             let entry = self.entry(call.function)?;
             if !fit(

@@ -15,7 +15,13 @@ enum CardKind : uint32_t {
     CARD_BUFFER = 2,
     /* {pointer; int64 length in elements; int32 dtype: 0 f32, 1 bf16, 2 f16}. */
     CARD_FLOATS = 3,
+    /* {pointer to records; int64 how many}; a record is CARD_RECORD_BYTES and begins like CARD_FLOATS. `element` and `arithmetic` are
+     * those of the buffers that the records describe. */
+    CARD_TABLE = 4,
+    CARD_FLOATS_TABLE = 5,
 };
+
+enum { CARD_RECORD_BYTES = 32 };
 
 /* Of a number, or of the elements that a pointer points to. */
 enum CardClass : uint32_t { CARD_OTHER = 0, CARD_FLOAT = 1, CARD_SIGNED = 2, CARD_UNSIGNED = 3 };

@@ -37,6 +37,15 @@ template <class T> struct Describe<T, decltype((void)std::declval<T>().data, (vo
     }
 };
 
+/* Many of them: the records are not written to. */
+template <class T> struct Describe<T, decltype((void)std::declval<T>().records, (void)std::declval<T>().len)> {
+    static_assert(sizeof(*std::declval<T>().records) == CARD_RECORD_BYTES, "a record as the host makes it");
+    static constexpr CardParameter of() {
+        CardParameter row = Describe<decltype(std::declval<T>()[0])>::of();
+        return {0, sizeof(T), row.kind == CARD_FLOATS ? CARD_FLOATS_TABLE : CARD_TABLE, row.element, 1, row.arithmetic};
+    }
+};
+
 template <auto function> struct Kernel;
 template <class... T, void (*function)(T...)> struct Kernel<function> {
     /* One more, for an array has at least one. */

@@ -1,8 +1,10 @@
+mod tensor_cores;
+
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 
 use super::{Emulator, Memory};
-use crate::{Call, Launch, Module, SELF_TEST};
+use crate::{Call, Launch, Module, Part, SELF_TEST};
 
 fn launch(blocks: usize, block: usize, shared: usize) -> Launch {
     Launch {
@@ -152,6 +154,15 @@ static FAULTS: Module = Module::new(
     }
     extern "C" __global__ void misaligned(Buffer<u32> out) { *(Four*)(out.data + 1) = *(Four*)(out.data + 5); }
     extern "C" __global__ void past_the_check(Buffer<u32> out) { out.data[out.len] = 1; }
+    extern "C" __global__ void past_the_table(Table<Buffer<u32>> out) { out[out.len][0] = 1; }
+    extern "C" __global__ void past_its_buffer(Table<Buffer<u32>> out) {
+        Buffer<u32> own = out[blockIdx.x];
+        own[own.len] = 1;
+    }
+    extern "C" __global__ void past_its_check(Table<Buffer<u32>> out) {
+        Buffer<u32> own = out[blockIdx.x];
+        own.data[own.len] = 1;
+    }
     extern "C" __global__ void untouched(Floats out) { if (threadIdx.x == 0) out.store(0, 1.0f); }
     "#,
     &[
@@ -165,6 +176,9 @@ static FAULTS: Module = Module::new(
         "silent_race",
         "misaligned",
         "past_the_check",
+        "past_the_table",
+        "past_its_buffer",
+        "past_its_check",
         "untouched",
     ],
 );
@@ -214,6 +228,81 @@ fn mistakes_are_named() -> Result<()> {
     emulator.run(&mut memory, &[call("untouched", 1)?.floats(out)])?;
     let values = memory.read(out)?.to_vec1::<f32>()?;
     assert!(values[0] == 1.0 && values[1].is_nan());
+    Ok(())
+}
+
+#[test]
+fn mistakes_with_tables_are_named() -> Result<()> {
+    let emulator = Emulator::of(&FAULTS)?;
+    let mut memory = Memory::new();
+    let buffers = [memory.fresh(DType::U32, 64), memory.fresh(DType::U32, 8)];
+    for (function, message) in [
+        ("past_the_table", "element 2 of 2"),
+        ("past_its_buffer", "element 64 of 64"),
+        ("past_its_check", "outside of every buffer"),
+    ] {
+        let call = Call::new(&FAULTS, function, launch(1, 32, 0))?;
+        let call = call.table(buffers.map(Part::whole).to_vec(), DType::U32);
+        let error = emulator.run(&mut memory, &[call]).unwrap_err().to_string();
+        assert!(error.contains(message), "{function}: {error}");
+    }
+    let call = |call: &dyn Fn(Call) -> Call| {
+        let new = Call::new(&FAULTS, "past_its_buffer", launch(0, 32, 0));
+        let some = Call::new(&FAULTS, "past_its_buffer", launch(1, 32, 0));
+        let (none, some) = (call(new?), call(some?));
+        // What is not launched is not looked at.
+        emulator.run(&mut memory.clone(), &[none])?;
+        let refusal = emulator.run(&mut memory.clone(), &[some]).unwrap_err();
+        Ok::<_, candle_core::Error>(refusal.to_string())
+    };
+    let part = |part| call(&|call: Call| call.table(vec![part], DType::U32));
+    assert!(part(Part::of(buffers[1], 4, 5))?.contains("which has 8"));
+    assert!(part(Part::of(buffers[1], 1, usize::MAX))?.contains("which has 8"));
+    assert!(part(Part::whole(7))?.contains("none 7"));
+    let whole = || buffers.map(Part::whole).to_vec();
+    let floats = call(&|call: Call| call.table(whole(), DType::F32))?;
+    assert!(floats.contains("holds U32"), "{floats}");
+    let floats = call(&|call: Call| call.floats_table(whole()))?;
+    assert!(floats.contains("was given U32"), "{floats}");
+    let float = memory.fresh(DType::F32, 8);
+    for wrong in [
+        &(|call: Call| call.table(vec![Part::whole(float)], DType::F32)) as &dyn Fn(Call) -> Call,
+        &|call| call.floats_table(vec![Part::whole(float)]),
+        &|call| call.buffer(buffers[0], DType::U32),
+    ] {
+        let call = wrong(Call::new(&FAULTS, "past_its_buffer", launch(1, 32, 0))?);
+        let error = emulator.run(&mut memory, &[call]).unwrap_err().to_string();
+        assert!(error.contains("parameters' types"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_is_seen_in_place_and_a_written_input_is_refused() -> Result<()> {
+    let emulator = Emulator::of(&SELF_TEST)?;
+    let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+    let (whole, x) = (
+        tensor(&[0.0; 6])?.reshape((2, 3))?,
+        tensor(&[1.0, 2.0, 3.0])?,
+    );
+    let row = whole.narrow(0, 1, 1)?;
+    let convert = |from: usize, to: usize| {
+        let call = Call::new(&SELF_TEST, "convert", Launch::over(3, 32))?;
+        Ok(vec![call.floats(from).floats(to).size(3)])
+    };
+    emulator.change(&[&row], &[&x], |out, x| convert(x[0], out[0]))?;
+    let expected = [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]];
+    assert_eq!(whole.to_vec2::<f32>()?, expected);
+    let mut memory = Memory::new();
+    let (read, written) = (memory.upload(&x)?, memory.fresh(DType::F32, 3));
+    emulator.run_reading(&mut memory, &[read], &convert(read, written)?)?;
+    let zeros = memory.upload(&x.zeros_like()?)?;
+    let error = emulator.run_reading(&mut memory, &[read], &convert(zeros, read)?);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("convert") && error.contains("is an input"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -137,7 +137,7 @@ impl ModelConfig {
 
 /// Reads a `config.json`, where it is no longer than real ones are.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    distill_files::read(path, CONFIG_BYTES_MAX).map_err(|reason| Error::io(path, reason))
+    distill_program::files::read(path, CONFIG_BYTES_MAX).map_err(|e| Error::io(path, e.reason))
 }
 
 #[cfg(test)]

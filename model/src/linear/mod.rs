@@ -1,15 +1,11 @@
 //! Provides the linear layer of every projection: a frozen or trainable weight, an optional bias, an optional adapter.
 
-mod direct;
 mod load;
 #[cfg(test)]
 mod tests;
 
-use crate::{
-    Error, LoadOptions, Lora, Nf4Matrix, PackedMatrix, Parameter, Result, Weights, frozen, tiles,
-};
-use candle_core::{DType, Tensor, Var};
-pub(crate) use direct::{LowRank, is_plain};
+use crate::{Error, LoadOptions, Lora, Nf4Matrix, PackedMatrix, Parameter, Result, Weights};
+use candle_core::{Tensor, Var};
 pub use load::dequantized;
 use std::sync::Arc;
 
@@ -45,19 +41,6 @@ impl Weight {
             Self::Nf4(weight) => weight.bytes(),
             Self::Packed(weight) => weight.bytes(),
             Self::Trainable(weight) => dense(weight),
-        }
-    }
-
-    /// x [N, in] -> x W^T [N, out].
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => frozen::dense_forward(x, weight),
-            Self::Nf4(weight) => tiles::forward(x, weight),
-            Self::Packed(weight) => weight.product(x),
-            Self::Trainable(weight) => {
-                let weight = weight.to_dtype(x.dtype())?;
-                Ok(x.matmul(&weight.t()?)?)
-            }
         }
     }
 }
@@ -143,65 +126,11 @@ impl Linear {
         Ok(self)
     }
 
-    /// Applies the layer. Gradients flow to x and to trainable parameters, never to a frozen weight.
-    ///
-    /// # Shapes
-    /// x [.., in] -> [.., out], in x's type
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when x has another number of features.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (leading, features) = match x.dims() {
-            [leading @ .., features] => (leading, *features),
-            [] => (&[][..], 0),
-        };
-        if features != self.in_features || leading.is_empty() {
-            let what = format!("the input of {}", self.prefix);
-            return Err(Error::shape(
-                what,
-                &[leading, &[self.in_features]].concat(),
-                x.dims(),
-            ));
-        }
-        let rows: usize = leading.iter().product();
-        let x = x.reshape((rows, features))?;
-        let mut y = self.frozen_part(&x)?;
-        if let Some(lora) = &self.lora {
-            y = (y + lora.forward(&x)?)?;
-        }
-        Ok(y.reshape([leading, &[self.out_features]].concat())?)
-    }
-
-    /// x W^T + bias, rounded to x's type once, as PyTorch's fused product is on the CPU: Qwen2's key biases are large, and
-    /// a product that is rounded before they are added loses what the sum could still hold.
-    fn frozen_part(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(bias) = &self.bias else {
-            return self.weight.forward(x);
-        };
-        let wide = if x.device().is_cpu() {
-            DType::F32
-        } else {
-            x.dtype()
-        };
-        let y = match &self.weight {
-            Weight::Dense(weight) => {
-                frozen::dense_forward(&x.to_dtype(wide)?, &weight.to_dtype(wide)?)?
-            }
-            other => other.forward(&x.to_dtype(wide)?)?,
-        };
-        let y = y.broadcast_add(&bias.tensor().to_dtype(wide)?)?;
-        Ok(y.to_dtype(x.dtype())?)
-    }
-
     /// The trainable parameters with their names: PEFT's for adapters, the checkpoint's for full-parameter training.
     pub fn parameters(&self) -> Vec<(String, Var)> {
-        let mut parameters = Vec::new();
-        if let Weight::Trainable(var) = &self.weight {
-            parameters.push((format!("{}.weight", self.prefix), var.clone()));
-        }
-        if let Some(var) = self.bias.as_ref().and_then(Parameter::var) {
-            parameters.push((format!("{}.bias", self.prefix), var.clone()));
-        }
+        let own = [self.trained_weight(), self.trained_bias()];
+        let own = own.into_iter().flatten();
+        let mut parameters: Vec<_> = own.map(|(name, var)| (name, var.clone())).collect();
         if let Some(lora) = &self.lora {
             parameters.extend(lora.parameters(&self.prefix));
         }
@@ -221,6 +150,25 @@ impl Linear {
     /// Memory taken by weight and bias, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.weight.bytes() + self.bias.as_ref().map_or(0, Parameter::bytes)
+    }
+
+    /// Names its parameters.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The weight's variable with its name, where it is trained.
+    pub(crate) fn trained_weight(&self) -> Option<(String, &Var)> {
+        match &self.weight {
+            Weight::Trainable(var) => Some((format!("{}.weight", self.prefix), var)),
+            _ => None,
+        }
+    }
+
+    /// The bias's variable with its name, where it is trained.
+    pub(crate) fn trained_bias(&self) -> Option<(String, &Var)> {
+        let var = self.bias.as_ref().and_then(Parameter::var)?;
+        Some((format!("{}.bias", self.prefix), var))
     }
 
     /// The weight.

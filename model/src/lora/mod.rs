@@ -47,20 +47,6 @@ impl Lora {
         })
     }
 
-    /// The update scale (x A^T) B^T, computed in f32 and returned in x's type.
-    ///
-    /// # Shapes
-    /// x [N, in] -> [N, out]
-    ///
-    /// # Errors
-    /// When the shapes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let low = x.to_dtype(DType::F32)?.matmul(&self.a.t()?)?;
-        // Scaled where it is cheapest: [N, rank].
-        let update = (low * self.scale)?.matmul(&self.b.t()?)?;
-        Ok(update.to_dtype(x.dtype())?)
-    }
-
     /// A and B under PEFT's names.
     pub fn parameters(&self, prefix: &str) -> [(String, Var); 2] {
         [

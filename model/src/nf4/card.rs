@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use super::{Nf4Matrix, Rounding, Scales};
-use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
-use distill_kernels::{device, nf4};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use distill_kernels::nf4;
 
 /// Copies of a matrix's parts on one card; empty until they are needed.
 pub(super) type Resident = OnceLock<Arc<[Tensor]>>;
@@ -21,18 +21,8 @@ impl Nf4Matrix {
         Ok(())
     }
 
-    /// The whole matrix [rows, columns] on the card.
-    pub(super) fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> Result<Tensor> {
-        let parts = self.parts_on(&Device::Cuda(card.clone()))?;
-        let parts: Vec<&Tensor> = parts.iter().collect();
-        let outputs = [(dtype, self.rows * self.columns)];
-        let made = device::compute(&parts, &outputs, |parts, out| {
-            Ok(vec![nf4::dequantize(&self.packed(parts), out[0])?])
-        })?;
-        made[0].reshape((self.rows, self.columns))
-    }
-
-    fn parts_on(&self, device: &Device) -> Result<&[Tensor]> {
+    /// Codes and scales on a device, in the order that [`packed`](Self::packed) names them in.
+    pub(crate) fn parts_on(&self, device: &Device) -> Result<&[Tensor]> {
         let parts = match self.resident.get() {
             Some(parts) => parts,
             None => {
@@ -84,6 +74,7 @@ impl Nf4Matrix {
                 Rounding::BF16 => DType::BF16,
                 Rounding::F16 => DType::F16,
             },
+            kind: self.quant_type as u8,
             len: self.rows * self.columns,
         }
     }

@@ -2,14 +2,12 @@
 
 use super::codebook::ENTRIES;
 use super::{Nf4Matrix, Rounding};
-use crate::matmul::Threads;
-use crate::tiles::Quantised;
+use crate::ops::cpu::{Quantised, Threads};
 use crate::{Error, Result};
-use candle_core::{CudaDevice, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Elements one task dequantises: 256 blocks, long enough to pay for the task.
 const TASK_ELEMENTS: usize = 1 << 14;
@@ -90,9 +88,7 @@ impl Nf4Matrix {
     }
 }
 
-impl Quantised for Arc<Nf4Matrix> {
-    const PRODUCT: &'static str = "NF4 linear";
-
+impl Quantised for Nf4Matrix {
     fn height(&self) -> usize {
         self.rows
     }
@@ -108,10 +104,6 @@ impl Quantised for Arc<Nf4Matrix> {
         self.check_rows(&rows, out)?;
         self.dequantize_span(rows.start * self.columns, out);
         Ok(())
-    }
-
-    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> candle_core::Result<Tensor> {
-        Nf4Matrix::unpack_on_card(self, card, dtype)
     }
 }
 

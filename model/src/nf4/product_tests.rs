@@ -1,14 +1,10 @@
 //! Provides the tests of the tiled product with a 4-bit matrix against the dense product.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::Nf4Matrix;
 use super::tests::fixture;
-use crate::frozen::Side;
-use crate::matmul::Store;
-use crate::tiles::{Product, multiply};
+use crate::ops::cpu::{Side, Store, multiply, multiply_in_tiles};
 
 /// x [n, width] that depends on nothing but its size.
 fn input(n: usize, width: usize) -> Tensor {
@@ -32,18 +28,18 @@ fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
     {
         let weights = fixture(case);
         let matrix = Nf4Matrix::read(&weights, &format!("{case}.weight")).unwrap();
-        let matrix = Arc::new(matrix);
         let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
         let (x, grad) = (input(5, matrix.columns()), input(5, matrix.rows()));
         let y = x.matmul(&dense.t().unwrap()).unwrap();
         let dx = grad.matmul(&dense).unwrap();
-        let op = |side| Product {
-            weight: Arc::clone(&matrix),
-            side,
-            tile_rows,
+        let run = |side, x: &Tensor, shape: (usize, usize)| {
+            let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let mut out = vec![0f32; shape.0 * shape.1];
+            multiply_in_tiles(&matrix, tile_rows, side, &x, &mut out).unwrap();
+            Tensor::from_vec(out, shape, &Device::Cpu).unwrap()
         };
-        let forward = x.apply_op1_no_bwd(&op(Side::Forward)).unwrap();
-        let backward = grad.apply_op1_no_bwd(&op(Side::Backward)).unwrap();
+        let forward = run(Side::Forward, &x, (5, matrix.rows()));
+        let backward = run(Side::Backward, &grad, (5, matrix.columns()));
         for (name, actual, expected) in [("y", forward, &y), ("dx", backward, &dx)] {
             let error = (actual - expected).unwrap().abs().unwrap();
             let error = error.max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -59,7 +55,7 @@ fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
 #[test]
 fn a_product_is_the_same_bit_for_bit_whatever_the_number_of_threads() {
     let weights = fixture("ragged_bf16");
-    let matrix = Arc::new(Nf4Matrix::read(&weights, "ragged_bf16.weight").unwrap());
+    let matrix = Nf4Matrix::read(&weights, "ragged_bf16.weight").unwrap();
     let rows = 70;
     let run = |threads, side, x: &Tensor, out_width| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

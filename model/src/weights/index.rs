@@ -54,7 +54,8 @@ pub(super) fn find(dir: &Path) -> Result<WeightFiles> {
 }
 
 fn read_index(dir: &Path, path: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>> {
-    let bytes = distill_files::read(path, INDEX_BYTES_MAX).map_err(|e| Error::io(path, e))?;
+    let bytes = distill_program::files::read(path, INDEX_BYTES_MAX)
+        .map_err(|e| Error::io(path, e.reason))?;
     let index: Index = serde_json::from_slice(&bytes)
         .map_err(|e| Error::malformed(path, "weight_map", e.to_string()))?;
     let mut shards = BTreeMap::<PathBuf, Vec<String>>::new();

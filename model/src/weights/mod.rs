@@ -65,8 +65,8 @@ impl Weights {
         }
         let config = dir.join("config.json");
         if config.exists() {
-            let held = distill_files::read(&config, CONFIG_BYTES_MAX);
-            let held = held.map_err(|e| Error::io(&config, e))?;
+            let held = distill_program::files::read(&config, CONFIG_BYTES_MAX);
+            let held = held.map_err(|e| Error::io(&config, e.reason))?;
             weights.config = Some((config, held));
         }
         match index::find(dir)? {

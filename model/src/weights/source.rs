@@ -74,7 +74,7 @@ impl SourceFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`] for what is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = distill_files::open(path).map_err(|e| Error::io(path, e))?;
+        let file = distill_program::files::open(path).map_err(|e| Error::io(path, e.reason))?;
         let stamp = Stamp::of(&file.metadata().map_err(|e| Error::io(path, e))?);
         Ok(Self {
             path: path.to_owned(),

@@ -64,13 +64,8 @@ pub enum Error {
         reason: String,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {reason}", file.display())]
-    Io {
-        /// Which file.
-        file: PathBuf,
-        /// What the system said.
-        reason: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 impl Error {

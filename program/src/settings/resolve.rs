@@ -5,6 +5,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::{Error, Key, Settings, needs::is_same, table};
+use crate::files;
 
 /// Bytes of a file of settings.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -93,10 +94,7 @@ fn misplaced(file: &Table, own: &[Key]) -> Vec<String> {
 }
 
 fn read_file<E>(path: &Path, own: &[Key], scheme: &Scheme<'_, E>) -> Result<Table, Error> {
-    let text = distill_files::read_text(path, FILE_BYTES_MAX).map_err(|reason| Error::Io {
-        file: path.to_owned(),
-        reason,
-    })?;
+    let text = files::read_text(path, FILE_BYTES_MAX)?;
     let table: Table = text
         .parse()
         .map_err(|e: toml::de::Error| Error::file(path, e.to_string()))?;

@@ -34,9 +34,10 @@ impl Codes {
     }
 
     pub fn statistics(&self) -> StatisticsCoding {
-        match self.fixed.is_empty() {
-            true => StatisticsCoding::Exact,
-            false => StatisticsCoding::Fixed,
+        if self.fixed.is_empty() {
+            StatisticsCoding::Exact
+        } else {
+            StatisticsCoding::Fixed
         }
     }
 }

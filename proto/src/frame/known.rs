@@ -204,9 +204,10 @@ impl Known {
         let Some(known) = self.ids.get_mut(number) else {
             return;
         };
-        let to = match self.frequent.has(number) {
-            true => NO_GROUP,
-            false => group_of(known.uses, current - known.last_row < RECENT_ROWS),
+        let to = if self.frequent.has(number) {
+            NO_GROUP
+        } else {
+            group_of(known.uses, current - known.last_row < RECENT_ROWS)
         };
         let from = std::mem::replace(&mut known.group, to);
         if from == to {

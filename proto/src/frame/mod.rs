@@ -186,14 +186,14 @@ impl FrameSummary {
 
 fn check_length(bytes: usize) -> Result<()> {
     let (value, limit) = (bytes as u64, limits::FRAME_BYTES_MAX as u64);
-    match value > limit {
-        true => Err(Error::LimitExceeded {
+    if value > limit {
+        return Err(Error::LimitExceeded {
             what: "frame bytes",
             value,
             limit,
-        }),
-        false => Ok(()),
+        });
     }
+    Ok(())
 }
 
 /// The header, the compressed planes and the coded part of a frame whose place, length and checksum are right.
@@ -222,12 +222,12 @@ fn open<'a>(bytes: &'a [u8], context: &FrameContext) -> Result<(Header, &'a [u8]
     let covered = bytes
         .split_at_checked(bytes.len() - CHECKSUM_BYTES)
         .map_or(bytes, |(head, _)| head);
-    match checksum(covered, context) == stored {
-        true => Ok((header, compressed, coded)),
-        false => Err(Error::Checksum {
-            index: header.index,
-        }),
+    if checksum(covered, context) == stored {
+        return Ok((header, compressed, coded));
     }
+    Err(Error::Checksum {
+        index: header.index,
+    })
 }
 
 fn checksum(bytes: &[u8], context: &FrameContext) -> [u8; CHECKSUM_BYTES] {

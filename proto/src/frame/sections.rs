@@ -36,13 +36,13 @@ pub(super) fn read_mask(reader: &mut Reader<'_>, header: &Header) -> Result<Vec<
     }
     let mask: Vec<bool> = flags.take(tokens).collect();
     let targets = mask.iter().filter(|&&target| target).count();
-    match targets == header.rows as usize {
-        true => Ok(mask),
-        false => Err(invalid(format!(
-            "{targets} targets for {} rows",
-            header.rows
-        ))),
+    if targets == header.rows as usize {
+        return Ok(mask);
     }
+    Err(invalid(format!(
+        "{targets} targets for {} rows",
+        header.rows
+    )))
 }
 
 pub(super) fn read_text(reader: &mut Reader<'_>, header: &Header) -> Result<String> {

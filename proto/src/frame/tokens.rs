@@ -92,14 +92,13 @@ impl TokenModel {
         end: u32,
         range: (u32, u32),
     ) -> (u32, u32) {
-        let start = match self.same_gap.code(coder, || range.0 == end) {
-            true => end,
-            false => {
-                let gap = self.gap.code(coder, 0, 0, || {
-                    fold(range.0.wrapping_sub(end).cast_signed())
-                });
-                end.wrapping_add(unfold(gap).cast_unsigned())
-            }
+        let start = if self.same_gap.code(coder, || range.0 == end) {
+            end
+        } else {
+            let gap = self.gap.code(coder, 0, 0, || {
+                fold(range.0.wrapping_sub(end).cast_signed())
+            });
+            end.wrapping_add(unfold(gap).cast_unsigned())
         };
         let length = range.1.wrapping_sub(range.0);
         let expected = self.last.get(&token).map(|(_, length)| *length);

@@ -76,13 +76,10 @@ impl Grid {
                 let above = self.distances.partition_point(|&point| point <= distance);
                 let below = above.saturating_sub(1) as u32;
                 let start = self.distance(below);
-                match above == self.distances.len() {
-                    true => {
-                        below + (distance - start).round().min((CODE_MAX - below) as f32) as u32
-                    }
-                    false => {
-                        below + u32::from(distance - start > self.distance(below + 1) - distance)
-                    }
+                if above == self.distances.len() {
+                    below + (distance - start).round().min((CODE_MAX - below) as f32) as u32
+                } else {
+                    below + u32::from(distance - start > self.distance(below + 1) - distance)
                 }
             }
         }

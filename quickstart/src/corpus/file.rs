@@ -1,15 +1,14 @@
 //! Provides the corpus as files: one JSON object a line, one file a split.
 
 use std::{
-    fs::{self, File},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
-use distill_program::output;
+use distill_program::{FileError, files, output};
 
 use super::{Problem, Split, generate};
-use crate::{Error, Result, error::io_at};
+use crate::{Error, Result};
 
 /// Problems of each split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub struct Sizes {
 ///
 /// Those of [`generate`], and [`Error::Io`] with the path.
 pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>> {
-    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    files::create_directory(dir)?;
     let write = |split: Split| {
         let (count, steps_max) = match split {
             Split::Train => (sizes.train, sizes.steps_max),
@@ -46,7 +45,8 @@ pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>>
 fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
     let mut lines = Vec::new();
     for problem in problems {
-        serde_json::to_writer(&mut lines, problem).map_err(|e| io_at(path)(e.into()))?;
+        serde_json::to_writer(&mut lines, problem)
+            .map_err(|e| FileError::at("write", path)(e.into()))?;
         lines.push(b'\n');
     }
     Ok(output::write(path, &lines)?)
@@ -58,12 +58,14 @@ fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
 ///
 /// [`Error::Io`], or [`Error::Corpus`] with the line that is no problem.
 pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
-    let lines = BufReader::new(File::open(path).map_err(io_at(path))?).lines();
+    let lines = BufReader::new(files::open(path)?).lines();
     let parse = |(index, line): (usize, std::io::Result<String>)| {
-        serde_json::from_str(&line.map_err(io_at(path))?).map_err(|e| Error::Corpus {
-            path: path.to_owned(),
-            line: index + 1,
-            reason: e.to_string(),
+        serde_json::from_str(&line.map_err(FileError::at("read", path))?).map_err(|e| {
+            Error::Corpus {
+                path: path.to_owned(),
+                line: index + 1,
+                reason: e.to_string(),
+            }
         })
     };
     lines.enumerate().map(parse).collect()

@@ -76,10 +76,7 @@ fn shown(token: &str) -> String {
         })
         .take(8)
         .collect();
-    match text.is_empty() {
-        true => "∅".into(),
-        false => text,
-    }
+    if text.is_empty() { "∅".into() } else { text }
 }
 
 #[cfg(test)]

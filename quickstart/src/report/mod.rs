@@ -76,9 +76,10 @@ fn curves(summary: &Summary) -> String {
         draw("Cross-entropy (nats a target)", |curve| &curve.ce),
         draw("KL to the teacher (nats a target)", |curve| &curve.kl),
     ]);
-    match pair.is_empty() {
-        true => pair,
-        false => pair + &note("Means over a twentieth of the steps."),
+    if pair.is_empty() {
+        pair
+    } else {
+        pair + &note("Means over a twentieth of the steps.")
     }
 }
 
@@ -126,9 +127,10 @@ fn answers(samples: &[Sample]) -> String {
             escape(sample.reference.trim())
         );
         for (name, text, correct) in &sample.answers {
-            let (class, mark) = match correct {
-                true => ("right", "right"),
-                false => ("wrong", "wrong"),
+            let (class, mark) = if *correct {
+                ("right", "right")
+            } else {
+                ("wrong", "wrong")
             };
             let _ = writeln!(
                 html,

@@ -15,7 +15,6 @@ mod runner;
 mod summary;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -25,9 +24,9 @@ pub use process::end_programs;
 pub use summary::{Curve, PeakMemory, Row, Sample, Spread, Summary, TransportPlan};
 pub(crate) use summary::{HEADS, cells};
 
-use distill_program::console;
+use distill_program::{FileError, console, files};
 
-use crate::{Error, Result, error::io_at};
+use crate::{Error, Result};
 use process::TeacherServer;
 use runner::{Evaluation, Runner, Trained};
 
@@ -58,8 +57,8 @@ pub fn check_out(out: &Path) -> Result<()> {
     if !out.exists() {
         return Ok(());
     }
-    for entry in fs::read_dir(out).map_err(io_at(out))? {
-        let name = entry.map_err(io_at(out))?.file_name();
+    for path in files::list(out)? {
+        let name = path.file_name().unwrap_or_default();
         if !PARTS.iter().any(|part| name == *part) {
             return refuse(format!("{}, which no run wrote", name.display()));
         }
@@ -75,7 +74,7 @@ pub fn run(job: &Job) -> Result<Summary> {
     let started = Instant::now();
     check_out(&job.out)?;
     let is_retry = job.out.join(process::EVENTS_FILE).exists();
-    fs::create_dir_all(&job.out).map_err(io_at(&job.out))?;
+    files::create_directory(&job.out)?;
     say("starting the teacher");
     let teacher = TeacherServer::start(job)?;
     let runner = Runner {
@@ -165,19 +164,20 @@ pub fn programs(directory: Option<PathBuf>) -> Result<Programs> {
     let directory = match directory {
         Some(directory) => directory,
         None => {
-            let own = std::env::current_exe().map_err(io_at(Path::new("this program")))?;
+            let own = std::env::current_exe();
+            let own = own.map_err(FileError::at("find", Path::new("this program")))?;
             own.parent().map(Path::to_owned).unwrap_or_default()
         }
     };
     let find = |name: &str| {
         let path = directory.join(name);
-        match path.is_file() {
-            true => Ok(path),
-            false => Err(Error::Job(format!(
-                "there is no {name} in {}; build it with `cargo build --release -p {name}`",
-                directory.display()
-            ))),
+        if path.is_file() {
+            return Ok(path);
         }
+        Err(Error::Job(format!(
+            "there is no {name} in {}; build it with `cargo build --release -p {name}`",
+            directory.display()
+        )))
     };
     Ok(Programs {
         teacher_server: find("teacher-server")?,
@@ -187,6 +187,8 @@ pub fn programs(directory: Option<PathBuf>) -> Result<Programs> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

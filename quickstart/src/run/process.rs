@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_program::Signal;
+use distill_program::{FileError, Signal, files, memory::Memory};
 use serde_json::Value;
 
 use super::{Job, path_text};
-use crate::{Error, Result, error::io_at};
+use crate::{Error, Result};
 
 /// Longest wait for the server to listen; it does so before it loads anything.
 const LISTEN_SECONDS_MAX: u64 = 60;
@@ -82,10 +82,8 @@ impl TeacherServer {
         let events = job.out.join(EVENTS_FILE);
         let log = job.out.join(LOG_FILE);
         // A file of an earlier run would name a port that nobody listens on.
-        if port_file.exists() {
-            fs::remove_file(&port_file).map_err(io_at(&port_file))?;
-        }
-        let file = |path: &Path| File::create(path).map_err(io_at(path));
+        files::remove(&port_file)?;
+        let file = |path: &Path| File::create(path).map_err(FileError::at("create", path));
         let mut command = Command::new(&job.programs.teacher_server);
         command
             .args(["serve", "--json", "--bind", "127.0.0.1:0"])
@@ -101,7 +99,7 @@ impl TeacherServer {
             .stderr(file(&log)?);
         let child = command
             .spawn()
-            .map_err(io_at(&job.programs.teacher_server))?;
+            .map_err(FileError::at("start", &job.programs.teacher_server))?;
         let mut server = Self {
             _running: Running::new(&child),
             child,
@@ -115,7 +113,10 @@ impl TeacherServer {
                 server.address = format!("http://127.0.0.1:{}", port.trim());
                 return Ok(server);
             }
-            let ended = server.child.try_wait().map_err(io_at(&log))?;
+            let ended = server
+                .child
+                .try_wait()
+                .map_err(FileError::at("wait for the writer of", &log))?;
             if ended.is_some() || started.elapsed().as_secs() > LISTEN_SECONDS_MAX {
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 return Err(Error::Job(format!(
@@ -129,22 +130,18 @@ impl TeacherServer {
 
     /// Asks the server to end, and reads what it did.
     pub fn stop(mut self) -> Result<TeacherDone> {
-        let peak_rss_bytes = peak_rss_bytes(self.child.id());
+        let Memory { peak_rss_bytes, .. } = Memory::of(self.child.id());
         let asked = Signal::Terminate.send(self.child.id());
-        asked.map_err(io_at(&self.events))?;
+        let stopped = || FileError::at("stop the writer of", &self.events);
+        asked.map_err(stopped())?;
         let started = Instant::now();
-        while self
-            .child
-            .try_wait()
-            .map_err(io_at(&self.events))?
-            .is_none()
-        {
+        while self.child.try_wait().map_err(stopped())?.is_none() {
             if started.elapsed().as_secs() > STOP_SECONDS_MAX {
                 break;
             }
             std::thread::sleep(POLL);
         }
-        let text = fs::read_to_string(&self.events).map_err(io_at(&self.events))?;
+        let text = fs::read_to_string(&self.events).map_err(FileError::at("read", &self.events))?;
         let computed = text
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -167,14 +164,6 @@ impl Drop for TeacherServer {
     }
 }
 
-/// Most memory that the process has had resident; 0 where the system does not tell.
-fn peak_rss_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 /// Runs a program to its end; it writes its progress where this one does.
 pub(super) fn run_program(program: &Path, args: &[String]) -> Result<()> {
     output(program, args).map(drop)
@@ -195,18 +184,17 @@ fn output(program: &Path, args: &[String]) -> Result<Vec<u8>> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(io_at(program))?;
+        .map_err(FileError::at("start", program))?;
     let running = Running::new(&child);
-    let output = child.wait_with_output().map_err(io_at(program))?;
+    let output = child
+        .wait_with_output()
+        .map_err(FileError::at("wait for", program))?;
     drop(running);
-    match output.status.success() {
-        true => Ok(output.stdout),
-        false => Err(Error::Job(format!(
-            "`{}` failed: {}",
-            command_line(program, args),
-            output.status
-        ))),
+    if !output.status.success() {
+        let command = command_line(program, args);
+        return Err(Error::Job(format!("`{command}` failed: {}", output.status)));
     }
+    Ok(output.stdout)
 }
 
 fn command_line(program: &Path, args: &[String]) -> String {

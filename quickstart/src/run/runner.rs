@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
+use distill_program::{FileError, files};
 use serde_json::Value;
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     process::{run_json, run_program},
     run_name, say,
 };
-use crate::{Error, Result, error::io_at};
+use crate::{Error, Result};
 
 /// What one evaluation found.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +51,7 @@ impl Runner<'_> {
                 "removing what an earlier attempt left in {}",
                 out.display()
             ));
-            fs::remove_dir_all(&out).map_err(io_at(&out))?;
+            fs::remove_dir_all(&out).map_err(FileError::at("remove", &out))?;
         }
         say(&format!("training {name}: {} steps", training.steps));
         let started = Instant::now();
@@ -90,7 +91,7 @@ impl Runner<'_> {
                 flag("adapter", path_text(adapter));
             }
             let base = self.job.out.join("answers");
-            fs::create_dir_all(&base).map_err(io_at(&base))?;
+            files::create_directory(&base)?;
             flag(
                 "plans-out",
                 path_text(&base.join(format!("{name}-{split}.plans.json"))),
@@ -124,7 +125,7 @@ impl Runner<'_> {
                 .out
                 .join("answers")
                 .join(format!("{name}-{split}.jsonl"));
-            let text = fs::read_to_string(&path).map_err(io_at(&path))?;
+            let text = fs::read_to_string(&path).map_err(FileError::at("read", &path))?;
             Ok(text
                 .lines()
                 .filter_map(|l| serde_json::from_str(l).ok())
@@ -178,7 +179,7 @@ impl Runner<'_> {
         for (run, name) in self.shown() {
             let base = self.job.out.join("answers");
             let path = base.join(format!("{run}-{split}.plans.json"));
-            let text = fs::read_to_string(&path).map_err(io_at(&path))?;
+            let text = fs::read_to_string(&path).map_err(FileError::at("read", &path))?;
             let read: Vec<TransportPlan> = serde_json::from_str(&text)
                 .map_err(|e| Error::Job(format!("{}: {e}", path.display())))?;
             plans.extend(read.into_iter().map(|plan| TransportPlan {
@@ -191,7 +192,7 @@ impl Runner<'_> {
 }
 
 fn read_metrics(path: &Path, seconds: f64) -> Result<Trained> {
-    let text = fs::read_to_string(path).map_err(io_at(path))?;
+    let text = fs::read_to_string(path).map_err(FileError::at("read", path))?;
     let lines: Vec<Value> = text
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())

@@ -158,9 +158,10 @@ impl Summary {
         let score = |row: &Row| {
             let accuracies = [row.accuracy_numbers, row.accuracy_templates];
             let known: Vec<f64> = accuracies.iter().flatten().map(|a| a.mean).collect();
-            match known.is_empty() {
-                true => -row.kl.mean,
-                false => known.iter().sum::<f64>() / known.len() as f64,
+            if known.is_empty() {
+                -row.kl.mean
+            } else {
+                known.iter().sum::<f64>() / known.len() as f64
             }
         };
         let Some(best) = with.iter().max_by(|a, b| score(a).total_cmp(&score(b))) else {
@@ -180,12 +181,13 @@ impl Summary {
                 "OT makes no difference here: its best row, {name}, is level with CE + KL.{seeds}"
             );
         }
-        match gain > 0.0 {
-            true => format!("Over CE + KL, {name} gains {gain:.2} {unit}.{seeds}"),
-            false => format!(
+        if gain > 0.0 {
+            format!("Over CE + KL, {name} gains {gain:.2} {unit}.{seeds}")
+        } else {
+            format!(
                 "OT does not help here: its best row, {name}, is {:.2} {unit} behind CE + KL.{seeds}",
                 -gain
-            ),
+            )
         }
     }
 

@@ -142,6 +142,7 @@ fn unpack(clock: &Clock, shrink: usize, note: &mut impl FnMut(String, f64)) -> R
             offset: 0.1,
         };
         let packed = nf4::Packed {
+            kind: 0,
             codes: x[0],
             table: x[1],
             scales,
@@ -149,7 +150,7 @@ fn unpack(clock: &Clock, shrink: usize, note: &mut impl FnMut(String, f64)) -> R
             rounding: DType::BF16,
             len,
         };
-        Ok(vec![nf4::dequantize(&packed, out[0])?])
+        nf4::dequantize(&[packed], out[0])
     };
     let seconds = clock.time(|| Ok(compute(&inputs, &[(DType::BF16, len)], calls).map(drop)?))?;
     note("unpack NF4 [8960, 1536] to bf16".into(), seconds);

@@ -10,9 +10,12 @@ use super::*;
 pub(crate) fn write_byte_level(dir: &Path, merges: &[(&str, &str)], special: &[&str]) {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut others = 0x100..;
-    let alphabet = (0..256u32).map(|byte| match printable(byte) {
-        true => byte,
-        false => others.next().unwrap(),
+    let alphabet = (0..256u32).map(|byte| {
+        if printable(byte) {
+            byte
+        } else {
+            others.next().unwrap()
+        }
     });
     let tokens = alphabet.map(|code| char::from_u32(code).unwrap().to_string());
     let tokens = tokens.chain(merges.iter().map(|(a, b)| format!("{a}{b}")));

@@ -102,12 +102,13 @@ impl Tokens {
         let spans = spans(frame);
         let end = textless_end && self.whole && frame.target_mask.last() == Some(&true);
         let last = self.ids.len().saturating_sub(1);
-        let is_target = |t: usize, (start, ending): (u32, u32)| match start < ending {
-            true => {
+        let is_target = |t: usize, (start, ending): (u32, u32)| {
+            if start < ending {
                 let next = spans.partition_point(|span| span.end <= start);
                 spans.get(next).is_some_and(|span| span.start < ending)
+            } else {
+                end && t == last
             }
-            false => end && t == last,
         };
         let ranges = self.ranges.iter().enumerate().skip(1);
         ranges

@@ -40,7 +40,7 @@ pub(crate) use saved::{Carried, Saved};
 use serde::de::DeserializeOwned;
 pub use state::{Best, DataCursor, EvalState, Identity, RunState};
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// File names in a checkpoint beside those of the adapter or model.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -96,16 +96,14 @@ impl<D: Disk> Checkpoints<D> {
         let (root, disk) = (self.root(), &self.disk);
         let (temporary, path) = (root.join(format!("{TEMPORARY}{name}")), root.join(&name));
         if !root.is_dir() {
-            disk.create_dir(&root).map_err(Error::io("create", &root))?;
-            disk.sync(&self.run).map_err(Error::io("sync", &self.run))?;
+            disk.create_dir(&root)?;
+            disk.sync(&self.run)?;
         }
         if temporary.exists() {
             // An attempt of before that the file system refused.
-            disk.remove_dir(&temporary)
-                .map_err(Error::io("remove", &temporary))?;
+            disk.remove_dir(&temporary)?;
         }
-        disk.create_dir(&temporary)
-            .map_err(Error::io("create", &temporary))?;
+        disk.create_dir(&temporary)?;
         for (name, content) in &files {
             let file = temporary.join(name);
             self.put(&file, content)?;
@@ -115,11 +113,9 @@ impl<D: Disk> Checkpoints<D> {
             .to_text()
             .map_err(|e| Error::file(&path, format!("the state as TOML: {e}")))?;
         self.put(&temporary.join(STATE_FILE), &Content::Bytes(text.into()))?;
-        disk.sync(&temporary)
-            .map_err(Error::io("sync", &temporary))?;
-        disk.rename(&temporary, &path)
-            .map_err(Error::io("rename to", &path))?;
-        disk.sync(&root).map_err(Error::io("sync", &root))?;
+        disk.sync(&temporary)?;
+        disk.rename(&temporary, &path)?;
+        disk.sync(&root)?;
         let best = state.evals.best.map(|best| best.step);
         self.point_to_best(best)?;
         self.remove_old(best)?;
@@ -180,9 +176,7 @@ impl<D: Disk> Checkpoints<D> {
         );
         let link = self.run.join(BEST_LINK);
         if link.is_symlink() {
-            self.disk
-                .remove_file(&link)
-                .map_err(Error::io("remove", &link))?;
+            self.disk.remove_file(&link)?;
         }
         Ok(false)
     }
@@ -200,19 +194,11 @@ impl<D: Disk> Checkpoints<D> {
         }
         let temporary = self.run.join(format!("{TEMPORARY}{BEST_LINK}"));
         if temporary.is_symlink() {
-            self.disk
-                .remove_file(&temporary)
-                .map_err(Error::io("remove", &temporary))?;
+            self.disk.remove_file(&temporary)?;
         }
-        self.disk
-            .symlink(&target, &temporary)
-            .map_err(Error::io("create", &temporary))?;
-        self.disk
-            .rename(&temporary, &link)
-            .map_err(Error::io("rename to", &link))?;
-        self.disk
-            .sync(&self.run)
-            .map_err(Error::io("sync", &self.run))
+        self.disk.symlink(&target, &temporary)?;
+        self.disk.rename(&temporary, &link)?;
+        self.disk.sync(&self.run)
     }
 
     /// Steps that have a checkpoint, in order.
@@ -224,24 +210,15 @@ impl<D: Disk> Checkpoints<D> {
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        let root = self.root();
-        let mut names = Vec::new();
-        if !root.is_dir() {
-            return Ok(names);
-        }
-        for entry in fs::read_dir(&root).map_err(Error::io("read", &root))? {
-            let entry = entry.map_err(Error::io("read", &root))?;
-            names.extend(entry.file_name().into_string());
-        }
-        Ok(names)
+        let paths = files::if_there(files::list(&self.root()))?.unwrap_or_default();
+        let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+        Ok(paths.iter().filter_map(name).collect())
     }
 
     /// Writes one file down to the disk.
     fn put(&self, path: &Path, content: &Content) -> Result<()> {
-        self.disk
-            .write(path, content)
-            .map_err(Error::io("write", path))?;
-        self.disk.sync(path).map_err(Error::io("sync", path))
+        self.disk.write(path, content)?;
+        self.disk.sync(path)
     }
 
     fn remove_old(&self, best: Option<usize>) -> Result<()> {
@@ -259,21 +236,15 @@ impl<D: Disk> Checkpoints<D> {
     fn remove(&self, name: &str) -> Result<()> {
         let path = self.root().join(name);
         let temporary = self.root().join(format!("{TEMPORARY}{name}"));
-        self.disk
-            .rename(&path, &temporary)
-            .map_err(Error::io("rename", &path))?;
-        self.disk
-            .remove_dir(&temporary)
-            .map_err(Error::io("remove", &temporary))
+        self.disk.rename(&path, &temporary)?;
+        self.disk.remove_dir(&temporary)
     }
 
     fn remove_leftovers(&self) -> Result<()> {
         for name in self.names()? {
             if name.starts_with(TEMPORARY) {
                 let path = self.root().join(name);
-                self.disk
-                    .remove_dir(&path)
-                    .map_err(Error::io("remove", &path))?;
+                self.disk.remove_dir(&path)?;
             }
         }
         Ok(())
@@ -292,7 +263,7 @@ fn step_of(name: &str) -> Option<usize> {
 
 /// The digest of a file, as hexadecimal.
 pub(crate) fn digest(path: &Path) -> Result<String> {
-    let file = distill_files::open(path).map_err(Error::io("read", path))?;
+    let file = files::open(path)?;
     let mut hasher = blake3::Hasher::new();
     hasher
         .update_reader(file)
@@ -316,8 +287,8 @@ impl Checkpoint {
     /// The file that is damaged, and in `state.toml` the field.
     fn read(directory: &Path, step: usize) -> std::result::Result<Self, String> {
         let of_state = |reason: String| format!("{STATE_FILE}: {reason}");
-        let text = distill_files::read_text(&directory.join(STATE_FILE), TEXT_BYTES_MAX)
-            .map_err(|e| of_state(e.to_string()))?;
+        let text = files::read_text(&directory.join(STATE_FILE), TEXT_BYTES_MAX)
+            .map_err(|e| of_state(e.reason.to_string()))?;
         let (state, is_sealed) = RunState::from_text(&text).map_err(of_state)?;
         if state.step != step {
             return Err(of_state(format!(
@@ -346,12 +317,7 @@ impl Checkpoint {
         if !self.holds(SETTINGS_FILE) {
             return Ok(None);
         }
-        let path = self.directory.join(SETTINGS_FILE);
-        let text =
-            distill_files::read_text(&path, TEXT_BYTES_MAX).map_err(Error::io("read", &path))?;
-        toml::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::file(&path, e.to_string()))
+        files::read_toml(&self.directory.join(SETTINGS_FILE), TEXT_BYTES_MAX).map(Some)
     }
 
     /// Whether this file is one of those that were written, and looked at.

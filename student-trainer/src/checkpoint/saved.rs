@@ -60,7 +60,7 @@ impl Saved for Checkpoint {
             return Err(Error::file(&path, "is not as it was written"));
         }
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-            .map_err(|e| Error::file(&path, e.to_string()))?;
+            .map_err(|e| Error::file(&path, e))?;
         Ok(tensors.into_iter().collect())
     }
 

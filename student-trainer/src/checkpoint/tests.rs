@@ -30,6 +30,10 @@ struct FaultyDisk {
     renamed: RefCell<Vec<(PathBuf, PathBuf)>>,
 }
 
+fn refusal(path: &Path, reason: io::Error) -> Error {
+    Error::io("change", path)(reason)
+}
+
 impl FaultyDisk {
     fn new(fault: Fault, at: usize) -> Self {
         Self {
@@ -45,17 +49,17 @@ impl FaultyDisk {
         Self::new(Fault::Once, usize::MAX)
     }
 
-    fn run(&self, operation: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn run(&self, path: &Path, operation: impl FnOnce() -> Result<()>) -> Result<()> {
         self.done.set(self.done.get() + 1);
         match (self.left.get(), self.fault) {
             (0, Fault::Once) => self.left.set(usize::MAX),
-            (0, _) => return Err(io::Error::other("the power is gone")),
+            (0, _) => return Err(refusal(path, io::Error::other("the power is gone"))),
             (left, _) => {
                 self.left.set(left - 1);
                 return operation();
             }
         }
-        Err(io::Error::from(io::ErrorKind::StorageFull))
+        Err(refusal(path, io::ErrorKind::StorageFull.into()))
     }
 
     /// What is on the disk when the power comes back.
@@ -80,17 +84,17 @@ impl FaultyDisk {
 }
 
 impl Disk for FaultyDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.run(|| RealDisk.create_dir(path))
+    fn create_dir(&self, path: &Path) -> Result<()> {
+        self.run(path, || RealDisk.create_dir(path))
     }
 
-    fn write(&self, path: &Path, content: &Content) -> io::Result<()> {
+    fn write(&self, path: &Path, content: &Content) -> Result<()> {
         self.unsynced.borrow_mut().insert(path.to_owned());
-        self.run(|| RealDisk.write(path, content))
+        self.run(path, || RealDisk.write(path, content))
     }
 
-    fn sync(&self, path: &Path) -> io::Result<()> {
-        self.run(|| {
+    fn sync(&self, path: &Path) -> Result<()> {
+        self.run(path, || {
             self.unsynced.borrow_mut().remove(path);
             let in_it = |(_, to): &(PathBuf, PathBuf)| to.parent() == Some(path);
             self.renamed.borrow_mut().retain(|rename| !in_it(rename));
@@ -98,8 +102,8 @@ impl Disk for FaultyDisk {
         })
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.run(|| {
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.run(to, || {
             self.renamed
                 .borrow_mut()
                 .push((from.to_owned(), to.to_owned()));
@@ -107,16 +111,16 @@ impl Disk for FaultyDisk {
         })
     }
 
-    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
-        self.run(|| RealDisk.symlink(target, link))
+    fn symlink(&self, target: &Path, link: &Path) -> Result<()> {
+        self.run(link, || RealDisk.symlink(target, link))
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.run(|| RealDisk.remove_file(path))
+    fn remove_file(&self, path: &Path) -> Result<()> {
+        self.run(path, || RealDisk.remove_file(path))
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.run(|| RealDisk.remove_dir(path))
+    fn remove_dir(&self, path: &Path) -> Result<()> {
+        self.run(path, || RealDisk.remove_dir(path))
     }
 }
 

@@ -28,9 +28,7 @@ pub async fn fetch_basis(teacher: &Teacher, info: &ServerInfo) -> Result<Option<
     };
     let mut service = teacher.service();
     let answer = within(SILENCE_MAX, service.get_basis(request)).await;
-    let mut stream = answer
-        .map_err(|status| teacher.failed("GetBasis", &status))?
-        .into_inner();
+    let mut stream = teacher.answer("GetBasis", answer)?;
     // It grows with what has arrived: the handshake alone must not take memory.
     let mut values: Vec<f16> = Vec::new();
     while let Some(chunk) = teacher.next(&mut stream, "GetBasis").await? {

@@ -8,7 +8,7 @@ use std::{
 
 use distill_proto::{limits, v1::teacher_service_client::TeacherServiceClient};
 use tonic::{
-    Request, Status,
+    Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -18,7 +18,7 @@ use tonic_health::pb::{
 };
 
 use super::{handshake::ServerInfo, retry};
-use crate::{Error, Result, shutdown::Shutdown};
+use crate::{Error, Result, files, shutdown::Shutdown};
 
 /// Name that the teacher's health is asked by.
 const SERVICE_NAME: &str = "distill.v1.TeacherService";
@@ -113,11 +113,9 @@ impl Teacher {
     /// A lost connection, or an answer that cannot be understood.
     pub async fn info(&self) -> Result<ServerInfo> {
         let request = distill_proto::v1::GetServerInfoRequest {};
-        let call = "GetServerInfo";
         let mut service = self.service();
         let answer = within(self.timeout, service.get_server_info(request)).await;
-        let answer = answer.map_err(|status| self.failed(call, &status))?;
-        ServerInfo::try_from(answer.into_inner())
+        self.answer("GetServerInfo", answer)?.try_into()
     }
 
     /// Waits until health says SERVING, with a message now and then.
@@ -176,6 +174,16 @@ impl Teacher {
         }
     }
 
+    /// What a call was answered with.
+    pub(super) fn answer<T>(
+        &self,
+        call: &str,
+        answer: std::result::Result<Response<T>, Status>,
+    ) -> Result<T> {
+        let answer = answer.map_err(|status| self.failed(call, &status))?;
+        Ok(answer.into_inner())
+    }
+
     /// The next message of a streaming `call`; `None` at its end.
     pub(super) async fn next<T>(
         &self,
@@ -232,7 +240,7 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
                 .into(),
         ));
     };
-    let pem = distill_files::read(path, PEM_BYTES_MAX).map_err(Error::io("read", path))?;
+    let pem = files::read(path, PEM_BYTES_MAX)?;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
     endpoint
         .tls_config(tls)
@@ -246,8 +254,7 @@ fn read_token(
 ) -> Result<Option<MetadataValue<Ascii>>> {
     match (&options.token_file, variable) {
         (Some(path), _) => {
-            let text =
-                distill_files::read_text(path, TOKEN_BYTES_MAX).map_err(Error::io("read", path))?;
+            let text = files::read_text(path, TOKEN_BYTES_MAX)?;
             bearer(&text).map(Some).map_err(|e| Error::file(path, e))
         }
         (None, Some(text)) => bearer(text.to_str().unwrap_or_default())

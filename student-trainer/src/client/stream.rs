@@ -81,9 +81,10 @@ impl BlockStream {
         shutdown: Shutdown,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(options.prefetch_frames.max(1));
-        let stall_max = options.stall_max.unwrap_or(match info.lends_device() {
-            true => STALL_MAX_SHARED,
-            false => STALL_MAX,
+        let stall_max = options.stall_max.unwrap_or(if info.lends_device() {
+            STALL_MAX_SHARED
+        } else {
+            STALL_MAX
         });
         let pump = Pump {
             teacher,

@@ -22,9 +22,7 @@ pub async fn fetch_vocabulary(teacher: &Teacher, info: &ServerInfo) -> Result<Vo
     };
     let mut service = teacher.service();
     let answer = within(SILENCE_MAX, service.get_vocabulary(request)).await;
-    let mut stream = answer
-        .map_err(|status| teacher.failed("GetVocabulary", &status))?
-        .into_inner();
+    let mut stream = teacher.answer("GetVocabulary", answer)?;
     let mut received = Received {
         vocab_size: info.vocab_size as usize,
         bytes: 0,

@@ -16,7 +16,7 @@ use super::{
     ends::end_ids,
 };
 use crate::{
-    Error, Result, loss::HeadGeometry, run::write_atomically, shutdown::Shutdown,
+    Error, Result, files::write_atomically, loss::HeadGeometry, shutdown::Shutdown,
     student::StudentFiles,
 };
 
@@ -207,7 +207,7 @@ fn last_line(text: &str) -> &str {
 pub(super) fn write_answers(path: &Path, answers: &Answers) -> Result<()> {
     let mut text = String::new();
     for answer in &answers.given {
-        let line = serde_json::to_string(answer).map_err(|e| Error::file(path, e.to_string()))?;
+        let line = serde_json::to_string(answer).map_err(|e| Error::file(path, e))?;
         text += &line;
         text.push('\n');
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use distill_text::TokenizerFiles;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// What says how a model generates; where there is no such file, transformers asks `config.json`.
 const FILES: [&str; 2] = ["generation_config.json", "config.json"];
@@ -27,9 +27,7 @@ pub(super) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BT
 }
 
 fn written(path: &Path) -> Result<Vec<u32>> {
-    let text = distill_files::read_text(path, BYTES_MAX).map_err(Error::io("read", path))?;
-    let fields: Value =
-        serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+    let fields: Value = files::read_json(path, BYTES_MAX)?;
     let value = match fields.get(KEY) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(value) => value,

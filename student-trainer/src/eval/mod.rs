@@ -30,8 +30,9 @@ use distill_text::{Sequence, Skipped, Windowing, read_corpus};
 use crate::{
     Error, Result,
     client::{self, ConnectOptions, DeviceLease, Teacher},
+    files::write_atomically,
     loss::{HeadGeometry, LossConfig},
-    run::{AdapterConfig, Progress, load_adapter, warn_of_unused, write_atomically},
+    run::{AdapterConfig, load_adapter, progress, warn_of_unused},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -198,7 +199,7 @@ fn read(
     shutdown: &Shutdown,
 ) -> Result<bool> {
     let mut plans = Vec::new();
-    let mut progress = Progress::start(sequences.len() as u64, "sequence");
+    let mut progress = progress(sequences.len(), "sequence");
     let start = Instant::now();
     let each = &mut |measured: Measured<'_>, report: &EvalReport| -> Result<()> {
         let wanted = config.plans_out.is_some() && plans.len() < config.plans;
@@ -225,7 +226,7 @@ fn write_plans(path: &Path, plans: &[plans::Plan], whole: bool) -> Result<()> {
     let mark = (!whole).then(|| Ok(incomplete()));
     let plans: serde_json::Result<Vec<serde_json::Value>> = plans.chain(mark).collect();
     let json = plans.and_then(|plans| serde_json::to_vec(&plans));
-    write_atomically(path, &json.map_err(|e| Error::file(path, e.to_string()))?)
+    write_atomically(path, &json.map_err(|e| Error::file(path, e))?)
 }
 
 /// Lets every prompt be answered. False after a shutdown in between.
@@ -235,7 +236,7 @@ fn answer(
     sequences: &[Sequence],
     report: &mut EvalReport,
 ) -> Result<bool> {
-    let mut progress = Progress::start(sequences.len() as u64, "answer");
+    let mut progress = progress(sequences.len(), "answer");
     let answers = exact_answers(generator, sequences, report, &mut |asked, correct| {
         progress.advance(|| format!("{:.1} % exact", 100.0 * correct as f64 / asked as f64));
     })?;

@@ -25,8 +25,9 @@ use serde_json::Value;
 use crate::{
     Error, Result,
     config::ComputeDtype,
+    files::write_json,
     model_files::{FloatType, Source, Staging, refuse_stopped, write_tensors},
-    run::{Progress, write_atomically},
+    run::progress,
     shutdown::Shutdown,
     student::located,
 };
@@ -128,12 +129,11 @@ pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
             Ok(vec![dtype.store(name, &merged)?])
         },
     )?;
-    let path = staging.path().join("config.json");
     let mut json = source.config_json()?;
     if let Value::Object(fields) = &mut json {
         dtype.set_in(fields);
     }
-    write_atomically(&path, format!("{json:#}\n").as_bytes())?;
+    write_json(&staging.path().join("config.json"), &json)?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;
@@ -158,7 +158,7 @@ fn measure(
     if adapters.len() == 0 {
         return Ok(change);
     }
-    let mut progress = Progress::start(parameters.len() as u64, "tensor looked at");
+    let mut progress = progress(parameters.len(), "tensor looked at");
     for (name, _) in parameters {
         refuse_stopped(shutdown)?;
         change.add(name, &source.tensor(name)?, adapters.update(name)?.as_ref())?;

@@ -10,27 +10,32 @@ The host sees `c (K + 4)` numbers of a chunk and sends as many back. On a card t
 added in f32, by halves.
 */
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::error::Result;
 use super::head_kernels::{KernelRows, fits};
 use super::rows::{RowGradient, RowLoss, RowParts, RowTerms, RowValues};
 
-/// The rows' values from the logits of a chunk (used up), and dL/dZ `[c, V]` when `gradient` is asked for.
+/// The rows' values from the logits of a chunk (used up), and dL/dZ when `gradient` is asked for, in `dtype` where kernels make it.
 ///
 /// # Shapes
-/// `z`: `[c, V]`, contiguous f32; one of `terms` for each of its rows, all at one temperature.
+/// `z`: `[c, V]` or wider, contiguous f32, of which the first `vocab` columns count, as of the gradient; one of `terms` for each of
+/// its rows, all at one temperature.
 pub(crate) fn device_pass(
     z: Tensor,
+    vocab: usize,
+    dtype: DType,
     terms: &[RowTerms],
     gradient: bool,
 ) -> Result<(Option<Tensor>, Vec<RowValues>)> {
     let places = Places::new(terms, z.device())?;
-    match fits(&z) {
-        true => pass(KernelRows::on_card(z, &places)?, &places, terms, gradient),
-        false => pass(TensorRows::new(z, &places)?, &places, terms, gradient),
+    if fits(&z) {
+        let rows = KernelRows::on_card(z, vocab, dtype, &places)?;
+        return pass(rows, &places, terms, gradient);
     }
+    let z = z.narrow(1, 0, vocab)?.contiguous()?;
+    pass(TensorRows::new(z, &places)?, &places, terms, gradient)
 }
 
 /// The device's share in a chunk of rows.

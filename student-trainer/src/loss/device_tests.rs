@@ -1,6 +1,6 @@
 //! The way that rows of logits take on a device that is not the CPU, run by the CPU and held against the CPU's own way.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use distill_kernels::{Compute, HEAD};
 use distill_proto::Estimator;
 
@@ -248,10 +248,22 @@ fn the_kernels_rows_are_the_host_s() {
             let terms = terms(&teacher, rows, temperature);
             let z = || Tensor::from_slice(&logits, (rows, vocab), &Device::Cpu).unwrap();
             let places = Places::new(&terms, &Device::Cpu).unwrap();
-            let kernels = KernelRows::new(z(), &places, compute).unwrap();
+            // Rows may be longer, and hold anything there.
+            let past = Tensor::full(f32::NAN, (rows, 3), &Device::Cpu).unwrap();
+            let wide = Tensor::cat(&[z(), past], 1).unwrap();
+            let on_card = |dtype| KernelRows::new(wide.clone(), vocab, dtype, &places, compute);
+            let kernels = on_card(DType::F32).unwrap();
             let tensors = TensorRows::new(z(), &places).unwrap();
             let (by_kernels, values) = pass(kernels, &places, &terms, true).unwrap();
             let (by_tensors, _) = pass(tensors, &places, &terms, true).unwrap();
+            let by_kernels = by_kernels.unwrap();
+            let past = by_kernels.narrow(1, vocab, 3).unwrap();
+            assert!(widened(&past).iter().all(|x| *x == 0.0));
+            let (rounded, _) = pass(on_card(DType::BF16).unwrap(), &places, &terms, true).unwrap();
+            let narrow = by_kernels.to_dtype(DType::BF16).unwrap();
+            let wide = |x: &Tensor| widened(&x.to_dtype(DType::F32).unwrap());
+            assert_eq!(wide(&rounded.unwrap()), wide(&narrow));
+            let by_kernels = by_kernels.narrow(1, 0, vocab).unwrap();
             let mut expected = logits.clone();
             for (i, z) in expected.chunks_mut(vocab).enumerate() {
                 let of_host = row_pass(z, &terms[i], true);
@@ -267,8 +279,8 @@ fn the_kernels_rows_are_the_host_s() {
                 }
             }
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            for gradient in [by_kernels, by_tensors] {
-                let distance = relative(&widened(&gradient.unwrap()), &expected);
+            for gradient in [by_kernels, by_tensors.unwrap()] {
+                let distance = relative(&widened(&gradient), &expected);
                 assert!(distance < 2e-6, "{vocab} {k} {temperature}: {distance:e}");
             }
         }
@@ -283,7 +295,7 @@ fn the_kernels_rows_are_the_host_s() {
             z[place] = bad;
             let z = Tensor::from_vec(z, (1, SQUARE.vocab), &Device::Cpu).unwrap();
             let places = Places::new(&terms, &Device::Cpu).unwrap();
-            let rows = KernelRows::new(z, &places, compute).unwrap();
+            let rows = KernelRows::new(z, SQUARE.vocab, DType::F32, &places, compute).unwrap();
             let (_, values) = pass(rows, &places, &terms, false).unwrap();
             assert!(!values[0].logsumexp.is_finite(), "{bad} at {place}");
         }

@@ -2,6 +2,7 @@
 //! matrices that let similarities of whole logit rows be computed without the V axis.
 
 use candle_core::{D, DType, Device, Tensor};
+use distill_kernels::{Matrix, device};
 use rayon::prelude::*;
 
 use super::error::{LossError, Result};
@@ -106,10 +107,15 @@ impl HeadGeometry {
         self.logit_space.as_ref()
     }
 
-    /// `h W^T`, `[c, V]` in f32.
+    /// `h W^T`, `[c, V]` in f32; on a card rows may be longer, and hold anything past V.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         if self.head.dtype() == DType::F32 {
             return Ok(hidden.matmul(&self.head.t()?)?);
+        }
+        if self.device().is_cuda() {
+            // The states were in the head's type before they were widened.
+            let hidden = hidden.to_dtype(self.head.dtype())?;
+            return Ok(device::product_f32(&hidden, &self.head)?);
         }
         let tiles: Vec<Tensor> = self
             .tiles()
@@ -118,8 +124,23 @@ impl HeadGeometry {
         Ok(Tensor::cat(&tiles, 1)?)
     }
 
-    /// `D W`, `[c, d]` in f32.
+    /// The type that dL/dZ is multiplied in on a device: the head's, unless what is small vanishes in it.
+    pub(crate) fn gradient_dtype(&self) -> DType {
+        match (self.head.dtype(), self.device()) {
+            (DType::BF16, Device::Cuda(_)) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    /// `D W`, `[c, d]` in f32, of D [c, V], or wider.
     pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        let vocab = self.vocab_size();
+        if self.gradient_dtype() == DType::BF16 {
+            let gradient = gradient.to_dtype(DType::BF16)?;
+            let left = Matrix::of(&gradient)?.columns(0, vocab)?;
+            return Ok(device::product_of(left, Matrix::of(&self.head)?)?);
+        }
+        let gradient = &gradient.narrow(1, 0, vocab)?.contiguous()?;
         if self.head.dtype() == DType::F32 {
             return Ok(gradient.matmul(&self.head)?);
         }

@@ -6,11 +6,12 @@ use distill_kernels::{Compute, device, head::HeadRows, head::TAIL_NUMBERS};
 use super::device_rows::{ChunkRows, Places};
 use super::error::Result;
 
-/// Whether the kernels take these logits.
+/// Whether the kernels take these logits, [c, V or more].
 pub(crate) fn fits(z: &Tensor) -> bool {
-    let sizes = |(rows, vocab): (usize, usize)| HeadRows {
+    let sizes = |(rows, stride): (usize, usize)| HeadRows {
         rows,
-        vocab,
+        vocab: stride,
+        stride,
         width: 0,
         rate: 1.0,
     };
@@ -22,19 +23,29 @@ pub(crate) struct KernelRows {
     z: Tensor,
     sizes: HeadRows,
     seen: Tensor,
+    /// The type of the gradient.
+    dtype: DType,
     compute: Compute,
 }
 
 impl KernelRows {
-    pub(crate) fn on_card(z: Tensor, places: &Places) -> Result<Self> {
-        Self::new(z, places, device::COMPUTE)
+    /// Of logits [c, V or more], of which the first `vocab` count; their gradient is to be of type `dtype`.
+    pub(crate) fn on_card(z: Tensor, vocab: usize, dtype: DType, places: &Places) -> Result<Self> {
+        Self::new(z, vocab, dtype, places, device::COMPUTE)
     }
 
-    pub(crate) fn new(z: Tensor, places: &Places, compute: Compute) -> Result<Self> {
-        let (rows, vocab) = z.dims2()?;
+    pub(crate) fn new(
+        z: Tensor,
+        vocab: usize,
+        dtype: DType,
+        places: &Places,
+        compute: Compute,
+    ) -> Result<Self> {
+        let (rows, stride) = z.dims2()?;
         let sizes = HeadRows {
             rows,
             vocab,
+            stride,
             width: places.width(),
             rate: (1.0 / places.temperature) as f32,
         };
@@ -48,6 +59,7 @@ impl KernelRows {
             seen: made[0].reshape((rows, width))?,
             z,
             sizes,
+            dtype,
             compute,
         })
     }
@@ -61,7 +73,7 @@ impl ChunkRows for KernelRows {
     fn gradient(self, places: &Places, factors: &Tensor) -> Result<Tensor> {
         let made = (self.compute)(
             &[&self.z, &places.all, &self.seen, factors],
-            &[(DType::F32, self.z.elem_count())],
+            &[(self.dtype, self.z.elem_count())],
             &|x, out| {
                 Ok(vec![self.sizes.gradient(
                     (x[0], x[1], x[2]),

@@ -78,7 +78,7 @@ impl HeadPass<'_> {
             let z = geometry.logits(&h)?;
             let (d, chunk) = match geometry.rows_on_host() {
                 true => self.chunk_on_host(start, z)?,
-                false => self.chunk_on_device(start, z)?,
+                false => self.chunk_on_device(start, z, geometry)?,
             };
             values.extend(chunk);
             let Some(d) = d else { continue };
@@ -121,10 +121,16 @@ impl HeadPass<'_> {
     }
 
     /// The same with Z on its device.
-    fn chunk_on_device(&self, start: usize, z: Tensor) -> Result<(Option<Tensor>, Vec<RowValues>)> {
-        let count = z.dims()[0];
+    fn chunk_on_device(
+        &self,
+        start: usize,
+        z: Tensor,
+        geometry: &HeadGeometry,
+    ) -> Result<(Option<Tensor>, Vec<RowValues>)> {
+        let (count, vocab) = (z.dims()[0], geometry.vocab_size());
         let through_roots = match self.through_roots(start, count)? {
             Some((roots, gradient)) => {
+                let z = z.narrow(1, 0, vocab)?.contiguous()?;
                 Some(roots.backward_on_device(start, &z, &gradient, self.config.ot_weight)?)
             }
             None => None,
@@ -133,9 +139,13 @@ impl HeadPass<'_> {
             .into_par_iter()
             .map(|i| self.terms(i))
             .collect();
-        let (d, values) = device_pass(z, &terms, self.gradient_wanted())?;
+        let dtype = geometry.gradient_dtype();
+        let (d, values) = device_pass(z, vocab, dtype, &terms, self.gradient_wanted())?;
         let d = match (d, through_roots) {
-            (Some(d), Some(through)) => Some((d + through)?),
+            (Some(d), Some(through)) => {
+                let d = d.narrow(1, 0, vocab)?.to_dtype(DType::F32)?;
+                Some((d + through)?)
+            }
             (d, _) => d,
         };
         Ok((d, values))

@@ -2,10 +2,11 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use distill_model::lend;
 use rayon::prelude::*;
 
-use super::error::{LossError, Result};
+use super::error::Result;
 
 /// Applies `row(i, z_i)` to every row of a contiguous f32 matrix on the CPU in place, on all cores, and returns what it
 /// returns.
@@ -60,15 +61,7 @@ impl<F: Fn(usize, &mut [f32]) -> T + Sync, T: Send> InplaceOp1 for EachRow<F, T>
 
 /// Lends the numbers of a contiguous f32 tensor on the CPU.
 pub(crate) fn with_f32<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(look(&data[start..end])),
-        _ => Err(LossError::shape(
-            "tensor",
-            "contiguous f32 on the CPU",
-            format!("{tensor:?}"),
-        )),
-    }
+    Ok(look(lend(tensor).numbers()?))
 }
 
 /// The numbers of a float tensor, on the host, row-major.

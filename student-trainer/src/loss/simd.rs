@@ -113,25 +113,9 @@ impl Real for f32 {
             simd.reduce_sum_f32s(sd) + rest(d_rest),
         ]
     }
-    /// Cephes `expf`: n = round(x / ln 2), a degree-6 polynomial for the rest, 2^n put into the exponent bits; within
-    /// 2 units in the last place.
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Adding this rounds to an integer and leaves it in the low bits.
-        const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-        let x = if self > 88.0 { 88.0 } else { self };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
-        let mut p = 1.987_569_1e-4_f32;
-        p = p * r + 1.398_199_9e-3;
-        p = p * r + 8.333_452e-3;
-        p = p * r + 4.166_579_6e-2;
-        p = p * r + 1.666_666_5e-1;
-        p = p * r + 0.5;
-        let mantissa = (p * r * r + r) + 1.0;
-        let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-        if x < -87.0 { 0.0 } else { mantissa * power }
+        distill_model::simd::exp(self)
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use distill_model::StoredTensor;
 
-use crate::{Error, Result, run::Progress, shutdown::Shutdown};
+use crate::{Error, Result, run::progress, shutdown::Shutdown};
 pub use dense::FloatType;
 pub(crate) use source::Source;
 pub(crate) use staging::Staging;
@@ -39,7 +39,7 @@ pub(crate) fn write_tensors<T>(
     mut make: impl FnMut(&T) -> Result<Vec<StoredTensor>>,
 ) -> Result<u64> {
     let mut writer = shards::ShardWriter::new(directory, shard_bytes)?;
-    let mut progress = Progress::start(items.len() as u64, "tensor");
+    let mut progress = progress(items.len(), "tensor");
     for item in items {
         for tensor in make(item)? {
             writer.push(tensor)?;

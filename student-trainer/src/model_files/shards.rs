@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::FileExt,
@@ -13,7 +13,10 @@ use std::{
 use distill_model::StoredTensor;
 use safetensors::{Dtype, View};
 
-use crate::{Error, Result, run::write_atomically};
+use crate::{
+    Error, Result,
+    files::{tensors_metadata, write_json},
+};
 
 /// Collects tensors and writes them as `model.safetensors`, or as shards with an index.
 ///
@@ -100,8 +103,7 @@ impl<'a> ShardWriter<'a> {
                 "metadata": {"total_size": self.bytes},
                 "weight_map": weight_map,
             });
-            let path = self.directory.join("model.safetensors.index.json");
-            write_atomically(&path, format!("{index:#}\n").as_bytes())?;
+            write_json(&self.directory.join("model.safetensors.index.json"), &index)?;
         }
         Ok(self.bytes)
     }
@@ -119,8 +121,7 @@ impl<'a> ShardWriter<'a> {
             };
             (&tensor.name, view)
         });
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(metadata), &path)?;
+        safetensors::serialize_to_file(views, tensors_metadata(), &path)?;
         if let Some(error) = failure.into_inner() {
             return Err(Error::io("read", &self.spool_path)(error));
         }

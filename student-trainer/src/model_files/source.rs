@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::FloatType;
-use crate::{Error, Result, run::write_atomically};
+use crate::{Error, Result, files::write_atomically};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// How the model generates: ids that end a text, sampling.
@@ -43,10 +43,10 @@ impl Source {
                 weights,
             });
         }
-        match is_gguf(path) {
-            true => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
-            false => Err(Error::file(path, "is neither a directory nor a .gguf file")),
+        if is_gguf(path) {
+            return Ok(Self::Gguf(Box::new(Gguf::open(path)?)));
         }
+        Err(Error::file(path, "is neither a directory nor a .gguf file"))
     }
 
     pub fn config(&self) -> &ModelConfig {

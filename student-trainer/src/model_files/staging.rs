@@ -1,20 +1,22 @@
 //! Provides the moment at which a finished directory appears: whole and on disk, or not at all.
 
 use std::{
-    fs::{self, File},
-    io::ErrorKind,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use distill_program::output::{self, readable_by_all};
+use distill_program::output;
 use tempfile::TempDir;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    files::{self, directory_of},
+};
 
 /// A directory under a temporary name, beside the place where it will appear. Dropped before that, it is removed.
 pub(crate) struct Staging {
     directory: TempDir,
-    parent: PathBuf,
     out: PathBuf,
 }
 
@@ -27,18 +29,13 @@ impl Staging {
         refuse_used(out)?;
         // A link stays, and what it points to appears.
         let out = output::followed(out).map_err(Error::io("read the link", out))?;
-        let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
-        let parent = parent.map_or_else(|| PathBuf::from("."), PathBuf::from);
-        fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        let parent = directory_of(&out);
+        files::create_directory(parent)?;
         let directory = tempfile::Builder::new()
             .prefix(".unfinished-")
-            .tempdir_in(&parent)
-            .map_err(Error::io("create a directory in", &parent))?;
-        Ok(Self {
-            directory,
-            parent,
-            out,
-        })
+            .tempdir_in(parent)
+            .map_err(Error::io("create a directory in", parent))?;
+        Ok(Self { directory, out })
     }
 
     /// Where to write.
@@ -52,50 +49,34 @@ impl Staging {
     /// What the file system refused; everything is removed then.
     pub fn publish(self) -> Result<()> {
         let directory = self.path();
-        let entries =
-            fs::read_dir(directory).map_err(Error::io("read the directory", directory))?;
-        for entry in entries {
-            let path = entry
-                .map_err(Error::io("read the directory", directory))?
-                .path();
+        for path in files::list(directory)? {
             // Libraries write through temporary files, which are private.
-            let file = File::open(&path).map_err(Error::io("open", &path))?;
-            readable_by_all(&file).map_err(Error::io("set the mode of", &path))?;
-            sync(&path)?;
+            make_public(&path, 0o644)?;
+            files::sync(&path)?;
         }
-        enterable_by_all(directory)?;
-        sync(directory)?;
+        make_public(directory, 0o755)?;
+        files::sync(directory)?;
         fs::rename(directory, &self.out).map_err(Error::io("rename to", &self.out))?;
         // There is nothing left under the temporary name that could be removed.
         let _ = self.directory.keep();
-        sync(&self.parent)
+        Ok(files::sync(directory_of(&self.out))?)
     }
 }
 
 fn refuse_used(out: &Path) -> Result<()> {
-    match fs::read_dir(out) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("read the directory", out)(e)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Error::file(
-                out,
-                "is there already and not empty; name a new directory with --out",
-            )),
-        },
+    match files::if_there(files::list(out))? {
+        Some(entries) if !entries.is_empty() => Err(Error::file(
+            out,
+            "is there already and not empty; name a new directory with --out",
+        )),
+        _ => Ok(()),
     }
 }
 
-fn sync(path: &Path) -> Result<()> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    file.sync_all().map_err(Error::io("sync", path))
-}
-
-/// Temporary directories are private; results are as readable as any other.
-fn enterable_by_all(directory: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
-        .map_err(Error::io("set the mode of", directory))
+/// Temporary files and directories are private; results are as readable as any other.
+fn make_public(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(Error::io("set the mode of", path))
 }
 
 #[cfg(test)]

@@ -1,255 +1,235 @@
-//! Provides moments on a card, in f32 or in 8 bits, and their updates by kernels: the bits are those of the host's update.
+//! Provides moments on a card, in f32 or in 8 bits, and the update of all parameters there by one launch for each kind: the bits are
+//! those of the host's update.
 
-use candle_core::{DType, Tensor, Var};
-use distill_kernels::{Compute, device};
+use candle_core::{DType, Tensor, Var, bail};
+use distill_kernels::update::{AdamW, Slot};
+use distill_kernels::{Call, Change, device};
 
 use super::{
     adamw::Step,
     blockwise::{BLOCK, DynamicMap},
     moments::{ABSMAX, FIRST, SECOND},
 };
-use crate::Result;
+use crate::{Error, Result};
 
-/// Moments of one parameter, and how to compute with them.
-pub(super) struct CardMoments {
-    kept: Kept,
-    compute: Compute,
-}
-
-/// Each `[elements]`; codes with their scales, `[blocks]`.
-enum Kept {
+/// Moments of one parameter: each `[elements]`, and changed where it is.
+#[derive(Clone)]
+pub(super) enum CardMoments {
+    /// The first and the second.
     Floats([Tensor; 2]),
-    Codes {
-        moments: [[Tensor; 2]; 2],
-        /// What the codes stand for; see [`update_8bit`](distill_kernels::update::AdamW::update_8bit).
-        maps: Tensor,
-    },
+    /// Codes of the first, their scales `[blocks]`, and the same of the second.
+    Codes([Tensor; 4]),
 }
 
 impl CardMoments {
     /// Moments of zero.
     pub fn new(parameter: &Var, in_8_bits: bool) -> Result<Self> {
-        Self::with(parameter, in_8_bits, device::COMPUTE)
-    }
-
-    fn with(parameter: &Var, in_8_bits: bool, compute: Compute) -> Result<Self> {
         let (count, device) = (parameter.elem_count(), parameter.device());
         let zeros = |count: usize| Tensor::zeros(count, DType::F32, device);
         if !in_8_bits {
-            let kept = Kept::Floats([zeros(count)?, zeros(count)?]);
-            return Ok(Self { kept, compute });
+            return Ok(Self::Floats([zeros(count)?, zeros(count)?]));
         }
-        let maps = [DynamicMap::signed(), DynamicMap::unsigned()];
-        let moment = |map: &DynamicMap| {
-            let codes = Tensor::full(map.code(0.0), count, device)?;
-            Ok::<_, candle_core::Error>([codes, zeros(count.div_ceil(BLOCK))?])
-        };
-        let tables: Vec<f32> = maps.iter().flat_map(|map| map.tables()).collect();
-        let kept = Kept::Codes {
-            moments: [moment(maps[0])?, moment(maps[1])?],
-            maps: Tensor::from_slice(&tables, tables.len(), device)?,
-        };
-        Ok(Self { kept, compute })
+        let codes = |map: &DynamicMap| Tensor::full(map.code(0.0), count, device);
+        let scales = || zeros(count.div_ceil(BLOCK));
+        let [first, second] = [DynamicMap::signed(), DynamicMap::unsigned()].map(codes);
+        Ok(Self::Codes([first?, scales()?, second?, scales()?]))
     }
 
-    /// One update of `parameter` and of these moments.
-    pub fn update(&mut self, parameter: &Var, gradient: &Tensor, step: &Step) -> Result<()> {
-        let numbers = step.numbers();
-        let (count, scales) = (
-            parameter.elem_count(),
-            parameter.elem_count().div_ceil(BLOCK),
-        );
-        let (held, gradient) = (parameter.contiguous()?, gradient.contiguous()?);
-        let changed = match &mut self.kept {
-            Kept::Floats(moments) => {
-                let [first, second] = &*moments;
-                let inputs = [&held, &gradient, first, second];
-                let made = (self.compute)(&inputs, &[(DType::F32, count); 3], &|x, out| {
-                    let (x, out) = ([x[0], x[1], x[2], x[3]], [out[0], out[1], out[2]]);
-                    Ok(vec![numbers.update(x, out, count)?])
-                })?;
-                let [changed, first, second] = exactly(made)?;
-                *moments = [first, second];
-                changed
-            }
-            Kept::Codes { moments, maps } => {
-                let [[first, first_scales], [second, second_scales]] = &*moments;
-                let inputs = [
-                    &held,
-                    &gradient,
-                    first,
-                    first_scales,
-                    second,
-                    second_scales,
-                    &*maps,
-                ];
-                let moment = [(DType::U8, count), (DType::F32, scales)];
-                let outputs = [&[(DType::F32, count)], &moment[..], &moment[..]].concat();
-                let made = (self.compute)(&inputs, &outputs, &|x, out| {
-                    let (x, out) = (exactly(x.to_vec())?, exactly(out.to_vec())?);
-                    Ok(vec![numbers.update_8bit(x, out, count)?])
-                })?;
-                let [changed, first, first_scales, second, second_scales] = exactly(made)?;
-                *moments = [[first, first_scales], [second, second_scales]];
-                changed
-            }
-        };
-        Ok(parameter.set(&changed.reshape(parameter.shape())?)?)
+    fn all(&self) -> &[Tensor] {
+        match self {
+            Self::Floats(moments) => moments,
+            Self::Codes(moments) => moments,
+        }
     }
 
-    /// Each tensor with the moment that it is of, and what is appended to that one's name.
+    /// Each tensor with the moment that it is of, and what is appended to that one's name. They are the moments themselves: the next
+    /// update changes them.
     pub fn tensors(&self) -> Vec<(&'static str, &'static str, &Tensor)> {
-        match &self.kept {
-            Kept::Floats([first, second]) => vec![(FIRST, "", first), (SECOND, "", second)],
-            Kept::Codes { moments, .. } => [FIRST, SECOND]
-                .into_iter()
-                .zip(moments)
-                .flat_map(|(name, [codes, scales])| [(name, "", codes), (name, ABSMAX, scales)])
-                .collect(),
+        match self {
+            Self::Floats([first, second]) => vec![(FIRST, "", first), (SECOND, "", second)],
+            Self::Codes([first, first_scales, second, second_scales]) => vec![
+                (FIRST, "", first),
+                (FIRST, ABSMAX, first_scales),
+                (SECOND, "", second),
+                (SECOND, ABSMAX, second_scales),
+            ],
         }
     }
 
     /// Moments of the same form, of other tensors.
     pub fn map(&self, other: impl Fn(&str, &str, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        let tensors = self.tensors().into_iter();
-        let tensors = tensors
-            .map(|(moment, suffix, tensor)| other(moment, suffix, tensor))
-            .collect::<Result<Vec<_>>>()?;
-        let kept = match &self.kept {
-            Kept::Floats(_) => Kept::Floats(exactly(tensors)?),
-            Kept::Codes { maps, .. } => {
-                let [first, first_scales, second, second_scales] = exactly(tensors)?;
-                Kept::Codes {
-                    moments: [[first, first_scales], [second, second_scales]],
-                    maps: maps.clone(),
-                }
+        Ok(match self {
+            Self::Floats([first, second]) => {
+                Self::Floats([other(FIRST, "", first)?, other(SECOND, "", second)?])
             }
-        };
-        Ok(Self { kept, ..*self })
+            Self::Codes([first, first_scales, second, second_scales]) => Self::Codes([
+                other(FIRST, "", first)?,
+                other(FIRST, ABSMAX, first_scales)?,
+                other(SECOND, "", second)?,
+                other(SECOND, ABSMAX, second_scales)?,
+            ]),
+        })
     }
 
     /// Memory that they take.
     pub fn bytes(&self) -> usize {
-        let tensors = self.tensors().into_iter();
+        let tensors = self.all().iter();
         tensors
-            .map(|(_, _, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes())
+            .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
             .sum()
     }
 }
 
-/// What a run made, as many as were asked for.
-fn exactly<T, const N: usize>(made: Vec<T>) -> candle_core::Result<[T; N]> {
-    <[T; N]>::try_from(made).map_err(|made| {
-        candle_core::Error::msg(format!(
-            "{N} buffers were asked for, and {} came",
-            made.len()
-        ))
-    })
+/// What updates on a card need beside parameters, gradients and moments.
+pub(super) struct CardUpdates {
+    change: Change,
+    /// What the codes stand for, once it was needed; see [`AdamW::update_8bit`].
+    maps: Option<Tensor>,
+}
+
+/// One parameter's update.
+struct Queued<'a> {
+    parameter: &'a Var,
+    gradient: Tensor,
+    moments: &'a CardMoments,
+    numbers: AdamW,
+}
+
+/// Updates that are to be run together.
+#[derive(Default)]
+pub(super) struct Queue<'a>(Vec<Queued<'a>>);
+
+impl<'a> Queue<'a> {
+    /// Adds the update of `parameter` and of its moments.
+    pub fn push(
+        &mut self,
+        parameter: &'a Var,
+        gradient: &Tensor,
+        moments: &'a CardMoments,
+        step: &Step,
+    ) -> Result<()> {
+        if gradient.elem_count() != parameter.elem_count() {
+            return Err(Error::Config(format!(
+                "adamw: a gradient {:?} of a parameter {:?}",
+                gradient.shape(),
+                parameter.shape()
+            )));
+        }
+        self.0.push(Queued {
+            parameter,
+            gradient: gradient.contiguous()?,
+            moments,
+            numbers: step.numbers(),
+        });
+        Ok(())
+    }
+
+    fn has_codes(&self) -> bool {
+        let mut moments = self.0.iter().map(|update| update.moments);
+        moments.any(|moments| matches!(moments, CardMoments::Codes(_)))
+    }
+}
+
+impl CardUpdates {
+    /// By the card's kernels.
+    pub fn new() -> Self {
+        Self::by(device::CHANGE)
+    }
+
+    fn by(change: Change) -> Self {
+        Self { change, maps: None }
+    }
+
+    /// Runs all updates: a launch for each kind of moments and each set of numbers, of which there are as many as groups of parameters.
+    pub fn run<'a>(&mut self, queue: &'a Queue<'a>) -> Result<()> {
+        let updates = &queue.0;
+        let Some(first) = updates.first() else {
+            return Ok(());
+        };
+        if self.maps.is_none() && queue.has_codes() {
+            self.maps = Some(maps(first.parameter)?);
+        }
+        let held = |update: &'a Queued<'a>| {
+            std::iter::once(update.parameter.as_tensor()).chain(update.moments.all())
+        };
+        let changed: Vec<&Tensor> = updates.iter().flat_map(held).collect();
+        let inputs = updates.iter().map(|update| &update.gradient);
+        let inputs: Vec<&Tensor> = inputs.chain(&self.maps).collect();
+        Ok((self.change)(&changed, &inputs, &|changed, inputs| {
+            calls(updates, changed, inputs)
+        })?)
+    }
+}
+
+/// What codes stand for, and the middles between them: of the first moment, and of the second.
+fn maps(parameter: &Var) -> Result<Tensor> {
+    let maps = [DynamicMap::signed(), DynamicMap::unsigned()];
+    let tables: Vec<f32> = maps.iter().flat_map(|map| map.tables()).collect();
+    Ok(Tensor::from_slice(
+        &tables,
+        tables.len(),
+        parameter.device(),
+    )?)
+}
+
+/// Parameters whose updates have the same numbers.
+struct Group {
+    numbers: AdamW,
+    floats: Vec<Slot<4>>,
+    codes: Vec<Slot<6>>,
+}
+
+/// The launches. `changed` are of each update the parameter and its moments; `inputs` the gradients, and the maps where there are codes.
+fn calls(
+    updates: &[Queued],
+    mut changed: &[usize],
+    inputs: &[usize],
+) -> candle_core::Result<Vec<Call>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (update, &gradient) in updates.iter().zip(inputs) {
+        let numbers = update.numbers;
+        let known = groups.iter().position(|group| group.numbers == numbers);
+        let group = known.unwrap_or_else(|| {
+            groups.push(Group {
+                numbers,
+                floats: Vec::new(),
+                codes: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        let group = &mut groups[group];
+        let len = update.parameter.elem_count();
+        let (own, others) = changed.split_at(1 + update.moments.all().len());
+        changed = others;
+        match *own {
+            [parameter, first, second] => group.floats.push(Slot {
+                buffers: [parameter, gradient, first, second],
+                len,
+            }),
+            [parameter, first, first_scales, second, second_scales] => group.codes.push(Slot {
+                buffers: [
+                    parameter,
+                    gradient,
+                    first,
+                    first_scales,
+                    second,
+                    second_scales,
+                ],
+                len,
+            }),
+            _ => bail!("{} buffers of a parameter and its moments", own.len()),
+        }
+    }
+    let mut calls = Vec::new();
+    for group in groups {
+        calls.extend(group.numbers.update(&group.floats)?);
+        if let Some(&maps) = inputs.get(updates.len()) {
+            calls.extend(group.numbers.update_8bit(&group.codes, maps)?);
+        }
+    }
+    Ok(calls)
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::Device;
-    use distill_kernels::{Emulator, UPDATE};
-
-    use super::*;
-    use crate::optimizer::{AdamWConfig, moments::Moments};
-
-    const CONFIG: AdamWConfig = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.1,
-    };
-
-    const EMULATED: Compute =
-        |inputs, outputs, calls| Emulator::of(&UPDATE)?.compute(inputs, outputs, calls);
-
-    /// Numbers of many sizes and both signs; of a block, all zero.
-    fn values(count: usize, seed: f32) -> Tensor {
-        let value = |i: usize| match i / BLOCK {
-            1 => 0.0,
-            _ => (i as f32 * 0.7 + seed).sin() * 10f32.powi(i as i32 % 9 - 6),
-        };
-        let values: Vec<f32> = (0..count).map(value).collect();
-        Tensor::from_vec(values, (1, count), &Device::Cpu).unwrap()
-    }
-
-    /// Of which NaN a number is one device says this and another that.
-    fn bits(tensor: &Tensor) -> Vec<u32> {
-        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let of = |value: f32| if value.is_nan() { f32::NAN } else { value };
-        values
-            .into_iter()
-            .map(|value| of(value).to_bits())
-            .collect()
-    }
-
-    fn state(moments: &Moments, parameter: &Var) -> Vec<(String, Vec<u32>)> {
-        let mut state = std::collections::BTreeMap::new();
-        moments.save("p", parameter, &mut state).unwrap();
-        let whole =
-            |(name, tensor): (String, Tensor)| (name, bits(&tensor.to_dtype(DType::F32).unwrap()));
-        state.into_iter().map(whole).collect()
-    }
-
-    /// Some updates on the host and by the kernels, from the same start.
-    fn assert_same_bits(count: usize, in_8_bits: bool, gradient: impl Fn(usize) -> Tensor) {
-        let start = values(count, 0.0);
-        let vars = [0, 1].map(|_| Var::from_tensor(&start).unwrap());
-        let mut host = Moments::new(&vars[0], in_8_bits).unwrap();
-        let card = CardMoments::with(&vars[1], in_8_bits, EMULATED).unwrap();
-        let mut card = Moments::Card(card);
-        assert_eq!(host.bytes(), card.bytes());
-        for t in 1..=4 {
-            let step = Step::new(&CONFIG, t, 0.01 / t as f64, 0.1, 0.37);
-            host.update(&vars[0], &gradient(t), &step).unwrap();
-            card.update(&vars[1], &gradient(t), &step).unwrap();
-            assert_eq!(bits(&vars[0]), bits(&vars[1]), "{count} elements, step {t}");
-            assert_eq!(state(&host, &vars[0]), state(&card, &vars[1]), "step {t}");
-        }
-    }
-
-    #[test]
-    fn the_card_updates_to_the_bits_of_the_host() {
-        // One element; a block less one, one, and more; some blocks with a rest.
-        for count in [1, 255, 256, 257, 2_500] {
-            for in_8_bits in [false, true] {
-                assert_same_bits(count, in_8_bits, |t| values(count, t as f32));
-            }
-        }
-    }
-
-    #[test]
-    fn squares_that_overflow_leave_the_same_bits_behind() {
-        // Beyond the root of f32's largest number: a scale of infinity, and NaN from then on.
-        let mut large = values(600, 1.0)
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
-        large[3] = 3e38;
-        large[300] = -1e-42;
-        let large = Tensor::from_vec(large, (1, 600), &Device::Cpu).unwrap();
-        assert_same_bits(600, true, |_| large.clone());
-    }
-
-    #[test]
-    fn a_state_goes_from_the_host_to_the_card_and_back() {
-        for in_8_bits in [false, true] {
-            let count = 700;
-            let vars = [0, 1].map(|_| Var::from_tensor(&values(count, 0.0)).unwrap());
-            let mut host = Moments::new(&vars[0], in_8_bits).unwrap();
-            let step = Step::new(&CONFIG, 1, 0.01, 0.1, 1.0);
-            host.update(&vars[0], &values(count, 1.0), &step).unwrap();
-            let mut saved = std::collections::BTreeMap::new();
-            host.save("p", &vars[0], &mut saved).unwrap();
-            let empty = CardMoments::with(&vars[1], in_8_bits, EMULATED).unwrap();
-            let card = Moments::Card(empty).load("p", &vars[1], &saved).unwrap();
-            assert_eq!(state(&host, &vars[0]), state(&card, &vars[1]));
-            saved.remove("p.exp_avg_sq");
-            let error = card.load("p", &vars[1], &saved).err().unwrap();
-            assert!(error.to_string().contains("p.exp_avg_sq"), "{error}");
-        }
-    }
-}
+#[path = "card_tests.rs"]
+mod tests;

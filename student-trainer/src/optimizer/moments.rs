@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
 use super::{
     adamw::Step,
     blockwise::{Blockwise, DynamicMap},
-    card::CardMoments,
+    card::{CardMoments, Queue},
 };
 use crate::{Error, Result};
 
@@ -45,10 +45,16 @@ impl Moments {
         Ok(Self::Slices { first, second })
     }
 
-    /// One update of `parameter` and of these moments.
-    pub fn update(&mut self, parameter: &Var, gradient: &Tensor, step: &Step) -> Result<()> {
+    /// One update of `parameter` and of these moments: done here, or `queued` for the card.
+    pub fn update<'a>(
+        &'a mut self,
+        parameter: &'a Var,
+        gradient: &Tensor,
+        step: &Step,
+        queued: &mut Queue<'a>,
+    ) -> Result<()> {
         match self {
-            Self::Card(moments) => moments.update(parameter, gradient, step),
+            Self::Card(moments) => queued.push(parameter, gradient, moments, step),
             Self::Slices { first, second } => {
                 in_place(parameter, gradient, |parameter, gradient| {
                     step.slices(parameter, gradient, first, second);
@@ -122,8 +128,12 @@ impl Moments {
                     tensor.dims()
                 };
                 let key = format!("{name}.{moment}{suffix}");
-                let saved = self::saved(state, &key, tensor.dtype(), dims)?;
-                Ok(saved.flatten_all()?.to_device(parameter.device())?)
+                let saved = self::saved(state, &key, tensor.dtype(), dims)?.flatten_all()?;
+                // These moments change in place: whose memory they are must not.
+                if saved.device().same_device(parameter.device()) {
+                    return Ok(saved.copy()?);
+                }
+                Ok(saved.to_device(parameter.device())?)
             })?),
             Self::Codes { first, second } => Self::Codes {
                 first: codes(FIRST, first)?,

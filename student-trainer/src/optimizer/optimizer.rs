@@ -9,6 +9,7 @@ use super::{
     AdamWConfig, EIGHT_BIT_SIZE_MIN, LearningRateRatios,
     adamw::Step,
     blockwise::BLOCK,
+    card::{CardUpdates, Queue},
     group::{decays, in_8_bits},
     moments::{Moments, entry},
 };
@@ -53,6 +54,7 @@ pub struct OptimizerConfig {
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: BTreeMap<String, Slot>,
+    card: CardUpdates,
     step: usize,
 }
 
@@ -95,6 +97,7 @@ impl Optimizer {
         Ok(Self {
             config,
             slots: parameters.into_iter().map(slot).collect::<Result<_>>()?,
+            card: CardUpdates::new(),
             step: 0,
         })
     }
@@ -129,17 +132,22 @@ impl Optimizer {
             })
         });
         let gradients = gradients.collect::<Result<Vec<_>>>()?;
+        let mut queued = Queue::default();
         for (slot, gradient) in self.slots.values_mut().zip(gradients) {
             let rate = learning_rate * slot.learning_rate_ratio;
             let step = Step::new(&self.config.adamw, t, rate, slot.weight_decay, scale);
-            slot.moments.update(&slot.parameter, gradient, &step)?;
+            slot.moments
+                .update(&slot.parameter, gradient, &step, &mut queued)?;
         }
+        self.card.run(&queued)?;
         self.step = t;
         Ok(())
     }
 
     /// The whole state as named tensors: `NAME.exp_avg`, `NAME.exp_avg_sq` and the step count. Moments in 8 bits are codes
     /// (u8) with `NAME.exp_avg.absmax` and `NAME.exp_avg_sq.absmax` beside them.
+    ///
+    /// On a card the tensors are the moments themselves, which the next update changes.
     ///
     /// # Errors
     /// A tensor error.

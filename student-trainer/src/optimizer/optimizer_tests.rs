@@ -168,7 +168,10 @@ fn one_pass_over_slices_gives_what_tensor_operations_give() {
     for t in 1..=5 {
         let gradient = values(t as f32);
         let step = Step::new(&CONFIG.adamw, t, 0.01, 0.1, 0.5);
-        slices.update(&by_slices, &gradient, &step).unwrap();
+        let mut queued = Queue::default();
+        slices
+            .update(&by_slices, &gradient, &step, &mut queued)
+            .unwrap();
         tensor_operations(&step, &by_tensors, &gradient, &mut first, &mut second).unwrap();
     }
     let difference = (by_slices.as_tensor() - by_tensors.as_tensor()).unwrap();

@@ -252,7 +252,8 @@ mod tests {
         let less = 6 * 18_464_768 - 18_464_768 / 32;
         assert!((eight_bit + (f64::from(less) * 1.05) as i64).abs() <= 1);
         let off = bytes(&choices, "--checkpointing off").unwrap();
-        assert!(off > 1 << 30);
+        // What 28 layers keep of 512 tokens beside their inputs.
+        assert!(off > 600 << 20);
         assert!(choices.is_sorted_by_key(|choice| choice.bytes));
 
         config.train.checkpointing = false;

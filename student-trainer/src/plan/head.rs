@@ -41,13 +41,13 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of a chunk in f32: the product, on which the gradient is written, and where the head is not f32 on the CPU
-    /// the parts that it is put together from, with one widened part of the head.
+    /// Logits of a chunk in f32: the product, on which the gradient is written on the CPU; a card has the gradient beside it, in
+    /// the head's type, and the CPU, where its head is not f32, the parts that the product is put together from, with one widened part of the head.
     pub fn chunk(&self) -> u64 {
         let chunk = self.rows.min(self.loss.chunk_rows as u64) * self.vocab_size * F32;
         match (self.place, self.element) {
             (Place::Cpu, F32) => chunk,
-            (_, F32) => 2 * chunk,
+            (Place::Card, element) => chunk + chunk / F32 * element,
             _ => 2 * chunk + TILE_ROWS.min(self.vocab_size) * self.hidden_size * F32,
         }
     }
@@ -78,7 +78,7 @@ impl Head<'_> {
         if self.loss.ot_weight > 0.0 {
             sum += self.matrices(ot) * pairs;
             if ot.cost == Cost::Kl {
-                sum += F32 * rows * hidden_size + self.gathered();
+                sum += F32 * rows * hidden_size;
             }
             if ot.needs_logits() {
                 // Coordinates, anchors, and H G.
@@ -108,16 +108,34 @@ impl Head<'_> {
         }
     }
 
-    /// On a card the rows of the head behind a row's entries are gathered a tile at a time; the CPU reads them in place.
+    /// What of [`transport`](Self::transport) is still there beside the logits: on a card its plan, of all matrices.
+    pub fn transport_kept(&self) -> u64 {
+        let ot = &self.loss.ot;
+        let solved = match self.place {
+            Place::Card if self.loss.ot_weight > 0.0 => self.matrices(ot).saturating_sub(1),
+            _ => 0,
+        };
+        self.transport() - solved * F32 * self.rows * self.rows
+    }
+
+    /// What is there beside that until the plan is made: first the rows of the head, then the solver's matrices.
+    pub fn transport_made(&self) -> u64 {
+        let solved = self.transport() - self.transport_kept();
+        solved.max(self.gathered())
+    }
+
+    /// On a card the rows of the head behind a row's entries are gathered a tile at a time, widened and weighted, and added up;
+    /// the CPU reads them in place. Nothing of it is left when the logits are made.
     fn gathered(&self) -> u64 {
+        let is_needed = self.loss.ot_weight > 0.0 && self.loss.ot.cost == Cost::Kl;
         match self.place {
-            Place::Cpu => 0,
-            Place::Card => {
+            Place::Card if is_needed => {
                 let entries = self.rows * self.entries;
                 entries * 3 * F32
-                    + entries.min(TILE_ROWS) * self.hidden_size * (self.element + 2 * F32)
+                    + entries.min(TILE_ROWS) * self.hidden_size * 2 * F32
                     + F32 * self.rows * self.hidden_size
             }
+            _ => 0,
         }
     }
 
@@ -192,7 +210,7 @@ mod tests {
         let card = head(&loss);
         // 128 rows of 151,936 in f32 are 77.8 MB.
         let chunk = 128 * 151_936 * 4;
-        assert_eq!(card.chunk(), 2 * chunk + 8192 * 1536 * 4);
+        assert_eq!(card.chunk(), chunk + chunk / 2);
         let cpu = Head {
             place: Place::Cpu,
             element: 4,

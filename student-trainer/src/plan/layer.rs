@@ -1,11 +1,8 @@
-/*! Provides what one decoder layer takes, in bytes a token: kept for its way back, on that way, and without one.
+/*! Provides what one decoder layer takes, in bytes: kept for its way back, on that way, and without one.
 
-```text
- graph   candle's graph keeps the inputs of every operation: on a card, in half precision, where every weight is trained
- direct  the hand-written pass (model/src/layer_direct.rs) keeps what products made: adapters in f32 on the CPU
-```
-
-Neither keeps attention's probabilities, [heads, T, T]: both compute them again, a block at a time.
+The layer is model/src/layer.rs. On the CPU its buffers are f32 and used again (model/src/ops/cpu); on a card activations are in
+the compute type, and the matrices that stand in one product are unpacked together (model/src/ops/cuda). Neither keeps attention's
+probabilities, [heads, T, T]: both compute them again, a block at a time.
 */
 
 use distill_model::ModelConfig;
@@ -13,7 +10,7 @@ use distill_model::ModelConfig;
 use super::counts::LinearShape;
 
 const F32: u64 = 4;
-/// Buffers that a pass without a graph keeps at most for its next layer (model/src/workspace.rs).
+/// Buffers that a pass on the CPU keeps at most for its next layer (model/src/ops/cpu/workspace.rs).
 const WORKSPACE_BUFFERS: u64 = 24;
 
 /// One layer's sizes.
@@ -43,66 +40,53 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// What candle's graph keeps: every tensor that some operation has as an input, and the outputs.
-    ///
-    /// The residual stream and the adapters are f32; where activations are not, their conversions are kept beside them.
-    pub fn graph(self, element: u64) -> u64 {
-        let Self {
-            d,
-            q,
-            kv,
-            ff,
-            heads,
-            ..
-        } = self;
-        let converted = |width: u64, bytes: u64| if element < F32 { width * bytes } else { 0 };
-        let norms = 2 * (F32 * d + converted(d, element));
-        let sums = 2 * (F32 * d + converted(d, F32));
-        let linear = |linear: &LinearShape| {
-            let LinearShape {
-                rows,
-                columns,
-                rank,
-                bias,
-            } = *linear;
-            let frozen = element * rows * (1 + u64::from(bias));
-            let adapter = match rank {
-                0 => 0,
-                // x in f32; x A^T, and the same scaled; its product with B^T, rounded, and the sum.
-                _ => {
-                    converted(columns, F32)
-                        + 2 * F32 * rank
-                        + F32 * rows
-                        + converted(rows, element)
-                        + element * rows
-                }
-            };
-            frozen + adapter
-        };
-        let linears: u64 = self.linears.iter().map(linear).sum();
-        // Rotated queries and keys; attention's output and one logsumexp a head; the gated product.
-        norms + sums + linears + element * (q + kv) + element * q + F32 * heads + element * ff
+    /// What a card keeps of a token, `element` bytes a number: q, k, v, attention's output and one logsumexp a head, the f32 stream
+    /// after it, gate and up, and x A^T of every adapter but down's.
+    pub fn kept_on_card(self, element: u64) -> u64 {
+        element * (2 * self.q + 2 * self.kv + 2 * self.ff + self.low())
+            + F32 * (self.heads + self.d)
     }
 
-    /// Gradients on the way back through candle's graph, where it is widest: at the MLP, whose gate and up each have one in
-    /// the activations' type and, through their adapters, one in f32 that is added to zeros.
-    pub fn graph_gradients(self, element: u64) -> u64 {
-        3 * element * self.ff + 3 * F32 * self.ff + 3 * F32 * self.d
+    /// The most that a card adds to what is kept while a layer of `tokens` goes back, and how much of it are unpacked weights: where
+    /// down's gradient is formed, SwiGLU's, or that of gate and up.
+    pub fn backward_on_card(self, element: u64, tokens: u64, unpacks: bool) -> (u64, u64) {
+        let Self { d, ff, .. } = self;
+        let weights = |elements: u64| if unpacks { element * elements } else { 0 };
+        let stream = F32 * d;
+        // The gated product and its gradient, and the stream's gradient once more in the compute type.
+        let down = (tokens * (stream + element * (2 * ff + d)), weights(ff * d));
+        let swiglu = (tokens * (stream + element * 3 * ff), 0);
+        // Gate and up give way to their gradients; beside them the norm's output and the gradient of it.
+        let gate_up = (tokens * (2 * stream + element * d), weights(2 * ff * d));
+        let stages = [down, swiglu, gate_up];
+        let widest = stages
+            .into_iter()
+            .max_by_key(|(bytes, weights)| bytes + weights);
+        widest.unwrap_or_default()
     }
 
-    /// What the hand-written pass keeps: q, k, v, attention's output, the stream after it, gate and up, and x A^T of every
+    /// Ranks of all adapters but those that read what the MLP gates.
+    fn low(self) -> u64 {
+        let others = self
+            .linears
+            .iter()
+            .filter(|linear| linear.columns != self.ff);
+        others.map(|linear| linear.rank).sum()
+    }
+
+    /// What the CPU keeps: q, k, v, attention's output, the stream after it, gate and up, and x A^T of every
     /// adapter.
-    pub fn direct(self) -> u64 {
+    pub fn kept_on_cpu(self) -> u64 {
         let low: u64 = self.linears.iter().map(|linear| linear.rank).sum();
         F32 * (2 * self.q + 2 * self.kv + self.d + 2 * self.ff + low)
     }
 
-    /// On the way back through hand-written layers: the buffers of the pass, with those that it keeps for the next of
+    /// On the CPU, on the way back: the buffers of the pass, with those that it keeps for the next of
     /// `layers` layers, and, at attention, its gradients head by head and put together.
     ///
     /// Every layer gives back three buffers more than it took (the gradients of q, k and v), until
     /// [`WORKSPACE_BUFFERS`] are kept.
-    pub fn direct_backward(self, layers: u64) -> u64 {
+    pub fn backward_on_cpu(self, layers: u64) -> u64 {
         let Self { d, q, kv, ff, .. } = self;
         let (of_ff, of_d, of_kv) = (5, 5, 2);
         let spare = WORKSPACE_BUFFERS - of_ff - of_d - of_kv;
@@ -149,35 +133,24 @@ mod tests {
         let layer = Layer::new(&model, &counts.layers[0]);
         // d = q = 1536, kv = 256, ff = 8960, seven adapters of rank 16.
         let direct = 4 * (2 * 1536 + 2 * 256 + 1536 + 2 * 8960 + 7 * 16);
-        assert_eq!(layer.direct(), direct);
-        // bf16: norms 2 (4d + 2d), sums 2 (4d + 4d); of every linear 2 out (twice with a bias), 4 in, 8 r, and
-        // 4 + 2 + 2 out; rotated 2 (d + 256), attention 2 d and 4 a head, gated 2 ff.
-        let out = 1536 + 256 + 256 + 1536 + 8960 + 8960 + 1536;
-        let inputs = 6 * 1536 + 8960;
-        let linears = 2 * out + 2 * (1536 + 256 + 256) + 4 * inputs + 8 * 7 * 16 + 8 * out;
-        let graph = 28 * 1536 + linears + 2 * (1536 + 256) + 2 * 1536 + 4 * 12 + 2 * 8960;
-        assert_eq!(layer.graph(2), graph);
+        assert_eq!(layer.kept_on_cpu(), direct);
+        // bf16: the same, but 6 of the 7 adapters, f32 for the stream, and 12 heads' logsumexp.
+        let card = 2 * (2 * 1536 + 2 * 256 + 2 * 8960 + 6 * 16) + 4 * (1536 + 12);
+        assert_eq!(layer.kept_on_card(2), card);
+        // At 512 tokens gate and up, unpacked together, are the most; with 4096 the products of SwiGLU.
+        let (bytes, weights) = layer.backward_on_card(2, 512, true);
+        assert_eq!(weights, 2 * 2 * 8960 * 1536);
+        assert_eq!(bytes, 512 * (2 * 4 * 1536 + 2 * 1536));
+        let (bytes, weights) = layer.backward_on_card(2, 4096, true);
+        assert_eq!((bytes, weights), (4096 * (4 * 1536 + 2 * 3 * 8960), 0));
         assert_eq!(layer.largest_linear(), 1536 * 8960);
-    }
-
-    #[test]
-    fn without_adapters_a_graph_keeps_less_and_f32_needs_no_conversions() {
-        let (model, counts) = student(16);
-        let (_, plain) = (0, Counts::new(&model, None).unwrap());
-        let layer = Layer::new(&model, &counts.layers[3]);
-        let bare = Layer::new(&model, &plain.layers[3]);
-        assert!(bare.graph(2) < layer.graph(2) / 2);
-        // f32: norms 2 x 4d, sums 2 x 4d, linears 4 out and the biases, rotated, attention, gated.
-        let out = 1536 + 256 + 256 + 1536 + 8960 + 8960 + 1536;
-        let graph = 16 * 1536 + 4 * out + 4 * 2048 + 4 * 1792 + 4 * 1536 + 48 + 4 * 8960;
-        assert_eq!(bare.graph(4), graph);
     }
 
     #[test]
     fn the_buffers_kept_for_the_next_layer_end_at_their_limit() {
         let (model, counts) = student(16);
         let layer = Layer::new(&model, &counts.layers[0]);
-        assert!(layer.direct_backward(1) < layer.direct_backward(4));
-        assert_eq!(layer.direct_backward(4), layer.direct_backward(28));
+        assert!(layer.backward_on_cpu(1) < layer.backward_on_cpu(4));
+        assert_eq!(layer.backward_on_cpu(4), layer.backward_on_cpu(28));
     }
 }

@@ -8,7 +8,7 @@ use distill_model::{CONFIG_BYTES_MAX, Gguf, ModelConfig, Weights, is_gguf};
 use serde::Deserialize;
 
 use super::packed::Packed;
-use crate::{Error, Result, shutdown::Shutdown, student};
+use crate::{Error, Result, files, shutdown::Shutdown, student};
 
 /// A model's shape, and how its checkpoint holds the linears.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,8 +169,7 @@ impl Shape {
             true => found.join(CONFIG_FILE),
             false => found.to_owned(),
         };
-        let json =
-            distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
+        let json = files::read(&path, CONFIG_BYTES_MAX)?;
         let mut shape = Self::parse(&name(found), &json, &path)?;
         // A plan needs no weights. Where they are there and whole, they say whether the head is a matrix of its own.
         let directory = path.parent().filter(|_| path.ends_with(CONFIG_FILE));

@@ -13,6 +13,8 @@ pub enum Phase {
     Layers,
     /// The teacher selects from its logits.
     Logits,
+    /// Transport plans are made, before the logits.
+    Transport,
     /// The trainer's head: losses and their gradient in the hidden states.
     Loss,
     /// The trainer's way back begins, at the last layer: all that was kept is there, and no gradient yet.
@@ -26,10 +28,11 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Loading,
         Self::Layers,
         Self::Logits,
+        Self::Transport,
         Self::Loss,
         Self::Backward,
         Self::Lowest,
@@ -43,6 +46,7 @@ impl Phase {
             Self::Loading => "loading",
             Self::Layers => "layers",
             Self::Logits => "logits",
+            Self::Transport => "transport",
             Self::Loss => "loss",
             Self::Backward => "backward",
             Self::Lowest => "lowest layer",

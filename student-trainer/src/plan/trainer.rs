@@ -19,9 +19,7 @@ use crate::{
 };
 
 const F32: u64 = 4;
-/// f32 copies of the largest trained matrix while it is updated on a device: itself and its moments, as they become; and, on
-/// the CPU, what its norm in f64 takes.
-const UPDATE_COPIES: u64 = 3;
+/// f32 copies of the largest trained matrix that its norm in f64 takes on the CPU. A card changes all where they are.
 const NORM_COPIES: u64 = 4;
 /// f32 copies of a trained head's gradient while a sequence's is added to it.
 const HEAD_GRADIENT_COPIES: u64 = 3;
@@ -30,10 +28,18 @@ const ENTRY_BYTES: u64 = 12;
 const TOKEN_BYTES: u64 = 100;
 
 /// What was kept goes, layer by layer, as gradients come.
-const KEPT: &[Phase] = &[Phase::Loss, Phase::Backward];
+const KEPT: &[Phase] = &[Phase::Transport, Phase::Loss, Phase::Backward];
 const BACKWARD: &[Phase] = &[Phase::Backward, Phase::Lowest];
+/// While there is a tape.
+const PASS: &[Phase] = &[
+    Phase::Transport,
+    Phase::Loss,
+    Phase::Backward,
+    Phase::Lowest,
+];
 /// Optimisers are made when the weights are in.
 const LOADED: &[Phase] = &[
+    Phase::Transport,
     Phase::Loss,
     Phase::Backward,
     Phase::Lowest,
@@ -124,20 +130,11 @@ impl Trainer<'_> {
             Some(scales) => vec![
                 Part::always("linears in 4 bits", counts.four_bit_bytes(scales)),
                 others,
-                Part::during("one linear, dequantised", self.dequantized(), BACKWARD),
             ],
             None => {
                 let linears = counts.linear_elements() * element;
                 vec![Part::always("linears", linears), others]
             }
-        }
-    }
-
-    /// A card dequantises a whole matrix at a time; the CPU a tile, of a megabyte or so.
-    fn dequantized(&self) -> u64 {
-        match self.config.place() {
-            Place::Card => self.layer(0).largest_linear() * self.config.element(),
-            Place::Cpu => 0,
         }
     }
 
@@ -159,7 +156,13 @@ impl Trainer<'_> {
         // From the second pass of a step on, the gradients of the first are there.
         let gradients = match train.grad_accumulation {
             1 => &[Phase::Lowest, Phase::Update][..],
-            _ => &[Phase::Loss, Phase::Backward, Phase::Lowest, Phase::Update],
+            _ => &[
+                Phase::Transport,
+                Phase::Loss,
+                Phase::Backward,
+                Phase::Lowest,
+                Phase::Update,
+            ],
         };
         let mut parts = vec![
             Part::during("gradients, f32", F32 * (elements + projection), gradients),
@@ -172,13 +175,12 @@ impl Trainer<'_> {
             "projection of hidden states, f32",
             F32 * projection,
         ));
-        let copies = if on_card { UPDATE_COPIES } else { NORM_COPIES };
-        parts.push(Part::during(
-            "update of one matrix",
-            copies * F32 * largest,
-            &[Phase::Update],
-        ));
         if !on_card {
+            parts.push(Part::during(
+                "norm of one matrix",
+                NORM_COPIES * F32 * largest,
+                &[Phase::Update],
+            ));
             parts.push(Part::during(
                 "moments, copied for a checkpoint",
                 moments,
@@ -190,18 +192,33 @@ impl Trainer<'_> {
 
     /// What a pass adds.
     fn step(&self) -> Vec<Part> {
-        let (kept, recomputed) = self.activations();
+        let (kept, recomputed, weights) = self.activations();
         let head = &self.head;
         let mut parts = vec![
             Part::during("kept of the layers for the way back", kept, KEPT),
             Part::during("one piece of layers, on the way back", recomputed, BACKWARD),
+            Part::during("linears of one product, dequantised", weights, BACKWARD),
+            Part::during(
+                "adapters, as products take them",
+                self.adapters_in_compute_type(),
+                PASS,
+            ),
             Part::during("logits of a chunk, f32", head.chunk(), &[Phase::Loss]),
             Part::during(
                 "hidden states with their gradient",
                 head.hidden(),
-                &[Phase::Loss],
+                &[Phase::Transport, Phase::Loss],
             ),
-            Part::during("transport", head.transport(), &[Phase::Loss]),
+            Part::during(
+                "transport",
+                head.transport_kept(),
+                &[Phase::Transport, Phase::Loss],
+            ),
+            Part::during(
+                "transport, until its plan is made",
+                head.transport_made(),
+                &[Phase::Transport],
+            ),
             Part::always("similarity of logits: P, G", head.logit_space()),
         ];
         if self.config.is_full() {
@@ -215,42 +232,69 @@ impl Trainer<'_> {
         parts
     }
 
+    /// A card has all adapters once more in the compute type, from the forward pass to the end of the way back.
+    fn adapters_in_compute_type(&self) -> u64 {
+        match self.config.place() {
+            Place::Card if !self.config.is_full() => {
+                self.config.element() * self.counts.adapter_elements()
+            }
+            _ => 0,
+        }
+    }
+
     fn layer(&self, index: usize) -> Layer<'_> {
         let linears = self.counts.layers.get(index).map_or(&[][..], Vec::as_slice);
         Layer::new(&self.shape.model, linears)
     }
 
-    /// Kept of all layers, and what the widest piece of them adds while it goes back.
-    fn activations(&self) -> (u64, u64) {
+    /// Kept of all layers; what the widest piece of them adds while it goes back; and the unpacked weights beside that.
+    fn activations(&self) -> (u64, u64, u64) {
         let train = &self.config.train;
         let (tokens, element) = (self.config.tokens(), self.config.element());
         let count = self.counts.layers.len();
         let layers = || (0..count).map(|index| self.layer(index));
-        let direct = self.config.place() == Place::Cpu && element == F32 && !self.config.is_full();
-        let one = |layer: Layer<'_>| match direct {
-            true => layer.direct(),
-            false => layer.graph(element),
+        let on_cpu = self.config.place() == Place::Cpu;
+        let one = |layer: Layer<'_>| {
+            if on_cpu {
+                layer.kept_on_cpu()
+            } else {
+                layer.kept_on_card(element)
+            }
         };
-        let back = |layer: Layer<'_>| match direct {
-            true => layer.direct_backward(count as u64),
-            false => layer.graph_gradients(element),
+        let back = |layer: Layer<'_>| {
+            if on_cpu {
+                (tokens * layer.backward_on_cpu(count as u64), 0)
+            } else {
+                layer.backward_on_card(element, tokens, self.unpacks())
+            }
         };
         // The residual stream is f32 in every compute type.
         let input = F32 * self.shape.model.hidden_size as u64;
-        let back = layers().map(back).max().unwrap_or(0);
+        let back = layers()
+            .map(back)
+            .max_by_key(|(bytes, weights)| bytes + weights);
+        let (back, weights) = back.unwrap_or_default();
         if !train.checkpointing {
             let kept: u64 = layers().map(|layer| input + one(layer)).sum();
-            return (tokens * kept, tokens * back);
+            return (tokens * kept, back, weights);
         }
         let every = train.checkpoint_every.min(count.max(1));
         let pieces = count.div_ceil(every.max(1)) as u64;
         let widest = layers().map(one).max().unwrap_or(0);
-        // The hand-written pass counts the first layer of a piece among its buffers.
-        let again = match direct {
-            true => (every as u64 - 1) * (widest + input),
-            false => every as u64 * (widest + input),
+        // The CPU counts the first layer of a piece among its buffers; the first one's input is kept anyway.
+        let again = if on_cpu {
+            (every as u64 - 1) * (widest + input)
+        } else {
+            every as u64 * (widest + input) - input
         };
-        (tokens * pieces * input, tokens * (again + back))
+        (tokens * pieces * input, tokens * again + back, weights)
+    }
+
+    /// Whether weights that are not in the compute type are unpacked, or converted, for each product.
+    fn unpacks(&self) -> bool {
+        let quantized = self.config.train.quantize == Quantize::Nf4;
+        let four_bit = self.shape.stored.four_bit.is_some() || quantized;
+        self.config.is_full() || four_bit
     }
 
     /// What is in the machine's memory and on no card.

@@ -17,7 +17,6 @@ mod step;
 mod tests;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -31,9 +30,10 @@ use distill_text::{TokenizerFiles, Windowing, read_corpus};
 use crate::{
     Error, Result,
     config::ComputeDtype,
+    files::{self, write_atomically},
     optimizer::{Optimizer, clip_factor},
     report,
-    run::{Memory, Progress, RunDirectory, RunLog, StepMetrics, write_atomically},
+    run::{Memory, RunDirectory, RunLog, StepMetrics, progress},
     shutdown::Shutdown,
     student::Place,
 };
@@ -88,7 +88,7 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     // From here on there is a run: nothing was written before.
     run_directory.begin(config)?;
     let model = run_directory.join("model");
-    fs::create_dir_all(&model).map_err(Error::io("create", &model))?;
+    files::create_directory(&model)?;
     tokenizer.copy_to(&model)?;
     write_atomically(&model.join("config.json"), &config_json)?;
     let total_steps = config
@@ -138,8 +138,7 @@ fn start(
         (Some(file), _) => file.clone(),
         (None, from) => from.clone().unwrap_or_default().join("config.json"),
     };
-    let config_json =
-        distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
+    let config_json = files::read(&path, CONFIG_BYTES_MAX)?;
     let shape = ModelConfig::parse(&config_json, &path)?;
     if (shape.vocab_size as u64) < u64::from(tokenizer.size()) {
         return Err(Error::file(
@@ -194,7 +193,7 @@ fn train(
     let mut optimizer = Optimizer::new(parameters.clone(), updates.optimizer)?;
     let schedule = updates.schedule(None, total_steps);
     let mut log = RunLog::create(run_directory)?;
-    let mut progress = Progress::start(total_steps as u64, "step");
+    let mut progress = progress(total_steps, "step");
     let mut ce = f64::NAN;
     for step in 0..total_steps {
         let start = Instant::now();

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, path::Path};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use distill_model::CONFIG_BYTES_MAX;
 
-use crate::{Error, Result, model_files::FloatType, run::write_atomically};
+use crate::{Result, files, model_files::FloatType};
 
 /// The head, where it is trained by itself.
 const HEAD: &str = "lm_head.weight";
@@ -26,16 +26,13 @@ pub(crate) fn save_model(
         .collect();
     write_tensors(directory, tensors, dtype)?;
     let path = directory.join("config.json");
-    let text = distill_files::read(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        files::read_json(&path, CONFIG_BYTES_MAX)?;
     FloatType::of(dtype).set_in(&mut config);
     if parameters.iter().any(|(name, _)| name == HEAD) {
         config.insert("tie_word_embeddings".into(), false.into());
     }
-    let text =
-        serde_json::to_string_pretty(&config).map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomically(&path, (text + "\n").as_bytes())
+    files::write_json(&path, &config)
 }
 
 pub(super) fn write_tensors(
@@ -43,11 +40,9 @@ pub(super) fn write_tensors(
     tensors: HashMap<String, Tensor>,
     dtype: DType,
 ) -> Result<()> {
-    let tensors = tensors
+    let tensors = files::on_host(tensors)?
         .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?)))
+        .map(|(name, tensor)| Ok((name, tensor.to_dtype(dtype)?)))
         .collect::<Result<Vec<(String, Tensor)>>>()?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(tensors, Some(metadata))?;
-    write_atomically(&directory.join("model.safetensors"), &bytes)
+    files::write_tensors(&directory.join("model.safetensors"), tensors)
 }

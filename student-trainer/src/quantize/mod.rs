@@ -28,8 +28,8 @@ use serde_json::{Value, json};
 use crate::{
     Error, Result,
     config::needs::FOUR_BITS,
+    files::write_json,
     model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
-    run::write_atomically,
     shutdown::Shutdown,
     student::located,
 };
@@ -169,12 +169,9 @@ pub fn run(config: &QuantizeConfig, shutdown: &Shutdown) -> Result<Summary> {
         shutdown,
         make,
     )?;
-    let path = staging.path().join("config.json");
     let json = with_layers(source.config_json()?, model, &map);
     let json = config_json(json, config);
-    let text =
-        serde_json::to_string_pretty(&json).map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomically(&path, (text + "\n").as_bytes())?;
+    write_json(&staging.path().join("config.json"), &json)?;
     // What was written must be what is read.
     ModelConfig::load(staging.path())?;
     staging.publish()?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use distill_report::{Series, figure, figures, note, page, section, table};
 
-use crate::{Error, Result, run::write_atomically};
+use crate::{Error, Result, files::write_atomically};
 use read::Run;
 
 /// Points of a curve: each is the mean over its share of the steps.

@@ -8,6 +8,7 @@ use toml::Table;
 use crate::{
     Error, Result,
     config::TrainConfig,
+    files,
     pretrain::PretrainConfig,
     run::{MEMORY_FILE, TeacherRecord},
 };
@@ -38,10 +39,11 @@ impl Run {
     /// # Errors
     /// A directory without `config.toml` or `metrics.jsonl`, or with something else in them.
     pub fn read(directory: &Path) -> Result<Self> {
-        let config = config(&directory.join("config.toml"))?;
-        let defaults = match config.contains_key("teacher") {
-            true => Table::try_from(TrainConfig::default()),
-            false => Table::try_from(PretrainConfig::default()),
+        let config: Table = files::read_toml(&directory.join("config.toml"), FILE_BYTES_MAX)?;
+        let defaults = if config.contains_key("teacher") {
+            Table::try_from(TrainConfig::default())
+        } else {
+            Table::try_from(PretrainConfig::default())
         };
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
@@ -52,14 +54,12 @@ impl Run {
             settings: flat("", &config),
             defaults: flat("", &defaults),
             steps: lines(&directory.join("metrics.jsonl"))?,
-            evals: match evals.exists() {
-                true => lines(&evals)?,
-                false => Vec::new(),
+            evals: if evals.exists() {
+                lines(&evals)?
+            } else {
+                Vec::new()
             },
-            memory: match memory.exists() {
-                true => object(&memory)?,
-                false => Map::new(),
-            },
+            memory: files::read_json_if_there(&memory, FILE_BYTES_MAX)?.unwrap_or_default(),
             teacher: TeacherRecord::read(directory)?,
         })
     }
@@ -96,24 +96,9 @@ fn name(directory: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn read(path: &Path) -> Result<String> {
-    distill_files::read_text(path, FILE_BYTES_MAX).map_err(Error::io("read", path))
-}
-
-fn config(path: &Path) -> Result<Table> {
-    let text = read(path)?;
-    text.parse()
-        .map_err(|e: toml::de::Error| Error::file(path, e.to_string()))
-}
-
-/// A file of one object.
-fn object(path: &Path) -> Result<Map<String, Value>> {
-    serde_json::from_str(&read(path)?).map_err(|e| Error::file(path, e.to_string()))
-}
-
 /// A file of one object a line. The last line may be half written, by a run that goes on or was killed.
 fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = read(path)?;
+    let text = files::read_text(path, FILE_BYTES_MAX)?;
     let count = text.lines().count();
     let mut objects = Vec::with_capacity(count);
     for (i, line) in text.lines().enumerate() {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::{TeacherRecord, write_atomically};
+use super::TeacherRecord;
 use crate::{
     Result,
     config::{TrainConfig, Tune},
+    files::write_atomically,
     loss::{Cost, Divergence, LossConfig},
 };
 

@@ -7,16 +7,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use distill_program::lock::{Attempt, Lock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    leftovers::{self, leftovers},
-    lock::RunLock,
-    write_atomically,
+use super::leftovers::{self, leftovers};
+use crate::{
+    Error, Result,
+    client::Received,
+    config::FILE_BYTES_MAX,
+    files::{self, write_atomically, write_json},
 };
-use crate::{Error, Result, client::Received, config::FILE_BYTES_MAX};
 
 pub(super) const CONFIG_FILE: &str = "config.toml";
+pub(super) const LOCK_FILE: &str = ".lock";
+/// What was planned of the run's memory.
+pub(crate) const MEMORY_FILE: &str = "memory.json";
 /// There once a run is finished.
 pub(super) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;
@@ -25,7 +30,7 @@ const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    lock: RunLock,
+    lock: Lock,
     /// Whether there was no such directory before.
     is_new: bool,
     has_begun: Cell<bool>,
@@ -40,10 +45,10 @@ impl RunDirectory {
         // Before anything is written, so that a refusal leaves no lock.
         leftovers(path)?;
         let is_new = !path.exists();
-        fs::create_dir_all(path).map_err(Error::io("create", path))?;
+        files::create_directory(path)?;
         let run = Self {
             path: path.to_owned(),
-            lock: RunLock::take(path)?,
+            lock: take_lock(path)?,
             is_new,
             has_begun: Cell::new(false),
         };
@@ -92,7 +97,7 @@ impl RunDirectory {
         }
         Ok(Self {
             path: path.to_owned(),
-            lock: RunLock::take(path)?,
+            lock: take_lock(path)?,
             is_new: false,
             has_begun: Cell::new(true),
         })
@@ -113,10 +118,7 @@ impl RunDirectory {
     /// # Errors
     /// A file that cannot be read, or that is no configuration.
     pub fn read_config<C: DeserializeOwned>(&self) -> Result<C> {
-        let path = self.join(CONFIG_FILE);
-        let text =
-            distill_files::read_text(&path, FILE_BYTES_MAX).map_err(Error::io("read", &path))?;
-        toml::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
+        files::read_toml(&self.join(CONFIG_FILE), FILE_BYTES_MAX)
     }
 
     /// Says that the run is finished, and how.
@@ -124,10 +126,7 @@ impl RunDirectory {
     /// # Errors
     /// The file system refuses.
     pub fn write_summary(&self, summary: &serde_json::Value) -> Result<()> {
-        write_atomically(
-            &self.join(SUMMARY_FILE),
-            format!("{summary:#}\n").as_bytes(),
-        )
+        write_json(&self.join(SUMMARY_FILE), summary)
     }
 
     /// How the run ended, where it is finished.
@@ -135,14 +134,7 @@ impl RunDirectory {
     /// # Errors
     /// A file that cannot be read.
     pub fn summary(&self) -> Result<Option<serde_json::Value>> {
-        let path = self.join(SUMMARY_FILE);
-        match distill_files::read(&path, SUMMARY_BYTES_MAX) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| Error::file(&path, e.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("read", &path)(error)),
-        }
+        files::read_json_if_there(&self.join(SUMMARY_FILE), SUMMARY_BYTES_MAX)
     }
 
     /// Leaves the batch of a failed step: every frame as it came and `report.json`.
@@ -157,7 +149,7 @@ impl RunDirectory {
         batch: &[Received],
     ) -> Result<PathBuf> {
         let directory = self.join(&format!("failed-step-{step}"));
-        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        files::create_directory(&directory)?;
         let frames: Vec<_> = batch
             .iter()
             .map(|received| {
@@ -181,10 +173,7 @@ impl RunDirectory {
             "parameters": parameters,
             "frames": frames,
         });
-        write_atomically(
-            &directory.join("report.json"),
-            format!("{report:#}").as_bytes(),
-        )?;
+        write_json(&directory.join("report.json"), &report)?;
         Ok(directory)
     }
 }
@@ -198,6 +187,19 @@ impl Drop for RunDirectory {
                 let _ = fs::remove_dir(&self.path);
             }
         }
+    }
+}
+
+/// Keeps a second trainer out of `directory`.
+fn take_lock(directory: &Path) -> Result<Lock> {
+    match Lock::take(&directory.join(LOCK_FILE))? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::HeldBy(holder) => Err(Error::file(
+            directory,
+            format!(
+                "{holder} is training in this directory; wait for it or stop it, or name another with --out"
+            ),
+        )),
     }
 }
 

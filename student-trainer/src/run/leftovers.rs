@@ -6,8 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{MEMORY_FILE, TEACHER_FILE, directory::CONFIG_FILE, directory::SUMMARY_FILE, lock};
-use crate::{Error, Result, config::FILE_BYTES_MAX};
+use super::{
+    MEMORY_FILE, TEACHER_FILE,
+    directory::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE},
+};
+use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
 const BESIDE: [&str; 8] = [
@@ -41,18 +44,16 @@ pub(super) fn leftovers(directory: &Path) -> Result<Vec<PathBuf>> {
     }
     let has_started = has_started(directory);
     let (mut left, mut strange) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(directory).map_err(Error::io("read the directory", directory))? {
-        let entry = entry.map_err(Error::io("read the directory", directory))?;
-        let (name, path) = (entry.file_name(), entry.path());
-        let name = name.to_string_lossy();
+    for path in files::list(directory)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name == SUMMARY_FILE || (PRECIOUS.contains(&&*name) && is_worth_something(&path)?) {
             return Err(earlier_run(directory, &name));
         }
         // Other programs write files of these names, too.
         let own = has_started && (BESIDE.contains(&&*name) || PRECIOUS.contains(&&*name));
-        let stays = name == lock::FILE || name == OF_A_DISK || name.starts_with(DUMP_PREFIX);
+        let stays = name == LOCK_FILE || name == OF_A_DISK || name.starts_with(DUMP_PREFIX);
         if own || name.starts_with(TEMPORARY_PREFIX) {
-            left.push(path);
+            left.push(path.clone());
         } else if !stays && path.extension() != Some(OsStr::new(SHELL_LOG)) {
             strange.push(name.into_owned());
         }
@@ -97,8 +98,7 @@ fn has_started(directory: &Path) -> bool {
 /// The settings in `directory`; empty where there are none.
 fn settings(directory: &Path) -> toml::Table {
     let path = directory.join(CONFIG_FILE);
-    let text = distill_files::read_text(&path, FILE_BYTES_MAX).unwrap_or_default();
-    text.parse().unwrap_or_default()
+    files::read_toml(&path, FILE_BYTES_MAX).unwrap_or_default()
 }
 
 /// Whether checkpoints, an adapter or a model are in `path`, and not only what was written ahead of them.
@@ -106,9 +106,7 @@ fn is_worth_something(path: &Path) -> Result<bool> {
     if !path.is_dir() {
         return Ok(true);
     }
-    let entries = fs::read_dir(path).map_err(Error::io("read the directory", path))?;
-    for entry in entries {
-        let path = entry.map_err(Error::io("read the directory", path))?.path();
+    for path in files::list(path)? {
         let is_checkpoint = path.is_dir() && !name_starts_with(&path, TEMPORARY_PREFIX);
         if is_checkpoint || path.extension() == Some(OsStr::new("safetensors")) {
             return Ok(true);

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{EvalMetrics, RunDirectory, StepMetrics, tensorboard::TensorBoard};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// How long both files are: what a checkpoint remembers, so that a resumed run repeats no line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl JsonLines {
 
     fn cut(&mut self) -> Result<File> {
         let path: &Path = &self.path;
-        let mut file = distill_files::open_or_create(path).map_err(Error::io("open", path))?;
+        let mut file = files::open_or_create(path)?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length < self.bytes {
             tracing::warn!(

@@ -1,13 +1,10 @@
 //! Provides what a run leaves behind: the directory, the adapter, the metrics and the progress that people watch.
 
 mod adapter;
-mod atomic;
 mod card;
 mod directory;
 mod leftovers;
-mod lock;
 mod log;
-mod memory;
 mod metrics;
 mod progress;
 mod teacher;
@@ -19,16 +16,13 @@ pub use adapter::{
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
-pub use atomic::write_atomically;
 pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
-pub(crate) use directory::config_text;
-pub(crate) use distill_program::output::readable_by_all;
+pub(crate) use directory::{MEMORY_FILE, config_text};
+pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};
-pub(crate) use memory::MEMORY_FILE;
-pub use memory::Memory;
 pub use metrics::{EvalMetrics, StepMetrics};
-pub use progress::Progress;
+pub use progress::{Progress, progress};
 pub(crate) use teacher::TEACHER_FILE;
 pub use teacher::TeacherRecord;

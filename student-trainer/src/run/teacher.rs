@@ -5,8 +5,7 @@ use std::path::Path;
 use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
-use super::write_atomically;
-use crate::{Error, Result, client::ServerInfo};
+use crate::{Result, client::ServerInfo, files};
 
 /// The teacher of a run, in its directory.
 pub(crate) const TEACHER_FILE: &str = "teacher.json";
@@ -89,14 +88,7 @@ impl TeacherRecord {
     /// # Errors
     /// A file that cannot be read or is no record.
     pub fn read(run: &Path) -> Result<Option<Self>> {
-        let path = run.join(TEACHER_FILE);
-        match distill_files::read(&path, RECORD_BYTES_MAX) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| Error::file(&path, e.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("read", &path)(error)),
-        }
+        files::read_json_if_there(&run.join(TEACHER_FILE), RECORD_BYTES_MAX)
     }
 
     /// Writes it into the directory of a run.
@@ -104,10 +96,7 @@ impl TeacherRecord {
     /// # Errors
     /// The file system refuses.
     pub fn write(&self, run: &Path) -> Result<()> {
-        let path = run.join(TEACHER_FILE);
-        let text =
-            serde_json::to_string_pretty(self).map_err(|e| Error::file(&path, e.to_string()))?;
-        write_atomically(&path, (text + "\n").as_bytes())
+        files::write_json(&run.join(TEACHER_FILE), self)
     }
 
     /// The capture in words.

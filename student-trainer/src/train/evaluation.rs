@@ -121,12 +121,12 @@ impl<'a> Evaluation<'a> {
 
     fn check_best_metric(&self) -> Result<()> {
         let of_teacher = [BestMetric::Kl, BestMetric::Top1Agreement];
-        match self.scorer.is_none() && of_teacher.contains(&self.config.best_metric) {
-            true => Err(Error::Config(
+        if self.scorer.is_none() && of_teacher.contains(&self.config.best_metric) {
+            return Err(Error::Config(
                 "best_metric: this teacher does not score held-out text for this student; use ce or exact_match".into(),
-            )),
-            false => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     /// Measures the student as it is now. `None` after a shutdown in between.

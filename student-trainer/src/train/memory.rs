@@ -7,7 +7,7 @@ use crate::{
     client::ServerInfo,
     config::TrainConfig,
     plan::{self, Process, RunRows},
-    run::{MEMORY_FILE, Memory, RunDirectory, write_atomically},
+    run::{MEMORY_FILE, Memory, RunDirectory},
     student::{Place, StudentFiles},
 };
 
@@ -53,16 +53,15 @@ pub(super) fn plan_ahead(
         process.peak_bytes >> 20,
         process.peak_phase.name()
     );
-    let planned = serde_json::json!(Planned { on_cpu, process });
-    let path = run_directory.join(MEMORY_FILE);
-    write_atomically(&path, format!("{planned:#}\n").as_bytes())
+    let planned = Planned { on_cpu, process };
+    crate::files::write_json(&run_directory.join(MEMORY_FILE), &planned)
 }
 
 /// Says the planned peak beside the measured one, where a plan of this process's memory was written down.
 pub(super) fn compare(run_directory: &RunDirectory) {
     let path = run_directory.join(MEMORY_FILE);
-    let planned = distill_files::read(&path, MEMORY_FILE_BYTES_MAX).unwrap_or_default();
-    let planned: serde_json::Value = serde_json::from_slice(&planned).unwrap_or_default();
+    let planned = crate::files::read_json(&path, MEMORY_FILE_BYTES_MAX);
+    let planned: serde_json::Value = planned.unwrap_or_default();
     let on_cpu = planned["on_cpu"].as_bool().unwrap_or(false);
     let measured = Memory::now().peak_rss_bytes;
     let Some(planned) = planned["peak_bytes"]

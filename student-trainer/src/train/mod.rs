@@ -151,9 +151,10 @@ fn train(
         Tune::Lora => Some(lora::choose(config)?),
         Tune::Full => None,
     };
-    let basis = match agreement.most.needs_state() {
-        true => runtime.block_on(fetch_basis(teacher, info))?,
-        false => None,
+    let basis = if agreement.most.needs_state() {
+        runtime.block_on(fetch_basis(teacher, info))?
+    } else {
+        None
     };
     let handle = runtime.handle().clone();
     let evaluation = Evaluation::open(config, &files, &agreement, handle.clone(), shutdown)?;

@@ -1,6 +1,6 @@
 //! Provides the look at the result of a finished run: whether its files are still as they were written.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
@@ -9,6 +9,7 @@ use crate::{
     Error, Result,
     checkpoint::{Checkpoints, digest},
     config::TrainConfig,
+    files,
     run::{CARD_FILE, RunDirectory},
 };
 
@@ -20,10 +21,8 @@ pub(super) const FILES: &str = "files";
 /// # Errors
 /// The file system refuses.
 pub(super) fn digests(directory: &Path) -> Result<BTreeMap<String, String>> {
-    let read = || Error::io("read the directory", directory);
     let mut digests = BTreeMap::new();
-    for entry in fs::read_dir(directory).map_err(read())? {
-        let path = entry.map_err(read())?.path();
+    for path in files::list(directory)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_file() && name != CARD_FILE {
             digests.insert(name.into_owned(), digest(&path)?);

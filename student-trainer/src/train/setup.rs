@@ -49,19 +49,21 @@ pub(super) fn projection(
 }
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {
-    match config.checkpointing {
-        true => Checkpointing::Every(config.checkpoint_every),
-        false => Checkpointing::Off,
+    if config.checkpointing {
+        Checkpointing::Every(config.checkpoint_every)
+    } else {
+        Checkpointing::Off
     }
 }
 
 pub(super) fn passes(config: &TrainConfig) -> Passes {
     let sequences = config.batch_size;
-    match config.packing {
-        false => Passes::Padded { sequences },
-        true => Passes::Packed {
+    if config.packing {
+        Passes::Packed {
             sequences,
             tokens: config.pack_tokens.unwrap_or(usize::MAX),
-        },
+        }
+    } else {
+        Passes::Padded { sequences }
     }
 }

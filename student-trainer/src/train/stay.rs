@@ -261,13 +261,12 @@ fn stopped(
     };
     let var = |(name, tensor): (String, Tensor)| Ok((name, Var::from_tensor(&tensor)?));
     let weights = saved.tensors(Tuned::weights_file(setting.lora.is_some()))?;
-    let projection = match setting.agreement.most.hidden_weight > 0.0 {
-        true => {
-            let tensors = saved.tensors(PROJECTION_FILE)?;
-            let tensor = tensors.get(HiddenProjection::NAME);
-            tensor.map(HiddenProjection::from_tensor).transpose()?
-        }
-        false => None,
+    let projection = if setting.agreement.most.hidden_weight > 0.0 {
+        let tensors = saved.tensors(PROJECTION_FILE)?;
+        let tensor = tensors.get(HiddenProjection::NAME);
+        tensor.map(HiddenProjection::from_tensor).transpose()?
+    } else {
+        None
     };
     let lora = setting.lora.as_ref();
     let tuned = Tuned {

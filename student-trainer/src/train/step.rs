@@ -241,8 +241,8 @@ impl<'a> HiddenPass<'a> {
         };
         let layer = config.hidden_layer;
         let states = match layer {
-            0 => Some(tape.hidden()),
-            layer => tape.layer_output(layer),
+            0 => Some(tape.hidden().clone()),
+            layer => tape.layer_output(layer)?,
         };
         let states = states.ok_or_else(|| {
             Error::Config(format!(

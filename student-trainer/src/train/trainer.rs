@@ -24,8 +24,9 @@ use crate::{
     checkpoint::Content,
     client::{DeviceLease, Received},
     config::TrainConfig,
+    files,
     loss::{LossConfig, LossError},
-    run::{Memory, Progress, RunDirectory, StepMetrics, write_atomically},
+    run::{Memory, Progress, RunDirectory, StepMetrics, progress},
     shutdown::Shutdown,
 };
 
@@ -65,7 +66,8 @@ impl Trainer<'_> {
     /// step at least, or two trainers that share it might never get on.
     pub fn train(&mut self, shutdown: &Shutdown) -> Result<Pause> {
         let (done, total) = (self.keeper.state.step, self.keeper.state.total_steps);
-        let mut progress = Progress::resume(done as u64, total as u64, "step");
+        let mut progress = progress(total, "step");
+        progress.skip(done as u64);
         let first = done;
         loop {
             if self.keeper.state.step > first && self.is_device_asked_for() {
@@ -196,9 +198,10 @@ impl Trainer<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let files = match self.keeper.is_unsaved() {
-            true => self.files()?,
-            false => Vec::new(),
+        let files = if self.keeper.is_unsaved() {
+            self.files()?
+        } else {
+            Vec::new()
         };
         self.keeper.save(files, self.watch, self.frames)
     }
@@ -309,5 +312,5 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
 
 fn write_gradients(path: &Path, gradients: &Gradients) -> Result<()> {
     let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
-    write_atomically(path, &safetensors::serialize(tensors, None)?)
+    files::write_tensors(path, tensors)
 }

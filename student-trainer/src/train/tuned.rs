@@ -1,13 +1,14 @@
 //! Provides what is trained, adapters or the whole model, as checkpoints and results hold it.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::{Tensor, Var};
 
 use crate::{
-    Error, Result,
+    Result,
     checkpoint::{Content, Saved},
     config::{TrainConfig, Tune},
+    files::{self, write_atomically},
     loss::HiddenProjection,
     pretrain::save_model,
     run::{
@@ -31,9 +32,10 @@ pub(super) struct Tuned<'a> {
 impl Tuned<'_> {
     /// The name of the weights' file in a checkpoint.
     pub fn weights_file(is_adapter: bool) -> &'static str {
-        match is_adapter {
-            true => ADAPTER_WEIGHTS_FILE,
-            false => MODEL_FILE,
+        if is_adapter {
+            ADAPTER_WEIGHTS_FILE
+        } else {
+            MODEL_FILE
         }
     }
 
@@ -91,9 +93,8 @@ impl Tuned<'_> {
         match &self.adapter {
             Some(adapter) => save_adapter(&directory, adapter, &self.parameters)?,
             None => {
-                fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-                let to = directory.join("config.json");
-                fs::write(&to, self.config_json()?).map_err(Error::io("write", &to))?;
+                files::create_directory(&directory)?;
+                write_atomically(&directory.join("config.json"), self.config_json()?)?;
                 save_model(&directory, &self.parameters, config.save_dtype.for_files())?;
             }
         }

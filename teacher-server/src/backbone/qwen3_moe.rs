@@ -35,9 +35,10 @@ impl Qwen3Moe {
             remedy: "take qwen3".into(),
         })?;
         let head = Decoder::load_head(config, weights, options)?;
-        let embedding = match config.tie_word_embeddings {
-            true => Some(head.tensor()?.clone()),
-            false => None,
+        let embedding = if config.tie_word_embeddings {
+            Some(head.tensor()?.clone())
+        } else {
+            None
         };
         let shape = shape(config, experts);
         let pristine = checkpoint::build(weights, embedding, options, |vb| Model::new(&shape, vb))?;

@@ -9,7 +9,7 @@ use super::{
     storage::DAMAGED,
     store::{CacheStore, Sealed},
 };
-use crate::{Error, Result};
+use crate::Result;
 
 impl Cache {
     /// Whether it holds no frame, in shards or set aside: nothing that was computed is lost with it but its sketch.
@@ -18,7 +18,7 @@ impl Cache {
     /// `Io` naming the place.
     pub fn is_empty(&self) -> Result<bool> {
         for directory in [SHARDS, DAMAGED] {
-            if !list(self.files.as_ref(), directory)?.is_empty() {
+            if !self.files.list(directory)?.is_empty() {
                 return Ok(false);
             }
         }
@@ -38,7 +38,7 @@ impl Cache {
     /// `Io` naming the place.
     pub fn discard(self) -> Result<()> {
         let files = self.files.as_ref();
-        for name in list(files, PARTIAL)? {
+        for name in files.list(PARTIAL)? {
             remove(files, PARTIAL, &format!("{PARTIAL}/{name}"))?;
         }
         for segment in self.segments.iter().rev() {
@@ -48,15 +48,8 @@ impl Cache {
     }
 }
 
-fn list(files: &dyn Files, directory: &str) -> Result<Vec<String>> {
-    let found = files.list(directory);
-    found.map_err(Error::io("read", &files.path(directory)))
-}
-
 /// Removes a file of `directory` for good.
 fn remove(files: &dyn Files, directory: &str, name: &str) -> Result<()> {
-    let removed = files.remove(name);
-    removed.map_err(Error::io("remove", &files.path(name)))?;
-    let synced = files.sync_directory(directory);
-    synced.map_err(Error::io("sync", &files.path(directory)))
+    files.remove(name)?;
+    files.sync_directory(directory)
 }

@@ -21,7 +21,7 @@ pub struct Contents {
     /// Partial shards.
     pub files: Arc<dyn Files>,
     /// Sealed shards.
-    pub storage: Arc<dyn Storage>,
+    pub storage: Storage,
     /// Plan that all frames belong to.
     pub plan: Fingerprint,
     /// In order; the number of a shard is its place.
@@ -69,13 +69,11 @@ impl Contents {
             ShardHeader::decode(&bytes, self.plan, shard.number, length).map_err(damaged)?;
         let ids = header.entries.iter().map(|entry| entry.sequence_id);
         let planned = self.expected(shard).entries.iter().map(|entry| entry.id);
-        match header.first_index == shard.first_index && ids.eq(planned) {
-            true => Ok(Some(header)),
-            false => {
-                let reason = "holds other sequences than the plan says".to_owned();
-                Err(self.damaged(shard.number, 16, reason))
-            }
+        if header.first_index != shard.first_index || !ids.eq(planned) {
+            let reason = "holds other sequences than the plan says".to_owned();
+            return Err(self.damaged(shard.number, 16, reason));
         }
+        Ok(Some(header))
     }
 
     /// The frame at `position` of a sealed shard, checked.
@@ -96,14 +94,11 @@ impl Contents {
 
     /// What became of a shard that was whole when it was found, and has lost its end, or is gone.
     fn damaged_if_cut(&self, shard: u32, offset: u64, error: Error) -> Error {
-        let lost = [ErrorKind::UnexpectedEof, ErrorKind::NotFound];
-        match error {
-            Error::Io { reason, .. } if lost.contains(&reason.kind()) => self.damaged(
-                shard,
-                offset,
-                format!("the file was cut or removed ({reason})"),
-            ),
-            other => other,
+        match error.io_kind() {
+            Some(ErrorKind::UnexpectedEof | ErrorKind::NotFound) => {
+                self.damaged(shard, offset, "the file was cut or removed".to_owned())
+            }
+            _ => error,
         }
     }
 

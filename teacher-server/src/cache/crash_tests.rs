@@ -103,18 +103,19 @@ impl FaultyFiles {
         &self,
         half: impl FnOnce(&mut Disk),
         whole: impl FnOnce(&mut Disk) -> io::Result<T>,
-    ) -> io::Result<T> {
+    ) -> Result<T> {
         let mut disk = self.0.lock().unwrap();
         let number = disk.operations;
         disk.operations += 1;
-        match disk.fails_at {
+        let changed = match disk.fails_at {
             Some(at) if number == at => {
                 half(&mut disk);
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
             Some(at) if number > at && disk.crashes => Err(io::Error::other("power is off")),
             _ => whole(&mut disk),
-        }
+        };
+        changed.map_err(Error::io("change", Path::new("the disk")))
     }
 }
 
@@ -133,7 +134,7 @@ fn missing() -> io::Error {
 }
 
 impl Files for FaultyFiles {
-    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+    fn list(&self, directory: &str) -> Result<Vec<String>> {
         let disk = self.0.lock().unwrap();
         let names = disk
             .names
@@ -143,20 +144,23 @@ impl Files for FaultyFiles {
         Ok(names.map(base).collect())
     }
 
-    fn length(&self, name: &str) -> io::Result<Option<u64>> {
+    fn length(&self, name: &str) -> Result<Option<u64>> {
         let disk = self.0.lock().unwrap();
         let inode = disk.names.get(name);
         Ok(inode.map(|&inode| disk.inodes[inode].live.len() as u64))
     }
 
-    fn read(&self, name: &str, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    fn read(&self, name: &str, offset: u64, bytes: usize) -> Result<Vec<u8>> {
         let disk = self.0.lock().unwrap();
-        let live = &disk.inodes[*disk.names.get(name).ok_or_else(missing)?].live;
-        let part = live.get(offset as usize..offset as usize + bytes);
-        Ok(part.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+        let live = disk.names.get(name).map(|&inode| &disk.inodes[inode].live);
+        let part = live.ok_or_else(missing).and_then(|live| {
+            let part = live.get(offset as usize..offset as usize + bytes);
+            Ok(part.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+        });
+        part.map_err(Error::io("read", Path::new(name)))
     }
 
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         self.change(
             |disk| write(disk, name, offset, &bytes[..bytes.len() / 2]),
             |disk| {
@@ -166,7 +170,7 @@ impl Files for FaultyFiles {
         )
     }
 
-    fn truncate(&self, name: &str, bytes: u64) -> io::Result<()> {
+    fn truncate(&self, name: &str, bytes: u64) -> Result<()> {
         self.change(
             |_| {},
             |disk| {
@@ -177,7 +181,7 @@ impl Files for FaultyFiles {
         )
     }
 
-    fn sync(&self, name: &str) -> io::Result<()> {
+    fn sync(&self, name: &str) -> Result<()> {
         self.change(
             |_| {},
             |disk| {
@@ -188,7 +192,7 @@ impl Files for FaultyFiles {
         )
     }
 
-    fn rename_if_absent(&self, from: &str, to: &str) -> io::Result<bool> {
+    fn rename_if_absent(&self, from: &str, to: &str) -> Result<bool> {
         self.change(
             |_| {},
             |disk| {
@@ -202,7 +206,7 @@ impl Files for FaultyFiles {
         )
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
+    fn remove(&self, name: &str) -> Result<()> {
         self.change(
             |_| {},
             |disk| {
@@ -212,11 +216,11 @@ impl Files for FaultyFiles {
         )
     }
 
-    fn create_directory(&self, _name: &str) -> io::Result<()> {
+    fn create_directory(&self, _name: &str) -> Result<()> {
         Ok(())
     }
 
-    fn sync_directory(&self, name: &str) -> io::Result<()> {
+    fn sync_directory(&self, name: &str) -> Result<()> {
         self.change(
             |_| {},
             |disk| {

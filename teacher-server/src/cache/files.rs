@@ -1,44 +1,48 @@
 //! Provides the few file operations that a cache is made of, so that a test can fail or crash at every one of them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
+use distill_program::{FileError, files as disk};
+
+use crate::{Error, Result};
+
 /// Files below one directory, by names like `shards/000007`. What the medium must do is written at each operation; it may
-/// lose or half-write, in a crash, whatever was not synced.
+/// lose or half-write, in a crash, whatever was not synced. Errors are `Io` and name the place.
 pub trait Files: Send + Sync {
     /// Names of the files of a directory, without it; empty where there is no such directory.
-    fn list(&self, directory: &str) -> io::Result<Vec<String>>;
+    fn list(&self, directory: &str) -> Result<Vec<String>>;
 
     /// Bytes of a file; `None` where there is none.
-    fn length(&self, name: &str) -> io::Result<Option<u64>>;
+    fn length(&self, name: &str) -> Result<Option<u64>>;
 
     /// `bytes` bytes from `offset` on.
-    fn read(&self, name: &str, offset: u64, bytes: usize) -> io::Result<Vec<u8>>;
+    fn read(&self, name: &str, offset: u64, bytes: usize) -> Result<Vec<u8>>;
 
     /// Writes at `offset`, making the file where it is missing.
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()>;
 
     /// Cuts a file.
-    fn truncate(&self, name: &str, bytes: u64) -> io::Result<()>;
+    fn truncate(&self, name: &str, bytes: u64) -> Result<()>;
 
     /// Returns once the content of the file would survive a power loss.
-    fn sync(&self, name: &str) -> io::Result<()>;
+    fn sync(&self, name: &str) -> Result<()>;
 
     /// Gives a file another name, unless that one is taken: then it is false. Atomic.
-    fn rename_if_absent(&self, from: &str, to: &str) -> io::Result<bool>;
+    fn rename_if_absent(&self, from: &str, to: &str) -> Result<bool>;
 
     /// Removes a file, where it is there.
-    fn remove(&self, name: &str) -> io::Result<()>;
+    fn remove(&self, name: &str) -> Result<()>;
 
     /// Makes a directory and those above it, where they are missing.
-    fn create_directory(&self, name: &str) -> io::Result<()>;
+    fn create_directory(&self, name: &str) -> Result<()>;
 
     /// Returns once the names in the directory would survive a power loss.
-    fn sync_directory(&self, name: &str) -> io::Result<()>;
+    fn sync_directory(&self, name: &str) -> Result<()>;
 
     /// Where a file is, for messages.
     fn path(&self, name: &str) -> PathBuf;
@@ -56,92 +60,74 @@ impl LocalFiles {
             root: root.to_owned(),
         }
     }
-
-    fn open(&self, name: &str) -> io::Result<File> {
-        File::open(self.path(name))
-    }
 }
 
 impl Files for LocalFiles {
-    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.path(directory)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            // A name that is not UTF-8 is none of a cache's.
-            if let (true, Ok(name)) = (
-                entry.file_type()?.is_file(),
-                entry.file_name().into_string(),
-            ) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+    fn list(&self, directory: &str) -> Result<Vec<String>> {
+        let paths = disk::if_there(disk::list(&self.path(directory)))?.unwrap_or_default();
+        let files = paths.iter().filter(|path| path.is_file());
+        // A name that is not UTF-8 is none of a cache's.
+        let names = files.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+        Ok(names.collect())
     }
 
-    fn length(&self, name: &str) -> io::Result<Option<u64>> {
-        match fs::metadata(self.path(name)) {
-            Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    fn length(&self, name: &str) -> Result<Option<u64>> {
+        let path = self.path(name);
+        let found = fs::metadata(&path).map_err(FileError::at("read", &path));
+        Ok(disk::if_there(found)?.map(|found| found.len()))
     }
 
-    fn read(&self, name: &str, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    fn read(&self, name: &str, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+        let path = self.path(name);
         let mut buffer = vec![0; bytes];
-        distill_files::open(&self.path(name))?.read_exact_at(&mut buffer, offset)?;
+        let read = disk::open(&path)?.read_exact_at(&mut buffer, offset);
+        read.map_err(Error::io("read", &path))?;
         Ok(buffer)
     }
 
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        let path = self.path(name);
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false);
-        file.open(self.path(name))?.write_all_at(bytes, offset)
+        let file = options.write(true).create(true).truncate(false).open(&path);
+        let written = file.and_then(|file| file.write_all_at(bytes, offset));
+        written.map_err(Error::io("write", &path))
     }
 
-    fn truncate(&self, name: &str, bytes: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(self.path(name))?;
-        file.set_len(bytes)
+    fn truncate(&self, name: &str, bytes: u64) -> Result<()> {
+        let path = self.path(name);
+        let file = OpenOptions::new().write(true).open(&path);
+        let cut = file.and_then(|file| file.set_len(bytes));
+        cut.map_err(Error::io("cut", &path))
     }
 
-    fn sync(&self, name: &str) -> io::Result<()> {
-        self.open(name)?.sync_all()
+    fn sync(&self, name: &str) -> Result<()> {
+        Ok(disk::sync(&self.path(name))?)
     }
 
-    fn rename_if_absent(&self, from: &str, to: &str) -> io::Result<bool> {
+    fn rename_if_absent(&self, from: &str, to: &str) -> Result<bool> {
         let (from, to) = (self.path(from), self.path(to));
         // A second name fails where it is taken, on every POSIX file system; the first one goes afterwards.
-        match fs::hard_link(&from, &to) {
-            Ok(()) => {}
+        let renamed = match fs::hard_link(&from, &to) {
+            Ok(()) => fs::remove_file(&from),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             // Without hard links (FAT, some network mounts) the lock keeps other writers away.
-            Err(_) if !to.exists() => {
-                fs::rename(&from, &to)?;
-                return Ok(true);
-            }
-            Err(error) => return Err(error),
-        }
-        fs::remove_file(&from)?;
+            Err(_) if !to.exists() => fs::rename(&from, &to),
+            Err(error) => Err(error),
+        };
+        renamed.map_err(Error::io("rename to", &to))?;
         Ok(true)
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+    fn remove(&self, name: &str) -> Result<()> {
+        Ok(disk::remove(&self.path(name))?)
     }
 
-    fn create_directory(&self, name: &str) -> io::Result<()> {
-        fs::create_dir_all(self.path(name))
+    fn create_directory(&self, name: &str) -> Result<()> {
+        Ok(disk::create_directory(&self.path(name))?)
     }
 
-    fn sync_directory(&self, name: &str) -> io::Result<()> {
-        self.open(name)?.sync_all()
+    fn sync_directory(&self, name: &str) -> Result<()> {
+        self.sync(name)
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -171,13 +171,13 @@ impl Segment {
                 .shards
                 .iter()
                 .all(|&n| (1..=SHARD_FRAMES_MAX).contains(&n));
-        match follows && whole {
-            true => Ok(segment),
-            false => Err(Error::Cache {
-                path,
-                reason: "the lists of this segment do not fit together, or not after the segment before; the file is not one that teacher-server wrote".into(),
-            }),
+        if follows && whole {
+            return Ok(segment);
         }
+        Err(Error::cache(
+            path,
+            "the lists of this segment do not fit together, or not after the segment before; the file is not one that teacher-server wrote",
+        ))
     }
 }
 

@@ -6,7 +6,7 @@ use distill_text::{Token, Vocabulary};
 use half::f16;
 
 use super::{Cache, files::Files, sealed, storage::Storage};
-use crate::{Error, Result, basis::Basis, vocabulary::chunks};
+use crate::{Error, Result, basis::Basis, vocabulary};
 
 pub(super) const VOCABULARY: &str = "vocabulary";
 pub(super) const PROJECTION: &str = "projection";
@@ -26,8 +26,8 @@ pub struct Matrices<'a> {
 
 impl Matrices<'_> {
     /// Writes them; gives the number of the basis' pieces.
-    pub(super) fn put(&self, storage: &dyn Storage) -> Result<u32> {
-        let chunks = chunks(self.vocabulary).collect();
+    pub(super) fn put(&self, storage: &Storage) -> Result<u32> {
+        let chunks = vocabulary::chunks(self.vocabulary).collect();
         sealed::put(storage, VOCABULARY, &v1::CacheVocabulary { chunks })?;
         if let Some(projection) = self.projection {
             sealed::put_bytes(storage, PROJECTION, projection_bytes(projection)?)?;
@@ -42,7 +42,7 @@ impl Cache {
     /// # Errors
     /// `Cache` where they are missing or damaged.
     pub fn vocabulary(&self) -> Result<Vocabulary> {
-        let found = sealed::get::<v1::CacheVocabulary>(self.storage.as_ref(), VOCABULARY)?;
+        let found = sealed::get::<v1::CacheVocabulary>(&self.storage, VOCABULARY)?;
         let message = found.ok_or_else(|| self.lacks(VOCABULARY))?;
         let mut vocabulary = Vocabulary {
             tokens: Vec::new(),
@@ -66,7 +66,7 @@ impl Cache {
     /// # Errors
     /// `Cache` where it is damaged.
     pub fn projection(&self) -> Result<Option<Tensor>> {
-        let Some(bytes) = sealed::get_bytes(self.storage.as_ref(), PROJECTION)? else {
+        let Some(bytes) = sealed::get_bytes(&self.storage, PROJECTION)? else {
             return Ok(None);
         };
         let shape = (
@@ -79,10 +79,10 @@ impl Cache {
             .iter()
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect();
-        match values.len() == shape.0 * shape.1 {
-            true => Ok(Some(Tensor::from_vec(values, shape, &Device::Cpu)?)),
-            false => Err(self.lacks(PROJECTION)),
+        if values.len() != shape.0 * shape.1 {
+            return Err(self.lacks(PROJECTION));
         }
+        Ok(Some(Tensor::from_vec(values, shape, &Device::Cpu)?))
     }
 
     /// The matrix behind `state`; `None` where there is none.
@@ -97,7 +97,7 @@ impl Cache {
         let rank = self.info.state_rank as usize;
         for number in 0..self.header.basis_pieces {
             let name = basis_name(number);
-            let bytes = sealed::get_bytes(self.storage.as_ref(), &name)?;
+            let bytes = sealed::get_bytes(&self.storage, &name)?;
             let bytes = bytes.ok_or_else(|| self.lacks(&name))?;
             let values: Vec<f16> = bytes
                 .as_chunks::<2>()
@@ -109,19 +109,19 @@ impl Cache {
             pieces.push(Tensor::from_vec(values, (rows, rank), &Device::Cpu)?);
         }
         let basis = Tensor::cat(&pieces, 0)?;
-        match basis.dim(0)? == self.info.effective_vocab_size as usize {
-            true => Ok(Some(Basis::stored(basis.to_dtype(DType::F16)?)?)),
-            false => Err(self.lacks(BASIS)),
+        if basis.dim(0)? != self.info.effective_vocab_size as usize {
+            return Err(self.lacks(BASIS));
         }
+        Ok(Some(Basis::stored(basis.to_dtype(DType::F16)?)?))
     }
 
     fn lacks(&self, name: &str) -> Error {
-        Error::Cache {
-            path: self.path.clone(),
-            reason: format!(
+        Error::cache(
+            &self.path,
+            format!(
                 "`{name}` is missing or has another size; bring it back from a copy, or start a new cache"
             ),
-        }
+        )
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) fn basis_name(number: u32) -> String {
 }
 
 /// Writes the basis in pieces; gives how many there are.
-fn put_basis(storage: &dyn Storage, basis: &Basis) -> Result<u32> {
+fn put_basis(storage: &Storage, basis: &Basis) -> Result<u32> {
     let mut number = 0;
     let mut piece = Vec::new();
     for rows in basis.chunks() {
@@ -162,13 +162,10 @@ fn put_basis(storage: &dyn Storage, basis: &Basis) -> Result<u32> {
 
 /// Removes what an earlier attempt at making a cache left before it came to the header.
 pub(super) fn remove_leftovers(files: &dyn Files) -> Result<()> {
-    let pieces = files
-        .list(BASIS)
-        .map_err(Error::io("read", &files.path(BASIS)))?;
+    let pieces = files.list(BASIS)?;
     let pieces = pieces.iter().map(|name| format!("{BASIS}/{name}"));
     for name in pieces.chain([VOCABULARY, PROJECTION].map(str::to_owned)) {
-        let removed = files.remove(&name);
-        removed.map_err(Error::io("remove", &files.path(&name)))?;
+        files.remove(&name)?;
     }
     Ok(())
 }

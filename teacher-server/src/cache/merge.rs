@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, Cache, Contents, HEADER, LocalFiles, LocalStorage, Lock, SEGMENTS,
+    Access, Cache, Contents, HEADER, LocalFiles, SEGMENTS,
     contents::sealed_name,
     files::Files,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
     place, segment_name,
     storage::Storage,
+    take_lock,
 };
 use crate::{Error, Result};
 
@@ -31,21 +32,15 @@ pub struct Merged {
 /// # Errors
 /// `Cache` where the inputs' plans differ or `out` is another one; `Damaged`; `Io`.
 pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Result<Merged> {
-    let open = |path: &PathBuf| {
-        let none = || Error::Cache {
-            path: path.clone(),
-            reason: "there is no cache here".into(),
-        };
-        Cache::open(path, Access::Read)?.ok_or_else(none)
-    };
-    let inputs = inputs.iter().map(open).collect::<Result<Vec<Cache>>>()?;
+    let inputs = inputs.iter().map(|path| Cache::find(path, Access::Read));
+    let inputs = inputs.collect::<Result<Vec<Cache>>>()?;
     let Some(first) = inputs.first() else {
         return Err(Error::config("input", "name the caches to merge"));
     };
     place::make(out)?;
-    let lock = Lock::take(out)?;
+    let lock = take_lock(out)?;
     let files = std::sync::Arc::new(LocalFiles::new(out));
-    let storage = LocalStorage::new(files.clone());
+    let storage = Storage::new(files.clone());
     storage.clean()?;
     if storage.length(HEADER)?.is_none() {
         copy_plan(first, &storage, files.as_ref())?;
@@ -60,7 +55,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
 }
 
 /// Copies everything but the shards; the header comes last.
-fn copy_plan(from: &Cache, to: &dyn Storage, files: &dyn Files) -> Result<()> {
+fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
     matrices::remove_leftovers(files)?;
     let pieces = (0..from.header.basis_pieces).map(basis_name);
     let segments = from
@@ -89,15 +84,15 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::Cache {
-        path: input.path.clone(),
-        reason: format!(
+    Err(Error::cache(
+        &input.path,
+        format!(
             "its {differs} are not those of {}: merge caches of one corpus and the same settings (plans {} and {})",
             merged.path.display(),
             input.plan,
             merged.plan
         ),
-    })
+    ))
 }
 
 fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> Result<Merged> {

@@ -22,7 +22,6 @@ mod begun;
 mod contents;
 mod files;
 mod layout;
-mod lock;
 mod matrices;
 mod merge;
 mod partial;
@@ -42,16 +41,16 @@ use std::{
     sync::Arc,
 };
 
+use distill_program::lock::{Attempt, Lock};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 
 use crate::{Error, Result, plan::Entry};
 pub use contents::Contents;
 use files::{Files, LocalFiles};
 pub use layout::{Segment, ShardPlan};
-use lock::Lock;
 pub use matrices::{Matrices, projection_digest};
 pub use merge::{Merged, merge};
-use storage::{LocalStorage, Storage};
+use storage::Storage;
 pub use store::{Access, CacheStore, Sealed};
 pub use verify::{Damage, Verdict};
 
@@ -59,12 +58,13 @@ pub use verify::{Damage, Verdict};
 const VERSION: u32 = 1;
 const HEADER: &str = "header";
 const SEGMENTS: &str = "segments";
+const LOCK: &str = "LOCK";
 
 /// An open cache.
 pub struct Cache {
     path: PathBuf,
     files: Arc<dyn Files>,
-    storage: Arc<dyn Storage>,
+    storage: Storage,
     header: v1::CacheHeader,
     info: v1::GetServerInfoResponse,
     plan: Fingerprint,
@@ -94,11 +94,20 @@ impl Cache {
         let lock = match access {
             Access::Write => {
                 place::make(path)?;
-                Some(Lock::take(path)?)
+                Some(take_lock(path)?)
             }
             Access::Read | Access::Look => None,
         };
         Self::over(Arc::new(LocalFiles::new(path)), path, access, lock)
+    }
+
+    /// As [`Cache::open`], where there has to be one.
+    ///
+    /// # Errors
+    /// As [`Cache::open`]; `Cache` where there is none.
+    pub fn find(path: &Path, access: Access) -> Result<Self> {
+        let missing = "there is no cache here; make one with `teacher-server precompute`";
+        Self::open(path, access)?.ok_or_else(|| Error::cache(path, missing))
     }
 
     fn over(
@@ -107,18 +116,14 @@ impl Cache {
         access: Access,
         lock: Option<Lock>,
     ) -> Result<Option<Self>> {
-        let local = LocalStorage::new(files.clone());
+        let storage = Storage::new(files.clone());
         if access == Access::Write {
-            local.clean()?;
+            storage.clean()?;
         }
-        let storage: Arc<dyn Storage> = Arc::new(local);
-        let Some(header) = sealed::get::<v1::CacheHeader>(storage.as_ref(), HEADER)? else {
+        let Some(header) = sealed::get::<v1::CacheHeader>(&storage, HEADER)? else {
             return Ok(None);
         };
-        let refuse = |reason: String| Error::Cache {
-            path: path.to_owned(),
-            reason,
-        };
+        let refuse = |reason: String| Error::cache(path, reason);
         if header.version != VERSION {
             return Err(refuse(format!(
                 "version {} is not readable by this build, which reads {VERSION}",
@@ -148,7 +153,7 @@ impl Cache {
     /// # Errors
     /// `Cache` where its header is damaged.
     pub fn captured_settings(path: &Path) -> Result<Option<String>> {
-        let storage = LocalStorage::new(Arc::new(LocalFiles::new(path)));
+        let storage = Storage::new(Arc::new(LocalFiles::new(path)));
         let header = sealed::get::<v1::CacheHeader>(&storage, HEADER)?;
         Ok(header.map(|header| header.settings))
     }
@@ -159,7 +164,7 @@ impl Cache {
     /// `Cache` where there is one or somebody writes there; `Io`.
     pub fn create(path: &Path, header: v1::CacheHeader, matrices: &Matrices<'_>) -> Result<Self> {
         place::make(path)?;
-        let lock = Lock::take(path)?;
+        let lock = take_lock(path)?;
         let files: Arc<dyn Files> = Arc::new(LocalFiles::new(path));
         Self::create_over(files, path, header, matrices, Some(lock))
     }
@@ -171,21 +176,14 @@ impl Cache {
         matrices: &Matrices<'_>,
         lock: Option<Lock>,
     ) -> Result<Self> {
-        let refuse = |reason: &str| Error::Cache {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let storage = LocalStorage::new(files.clone());
+        let refuse = |reason: &str| Error::cache(path, reason.to_owned());
+        let storage = Storage::new(files.clone());
         if storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
         }
         let strangers = [SEGMENTS, contents::SHARDS, partial::PARTIAL];
         for directory in strangers {
-            let found = files.list(directory);
-            if !found
-                .map_err(Error::io("read", &files.path(directory)))?
-                .is_empty()
-            {
+            if !files.list(directory)?.is_empty() {
                 return Err(refuse(
                     "holds shards but no header; name an empty directory, or remove what is in it",
                 ));
@@ -204,7 +202,7 @@ impl Cache {
     fn read_segments(&mut self) -> Result<()> {
         for number in 0.. {
             let name = segment_name(number);
-            let message = sealed::get::<v1::CacheSegment>(self.storage.as_ref(), &name)?;
+            let message = sealed::get::<v1::CacheSegment>(&self.storage, &name)?;
             let Some(message) = message else {
                 return self.refuse_without_segment(number);
             };
@@ -223,19 +221,18 @@ impl Cache {
             (contents::SHARDS, end),
             (partial::PARTIAL, end),
         ] {
-            let names = self.files.list(directory);
-            let names = names.map_err(Error::io("read", &self.files.path(directory)))?;
+            let names = self.files.list(directory)?;
             let later = names
                 .iter()
                 .find(|name| name.parse::<u32>().is_ok_and(|number| number >= first));
             if let Some(later) = later {
-                return Err(Error::Cache {
-                    path: self.files.path(&segment_name(missing)),
-                    reason: format!(
+                return Err(Error::cache(
+                    self.files.path(&segment_name(missing)),
+                    format!(
                         "is missing, though {directory}/{later} is there, so a part of the corpus is lost: bring the file back \
                          from a copy, or start a new cache"
                     ),
-                });
+                ));
             }
         }
         Ok(())
@@ -254,11 +251,11 @@ impl Cache {
     ) -> Result<()> {
         let segment = Segment::cut(self.segments.last(), corpus, entries, batch_size, sizes);
         let name = segment_name(segment.number);
-        if !sealed::put(self.storage.as_ref(), &name, &segment.to_message())? {
-            return Err(Error::Cache {
-                path: self.storage.path(&name),
-                reason: "appeared while this process held the lock".into(),
-            });
+        if !sealed::put(&self.storage, &name, &segment.to_message())? {
+            return Err(Error::cache(
+                self.storage.path(&name),
+                "appeared while this process held the lock",
+            ));
         }
         self.segments.push(segment);
         Ok(())
@@ -347,6 +344,19 @@ impl Cache {
     /// As [`CacheStore::open`].
     pub fn store(&self) -> Result<CacheStore> {
         CacheStore::open(self.contents(), self.access)
+    }
+}
+
+/// Keeps a second writer out of the cache in `directory`.
+fn take_lock(directory: &Path) -> Result<Lock> {
+    match Lock::take(&directory.join(LOCK))? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::HeldBy(holder) => Err(Error::cache(
+            directory,
+            format!(
+                "{holder} is writing to it; wait until it has ended, or name another directory"
+            ),
+        )),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use distill_proto::{Fingerprint, Frame, FrameContext, FrameSummary, frame::HEADER_BYTES_MAX};
 
 use super::{files::Files, layout::ShardPlan};
-use crate::{Error, Result, plan::Entry};
+use crate::{Result, plan::Entry};
 
 /// Directory of partial shards.
 pub const PARTIAL: &str = "partial";
@@ -52,14 +52,14 @@ impl Expected<'_> {
     pub fn check(&self, position: usize, frame: &[u8]) -> std::result::Result<(), String> {
         let summary = Frame::check(frame, &self.context(position)).map_err(|e| e.to_string())?;
         let expected = self.entries.get(position).map(|entry| entry.id);
-        match expected == Some(summary.sequence_id) {
-            true => Ok(()),
-            false => Err(format!(
+        if expected != Some(summary.sequence_id) {
+            return Err(format!(
                 "holds sequence {:016x} instead of {:016x}",
                 summary.sequence_id,
                 expected.unwrap_or_default()
-            )),
+            ));
         }
+        Ok(())
     }
 
     fn position(&self, summary: &FrameSummary) -> Option<usize> {
@@ -76,15 +76,14 @@ impl Partial {
     /// `Io` naming the file.
     pub fn scan(files: &dyn Files, expected: &Expected<'_>) -> Result<Option<Self>> {
         let name = name(expected.shard.number);
-        let failed = || Error::io("read", &files.path(&name));
-        let Some(length) = files.length(&name).map_err(failed())? else {
+        let Some(length) = files.length(&name)? else {
             return Ok(None);
         };
         let mut partial = Self::default();
         while partial.end < length {
             let left = length - partial.end;
             let head = left.min(HEADER_BYTES_MAX as u64) as usize;
-            let head = files.read(&name, partial.end, head).map_err(failed())?;
+            let head = files.read(&name, partial.end, head)?;
             let Ok(summary) = Frame::peek(&head) else {
                 break;
             };
@@ -94,8 +93,7 @@ impl Partial {
             if summary.bytes as u64 > left {
                 break;
             }
-            let frame = files.read(&name, partial.end, summary.bytes);
-            let frame = frame.map_err(failed())?;
+            let frame = files.read(&name, partial.end, summary.bytes)?;
             if expected.check(position, &frame).is_err() {
                 break;
             }

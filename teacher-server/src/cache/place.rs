@@ -1,11 +1,12 @@
 //! Provides the directory of a cache: a new one, an empty one, or one that holds a cache or what a failed start left of it.
 
-use std::{ffi::OsStr, fs, path::Path};
+use std::{ffi::OsStr, path::Path};
+
+use distill_program::files;
 
 use super::{
-    HEADER, SEGMENTS,
+    HEADER, LOCK, SEGMENTS,
     contents::SHARDS,
-    lock::LOCK,
     matrices::{BASIS, PROJECTION, VOCABULARY},
     partial::PARTIAL,
     storage::{DAMAGED, TEMPORARY},
@@ -27,18 +28,18 @@ const SHELL_LOG: &str = "log";
 /// `Cache` where it holds somebody's other files and no cache; `Io`.
 pub(super) fn check(path: &Path) -> Result<()> {
     if path.exists() && !path.join(HEADER).exists() {
-        for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
-            let name = entry.map_err(Error::io("read", path))?.file_name();
-            let is_log = Path::new(&name).extension() == Some(OsStr::new(SHELL_LOG));
+        for entry in files::list(path)? {
+            let name = entry.file_name().unwrap_or_default();
+            let is_log = entry.extension() == Some(OsStr::new(SHELL_LOG));
             let is_known = OWN.iter().any(|own| name == *own) || name == OF_A_DISK;
             if !is_known && !is_log {
-                return Err(Error::Cache {
-                    path: path.to_owned(),
-                    reason: format!(
+                return Err(Error::cache(
+                    path,
+                    format!(
                         "there is no cache here, but {}, which none wrote; name a new or an empty directory",
                         name.display()
                     ),
-                });
+                ));
             }
         }
     }
@@ -51,11 +52,13 @@ pub(super) fn check(path: &Path) -> Result<()> {
 /// As [`check`].
 pub(super) fn make(path: &Path) -> Result<()> {
     check(path)?;
-    fs::create_dir_all(path).map_err(Error::io("create", path))
+    Ok(files::create_directory(path)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -15,7 +15,7 @@ const OBJECT_BYTES_MAX: u64 = 8 << 30;
 ///
 /// # Errors
 /// `Io` naming the place.
-pub fn put(storage: &dyn Storage, name: &str, message: &impl Message) -> Result<bool> {
+pub fn put(storage: &Storage, name: &str, message: &impl Message) -> Result<bool> {
     put_bytes(storage, name, message.encode_to_vec())
 }
 
@@ -23,7 +23,7 @@ pub fn put(storage: &dyn Storage, name: &str, message: &impl Message) -> Result<
 ///
 /// # Errors
 /// `Io` naming the place.
-pub fn put_bytes(storage: &dyn Storage, name: &str, mut bytes: Vec<u8>) -> Result<bool> {
+pub fn put_bytes(storage: &Storage, name: &str, mut bytes: Vec<u8>) -> Result<bool> {
     bytes.extend(checksum(name, &bytes));
     storage.put_if_absent(name, &bytes)
 }
@@ -32,7 +32,7 @@ pub fn put_bytes(storage: &dyn Storage, name: &str, mut bytes: Vec<u8>) -> Resul
 ///
 /// # Errors
 /// `Cache` where the object is damaged, `Io`.
-pub fn get<M: Message + Default>(storage: &dyn Storage, name: &str) -> Result<Option<M>> {
+pub fn get<M: Message + Default>(storage: &Storage, name: &str) -> Result<Option<M>> {
     let Some(bytes) = get_bytes(storage, name)? else {
         return Ok(None);
     };
@@ -44,7 +44,7 @@ pub fn get<M: Message + Default>(storage: &dyn Storage, name: &str) -> Result<Op
 ///
 /// # Errors
 /// As `get`.
-pub fn get_bytes(storage: &dyn Storage, name: &str) -> Result<Option<Vec<u8>>> {
+pub fn get_bytes(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
     let Some(length) = storage.length(name)? else {
         return Ok(None);
     };
@@ -54,18 +54,15 @@ pub fn get_bytes(storage: &dyn Storage, name: &str) -> Result<Option<Vec<u8>>> {
     }
     let mut bytes = storage.read(name, 0, length as usize)?;
     let stored = bytes.split_off(bytes.len() - CHECKSUM_BYTES);
-    match stored == checksum(name, &bytes) {
-        true => Ok(Some(bytes)),
-        false => Err(damaged(storage, name, "checksum mismatch".into())),
+    if stored != checksum(name, &bytes) {
+        return Err(damaged(storage, name, "checksum mismatch".into()));
     }
+    Ok(Some(bytes))
 }
 
-fn damaged(storage: &dyn Storage, name: &str, reason: String) -> Error {
+fn damaged(storage: &Storage, name: &str, reason: String) -> Error {
     let remedy = "it is damaged, or from another build; start a new cache, or bring the file back from a copy";
-    Error::Cache {
-        path: storage.path(name),
-        reason: format!("{reason}: {remedy}"),
-    }
+    Error::cache(storage.path(name), format!("{reason}: {remedy}"))
 }
 
 fn checksum(name: &str, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {

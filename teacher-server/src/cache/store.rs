@@ -98,8 +98,7 @@ impl CacheStore {
         match self.contents.sealed_header(shard) {
             Ok(Some(header)) => {
                 if self.access == Access::Write {
-                    let removed = files.remove(&partial_name);
-                    removed.map_err(Error::io("remove", &files.path(&partial_name)))?;
+                    files.remove(&partial_name)?;
                 }
                 return Ok(State::Sealed(Arc::new(header)));
             }
@@ -116,8 +115,7 @@ impl CacheStore {
         let expected = self.contents.expected(shard);
         let partial = Partial::scan(files.as_ref(), &expected)?;
         if let (Access::Write, Some(partial)) = (self.access, &partial) {
-            let cut = files.truncate(&partial_name, partial.end);
-            cut.map_err(Error::io("cut", &files.path(&partial_name)))?;
+            files.truncate(&partial_name, partial.end)?;
         }
         Ok(State::Partial(partial.unwrap_or_default()))
     }
@@ -204,11 +202,11 @@ impl CacheStore {
         };
         let frame = match files.read(&name, offset, bytes) {
             // Sealed since the place was looked up.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                return Err(damaged(format!("the file was cut ({error})")));
+            Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => return Ok(None),
+            Err(error) if error.io_kind() == Some(ErrorKind::UnexpectedEof) => {
+                return Err(damaged("the file was cut".to_owned()));
             }
-            frame => frame.map_err(Error::io("read", &files.path(&name)))?,
+            frame => frame?,
         };
         let checked = self.contents.expected(shard).check(position, &frame);
         checked.map_err(damaged)?;
@@ -242,8 +240,7 @@ impl CacheStore {
         let header = self.contents.sealed_header(shard)?.unwrap_or(header);
         self.set_state(shard, State::Sealed(Arc::new(header)));
         let (files, name) = (&self.contents.files, partial::name(shard.number));
-        let removed = files.remove(&name);
-        removed.map_err(Error::io("remove", &files.path(&name)))
+        files.remove(&name)
     }
 
     /// Makes a sealed shard a partial one of those of its frames that are whole.
@@ -292,11 +289,9 @@ impl CacheStore {
         };
         let (files, name) = (&self.contents.files, partial::name(shard.number));
         if end == 0 {
-            let made = files.create_directory(PARTIAL);
-            made.map_err(Error::io("create", &files.path(PARTIAL)))?;
+            files.create_directory(PARTIAL)?;
         }
-        let written = files.write_at(&name, end, frame);
-        written.map_err(Error::io("write", &files.path(&name)))?;
+        files.write_at(&name, end, frame)?;
         unsynced.shards.insert(shard.number);
         if let Some(State::Partial(partial)) = self.states_mut().get_mut(shard.number as usize) {
             partial.add(position, frame.len());
@@ -308,17 +303,14 @@ impl CacheStore {
         let files = &self.contents.files;
         while let Some(&shard) = unsynced.shards.first() {
             let name = partial::name(shard);
-            let synced = match files.length(&name) {
-                // Sealed meanwhile.
-                Ok(None) => Ok(()),
-                _ => files.sync(&name),
-            };
-            synced.map_err(Error::io("sync", &files.path(&name)))?;
+            // Unless it was sealed meanwhile.
+            if !matches!(files.length(&name), Ok(None)) {
+                files.sync(&name)?;
+            }
             unsynced.shards.remove(&shard);
         }
         if files.length(PARTIAL).is_ok_and(|found| found.is_some()) {
-            let synced = files.sync_directory(PARTIAL);
-            synced.map_err(Error::io("sync", &files.path(PARTIAL)))?;
+            files.sync_directory(PARTIAL)?;
         }
         unsynced.since = Instant::now();
         Ok(())

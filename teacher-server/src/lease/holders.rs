@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{Action, Device, Event, Machine, Record, Secret, Task};
-use crate::{Error, Result, printable::printable, report::Reporter};
+use crate::{Error, Result, printable::printable};
 
 /// Trainers that hold the device or wait for it.
 pub const HOLDERS_MAX: usize = 64;
@@ -21,6 +21,10 @@ pub const HOLDER_CHARS_MAX: usize = 64;
 
 /// Where a trainer's stream takes its messages; it holds at least a grant, a yield and an error.
 pub type Messages = mpsc::Sender<std::result::Result<HoldDeviceResponse, Status>>;
+
+/// Hears that somebody got the device, is asked for it, or has left it: `loading`, `loaded`, `leaving` and `free`, or `granted` and
+/// `yielding` with the name of the trainer; and the epoch.
+pub type Report = Box<dyn Fn(&str, Option<&str>, u64) + Send>;
 
 /// Names a grant, as its holder does.
 #[derive(Clone, Copy)]
@@ -70,7 +74,7 @@ pub struct Lease {
     secret: Secret,
     record: Record,
     options: LeaseOptions,
-    reporter: Reporter,
+    report: Report,
     streams: HashMap<u64, Stream>,
     next_stream: u64,
     /// When a device that settles has done so.
@@ -85,7 +89,7 @@ pub struct Lease {
 
 impl Lease {
     /// A lease that settles first, so that the holder in `record` can come back.
-    pub fn new(options: LeaseOptions, reporter: Reporter, record: Record) -> Self {
+    pub fn new(options: LeaseOptions, report: Report, record: Record) -> Self {
         // Grants take longer than a millisecond, so no server's epochs reach those of the one after it.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let started = since_1970.map_or(0, |time| time.as_millis() as u64);
@@ -96,7 +100,7 @@ impl Lease {
             secret,
             record,
             options,
-            reporter,
+            report,
             streams: HashMap::new(),
             next_stream: 0,
             settled_at: Some(now + options.settle),
@@ -344,23 +348,16 @@ impl Lease {
     /// Says who has the device, for people and for whoever checks that there is never more than one.
     fn report(&self, before: Device) {
         let epoch = self.machine.epoch();
-        match (before, self.machine.device()) {
-            (_, Device::Trainer { yielding: true, .. }) => {
-                self.reporter.device("yielding", self.holder(), epoch);
-            }
-            (_, Device::Trainer { .. }) => self.reporter.device("granted", self.holder(), epoch),
-            (Device::AwaitingRoom, Device::Loading) => self.reporter.device("loading", None, epoch),
-            (Device::Loading, Device::Teacher { .. }) => {
-                self.reporter.device("loaded", None, epoch);
-            }
-            (Device::Teacher { .. }, Device::Freeing) => {
-                self.reporter.device("leaving", None, epoch);
-            }
-            (Device::Freeing, Device::Nobody) | (Device::Trainer { .. }, Device::Nobody) => {
-                self.reporter.device("free", None, epoch);
-            }
-            _ => {}
-        }
+        let state = match (before, self.machine.device()) {
+            (_, Device::Trainer { yielding: true, .. }) => "yielding",
+            (_, Device::Trainer { .. }) => "granted",
+            (Device::AwaitingRoom, Device::Loading) => "loading",
+            (Device::Loading, Device::Teacher { .. }) => "loaded",
+            (Device::Teacher { .. }, Device::Freeing) => "leaving",
+            (Device::Freeing | Device::Trainer { .. }, Device::Nobody) => "free",
+            _ => return,
+        };
+        (self.report)(state, self.holder(), epoch);
     }
 }
 

@@ -24,7 +24,7 @@ mod machine;
 mod memory;
 mod record;
 
-pub use holders::{Grant, HOLDER_CHARS_MAX, HOLDERS_MAX, Lease, LeaseOptions, Messages};
+pub use holders::{Grant, HOLDER_CHARS_MAX, HOLDERS_MAX, Lease, LeaseOptions, Messages, Report};
 pub use machine::{Action, Device, Event, Machine, Task};
 pub use memory::{FreeMemory, MemoryOf};
 pub use record::{Record, SECRET_BYTES, Secret};

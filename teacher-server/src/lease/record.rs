@@ -2,12 +2,13 @@
 
 use std::{
     fs::DirBuilder,
-    io::{self, Read, Write},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
+use distill_program::{files, output};
 use subtle::ConstantTimeEq;
 
 /// 128 bits: nobody guesses them.
@@ -96,14 +97,9 @@ impl Record {
 }
 
 fn read(path: &Path) -> io::Result<(u64, Secret)> {
-    let mut bytes = Vec::new();
-    let limit = RECORD_BYTES as u64 + 1;
-    distill_files::open(path)?
-        .take(limit)
-        .read_to_end(&mut bytes)?;
-    let record: [u8; RECORD_BYTES] = bytes
-        .try_into()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no record of a lease"))?;
+    let refusal = || io::Error::new(io::ErrorKind::InvalidData, "it is no record of a lease");
+    let bytes = files::read(path, RECORD_BYTES as u64).map_err(|error| error.reason)?;
+    let record: [u8; RECORD_BYTES] = bytes.try_into().map_err(|_| refusal())?;
     let mut epoch = [0; size_of::<u64>()];
     let mut secret = [0; SECRET_BYTES];
     let (of_epoch, of_secret) = record.split_at(epoch.len());
@@ -112,19 +108,12 @@ fn read(path: &Path) -> io::Result<(u64, Secret)> {
     Ok((u64::from_le_bytes(epoch), Secret(secret)))
 }
 
-/// No power loss is survived, because no holder of a device survives one.
 fn write(path: &Path, epoch: u64, secret: &Secret) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    // For its owner's eyes only, as temporary files are.
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&epoch.to_le_bytes())?;
-    file.write_all(&secret.0)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    let mut builder = DirBuilder::new();
+    let directory = builder.recursive(true).mode(0o700);
+    directory.create(files::directory_of(path))?;
+    let record = [epoch.to_le_bytes().as_slice(), &secret.0].concat();
+    output::write_private(path, &record).map_err(|error| error.reason)
 }
 
 fn state_directory() -> Option<PathBuf> {

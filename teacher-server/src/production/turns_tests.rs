@@ -14,7 +14,6 @@ use crate::{
     plan::Plan,
     production::{Order, OwnedTokens, Production, Reader, Tokens},
     progress::Progress,
-    report::Reporter,
     store::Spool,
     testing::{FakeTeacher, plan},
 };
@@ -112,7 +111,7 @@ fn bench_with(plan: &Arc<Plan>, options: LeaseOptions, record: Record) -> Bench 
         memory: Box::new(CardMemory(card.clone())),
     };
     let store = Spool::create(None, plan.count()).unwrap();
-    let lease = Lease::new(options, Reporter::new(true), record);
+    let lease = Lease::new(options, Box::new(|_, _, _| {}), record);
     let production = Production::start_swapping(
         swap,
         lease,

@@ -60,9 +60,10 @@ pub(super) fn draw(
             continue;
         }
         // The last part takes what rounding of the running sum may leave over.
-        let count = match index == last {
-            true => left.len(),
-            false => left.partition_point(|u| u * total < before + part),
+        let count = if index == last {
+            left.len()
+        } else {
+            left.partition_point(|u| u * total < before + part)
         };
         let (here, after) = left.split_at(count);
         if !here.is_empty() {

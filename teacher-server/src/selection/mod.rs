@@ -14,7 +14,6 @@ cache. Loops run over fixed-width lanes, so that the result does not depend on t
 
 mod device;
 mod draws;
-mod exp;
 mod kept;
 mod statistics;
 mod top_k;

@@ -2,7 +2,7 @@
 
 use distill_proto::limits::TEMPERATURES_MAX;
 
-use super::exp::exp_non_positive;
+use distill_model::simd::exp;
 
 /// Entries whose maximum is kept in the first read; small enough that few blocks hold a top-k entry.
 pub(super) const BLOCK: usize = 64;
@@ -168,7 +168,7 @@ fn sums_of_powers<const N: usize>(
     for part in row.chunks(SUM_BLOCK) {
         let mut sums = [[0f32; LANES]; N];
         let mut add = |lane: usize, value: f32| {
-            let mut power = exp_non_positive((value - max) * scale);
+            let mut power = exp((value - max) * scale);
             for sum in &mut sums {
                 sum[lane] += power;
                 power = square(power);
@@ -211,7 +211,7 @@ pub(super) fn exponentials(
     out: &mut [f32],
 ) -> f64 {
     for (out, &value) in out.iter_mut().zip(part) {
-        *out = exp_non_positive(value - max);
+        *out = exp(value - max);
     }
     for place in without {
         if let Some(out) = out.get_mut(place) {

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsStr, path::Path};
 
+use distill_program::files;
 use subtle::ConstantTimeEq;
 use tonic::{Code, Request, Status, metadata::MetadataMap, service::Interceptor};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -32,8 +33,8 @@ impl Auth {
     pub fn read(path: Option<&Path>, variable: Option<&OsStr>) -> Result<Self> {
         let (text, source) = match (path, variable) {
             (Some(path), _) => {
-                let text = distill_files::read_text(path, TOKEN_FILE_BYTES_MAX);
-                let text = text.map_err(Error::io("read the token in", path))?;
+                let text = files::read_text(path, TOKEN_FILE_BYTES_MAX);
+                let text = text.map_err(|error| error.during("read the token in"))?;
                 (text, path.display().to_string())
             }
             // What is not UTF-8 is no token either, and must not mean that there is none.

@@ -124,28 +124,20 @@ fn hides(error: &Error) -> bool {
         ) => false,
         _ => matches!(
             error,
-            Error::Io { .. }
-                | Error::Write(_)
-                | Error::Internal(_)
-                | Error::Tensor(_)
-                | Error::Model(_)
+            Error::Io { .. } | Error::Internal(_) | Error::Tensor(_) | Error::Model(_)
         ),
     }
 }
 
 fn hidden(error: &Error) -> String {
     match error {
-        Error::Io {
-            action: "read",
-            reason,
-            ..
-        } => format!(
+        Error::Io { error, .. } if error.action == "read" => format!(
             "the server cannot read a block that it keeps ({}); its log names the place",
-            reason.kind()
+            error.reason.kind()
         ),
-        Error::Io { reason, .. } => format!(
+        Error::Io { error, .. } => format!(
             "the server cannot keep its blocks ({}); its log names the place; ask again when there is room",
-            reason.kind()
+            error.reason.kind()
         ),
         Error::Model(distill_model::Error::Changed { .. }) => {
             "the teacher's weights were changed after this server had named them; its log names the file; start it again"

@@ -173,10 +173,10 @@ fn gram(basis: &Basis, stopped: &dyn Fn() -> bool, progress: &mut Progress) -> R
 
 /// Ends the work where the server was told to stop.
 fn check(stopped: &dyn Fn() -> bool) -> Result<()> {
-    match stopped() {
-        true => Err(Error::ShuttingDown),
-        false => Ok(()),
+    if stopped() {
+        return Err(Error::ShuttingDown);
     }
+    Ok(())
 }
 
 #[cfg(test)]

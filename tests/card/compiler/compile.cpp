@@ -63,7 +63,14 @@ std::string table_of(const Source& source) {
         std::string threads = entry.max_threads.empty() ? "1024" : "(unsigned)(" + entry.max_threads + ")";
         text += "        card::Kernel<&::" + entry.name + ">::entry(\"" + entry.name + "\", " + threads + "),\n";
     }
-    return text + "        {}};\n    *count = sizeof entries / sizeof *entries - 1;\n    return entries;\n}\n";
+    text += "        {}};\n    *count = sizeof entries / sizeof *entries - 1;\n    return entries;\n}\n"
+            "extern \"C\" {\nextern __attribute__((visibility(\"default\"), used)) const char* const card_parameter_names[] = {\n";
+    for (const SourceEntry& entry : source.entries) {
+        text += "    \"";
+        for (const std::string& name : entry.parameters) text += (name == entry.parameters[0] ? "" : ",") + name;
+        text += "\",\n";
+    }
+    return text + "    nullptr};\n}\n";
 }
 
 /* Where the outcome of this compilation is kept, between processes; empty for nowhere. */

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 
 namespace card {
 namespace {
@@ -62,9 +63,11 @@ public:
         for (at = 0; at < tokens.size(); at++) {
             const std::string& text = tokens[at].text;
             if (tokens[at].kind == MARK) follow_braces(text);
+            if (tokens[at].kind == BLANK) follow_lines(text);
             if (tokens[at].kind != WORD) continue;
             if (text == "__global__") take_kernel();
             else if (text == "__shared__") take_shared();
+            else if (text == "asm" || text == "__asm" || text == "__asm__") check_asm();
             else if (text == "extern" && is_c_linkage(at)) take_host_entry();
         }
         for (const Token& token : tokens) source.text += token.text;
@@ -76,6 +79,9 @@ private:
     Source source;
     size_t at = 0;
     std::vector<bool> linkage;  // of the open braces: whether each is that of extern "C"
+    std::string file;           // of the text here, as the preprocessor says
+    size_t line = 0;
+    bool in_system_header = false;
 
     size_t next(size_t from) const {
         for (from++; from < tokens.size() && tokens[from].kind == BLANK;) from++;
@@ -95,6 +101,31 @@ private:
         } else if (text == "}" && !linkage.empty()) {
             linkage.pop_back();
         }
+    }
+
+    /* `# 12 "file" 3`: the next line is the file's 12th, and 3 says that it is a header of the system's. */
+    void follow_lines(const std::string& text) {
+        size_t open = text.find('"'), close = text.rfind('"');
+        if (text[0] != '#' || open == close) {
+            line += std::count(text.begin(), text.end(), '\n');
+            return;
+        }
+        line = strtoul(text.c_str() + 1, nullptr, 10) - 1;
+        file = text.substr(open + 1, close - open - 1);
+        in_system_header = text.find('3', close) != std::string::npos;
+    }
+
+    /* Instructions of a card, which nothing here runs. The asm of a declaration names a function for the linker. */
+    void check_asm() {
+        size_t open = next(at);
+        while (is(open, "volatile") || is(open, "__volatile__")) open = next(open);
+        if (in_system_header || !is(open, "(")) return;
+        std::string code;
+        for (size_t i = next(open); i < tokens.size() && tokens[i].kind != MARK; i = next(i)) code += tokens[i].text;
+        auto is_symbol = [](char c) { return is_word(c) || c == '"'; };
+        if (std::all_of(code.begin(), code.end(), is_symbol)) return;
+        complain("at " + file + ":" + std::to_string(line) + ": inline PTX " + code + ": the card in software runs none. Say in C++ what the "
+                 "instruction does, and use the asm only where CARD_IN_SOFTWARE is not defined");
     }
 
     /* The index of the bracket that closes the one at `open`. */
@@ -130,6 +161,7 @@ private:
                 i = closing(next(i));
             } else if (is(next(i), "(")) {
                 entry.name = tokens[i].text;
+                entry.parameters = names_of_parameters(next(i));
                 break;
             }
         }
@@ -139,6 +171,23 @@ private:
         auto known = std::find_if(source.entries.begin(), source.entries.end(), same);
         if (known == source.entries.end()) source.entries.push_back(entry);
         else if (known->max_threads.empty()) known->max_threads = entry.max_threads;
+    }
+
+    /* The last word before each comma of the list that begins at `open`. */
+    std::vector<std::string> names_of_parameters(size_t open) const {
+        std::vector<std::string> names;
+        std::string word;
+        int depth = 0;
+        for (size_t i = next(open), close = closing(open); i <= close; i = next(i)) {
+            if (is(i, "(") || is(i, "[") || is(i, "{") || is(i, "<")) depth++;
+            if (depth == 0 && (is(i, ",") || i == close)) {
+                if (!word.empty() && !(names.empty() && word == "void")) names.push_back(word);
+                word.clear();
+            }
+            if (depth == 0 && tokens[i].kind == WORD && !is(i, "__restrict__")) word = tokens[i].text;
+            if (is(i, ")") || is(i, "]") || is(i, "}") || is(i, ">")) depth--;
+        }
+        return names;
     }
 
     /* Takes __launch_bounds__(...) at `index` out of the text; what it says of threads. */

@@ -7,6 +7,7 @@ namespace card {
 struct SourceEntry {
     std::string name;
     std::string max_threads;  // the first argument of __launch_bounds__, as written; empty without
+    std::vector<std::string> parameters;  // their names
 };
 
 struct Source {

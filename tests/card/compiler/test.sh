@@ -25,6 +25,8 @@ fi
 for test in engine candle; do
     "$cxx" -std=c++17 -O1 -rdynamic "$here/test/${test}_test.cpp" "$work/card.o" "$work/engine.o" -o "$work/$test" -ldl
 done
+"$cxx" -std=c++17 -O1 "$here/test/table_test.cpp" "$here/source.cpp" "$here/../driver/dry_table.cpp" -o "$work/table"
+"$work/table" "$root/kernels/src/cuda"
 "$work/engine" "$here/test/faults.cu"
 "$work/candle" "$candle" "$root/kernels/src/cuda"
 

@@ -20,7 +20,7 @@ CUresult allocate(Pool& pool, const char* call, CUdeviceptr* at, uint64_t bytes,
     allocation->pool = &pool;
     allocation->block = block;
     count_allocation(bytes);
-    trace("allocate", call, bytes, of_stream);
+    trace("allocate", call, bytes, of_stream, words(", \"at\": %llu", (unsigned long long)allocation->begin));
     *at = allocation->begin;
     if (!stream) return CUDA_SUCCESS;
     std::shared_ptr<Allocation> shared = live[allocation->begin];
@@ -45,7 +45,7 @@ std::shared_ptr<Allocation> end_life(const char* call, CUdeviceptr at, CUresult*
     live.erase(found);
     leaving[at] = allocation.get();
     count_free(allocation->size);
-    trace("free", call, allocation->size, allocation->stream);
+    trace("free", call, allocation->size, allocation->stream, words(", \"at\": %llu", at));
     return allocation;
 }
 }  // namespace

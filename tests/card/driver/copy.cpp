@@ -25,7 +25,6 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
     if (const char* why = outside(at, bytes)) return refuse_range(call, "writes", at, bytes, why);
     counts.fills.count++;
     counts.fills.bytes += bytes;
-    trace("fill", call, bytes, stream->id);
     if (settings().dry) note_origin(at, {call, -1, "zero", nullptr, nullptr, {}});
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         mark_whole(at, bytes);
@@ -34,7 +33,8 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
         else std::fill_n(static_cast<uint32_t*>(pointer(at)), count, value);
         return nullptr;
     });
-    if (settings().dry) operation.writes.push_back(whole_range(at, bytes));
+    operation.writes.push_back(whole_range(at, bytes));
+    trace("fill", call, bytes, stream->id, list_writes(operation));
     relieve();
     return CUDA_SUCCESS;
 }
@@ -53,16 +53,18 @@ CUresult to_device(const char* call, CUdeviceptr at, const void* from, size_t by
     }
     counts.host_to_device.count++;
     counts.host_to_device.bytes += bytes;
-    trace("host to device", call, bytes, stream->id, pinned ? ", \"pinned\": true" : ", \"pinned\": false");
-    if (settings().dry) remember_copy(at, from, bytes);
+    const void* source = pinned ? seen_by_card(from) : from;
+    if (settings().dry) remember_copy(at, source, bytes);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         mark_whole(at, bytes);
         if (const char* wrong = card_touch(pointer(at), bytes, 1)) return wrong;
-        memcpy(pointer(at), staged ? staged.get() : from, bytes);
+        memcpy(pointer(at), staged ? staged.get() : source, bytes);
         return nullptr;
     });
     if (staged) note_staged(operation, bytes);
-    if (settings().dry) operation.writes.push_back(whole_range(at, bytes));
+    operation.writes.push_back(whole_range(at, bytes));
+    trace("host to device", call, bytes, stream->id, (pinned ? ", \"pinned\": true" : ", \"pinned\": false") + list_writes(operation));
+    if (const char* wrong = pinned ? begin_flight(from, bytes, false, *stream, operation) : nullptr) return refuse(wrong, CUDA_ERROR_INVALID_VALUE);
     relieve();
     return CUDA_SUCCESS;
 }
@@ -73,16 +75,18 @@ CUresult to_host(const char* call, void* to, CUdeviceptr at, size_t bytes, Strea
     counts.device_to_host.bytes += bytes;
     wait = wait || !is_pinned(to, bytes);
     trace("device to host", call, bytes, stream->id, wait ? ", \"pinned\": false" : ", \"pinned\": true");
+    void* target = seen_by_card(to);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         if (const char* wrong = card_touch(pointer(at), bytes, 0)) return wrong;
-        memcpy(to, pointer(at), bytes);
+        memcpy(target, pointer(at), bytes);
         return nullptr;
     });
     if (settings().dry) {
         operation.reads.push_back(whole_range(at, bytes));
         Allocation* from = live_at(at);
-        invent(from, at - from->begin, to, bytes);
+        invent(from, at - from->begin, target, bytes);
     }
+    if (const char* wrong = begin_flight(to, bytes, true, *stream, operation)) return refuse(wrong, CUDA_ERROR_INVALID_VALUE);
     /* Into pageable memory a driver copies before it returns. */
     if (wait) {
         counts.synchronizations["copy"]++;
@@ -98,7 +102,6 @@ CUresult within_device(const char* call, CUdeviceptr to, CUdeviceptr from, size_
     if (to < from + bytes && from < to + bytes) return refuse_range(call, "reads", from, bytes, "it writes some of the bytes that it reads");
     counts.device_to_device.count++;
     counts.device_to_device.bytes += bytes;
-    trace("device to device", call, bytes, stream->id);
     if (settings().dry) note_origin(to, live_at(from)->origin);
     Operation& operation = enqueue(stream, call, [=]() -> const char* {
         if (const char* wrong = card_touch(pointer(from), bytes, 0)) return wrong;
@@ -107,10 +110,9 @@ CUresult within_device(const char* call, CUdeviceptr to, CUdeviceptr from, size_
         memcpy(pointer(to), pointer(from), bytes);
         return nullptr;
     });
-    if (settings().dry) {
-        operation.reads.push_back(whole_range(from, bytes));
-        operation.writes.push_back(whole_range(to, bytes));
-    }
+    if (settings().dry) operation.reads.push_back(whole_range(from, bytes));
+    operation.writes.push_back(whole_range(to, bytes));
+    trace("device to device", call, bytes, stream->id, list_writes(operation));
     relieve();
     return CUDA_SUCCESS;
 }

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <set>
 
 #include "account.hpp"
 #include "pool.hpp"
@@ -142,15 +143,27 @@ static std::string& traced = *new std::string;
 
 bool tracing() { return !settings().trace.empty(); }
 
-void trace(const char* kind, const char* name, uint64_t bytes, unsigned stream, const char* more) {
+void trace(const char* kind, const char* name, uint64_t bytes, unsigned stream, const std::string& more) {
     if (!tracing()) return;
     typedef unsigned long long Long;
     /* Of the day, so that it can be laid beside a program's own log. */
     double time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     Long reserved = stream_pool().reserved + plain_pool().reserved + counts.context_bytes;
-    traced += words("{\"pid\": %d, \"time\": %.6f, \"kind\": \"%s\", \"name\": \"%s\", \"bytes\": %llu, \"stream\": %u, \"live\": %llu, \"reserved\": %llu%s}\n",
-                    getpid(), time, kind, name, (Long)bytes, stream, (Long)counts.live_bytes, reserved, more);
+    traced += words("{\"pid\": %d, \"time\": %.6f, \"kind\": \"%s\", \"name\": \"%s\", \"bytes\": %llu, \"stream\": %u, \"live\": %llu, \"reserved\": %llu",
+                    getpid(), time, kind, name, (Long)bytes, stream, (Long)counts.live_bytes, reserved);
+    traced += more + "}\n";
     if (traced.size() > 1 << 16) write_trace();
+}
+
+std::string list_writes(const Operation& operation) {
+    if (!tracing()) return "";
+    std::set<uint64_t> begins;
+    for (const Range& range : operation.writes) {
+        if (Allocation* allocation = live_at(range.at)) begins.insert(allocation->begin);
+    }
+    std::string out;
+    for (uint64_t begin : begins) out += (out.empty() ? "" : ", ") + std::to_string(begin);
+    return ", \"writes\": [" + out + "]";
 }
 
 void write_trace() {

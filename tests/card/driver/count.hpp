@@ -6,6 +6,8 @@
 #include <vector>
 
 namespace card {
+struct Operation;
+
 struct Traffic {
     uint64_t count = 0, bytes = 0;
 };
@@ -40,7 +42,9 @@ void count_until_exit();
 void write_counts_sometimes();
 
 /* A line of CARD_TRACE; `more` is further JSON, beginning with a comma, or "". */
-void trace(const char* kind, const char* name, uint64_t bytes, unsigned stream, const char* more = "");
+void trace(const char* kind, const char* name, uint64_t bytes, unsigned stream, const std::string& more = "");
+/* As `more`: where the allocations begin that the operation writes. */
+std::string list_writes(const Operation& operation);
 void write_trace();
 bool tracing();
 }  // namespace card

@@ -25,6 +25,10 @@ void remember_copy(uint64_t address, const void* from, uint64_t bytes) {
     origin.bytes[address - allocation->begin].assign(first, first + bytes);
 }
 
+void complain_of_table(const char* what) {
+    if (settings().dry) refuse(what);
+}
+
 static bool ends_with(const std::string& text, const char* end) {
     size_t length = strlen(end);
     return text.size() >= length && text.compare(text.size() - length, length, end) == 0;

@@ -1,6 +1,7 @@
 /* The kernels of this repository in a dry run: which of their parameters they write, and what the host finds there. */
 #include <cmath>
 #include <cstring>
+#include <unordered_map>
 
 #include "dry.hpp"
 
@@ -8,82 +9,128 @@ namespace card {
 /* The passes over its matrix that a transport problem is said to take, and the Newton steps among them. */
 static const double SOLVER_PASSES = 12, NEWTON_STEPS = 3;
 
-static const struct {
-    const char* kernel;
-    std::vector<int> written;
-} KERNELS[] = {
-    {"attention", {5, 6}},
-    {"attention_along", {2}},
-    {"attention_to_queries", {8}},
-    {"attention_to_keys", {8}},
-    {"attention_join", {1, 2}},
-    {"adamw", {4, 5, 6}},
-    {"adamw_8bit", {7, 8, 9, 10, 11}},
-    {"squares", {1}},
-    {"sums_of_parts", {1}},
-    {"rms_norm", {2}},
-    {"rms_norm_gradient", {3}},
-    {"rope", {3}},
-    {"swiglu", {2}},
-    {"swiglu_gradient", {3}},
-    {"dequantize_nested", {10}},
-    {"dequantize_plain", {6}},
-    {"select_rows", {2, 3, 4, 5}},
-    {"draw_rows", {5, 6}},
-    {"head_parts", {2}},
-    {"head_gradient", {4}},
-    {"sinkhorn", {3, 4, 5}},
-    {"sharp_gradient", {2, 3, 4}},
-};
+const std::vector<KernelRow>& kernel_rows() {
+    static const std::vector<KernelRow> rows = {
+        {"attention", {"out", "logsumexp"}},
+        {"attention_along", {"along"}},
+        {"attention_to_queries", {"to_q"}},
+        {"attention_to_keys", {"parts"}},
+        {"attention_join", {"to_k", "to_v"}},
+        {"attention_mma_64", {"out", "logsumexp"}},
+        {"attention_mma_128", {"out", "logsumexp"}},
+        {"attention_to_queries_mma_64", {"to_q"}},
+        {"attention_to_queries_mma_128", {"to_q"}},
+        {"attention_to_keys_mma_64", {"parts"}},
+        {"attention_to_keys_mma_128", {"parts"}},
+        /* Of a table, the buffers that its records describe: a dry run, which has no records, checks and invents nothing of those. */
+        {"adamw", {"parameters", "firsts", "seconds"}},
+        {"adamw_8bit", {"parameters", "firsts", "first_scales", "seconds", "second_scales"}},
+        {"cast_many", {"to"}},
+        {"squares", {"parts"}},
+        {"sums_of_parts", {"sums"}},
+        {"rms_norm", {"out"}},
+        {"rms_norm_and_copy", {"out", "copy"}},
+        {"rms_norm_gradient", {"out"}},
+        {"rms_norm_terms", {"out"}},
+        {"rope", {"out"}},
+        {"split_heads", {"q", "k", "v"}},
+        {"join_heads", {"y"}},
+        {"swiglu", {"out"}},
+        {"swiglu_gradient", {"out"}},
+        {"dequantize_nested", {"out"}},
+        {"dequantize_plain", {"out"}},
+        {"dequantize_three", {"out"}},
+        {"select_rows", {"statistics", "ids", "values", "masses"}},
+        {"draw_rows", {"ids", "values"}},
+        {"head_parts", {"out"}},
+        {"head_gradient", {"gradient"}},
+        {"sinkhorn", {"plan", "found", "work"}},
+        {"sharp_gradient", {"all_gradients", "met", "work"}},
+        {"convert", {"out"}},
+        {"block_totals", {"out"}},
+        {"reverse", {"out"}},
+        {"exchange", {"out"}},
+        {"multiply_16", {"out"}},
+        {"four_matrices", {"out"}},
+    };
+    return rows;
+}
+
+/* Where a parameter is; -1, and a complaint, where the kernel has none of that name. */
+static int position(const CardEntry& entry, const char* name) {
+    const std::vector<std::string>& names = parameter_names(entry);
+    std::string all = names.empty() ? "none: an older compiler of the card's made this module, which is to be compiled again" : "";
+    for (size_t i = 0; i < names.size(); i++) {
+        if (names[i] == name) return static_cast<int>(i);
+        all += (i ? ", " : "") + names[i];
+    }
+    complain_of_table(words("tests/card/driver/dry_table.cpp says that the kernel %s has a parameter %s, and it has %s: name there what it is called now",
+                            entry.name, name, all.c_str()));
+    return -1;
+}
+
+/* Without a row, or with one that is not the kernel's, whatever is no pointer to const. */
+static std::vector<bool> find_written(const CardEntry& entry) {
+    std::vector<bool> any(entry.count), written(entry.count);
+    for (uint32_t i = 0; i < entry.count; i++) any[i] = !entry.parameters[i].readonly || is_table(entry.parameters[i]);
+    for (const KernelRow& row : kernel_rows()) {
+        if (strcmp(row.kernel, entry.name) != 0) continue;
+        for (const char* name : row.written) {
+            int at = position(entry, name);
+            if (at < 0 || at >= static_cast<int>(entry.count)) return any;
+            written[at] = true;
+        }
+        return written;
+    }
+    return any;
+}
 
 bool kernel_writes(const CardEntry& entry, int parameter) {
-    for (const auto& kernel : KERNELS) {
-        if (strcmp(kernel.kernel, entry.name) != 0) continue;
-        for (int written : kernel.written) {
-            if (written == parameter) return true;
-        }
-        return false;
-    }
-    return !entry.parameters[parameter].readonly;
+    static std::unordered_map<const CardEntry*, std::vector<bool>>& known = *new std::unordered_map<const CardEntry*, std::vector<bool>>;
+    auto found = known.find(&entry);
+    if (found == known.end()) found = known.emplace(&entry, find_written(entry)).first;
+    return found->second[parameter];
 }
 
 namespace {
 /* A number that the launch was given. */
-int64_t argument(const Origin& origin, uint32_t i) {
+int64_t argument(const Origin& origin, const char* name) {
     int64_t value = 0;
-    if (i < origin.entry->count) memcpy(&value, origin.arguments.get() + origin.entry->parameters[i].offset, origin.entry->parameters[i].size);
+    int i = position(*origin.entry, name);
+    if (i >= 0) memcpy(&value, origin.arguments.get() + origin.entry->parameters[i].offset, std::min(origin.entry->parameters[i].size, 8u));
     return std::max<int64_t>(value, 1);
 }
 
 /* A length that the launch was given with a buffer. */
-int64_t length(const Origin& origin, uint32_t i) {
+int64_t length(const Origin& origin, const char* name) {
     int64_t value = 0;
-    memcpy(&value, origin.arguments.get() + origin.entry->parameters[i].offset + 8, 8);
+    int i = position(*origin.entry, name);
+    if (i >= 0) memcpy(&value, origin.arguments.get() + origin.entry->parameters[i].offset + 8, 8);
     return value;
 }
 
+bool is_of(const Origin& origin, const char* name) { return position(*origin.entry, name) == origin.parameter; }
+
 /* select.cu: the K first ids, slightly falling logits, and sums that leave as much again to the rest of the row. */
 Invention of_select_rows(const Origin& origin) {
-    uint64_t k = argument(origin, 8), width = 3 + length(origin, 1);
+    uint64_t k = argument(origin, "k"), width = 3 + length(origin, "rates");
     double sum = 2.0 * static_cast<double>(k) + 1;
-    switch (origin.parameter) {
-        case 2: return {"f32", [=](uint64_t i) { return i % width == 0 ? 0 : i % width == 1 ? -1 : i % width == 2 ? 1 : sum; }};
-        case 3: return {"u32", [=](uint64_t i) { return static_cast<double>(i % k); }};
-        case 4: return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(i % k); }};
-        default: return {"f32", [](uint64_t) { return 1.0; }};
-    }
+    if (is_of(origin, "statistics")) return {"f32", [=](uint64_t i) { return i % width == 0 ? 0 : i % width == 1 ? -1 : i % width == 2 ? 1 : sum; }};
+    if (is_of(origin, "ids")) return {"u32", [=](uint64_t i) { return static_cast<double>(i % k); }};
+    if (is_of(origin, "values")) return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(i % k); }};
+    return {"f32", [](uint64_t) { return 1.0; }};
 }
 
 /* The ids after the K first, all different. */
 Invention of_draw_rows(const Origin& origin) {
-    int64_t k = argument(origin, 9) - 1, draws = argument(origin, 10);
-    if (origin.parameter == 5) return {"u32", [=](uint64_t i) { return static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
+    int64_t k = argument(origin, "k") - 1, draws = argument(origin, "draws");
+    if (is_of(origin, "ids")) return {"u32", [=](uint64_t i) { return static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
     return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
 }
 
 /* head.cu: the kept logits and the label's, the largest of the rest, and both its sums. */
 Invention of_head_parts(const Origin& origin) {
-    uint64_t width = argument(origin, 4);
+    uint64_t width = argument(origin, "width");
     return {"f32", [=](uint64_t i) {
                 uint64_t column = i % (width + 4);
                 return column <= width ? -0.001 * static_cast<double>(column) : column == width + 1 ? -1 : 10.0 + static_cast<double>(column - width);
@@ -92,9 +139,9 @@ Invention of_head_parts(const Origin& origin) {
 
 /* sinkhorn.cu: solved, with the marginals met. */
 Invention of_sinkhorn(const Origin& origin) {
-    if (origin.parameter != 4) return {};
-    const uint64_t facts = 7, n = argument(origin, 6), m = argument(origin, 7);
-    double most = static_cast<double>(argument(origin, 10));
+    if (!is_of(origin, "found")) return {};
+    const uint64_t facts = 7, n = argument(origin, "n"), m = argument(origin, "m");
+    double most = static_cast<double>(argument(origin, "most"));
     return {"f64", [=](uint64_t i) {
                 uint64_t at = i % (facts + 2 * (n + m));
                 const double of_problem[] = {0, std::min(SOLVER_PASSES, most), NEWTON_STEPS, 0, 0, 0.25, 0.5};
@@ -106,19 +153,26 @@ Invention of_sinkhorn(const Origin& origin) {
 
 /* Whether its equations were solved. */
 Invention of_sharp_gradient(const Origin& origin) {
-    if (origin.parameter != 3) return {};
+    if (!is_of(origin, "met")) return {};
     return {"f64", [](uint64_t) { return 1.0; }};
 }
 }  // namespace
 
+static const struct {
+    const char* kernel;
+    Invention (*find)(const Origin&);
+} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"head_parts", of_head_parts}, {"sinkhorn", of_sinkhorn}, {"sharp_gradient", of_sharp_gradient}};
+
 Invention find_invention(const Origin& origin) {
-    static const struct {
-        const char* kernel;
-        Invention (*find)(const Origin&);
-    } table[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"head_parts", of_head_parts}, {"sinkhorn", of_sinkhorn}, {"sharp_gradient", of_sharp_gradient}};
-    for (const auto& row : table) {
+    for (const auto& row : INVENTIONS) {
         if (!strcmp(row.kernel, origin.entry->name)) return row.find(origin);
     }
     return {};
+}
+
+std::vector<const char*> invented_kernels() {
+    std::vector<const char*> kernels;
+    for (const auto& row : INVENTIONS) kernels.push_back(row.kernel);
+    return kernels;
 }
 }  // namespace card

@@ -7,6 +7,7 @@
 #include "engine.hpp"
 #include "fail.hpp"
 #include "module.hpp"
+#include "races.hpp"
 
 namespace card {
 /* Of sm_89. */
@@ -54,7 +55,7 @@ static const char* check_pointer(const CardParameter& parameter, const unsigned 
         return nullptr;
     }
     memcpy(&length, value + 8, 8);
-    uint64_t element = std::max(parameter.element, 1u);
+    uint64_t element = is_table(parameter) ? uint64_t{CARD_RECORD_BYTES} : std::max(parameter.element, 1u);
     if (parameter.kind == CARD_FLOATS) {
         memcpy(&code, value + 16, 4);
         element = float_bytes(code);
@@ -116,30 +117,113 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
     return arguments;
 }
 
-/* What a dry run takes a kernel to touch. */
+/* What a kernel may touch, by what its parameters are. Of a table it reads the records; what these name is known when it runs. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
-        bool writes = kernel_writes(entry, static_cast<int>(i));
+        bool writes = kernel_writes(entry, static_cast<int>(i)) && !is_table(entry.parameters[i]);
         (writes ? operation.writes : operation.reads).push_back(whole_range(range.at, range.bytes));
-        if (writes) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
+        if (writes && settings().dry) note_origin(range.at, {entry.name, static_cast<int>(i), nullptr, &entry, arguments.bytes, {}});
     }
+}
+
+static std::vector<uint64_t> list_written(const CardEntry& entry, const Arguments& arguments) {
+    std::vector<uint64_t> written;
+    for (uint32_t i = 0; i < entry.count; i++) {
+        bool writes = kernel_writes(entry, static_cast<int>(i)) && !is_table(entry.parameters[i]);
+        if (arguments.ranges[i].bytes && writes) written.push_back(arguments.ranges[i].at);
+    }
+    return written;
+}
+
+/* nullptr, or why a record of a table describes no buffer. */
+static const char* check_record(const CardParameter& parameter, const unsigned char* record, Range* range) {
+    typedef unsigned long long Long;
+    int64_t length;
+    int32_t code;
+    memcpy(&range->at, record, 8);
+    memcpy(&length, record + 8, 8);
+    memcpy(&code, record + 16, 4);
+    uint64_t element = parameter.kind == CARD_FLOATS_TABLE ? float_bytes(code) : std::max(parameter.element, 1u);
+    if (!element) return words("type %d is no float type", code);
+    if (length < 0 || static_cast<uint64_t>(length) > (1ull << 60) / element) return words("%lld elements", (long long)length);
+    range->bytes = static_cast<uint64_t>(length) * element;
+    if (!range->bytes) return nullptr;
+    Allocation* allocation = seen_at(range->at);
+    if (!allocation) return describe(range->at);
+    if (range->at % element) return words("0x%llx is not aligned to %llu bytes", (Long)range->at, (Long)element);
+    if (range->bytes <= allocation->end() - range->at) return nullptr;
+    return words("%lld elements of %llu bytes from byte %llu of allocation %llu, which has %llu", (long long)length, (Long)element,
+                 (Long)(range->at - allocation->begin), (Long)allocation->number, (Long)allocation->size);
+}
+
+/* The buffers of a launch's tables, which lie in the card's memory and are known when it runs: each is checked, and those that the kernel
+ * writes are added. nullptr, or what was wrong. */
+static const char* open_tables(const CardEntry& entry, const unsigned char* arguments, std::vector<uint64_t>* written) {
+    for (uint32_t i = 0; i < entry.count; i++) {
+        if (!is_table(entry.parameters[i])) continue;
+        const unsigned char* record;
+        int64_t count;
+        memcpy(&record, arguments + entry.parameters[i].offset, 8);
+        memcpy(&count, arguments + entry.parameters[i].offset + 8, 8);
+        for (int64_t row = 0; row < count; row++, record += CARD_RECORD_BYTES) {
+            Range range{};
+            const char* why = card_touch(record, CARD_RECORD_BYTES, 0);
+            if (!why) why = check_record(entry.parameters[i], record, &range);
+            if (why) return words("record %lld of argument %u: %s", (long long)row, i, why);
+            if (!range.bytes || !kernel_writes(entry, static_cast<int>(i))) continue;
+            declare_write(range);
+            written->push_back(range.at);
+        }
+    }
+    return nullptr;
 }
 
 /* The kernel whose threads this thread runs now. */
 static thread_local const char* running;
 
-static const char* run(const Function& function, const unsigned char* bytes, Launch launch) {
+/* While it lives, the running operation's accesses of these allocations are marked. Marks hold many times an allocation's bytes: those of large
+ * ones do not outlive the launch, and the largest have none. */
+struct Marked {
+    static const uint64_t KEPT_MAX = 1 << 20, BYTES_MAX = 64 << 20;
+    std::vector<Allocation*> large;
+
+    explicit Marked(const std::vector<uint64_t>& written) {
+        forget_marks();
+        if (!settings().races) return;
+        for (uint64_t at : written) {
+            Allocation* allocation = seen_at(at);
+            if (!allocation || allocation->size > BYTES_MAX) continue;
+            if (!allocation->marks) {
+                allocation->marks = make_marks(allocation->size);
+                if (allocation->size > KEPT_MAX) large.push_back(allocation);
+            }
+            allocation->marked_by = touching;
+        }
+    }
+    ~Marked() {
+        for (Allocation* allocation : large) {
+            drop_marks(allocation->marks);
+            allocation->marks = nullptr;
+            allocation->marked_by = 0;
+        }
+    }
+};
+
+static const char* run(const Function& function, const unsigned char* bytes, std::vector<uint64_t> written, Launch launch) {
     const CardEntry& entry = *function.entry;
     std::vector<void*> parameters(entry.count);
     for (uint32_t i = 0; i < entry.count; i++) parameters[i] = const_cast<unsigned char*>(bytes) + entry.parameters[i].offset;
     launch.parameters = parameters.data();
+    if (const char* wrong = open_tables(entry, bytes, &written)) return wrong;
+    Marked marked(written);
     launch.order = settings().seed ? random_below(~0ull) : 0;
     running = entry.name;
     const char* wrong = card_run(launch);
     running = nullptr;
-    return wrong;
+    const char* race = say_race(check_last_race());
+    return wrong ? wrong : race;
 }
 
 const char* running_kernel() { return running; }
@@ -183,13 +267,14 @@ CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     if (wrong) return refuse(words("cuLaunchKernel of %s: %s", entry.name, wrong), CUDA_ERROR_INVALID_VALUE);
     counts.launch_count++;
     ++*function->tally;
-    if (tracing()) {
-        trace("launch", entry.name, 0, stream->id,
-              words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared));
-    }
     std::shared_ptr<unsigned char> bytes = arguments.bytes;
-    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), launch); });
-    if (settings().dry) declare(operation, entry, arguments);
+    std::vector<uint64_t> written = list_written(entry, arguments);
+    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), written, launch); });
+    declare(operation, entry, arguments);
+    if (tracing()) {
+        const char* shape = words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared);
+        trace("launch", entry.name, 0, stream->id, shape + list_writes(operation));
+    }
     relieve();
     return CUDA_SUCCESS;
 }

@@ -60,21 +60,19 @@ extern "C" __attribute__((visibility("default"))) int card_enqueue(void* handle,
         counts.gemm_bytes += bytes;
         counts.misaligned_gemms += work->misaligned;
     }
-    if (tracing()) {
-        trace(work->flop ? "gemm" : "random", work->name, bytes, stream->id,
-              words(", \"flop\": %llu, \"misaligned\": %s", (unsigned long long)work->flop, work->misaligned ? "true" : "false"));
-    }
     void (*run)(void*) = work->run;
     Operation& operation = enqueue(stream, work->name, [data, uses, run]() -> const char* {
         if (const char* wrong = touch_all(uses)) return wrong;
         run(data->data);
         return nullptr;
     });
-    if (settings().dry) {
-        for (const CardUse& use : uses) {
-            (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
-            if (use.writes) note_origin(address(use), {work->name, -1, work->type, nullptr, nullptr, {}});
-        }
+    for (const CardUse& use : uses) {
+        (use.writes ? operation.writes : operation.reads).push_back(whole_range(address(use), span(use)));
+        if (use.writes && settings().dry) note_origin(address(use), {work->name, -1, work->type, nullptr, nullptr, {}});
+    }
+    if (tracing()) {
+        trace(work->flop ? "gemm" : "random", work->name, bytes, stream->id,
+              words(", \"flop\": %llu, \"misaligned\": %s", (unsigned long long)work->flop, work->misaligned ? "true" : "false") + list_writes(operation));
     }
     relieve();
     return CUDA_SUCCESS;

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "engine.hpp"
+#include "races.hpp"
 #include "state.hpp"
 
 uint64_t card_begin, card_end;
@@ -158,6 +159,8 @@ void bury(Allocation* allocation, const char* by) {
         uint64_t count = (allocation->size + GRANULE - 1) / GRANULE;
         std::fill_n(granules + (begin - card_begin) / GRANULE, count, nullptr);
     }
+    if (allocation->marks) drop_marks(allocation->marks);
+    allocation->marks = nullptr;
     allocation->buried = true;
     leaving.erase(begin);
     graves[begin] = words("allocation %llu (%llu bytes), which %s", (unsigned long long)allocation->number,
@@ -225,6 +228,10 @@ void mark_whole(uint64_t address, uint64_t bytes) {
     if (allocation && address == allocation->begin && bytes == allocation->size) allocation->whole = true;
 }
 
+const char* say_race(const Race& race) {
+    return __builtin_expect(race.words != nullptr, 0) ? words("%s: %s", race.words, describe(reinterpret_cast<uint64_t>(race.at))) : nullptr;
+}
+
 /* Whether all these bytes of the shadow are 1. */
 static bool all_written(const unsigned char* at, size_t bytes) {
     if (bytes == 4) {
@@ -243,17 +250,18 @@ const char* card_touch(const void* pointer, size_t bytes, int write) {
     uint64_t at = reinterpret_cast<uint64_t>(pointer);
     Allocation* allocation = granules[(at - card_begin) / GRANULE];
     if (__builtin_expect(!allocation || at + bytes > allocation->end(), 0)) {
-        const char* verb = write ? "writes" : "reads";
+        const char* verb = write & 1 ? "writes" : "reads";
         if (!allocation || at >= allocation->end()) return words("%s %zu bytes at an address it may not use: %s", verb, bytes, describe(at));
         return words("%s %zu bytes over the end: %s", verb, bytes, describe(at));
     }
-    note_touch(allocation, at, at + bytes, write != 0);
-    if (!shadow || allocation->whole) return nullptr;
-    unsigned char* said = shadow + (at - card_begin);
-    if (write) {
-        memset(said, 1, bytes);
-        return nullptr;
+    bool writes = write & 1;
+    note_touch(allocation, at, at + bytes, writes);
+    if (shadow && !allocation->whole) {
+        unsigned char* said = shadow + (at - card_begin);
+        if (writes) memset(said, 1, bytes);
+        else if (__builtin_expect(!all_written(said, bytes), 0))
+            return words("reads %zu bytes that nothing has written: %s%s", bytes, describe(at), describe_waiting_write(at, bytes));
     }
-    if (__builtin_expect(all_written(said, bytes), 1)) return nullptr;
-    return words("reads %zu bytes that nothing has written: %s", bytes, describe(at));
+    if (allocation->marked_by != touching) return nullptr;
+    return say_race(check_race(*allocation->marks, at - allocation->begin, pointer, bytes, write));
 }

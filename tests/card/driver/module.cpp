@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <sstream>
 #include <unordered_set>
 
 #include "context.hpp"
@@ -21,6 +22,7 @@ static const unsigned SHARED_DEFAULT = 48 << 10;
 
 static std::vector<std::unique_ptr<Module>>& modules = *new std::vector<std::unique_ptr<Module>>;
 static std::unordered_set<Function*>& functions = *new std::unordered_set<Function*>;
+static std::unordered_map<const CardEntry*, std::vector<std::string>>& names_by_entry = *new std::unordered_map<const CardEntry*, std::vector<std::string>>;
 static std::unordered_map<std::string, std::unique_ptr<Code>>& loaded = *new std::unordered_map<std::string, std::unique_ptr<Code>>;
 
 Function* find_function(CUfunction handle) {
@@ -87,8 +89,16 @@ static std::unique_ptr<Code> open_code(const std::string& elf) {
     code->entries = entries(&code->count);
     shared(&code->static_shared, &code->static_len);
     for (size_t i = 0; i < code->count; i++) code->index[code->entries[i].name] = i;
+    auto all_names = static_cast<const char* const*>(dlsym(handle, "card_parameter_names"));
+    for (size_t i = 0; all_names && i < code->count; i++) {
+        std::vector<std::string>& names = names_by_entry[&code->entries[i]];
+        std::istringstream text(all_names[i]);
+        for (std::string name; std::getline(text, name, ',');) names.push_back(name);
+    }
     return code;
 }
+
+const std::vector<std::string>& parameter_names(const CardEntry& entry) { return names_by_entry[&entry]; }
 
 static CUresult load(CUmodule* handle, const char* image) {
     bool is_elf = !memcmp(image, ELFMAG, SELFMAG), is_text = !strncmp(image, CARD_TEXT_HEADER, strlen(CARD_TEXT_HEADER));

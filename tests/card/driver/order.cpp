@@ -5,6 +5,7 @@
 #include "context.hpp"
 #include "count.hpp"
 #include "pool.hpp"
+#include "transfer.hpp"
 
 using namespace card;
 
@@ -99,7 +100,10 @@ CARD_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* dat
     ENTER("cuLaunchHostFunc");
     Stream* stream = find_stream(handle);
     if (!stream) return no_stream("cuLaunchHostFunc");
+    Clock before = clock_of(stream);
     Operation& operation = enqueue(stream, "cuLaunchHostFunc", [=]() -> const char* {
+        /* It may use what the operations before it were about, and tell others that they may. */
+        end_flights(before);
         function(data);
         return nullptr;
     });

@@ -11,7 +11,7 @@
 
 #include "count.hpp"
 #include "engine.hpp"
-#include "state.hpp"
+#include "transfer.hpp"
 
 namespace card {
 static CUresult context_error = CUDA_SUCCESS;
@@ -33,6 +33,8 @@ CUresult broken() { return context_error; }
 
 void break_context(CUresult error) {
     if (context_error == CUDA_SUCCESS) context_error = error;
+    /* Nothing runs any more. */
+    end_all_flights();
 }
 
 static void write_refusal(const char* what) {
@@ -70,9 +72,16 @@ CUresult refuse(const char* what, CUresult error) {
 static void on_fault(int signal, siginfo_t* info, void* context) {
     if (reading) siglongjmp(*reading, 1);
     uint64_t at = reinterpret_cast<uint64_t>(info->si_addr);
+    bool writes = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
     if (at >= card_begin && at < card_end) {
-        bool writes = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
         note_refusal(words("the host %s device memory: %s", writes ? "wrote" : "read", describe(at)));
+        end();
+    }
+    if (is_pinned(info->si_addr, 1)) {
+        const char* flight = describe_flight(at);
+        /* Another thread has just waited for it: it is open now. */
+        if (!flight) return;
+        note_refusal(words("the host %s %s", writes ? "wrote" : "read", flight));
         end();
     }
     if (const char* kernel = running_kernel()) {

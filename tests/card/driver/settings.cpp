@@ -38,6 +38,7 @@ static Settings read_settings() {
     s.seed = number("CARD_SEED", 0);
     s.dry = number("CARD_DRY", 0) != 0;
     s.shadow = !s.dry && number("CARD_SHADOW", 1) != 0;
+    s.races = number("CARD_RACES", 1) != 0;
     const char* refuse = variable("CARD_REFUSE");
     s.error_instead = refuse && !strcmp(refuse, "error");
     s.trace = variable("CARD_TRACE") ? variable("CARD_TRACE") : "";

@@ -16,6 +16,7 @@
 namespace card {
 struct Block;
 struct Pool;
+struct Marks;
 
 /* What wrote an allocation last, for dry runs. */
 struct Origin {
@@ -43,6 +44,9 @@ struct Allocation {
     /* What the operation that is running touched. */
     uint64_t touched_by = 0;
     uint64_t read_begin, read_end, written_begin, written_end;
+    /* Which of the operations looks for races in it, and with what. */
+    uint64_t marked_by = 0;
+    Marks* marks = nullptr;
     Origin origin;
 
     uint64_t end() const { return begin + size; }
@@ -61,7 +65,7 @@ struct Operation {
     Place place = 0;
     SharedClock after;
     size_t staged_bytes = 0;
-    /* What a dry run takes it to touch. */
+    /* What it may write; in a dry run, what it is taken to touch. */
     std::vector<Range> reads, writes;
     /* Runs in a dry run too: it keeps the books. */
     bool books = false;
@@ -95,7 +99,7 @@ struct Settings {
     std::string dir;
     uint64_t cap_bytes, context_bytes, queue_bytes, quarantine_bytes;
     uint64_t seed;
-    bool dry, shadow, error_instead;
+    bool dry, shadow, races, error_instead;
     std::string trace, fail_file;
 };
 const Settings& settings();
@@ -172,12 +176,17 @@ void note_staged(Operation& operation, size_t bytes);
 void relieve();
 Clock clock_of(const Stream* stream);
 void wait_for(Stream* stream, const Clock& clock);
+/* What the operation that is running may write beside what it said when it was called. */
+void declare_write(const Range& range);
 /* Runs what the clock holds; the host has then seen it. */
 CUresult synchronize(const Clock& clock);
 CUresult synchronize_all();
 /* Runs up to `count` operations that may run now. */
 void make_progress(unsigned count);
 bool has_executed(Point point);
+/* For an operation that reads bytes which nothing wrote: the operation of another stream that is to write them and that may run before or after
+ * this one, in words that go on with the sentence; "" where there is none. */
+const char* describe_waiting_write(uint64_t address, uint64_t bytes);
 const Clock& seen_by_host();
 
 // dry.cpp
@@ -185,5 +194,8 @@ void invent(Allocation* allocation, uint64_t offset, void* to, uint64_t bytes);
 void note_origin(uint64_t address, const Origin& origin);
 /* Whether a kernel writes what this parameter points to. */
 bool kernel_writes(const CardEntry& entry, int parameter);
+inline bool is_table(const CardParameter& parameter) { return parameter.kind == CARD_TABLE || parameter.kind == CARD_FLOATS_TABLE; }
+/* As the kernel's text has them. */
+const std::vector<std::string>& parameter_names(const CardEntry& entry);
 void remember_copy(uint64_t address, const void* from, uint64_t bytes);
 }  // namespace card

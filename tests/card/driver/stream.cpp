@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "count.hpp"
-#include "state.hpp"
+#include "transfer.hpp"
 
 namespace card {
 static const size_t WAITING_MAX = 10000;
@@ -13,6 +13,8 @@ static thread_local Stream* of_this_thread;
 static Clock& host = *new Clock;
 static uint64_t host_version = 1;
 static size_t waiting, staged;
+static Operation* running;
+static unsigned running_on;
 
 const Clock& seen_by_host() { return host; }
 
@@ -117,6 +119,8 @@ static void run_first(Stream& stream) {
     waiting--;
     staged -= operation.staged_bytes;
     begin_touching();
+    running = &operation;
+    running_on = stream.id;
     const char* wrong = nullptr;
     if (broken() == CUDA_SUCCESS) {
         if (settings().dry) wrong = touch_declared(operation);
@@ -124,7 +128,28 @@ static void run_first(Stream& stream) {
         if (wrong) refuse(words("%s on stream %u: %s", operation.name, stream.id, wrong));
         else if ((wrong = end_touching(stream, operation))) refuse(wrong);
     }
+    running = nullptr;
     stream.executed = operation.place;
+}
+
+void declare_write(const Range& range) {
+    if (running) running->writes.push_back(range);
+}
+
+const char* describe_waiting_write(uint64_t address, uint64_t bytes) {
+    for (const auto& stream : streams) {
+        if (!running || stream->id == running_on) continue;
+        for (const Operation& other : stream->queue) {
+            /* This one and those that follow it come after what runs. */
+            if (other.after->holds({running_on, running->place})) break;
+            for (const Range& range : other.writes) {
+                if (range.at >= address + bytes || address >= range.at + range.bytes) continue;
+                return words("; %s on stream %u is to write there and has not run yet, and nothing orders the two: an event or a synchronisation is missing",
+                             other.name, stream->id);
+            }
+        }
+    }
+    return "";
 }
 
 /* One operation of a stream that may run now and of which `wanted` holds the next one; chosen at random. */
@@ -154,6 +179,7 @@ CUresult synchronize(const Clock& clock) {
     }
     host.join(clock);
     host_version++;
+    end_flights(host);
     write_counts_sometimes();
     return broken();
 }

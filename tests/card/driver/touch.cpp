@@ -44,6 +44,21 @@ static void keep(Allocation& allocation, const Access& access) {
     all.push_back(access);
 }
 
+/* A kernel writes through the parameters that it is known to write, and no others; so what is said of those is true. */
+static const char* check_declared(const Allocation& allocation, const Access& write, const Operation& operation) {
+    typedef unsigned long long Long;
+    uint64_t begin = ~0ull, end = 0;
+    for (const Range& range : operation.writes) {
+        if (range.at < allocation.begin || range.at >= allocation.end()) continue;
+        begin = std::min(begin, range.at);
+        end = std::max(end, range.at + range.bytes);
+    }
+    if (operation.books || (begin <= write.begin && write.end <= end)) return nullptr;
+    return words("%s on stream %u writes bytes %llu to %llu of allocation %llu, which no parameter that it is known to write has: they are in its row of "
+                 "tests/card/driver/dry_table.cpp, or without a row those that are no pointers to const",
+                 operation.name, write.by.stream, (Long)(write.begin - allocation.begin), (Long)(write.end - allocation.begin), (Long)allocation.number);
+}
+
 const char* end_touching(const Stream& stream, const Operation& operation) {
     const char* wrong = nullptr;
     Point by{stream.id, operation.place};
@@ -52,6 +67,7 @@ const char* end_touching(const Stream& stream, const Operation& operation) {
         Access read{by, operation.name, allocation->read_begin, allocation->read_end, false};
         Access write{by, operation.name, allocation->written_begin, allocation->written_end, true};
         if (!wrong && writes) wrong = check(*allocation, write, *operation.after);
+        if (!wrong && writes) wrong = check_declared(*allocation, write, operation);
         if (!wrong && reads) wrong = check(*allocation, read, *operation.after);
         if (writes) keep(*allocation, write);
         if (reads) keep(*allocation, read);

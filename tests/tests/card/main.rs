@@ -10,3 +10,4 @@ mod card;
 mod faults;
 mod programs;
 mod rows;
+mod updates;

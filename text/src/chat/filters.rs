@@ -1,12 +1,16 @@
 //! Provides the filters and functions of Jinja2 that the engine lacks or that write otherwise there.
 
 use minijinja::{
-    Error, ErrorKind, State, Value as Jinja,
+    Error, State, Value as Jinja,
     value::{Kwargs, Rest, ValueOrKwargs, from_args},
 };
 pub(super) use minijinja_contrib::globals::joiner;
 
-use super::{functions::charge, python::Bounded, spaces};
+use super::{
+    functions::{charge, charged, wrong},
+    python::Bounded,
+    spaces,
+};
 
 /// `text | indent(width=4, first=False, blank=False)`; the width may be the text that is written before a line.
 pub(super) fn indent(
@@ -47,9 +51,7 @@ pub(super) fn indent(
         }
         out.push(line)?;
     }
-    let out = out.into_text();
-    charge(state, out.len())?;
-    Ok(Jinja::from(out))
+    charged(state, out.into_text().into())
 }
 
 /// `text | truncate(length=255, killwords=False, end='...', leeway=5)`.
@@ -75,7 +77,7 @@ pub(super) fn truncate(
     named.assert_all_used()?;
     charge(state, text.len())?;
     let kept = length.checked_sub(end.chars().count());
-    let kept = kept.ok_or_else(|| refuse("truncate: the length is less than that of the end"))?;
+    let kept = kept.ok_or_else(|| wrong("truncate: the length is less than that of the end"))?;
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(Jinja::from(text));
     }
@@ -105,8 +107,4 @@ pub(super) fn split_named(mut arguments: Vec<Jinja>) -> Result<(Vec<Jinja>, Kwar
         None => Kwargs::from_iter(std::iter::empty::<(String, Jinja)>()),
     };
     Ok((arguments, named))
-}
-
-fn refuse(reason: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, reason.to_owned())
 }

@@ -15,19 +15,28 @@ pub(super) fn charge(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)
 }
 
+/// What a function here wrote, paid for.
+pub(super) fn charged(state: &State<'_, '_>, written: Jinja) -> Result<Jinja, Error> {
+    charge(state, written.as_str().map_or(0, str::len))?;
+    Ok(written)
+}
+
+/// An error of a template that asks for what is not there.
+pub(super) fn wrong(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
 /// `value | string`, and an operand of `~`.
 pub(super) fn text(state: &State<'_, '_>, value: Jinja) -> Result<Jinja, Error> {
     if value.as_str().is_some() {
         return Ok(value);
     }
-    let text = python::str(&value)?;
-    charge(state, text.len())?;
-    Ok(Jinja::from(text))
+    charged(state, python::str(&value)?.into())
 }
 
 /// `raise_exception(message)`: a template refuses these messages.
 pub(super) fn raise_exception(message: &str) -> Result<Jinja, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+    Err(wrong(message))
 }
 
 /// `strftime_now(format)`: always 26 July 2024, 12:00.
@@ -99,8 +108,7 @@ pub(super) fn float(
 /// `value | length`, which none does not have.
 pub(super) fn length(value: &Jinja) -> Result<usize, Error> {
     if value.is_none() {
-        let reason = "length: none has no length".to_owned();
-        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+        return Err(wrong("length: none has no length"));
     }
     filters::length(value)
 }

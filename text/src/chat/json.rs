@@ -1,11 +1,12 @@
 //! Provides `tojson` as `transformers` gives it to templates: Python's `json.dumps`, without the HTML escapes of Jinja's own.
 
 use minijinja::{
-    Error, ErrorKind, State, Value as Jinja,
+    Error, State, Value as Jinja,
     value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args},
 };
 
 use super::{
+    functions::{charged, wrong},
     python::{Bounded, float_repr, too_deep},
     values::LongInteger,
 };
@@ -20,9 +21,7 @@ pub(super) fn tojson(
     let writer = Writer::from_arguments(&arguments.into_values())?;
     let mut out = Bounded::default();
     writer.write(&mut out, value, 0)?;
-    let text = out.into_text();
-    super::functions::charge(state, text.len())?;
-    Ok(Jinja::from_safe_string(text))
+    charged(state, Jinja::from_safe_string(out.into_text()))
 }
 
 struct Writer {
@@ -184,7 +183,7 @@ fn scalar(value: &Jinja) -> Result<String, Error> {
             })
         }
         _ if value.downcast_object_ref::<LongInteger>().is_some() => Ok(value.to_string()),
-        kind => Err(wrong(&format!(
+        kind => Err(wrong(format!(
             "tojson cannot write a value of the kind {kind}"
         ))),
     }
@@ -226,8 +225,4 @@ fn pair_of_texts(pair: &Jinja) -> Result<(String, String), Error> {
         },
         _ => Err(wrong("tojson's `separators` must be two texts")),
     }
-}
-
-fn wrong(reason: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, reason.to_owned())
 }

@@ -1,7 +1,7 @@
 //! Provides the methods of Python's texts, lists and dictionaries, and the filters that write texts from values.
 
 use minijinja::{
-    Error, ErrorKind, State, Value as Jinja,
+    Error, State, Value as Jinja,
     formatting::{FormatStyle, format},
     value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args},
 };
@@ -9,7 +9,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::{
     filters::split_named,
-    functions::charge,
+    functions::{charged, wrong},
     python::{self, Bounded, too_long},
     spaces,
 };
@@ -106,8 +106,7 @@ pub(super) fn method(
         }
         _ => return unknown_method_callback(state, value, name, arguments),
     };
-    charge(state, found.as_str().map_or(0, str::len))?;
-    Ok(found)
+    charged(state, found)
 }
 
 /// `value | join(d='', attribute=None)`.
@@ -133,8 +132,7 @@ pub(super) fn join(
             None => python::str(item),
         },
     )?;
-    charge(state, joined.as_str().map_or(0, str::len))?;
-    Ok(joined)
+    charged(state, joined)
 }
 
 fn join_texts(
@@ -160,8 +158,7 @@ pub(super) fn printf(
     arguments: Rest<ValueOrKwargs>,
 ) -> Result<Jinja, Error> {
     let written = formatted(FormatStyle::Printf, text, &arguments.into_values())?;
-    charge(state, written.as_str().map_or(0, str::len))?;
-    Ok(written)
+    charged(state, written)
 }
 
 /// `text % value`: a tuple holds the arguments, anything else is the only one.
@@ -170,8 +167,7 @@ pub(super) fn percent(state: &State<'_, '_>, text: &str, value: &Jinja) -> Resul
         Some(_) => value.try_iter()?.collect(),
         None => vec![value.clone()],
     };
-    let written = formatted(FormatStyle::Printf, text, &arguments)?;
-    charge(state, written.as_str().map_or(0, str::len))?;
+    let written = charged(state, formatted(FormatStyle::Printf, text, &arguments)?)?;
     // Only a dictionary may have more than the text asks for.
     let fewer = arguments.split_last().map(|(_, fewer)| fewer);
     let fewer = fewer.filter(|_| value.kind() != ValueKind::Map);
@@ -252,8 +248,7 @@ pub(super) fn center(
     width: Option<usize>,
 ) -> Result<Jinja, Error> {
     let centred = padded(&python::str(value)?, "center", width.unwrap_or(80), " ")?;
-    charge(state, centred.as_str().map_or(0, str::len))?;
-    Ok(centred)
+    charged(state, centred)
 }
 
 fn partition(text: &str, from_end: bool, arguments: &[Jinja]) -> Result<Jinja, Error> {
@@ -303,8 +298,4 @@ fn swapped(character: char) -> String {
     } else {
         character.to_uppercase().collect()
     }
-}
-
-fn wrong(reason: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, reason.to_owned())
 }

@@ -1,17 +1,17 @@
 //! Provides the walk over corpus files: which there are, of which kind, and their reading line by line.
 
 use std::{
-    fs,
     io::BufReader,
     path::{Path, PathBuf},
 };
+
+use distill_program::{FileError, files as disk};
 
 use super::{
     collector::Collector, document::Document, lines::Lines, parquet, windows::TextWindows,
 };
 use crate::{
     Error, Result,
-    error::io_at,
     limits::{LINE_BYTES_MAX, PIECE_BYTES},
 };
 
@@ -44,12 +44,7 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
             )?);
             continue;
         }
-        let entries = fs::read_dir(path).map_err(io_at(path))?;
-        let entries = entries.map(|entry| entry.map(|entry| entry.path()));
-        let mut entries: Vec<PathBuf> = entries
-            .collect::<std::io::Result<_>>()
-            .map_err(io_at(path))?;
-        entries.sort();
+        let entries = disk::list(path)?;
         let found = files.len();
         // A pipe among them is refused, not passed over.
         for entry in entries.iter().filter(|entry| !entry.is_dir()) {
@@ -73,8 +68,8 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
 
 fn corpus_file(path: &Path, kind: Kind) -> Result<CorpusFile> {
     // Opened now as well: what cannot be read is told before hours go into the files before it.
-    let file = distill_files::open(path).and_then(|file| file.metadata());
-    let bytes = file.map_err(io_at(path))?.len();
+    let found = disk::open(path)?.metadata();
+    let bytes = found.map_err(FileError::at("read", path))?.len();
     Ok(CorpusFile {
         path: path.to_owned(),
         kind,
@@ -102,9 +97,9 @@ fn unknown(path: &Path) -> Error {
 
 /// Reads one file into the collector.
 pub(super) fn read(file: &CorpusFile, collector: &mut Collector<'_>) -> Result<()> {
-    let lines = || {
-        let opened = distill_files::open(&file.path).map_err(io_at(&file.path))?;
-        Ok(Lines::new(BufReader::new(opened), &file.path))
+    let lines = || -> Result<Lines<'_>> {
+        let opened = BufReader::new(disk::open(&file.path)?);
+        Ok(Lines::new(opened, &file.path))
     };
     match file.kind {
         Kind::Text => read_text(&mut lines()?, collector),

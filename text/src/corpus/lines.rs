@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, error::io_at};
+use distill_program::FileError;
+
+use crate::{Error, Result};
 
 /// Lines of one file, their line breaks included.
 pub(super) struct Lines<'a> {
@@ -36,7 +38,7 @@ impl<'a> Lines<'a> {
         bounded
             .take(limit as u64 + 1)
             .read_until(b'\n', &mut self.bytes)
-            .map_err(io_at(&self.path))?;
+            .map_err(FileError::at("read", &self.path))?;
         self.consumed = self.bytes.len() as u64;
         if self.bytes.is_empty() {
             return Ok(None);
@@ -65,7 +67,10 @@ impl<'a> Lines<'a> {
     fn pass_over_rest(&mut self) -> Result<()> {
         let mut ended = self.bytes.ends_with(b"\n");
         while !ended {
-            let buffered = self.reader.fill_buf().map_err(io_at(&self.path))?;
+            let buffered = self
+                .reader
+                .fill_buf()
+                .map_err(FileError::at("read", &self.path))?;
             let at = buffered.iter().position(|&byte| byte == b'\n');
             let taken = at.map_or(buffered.len(), |at| at + 1);
             ended = at.is_some() || buffered.is_empty();

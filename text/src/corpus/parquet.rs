@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use distill_program::{FileError, files};
 use parquet::{
     basic::{ConvertedType, Repetition},
     errors::ParquetError,
@@ -28,7 +29,6 @@ use super::{
 };
 use crate::{
     Error, Result,
-    error::io_at,
     json::{Json, Object},
     limits::{LINE_BYTES_MAX, PARQUET_DEPTH_MAX, PARQUET_METADATA_BYTES_MAX},
 };
@@ -43,7 +43,7 @@ const FOOTER_BYTES: u64 = 8;
 /// # Errors
 /// `CorpusFile` where the file as a whole cannot be used, `CorpusRow` naming the row, counted from 1 as lines are.
 pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Result<()> {
-    let file = distill_files::open(path).map_err(io_at(path))?;
+    let file = files::open(path)?;
     let broken = |reason: String| Error::CorpusFile {
         path: path.to_owned(),
         reason,
@@ -118,8 +118,8 @@ fn check_footer(mut file: &File, path: &Path, bytes: u64) -> Result<()> {
     }
     let mut footer = [0; FOOTER_BYTES as usize];
     file.seek(SeekFrom::Start(bytes - FOOTER_BYTES))
-        .map_err(io_at(path))?;
-    file.read_exact(&mut footer).map_err(io_at(path))?;
+        .and_then(|_| file.read_exact(&mut footer))
+        .map_err(FileError::at("read", path))?;
     let [a, b, c, d, magic @ ..] = footer;
     if &magic != b"PAR1" {
         return Err(broken(

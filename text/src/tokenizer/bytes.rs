@@ -206,9 +206,12 @@ static BYTES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
     let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut others = (0x100u32..).filter_map(char::from_u32);
     (0..=u8::MAX)
-        .filter_map(|byte| match printable(byte) {
-            true => Some((char::from(byte), byte)),
-            false => Some((others.next()?, byte)),
+        .filter_map(|byte| {
+            if printable(byte) {
+                Some((char::from(byte), byte))
+            } else {
+                Some((others.next()?, byte))
+            }
         })
         .collect()
 });

@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use distill_program::{FileError, files, output};
 use distill_proto::Fingerprint;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -25,7 +26,6 @@ use tokenizers::Tokenizer;
 use crate::{
     Error, Result,
     chat::{ChatTemplate, ChatTemplateKwargs, RenderInput},
-    error::io_at,
     limits::ENCODE_PATIENCE,
 };
 pub use bytes::{Token, Vocabulary};
@@ -245,14 +245,12 @@ impl TokenizerFiles {
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
         for (name, from) in self.files() {
             let to = dir.join(name);
-            if let Some(parent) = to.parent() {
-                fs::create_dir_all(parent).map_err(io_at(parent))?;
-            }
-            fs::copy(&from, to).map_err(io_at(from))?;
+            files::create_directory(files::directory_of(&to))?;
+            fs::copy(&from, to).map_err(FileError::at("copy", &from))?;
         }
         for (name, text) in &self.texts {
             let to = dir.join(name);
-            fs::write(&to, text).map_err(io_at(to))?;
+            output::write(&to, text.as_bytes())?;
         }
         Ok(())
     }

@@ -1,16 +1,13 @@
 //! Provides a tokenizer's files by name, bounded: those of a directory, or texts that another file holds.
 
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use distill_program::files;
 use serde_json::Value;
 
 use super::load::bad;
 use crate::{
     Result,
-    error::io_at,
     limits::{CONFIG_FILE_BYTES_MAX, TOKENIZER_FILE_BYTES_MAX},
 };
 
@@ -48,11 +45,7 @@ impl Origin<'_> {
                     "tokenizer.json" => TOKENIZER_FILE_BYTES_MAX,
                     _ => CONFIG_FILE_BYTES_MAX,
                 };
-                match distill_files::read_text(&path, bytes_max) {
-                    Ok(text) => Ok(Some(text)),
-                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                    Err(e) => Err(io_at(path)(e)),
-                }
+                Ok(files::if_there(files::read_text(&path, bytes_max))?)
             }
             Self::Texts { texts, .. } => {
                 let text = texts.iter().find(|(known, _)| *known == name);
@@ -69,9 +62,9 @@ impl Origin<'_> {
         let path = self.path_of(name);
         let value: Value = serde_json::from_str(&text)
             .map_err(|e| bad(&path, "file", format!("not JSON, or truncated: {e}")))?;
-        match value.is_object() {
-            true => Ok(Some((path, value))),
-            false => Err(bad(&path, "file", "is not a JSON object")),
+        if !value.is_object() {
+            return Err(bad(&path, "file", "is not a JSON object"));
         }
+        Ok(Some((path, value)))
     }
 }

@@ -117,13 +117,13 @@ impl<'a> Decoder<'a> {
     /// `Entropy`.
     pub fn finish(self, index: u64) -> Result<()> {
         self.check(index)?;
-        match self.state == STATE_MIN && self.words.len() == 0 {
-            true => Ok(()),
-            false => Err(Error::Entropy {
-                index,
-                reason: "the stream does not end where it must",
-            }),
+        if self.state == STATE_MIN && self.words.len() == 0 {
+            return Ok(());
         }
+        Err(Error::Entropy {
+            index,
+            reason: "the stream does not end where it must",
+        })
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG_FILE, refusals};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Longest configuration that is read; real ones are a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 22;
@@ -40,10 +40,7 @@ impl AdapterConfig {
     /// A file that is no LoRA configuration, or one that asks for what this build does not do, by name.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_FILE);
-        let text =
-            distill_files::read_text(&path, CONFIG_BYTES_MAX).map_err(Error::io("read", &path))?;
-        let fields: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        let fields: Map<String, Value> = files::read_json(&path, CONFIG_BYTES_MAX)?;
         if let Some(refusal) = refusals::refusal(&fields) {
             return Err(Error::file(&path, refusal));
         }
@@ -55,8 +52,8 @@ impl AdapterConfig {
                 unknown.join(", ")
             );
         }
-        let written: Written = serde_json::from_value(Value::Object(fields))
-            .map_err(|e| Error::file(&path, e.to_string()))?;
+        let written: Written =
+            serde_json::from_value(Value::Object(fields)).map_err(|e| Error::file(&path, e))?;
         if written.lora_dropout > 0.0 {
             tracing::warn!(
                 "{}: lora_dropout {} is ignored; there is no dropout here",
@@ -241,9 +238,10 @@ fn layers(
     };
     let after: Vec<String> = after.into_iter().filter(|text| !text.is_empty()).collect();
     let Some(numbers) = numbers else {
-        return match after.is_empty() {
-            true => Ok(None),
-            false => Err("layers_pattern needs layers_to_transform".into()),
+        return if after.is_empty() {
+            Ok(None)
+        } else {
+            Err("layers_pattern needs layers_to_transform".into())
         };
     };
     if numbers.is_empty() {

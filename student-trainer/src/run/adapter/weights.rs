@@ -1,12 +1,16 @@
 //! Provides the weights of an adapter on disk, under PEFT's names, and of the projection of hidden states beside them.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Var};
 use distill_model::Weights;
 
 use super::{AdapterConfig, CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE};
-use crate::{Error, Result, loss::HiddenProjection, run::write_atomically};
+use crate::{
+    Error, Result,
+    files::{self, write_atomically, write_tensors},
+    loss::HiddenProjection,
+};
 
 /// What PEFT wrote before safetensors, a pickle.
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -22,15 +26,10 @@ pub fn save_adapter(
     config: &AdapterConfig,
     parameters: &[(String, Var)],
 ) -> Result<()> {
-    fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-    let tensors = parameters
-        .iter()
-        .map(|(name, var)| Ok((name, var.as_tensor().to_device(&Device::Cpu)?)))
-        .collect::<Result<Vec<(&String, Tensor)>>>()?;
+    files::create_directory(directory)?;
+    let tensors = parameters.iter().map(|(name, var)| (name, var.as_tensor()));
     // What PEFT and transformers write; some readers insist on it.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights = safetensors::serialize(tensors, Some(metadata))?;
-    write_atomically(&directory.join(WEIGHTS_FILE), &weights)?;
+    write_tensors(&directory.join(WEIGHTS_FILE), tensors)?;
     write_atomically(&directory.join(CONFIG_FILE), &config.to_json()?)
 }
 
@@ -40,9 +39,7 @@ pub fn save_adapter(
 /// A tensor error, or a file that cannot be written.
 pub fn save_projection(directory: &Path, projection: &HiddenProjection) -> Result<()> {
     let (name, var) = projection.parameter();
-    let tensor = var.as_tensor().to_device(&Device::Cpu)?;
-    let bytes = safetensors::serialize([(name, tensor)], None)?;
-    write_atomically(&directory.join(PROJECTION_FILE), &bytes)
+    write_tensors(&directory.join(PROJECTION_FILE), [(name, var.as_tensor())])
 }
 
 /// Fills `parameters` with the values of a saved adapter, whatever float type it was saved in.

@@ -11,7 +11,7 @@ that steps which were lost and done again are shown once.
 mod event;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -20,7 +20,7 @@ use std::{
 use prost::Message;
 
 use super::{EvalMetrics, StepMetrics};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use event::{Event, SessionLog, SessionStatus, Summary, Value, What};
 
 /// Of every file: TensorBoard takes those whose names hold it for event files.
@@ -44,7 +44,7 @@ impl TensorBoard {
     }
 
     fn open_at(directory: &Path, steps_done: usize, wall_time: f64) -> Result<Self> {
-        fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        files::create_directory(directory)?;
         let earlier = earlier_files(directory)?;
         // TensorBoard reads files in the order of their names, whatever the clock did since.
         let seconds = earlier.iter().copied().fold(wall_time as u64, u64::max);
@@ -130,12 +130,9 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 /// The seconds in the names of the event files that are there.
 fn earlier_files(directory: &Path) -> Result<Vec<u64>> {
     let mut seconds = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::io("read", directory))? {
-        let name = entry.map_err(Error::io("read", directory))?.file_name();
-        if let Some(rest) = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(FILE_PREFIX))
-        {
+    for path in files::list(directory)? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(rest) = name.and_then(|name| name.strip_prefix(FILE_PREFIX)) {
             let digits = rest.split('.').next().unwrap_or_default();
             seconds.push(digits.parse().unwrap_or(0));
         }

@@ -1,5 +1,7 @@
 //! Event files to the byte, and how they go on. `tests/fixtures/check_tensorboard.py` reads them with TensorBoard itself.
 
+use std::fs;
+
 use super::*;
 
 const GOLDEN: &str = "tests/fixtures/tensorboard/resumed";

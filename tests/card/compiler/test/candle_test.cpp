@@ -162,6 +162,45 @@ static void self_test(const Loaded& ours, uint64_t order) {
     expect(said.find("shared memory to byte") != std::string::npos && said.find("the launch has 128") != std::string::npos, "reverse: " + said);
 }
 
+static const char WITHOUT_A_LANE[] = R"(
+    extern "C" __global__ void without_a_lane(Buffer<float> out) {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        u32 a[4] = {0, 0, 0, 0};
+        if (lane() == 3) return;
+        mma<BF16>(sum, a, 0, 0);
+        out[lane()] = sum[0];
+    })";
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+/* A product of tensor cores: of whole numbers, exact in any order. And one without a lane, which has ended. */
+static void tensor_cores(const Loaded& ours, const Loaded& fault, uint64_t order) {
+    struct Floats {
+        void* data;
+        int64_t len;
+        int32_t dtype;
+    };
+    std::vector<uint16_t> a(256), b(128);
+    std::vector<float> c(128), right(128);
+    /* bf16: the upper half of an f32. */
+    auto brain = [](float value) { return (uint16_t)(bits_of(value) >> 16); };
+    for (int i = 0; i < 256; i++) a[i] = brain((float)(i % 17 - 8));
+    for (int i = 0; i < 128; i++) b[i] = brain((float)(i % 13 - 6)), c[i] = (float)i;
+    for (int i = 0; i < 128; i++) {
+        right[i] = c[i];
+        for (int k = 0; k < 16; k++) right[i] += (float)((i / 8 * 16 + k) % 17 - 8) * (float)((k * 8 + i % 8) % 13 - 6);
+    }
+    Floats x = {fresh(a), 256, 1}, y = {fresh(b), 128, 1}, sum = {fresh(c), 128, 0}, out = {fresh(128 * 4), 128, 0};
+    launch(ours, "multiply_16", {{1, 1, 1}, {32, 1, 1}, 0, order}, {&x, &y, &sum, &out});
+    expect_equal(values((float*)out.data, 128), right, "multiply_16");
+    std::string said = run(fault, "without_a_lane", {{1, 1, 1}, {32, 1, 1}, 0, order}, {&out});
+    expect(said.find("tensor cores take all lanes of a warp, and of these only fffffff7 come") != std::string::npos, "without_a_lane: " + said);
+}
+
 static void describe(const Loaded& ours) {
     for (size_t i = 0; i < ours.count; i++) {
         const CardEntry& entry = ours.entries[i];
@@ -188,7 +227,9 @@ int main(int, char** words) {
     auto module = [&](const char* name) { return compile_file(candle + "/" + name + ".cu"); };
     Loaded binary = module("binary"), unary = module("unary"), cast = module("cast"), reduce = module("reduce");
     Loaded indexing = module("indexing"), sort = module("sort"), ternary = module("ternary"), quantized = module("quantized");
-    Loaded ours = compile(read(own + "/prelude.cuh") + read(own + "/self_test.cu"));
+    std::string prelude = read(own + "/prelude.cuh");
+    Loaded ours = compile(prelude + read(own + "/self_test.cu"));
+    Loaded fault = compile(prelude + WITHOUT_A_LANE);
     describe(ours);
     for (uint64_t order = 0; order < ORDERS; order++) {
         elementwise(binary, unary, cast, order);
@@ -196,6 +237,7 @@ int main(int, char** words) {
         rows_by_index(indexing, sort, ternary, order);
         unpacking(quantized, order);
         self_test(ours, order);
+        tensor_cores(ours, fault, order);
     }
     return report();
 }

@@ -107,6 +107,19 @@ static void refuse_texts() {
     expect(log.find("6 a.cu: error: the kernel f is not extern \"C\"") == 0, log);
 }
 
+static void refuse_instructions() {
+    std::string log;
+    compile("extern \"C\" __global__ void f(float* x) {\n    float y;\n    if (x)\n        asm volatile(\"ex2.approx.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x[0]));\n}\n", &log);
+    expect(log.find("6 a.cu: error: at a.cu:4: inline PTX \"ex2.approx.f32 %0, %1;\": the card in software runs none") == 0, log);
+    compile("extern \"C\" __global__ void f(unsigned* x) { __asm__(\"{mov\" \".u32 %0, %%laneid;}\" : \"=r\"(*x)); }", &log);
+    expect(log.find("at a.cu:1: inline PTX \"{mov\"\".u32 %0, %%laneid;}\"") != std::string::npos, log);
+    compile("extern \"C\" __global__ void f(unsigned* x) {\n    asm(R\"(bar.sync 0;)\");\n}", &log);
+    expect(log.find("at a.cu:2: inline PTX R\"(bar.sync 0;)\"") != std::string::npos, log);
+    /* A name for the linker. */
+    compile("extern \"C\" float root(float) __asm__(\"sqrtf\");\nextern \"C\" __global__ void f(float* x) { x[0] = root(x[0]); }", &log);
+    expect(log[0] == '0', log);
+}
+
 int main(int, char** words) {
     Loaded module = compile_file(words[1]);
     describe(module);
@@ -114,5 +127,6 @@ int main(int, char** words) {
     pass_what_is_right(module);
     count_threads(module);
     refuse_texts();
+    refuse_instructions();
     return report();
 }

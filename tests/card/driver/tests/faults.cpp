@@ -181,3 +181,49 @@ LEGAL(what_is_done_is_traced) {
     EXPECT(trace.find("\"grid\": [1, 1, 1], \"block\": [256, 1, 1]") != std::string::npos);
     EXPECT(trace.find("\"kind\": \"allocate\", \"name\": \"cuMemAllocAsync\", \"bytes\": 16, \"stream\": 0, \"live\": 32") != std::string::npos);
 }
+
+/* What tests/card/live.py says of the trace. */
+static std::string live(const std::string& trace, const std::string& options) {
+    std::string here = __FILE__, script = here.substr(0, here.rfind('/')) + "/../../live.py";
+    FILE* said = popen(("python3 " + script + " " + trace + options).c_str(), "r");
+    std::string text;
+    char part[4096];
+    while (size_t got = fread(part, 1, sizeof part, said)) text.append(part, got);
+    EXPECT(pclose(said) == 0);
+    return text;
+}
+
+static bool has(const std::string& text, const char* part) {
+    if (text.find(part) == std::string::npos) fprintf(stderr, "no %s in %s\n", part, text.c_str());
+    return text.find(part) != std::string::npos;
+}
+
+LEGAL(what_was_live_at_the_peak_is_told_with_who_wrote_it) {
+    std::string path = in_dir("trace");
+    setenv("CARD_TRACE", path.c_str(), 1);
+    if (fork() == 0) {
+        open_card();
+        CUdeviceptr copied = floats(1 << 18, 1, nullptr), other = floats(1 << 18, 1, nullptr), zeroed = unwritten(2 << 20, nullptr);
+        OK(cuMemsetD8Async(zeroed, 0, 2 << 20, nullptr));
+        CUdeviceptr made = unwritten(512 << 10, nullptr), none = 0, unused = unwritten(256 << 10, nullptr);
+        OK(cuMemFreeAsync(unused, nullptr));
+        OK(launch("optional", nullptr, 32, {&made, &none}));
+        OK(cuMemFreeAsync(zeroed, nullptr));
+        /* At an address of before, perhaps, and below the peak. */
+        OK(cuMemcpyDtoDAsync_v2(unwritten(1 << 20, nullptr), copied, 1 << 20, nullptr));
+        OK(add(copied, other, 4, nullptr));
+        OK(cuCtxSynchronize());
+        exit(0);
+    }
+    int status;
+    wait(&status);
+    EXPECT(status == 0);
+    std::string at_peak = live(path, "");
+    EXPECT(has(at_peak, "after line 8: 4.8 MiB in 5 allocations"));
+    EXPECT(has(at_peak, "| 2.0 | 2 | 1048576 | cuMemcpyHtoDAsync | 1 |"));
+    EXPECT(has(at_peak, "| 2.0 | 1 | 2097152 | cuMemsetD8Async | 5 |"));
+    EXPECT(has(at_peak, "| 0.5 | 1 | 524288 | optional | 7 |"));
+    EXPECT(has(at_peak, "| 0.2 | 1 | 262144 | nothing | 8 |"));
+    EXPECT(has(live(path, " --at 12"), "| 1.0 | 1 | 1048576 | cuMemcpyDtoDAsync | 12 |"));
+    EXPECT(has(live(path, " --at 1"), "after line 1: 1.0 MiB in 1 allocations"));
+}

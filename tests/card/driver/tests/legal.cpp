@@ -98,39 +98,6 @@ LEGAL(the_default_stream_waits_and_is_waited_for) {
     EXPECT(all(read_floats(mine, 4, STREAM_PER_THREAD), 8));
 }
 
-LEGAL(a_pageable_source_is_read_at_the_call) {
-    open_card();
-    std::vector<float> host(1000, 5);
-    CUdeviceptr at = unwritten(4000, nullptr);
-    OK(cuMemcpyHtoDAsync_v2(at, host.data(), 4000, nullptr));
-    host.assign(1000, 6);
-    EXPECT(all(read_floats(at, 1000, nullptr), 5));
-}
-
-LEGAL(a_pinned_source_is_read_when_the_copy_runs) {
-    open_card();
-    float* host;
-    OK(cuMemHostAlloc(reinterpret_cast<void**>(&host), 16, 0));
-    CUdeviceptr at = unwritten(16, nullptr);
-    for (int i = 0; i < 4; i++) host[i] = 5;
-    OK(cuMemcpyHtoDAsync_v2(at, host, 16, nullptr));
-    for (int i = 0; i < 4; i++) host[i] = 6;
-    EXPECT(all(read_floats(at, 4, nullptr), 6));
-    OK(cuMemFreeHost(host));
-}
-
-LEGAL(a_pinned_target_is_written_by_the_synchronization) {
-    open_card();
-    std::vector<float> host(4, -1);
-    OK(cuMemHostRegister_v2(host.data(), 16, 0));
-    CUdeviceptr at = floats(4, 7, nullptr);
-    OK(cuMemcpyDtoHAsync_v2(host.data(), at, 16, nullptr));
-    EXPECT(host[0] == -1);
-    OK(cuStreamSynchronize(nullptr));
-    EXPECT(all(host, 7));
-    OK(cuMemHostUnregister(host.data()));
-}
-
 LEGAL(the_pool_hands_a_freed_block_out_again_in_the_order_of_the_stream) {
     open_card();
     CUmemoryPool pool;

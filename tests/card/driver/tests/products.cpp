@@ -1,73 +1,12 @@
 /* cuBLAS and cuRAND. */
 #include <cmath>
-#include <cstring>
 
-#include "../../include/card_small_floats.h"
-#include "card.hpp"
+#include "products.hpp"
 
-CARD_API int cublasCreate_v2(void**);
-CARD_API int cublasDestroy_v2(void*);
-CARD_API int cublasSetStream_v2(void*, CUstream);
-CARD_API int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int, int, int, int);
-CARD_API int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*, int, int, long long, const void*, int, int, long long,
-                                        const void*, void*, int, int, long long, int, int, int);
-CARD_API int cublasDgemmStridedBatched(void*, int, int, int, int, int, const double*, const double*, int, long long, const double*, int, long long,
-                                       const double*, double*, int, long long, int);
 CARD_API int curandCreateGenerator(void**, int);
 CARD_API int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long);
 CARD_API int curandGenerateUniform(void*, float*, size_t);
 CARD_API int curandGenerateNormal(void*, float*, size_t, float, float);
-
-enum { F32 = 0, F64 = 1, F16 = 2, BF16 = 14, COMPUTE_32F = 68 };
-
-static size_t width(int type) { return type == F32 ? 4 : 2; }
-
-static float held_as(int type, float value) {
-    if (type == F16) return card::Binary16::wide(card::Binary16::of(value));
-    return type == BF16 ? card::Brain16::wide(card::Brain16::of(value)) : value;
-}
-
-static std::vector<unsigned char> bytes_of(const std::vector<float>& values, int type) {
-    std::vector<unsigned char> bytes(values.size() * width(type));
-    for (size_t i = 0; i < values.size(); i++) {
-        uint16_t half = type == F16 ? card::Binary16::of(values[i]) : card::Brain16::of(values[i]);
-        if (type == F32) memcpy(&bytes[i * 4], &values[i], 4);
-        else memcpy(&bytes[i * 2], &half, 2);
-    }
-    return bytes;
-}
-
-static std::vector<float> values_of(const std::vector<unsigned char>& bytes, int type) {
-    std::vector<float> values(bytes.size() / width(type));
-    for (size_t i = 0; i < values.size(); i++) {
-        uint16_t half;
-        memcpy(&half, &bytes[i * width(type)], 2);
-        if (type == F32) memcpy(&values[i], &bytes[i * 4], 4);
-        else values[i] = type == F16 ? card::Binary16::wide(half) : card::Brain16::wide(half);
-    }
-    return values;
-}
-
-static CUdeviceptr upload(const std::vector<unsigned char>& bytes) {
-    CUdeviceptr at = unwritten(bytes.size(), nullptr);
-    OK(cuMemcpyHtoDAsync_v2(at, bytes.data(), bytes.size(), nullptr));
-    return at;
-}
-
-static std::vector<float> numbers(size_t count, unsigned seed, int type) {
-    std::vector<float> values(count);
-    for (float& value : values) {
-        seed = seed * 1664525 + 1013904223;
-        value = held_as(type, static_cast<float>(seed >> 8) / (1 << 23) - 1);
-    }
-    return values;
-}
-
-static void* handle() {
-    static void* made;
-    if (!made) OK(static_cast<CUresult>(cublasCreate_v2(&made)));
-    return made;
-}
 
 static void check_product(int type, int c_type, int transa, int transb, int m, int n, int k, int batch, float beta) {
     int lda = (transa ? k : m) + 3, ldb = (transb ? n : k) + 1, ldc = m + 2;

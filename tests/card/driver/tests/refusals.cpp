@@ -75,6 +75,49 @@ REFUSED(two_streams_without_an_event, "nothing orders the two") {
     cuCtxSynchronize();
 }
 
+/* Whichever of the two a card runs first, and whichever runs first here. */
+REFUSED(two_streams_of_which_one_has_yet_to_write, "and nothing orders the two: an event or a synchronisation is missing") {
+    open_card();
+    CUstream one = new_stream(), two = new_stream();
+    CUdeviceptr at = unwritten(16, one), to = floats(4, 0, two);
+    OK(cuStreamSynchronize(one));
+    OK(cuMemsetD8Async(at, 0, 16, one));
+    add(to, at, 4, two);
+    cuCtxSynchronize();
+}
+
+REFUSED(a_read_before_another_stream_s_copy, "of allocation 1 (16 bytes); cuMemcpyHtoDAsync on stream 1 is to write there and has not run yet") {
+    open_card();
+    CUstream one = new_stream(), two = new_stream();
+    CUdeviceptr at = floats(4, 1, one), to = floats(4, 0, two);
+    add(to, at, 4, two);
+    cuStreamSynchronize(two);
+}
+
+REFUSED(a_read_before_another_stream_s_kernel, "cuMemcpyDtoHAsync on stream 2: reads 16 bytes that nothing has written: byte 0 of allocation 1 (16 bytes); set on stream 1 is to write") {
+    open_card();
+    CUstream one = new_stream(), two = new_stream();
+    CUdeviceptr at = unwritten(16, one);
+    long long count = 4;
+    float value = 1;
+    OK(launch("set", one, 32, {&at, &value, &count}));
+    read_floats(at, 4, two);
+}
+
+/* The write comes after the read, and says so: nothing is missing but the write before. */
+REFUSED(a_read_before_a_write_that_waits_for_it, "of allocation 1 (16 bytes)\n") {
+    open_card();
+    CUstream one = new_stream(), two = new_stream();
+    CUevent event = new_event();
+    CUdeviceptr at = unwritten(16, one), to = floats(4, 0, two);
+    OK(cuStreamSynchronize(one));
+    OK(add(to, at, 4, two));
+    OK(cuEventRecord(event, two));
+    OK(cuStreamWaitEvent(one, event, 0));
+    OK(cuMemsetD8Async(at, 0, 16, one));
+    cuCtxSynchronize();
+}
+
 REFUSED(two_streams_that_write_the_same, "nothing orders the two") {
     open_card();
     CUstream one = new_stream(), two = new_stream();

@@ -4,64 +4,14 @@
 
 use rayon::prelude::*;
 
-use crate::matmul::{Matrix, Store, Threads, product};
+use super::matmul::{Matrix, Store, Threads, product};
+use crate::ops::{Dims, Heads, Span};
 use crate::simd::{add_to, softmax, softmax_gradient};
 
 /// Queries per block. Keys after a block's last query, and before its first one's window, are never touched.
 const BLOCK_QUERIES: usize = 64;
 
-/// Sizes of one attention: all tensors are [rows, heads, head_dim].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Dims {
-    pub(crate) heads: usize,
-    pub(crate) key_value_heads: usize,
-    pub(crate) head_dim: usize,
-    /// The number of latest positions that one attends to, itself included; `None` for its whole past.
-    pub(crate) window: Option<usize>,
-}
-
-/// Rows that attend to each other: one sequence of a batch, or one document of a packed row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span {
-    /// First row in q.
-    pub(crate) first_query: usize,
-    /// The last `queries` of the `keys` positions.
-    pub(crate) queries: usize,
-    /// First row in k and v.
-    pub(crate) first_key: usize,
-    pub(crate) keys: usize,
-}
-
 impl Span {
-    /// `batch` sequences of `queries` positions that follow earlier ones.
-    pub(crate) fn batch(batch: usize, queries: usize, keys: usize) -> Vec<Self> {
-        (0..batch)
-            .map(|index| Self {
-                first_query: index * queries,
-                queries,
-                first_key: index * keys,
-                keys,
-            })
-            .collect()
-    }
-
-    /// Documents of these lengths, one after another.
-    pub(crate) fn documents(lengths: &[usize]) -> Vec<Self> {
-        let starts = lengths.iter().scan(0, |next, length| {
-            let start = *next;
-            *next += length;
-            Some((start, *length))
-        });
-        starts
-            .map(|(start, length)| Self {
-                first_query: start,
-                queries: length,
-                first_key: start,
-                keys: length,
-            })
-            .collect()
-    }
-
     /// The blocks of queries, each with the keys that any of them sees.
     fn blocks(self, window: Option<usize>) -> impl Iterator<Item = Block> {
         let past = self.keys - self.queries;
@@ -94,18 +44,7 @@ struct Block {
     keys: usize,
 }
 
-/// Gradients of the loss in q, k and v.
-pub(crate) struct InputGradients {
-    pub(crate) q: Vec<f32>,
-    pub(crate) k: Vec<f32>,
-    pub(crate) v: Vec<f32>,
-}
-
 impl Dims {
-    pub(crate) fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
     /// Rows `first..first + len` of one head in a tensor with `heads` heads.
     fn rows<'a>(
         &self,
@@ -184,10 +123,10 @@ impl<'a> Head<'a> {
 
     /// With P the probabilities and dO the output's gradient: dV = P^T dO, dP = dO V^T,
     /// dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
-    fn backward(&self, grad: &'a [f32]) -> InputGradients {
+    fn backward(&self, grad: &'a [f32]) -> Heads<Vec<f32>> {
         let Dims { head_dim, .. } = self.dims;
         let scale = self.dims.scale();
-        let mut out = InputGradients {
+        let mut out = Heads {
             q: vec![0.0; self.span.queries * head_dim],
             k: vec![0.0; self.span.keys * head_dim],
             v: vec![0.0; self.span.keys * head_dim],
@@ -240,7 +179,7 @@ impl<'a> Head<'a> {
 ///
 /// # Shapes
 /// q and out [rows, H, head_dim], k and v [key rows, KV, head_dim]; the spans are in order and cover all rows.
-pub(crate) fn forward(
+pub(super) fn forward(
     dims: Dims,
     spans: &[Span],
     (q, k, v): (&[f32], &[f32], &[f32]),
@@ -273,12 +212,12 @@ pub(crate) fn forward(
 }
 
 /// Gradients in q, k and v from the output's gradient, shaped as they are.
-pub(crate) fn backward(
+pub(super) fn backward(
     dims: Dims,
     spans: &[Span],
     (q, k, v): (&[f32], &[f32], &[f32]),
     grad: &[f32],
-) -> InputGradients {
+) -> Heads<Vec<f32>> {
     let heads: Vec<Head<'_>> = spans
         .iter()
         .flat_map(|span| {
@@ -292,8 +231,8 @@ pub(crate) fn backward(
             })
         })
         .collect();
-    let by_head: Vec<InputGradients> = heads.par_iter().map(|head| head.backward(grad)).collect();
-    let mut out = InputGradients {
+    let by_head: Vec<Heads<Vec<f32>>> = heads.par_iter().map(|head| head.backward(grad)).collect();
+    let mut out = Heads {
         q: vec![0.0; q.len()],
         k: vec![0.0; k.len()],
         v: vec![0.0; v.len()],
@@ -324,3 +263,7 @@ fn scatter_head(
         add_to(&mut out[..head_dim], row);
     }
 }
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+pub(crate) mod tests;

@@ -6,15 +6,7 @@ use super::*;
 fn what_is_no_regular_file_is_refused_by_name_and_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        at("fifo"),
-        rustix::fs::FileType::Fifo,
-        mode,
-        0,
-    )
-    .unwrap();
+    crate::output::tests::fifo(&at("fifo"));
     let _socket = UnixListener::bind(at("socket")).unwrap();
     fs::create_dir(at("directory")).unwrap();
     symlink(at("fifo"), at("link")).unwrap();
@@ -30,12 +22,12 @@ fn what_is_no_regular_file_is_refused_by_name_and_without_waiting() {
             read(&path, 10).unwrap_err(),
             open_or_create(&path).unwrap_err(),
         ] {
-            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert_eq!(error.reason.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
     assert_eq!(
-        read(&at("nowhere"), 10).unwrap_err().kind(),
+        read(&at("nowhere"), 10).unwrap_err().reason.kind(),
         ErrorKind::NotFound
     );
 }
@@ -49,7 +41,7 @@ fn a_file_of_the_limit_is_read_and_one_byte_more_is_not() {
     for path in [path, dir.path().join("link")] {
         assert_eq!(read(&path, 10).unwrap(), b"0123456789");
         let error = read(&path, 9).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+        assert_eq!(error.reason.kind(), ErrorKind::FileTooLarge);
         assert!(error.to_string().contains("9 bytes"), "{error}");
     }
     // No length in its metadata, and yet bytes.

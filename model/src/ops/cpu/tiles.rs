@@ -1,18 +1,10 @@
-//! Provides the product with a frozen quantised matrix as a candle op: a tile of rows is dequantised, multiplied and discarded.
+//! Provides the product with a matrix that is not held in f32: a tile of rows is widened, multiplied and discarded.
 //!
 //! y = x W^T: every core dequantises a tile of its own and fills its columns of y, so cores wait for each other once a product.
 //! dX = dY W sums over tiles: there is one at a time, and all cores share its work. The gradient of W does not exist.
 
-use crate::frozen::Side;
-use crate::matmul::{Matrix, Store, Threads, product};
-use crate::{Error, Result};
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Result as CandleResult, Shape,
-    Tensor,
-};
-use distill_kernels::device;
-use half::{bf16, f16};
+use super::matmul::{Matrix, Store, Threads, product};
+use crate::Result;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -28,14 +20,9 @@ const TILE_ROWS: std::ops::RangeInclusive<usize> = 256..=1024;
 const TILES_MIN: usize = 16;
 /// See `TILES_MIN`; a tile of fewer rows costs more in preparing x for it than it gains.
 const TILE_ROWS_MIN: usize = 64;
-/// Activations one task widens or narrows at a time.
-const CONVERT_ELEMENTS: usize = 1 << 14;
 
-/// A frozen matrix [height, width] whose rows are dequantised when they are needed; a clone shares them.
-pub(crate) trait Quantised: Clone + Send + Sync + 'static {
-    /// What its product is called in errors.
-    const PRODUCT: &'static str;
-
+/// A matrix [height, width] whose rows become f32 when they are needed.
+pub(crate) trait Quantised: Sync {
     /// Rows, a linear layer's output features.
     fn height(&self) -> usize;
 
@@ -44,25 +31,6 @@ pub(crate) trait Quantised: Clone + Send + Sync + 'static {
 
     /// Dequantises rows into `out` [rows.len(), width].
     fn dequantize_rows(&self, rows: Range<usize>, threads: Threads, out: &mut [f32]) -> Result<()>;
-
-    /// The whole matrix as a dense tensor on a card.
-    fn unpack_on_card(&self, card: &CudaDevice, dtype: DType) -> CandleResult<Tensor>;
-}
-
-/// y = x W^T for a frozen quantised matrix W. The product is computed in f32 and rounded to x's type.
-///
-/// # Shapes
-/// x [N, in], weight [out, in] -> [N, out]
-///
-/// # Errors
-/// When x has another width or a type that is not f32, bf16 or f16.
-pub(crate) fn forward<W: Quantised>(x: &Tensor, weight: &W) -> Result<Tensor> {
-    let op = Product {
-        weight: weight.clone(),
-        side: Side::Forward,
-        tile_rows: tile_rows(weight.width()),
-    };
-    x.contiguous()?.apply_op1(op).map_err(Error::from)
 }
 
 /// Bytes at most of the tile of f32 weights that a thread has at a time in a product with a quantised matrix [rows, columns] on
@@ -75,41 +43,13 @@ fn tile_rows(columns: usize) -> usize {
     (TILE_ELEMENTS / columns.max(1)).clamp(*TILE_ROWS.start(), *TILE_ROWS.end())
 }
 
-pub(crate) struct Product<W> {
-    pub weight: W,
-    pub side: Side,
-    pub tile_rows: usize,
-}
-
-impl<W: Quantised> Product<W> {
-    /// Checks the input and returns (rows of the input, width of the output).
-    fn plan(&self, x: &Layout) -> CandleResult<(usize, usize)> {
-        let (rows, width) = x.shape().dims2()?;
-        let (expected, out) = match self.side {
-            Side::Forward => (self.weight.width(), self.weight.height()),
-            Side::Backward => (self.weight.height(), self.weight.width()),
-        };
-        if width != expected {
-            candle_core::bail!(
-                "{}: the input is {width} wide, the weight takes {expected}",
-                W::PRODUCT
-            );
-        }
-        Ok((rows, out))
-    }
-
-    /// x [N, width] -> [N, out].
-    fn multiply(&self, x: &[f32], rows: usize, out_width: usize) -> CandleResult<Vec<f32>> {
-        let mut out = vec![0f32; rows * out_width];
-        let tiles = Tiles {
-            weight: &self.weight,
-            tile_rows: self.tile_rows,
-        };
-        tiles
-            .multiply(self.side, x, rows, &mut out, Store::Replace)
-            .map_err(candle_core::Error::wrap)?;
-        Ok(out)
-    }
+/// Which product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// x [N, in] -> x W^T [N, out].
+    Forward,
+    /// dY [N, out] -> dY W [N, in].
+    Backward,
 }
 
 /// x W^T or dY W of a frozen quantised matrix on plain slices, into `out` or added to it.
@@ -132,6 +72,23 @@ pub(crate) fn multiply<W: Quantised>(
 ) -> Result<()> {
     let tile_rows = tile_rows(weight.width());
     Tiles { weight, tile_rows }.multiply(side, x, rows, out, store)
+}
+
+/// As [`multiply`], with tiles of so many rows.
+#[cfg(test)]
+pub(crate) fn multiply_in_tiles<W: Quantised>(
+    weight: &W,
+    tile_rows: usize,
+    side: Side,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<()> {
+    let width = match side {
+        Side::Forward => weight.width(),
+        Side::Backward => weight.height(),
+    };
+    let rows = x.len() / width;
+    Tiles { weight, tile_rows }.multiply(side, x, rows, out, Store::Replace)
 }
 
 thread_local! {
@@ -242,73 +199,5 @@ impl<W: Quantised> Tiles<'_, W> {
             }
             Ok(())
         })
-    }
-}
-
-fn convert<S: Copy + Sync, T: Send>(values: &[S], to: fn(S) -> T) -> Vec<T> {
-    values
-        .par_iter()
-        .with_min_len(CONVERT_ELEMENTS)
-        .map(|value| to(*value))
-        .collect()
-}
-
-impl<W: Quantised> CustomOp1 for Product<W> {
-    fn name(&self) -> &'static str {
-        W::PRODUCT
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let (rows, out_width) = self.plan(layout)?;
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("{}: the input must be contiguous", W::PRODUCT);
-        };
-        let y = match x {
-            CpuStorage::F32(x) => {
-                CpuStorage::F32(self.multiply(&x[start..end], rows, out_width)?)
-            }
-            CpuStorage::BF16(x) => {
-                let x = convert(&x[start..end], bf16::to_f32);
-                let y = self.multiply(&x, rows, out_width)?;
-                CpuStorage::BF16(convert(&y, bf16::from_f32))
-            }
-            CpuStorage::F16(x) => {
-                let x = convert(&x[start..end], f16::to_f32);
-                let y = self.multiply(&x, rows, out_width)?;
-                CpuStorage::F16(convert(&y, f16::from_f32))
-            }
-            other => candle_core::bail!(
-                "{}: activations must be f32, bf16 or f16, got {:?}",
-                W::PRODUCT,
-                other.dtype()
-            ),
-        };
-        Ok((y, (rows, out_width).into()))
-    }
-
-    /// The whole matrix is unpacked into scratch, in x's type, which lasts for the one product.
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
-        let (rows, out_width) = self.plan(layout)?;
-        let weight = self.weight.unpack_on_card(x.device(), x.dtype())?;
-        let (storage, weight_layout) = weight.storage_and_layout();
-        let (right, inner) = match self.side {
-            Side::Forward => (weight_layout.transpose(0, 1)?, self.weight.width()),
-            Side::Backward => (weight_layout.clone(), self.weight.height()),
-        };
-        let weight = device::storage(&storage)?;
-        let y = x.matmul(weight, (1, rows, out_width, inner), layout, &right)?;
-        Ok((y, (rows, out_width).into()))
-    }
-
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        if self.side == Side::Backward {
-            candle_core::bail!("{}: second derivatives are not supported", W::PRODUCT);
-        }
-        let op = Self {
-            weight: self.weight.clone(),
-            side: Side::Backward,
-            tile_rows: self.tile_rows,
-        };
-        grad.contiguous()?.apply_op1_no_bwd(&op).map(Some)
     }
 }

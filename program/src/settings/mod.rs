@@ -19,14 +19,12 @@ mod key;
 mod needs;
 mod resolve;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 use toml::Table;
 
+use crate::FileError;
 pub use flags::{FileFlags, Flags, with_flags};
 pub use key::{Key, Kind, Setting, check, limits, section, with_defaults};
 pub use needs::{Is, Need, number};

@@ -30,7 +30,6 @@ pub mod selection;
 
 pub mod basis;
 pub mod sketch;
-pub mod vocabulary;
 
 pub mod frames;
 pub mod store;

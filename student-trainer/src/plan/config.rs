@@ -143,6 +143,12 @@ impl PlanConfig {
         }
     }
 
+    /// Passes of a step, where every sequence has its full length.
+    pub fn passes(&self) -> u64 {
+        let sequences = (self.train.batch_size * self.train.grad_accumulation) as u64;
+        (sequences * self.seq_len()).div_ceil(self.tokens())
+    }
+
     /// Whether every weight is trained.
     pub fn is_full(&self) -> bool {
         self.train.tune == Tune::Full

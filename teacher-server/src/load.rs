@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
-use distill_proto::{Estimator, Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
@@ -421,7 +421,7 @@ fn server_info(
         head_rows: model.vocab_size as u32,
         tokenizer_size: identity.vocab_size,
         top_k: keep.width_max(identity.vocab_size as usize) as u32,
-        estimator: v1::Estimator::from(keep.estimator).into(),
+        estimator: keep.estimator.code().into(),
         temperatures: config.temperatures.clone(),
         state_kind: kind.into(),
         state_rank: state_rank as u32,
@@ -436,10 +436,7 @@ fn server_info(
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
         state_layer: state_layer as u32,
-        draws: match keep.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled => config.draws as u32,
-        },
+        draws: keep.drawn() as u32,
     }
 }
 

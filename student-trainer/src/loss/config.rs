@@ -215,7 +215,7 @@ impl LossConfig {
         temperatures: &[f32],
         state: Option<StateKind>,
     ) -> Result<()> {
-        if estimator != Estimator::TopK {
+        if estimator.is_drawn() {
             self.check_drawn()?;
         }
         if self.kl_weight > 0.0 && stored_temperature(temperatures, self.kl_temperature).is_none() {
@@ -230,7 +230,7 @@ impl LossConfig {
         }
         let bhattacharyya = self.ot.cost == Cost::SoftmaxSimilarity
             && self.ot.similarity == Similarity::Bhattacharyya;
-        let at_one = bhattacharyya || estimator != Estimator::TopK;
+        let at_one = bhattacharyya || estimator.is_drawn();
         if self.ot_weight > 0.0 && at_one && stored_temperature(temperatures, 1.0).is_none() {
             return Err(unsupported(
                 "similarity `bhattacharyya`, or drawn rows",

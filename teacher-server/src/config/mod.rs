@@ -5,7 +5,6 @@ Nothing here knows of a service, a cache or a plan: what a cache was captured wi
 
 mod address;
 mod foreign;
-mod needs;
 mod part;
 mod preset;
 mod settings;
@@ -166,7 +165,8 @@ impl Config {
 
     /// What is kept of a row has a limit, and the weights of draws need their temperature.
     fn check_estimator(&self) -> Result<()> {
-        if self.estimator.0 != Estimator::HeadSampled {
+        let estimator = self.estimator.0;
+        if !(estimator.has_head() && estimator.is_drawn()) {
             return Ok(());
         }
         let entries = self.top_k.saturating_add(self.draws);
@@ -180,7 +180,10 @@ impl Config {
         if !self.temperatures.contains(&1.0) {
             return Err(Error::config(
                 "temperatures",
-                "--estimator head+sampled needs 1 among them: its draws weigh what the head leaves at temperature 1",
+                format!(
+                    "--estimator {} needs 1 among them: its draws weigh what the head leaves at temperature 1",
+                    estimator.name()
+                ),
             ));
         }
         Ok(())
@@ -221,9 +224,10 @@ fn foundation(given: &Table, known: &[scheme::Key], captured: Captured<'_>) -> R
             .map_err(|e: toml::de::Error| Error::config("estimator", e.message()))?,
         None => default_estimator(get("top_k"), get("temperatures")),
     };
-    let (top_k, draws) = match estimator.0 {
-        Estimator::HeadSampled => (HEAD_DEFAULT, HEAD_DRAWS_DEFAULT),
-        Estimator::TopK | Estimator::Sampled => (TOP_K_DEFAULT, DRAWS_DEFAULT),
+    let (top_k, draws) = if estimator.0.has_head() && estimator.0.is_drawn() {
+        (HEAD_DEFAULT, HEAD_DRAWS_DEFAULT)
+    } else {
+        (TOP_K_DEFAULT, DRAWS_DEFAULT)
     };
     base.entry("estimator")
         .or_insert_with(|| estimator.to_string().into());

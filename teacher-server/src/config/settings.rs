@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 
 use distill_model::{ComputeDtype, DeviceChoice};
-use distill_program::settings;
+use distill_program::{
+    settings,
+    settings::{Is, Need},
+};
 use distill_proto::limits::{KEPT_ENTRIES_MAX, TEMPERATURES_MAX};
 use distill_text::{
     ChatTemplateKwargs,
     limits::{SEQ_LEN_MAX, SEQ_LEN_MIN},
 };
 
-use super::{
-    BindAddress, EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode,
-    needs::{CACHE, DRAWN, HEAD, MODEL, NO_CACHE, SERVE, SWAP},
-};
+use super::{BindAddress, EstimatorSetting, Part, StateSetting, ValueCodingSetting, VramMode};
 
 /// Sequences in one forward pass.
 pub const BATCH_SIZE_MAX: usize = 4096;
@@ -38,6 +38,29 @@ pub(super) const HEAD_DEFAULT: usize = 8;
 pub(super) const HEAD_DRAWS_DEFAULT: usize = 16;
 /// Largest seed of draws: TOML has no larger integer.
 pub const SAMPLE_SEED_MAX: u64 = i64::MAX as u64;
+
+// What settings need beside themselves to have an effect.
+
+/// A server; `precompute` takes the same command line.
+const SERVE: Need = &[("", Is::Command("serve"))];
+/// A teacher: what a finished cache was captured with is in it.
+const MODEL: Need = &[("model", Is::Set)];
+/// Rows with draws.
+const DRAWN: Need = &[
+    ("estimator", Is::One(&["sampled"])),
+    ("estimator", Is::One(&["head+sampled"])),
+];
+/// Rows with the largest logits.
+const HEAD: Need = &[
+    ("estimator", Is::One(&["top-k"])),
+    ("estimator", Is::One(&["head+sampled"])),
+];
+/// A device that is lent.
+const SWAP: Need = &[("vram_mode", Is::One(&["swap"]))];
+/// Blocks that are kept.
+const CACHE: Need = &[("cache", Is::Set)];
+/// Blocks that end with the server.
+const NO_CACHE: Need = &[("cache", Is::Unset)];
 
 settings! {
     /// Everything that a teacher can be told, checked. Serialises to the TOML that `--config` reads.

@@ -65,24 +65,22 @@ impl FromStr for EstimatorSetting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "top-k" => Ok(Self(Estimator::TopK)),
-            "sampled" => Ok(Self(Estimator::Sampled)),
-            "head+sampled" => Ok(Self(Estimator::HeadSampled)),
-            _ => Err(format!(
-                "`{text}` is none of `top-k`, `sampled`, `head+sampled`"
-            )),
-        }
+        let named = |estimator: &Estimator| estimator.name() == text;
+        let unknown = || {
+            let names = Estimator::ALL.map(Estimator::name).join("`, `");
+            format!("`{text}` is none of `{names}`")
+        };
+        Estimator::ALL
+            .into_iter()
+            .find(named)
+            .map(Self)
+            .ok_or_else(unknown)
     }
 }
 
 impl fmt::Display for EstimatorSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Estimator::TopK => "top-k",
-            Estimator::Sampled => "sampled",
-            Estimator::HeadSampled => "head+sampled",
-        })
+        f.write_str(self.0.name())
     }
 }
 

@@ -151,10 +151,11 @@ pub fn differences(before: &str, now: &str, unknown: &[&str]) -> Vec<String> {
 pub fn target_bytes(config: &Config, state_rank: u32) -> u64 {
     let (top_k, draws) = (config.top_k as u64, config.draws as u64);
     // Hundredths of a byte; draws from the tail are rarely of the same id, and their ids are rare ones.
-    let kept = match config.estimator.0 {
-        Estimator::TopK => 120 * top_k,
-        Estimator::Sampled => 55 * draws,
-        Estimator::HeadSampled => 120 * top_k + 175 * draws,
+    let estimator = config.estimator.0;
+    let kept = match (estimator.has_head(), estimator.is_drawn()) {
+        (head, false) => 120 * top_k * u64::from(head),
+        (false, true) => 55 * draws,
+        (true, true) => 120 * top_k + 175 * draws,
     };
     let rest = match config.value_coding.0 {
         ValueCoding::Graded(_) | ValueCoding::Step(_) => 14 + kept / 100,

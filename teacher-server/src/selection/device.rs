@@ -12,7 +12,7 @@ f64, and a draw that falls within rounding of the border between two entries may
 
 use candle_core::{DType, Device, Result, Tensor};
 use distill_kernels::{Compute, device, select};
-use distill_proto::{Estimator, limits::TEMPERATURES_MAX};
+use distill_proto::limits::TEMPERATURES_MAX;
 
 use super::{Keep, NotFinite, RowKey, Selected, Statistics, Uniforms, select_rows};
 
@@ -62,11 +62,7 @@ impl<'a> Wanted<'a> {
         keys: &'a [RowKey],
     ) -> Result<Self> {
         let (rows, stride) = logits.dims2()?;
-        let draws = match keep.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled if keys.len() < rows => 0,
-            Estimator::Sampled | Estimator::HeadSampled => keep.draws,
-        };
+        let draws = if keys.len() < rows { 0 } else { keep.drawn() };
         let mut rates: Vec<f32> = temperatures.iter().map(|tau| 1.0 / tau).collect();
         if draws > 0 && !rates.contains(&1.0) {
             rates.push(1.0);
@@ -170,7 +166,7 @@ impl<'a> Wanted<'a> {
             entries.sort_unstable_by_key(|entry| entry.0);
             selected.ids.extend(entries.iter().map(|entry| entry.0));
             selected.logits.extend(entries.iter().map(|entry| entry.2));
-            if self.keep.estimator != Estimator::TopK {
+            if self.keep.estimator.is_drawn() {
                 selected.counts.extend(entries.iter().map(|entry| entry.1));
             }
             selected.widths.push(entries.len());

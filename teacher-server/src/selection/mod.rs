@@ -43,9 +43,9 @@ pub struct NotFinite {
 pub struct Keep {
     /// How a row stands for the distribution.
     pub estimator: Estimator,
-    /// Largest entries; not used for `Estimator::Sampled`.
+    /// Largest entries, where the estimator has a head.
     pub top_k: usize,
-    /// Draws with replacement at temperature 1; not used for `Estimator::TopK`.
+    /// Draws with replacement at temperature 1, where it draws.
     pub draws: usize,
     /// Seed of the draws.
     pub sample_seed: u64,
@@ -64,19 +64,25 @@ impl Keep {
 
     /// Largest entries that are kept whatever is drawn.
     pub fn head(&self) -> usize {
-        match self.estimator {
-            Estimator::Sampled => 0,
-            Estimator::TopK | Estimator::HeadSampled => self.top_k,
+        if self.estimator.has_head() {
+            self.top_k
+        } else {
+            0
+        }
+    }
+
+    /// Draws that a row stands for.
+    pub fn drawn(&self) -> usize {
+        if self.estimator.is_drawn() {
+            self.draws
+        } else {
+            0
         }
     }
 
     /// The most entries that a row can have.
     pub fn width_max(&self, vocab: usize) -> usize {
-        let drawn = match self.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled => self.draws,
-        };
-        self.head().saturating_add(drawn).min(vocab)
+        self.head().saturating_add(self.drawn()).min(vocab)
     }
 }
 
@@ -118,7 +124,7 @@ pub fn select_rows(
         .zip(heads)
         .enumerate()
         .map_init(Scratch::default, |scratch, (row, (logits, head))| {
-            let uniforms = keys.get(row).filter(|_| keep.estimator != Estimator::TopK);
+            let uniforms = keys.get(row).filter(|_| keep.estimator.is_drawn());
             let uniforms = uniforms.map(|&key| Uniforms::new(keep.sample_seed, key));
             let draws = uniforms.map(|uniforms| (uniforms, keep.draws));
             pulp::Arch::new()
@@ -210,7 +216,7 @@ fn gather(
         selected
             .logits
             .extend(row_entries.iter().map(|(id, _)| logit(*id)));
-        if keep.estimator != Estimator::TopK {
+        if keep.estimator.is_drawn() {
             selected
                 .counts
                 .extend(row_entries.iter().map(|(_, count)| count));

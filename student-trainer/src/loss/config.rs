@@ -26,6 +26,17 @@ pub enum Divergence {
     Jsd,
 }
 
+impl Divergence {
+    /// As people write it.
+    pub fn formula(self) -> &'static str {
+        match self {
+            Self::Forward => "KL(teacher || student)",
+            Self::Reverse => "KL(student || teacher)",
+            Self::Jsd => "JSD",
+        }
+    }
+}
+
 /// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT + hidden_weight OT of hidden states`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]

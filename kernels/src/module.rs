@@ -61,7 +61,7 @@ modules! {
     /// What every kernel rests on: conversions, barriers, exchanges within a warp, tensor cores.
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange" "multiply_16" "four_matrices";
     /// The rows of a student's head; see [`head`](crate::head).
-    HEAD = "head": "head_parts" "head_gradient";
+    HEAD = "head": "head_parts" "head_factors" "head_gradient";
     /// What is kept of rows of logits; see [`select`](crate::select).
     SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.

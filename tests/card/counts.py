@@ -19,7 +19,7 @@ import peaks
 KINDS = {"launch": "launches", "gemm": "products", "host to device": "copies to the card", "device to host": "copies to the host", "device to device": "copies on it", "synchronize": "waits", "allocate": "allocations", "fill": "fills"}
 # A pass begins with a look-up of embeddings; the loss is between the first and the last of its kernels; a step ends with the update of the parameters.
 LOOK_UP = "is_u32_bf16"
-LOSS = ("head_parts", "head_gradient")
+LOSS = ("head_parts", "head_factors", "head_gradient")
 UPDATE = ("squares", "sums_of_parts", "adamw", "adamw_8bit")
 SELECTION = ("select_rows", "draw_rows")
 # How often a student's step may do something, by tokens: operations are launches and products.

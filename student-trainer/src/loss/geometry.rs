@@ -2,7 +2,8 @@
 //! matrices that let similarities of whole logit rows be computed without the V axis.
 
 use candle_core::{D, DType, Device, Tensor};
-use distill_kernels::{Matrix, device};
+use distill_kernels::head::VOCAB_MAX;
+use distill_kernels::{Compute, Matrix, device};
 use rayon::prelude::*;
 
 use super::error::{LossError, Result};
@@ -21,8 +22,8 @@ const TILE_ROWS: usize = 8_192;
 pub struct HeadGeometry {
     head: Tensor,
     logit_space: Option<LogitSpace>,
-    /// Whether rows of logits are worked on where they are, by the CPU; elsewhere they stay on their device.
-    rows_on_host: bool,
+    /// What works on rows of logits on a card; without it the CPU does, where they are.
+    card: Option<Compute>,
 }
 
 /// Inner products of student and teacher logits, with the V axis summed out.
@@ -58,8 +59,11 @@ impl HeadGeometry {
         let mut geometry = Self {
             head: head.detach().contiguous()?,
             logit_space: None,
-            rows_on_host: head.device().is_cpu(),
+            card: None,
         };
+        if !head.device().is_cpu() {
+            geometry = geometry.with_rows_on_card(device::COMPUTE)?;
+        }
         if let Some(basis) = basis {
             geometry.logit_space = Some(geometry.logit_space(basis)?);
         }
@@ -90,25 +94,39 @@ impl HeadGeometry {
         self.head.device()
     }
 
-    pub(crate) fn rows_on_host(&self) -> bool {
-        self.rows_on_host
+    pub(crate) fn card(&self) -> Option<Compute> {
+        self.card
     }
 
-    /// As on a device that is not the CPU, for tests of that way.
-    #[cfg(test)]
-    pub(crate) fn with_rows_on_device(self) -> Self {
-        Self {
-            rows_on_host: false,
-            ..self
+    /// With rows of logits worked on by kernels; in tests the emulator's, on the CPU.
+    pub(crate) fn with_rows_on_card(self, compute: Compute) -> Result<Self> {
+        let vocab_size = self.vocab_size();
+        if vocab_size > VOCAB_MAX {
+            return Err(LossError::Unsupported {
+                what: "the loss on a card",
+                reason: format!(
+                    "the student's vocabulary has {vocab_size} ids, and a row of logits at most {VOCAB_MAX} there; use `--device cpu`"
+                ),
+            });
         }
+        Ok(Self {
+            card: Some(compute),
+            ..self
+        })
     }
 
     pub(crate) fn space(&self) -> Option<&LogitSpace> {
         self.logit_space.as_ref()
     }
 
-    /// `h W^T`, `[c, V]` in f32; on a card rows may be longer, and hold anything past V.
+    /// `h W^T`, `[c, V]` in f32.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = self.wide_logits(hidden)?;
+        Ok(logits.narrow(1, 0, self.vocab_size())?.contiguous()?)
+    }
+
+    /// As [`logits`](Self::logits); on a card rows may be longer, and hold anything past V.
+    pub(crate) fn wide_logits(&self, hidden: &Tensor) -> Result<Tensor> {
         if self.head.dtype() == DType::F32 {
             return Ok(hidden.matmul(&self.head.t()?)?);
         }
@@ -161,7 +179,7 @@ impl HeadGeometry {
     /// `E [M, d]`, `e_j = sum_v p_jv W_v` by the weights of the teacher's entries.
     pub(crate) fn expectation(&self, teacher: &Teacher) -> Result<Tensor> {
         let d = self.hidden_size();
-        if self.rows_on_host && self.head.dtype() == DType::F32 {
+        if self.card.is_none() && self.head.dtype() == DType::F32 {
             let targets = teacher.targets;
             let mut sums = vec![0.0_f32; teacher.rows() * d];
             with_f32(&self.head, |head| {

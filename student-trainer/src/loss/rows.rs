@@ -6,8 +6,8 @@
        ──> tail entries times one number, kept entries one by one: dL/dz
 ```
 
-[`RowLoss`] is everything between the sums and the numbers that the row is multiplied with; [`row_pass`] does the rest on
-the CPU, in place, and [`device_rows`](super::device_rows) on another device.
+[`RowLoss`] is everything between the sums and the numbers that the row is multiplied with, and [`row_pass`] the rest, on the CPU and
+in place; on a card kernels do both ([`card_rows`](super::card_rows)).
 */
 
 use super::divergence::{DivergenceForm, RowDivergence, Split};

@@ -1,16 +1,18 @@
 //! Provides what the trainer's losses take: a chunk of logits, the hidden states of the targets, transport's matrices.
 
+use distill_model::HEAD_TILE_ROWS;
+
 use crate::loss::{
     CARD_ENTRIES_MAX, Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity,
+    TILE_ENTRIES,
 };
 
 use super::config::Place;
 
 const F32: u64 = 4;
 const F64: u64 = 8;
-/// Rows of a half-precision head that are widened at one time, and entries whose rows are gathered at one time
-/// (loss/geometry.rs).
-const TILE_ROWS: u64 = 8192;
+/// Rows of a half-precision head that are widened at one time.
+const TILE_ROWS: u64 = HEAD_TILE_ROWS as u64;
 /// epsilon below which the solver's kernel is in f64 as a rule.
 const F32_EPSILON_MIN: f64 = 0.0125;
 
@@ -140,7 +142,7 @@ impl Head<'_> {
             Place::Card if is_needed => {
                 let entries = self.rows * self.entries;
                 entries * 3 * F32
-                    + entries.min(TILE_ROWS) * self.hidden_size * 2 * F32
+                    + entries.min(TILE_ENTRIES as u64) * self.hidden_size * 2 * F32
                     + F32 * self.rows * self.hidden_size
             }
             _ => 0,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
-use distill_kernels::{Emulator, MakeCalls, SINKHORN, device::compute};
+use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
+use distill_kernels::{Emulator, SINKHORN};
 use distill_model::backend;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -22,7 +22,6 @@ const HOW: Solving = Solving {
     epsilon: 0.1,
     tolerance: 1e-6,
     passes_max: 10_000,
-    passes_a_launch: 10_000,
 };
 /// The value is flat around the plan: both stop within the tolerance of it, and f32 entries leave less.
 const VALUE_ERROR_MAX: f64 = 1e-5;
@@ -88,28 +87,19 @@ fn on_device(device: &Device, problems: &Problems, costs: &[f32]) -> Result<(Vec
     let costs = Tensor::from_slice(costs, (count, n, m), device)?;
     let mass = [vec![1.0 / n as f64; n], vec![1.0 / m as f64; m]].concat();
     let marginals = Tensor::from_vec(mass.repeat(count), (count, n + m), device)?;
-    let how = Solving {
-        passes_a_launch: problems.passes_a_launch(),
-        ..HOW
+    let launcher = match device {
+        Device::Cpu => Launcher {
+            compute: |x, out, calls| Emulator::of(&SINKHORN)?.compute(x, out, calls),
+            change: |changed, x, calls| Emulator::of(&SINKHORN)?.change(changed, x, calls),
+        },
+        _ => Launcher::CARD,
     };
-    let calls: MakeCalls = &|x, out| problems.solve(SolveBuffers::of_one_cost(x, out), &how);
-    let (inputs, outputs) = ([&costs, &marginals], problems.outputs());
-    let emulator = match device {
-        Device::Cpu => Some(Emulator::of(&SINKHORN)?),
-        _ => None,
-    };
-    let once = || -> Result<Vec<Found>> {
-        let made = match &emulator {
-            Some(emulator) => emulator.compute(&inputs, &outputs, calls)?,
-            None => compute(&inputs, &outputs, calls)?,
-        };
-        Ok(problems.found(&made[1].to_vec1()?)?)
-    };
+    let once = || problems.plans(&launcher, (&costs, &costs), &marginals, &HOW);
     // The first compiles.
     once()?;
     device.synchronize()?;
     let start = Instant::now();
-    let found = once()?;
+    let (_, found) = once()?;
     Ok((found, start.elapsed().as_secs_f64()))
 }
 

@@ -45,8 +45,10 @@ const std::vector<KernelRow>& kernel_rows() {
         {"head_parts", {"out"}},
         {"head_factors", {"parts", "values"}},
         {"head_gradient", {"gradient"}},
-        {"sinkhorn", {"plan", "found", "work"}},
-        {"sharp_gradient", {"all_gradients", "met", "work"}},
+        {"sinkhorn_rows", {"plan", "found", "work"}},
+        {"sinkhorn_step", {"plan", "found", "work"}},
+        {"sharp_rows", {"gradient", "work"}},
+        {"sharp_step", {"met", "work"}},
         {"convert", {"out"}},
         {"block_totals", {"out"}},
         {"reverse", {"out"}},
@@ -130,7 +132,7 @@ Invention of_draw_rows(const Origin& origin) {
 }
 
 /* sinkhorn.cu: solved, with the marginals met. */
-Invention of_sinkhorn(const Origin& origin) {
+Invention of_sinkhorn_step(const Origin& origin) {
     if (!is_of(origin, "found")) return {};
     const uint64_t facts = 7, n = argument(origin, "n"), m = argument(origin, "m");
     double most = static_cast<double>(argument(origin, "most"));
@@ -144,7 +146,7 @@ Invention of_sinkhorn(const Origin& origin) {
 }
 
 /* Whether its equations were solved. */
-Invention of_sharp_gradient(const Origin& origin) {
+Invention of_sharp_step(const Origin& origin) {
     if (!is_of(origin, "met")) return {};
     return {"f64", [](uint64_t) { return 1.0; }};
 }
@@ -153,7 +155,7 @@ Invention of_sharp_gradient(const Origin& origin) {
 static const struct {
     const char* kernel;
     Invention (*find)(const Origin&);
-} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"sinkhorn", of_sinkhorn}, {"sharp_gradient", of_sharp_gradient}};
+} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"sinkhorn_step", of_sinkhorn_step}, {"sharp_step", of_sharp_step}};
 
 Invention find_invention(const Origin& origin) {
     for (const auto& row : INVENTIONS) {

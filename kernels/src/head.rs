@@ -21,17 +21,6 @@ pub const VALUE_NUMBERS: usize = 3;
 /// Logits of a row at most: a bit for each lies in the shared memory of a block, beside what its warps join.
 pub const VOCAB_MAX: usize = 8 * SHARED_BYTES_MAX - 32 * WARP;
 
-/// Which divergence between teacher p and student q a row's loss has; m is `beta p + (1 - beta) q`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Divergence {
-    /// `KL(p || q)`.
-    Forward,
-    /// `KL(q || p)`.
-    Reverse,
-    /// `beta KL(p || m) + (1 - beta) KL(q || m)`.
-    Jsd,
-}
-
 /// Sizes of a chunk of rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadRows {
@@ -91,7 +80,7 @@ impl HeadRows {
     /// When there are more rows than a grid has.
     pub fn factors(
         &self,
-        divergence: Divergence,
+        divergence: i32,
         (parts, terms, values): (usize, usize, usize),
     ) -> Result<Call> {
         let launch = Launch {
@@ -102,11 +91,7 @@ impl HeadRows {
         let call = Call::new(&HEAD, "head_factors", launch)?;
         let call = call.buffer(parts, DType::F32).buffer(terms, DType::F64);
         let call = call.buffer(values, DType::F64).size(self.width);
-        Ok(call.float(self.rate).int(match divergence {
-            Divergence::Forward => 0,
-            Divergence::Reverse => 1,
-            Divergence::Jsd => 2,
-        }))
+        Ok(call.float(self.rate).int(divergence))
     }
 
     /// `own exp(z - largest) + tail exp((z - largest) rate)`, the kept ids' own gradient in its place, the label's added.

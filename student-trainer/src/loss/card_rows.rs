@@ -13,7 +13,7 @@ what it adds up over the tail in f64 is here added in f32, by halves.
 
 use candle_core::{DType, Device, Tensor};
 use distill_kernels::Compute;
-use distill_kernels::head::{Divergence, HeadRows, TERM_NUMBERS, VALUE_NUMBERS};
+use distill_kernels::head::{HeadRows, TERM_NUMBERS, VALUE_NUMBERS};
 
 use super::divergence::DivergenceForm;
 use super::error::Result;
@@ -26,7 +26,7 @@ pub(crate) struct CardRows {
     places: Tensor,
     /// `[n, 7 + 2 K]`, f64.
     terms: Tensor,
-    divergence: Divergence,
+    divergence: DivergenceForm,
     /// tau of the rows that have kept ids.
     temperature: f64,
     vocab: usize,
@@ -60,11 +60,9 @@ impl CardRows {
         Ok(Self {
             places: Tensor::from_vec(places, (rows, width + 1), device)?,
             terms: Tensor::from_vec(numbers, (rows, TERM_NUMBERS + 2 * width), device)?,
-            divergence: match terms.first().map(|row| row.divergence) {
-                None | Some(DivergenceForm::Forward) => Divergence::Forward,
-                Some(DivergenceForm::Reverse) => Divergence::Reverse,
-                Some(DivergenceForm::Jsd(_)) => Divergence::Jsd,
-            },
+            divergence: terms
+                .first()
+                .map_or(DivergenceForm::Forward, |row| row.divergence),
             temperature: tempered.into_iter().find(|tau| *tau != 1.0).unwrap_or(1.0),
             vocab,
             compute,
@@ -101,7 +99,7 @@ impl CardRows {
             let (parts, values) = (out[0], out[1]);
             let mut calls = vec![
                 sizes.parts(z, places, parts)?,
-                sizes.factors(self.divergence, (parts, terms, values))?,
+                sizes.factors(self.divergence.on_card().0, (parts, terms, values))?,
             ];
             if let Some(&gradient) = out.get(2) {
                 calls.push(sizes.gradient((z, places, parts), gradient)?);
@@ -128,10 +126,7 @@ fn term_numbers(row: &RowTerms) -> [f64; TERM_NUMBERS] {
         Some((row, weight)) => (*weight, row.bucket),
         None => (0.0, false),
     };
-    let beta = match row.divergence {
-        DivergenceForm::Jsd(beta) => beta,
-        DivergenceForm::Forward | DivergenceForm::Reverse => 0.0,
-    };
+    let beta = row.divergence.on_card().1;
     let bucket = f64::from(u8::from(bucket));
     let kept = row.ids().len() as f64;
     let tau = row.temperature();

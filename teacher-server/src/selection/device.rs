@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use distill_kernels::{Compute, device, select};
 use distill_proto::limits::TEMPERATURES_MAX;
 
-use super::{Keep, NotFinite, RowKey, Selected, Statistics, Uniforms, select_rows};
+use super::{Keep, NotFinite, RowKey, Selected, Statistics, select_rows};
 
 /// Multiples of 2^-53 as whole numbers.
 const UNIFORM_STEPS: f64 = (1u64 << 53) as f64;
@@ -90,7 +90,7 @@ impl<'a> Wanted<'a> {
         let mut of_row = Vec::new();
         let mut all = Vec::with_capacity(self.sizes.rows * self.sizes.draws);
         for &key in self.keys.iter().take(self.sizes.rows) {
-            Uniforms::new(self.keep.sample_seed, key).sorted(self.sizes.draws, &mut of_row);
+            self.keep.uniforms(key, &mut of_row);
             all.extend(of_row.iter().map(|u| (u * UNIFORM_STEPS) as i64));
         }
         all

@@ -80,6 +80,11 @@ impl Keep {
         }
     }
 
+    /// Fills `out` with the numbers in [0, 1) that a row's draws are made from, in ascending order.
+    fn uniforms(&self, key: RowKey, out: &mut Vec<f64>) {
+        Uniforms::new(self.sample_seed, key).sorted(self.drawn(), out);
+    }
+
     /// The most entries that a row can have.
     pub fn width_max(&self, vocab: usize) -> usize {
         self.head().saturating_add(self.drawn()).min(vocab)
@@ -124,9 +129,8 @@ pub fn select_rows(
         .zip(heads)
         .enumerate()
         .map_init(Scratch::default, |scratch, (row, (logits, head))| {
-            let uniforms = keys.get(row).filter(|_| keep.estimator.is_drawn());
-            let uniforms = uniforms.map(|&key| Uniforms::new(keep.sample_seed, key));
-            let draws = uniforms.map(|uniforms| (uniforms, keep.draws));
+            let key = keys.get(row).filter(|_| keep.estimator.is_drawn());
+            let draws = key.map(|&key| (keep, key));
             pulp::Arch::new()
                 .dispatch(|| select_row(logits, temperatures, draws, scratch, head))
                 .ok_or(NotFinite { row })
@@ -145,7 +149,7 @@ struct Chosen {
 fn select_row(
     logits: &[f32],
     temperatures: &[f32],
-    draws: Option<(Uniforms, usize)>,
+    draws: Option<(&Keep, RowKey)>,
     scratch: &mut Scratch,
     head: &mut [u32],
 ) -> Option<Chosen> {
@@ -169,8 +173,8 @@ fn select_row(
         std: scan.std(),
         logsumexp: logsumexp(logits, scan.max, temperatures, parts),
     };
-    let draws = draws.map(|(uniforms, count)| {
-        uniforms.sorted(count, &mut scratch.uniforms);
+    let draws = draws.map(|(keep, key)| {
+        keep.uniforms(key, &mut scratch.uniforms);
         let Scratch {
             parts,
             uniforms,

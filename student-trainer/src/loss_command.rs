@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     config::loss_keys::every_loss_key,
     files,
-    loss::{DenseLoss, LossConfig, dense_loss},
+    loss::{Convergence, DenseLoss, LossConfig, dense_loss},
 };
 
 /// Bytes of a file of logits, which is held in memory.
@@ -57,16 +57,9 @@ pub struct LossReport {
     absent: BTreeMap<&'static str, String>,
     /// How the solver fared, where there is transport.
     #[serde(flatten)]
-    solver: Option<Solver>,
+    solver: Option<Convergence>,
     /// Whether there are labels that belong to the student's rows.
     labels: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Solver {
-    iterations: usize,
-    marginal_error: f64,
-    converged: bool,
 }
 
 /// Evaluates the losses as `config` says: every part that these tensors can feed.
@@ -200,11 +193,10 @@ impl LossReport {
             ce: present(values.ce, &ce_absent),
             kl: present(values.kl, &loss.kl_absent),
             ot: present(values.ot, &loss.ot_absent),
-            solver: loss.ot_absent.is_none().then_some(Solver {
-                iterations: values.report.iterations,
-                marginal_error: values.report.marginal_error,
-                converged: values.report.converged,
-            }),
+            solver: loss
+                .ot_absent
+                .is_none()
+                .then_some(values.report.convergence),
             labels: ce_absent.is_none(),
             absent: reasons
                 .into_iter()

@@ -46,7 +46,7 @@ pub fn compare(device: &Device, tiny: bool) -> Result<Value> {
             let host_seconds = start.elapsed().as_secs_f64();
             let mut row = json!({
                 "problems": count, "positions": side, "position_prior": prior, "host_seconds": host_seconds,
-                "host_passes": host.iter().map(|of| of.iterations).max(),
+                "host_passes": host.iter().map(|of| of.convergence.iterations).max(),
             });
             let (found, seconds) = on_device(device, &problems, &costs)?;
             row["value_error"] = check(&found, &host)?.into();
@@ -109,13 +109,13 @@ fn check(found: &[Found], host: &[Solution]) -> Result<f64> {
     for (found, host) in found.iter().zip(host) {
         let missed = found.error > HOW.tolerance.into();
         ensure!(
-            found.ending == Ending::Solved && !(missed && host.converged),
+            found.ending == Ending::Solved && !(missed && host.convergence.converged),
             "{:?} with an error of {:e} after {} passes, where the host has {:e} after {}",
             found.ending,
             found.error,
             found.passes,
-            host.marginal_error,
-            host.iterations
+            host.convergence.marginal_error,
+            host.convergence.iterations
         );
         let part = |mass: &[f64], potential: &[f64]| -> f64 {
             mass.iter().zip(potential).map(|(m, p)| m * p).sum()
@@ -124,7 +124,7 @@ fn check(found: &[Found], host: &[Solution]) -> Result<f64> {
             + part(&host.column_mass, &host.column_potential);
         let error = (found.entropic_value - value).abs() / value.abs().max(0.1);
         ensure!(
-            error <= VALUE_ERROR_MAX || !host.converged,
+            error <= VALUE_ERROR_MAX || !host.convergence.converged,
             "the value is {} for the host's {value}",
             found.entropic_value
         );

@@ -70,6 +70,7 @@ pub use geometry::HeadGeometry;
 pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
 pub use head_transport::transport_plan;
 pub use hidden::{HiddenLoss, HiddenProjection};
+pub use sinkhorn::Convergence;
 pub(crate) use sparse::TILE_ENTRIES;
 pub use targets::{Alignment, Targets};
 pub use transport::SolverReport;

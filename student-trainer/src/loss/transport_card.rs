@@ -15,6 +15,7 @@ use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
 use super::config::{Cost, Objective, OtConfig, PlanCost};
 use super::cost::{PositionPrior, softmax, softmax_gradient};
 use super::error::{LossError, Result};
+use super::sinkhorn::Convergence;
 use super::targets::Alignment;
 use super::transport::{Block, Entries, Outcome, Transport, blocks, problem_weight, summed_up};
 
@@ -128,10 +129,12 @@ impl<'a> CardTransport<'a> {
             },
             transport_cost: found.transport_cost,
             row_mass: found.row_mass,
-            iterations: found.passes,
-            newton_steps: found.newton_steps,
-            marginal_error: found.marginal_error,
-            converged: met && found.error <= f64::from(self.how.tolerance),
+            convergence: Convergence {
+                iterations: found.passes,
+                newton_steps: found.newton_steps,
+                marginal_error: found.marginal_error,
+                converged: met && found.error <= f64::from(self.how.tolerance),
+            },
         }
     }
 

@@ -71,8 +71,8 @@ fn whole_transports_are_the_host_s() {
                     "{a:?} {b:?}: {ot:?}"
                 );
                 assert_eq!(
-                    (a.problems, a.converged, a.uninformative),
-                    (b.problems, b.converged, b.uninformative),
+                    (a.problems, a.convergence.converged, a.uninformative),
+                    (b.problems, b.convergence.converged, b.uninformative),
                     "{ot:?}"
                 );
                 let distance = relative(&found.row_mass, &host.row_mass);

@@ -132,7 +132,7 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let found = &found[0];
                 let name = format!("{n} x {m}, cost {k}, tolerance {tolerance:e}");
                 assert_eq!(found.ending, Ending::Solved, "{name}");
-                assert!(host.converged, "{name}");
+                assert!(host.convergence.converged, "{name}");
                 assert!(found.error <= tolerance.into(), "{name}: {}", found.error);
                 // Entries are stored in f32.
                 let stored = f64::from(tolerance) + 2e-7;
@@ -143,7 +143,7 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let distance = relative(&wide(&plans[0]), &wide(&host.plan));
                 println!(
                     "{name}: plan off by {distance:.1e}, {} passes, host {}",
-                    found.passes, host.iterations
+                    found.passes, host.convergence.iterations
                 );
                 assert!(distance < close, "{name}: {distance:e}");
                 // Potentials of parts that hardly exchange mass are decided by the tolerance only: not the last kind's.
@@ -163,7 +163,10 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let paid = wide(&plans[0]);
                 let paid: f64 = paid.iter().zip(&cost).map(|(t, &c)| t * f64::from(c)).sum();
                 assert!(near(found.transport_cost, paid), "{name}: {found:?}");
-                assert!(found.passes <= 3 * host.iterations + 50, "{name}");
+                assert!(
+                    found.passes <= 3 * host.convergence.iterations + 50,
+                    "{name}"
+                );
             }
         }
     }
@@ -187,7 +190,7 @@ fn tiny_and_large_epsilons_and_degenerate_costs_are_solved_as_on_the_host() {
         let host = by_host(&cost, n, m, how);
         let (plans, found) = by_kernel(&[Given::uniform(cost, n, m)], how);
         assert!(
-            host.converged && found[0].error <= 1e-9,
+            host.convergence.converged && found[0].error <= 1e-9,
             "{epsilon}: {host:?}"
         );
         let distance = relative(&wide(&plans[0]), &wide(&host.plan));

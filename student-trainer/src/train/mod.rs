@@ -57,7 +57,7 @@ pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
 use source::FrameSource;
 use stay::{Host, Setting, frames_a_step, stays};
-pub use step::{Objective, SolverSummary, StepLoss};
+pub use step::{Objective, StepLoss};
 use tuned::Tuned;
 use warnings::Warnings;
 

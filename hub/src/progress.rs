@@ -10,7 +10,7 @@ const STYLE: Style<'_> = Style {
     bar: "{prefix} {bar:30} {binary_bytes}/{binary_total_bytes}  {msg}  {binary_bytes_per_sec}  ETA {eta}",
     line: |now| {
         let (done, total) = (BinaryBytes(now.done), BinaryBytes(now.total));
-        let (rate, eta) = (BinaryBytes(now.rate() as u64), now.eta());
+        let (rate, eta) = (BinaryBytes(now.whole_rate()), now.eta());
         format!("{}: {done} of {total}, {rate}/s, ETA {eta}", now.label)
     },
 };

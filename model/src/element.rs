@@ -9,6 +9,13 @@ use rayon::prelude::*;
 /// Elements that one task rounds at least.
 const TASK_ELEMENTS: usize = 1 << 14;
 
+/// The nearest f32; beyond its range, an infinity.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "rounding is meant")]
+pub(crate) fn single(value: f64) -> f32 {
+    value as f32
+}
+
 /// A float that kernels read as f32 and round back to when they store.
 ///
 /// Kernels compute in f32 and call [`round`](Element::round) at the places where transformers

@@ -75,7 +75,7 @@ pub fn answer(usage: &Usage) -> ExitCode {
             ExitCode::FAILURE
         }
         // 0 or 2.
-        _ => ExitCode::from(usage.exit_code() as u8),
+        _ => ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(u8::MAX)),
     }
 }
 

@@ -11,6 +11,14 @@
 
 Nothing here ends a program because something cannot be printed, and nothing that is no file is replaced by one.
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 pub mod shutdown;
 

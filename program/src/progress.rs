@@ -146,6 +146,16 @@ impl Progress {
         self.done.saturating_sub(self.before) as f64 / self.seconds().max(1e-9)
     }
 
+    /// Whole units a second, as far as a u64 goes.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates"
+    )]
+    pub fn whole_rate(&self) -> u64 {
+        self.rate() as u64
+    }
+
     /// The time that is left at this rate, in words.
     pub fn eta(&self) -> HumanDuration {
         let left = self.total.saturating_sub(self.done) as f64 / self.rate().max(1e-9);

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::v1;
+use crate::{numbers::signed_byte, v1};
 
 /// Count that marks an entry of a head+sampled row as padding: 0 stands for an exactly known head entry there.
 pub const PADDING_COUNT: u32 = u32::MAX;
@@ -165,7 +165,7 @@ pub(crate) fn byte_scale(row: &[f32]) -> (f32, f32) {
 
 /// A coordinate as the byte that is stored for it.
 pub(crate) fn scaled_byte(value: f32, inverse: f32) -> i8 {
-    (value * inverse).round().clamp(-127.0, 127.0) as i8
+    signed_byte((value * inverse).round().clamp(-127.0, 127.0))
 }
 
 impl StateCoding {

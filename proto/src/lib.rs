@@ -14,6 +14,14 @@ file never panic here: every length is checked against a named limit before anyt
     clippy::panic,
     clippy::indexing_slicing
 )]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 pub mod block;
 pub mod cursor;
@@ -21,6 +29,7 @@ mod error;
 pub mod fingerprint;
 pub mod frame;
 pub mod limits;
+mod numbers;
 pub mod shard;
 
 pub use block::{Estimator, PADDING_COUNT, Rows, State, StateCoding, StateKind, ValueCoding};

@@ -5,7 +5,7 @@ pub const SEQUENCE_TOKENS_MAX: usize = 1 << 16;
 /// Kept entries a row (K). A dense row is a `K = V` row, so this is the largest vocabulary too.
 pub const KEPT_ENTRIES_MAX: usize = 1 << 20;
 /// Token ids.
-pub const VOCAB_SIZE_MAX: usize = 1 << 20;
+pub const VOCAB_SIZE_MAX: u32 = 1 << 20;
 /// Coordinates a row in `state`.
 pub const STATE_RANK_MAX: usize = 1 << 15;
 /// Stored temperatures.

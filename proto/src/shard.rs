@@ -1,6 +1,6 @@
 //! Provides the shard: frames of one plan side by side in a file, under a header that says where each one lies.
 
-use crate::{Error, Fingerprint, FrameContext, Result, limits};
+use crate::{Error, Fingerprint, FrameContext, Result, limits, numbers::narrow};
 
 const MAGIC: [u8; 4] = *b"DSTS";
 const VERSION: u16 = 1;
@@ -38,7 +38,7 @@ impl ShardHeader {
     /// The header of a shard with these frames.
     ///
     /// # Errors
-    /// `Shard` where there is no frame, or more than a shard takes.
+    /// `Shard` where there is no frame, more than a shard takes, or one that is longer than a frame may be.
     pub fn new(
         plan: Fingerprint,
         number: u32,
@@ -56,9 +56,17 @@ impl ShardHeader {
         }
         let mut offsets = Vec::with_capacity(count + 1);
         let mut offset = header_bytes(count) as u64;
-        for entry in &entries {
+        for (place, entry) in entries.iter().enumerate() {
+            let (bytes, most) = (entry.frame_bytes, limits::FRAME_BYTES_MAX);
+            if bytes as usize > most {
+                return Err(Error::Shard {
+                    number,
+                    offset: (FIXED_BYTES + ENTRY_BYTES * place + 8) as u64,
+                    reason: format!("a frame of {bytes} bytes, above the limit of {most}"),
+                });
+            }
             offsets.push(offset);
-            offset += u64::from(entry.frame_bytes);
+            offset += u64::from(bytes);
         }
         offsets.push(offset);
         Ok(Self {
@@ -97,7 +105,7 @@ impl ShardHeader {
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend([0; 2]);
         bytes.extend(self.number.to_le_bytes());
-        bytes.extend((self.entries.len() as u32).to_le_bytes());
+        bytes.extend(narrow(self.entries.len()).to_le_bytes());
         bytes.extend(self.first_index.to_le_bytes());
         bytes.extend(self.file_bytes().to_le_bytes());
         bytes.extend(self.plan.0);
@@ -311,6 +319,16 @@ mod tests {
             assert!(decode(&bytes[..cut], header.file_bytes()).is_err());
         }
         assert!(decode(&bytes, header.file_bytes() - 1).is_err());
+    }
+
+    #[test]
+    fn a_frame_above_the_limit_is_refused_before_it_is_read() {
+        let mut header = header();
+        header.entries[1].frame_bytes = u32::MAX;
+        let bytes = header.encode();
+        let error = decode(&bytes, header.file_bytes()).unwrap_err();
+        let expected = "byte 84: a frame of 4294967295 bytes";
+        assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]

@@ -21,6 +21,14 @@ directory may make it panic: bad input is an error that names the file and the l
     clippy::panic,
     clippy::indexing_slicing
 )]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::panic))]
 
 mod error;

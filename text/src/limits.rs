@@ -34,7 +34,7 @@ pub const ENCODE_PATIENCE: Duration = Duration::from_secs(30);
 /// Text before a piece that is encoded with it again, for tokenizers that put something before every text.
 pub const PIECE_OVERLAP_BYTES: usize = 4096;
 /// Largest token id plus one, as in the frame format.
-pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX as u32;
+pub const VOCAB_SIZE_MAX: u32 = distill_proto::limits::VOCAB_SIZE_MAX;
 /// One line of a corpus, and so the longest prompt, completion or conversation.
 pub const LINE_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
 /// Lists and objects within each other in a line.

@@ -1,4 +1,12 @@
 //! Provides a model's shape, read from its directory's `config.json` and checked.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod architecture;
 mod check;

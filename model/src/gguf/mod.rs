@@ -10,6 +10,14 @@
 
 The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle has the arithmetic of the blocks.
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod config;
 #[cfg(test)]

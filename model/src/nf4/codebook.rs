@@ -1,5 +1,6 @@
 //! Provides the code books of bitsandbytes' 4-bit format: NF4 and FP4 for weights, the signed dynamic 8-bit map for scales.
 
+use crate::element::single;
 use std::sync::LazyLock;
 
 /// Entries of a 4-bit code book.
@@ -35,7 +36,7 @@ pub(super) static DYNAMIC: LazyLock<[f32; DYNAMIC_ENTRIES]> = LazyLock::new(|| {
     let mut values = vec![0.0, 1.0];
     for decade in 0..DECADES {
         let steps = 1usize << decade;
-        let scale = 10f64.powi(decade - (DECADES - 1)) as f32;
+        let scale = single(10f64.powi(decade - (DECADES - 1)));
         for step in 0..steps {
             let middle = (boundary(step, steps) + boundary(step + 1, steps)) / 2.0;
             values.extend([scale * middle, -scale * middle]);

@@ -4,6 +4,14 @@
 //! it was quantised. Codes are packed two to a byte, the earlier element in the high half. Blocks run over the flattened
 //! matrix: a row may begin inside a block, and inside a byte when the width is odd. Double quantisation stores the scales
 //! as 8-bit codes: `scale[b] = map[code_b] * nested_scale[b / 256] + offset`.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod card;
 mod codebook;

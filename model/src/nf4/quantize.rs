@@ -2,6 +2,7 @@
 
 use super::codebook::{DYNAMIC, nearest_dynamic};
 use super::{BLOCK_SIZE, NESTED_BLOCK_SIZE, NestedScales, Nf4Matrix, QuantType, Rounding, Scales};
+use crate::element::single;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::RangeInclusive;
@@ -175,7 +176,7 @@ fn quantize_block(quant_type: QuantType, values: &[f32], codes: &mut [u8], full:
 impl NestedScales {
     fn quantize(scales: &[f32]) -> Self {
         let sum: f64 = scales.iter().map(|scale| f64::from(*scale)).sum();
-        let offset = (sum / scales.len() as f64) as f32;
+        let offset = single(sum / scales.len() as f64);
         let mut codes = Vec::with_capacity(scales.len());
         let mut absmax = Vec::with_capacity(scales.len().div_ceil(NESTED_BLOCK_SIZE));
         for block in scales.chunks(NESTED_BLOCK_SIZE) {

@@ -5,6 +5,7 @@
 
 use super::codebook::{DYNAMIC_ENTRIES, ENTRIES};
 use super::{BLOCK_SIZES, NestedScales, Nf4Matrix, QuantType, Rounding, Scales};
+use crate::element::single;
 use crate::{Result, Weights, weights};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -159,7 +160,7 @@ fn read_scales(weights: &Weights, name: &str, state: &QuantState, blocks: usize)
     let (Some(block_size), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
         return floats(weights, &absmax_name, blocks).map(Scales::Plain);
     };
-    let offset = offset as f32;
+    let offset = single(offset);
     if !NESTED_BLOCK_SIZES.contains(&block_size) || !offset.is_finite() {
         let message = format!(
             "nested_blocksize {block_size} is outside {NESTED_BLOCK_SIZES:?} or nested_offset {offset} is not finite"

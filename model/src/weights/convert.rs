@@ -1,6 +1,7 @@
 //! Provides the conversion of stored tensor bytes to the element type a model computes in, on all cores.
 
 use crate::Result;
+use crate::element::single;
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -90,7 +91,7 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
 }
 
 fn floats(stored: &Stored<'_>) -> Option<Result<Vec<f32>>> {
-    decode(stored, 0f32, |v| v as f32, |v| v, f32::from, f32::from)
+    decode(stored, 0f32, single, |v| v, f32::from, f32::from)
 }
 
 fn decode<T: Copy + Send + Sync>(

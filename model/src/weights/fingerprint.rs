@@ -86,8 +86,9 @@ fn canonicalise(value: &mut Value) {
                 && number.is_f64()
                 && float.fract() == 0.0
                 && float.abs() < 9e15
+                && let Ok(whole) = format!("{float:.0}").parse::<i64>()
             {
-                *value = Value::from(float as i64);
+                *value = Value::from(whole);
             }
         }
         _ => {}

@@ -70,7 +70,8 @@ fn read_json(file: &SourceFile) -> Result<Vec<u8>> {
     let mut length = [0; LENGTH_BYTES];
     file.read(0, &mut length)?;
     let length = u64::from_le_bytes(length);
-    if length > HEADER_BYTES_MAX as u64 {
+    let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+    if bytes > HEADER_BYTES_MAX {
         return Err(fault(format!(
             "claims {length} bytes, more than the limit of {HEADER_BYTES_MAX}; not a safetensors file?"
         )));
@@ -80,7 +81,7 @@ fn read_json(file: &SourceFile) -> Result<Vec<u8>> {
             "claims {length} bytes and the file ends after {available}; download it again"
         )));
     }
-    let mut json = vec![0; length as usize];
+    let mut json = vec![0; bytes];
     file.read(LENGTH_BYTES as u64, &mut json)?;
     Ok(json)
 }

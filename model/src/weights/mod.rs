@@ -1,5 +1,13 @@
 //! Provides the weights of a model directory or of a GGUF file: tensors by name, converted, packed or raw, and their
 //! fingerprint.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 #[cfg(test)]
 mod changed_tests;
@@ -232,7 +240,7 @@ impl Weights {
         let start = info.bytes.start;
         let stored = convert::Stored {
             dtype: info.dtype,
-            bytes: (info.bytes.end - start) as usize,
+            bytes: file.length(&info.bytes)?,
             read: &|from, out| file.read(start + from as u64, out),
         };
         file.unchanged(name, &info.bytes, || {

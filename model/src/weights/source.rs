@@ -117,12 +117,24 @@ impl SourceFile {
         })
     }
 
+    /// The length of `range`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] where no memory has so much room.
+    pub fn length(&self, range: &Range<u64>) -> Result<usize> {
+        let bytes = range.end - range.start;
+        usize::try_from(bytes).map_err(|_| {
+            let message = format!("a tensor of {bytes} bytes is larger than this machine's memory");
+            Error::malformed(&self.path, "data", message)
+        })
+    }
+
     /// The bytes of `range`.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub fn read_range(&self, range: &Range<u64>) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let mut bytes = vec![0; self.length(range)?];
         let segments = bytes.par_chunks_mut(SEGMENT_BYTES).enumerate();
         segments.try_for_each(|(index, segment)| {
             self.read(range.start + (index * SEGMENT_BYTES) as u64, segment)
@@ -180,14 +192,13 @@ impl SourceFile {
     }
 
     fn hash(&self, range: &Range<u64>) -> Result<Digests> {
-        let segments = (range.end - range.start).div_ceil(SEGMENT_BYTES as u64) as usize;
-        let segments = (0..segments).into_par_iter();
+        let length = self.length(range)?;
+        let segments = (0..length.div_ceil(SEGMENT_BYTES)).into_par_iter();
         segments
             .map_init(Vec::new, |buffer, index| {
-                let start = range.start + (index * SEGMENT_BYTES) as u64;
-                let bytes = (range.end - start).min(SEGMENT_BYTES as u64);
-                buffer.resize(bytes as usize, 0);
-                self.read(start, buffer)?;
+                let start = index * SEGMENT_BYTES;
+                buffer.resize((length - start).min(SEGMENT_BYTES), 0);
+                self.read(range.start + start as u64, buffer)?;
                 Ok(*blake3::hash(buffer).as_bytes())
             })
             .collect()

@@ -1,5 +1,7 @@
 //! Provides sets of small numbers, and their walk by rank.
 
+use crate::numbers::narrow;
+
 /// A set of small numbers that can be walked by rank.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
@@ -105,7 +107,7 @@ impl Walk<'_> {
             .get(number / 64)
             .copied()
             .unwrap_or_default();
-        self.left as u32 + between + below(word)
+        narrow(self.left) + between + below(word)
     }
 }
 

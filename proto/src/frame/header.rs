@@ -2,8 +2,10 @@
 
 use super::planes::Reader;
 use crate::{
-    Error, Estimator, Fingerprint, Frame, Result, StateKind, ValueCoding, block::StateCoding,
+    Error, Estimator, Fingerprint, Frame, Result, StateKind, ValueCoding,
+    block::StateCoding,
     limits,
+    numbers::{low_byte, narrow},
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";
@@ -89,7 +91,11 @@ impl Header {
         let tokens = within("tokens", self.tokens.into(), SEQUENCE_TOKENS_MAX)?;
         let rows = within("rows", self.rows.into(), SEQUENCE_TOKENS_MAX)?;
         let k = within("k", self.k.into(), KEPT_ENTRIES_MAX)?;
-        within("vocabulary", self.vocab_size.into(), VOCAB_SIZE_MAX)?;
+        within(
+            "vocabulary",
+            self.vocab_size.into(),
+            VOCAB_SIZE_MAX as usize,
+        )?;
         within(
             "k against the vocabulary",
             self.k.into(),
@@ -117,7 +123,10 @@ impl Header {
         };
         let body = tokens.div_ceil(8) + text + rows * (statistics + state_row);
         within("decompressed frame", body, FRAME_DECOMPRESSED_BYTES_MAX)?;
-        length("decompressed frame", body as usize)
+        length(
+            "decompressed frame",
+            usize::try_from(body).unwrap_or(usize::MAX),
+        )
     }
 
     /// Bytes from the end of the header to the checksum.
@@ -142,7 +151,7 @@ impl Header {
             self.statistics as u8,
             kind,
             state_coding,
-            self.temperatures.len() as u8,
+            low_byte(narrow(self.temperatures.len())),
         ]);
         out.extend(step.to_le_bytes());
         for length in [

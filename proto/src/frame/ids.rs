@@ -8,6 +8,7 @@ use super::{
     groups::{Bitmap, Group},
     known::{GROUPS, Habit, Known, MATCHES, SHARES},
 };
+use crate::numbers::{low_word, narrow};
 
 /// Where an id of a row comes from; the value beside it is coded accordingly.
 pub(super) const NEW: u8 = 0;
@@ -45,7 +46,7 @@ impl IdModel {
     pub fn new(encoding_vocabulary: usize) -> Self {
         let likely = (0..(MATCHES + 1) * (MATCHES + 1) * SHARES * AGES).map(|context| {
             // A first guess: the share of rows that have it.
-            let below = (SHARES - context % SHARES) as u32;
+            let below = narrow(SHARES - context % SHARES);
             let half = if below.is_multiple_of(2) { 255 } else { 181 };
             Bit::new((half >> (below / 2)).max(8))
         });
@@ -84,7 +85,7 @@ impl IdModel {
         };
         let new = &self.new;
         let context = (left / 3).min(COUNT_CONTEXTS - 1);
-        let new_count = self.new_count.code(coder, context, 0, || new.len() as u32) as usize;
+        let new_count = self.new_count.code(coder, context, 0, || narrow(new.len())) as usize;
         let Some(seldom) = left.checked_sub(new_count) else {
             return false;
         };
@@ -151,7 +152,7 @@ impl IdModel {
                     continue;
                 };
                 if model.code(coder, || present.has(number)) {
-                    self.used.push(number as u32);
+                    self.used.push(narrow(number));
                     entries.push(entry(self.known.id(number), LIKELY));
                 } else {
                     self.known.miss(number);
@@ -182,9 +183,9 @@ impl IdModel {
                 _ if others == 0 => left,
                 _ if size == 0 => 0,
                 _ => {
-                    let context = GROUPS * (bit_length(left as u32) as usize).min(7) + group;
+                    let context = GROUPS * (bit_length(narrow(left)) as usize).min(7) + group;
                     self.group_count
-                        .code(coder, context, group, || own.len() as u32)
+                        .code(coder, context, group, || narrow(own.len()))
                         as usize
                 }
             };
@@ -220,7 +221,7 @@ impl IdModel {
             let run = if free == 0 {
                 0
             } else {
-                let context = half_octaves((2 * free / (count - taken + 1)) as u32 | 1);
+                let context = half_octaves(narrow(2 * free / (count - taken + 1)) | 1);
                 let context = context.min(RUN_CONTEXTS - 1);
                 let known = || {
                     own.get(taken)
@@ -235,7 +236,7 @@ impl IdModel {
             let Some(number) = walk.skip(run) else {
                 return false;
             };
-            self.used.push(number as u32);
+            self.used.push(narrow(number));
             entries.push(entry(self.known.id(number), SELDOM));
         }
         true
@@ -244,7 +245,7 @@ impl IdModel {
     fn code_new<C: Coder>(&mut self, coder: &mut C, count: usize, entries: &mut Vec<u64>) {
         let mut start = 0u32;
         for place in 0..count {
-            let left = (bit_length((count - place) as u32) as usize).min(LEFT) - 1;
+            let left = (bit_length(narrow(count - place)) as usize).min(LEFT) - 1;
             let context = LEFT * (bit_length(start) as usize).min(GAP_LENGTHS - 1) + left;
             let new = &self.new;
             let gap = self.gap.code(coder, context, context, || {
@@ -261,7 +262,7 @@ impl IdModel {
 
     fn end_row(&mut self, token: u32) {
         if !self.numbers.is_empty() {
-            for (id, number) in self.new.iter().zip(self.known.len() as u32 + 1..) {
+            for (id, number) in self.new.iter().zip(narrow(self.known.len()) + 1..) {
                 if let Some(place) = self.numbers.get_mut(*id as usize) {
                     *place = number;
                 }
@@ -274,7 +275,7 @@ impl IdModel {
 /// Twice the binary logarithm of a number above 0.
 fn half_octaves(number: u32) -> usize {
     let log = number.ilog2();
-    (2 * log + (u64::from(number) << 1 >> log & 1) as u32) as usize
+    (2 * log + low_word(u64::from(number) << 1 >> log & 1)) as usize
 }
 
 /// An id and where it comes from, in one number that sorts by id.
@@ -284,5 +285,5 @@ fn entry(id: u32, source: u8) -> u64 {
 
 /// Undoes [`entry`].
 pub(super) fn split(entry: u64) -> (u32, usize) {
-    ((entry >> 2) as u32, (entry & 3) as usize)
+    (low_word(entry >> 2), (entry & 3) as usize)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::groups::{Bitmap, Group};
+use crate::numbers::{low_word, narrow};
 
 /// Rows after which an id counts as not used lately.
 const RECENT_ROWS: u32 = 12;
@@ -62,7 +63,7 @@ impl Known {
 
     /// Rows so far.
     pub fn rows(&self) -> u32 {
-        self.ends.len() as u32
+        narrow(self.ends.len())
     }
 
     pub fn id(&self, number: usize) -> u32 {
@@ -112,16 +113,16 @@ impl Known {
         let (uses, last) = (known.uses, known.last_row);
         if let Some(group) = self.groups.get_mut(usize::from(group)) {
             group.remove(number);
-            self.taken.push(number as u32);
+            self.taken.push(narrow(number));
         }
         // In units of 2^-16: 16 bits for every row.
         let share = (u64::from(uses) * u64::from(per_row)) | 1;
         let log = share.ilog2();
-        let half = (share << 1 >> log & 1) as u32;
+        let half = low_word(share << 1 >> log & 1);
         Habit {
             share: (2 * log + half)
-                .saturating_sub(33 - SHARES as u32)
-                .min(SHARES as u32 - 1) as usize,
+                .saturating_sub(33 - narrow(SHARES))
+                .min(narrow(SHARES) - 1) as usize,
             matches: matches.into(),
             age: ((rows - last).max(1).ilog2() as usize).min(7),
         }
@@ -133,7 +134,7 @@ impl Known {
         let uses = self.ids.get(number).copied().unwrap_or_default().uses;
         if self.frequent.has(number) && !is_frequent(uses, self.rows() + 1) {
             self.frequent.clear(number);
-            self.taken.push(number as u32);
+            self.taken.push(narrow(number));
         }
     }
 
@@ -157,7 +158,7 @@ impl Known {
                 group: NO_GROUP,
                 ..Use::default()
             });
-            self.entries.push(number as u32);
+            self.entries.push(narrow(number));
             self.note(number, current);
         }
         self.ends.push(self.entries.len());

@@ -1,6 +1,6 @@
 //! Provides byte planes: the k-th bytes of all numbers side by side, so that zstd sees like beside like.
 
-use crate::{Error, Result};
+use crate::{Error, Result, numbers::low_byte};
 
 /// Writes `values` as `width` planes, lowest byte first.
 pub(super) fn write_planes(
@@ -9,7 +9,7 @@ pub(super) fn write_planes(
     width: u32,
 ) {
     for plane in 0..width {
-        out.extend(values.clone().map(|value| (value >> (8 * plane)) as u8));
+        out.extend(values.clone().map(|value| low_byte(value >> (8 * plane))));
     }
 }
 

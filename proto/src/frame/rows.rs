@@ -8,7 +8,10 @@ use super::{
     tokens::TokenModel,
     values::{Grid, Weights},
 };
-use crate::{Error, Estimator, Frame, Result};
+use crate::{
+    Error, Estimator, Frame, Result,
+    numbers::{low_word, narrow},
+};
 
 /// Contexts of a row's largest code: quarters of octaves.
 const SPANS: usize = 68;
@@ -72,7 +75,7 @@ impl RowModel {
     ) -> bool {
         let width = match self.estimator.is_drawn() {
             false => self.k,
-            true => 1 + self.width.code(coder, 0, 0, || entries.len() as u32 - 1) as usize,
+            true => 1 + self.width.code(coder, 0, 0, || narrow(entries.len()) - 1) as usize,
         };
         if width > self.k {
             return false;
@@ -122,7 +125,7 @@ impl RowModel {
 fn span_of(code: u32) -> usize {
     let code = u64::from(code) + 1;
     let log = code.ilog2();
-    (4 * log + (code << 2 >> log & 3) as u32) as usize
+    (4 * log + low_word(code << 2 >> log & 3)) as usize
 }
 
 fn span(largest: u32) -> usize {
@@ -178,7 +181,7 @@ pub(super) fn encode<C: Coder>(
         model.tokens.code_id(coder, &entries, known, token);
         model
             .tokens
-            .code_range(coder, place as u32, token, end, range);
+            .code_range(coder, narrow(place), token, end, range);
         (before, end) = (token, range.1);
     }
 }
@@ -225,7 +228,7 @@ pub(super) fn decode(bytes: &[u8], header: &Header, mask: &[bool], grid: &Grid) 
             .code_id(&mut coder, &entries, &coded.token_ids, 0);
         let range = model
             .tokens
-            .code_range(&mut coder, place as u32, token, end, (0, 0));
+            .code_range(&mut coder, narrow(place), token, end, (0, 0));
         coder.check(index)?;
         coded.token_ids.push(token);
         coded.byte_offsets.push(range);

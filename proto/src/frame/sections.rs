@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Error, Result, Rows, State,
     block::{StateCoding, byte_scale, scaled_byte},
+    numbers::low_half,
 };
 
 pub(super) fn write_mask(out: &mut Vec<u8>, mask: &[bool]) {
@@ -124,7 +125,7 @@ pub(super) fn read_state(reader: &mut Reader<'_>, header: &Header) -> Result<Opt
         StateCoding::F16 => {
             let halves = reader.planes("state", rows * rank, 2)?.into_iter();
             halves
-                .map(|bits| f16::from_bits(bits as u16).to_f32())
+                .map(|bits| f16::from_bits(low_half(bits)).to_f32())
                 .collect()
         }
         StateCoding::I8 => {

@@ -9,7 +9,10 @@ use super::{
     entropy::{Coder, Number, bit_length, fold, unfold},
     values::{self, Grid, Weights},
 };
-use crate::Rows;
+use crate::{
+    Rows,
+    numbers::{integer, single},
+};
 
 /// Steps a nat of the anchor and of its distance to the mean.
 const LEVEL_STEPS: f64 = 64.0;
@@ -91,7 +94,7 @@ impl Fixed {
             }
             fixed.odds = match 1.0 - mass {
                 rest if rest < 1e-7 => ODDS_ONE,
-                rest => ((mass / rest).ln() * ODDS_STEPS + ODDS_ZERO).round() as u32,
+                rest => step_of((mass / rest).ln() * ODDS_STEPS + ODDS_ZERO),
             };
             let shift = sum.ln() - ln_mass(fixed.odds) - (f64::from(*column.get(row)?) - max / tau);
             anchor -= tau * shift;
@@ -101,12 +104,12 @@ impl Fixed {
         }
         let steps = |value: f64, steps: f64| {
             let code = (value * steps).round();
-            (code.abs() < STEPS_MAX).then_some(code as i32)
+            (code.abs() < STEPS_MAX).then_some(integer(code))
         };
         fixed.level = steps(anchor, LEVEL_STEPS)?;
         fixed.mean = steps(anchor - f64::from(*rows.mean.get(row)?), LEVEL_STEPS)?;
         if std > 0.0 {
-            fixed.spread = (std.ln() * SPREAD_STEPS + SPREAD_ZERO).round() as u32;
+            fixed.spread = step_of(std.ln() * SPREAD_STEPS + SPREAD_ZERO);
         }
         for (&tau, column) in columns {
             let distance = f64::from(*column.get(row)?) - anchor / f64::from(tau);
@@ -127,22 +130,31 @@ impl Fixed {
         let mut columns = temperatures.iter().zip(logsumexp);
         if let Some((&tau, column)) = columns.next() {
             let sum: f64 = codes.map(|code| weights.weight(code)).sum();
-            column.push((anchor / f64::from(tau) + sum.ln() - ln_mass(self.odds)) as f32);
+            column.push(single(
+                anchor / f64::from(tau) + sum.ln() - ln_mass(self.odds),
+            ));
         }
         for ((&tau, column), &other) in columns.zip(&self.others) {
-            column.push((anchor / f64::from(tau) + f64::from(other) / OTHER_STEPS) as f32);
+            column.push(single(
+                anchor / f64::from(tau) + f64::from(other) / OTHER_STEPS,
+            ));
         }
         let spread = (f64::from(self.spread) - SPREAD_ZERO) / SPREAD_STEPS;
         Decoded {
-            max: anchor as f32,
-            mean: (anchor - f64::from(self.mean) / LEVEL_STEPS) as f32,
+            max: single(anchor),
+            mean: single(anchor - f64::from(self.mean) / LEVEL_STEPS),
             std: if self.spread == 0 {
                 0.0
             } else {
-                spread.exp() as f32
+                single(spread.exp())
             },
         }
     }
+}
+
+/// The nearest step, from 0 on.
+fn step_of(steps: f64) -> u32 {
+    integer(steps.round()).max(0).cast_unsigned()
 }
 
 /// Logarithm of the mass with these odds.

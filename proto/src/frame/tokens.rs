@@ -6,6 +6,7 @@ use super::{
     entropy::{Bit, Coder, Number, bit_length, fold, unfold},
     rows::Entry,
 };
+use crate::numbers::{low_word, narrow};
 
 const RANK_CONTEXTS: usize = 12;
 
@@ -54,25 +55,25 @@ impl TokenModel {
                 .map(|entry| u64::from(entry.code) << 32 | u64::from(entry.id));
             self.ranked.extend(keys);
             let (first, second) = smallest(&self.ranked);
-            let context = bit_length(((second >> 32) - (first >> 32)) as u32) as usize;
+            let context = bit_length(low_word((second >> 32) - (first >> 32))) as usize;
             let context = context.min(RANK_CONTEXTS - 1);
             let ranked = &self.ranked;
             let rank = self.rank.code(coder, context, context, || {
-                let own = ranked.iter().find(|&&key| key as u32 == token);
+                let own = ranked.iter().find(|&&key| low_word(key) == token);
                 own.map_or(0, |own| {
-                    1 + ranked.iter().filter(|&key| key < own).count() as u32
+                    1 + narrow(ranked.iter().filter(|&key| key < own).count())
                 })
             });
             if let Some(rank) = (rank as usize).checked_sub(1) {
                 if rank == 0 {
-                    return first as u32;
+                    return low_word(first);
                 }
                 let rank = rank.min(self.ranked.len() - 1);
-                return *self.ranked.select_nth_unstable(rank).1 as u32;
+                return low_word(*self.ranked.select_nth_unstable(rank).1);
             }
         }
         let last = &self.last;
-        let here = before.len() as u32;
+        let here = narrow(before.len());
         let back = self.back.code(coder, 0, 0, || {
             last.get(&token).map_or(0, |(place, _)| here - place)
         });

@@ -2,7 +2,10 @@
 
 use half::f16;
 
-use crate::{Rows, ValueCoding};
+use crate::{
+    Rows, ValueCoding,
+    numbers::{low_half, narrow, natural, single},
+};
 
 /// Largest code; logits further below the maximum saturate (8,192 nats at 1/8).
 pub(super) const CODE_MAX: u32 = 65_535;
@@ -68,16 +71,16 @@ impl Grid {
     /// The code of the nearest distance.
     pub fn code(&self, distance: f32) -> u32 {
         match self.coding {
-            ValueCoding::Step(step) => (distance / step).round().min(CODE_MAX as f32) as u32,
+            ValueCoding::Step(step) => natural((distance / step).round().min(CODE_MAX as f32)),
             ValueCoding::F16 => f16::from_f32(distance.min(f16::MAX.to_f32()))
                 .to_bits()
                 .into(),
             ValueCoding::Graded(_) => {
                 let above = self.distances.partition_point(|&point| point <= distance);
-                let below = above.saturating_sub(1) as u32;
+                let below = narrow(above.saturating_sub(1));
                 let start = self.distance(below);
                 if above == self.distances.len() {
-                    below + (distance - start).round().min((CODE_MAX - below) as f32) as u32
+                    below + natural((distance - start).round().min((CODE_MAX - below) as f32))
                 } else {
                     below + u32::from(distance - start > self.distance(below + 1) - distance)
                 }
@@ -99,7 +102,7 @@ impl Grid {
 fn plain_distance(coding: ValueCoding, code: u32) -> f32 {
     match coding {
         ValueCoding::Step(step) | ValueCoding::Graded(step) => code as f32 * step,
-        ValueCoding::F16 => f16::from_bits(code as u16).to_f32(),
+        ValueCoding::F16 => f16::from_bits(low_half(code)).to_f32(),
     }
 }
 
@@ -141,7 +144,7 @@ pub(super) fn kept_mass(rows: &Rows) -> Vec<f32> {
     let row_of = rows.logits.chunks_exact(rows.k.max(1)).zip(logsumexp);
     row_of
         .enumerate()
-        .map(|(row, (logits, lse))| mass_of(rows, row, logits, tau, *lse).min(1.0) as f32)
+        .map(|(row, (logits, lse))| single(mass_of(rows, row, logits, tau, *lse).min(1.0)))
         .collect()
 }
 
@@ -176,7 +179,7 @@ fn restore_mass(logits: &mut [f32], rows: &Rows, row: usize, mass: f32) {
     let shift = f64::from(tau) * (f64::from(mass) / found).ln();
     if shift.is_finite() {
         for logit in logits {
-            *logit = (f64::from(*logit) + shift) as f32;
+            *logit = single(f64::from(*logit) + shift);
         }
     }
 }

@@ -19,6 +19,14 @@ A checkpoint that is damaged or was edited is refused by file and field, and nev
 the one before it that is whole, and whoever reads it removes the damaged one. `best` is another matter: without it the run
 goes on, and says so.
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 #[cfg(test)]
 mod damage_tests;

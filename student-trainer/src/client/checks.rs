@@ -117,7 +117,8 @@ impl ServerInfo {
     /// Names what differs, with both values.
     pub(super) fn check_rows(&self, what: &str, rows: &Rows) -> Result<()> {
         let state = rows.state.as_ref();
-        let state = state.map(|state| (state.kind, state.rank as u32));
+        let state = state.map(|state| (state.kind, state.rank));
+        let agreed = self.state.map(|(kind, rank)| (kind, rank as usize));
         let pairs = [
             (
                 "vocabulary",
@@ -134,7 +135,7 @@ impl ServerInfo {
                 format!("{:?}", rows.temperatures),
                 format!("{:?}", self.temperatures),
             ),
-            ("state", format!("{state:?}"), format!("{:?}", self.state)),
+            ("state", format!("{state:?}"), format!("{agreed:?}")),
         ];
         match pairs.iter().find(|(_, found, agreed)| found != agreed) {
             None => Ok(()),

@@ -8,6 +8,14 @@
                               └── connection lost: back off, wait until ready, go on after the last cursor
 ```
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod basis;
 mod checks;

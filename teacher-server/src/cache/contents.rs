@@ -4,7 +4,12 @@ use std::{io::ErrorKind, sync::Arc};
 
 use distill_proto::{Fingerprint, ShardHeader, shard};
 
-use super::{files::Files, layout::ShardPlan, partial::Expected, storage::Storage};
+use super::{
+    files::{Files, at_most},
+    layout::ShardPlan,
+    partial::Expected,
+    storage::Storage,
+};
 use crate::{Error, Result, plan::Entry};
 
 /// Directory of sealed shards.
@@ -33,7 +38,8 @@ pub struct Contents {
 impl Contents {
     /// What shard `number` has to be.
     pub fn expected(&self, shard: ShardPlan) -> Expected<'_> {
-        let range = shard.first_index as usize..shard.first_index as usize + shard.count;
+        let first = usize::try_from(shard.first_index).unwrap_or(usize::MAX);
+        let range = first..first.saturating_add(shard.count);
         Expected {
             plan: self.plan,
             shard,
@@ -57,7 +63,7 @@ impl Contents {
             };
             self.damaged(shard.number, offset, error.to_string())
         };
-        let fixed = length.min(shard::FIXED_BYTES as u64) as usize;
+        let fixed = at_most(length, shard::FIXED_BYTES);
         let read = |bytes| {
             let read = self.storage.read(&name, 0, bytes);
             read.map_err(|error| self.damaged_if_cut(shard.number, 0, error))

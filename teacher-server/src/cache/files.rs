@@ -11,6 +11,11 @@ use distill_program::{FileError, files as disk};
 
 use crate::{Error, Result};
 
+/// How much to read of `bytes` where `most` will do.
+pub fn at_most(bytes: u64, most: usize) -> usize {
+    usize::try_from(bytes).map_or(most, |bytes| bytes.min(most))
+}
+
 /// Files below one directory, by names like `shards/000007`. What the medium must do is written at each operation; it may
 /// lose or half-write, in a crash, whatever was not synced. Errors are `Io` and name the place.
 pub trait Files: Send + Sync {

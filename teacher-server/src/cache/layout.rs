@@ -88,7 +88,7 @@ impl Segment {
 
     /// Number after that of its last shard.
     pub fn end_shard(&self) -> u32 {
-        self.first_shard + self.shards.len() as u32
+        self.first_shard.saturating_add(number(self.shards.len()))
     }
 
     /// Its shards in order.
@@ -114,11 +114,11 @@ impl Segment {
             corpus_fingerprint: self.corpus.to_hex(),
             first_index: self.first_index,
             first_shard: self.first_shard,
-            batch_size: self.batch_size as u32,
+            batch_size: number(self.batch_size),
             sequence_ids: self.entries.iter().map(|entry| entry.id).collect(),
             token_counts: self.entries.iter().map(|entry| entry.tokens).collect(),
             target_counts: self.entries.iter().map(|entry| entry.targets).collect(),
-            shard_sequences: self.shards.iter().map(|&count| count as u32).collect(),
+            shard_sequences: self.shards.iter().copied().map(number).collect(),
         }
     }
 
@@ -179,6 +179,11 @@ impl Segment {
             "the lists of this segment do not fit together, or not after the segment before; the file is not one that teacher-server wrote",
         ))
     }
+}
+
+/// A number as it is written. Settings and `SHARD_FRAMES_MAX` bound what is counted here.
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

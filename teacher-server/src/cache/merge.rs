@@ -7,7 +7,7 @@ use super::{
     contents::sealed_name,
     files::Files,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
-    place, segment_name,
+    place, sealed, segment_name,
     storage::Storage,
     take_lock,
 };
@@ -65,9 +65,8 @@ fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
     let single = [VOCABULARY, PROJECTION].map(str::to_owned);
     let names = single.into_iter().chain(pieces).chain(segments);
     for name in names.chain([HEADER.to_owned()]) {
-        if let Some(length) = from.storage.length(&name)? {
-            let bytes = from.storage.read(&name, 0, length as usize)?;
-            to.put_if_absent(&name, &bytes)?;
+        if let Some(bytes) = sealed::get_bytes(&from.storage, &name)? {
+            sealed::put_bytes(to, &name, bytes)?;
         }
     }
     Ok(())

@@ -17,6 +17,14 @@ its sequence, its batch and the settings, all fixed by the plan, so an interrupt
 
 The medium may lose what was not synced and half-write what was; it may not reorder a synced write behind a later rename.
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod begun;
 mod contents;

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use distill_proto::{Fingerprint, Frame, FrameContext, FrameSummary, frame::HEADER_BYTES_MAX};
 
-use super::{files::Files, layout::ShardPlan};
+use super::{
+    files::{Files, at_most},
+    layout::ShardPlan,
+};
 use crate::{Result, plan::Entry};
 
 /// Directory of partial shards.
@@ -82,7 +85,7 @@ impl Partial {
         let mut partial = Self::default();
         while partial.end < length {
             let left = length - partial.end;
-            let head = left.min(HEADER_BYTES_MAX as u64) as usize;
+            let head = at_most(left, HEADER_BYTES_MAX);
             let head = files.read(&name, partial.end, head)?;
             let Ok(summary) = Frame::peek(&head) else {
                 break;

@@ -48,11 +48,13 @@ pub fn get_bytes(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
     let Some(length) = storage.length(name)? else {
         return Ok(None);
     };
-    if length > OBJECT_BYTES_MAX || length < CHECKSUM_BYTES as u64 {
+    let within = CHECKSUM_BYTES as u64..=OBJECT_BYTES_MAX;
+    let bytes = usize::try_from(length).ok();
+    let Some(bytes) = bytes.filter(|_| within.contains(&length)) else {
         let reason = format!("{length} bytes are not what was written");
         return Err(damaged(storage, name, reason));
-    }
-    let mut bytes = storage.read(name, 0, length as usize)?;
+    };
+    let mut bytes = storage.read(name, 0, bytes)?;
     let stored = bytes.split_off(bytes.len() - CHECKSUM_BYTES);
     if stored != checksum(name, &bytes) {
         return Err(damaged(storage, name, "checksum mismatch".into()));

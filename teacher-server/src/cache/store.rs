@@ -137,7 +137,7 @@ impl CacheStore {
         let shards = &self.contents.shards;
         let after = shards.partition_point(|shard| shard.first_index <= index);
         let shard = *shards.get(after.checked_sub(1)?)?;
-        let position = (index - shard.first_index) as usize;
+        let position = usize::try_from(index - shard.first_index).ok()?;
         (position < shard.count).then_some((shard, position))
     }
 
@@ -218,16 +218,17 @@ impl CacheStore {
         let Some(partial) = self.complete(shard) else {
             return Ok(());
         };
-        let mut frames = Vec::with_capacity(partial.end as usize);
+        let mut frames = Vec::with_capacity(usize::try_from(partial.end).unwrap_or_default());
         let mut entries = Vec::with_capacity(shard.count);
         let expected = self.contents.expected(shard);
         for ((&position, &extent), entry) in partial.extents.iter().zip(expected.entries) {
             let frame = self.partial_frame(shard, position, extent)?;
             let gone = || Error::Internal(format!("partial shard {} is gone", shard.number));
             let frame = frame.ok_or_else(gone)?;
+            let too_long = |_| Error::Internal(format!("a frame of {} bytes", frame.len()));
             entries.push(ShardEntry {
                 sequence_id: entry.id,
-                frame_bytes: frame.len() as u32,
+                frame_bytes: u32::try_from(frame.len()).map_err(too_long)?,
             });
             frames.extend(frame);
         }

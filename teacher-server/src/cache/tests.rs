@@ -317,6 +317,33 @@ fn a_stopped_verification_or_merge_passed_for_a_whole_one() {
 }
 
 #[test]
+fn a_merge_copied_a_damaged_vocabulary_of_any_length() {
+    let (setup, cache) = Setup::new();
+    drop(cache);
+    let path = setup.directory.path().join(VOCABULARY);
+    let whole = std::fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    flipped[0] ^= 1;
+    for (bytes, length, expected) in [
+        (flipped, whole.len() as u64, "checksum mismatch"),
+        (whole, 9 << 30, "9663676416 bytes are not what was written"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path);
+        file.unwrap().set_len(length).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let inputs = [setup.directory.path().to_owned()];
+        let message = merge(out.path(), &inputs, &|| false)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(VOCABULARY) && message.contains(expected),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn a_cache_that_lost_a_segment_was_a_smaller_one() {
     let (setup, mut cache) = Setup::new();
     add(&mut cache, &entries(200, 4));

@@ -23,15 +23,20 @@ impl<I: Iterator<Item = Range<usize>> + Send + 'static> Source<v1::GetBasisRespo
             return Ok(None);
         };
         let basis = self.basis.clone();
-        let (first_row, count) = (rows.start as u32, rows.len() as u32);
+        let (first_row, count) = (number(rows.start)?, number(rows.len())?);
         // Widening a chunk of the head takes milliseconds.
         let values = tokio::task::spawn_blocking(move || basis.bytes(rows));
         let values_f16 = values.await.map_err(|e| Error::Internal(e.to_string()))??;
         Ok(Some(v1::GetBasisResponse {
             rows: count,
-            rank: self.basis.rank() as u32,
+            rank: number(self.basis.rank())?,
             first_row,
             values_f16,
         }))
     }
+}
+
+/// A number as it is sent.
+fn number(count: usize) -> Result<u32> {
+    u32::try_from(count).map_err(|_| Error::Internal(format!("the basis has {count} rows")))
 }

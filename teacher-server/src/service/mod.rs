@@ -8,6 +8,14 @@
  Error ──> status ──> tonic::Status with google.rpc.ErrorInfo
 ```
 */
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 mod auth;
 mod basis;

@@ -9,7 +9,7 @@ use super::{
     document::Document,
     files::{CorpusFile, is_piece},
     masked::Draft,
-    windows::TextWindows,
+    windows::{TextWindows, check_length},
 };
 use crate::{Result, TokenizerFiles, chat::render_conversation};
 
@@ -134,6 +134,7 @@ impl<'a> Collector<'a> {
         if let Some(first) = mask.first_mut() {
             *first = false;
         }
+        check_length(text.len())?;
         let targets = mask.iter().filter(|&&target| target).count();
         if ids.len() < self.windowing.min_tokens {
             self.skipped.too_short += 1;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::windows::cut_before;
-use crate::{Encoded, Result, TokenizerFiles, chat::Conversation};
+use crate::{Encoded, Result, TokenizerFiles, chat::Conversation, tokenizer::offset};
 
 /// A sequence before it is counted and named.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,7 @@ impl Draft {
         let mut draft = Self::masked(tokenizer, text, &[span])?;
         draft.put_before(tokenizer.prefix_ids());
         if let Some(eos) = tokenizer.eos_id() {
-            let end = draft.text.len() as u32;
+            let end = offset(draft.text.len())?;
             draft.ids.push(eos);
             draft.ranges.push((end, end));
             draft.mask.push(true);
@@ -79,7 +79,7 @@ impl Draft {
         self.ids.truncate(cut.token);
         self.ranges.truncate(cut.token);
         self.mask.truncate(cut.token);
-        self.text.truncate(cut.byte);
+        self.text.truncate(cut.byte as usize);
         true
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 /// Values of a column that are decoded at a time; texts can be long, so fewer than the library's 1024.
 const BATCH_ROWS: usize = 32;
 /// Length of the metadata and `PAR1`, at the end of every file.
-const FOOTER_BYTES: u64 = 8;
+const FOOTER_BYTES: usize = 8;
 
 /// Reads one file into the collector.
 ///
@@ -54,8 +54,9 @@ pub(super) fn read(path: &Path, bytes: u64, collector: &mut Collector<'_>) -> Re
     let schema = projection(metadata.file_metadata().schema()).map_err(broken)?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     // A damaged file may have any number here, also below zero.
-    let counts = metadata.row_groups().iter().map(|group| group.num_rows());
-    let count = counts.fold(0, |sum: u64, rows| sum.saturating_add(rows.max(0) as u64));
+    let groups = metadata.row_groups().iter();
+    let counts = groups.map(|group| u64::try_from(group.num_rows()).unwrap_or_default());
+    let count = counts.fold(0, u64::saturating_add);
     let mut progress = Share {
         bytes,
         rows: count,
@@ -98,7 +99,7 @@ impl Share {
     fn until(&mut self, row: u64) -> u64 {
         let until =
             u128::from(self.bytes) * u128::from(row.min(self.rows)) / u128::from(self.rows.max(1));
-        let until = until as u64;
+        let until = u64::try_from(until).unwrap_or(self.bytes);
         until - std::mem::replace(&mut self.reported, until)
     }
 
@@ -113,11 +114,12 @@ fn check_footer(mut file: &File, path: &Path, bytes: u64) -> Result<()> {
         path: path.to_owned(),
         reason,
     };
-    if bytes < 2 * FOOTER_BYTES {
+    let footer_bytes = FOOTER_BYTES as u64;
+    if bytes < 2 * footer_bytes {
         return Err(broken(format!("{bytes} bytes are no Parquet file")));
     }
-    let mut footer = [0; FOOTER_BYTES as usize];
-    file.seek(SeekFrom::Start(bytes - FOOTER_BYTES))
+    let mut footer = [0; FOOTER_BYTES];
+    file.seek(SeekFrom::Start(bytes - footer_bytes))
         .and_then(|_| file.read_exact(&mut footer))
         .map_err(FileError::at("read", path))?;
     let [a, b, c, d, magic @ ..] = footer;

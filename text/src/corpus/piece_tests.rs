@@ -5,6 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use distill_proto::limits::TEXT_BYTES_MAX;
+
 use super::*;
 use crate::limits::PIECE_BYTES;
 
@@ -136,4 +138,32 @@ fn pieces_without_a_prefix_are_cut_as_ever() {
     check_as_whole(&files);
     let (_dir, files) = llama(replace(), metaspace("never", true));
     assert!(!files.puts_before());
+}
+
+#[test]
+fn white_space_that_becomes_no_token_is_not_kept_to_its_end() {
+    let (dir, files) = opened(json!({
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "unk_token": "<unk>",
+            "vocab": {"<s>": 0, "</s>": 1, "<unk>": 2, "x": 3}},
+    }));
+    let path = dir.path().join("blank.txt");
+    let line = format!("{:1023}\n", "");
+    let windowing = Windowing::new(16);
+    for (lines, fits) in [(TEXT_BYTES_MAX / 1024 - 1, true), (20 << 10, false)] {
+        fs::write(
+            &path,
+            format!("{}\n{}", "x ".repeat(10), line.repeat(lines)),
+        )
+        .unwrap();
+        match read_corpus(std::slice::from_ref(&path), &files, &windowing, &mut |_| ()) {
+            Ok(corpus) if fits => assert_eq!(corpus.sequences.len(), 1),
+            Err(error) if !fits => {
+                let message = error.to_string();
+                assert!(message.contains("limit of 16777216"), "{message}");
+                assert!(message.contains("blank.txt:"), "{message}");
+            }
+            other => panic!("{lines} lines: {other:?}"),
+        }
+    }
 }

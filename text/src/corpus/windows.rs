@@ -2,8 +2,12 @@
 
 use std::ops::Range;
 
+use distill_proto::limits::TEXT_BYTES_MAX;
+
 use super::{Windowing, collector::Collector, masked::Draft};
-use crate::{Encoded, Error, Result, TokenizerFiles, limits::PIECE_OVERLAP_BYTES};
+use crate::{
+    Encoded, Error, Result, TokenizerFiles, limits::PIECE_OVERLAP_BYTES, tokenizer::offset,
+};
 
 /// Tokens of a document that are not in a window yet, with their text.
 pub(super) struct TextWindows<'a> {
@@ -20,7 +24,7 @@ pub(super) struct TextWindows<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cut {
     pub token: usize,
-    pub byte: usize,
+    pub byte: u32,
 }
 
 impl<'a> TextWindows<'a> {
@@ -39,33 +43,35 @@ impl<'a> TextWindows<'a> {
     /// Adds a piece of the document and passes on the windows that are full.
     pub fn push(&mut self, piece: &str, collector: &mut Collector<'_>) -> Result<()> {
         self.compact();
-        let before = self.text.len();
-        let from = self.overlap();
+        let before = offset(self.text.len())?;
+        let from = self.overlap()?;
         self.text += piece;
-        let again = self.text.get(from..).unwrap_or_default();
+        let again = self.text.get(from as usize..).unwrap_or_default();
         let mut encoded = self.tokenizer.encode(again)?;
         for (start, end) in &mut encoded.ranges {
-            *start += from as u32;
-            *end += from as u32;
+            *start += from;
+            *end += from;
         }
         append(&mut self.encoded, encoded, from..before);
         // What the next piece is encoded with again is in no window yet.
-        let settled = self.overlap() as u32;
+        let settled = self.overlap()?;
         let settled = self
             .encoded
             .ranges
             .partition_point(|range| range.1 <= settled);
-        self.pass_on_full(settled, collector)
+        self.pass_on_full(settled, collector)?;
+        // A text of which nothing becomes a token would be kept to its end.
+        check_length(self.text.len() - self.next.byte as usize)
     }
 
     /// Where the text begins that is encoded once more with the next piece: at its end for a tokenizer that makes the same
     /// of a piece as of the whole.
-    fn overlap(&self) -> usize {
+    fn overlap(&self) -> Result<u32> {
         if !self.tokenizer.puts_before() {
-            return self.text.len();
+            return offset(self.text.len());
         }
         let at = self.text.len().saturating_sub(PIECE_OVERLAP_BYTES);
-        self.text.floor_char_boundary(at).max(self.next.byte)
+        Ok(offset(self.text.floor_char_boundary(at))?.max(self.next.byte))
     }
 
     /// Passes on full windows of the first `settled` tokens.
@@ -91,7 +97,7 @@ impl<'a> TextWindows<'a> {
         self.pass_on_full(self.encoded.ids.len(), collector)?;
         let end = Cut {
             token: self.encoded.ids.len(),
-            byte: self.text.len(),
+            byte: offset(self.text.len())?,
         };
         if end.token > self.next.token {
             self.pass_on(end, collector)?;
@@ -104,8 +110,9 @@ impl<'a> TextWindows<'a> {
         let tokens = from.token..until.token;
         let ids = self.encoded.ids.get(tokens.clone()).unwrap_or_default();
         let ranges = self.encoded.ranges.get(tokens).unwrap_or_default();
-        let text = self.text.get(from.byte..until.byte).unwrap_or_default();
-        let shift = from.byte as u32;
+        let bytes = from.byte as usize..until.byte as usize;
+        let text = self.text.get(bytes).unwrap_or_default();
+        let shift = from.byte;
         let mut window = Draft {
             text: text.to_owned(),
             ids: ids.to_vec(),
@@ -121,11 +128,10 @@ impl<'a> TextWindows<'a> {
 
     /// Drops what is in a window already.
     fn compact(&mut self) {
-        let Cut { token, byte } = std::mem::take(&mut self.next);
-        self.text.drain(..byte);
+        let Cut { token, byte: shift } = std::mem::take(&mut self.next);
+        self.text.drain(..shift as usize);
         self.encoded.ids.drain(..token);
         self.encoded.ranges.drain(..token);
-        let shift = byte as u32;
         for (start, end) in &mut self.encoded.ranges {
             *start -= shift;
             *end -= shift;
@@ -133,13 +139,28 @@ impl<'a> TextWindows<'a> {
     }
 }
 
+/// Refuses more text in one window than a frame takes.
+///
+/// # Errors
+/// `Windowing`.
+pub(super) fn check_length(bytes: usize) -> Result<()> {
+    if bytes <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    let tokens =
+        "most of its text becomes no token of this tokenizer; lower seq_len, or take the text out";
+    Err(Error::Windowing(format!(
+        "a window of {bytes} bytes is above the limit of {TEXT_BYTES_MAX}: {tokens}"
+    )))
+}
+
 /// Appends the tokens of a text whose bytes `overlap` are in `known` already.
 ///
 /// A tokenizer that puts something before a text gets the first tokens of a piece wrong, and the last ones of the piece
 /// before it may want what follows. So both are joined within the overlap, as near to its middle as two tokens in a row
 /// are the same in both.
-fn append(known: &mut Encoded, more: Encoded, overlap: Range<usize>) {
-    let (start, end) = (overlap.start as u32, overlap.end as u32);
+fn append(known: &mut Encoded, more: Encoded, overlap: Range<u32>) {
+    let Range { start, end } = overlap;
     let middle = start.midpoint(end);
     let token =
         |encoded: &Encoded, at: usize| Some((*encoded.ids.get(at)?, *encoded.ranges.get(at)?));
@@ -185,8 +206,7 @@ pub(super) fn cut_before(
 ) -> Option<Cut> {
     (first + 1..=limit).rev().find_map(|token| {
         let end = ranges.get(token - 1)?.1;
-        let start = ranges.get(token)?.0;
-        let byte = start as usize;
-        (end <= start && text.is_char_boundary(byte)).then_some(Cut { token, byte })
+        let byte = ranges.get(token)?.0;
+        (end <= byte && text.is_char_boundary(byte as usize)).then_some(Cut { token, byte })
     })
 }

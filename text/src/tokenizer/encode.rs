@@ -15,18 +15,26 @@ pub struct Encoded {
     pub ranges: Vec<(u32, u32)>,
 }
 
+/// A place in a text, as ranges hold it.
+///
+/// # Errors
+/// `Encode` where the text is too long for such ranges.
+pub(crate) fn offset(bytes: usize) -> Result<u32> {
+    u32::try_from(bytes).map_err(|_| Error::Encode(format!("{bytes} bytes in one text")))
+}
+
 /// Encodes as [`Tokenizer::encode`] does without special tokens around the text, but with the normaliser bounded.
 pub(super) fn encode(tokenizer: &Tokenizer, rules: &Rules, text: &str) -> Result<Encoded> {
-    if u32::try_from(text.len()).is_err() {
-        return Err(Error::Encode(format!("{} bytes in one text", text.len())));
-    }
+    offset(text.len())?;
     let encoding = guarded(|| encoding_of(tokenizer, rules, text)).map_err(Error::Encode)?;
-    let ranges = exact_ranges(tokenizer, &encoding, text.len()).unwrap_or_else(|| {
-        let offsets = encoding.get_offsets().iter();
-        offsets
-            .map(|&(start, end)| (start as u32, end as u32))
-            .collect()
-    });
+    let ranges = match exact_ranges(tokenizer, &encoding, text.len()) {
+        Some(ranges) => ranges,
+        None => encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| Ok((offset(start)?, offset(end)?)))
+            .collect::<Result<_>>()?,
+    };
     Ok(Encoded {
         ids: encoding.get_ids().to_vec(),
         ranges,
@@ -77,7 +85,7 @@ fn exact_ranges(
         if start > position || stop > end {
             return None;
         }
-        ranges.push((position as u32, stop as u32));
+        ranges.push((offset(position).ok()?, offset(stop).ok()?));
         position = stop;
     }
     (position == text_bytes).then_some(ranges)

@@ -30,6 +30,7 @@ use crate::{
 };
 pub use bytes::{Token, Vocabulary};
 pub use encode::Encoded;
+pub(crate) use encode::offset;
 use guard::within;
 use load::Built;
 pub(crate) use origin::Origin;
@@ -220,7 +221,8 @@ impl TokenizerFiles {
     /// `Encode` where the tokenizer's model cannot represent the text, or takes too long.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
         let (built, owned) = (Arc::clone(&self.built), text.to_owned());
-        let patience = ENCODE_PATIENCE * (1 + (text.len() >> 20) as u32);
+        let mebibytes = u32::try_from(text.len() >> 20).unwrap_or(u32::MAX);
+        let patience = ENCODE_PATIENCE.saturating_mul(mebibytes.saturating_add(1));
         within(patience, move || {
             encode::encode(&built.tokenizer, &built.rules, &owned)
         })

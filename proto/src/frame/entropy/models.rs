@@ -1,8 +1,9 @@
 //! Provides models of flags, of sixteen symbols and of whole numbers, each of which learns from what it codes.
 
 use super::{Coder, PROBABILITY_BITS, Slice};
+use crate::numbers::low_half;
 
-const ONE: i32 = 1 << PROBABILITY_BITS;
+const ONE: u16 = 1 << PROBABILITY_BITS;
 
 /// A flag.
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +28,11 @@ impl Bit {
 
     #[inline]
     pub fn code<C: Coder>(&mut self, coder: &mut C, value: impl FnOnce() -> bool) -> bool {
-        let one = (self.probability >> 1).clamp(1, (ONE - 1) as u16);
+        let one = (self.probability >> 1).clamp(1, ONE - 1);
         let slice = |value: u32| match value {
             0 => Slice {
                 start: one,
-                width: ONE as u16 - one,
+                width: ONE - one,
             },
             _ => Slice {
                 start: 0,
@@ -61,7 +62,8 @@ impl Bit {
         );
         let target = if value { 0xffff } else { 0 };
         let probability = i32::from(self.probability);
-        self.probability = (probability + (((target - probability) * weight) >> 16)) as u16;
+        let moved = probability + (((target - probability) * weight) >> 16);
+        self.probability = low_half(moved.cast_unsigned());
         self.seen = (self.seen + 1).min(BIT_MEMORY);
     }
 }
@@ -71,8 +73,8 @@ impl Bit {
 const RECIPROCALS: [u16; BIT_MEMORY as usize + 1] = {
     let mut table = [0; BIT_MEMORY as usize + 1];
     let mut n = 0;
-    while n < table.len() {
-        table[n] = ((1 << 17) / (2 * n + 5)) as u16;
+    while n <= BIT_MEMORY as u32 {
+        table[n as usize] = low_half((1 << 17) / (2 * n + 5));
         n += 1;
     }
     table
@@ -86,16 +88,19 @@ struct Nibble {
     /// `cumulative[s]`: probability of a symbol below s, in units of 2^-15; strictly increasing from 0. The last is 2^15,
     /// which is `i16::MIN` here.
     cumulative: [i16; SYMBOLS + 1],
-    /// Symbols seen, up to the last of `SHIFTS`.
+    /// Symbols seen, up to the limit.
     seen: u8,
 }
 
+/// Symbols after which a [`Nibble`] forgets as fast as it learns.
+const NIBBLE_MEMORY: u8 = 48;
+
 /// A symbol moves the probabilities by 2^-shift of their distance: fast at first, then slower.
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
-const SHIFTS: [u8; 49] = {
-    let mut table = [6; 49];
+const SHIFTS: [u8; NIBBLE_MEMORY as usize + 1] = {
+    let mut table = [6; NIBBLE_MEMORY as usize + 1];
     let mut n = 0;
-    while n < 48 {
+    while n < NIBBLE_MEMORY as usize {
         table[n] = match n {
             0..4 => 3,
             4..16 => 4,
@@ -111,14 +116,14 @@ const SHIFTS: [u8; 49] = {
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const TARGETS: [[i16; 16]; 16] = {
     let mut table = [[0; 16]; 16];
-    let mut symbol = 0;
+    let mut symbol = 0u8;
     while symbol < 16 {
-        let mut i = 0;
+        let mut i = 0u8;
         while i < 16 {
-            table[symbol][i] = if i <= symbol {
+            table[symbol as usize][i as usize] = if i <= symbol {
                 i as i16
             } else {
-                (ONE - 16) as i16 + i as i16
+                (ONE - 16).cast_signed() + i as i16
             };
             i += 1;
         }
@@ -132,9 +137,9 @@ impl Nibble {
     #[expect(clippy::indexing_slicing, reason = "bounded by the loop")]
     pub const fn new() -> Self {
         let mut cumulative = [i16::MIN; SYMBOLS + 1];
-        let mut i = 0;
-        while i < SYMBOLS {
-            cumulative[i] = (i as i16) << 11;
+        let mut i = 0u8;
+        while (i as usize) < SYMBOLS {
+            cumulative[i as usize] = (i as i16) << 11;
             i += 1;
         }
         Self {
@@ -175,7 +180,7 @@ impl Nibble {
         let below = symbols.map_or(1, |symbols| {
             symbols.iter().map(|&c| i16::from(c <= point)).sum::<i16>()
         });
-        let symbol = (below - 1) as u32;
+        let symbol = u32::from((below - 1).cast_unsigned());
         (symbol, self.slice(symbol))
     }
 
@@ -190,7 +195,7 @@ impl Nibble {
         for (c, target) in self.cumulative.iter_mut().zip(target) {
             *c += (*target - *c) >> shift;
         }
-        self.seen = (self.seen + 1).min(SHIFTS.len() as u8 - 1);
+        self.seen = (self.seen + 1).min(NIBBLE_MEMORY);
     }
 }
 

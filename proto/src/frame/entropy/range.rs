@@ -3,7 +3,10 @@
 //! J. Duda, "Asymmetric numeral systems" (2013), arXiv:1311.2540; section 2 has the range variant.
 
 use super::{Coder, PROBABILITY_BITS, Slice};
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    numbers::{low_half, low_word},
+};
 
 /// The state is at least this, and below 2^32 times this, between two symbols. The coder starts and ends with it.
 const STATE_MIN: u64 = 1 << 31;
@@ -24,7 +27,7 @@ impl Encoder {
         for slice in self.slices.iter().rev() {
             let width = u64::from(slice.width);
             if state >= (STATE_MIN >> PROBABILITY_BITS << 32) * width {
-                words.push(state as u32);
+                words.push(low_word(state));
                 state >>= 32;
             }
             state = ((state / width) << PROBABILITY_BITS) + state % width + u64::from(slice.start);
@@ -58,7 +61,7 @@ impl Coder for Encoder {
             let shift = PROBABILITY_BITS - part;
             let low = rest & ((1 << part) - 1);
             self.slices.push(Slice {
-                start: (low << shift) as u16,
+                start: low_half(low << shift),
                 width: 1 << shift,
             });
             rest >>= part;
@@ -145,7 +148,7 @@ impl<'a> Decoder<'a> {
 
     #[inline]
     fn point(&self) -> u16 {
-        (self.state & ((1 << PROBABILITY_BITS) - 1)) as u16
+        low_half(low_word(self.state)) & ((1 << PROBABILITY_BITS) - 1)
     }
 }
 
@@ -168,12 +171,12 @@ impl Coder for Decoder<'_> {
         while done < bits {
             let part = (bits - done).min(RAW_BITS_MAX);
             let shift = PROBABILITY_BITS - part;
-            let low = u32::from(self.point() >> shift);
+            let low = self.point() >> shift;
             self.advance(Slice {
-                start: (low << shift) as u16,
+                start: low << shift,
                 width: 1 << shift,
             });
-            value |= low << done;
+            value |= u32::from(low) << done;
             done += part;
         }
         value

@@ -1,25 +1,22 @@
 //! Provides what one process of a run hands to the next: what a checkpoint holds, in one file that need not outlive them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    collections::BTreeMap,
+    fs::File,
+    io::{BufReader, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use candle_core::{Device, Tensor};
-use safetensors::{SafeTensorError, SafeTensors};
 
 use super::{Content, RunState, Saved};
 use crate::{Error, Result, files};
 
 /// Between the name of a checkpoint's file and that of a tensor in it.
 const SEPARATOR: char = '/';
-/// The entry of the file's metadata with the text of `state.toml`.
-const STATE: &str = "state";
-/// And the one with what was said that is said once a run.
-const SAID: &str = "said";
 
-/// A run on its way from one process to the next.
+/// A run on its way from one process to the next: pieces of bytes, the text of `state.toml`, what was said that is said once a
+/// run, and then every tensor as a safetensors file of its own, so that no second copy of them all is ever there.
 #[derive(Debug)]
 pub(crate) struct Handed {
     state: RunState,
@@ -46,24 +43,26 @@ impl Handed {
     pub fn write(
         path: &Path,
         state: &RunState,
-        said: String,
+        said: &str,
         files: &[(&str, Content)],
     ) -> Result<()> {
-        let mut tensors = Vec::new();
+        let refused = || Error::io("write", path);
+        let mut out = BufWriter::new(File::create(path).map_err(refused())?);
+        let text = state.to_text().map_err(|e| Error::file(path, e))?;
+        for text in [&*text, said] {
+            files::write_piece(&mut out, text.as_bytes()).map_err(refused())?;
+        }
         for (name, content) in files {
-            if let Content::Tensors(content) = content {
-                let named = content
-                    .iter()
-                    .map(|(tensor, value)| (format!("{name}{SEPARATOR}{tensor}"), value));
-                tensors.extend(files::on_host(named)?);
+            let Content::Tensors(tensors) = content else {
+                continue;
+            };
+            for (tensor, value) in tensors {
+                let named = files::on_host([(format!("{name}{SEPARATOR}{tensor}"), value)])?;
+                let bytes = safetensors::serialize(named, None)?;
+                files::write_piece(&mut out, &bytes).map_err(refused())?;
             }
         }
-        let text = state.to_text().map_err(|e| Error::file(path, e))?;
-        let metadata = HashMap::from([(STATE.to_owned(), text), (SAID.to_owned(), said)]);
-        safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|e| match e {
-            SafeTensorError::IoError(reason) => Error::io("write", path)(reason),
-            other => other.into(),
-        })
+        out.flush().map_err(refused())
     }
 
     /// Takes what is in the file, which is empty then; `None` where nothing is.
@@ -71,24 +70,27 @@ impl Handed {
     /// # Errors
     /// The file system refuses; something else is there.
     pub fn take(path: &Path) -> Result<Option<Self>> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        if bytes.is_empty() {
+        let refused = || Error::io("read", path);
+        let mut file = BufReader::new(File::open(path).map_err(refused())?);
+        let mut piece = || files::read_piece(&mut file).map_err(refused());
+        let Some(text_bytes) = piece()? else {
             return Ok(None);
+        };
+        let text = |bytes| String::from_utf8(bytes).map_err(|e| Error::file(path, e));
+        let state = RunState::from_text(&text(text_bytes)?).map_err(|e| Error::file(path, e))?;
+        let said = text(piece()?.unwrap_or_default())?;
+        let mut tensors = BTreeMap::<_, BTreeMap<_, _>>::new();
+        while let Some(bytes) = piece()? {
+            for (name, tensor) in candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)? {
+                let (file, name) = name.split_once(SEPARATOR).unwrap_or_default();
+                let file = tensors.entry(file.to_owned()).or_default();
+                file.insert(name.to_owned(), tensor);
+            }
         }
         File::create(path).map_err(Error::io("empty", path))?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
-        let metadata = metadata.metadata().clone().unwrap_or_default();
-        let text = |name: &str| metadata.get(name).cloned().unwrap_or_default();
-        let state = RunState::from_text(&text(STATE)).map_err(|e| Error::file(path, e))?;
-        let mut tensors = BTreeMap::<_, BTreeMap<_, _>>::new();
-        for (name, tensor) in candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)? {
-            let (file, name) = name.split_once(SEPARATOR).unwrap_or_default();
-            let file = tensors.entry(file.to_owned()).or_default();
-            file.insert(name.to_owned(), tensor);
-        }
         Ok(Some(Self {
             state: state.0,
-            said: text(SAID),
+            said,
             tensors,
         }))
     }
@@ -111,6 +113,8 @@ impl Saved for Handed {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::checkpoint::Identity;
 
@@ -132,7 +136,7 @@ mod tests {
             ("adapter_config.json", Content::Bytes(b"{}".to_vec())),
         ];
         assert_eq!(tensor_bytes(&files), 12);
-        Handed::write(&path, &state, "much".into(), &files).unwrap();
+        Handed::write(&path, &state, "much", &files).unwrap();
         let handed = Handed::take(&path).unwrap().unwrap();
         assert_eq!((handed.state(), &*handed.said), (&state, "much"));
         let tensors = handed.tensors("adapter_model.safetensors").unwrap();

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    io::{self, Read, Write},
+    fmt::Display,
+    io::{Read, Write},
     time::Instant,
 };
 
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 use crate::{
     Error, Result,
     client::{SequenceToScore, ServerInfo, Teacher, Vocabularies, scored},
+    files,
     loss::LossConfig,
     shutdown::Shutdown,
     student::StudentFiles,
@@ -151,31 +153,20 @@ fn questions(sequences: &[Sequence]) -> Vec<SequenceToScore<'_>> {
         .collect()
 }
 
-/// Writes one answer, its length before it. One without any sequence stands for a teacher that does not score.
+/// Writes one answer down. One without any sequence stands for a teacher that does not score.
 ///
 /// # Errors
 /// The file system refuses.
 pub(crate) fn write_answer(answer: &ScoreTokensResponse, to: &mut dyn Write) -> Result<()> {
-    let bytes = answer.encode_to_vec();
-    let length = (bytes.len() as u64).to_le_bytes();
-    let written = to.write_all(&length).and_then(|()| to.write_all(&bytes));
-    written.map_err(|e| not_kept(&e))
+    files::write_piece(to, &answer.encode_to_vec()).map_err(|e| not_kept(&e))
 }
 
-/// Reads what [`write_answer`] wrote.
-///
-/// # Errors
-/// The file system refuses; something else is there.
 fn read_answer(from: &mut dyn Read) -> Result<ScoreTokensResponse> {
-    let mut length = [0; 8];
-    from.read_exact(&mut length).map_err(|e| not_kept(&e))?;
-    let mut bytes = Vec::new();
-    let mut answer = from.take(u64::from_le_bytes(length));
-    answer.read_to_end(&mut bytes).map_err(|e| not_kept(&e))?;
-    ScoreTokensResponse::decode(&*bytes).map_err(|e| not_kept(&io::Error::other(e)))
+    let piece = files::read_piece(from).map_err(|e| not_kept(&e))?;
+    ScoreTokensResponse::decode(&*piece.unwrap_or_default()).map_err(|e| not_kept(&e))
 }
 
-fn not_kept(reason: &io::Error) -> Error {
+fn not_kept(reason: &dyn Display) -> Error {
     Error::Stream(format!(
         "what the teacher said of held-out text cannot be kept: {reason}"
     ))

@@ -181,7 +181,7 @@ impl Turn {
             &self.files.disk
         };
         let warnings = serde_json::to_string(warnings).map_err(|e| Error::file(path, e))?;
-        Handed::write(path, state, warnings, files)
+        Handed::write(path, state, &warnings, files)
     }
 }
 

@@ -68,8 +68,8 @@ impl Processes {
             Sharing::Resident => Some(teacher?.peak_bytes + trainer.peak_bytes),
             Sharing::Swap => {
                 let teacher = teacher?;
-                let trainers_turn = trainer.peak_bytes + teacher.stays_bytes;
-                Some(trainers_turn.max(teacher.peak_bytes))
+                let its_turn = teacher.peak_bytes + trainer.stays_bytes;
+                Some(its_turn.max(trainer.peak_bytes + teacher.stays_bytes))
             }
         }
     }

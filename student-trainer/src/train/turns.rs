@@ -104,11 +104,13 @@ fn start(path: &Path, files: &str) -> Result<(Child, UnixStream)> {
     let refused = || Error::io("start", Path::new(PROGRAM));
     let (ours, theirs) = UnixStream::pair().map_err(refused())?;
     let name = std::env::args_os().next();
+    let mut resume = OsString::from("--resume=");
+    resume.push(path);
     let mut command = Command::new(PROGRAM);
     command
         .arg0(name.unwrap_or_else(|| OsString::from(env!("CARGO_PKG_NAME"))))
-        .args(["train", "--resume"])
-        .arg(path)
+        .arg("train")
+        .arg(resume)
         .env(VARIABLE, files)
         .env(OFFLINE.0, OFFLINE.1)
         .stdin(OwnedFd::from(theirs))

@@ -4,13 +4,13 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, ExitStatus},
+    process::{Child, ExitStatus, Stdio},
 };
 
 use anyhow::{Context, Result};
 
 use crate::{
-    harness::{Listen, Teacher, ending, send_signal, trainer_succeeds, wait_until},
+    harness::{Listen, Teacher, ending, send_signal, trainer, trainer_succeeds, wait_until},
     lease::{Run, assert_same, resident, swapping},
     pipeline::{Setup, metrics, path_text},
 };
@@ -127,13 +127,12 @@ fn a_failure_of_a_turn_is_said_once_and_is_the_run_s() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_stop_while_another_has_the_device_saves_what_was_handed_over() -> Result<()> {
-    let setup = Setup::new()?;
-    let teacher = swapping(&setup, &Listen::Loopback, &[]);
+/// Two endless runs, one that waits for the device after some steps and one that keeps it.
+fn waiting_and_holding(setup: &Setup, teacher: &Teacher, flags: &[&str]) -> Result<[Run; 2]> {
+    let flags = [&ENDLESS[..], flags].concat();
     let mut runs = [
-        Run::start(&setup, &teacher, "first", &ENDLESS)?,
-        Run::start(&setup, &teacher, "second", &ENDLESS)?,
+        Run::start(setup, teacher, "first", &flags)?,
+        Run::start(setup, teacher, "second", &flags)?,
     ];
     // Once all frames are there nobody asks for the device any more, and one of them keeps it.
     wait_until("one that waits", || {
@@ -142,38 +141,67 @@ fn a_stop_while_another_has_the_device_saves_what_was_handed_over() -> Result<()
         least > 0 && most > least + 30
     });
     runs.sort_by_key(steps);
-    let [waiting, holding] = &mut runs;
-    assert!(!waiting.holds() && holding.holds());
+    assert!(!runs[0].holds() && runs[1].holds());
+    Ok(runs)
+}
+
+fn assert_saved(run: &Run) -> Result<()> {
+    let checkpoint = run.out.join(format!("checkpoints/step-{:06}", steps(run)));
+    assert!(
+        checkpoint.is_dir(),
+        "{}: {}",
+        checkpoint.display(),
+        run.log()
+    );
+    assert!(run.out.join("adapter/adapter_model.safetensors").is_file());
+    assert_nothing_is_left(&run.out)
+}
+
+#[test]
+fn a_stop_while_another_has_the_device_saves_what_was_handed_over() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let [mut waiting, mut holding] = waiting_and_holding(&setup, &teacher, &[])?;
     for (run, signal, status) in [
-        (&mut *waiting, libc::SIGINT, 130),
-        (&mut *holding, libc::SIGTERM, 143),
+        (&mut waiting, libc::SIGINT, 130),
+        (&mut holding, libc::SIGTERM, 143),
     ] {
         send_signal(&run.child, signal);
         let ended = ending(&mut run.child)?;
         let log = run.log();
         assert_eq!(code(ended, run), status, "{log}");
         assert_eq!(log.matches("stopping after this step").count(), 1, "{log}");
-        let checkpoint = run.out.join(format!("checkpoints/step-{:06}", steps(run)));
-        assert!(checkpoint.is_dir(), "{}: {log}", checkpoint.display());
-        assert!(run.out.join("adapter/adapter_model.safetensors").is_file());
-        assert_nothing_is_left(&run.out)?;
+        assert_saved(run)?;
     }
     // What goes on does so to the same bits.
-    let before = steps(waiting);
+    let before = steps(&waiting);
     let place = ["train", "--resume", path_text(&waiting.out)];
-    let mut command =
-        crate::harness::trainer(&[&place[..], &["--teacher", teacher.address()]].concat());
-    let mut again = command.stderr(std::process::Stdio::null()).spawn()?;
-    wait_until("more steps", || steps(waiting) > before + 3);
+    let mut command = trainer(&[&place[..], &["--teacher", teacher.address()]].concat());
+    let mut again = command.stderr(Stdio::null()).spawn()?;
+    wait_until("more steps", || steps(&waiting) > before + 3);
     send_signal(&again, libc::SIGINT);
-    ending(&mut again)?;
+    assert_eq!(ending(&mut again)?.code(), Some(130));
     let losses = |run: &Run| -> Result<Vec<_>> {
         let lines = metrics(&run.out)?.into_iter();
         Ok(lines.map(|line| line["loss"].clone()).collect())
     };
-    let (waited, held) = (losses(waiting)?, losses(holding)?);
+    let (waited, held) = (losses(&waiting)?, losses(&holding)?);
     let both = waited.len().min(held.len());
     assert!(both > before);
     assert_eq!(waited[..both], held[..both]);
     Ok(())
+}
+
+#[test]
+fn a_teacher_that_stays_away_costs_a_run_that_waits_no_step() -> Result<()> {
+    let setup = Setup::new()?;
+    let mut teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let flags = ["--reconnect-attempts", "0"];
+    let [mut waiting, _] = waiting_and_holding(&setup, &teacher, &flags)?;
+    teacher.kill();
+    let ended = ending(&mut waiting.child)?;
+    let log = waiting.log();
+    assert_eq!(code(ended, &waiting), 1, "{log}");
+    assert!(log.contains("HoldDevice failed"), "{log}");
+    assert_saved(&waiting)
 }

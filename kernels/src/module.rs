@@ -61,13 +61,13 @@ modules! {
     /// What every kernel rests on: conversions, barriers, exchanges within a warp, tensor cores.
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange" "multiply_16" "four_matrices";
     /// The rows of a student's head; see [`head`](crate::head).
-    HEAD = "head": "head_parts" "head_gradient";
+    HEAD = "head": "head_parts" "head_factors" "head_gradient";
     /// What is kept of rows of logits; see [`select`](crate::select).
     SELECT = "select": "select_rows" "draw_rows";
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain" "dequantize_three";
     /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).
-    SINKHORN = "sinkhorn" after "transport.cuh": "sinkhorn" "sharp_gradient";
+    SINKHORN = "sinkhorn" after "transport.cuh" then "sharp.cu": "sinkhorn_rows" "sinkhorn_step" "sharp_rows" "sharp_step";
     /// Causal attention, forward and backward; see [`attention`](crate::attention).
     ATTENTION = "attention" then "attention_mma.cu": "attention" "attention_along" "attention_to_queries" "attention_to_keys"
         "attention_join" "attention_mma_64" "attention_to_queries_mma_64" "attention_to_keys_mma_64" "attention_mma_128"

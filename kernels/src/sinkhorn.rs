@@ -1,26 +1,53 @@
-//! Provides the calls that solve transport problems, a block for each: plans, their values, and gradients through them.
+//! Provides the solver of transport problems on a card: plans, their values, and gradients through them.
 //!
-//! A problem's passes are one block's work, so what they cost is hidden by other problems at the same time, not by the card's size.
+//! Two launches take turns, `rows` on all blocks and `step` on one for each problem, until every problem is at its end. The host asks
+//! for many of both at a time and then looks: what comes after the end does nothing.
 
-use candle_core::{DType, Result, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use crate::{Call, Launch, SHARED_BYTES_MAX, SINKHORN};
+use crate::{Call, Change, Compute, Launch, SHARED_BYTES_MAX, SINKHORN, device};
 
-/// Threads of a block.
-const THREADS: usize = 512;
+/// Threads of a block that works on rows, a warp on each, and of one that decides.
+const ROWS_THREADS: usize = 256;
+const STEP_THREADS: usize = 512;
+/// Rows of a block at least, one for each of its warps.
+const GROUP_ROWS_MIN: usize = 8;
+/// Blocks of a problem at most: one of them adds up what all have found.
+const GROUPS_MAX: usize = 64;
 /// Bytes of shared memory in which a block joins its values.
 const SHARED_JOIN: usize = 8 * 32;
 /// Numbers that are said of a solved problem, before its potentials.
 const FACTS: usize = 7;
-/// Numbers that a problem keeps from one launch to the next, beside its vectors.
-const STATE: usize = 16;
+/// Numbers that a problem keeps from one launch to the next, beside its vectors, and those that a gradient keeps.
+const STATE: usize = 24;
+const SHARP_STATE: usize = 4;
+/// What a problem says that is not at its end.
+const UNFINISHED: f64 = -2.0;
 /// Most steps of conjugate gradients towards a gradient.
 const STEPS_MAX: usize = 1_000;
-/// Entries that one multiprocessor looks at in a launch: a card that computes f64 at a 64th of f32's rate takes about a nanosecond
-/// for each, and a driver ends what keeps a display waiting for two seconds.
-const ENTRIES_A_LAUNCH: usize = 1 << 28;
-/// Multiprocessors that a card has at least.
-const MULTIPROCESSORS: usize = 32;
+/// Rounds of both launches before the host looks for the first time; each time twice as many, up to the other.
+const ROUNDS_FIRST: usize = 32;
+const ROUNDS_MOST: usize = 512;
+/// Rounds beside those of passes: potentials before, the plan or gradient after, and a direction and a step that are under way when
+/// the limit is reached.
+const ROUNDS_BESIDE: usize = 8;
+
+/// What launches the kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Launcher {
+    /// Makes the buffers, and launches on them.
+    pub compute: Compute,
+    /// Launches again on the same.
+    pub change: Change,
+}
+
+impl Launcher {
+    /// The card.
+    pub const CARD: Self = Self {
+        compute: device::COMPUTE,
+        change: device::CHANGE,
+    };
+}
 
 /// Transport problems of one size. A smaller one has rows or columns of mass 0 at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,42 +69,6 @@ pub struct Solving {
     pub tolerance: f32,
     /// Most passes over a problem's matrix.
     pub passes_max: usize,
-    /// Passes of a launch, after which the next goes on: see [`Problems::passes_a_launch`].
-    pub passes_a_launch: usize,
-}
-
-/// Indices of the buffers of [`Problems::solve`].
-#[derive(Debug, Clone, Copy)]
-pub struct SolveBuffers {
-    /// What the plan is for [count, n, m], f32.
-    pub cost: usize,
-    /// What `<T,C>` is of [count, n, m], f32; may be `cost`.
-    pub paid: usize,
-    /// Row masses and column masses [count, n + m], f64; either sum to 1.
-    pub marginals: usize,
-    /// The plan [count, n, m], f32.
-    pub plan: usize,
-    /// What [`Problems::found`] reads, f64.
-    pub found: usize,
-    /// Scratch, f64.
-    pub work: usize,
-}
-
-impl SolveBuffers {
-    /// Inputs are costs and masses, outputs those of [`Problems::outputs`]; `<T,C>` is of the same costs.
-    ///
-    /// # Panics
-    /// When there are fewer.
-    pub fn of_one_cost(inputs: &[usize], outputs: &[usize]) -> Self {
-        Self {
-            cost: inputs[0],
-            paid: inputs[0],
-            marginals: inputs[1],
-            plan: outputs[0],
-            found: outputs[1],
-            work: outputs[2],
-        }
-    }
 }
 
 /// What was found about one problem.
@@ -119,19 +110,135 @@ pub enum Ending {
 }
 
 impl Problems {
-    /// Whether a pass' vectors fit the shared memory of a block: n + m up to 6112.
+    /// Whether a pass' vectors fit the shared memory of a block: m up to 6,000 or so.
     pub fn fits(&self) -> bool {
-        self.shared() <= SHARED_BYTES_MAX
+        self.rows_shared() <= SHARED_BYTES_MAX
     }
 
-    /// Passes that keep no display waiting for long. What is found does not depend on their number.
-    pub fn passes_a_launch(&self) -> usize {
-        let entries = self.n * self.m * self.count.div_ceil(MULTIPROCESSORS);
-        (ENTRIES_A_LAUNCH / entries.max(1)).clamp(32, 512)
+    /// The plans `[count, n, m]`, and what was found about each.
+    ///
+    /// # Shapes
+    /// cost: what the plans are for, and paid: what `<T,C>` is of, `[count, n, m]` f32; marginals `[count, n + m]` f64: row masses and
+    /// column masses, either summing to 1.
+    ///
+    /// # Errors
+    /// When a problem is empty, or does not [fit](Self::fits); what a launch says.
+    pub fn plans(
+        &self,
+        launcher: &Launcher,
+        (cost, paid): (&Tensor, &Tensor),
+        marginals: &Tensor,
+        how: &Solving,
+    ) -> Result<(Tensor, Vec<Found>)> {
+        let work = STATE + 3 * self.n + (8 + self.groups()) * self.m;
+        let outputs = [
+            (DType::F32, self.entries()),
+            (DType::F64, self.count * self.found_width()),
+            (DType::F64, self.count * work),
+        ];
+        let rows = |x: &[usize], out: &[usize]| {
+            let call = Call::new(&SINKHORN, "sinkhorn_rows", self.rows_launch()?)?;
+            let call = call.buffer(x[0], DType::F32).buffer(x[1], DType::F32);
+            let call = call.buffer(x[2], DType::F64).buffer(out[0], DType::F32);
+            let call = call.buffer(out[1], DType::F64).buffer(out[2], DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            Ok(call.int(int(self.group_rows())).float(how.epsilon))
+        };
+        let step = |x: &[usize], out: &[usize], first: bool| {
+            let call = Call::new(&SINKHORN, "sinkhorn_step", self.step_launch())?;
+            let call = call.buffer(x[2], DType::F64).buffer(out[0], DType::F32);
+            let call = call.buffer(out[1], DType::F64).buffer(out[2], DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            let call = call.int(int(self.groups())).float(how.epsilon);
+            let call = call.float(how.tolerance).int(int(how.passes_max));
+            Ok(call.int(i32::from(first)))
+        };
+        let rounds = Rounds {
+            launcher,
+            most: how.passes_max,
+            width: self.found_width(),
+        };
+        let inputs = [cost, paid, marginals];
+        let (made, said) = rounds.run(&inputs, &outputs, &rows, &step)?;
+        let found = said.chunks(self.found_width()).map(|of| self.one(of));
+        let plans = made[0].reshape((self.count, self.n, self.m))?;
+        Ok((plans, found.collect()))
     }
 
-    fn shared(&self) -> usize {
-        SHARED_JOIN + size_of::<f64>() * (self.n + self.m)
+    /// `dL/dC` `[count, n, m]` of `L = <T*,C>`, T* the plan for C and whatever else is not C's to change, and of each problem whether the
+    /// equations were solved.
+    ///
+    /// # Shapes
+    /// cost and plan `[count, n, m]` f32.
+    ///
+    /// # Errors
+    /// As [`plans`](Self::plans).
+    pub fn sharp_gradients(
+        &self,
+        launcher: &Launcher,
+        (cost, plan): (&Tensor, &Tensor),
+        how: &Solving,
+    ) -> Result<(Tensor, Vec<bool>)> {
+        let work = SHARP_STATE + 2 * self.n + (5 + 2 * self.groups()) * self.m;
+        let outputs = [
+            (DType::F32, self.entries()),
+            (DType::F64, self.count),
+            (DType::F64, self.count * work),
+        ];
+        let rows = |x: &[usize], out: &[usize]| {
+            let call = Call::new(&SINKHORN, "sharp_rows", self.rows_launch()?)?;
+            let call = call.buffer(x[0], DType::F32).buffer(x[1], DType::F32);
+            let call = call.buffer(out[0], DType::F32).buffer(out[2], DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            Ok(call.int(int(self.group_rows())).float(how.epsilon))
+        };
+        let step = |_: &[usize], out: &[usize], first: bool| {
+            let call = Call::new(&SINKHORN, "sharp_step", self.step_launch())?;
+            let call = call.buffer(out[1], DType::F64).buffer(out[2], DType::F64);
+            let call = call.int(int(self.n)).int(int(self.m));
+            let call = call.int(int(self.groups())).int(int(STEPS_MAX));
+            Ok(call.int(i32::from(first)))
+        };
+        let rounds = Rounds {
+            launcher,
+            most: STEPS_MAX,
+            width: 1,
+        };
+        let (made, said) = rounds.run(&[cost, plan], &outputs, &rows, &step)?;
+        let gradients = made[0].reshape((self.count, self.n, self.m))?;
+        Ok((gradients, said.iter().map(|met| *met == 1.0).collect()))
+    }
+
+    /// Rows of a block.
+    fn group_rows(&self) -> usize {
+        self.n.div_ceil(GROUPS_MAX).max(GROUP_ROWS_MIN)
+    }
+
+    fn groups(&self) -> usize {
+        self.n.div_ceil(self.group_rows())
+    }
+
+    fn rows_shared(&self) -> usize {
+        size_of::<f64>() * (self.m + self.group_rows())
+    }
+
+    fn rows_launch(&self) -> Result<Launch> {
+        if self.n == 0 || self.m == 0 {
+            bail!("a transport problem of {} x {}", self.n, self.m);
+        }
+        Ok(Launch {
+            grid: [self.count, self.groups(), 1],
+            block: ROWS_THREADS,
+            shared: self.rows_shared(),
+        })
+    }
+
+    fn step_launch(&self) -> Launch {
+        Launch {
+            grid: [self.count, 1, 1],
+            block: STEP_THREADS,
+            shared: SHARED_JOIN,
+        }
     }
 
     fn entries(&self) -> usize {
@@ -140,77 +247,6 @@ impl Problems {
 
     fn found_width(&self) -> usize {
         FACTS + 2 * (self.n + self.m)
-    }
-
-    fn launch(&self) -> Result<Launch> {
-        if self.n == 0 || self.m == 0 {
-            bail!("a transport problem of {} x {}", self.n, self.m);
-        }
-        Ok(Launch {
-            grid: [self.count, 1, 1],
-            block: THREADS,
-            shared: self.shared(),
-        })
-    }
-
-    /// Types and lengths of plan, found and work.
-    pub fn outputs(&self) -> [(DType, usize); 3] {
-        let work = STATE + 2 * self.n + 8 * self.m + self.m.max(THREADS);
-        [
-            (DType::F32, self.entries()),
-            (DType::F64, self.count * self.found_width()),
-            (DType::F64, self.count * work),
-        ]
-    }
-
-    /// The plans.
-    ///
-    /// # Errors
-    /// When a problem is empty, or does not [fit](Self::fits).
-    pub fn solve(&self, at: SolveBuffers, how: &Solving) -> Result<Vec<Call>> {
-        self.launches(how.passes_max, how.passes_a_launch, |launch| {
-            let call = Call::new(&SINKHORN, "sinkhorn", launch)?;
-            let call = call.buffer(at.cost, DType::F32).buffer(at.paid, DType::F32);
-            let call = call
-                .buffer(at.marginals, DType::F64)
-                .buffer(at.plan, DType::F32);
-            let call = call
-                .buffer(at.found, DType::F64)
-                .buffer(at.work, DType::F64);
-            let call = call.int(int(self.n)).int(int(self.m));
-            Ok(call.float(how.epsilon).float(how.tolerance))
-        })
-    }
-
-    /// As many launches of `call` as `most` passes take, each with where it is in their row. A launch after all is done ends at once.
-    fn launches(
-        &self,
-        most: usize,
-        a_launch: usize,
-        call: impl Fn(Launch) -> Result<Call>,
-    ) -> Result<Vec<Call>> {
-        let a_launch = a_launch.max(1);
-        let launches = 0..most.div_ceil(a_launch).max(1);
-        launches
-            .map(|launch| {
-                let call = call(self.launch()?)?.int(int(most));
-                Ok(call.int(int(launch)).int(int(a_launch)))
-            })
-            .collect()
-    }
-
-    /// What the buffer of that name says of every problem.
-    ///
-    /// # Errors
-    /// When it is not of these problems' length.
-    pub fn found(&self, found: &[f64]) -> Result<Vec<Found>> {
-        if found.len() != self.count * self.found_width() {
-            bail!("{} numbers about {self:?}", found.len());
-        }
-        Ok(found
-            .chunks(self.found_width())
-            .map(|of| self.one(of))
-            .collect())
     }
 
     fn one(&self, of: &[f64]) -> Found {
@@ -236,38 +272,58 @@ impl Problems {
             column_mass: column_mass.to_vec(),
         }
     }
+}
 
-    /// Types and lengths of gradient, met and work of [`sharp_gradient`](Self::sharp_gradient).
-    pub fn sharp_outputs(&self) -> [(DType, usize); 3] {
-        let work = STATE + 3 * self.n + 6 * self.m + self.m.max(THREADS);
-        [
-            (DType::F32, self.entries()),
-            (DType::F64, self.count),
-            (DType::F64, self.count * work),
-        ]
-    }
+/// Makes a round's launch from the indices of inputs and outputs.
+type MakeRows<'a> = &'a dyn Fn(&[usize], &[usize]) -> Result<Call>;
+/// The same, and whether it is the very first.
+type MakeStep<'a> = &'a dyn Fn(&[usize], &[usize], bool) -> Result<Call>;
 
-    /// `dL/dC` of `L = <T*,C>`, T* the plan for C and whatever else is not C's to change.
-    ///
-    /// # Shapes
-    /// cost, plan and gradient `[count, n, m]` f32; met `[count]` f64: 1 where the equations were solved, else 0.
-    ///
-    /// # Errors
-    /// When a problem is empty, or does not [fit](Self::fits).
-    pub fn sharp_gradient(
+/// Both launches in turn, until all problems are at their end.
+struct Rounds<'a> {
+    launcher: &'a Launcher,
+    /// Passes at most.
+    most: usize,
+    /// Numbers that are said of each problem in the second output, the first of which tells whether it is at its end.
+    width: usize,
+}
+
+impl Rounds<'_> {
+    /// The outputs, and what the second says.
+    fn run(
         &self,
-        (cost, plan): (usize, usize),
-        (gradient, met, work): (usize, usize, usize),
-        how: &Solving,
-    ) -> Result<Vec<Call>> {
-        self.launches(STEPS_MAX, how.passes_a_launch, |launch| {
-            let call = Call::new(&SINKHORN, "sharp_gradient", launch)?;
-            let call = call.buffer(cost, DType::F32).buffer(plan, DType::F32);
-            let call = call.buffer(gradient, DType::F32).buffer(met, DType::F64);
-            let call = call.buffer(work, DType::F64);
-            let call = call.int(int(self.n)).int(int(self.m));
-            Ok(call.float(how.epsilon))
-        })
+        inputs: &[&Tensor],
+        outputs: &[(DType, usize)],
+        rows: MakeRows<'_>,
+        step: MakeStep<'_>,
+    ) -> Result<(Vec<Tensor>, Vec<f64>)> {
+        let round = |calls: &mut Vec<Call>, x: &[usize], out: &[usize]| {
+            calls.extend([rows(x, out)?, step(x, out, false)?]);
+            Ok::<_, candle_core::Error>(())
+        };
+        let (mut count, mut done) = (ROUNDS_FIRST, 0);
+        let made = (self.launcher.compute)(inputs, outputs, &|x, out| {
+            let mut calls = vec![step(x, out, true)?];
+            (0..count).try_for_each(|_| round(&mut calls, x, out))?;
+            Ok(calls)
+        })?;
+        let changed: Vec<&Tensor> = made.iter().collect();
+        loop {
+            let said: Vec<f64> = made[1].to_vec1()?;
+            if said.iter().step_by(self.width).all(|of| *of != UNFINISHED) {
+                return Ok((made, said));
+            }
+            done += count;
+            if done >= self.most + ROUNDS_BESIDE {
+                bail!("a transport problem did not end after {done} passes");
+            }
+            count = (2 * count).min(ROUNDS_MOST);
+            (self.launcher.change)(&changed, inputs, &|out, x| {
+                let mut calls = Vec::with_capacity(2 * count);
+                (0..count).try_for_each(|_| round(&mut calls, x, out))?;
+                Ok(calls)
+            })?;
+        }
     }
 }
 

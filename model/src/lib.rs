@@ -48,7 +48,6 @@ mod rope;
 mod checkpoint;
 mod decoder;
 mod gradients;
-mod squares;
 
 #[cfg(test)]
 mod families_tests;
@@ -82,10 +81,13 @@ pub use nf4::{
     BLOCK_SIZE, BLOCK_SIZES, NESTED_BLOCK_SIZE, Nf4Matrix, QuantOptions, QuantType, Rounding,
     StoredTensor, double_quantized_bytes,
 };
-pub use ops::cpu::tile_bytes;
+pub use ops::{
+    cpu::tile_bytes,
+    head::{HEAD_TILE_ROWS, head_gradient_dtype, head_rows, head_rows_backward, head_tiles},
+    squares::Squares,
+};
 pub use options::{Base, LoadOptions};
 pub use packed::{PackedMatrix, packed_bytes, strip_elements};
 pub use parameter::Parameter;
-pub use squares::Squares;
 pub use token_matrix::TokenMatrix;
 pub use weights::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, Weights};

@@ -25,6 +25,7 @@ pub mod log;
 pub mod memory;
 pub mod output;
 pub mod progress;
+pub mod settings;
 
 pub use error::FileError;
 pub use lock::Lock;

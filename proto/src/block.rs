@@ -21,25 +21,42 @@ pub enum Estimator {
     HeadSampled = 3,
 }
 
-impl From<Estimator> for v1::Estimator {
-    fn from(estimator: Estimator) -> Self {
-        match estimator {
-            Estimator::TopK => Self::TopK,
-            Estimator::Sampled => Self::Sampled,
-            Estimator::HeadSampled => Self::HeadSampled,
+impl Estimator {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::TopK, Self::Sampled, Self::HeadSampled];
+
+    /// The estimator with this number, in a frame or in the schema; `None` for one that this build does not know.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u8 == code)
+    }
+
+    /// The estimator of a handshake, as [`from_code`](Self::from_code).
+    pub fn from_schema(value: v1::Estimator) -> Option<Self> {
+        Self::from_code(u8::try_from(i32::from(value)).ok()?)
+    }
+
+    /// Its number in a frame and in the schema.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TopK => "top-k",
+            Self::Sampled => "sampled",
+            Self::HeadSampled => "head+sampled",
         }
     }
-}
 
-impl Estimator {
-    /// The estimator of a handshake; `None` for a value that this build does not know.
-    pub fn from_schema(value: v1::Estimator) -> Option<Self> {
-        match value {
-            v1::Estimator::TopK => Some(Self::TopK),
-            v1::Estimator::Sampled => Some(Self::Sampled),
-            v1::Estimator::HeadSampled => Some(Self::HeadSampled),
-            v1::Estimator::Unspecified => None,
-        }
+    /// Whether the largest logits are kept, whatever is drawn.
+    pub fn has_head(self) -> bool {
+        matches!(self, Self::TopK | Self::HeadSampled)
+    }
+
+    /// Whether entries are drawn, and so have counts.
+    pub fn is_drawn(self) -> bool {
+        self != Self::TopK
     }
 
     /// Whether an entry with this count only fills its row up: its id and its logit say nothing.
@@ -218,4 +235,20 @@ pub struct Rows {
     pub logsumexp: Vec<Vec<f32>>,
     /// Optional coordinates of the centred logits.
     pub state: Option<State>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimator_has_one_number_in_frames_and_in_the_schema() {
+        for estimator in Estimator::ALL {
+            let of_schema = v1::Estimator::try_from(i32::from(estimator.code())).unwrap();
+            assert_eq!(Estimator::from_schema(of_schema), Some(estimator));
+            let name = estimator.name().replace(['-', '+'], "_").to_uppercase();
+            assert!(of_schema.as_str_name().ends_with(&name), "{name}");
+        }
+        assert_eq!(Estimator::from_schema(v1::Estimator::Unspecified), None);
+    }
 }

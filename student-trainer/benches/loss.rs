@@ -54,10 +54,10 @@ fn sinkhorn(c: &mut Criterion) {
             let solution = solve(&cost, n, n, &options).expect("finite costs");
             println!(
                 "{name} {n}: {} passes, {} Newton steps, marginal error {:.1e}, converged {}",
-                solution.iterations,
-                solution.newton_steps,
-                solution.marginal_error,
-                solution.converged
+                solution.convergence.iterations,
+                solution.convergence.newton_steps,
+                solution.convergence.marginal_error,
+                solution.convergence.converged
             );
             let mut group = c.benchmark_group("sinkhorn");
             group.sample_size(10);

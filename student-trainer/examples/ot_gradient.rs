@@ -86,8 +86,8 @@ fn main() -> Result<()> {
             "rows": labels.len(),
             "ot": loss.ot,
             "grad_h_norm": norm.to_scalar::<f32>()?,
-            "iterations": loss.report.iterations,
-            "converged": loss.report.converged,
+            "iterations": loss.report.convergence.iterations,
+            "converged": loss.report.convergence.converged,
         });
         println!("{line}");
     }

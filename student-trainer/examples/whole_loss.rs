@@ -110,8 +110,8 @@ fn main() -> Result<()> {
             "once_a_run_seconds": once,
             "extra_mib": reset.then_some(extra >> 20),
             "value": report.map(|(total, _)| total),
-            "iterations": report.map(|(_, report)| report.iterations),
-            "converged": report.map(|(_, report)| report.converged),
+            "iterations": report.map(|(_, report)| report.convergence.iterations),
+            "converged": report.map(|(_, report)| report.convergence.converged),
         })
     );
     Ok(())

@@ -10,7 +10,7 @@ use distill_program::console;
 
 use crate::{
     Error, Result,
-    config::{Key, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
+    config::{Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     loss_command::{self, LossesConfig},
@@ -214,7 +214,7 @@ fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
     // The directory may have been moved since.
     resolved.config.out = run.clone();
-    with_resolved(resolved, |config| {
+    with_resolved(matches, resolved, |config| {
         Ok(say(&train::resume(config, shutdown)?, run, shutdown))
     })
 }
@@ -255,14 +255,15 @@ fn with_config<C: Settings>(
     matches: &ArgMatches,
     run: impl FnOnce(&C) -> Result<Outcome>,
 ) -> Result<Outcome> {
-    with_resolved(resolve::<C>(matches, &all_keys())?, run)
+    with_resolved(matches, resolve::<C>(matches, &all_keys())?, run)
 }
 
 fn with_resolved<C: Settings>(
+    matches: &ArgMatches,
     resolved: Resolved<C>,
     run: impl FnOnce(&C) -> Result<Outcome>,
 ) -> Result<Outcome> {
-    if resolved.print_only {
+    if matches.get_flag("print_config") {
         let text = toml::to_string(&resolved.config).map_err(|e| {
             Error::Config(format!("the configuration cannot be written as TOML: {e}"))
         })?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::needs::Is;
+use distill_program::settings::Is;
 
 #[test]
 fn every_flag_of_every_command_is_well_formed() {
@@ -235,7 +235,7 @@ fn check_needs<C: Settings>() {
                 Is::Not(word) => vec![*word],
                 Is::Above0 => vec!["0.5"],
                 Is::On => vec!["on"],
-                Is::Set | Is::Unset | Is::Begins(_) | Is::NoAddress => continue,
+                Is::Set | Is::Unset | Is::Begins(_) | Is::NoAddress | Is::Command(_) => continue,
             };
             for value in values {
                 idle::<C>(&[&format!("--{}", other.flag()), value]);

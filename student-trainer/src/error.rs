@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_program::FileError;
+use distill_program::{FileError, settings};
 
 use crate::loss::LossError;
 
@@ -18,6 +18,9 @@ pub enum Error {
     /// A setting is unknown, missing or outside its meaning.
     #[error("{0}")]
     Config(String),
+    /// A setting, or the file of them.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] FileError),

@@ -7,14 +7,15 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use distill_program::settings;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::{
     Error, Result,
-    config::{loss_keys::every_loss_key, settings::settings},
+    config::loss_keys::every_loss_key,
     files,
-    loss::{DenseLoss, LossConfig, dense_loss},
+    loss::{Convergence, DenseLoss, LossConfig, dense_loss},
 };
 
 /// Bytes of a file of logits, which is held in memory.
@@ -24,23 +25,23 @@ const PARTS: usize = 3;
 
 settings! {
     /// Everything `losses` can be told.
-    pub struct LossesConfig {
+    pub struct LossesConfig: once {
         /// Safetensors file with the student's `logits [N, V]`, and optionally `labels [N]`.
-        student: PathBuf = PathBuf::new(),
+        student: PathBuf = PathBuf::new();
         /// Safetensors file with the teacher's `logits [M, V]`.
-        teacher: PathBuf = PathBuf::new(),
+        teacher: PathBuf = PathBuf::new();
         /// Loss settings to start from: default, or literal (the method's formula word for word).
-        preset: String = "default".to_owned(),
+        preset: String = "default".to_owned();
         /// Cut the teacher to its K largest logits first, as a capture does; unset: all of them.
-        top_k: Option<usize> = None,
+        top_k: Option<usize> = None;
         /// Safetensors file for `grad_ot` and `grad_total`, `[N, V]` each.
-        grad_out: Option<PathBuf> = None,
+        grad_out: Option<PathBuf> = None;
         /// Print a JSON object.
-        json: bool = false,
+        json: bool = false;
     }
     sections {
         /// The loss.
-        loss: LossConfig = every_loss_key,
+        loss: LossConfig = every_loss_key;
     }
 }
 
@@ -56,16 +57,9 @@ pub struct LossReport {
     absent: BTreeMap<&'static str, String>,
     /// How the solver fared, where there is transport.
     #[serde(flatten)]
-    solver: Option<Solver>,
+    solver: Option<Convergence>,
     /// Whether there are labels that belong to the student's rows.
     labels: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Solver {
-    iterations: usize,
-    marginal_error: f64,
-    converged: bool,
 }
 
 /// Evaluates the losses as `config` says: every part that these tensors can feed.
@@ -199,11 +193,10 @@ impl LossReport {
             ce: present(values.ce, &ce_absent),
             kl: present(values.kl, &loss.kl_absent),
             ot: present(values.ot, &loss.ot_absent),
-            solver: loss.ot_absent.is_none().then_some(Solver {
-                iterations: values.report.iterations,
-                marginal_error: values.report.marginal_error,
-                converged: values.report.converged,
-            }),
+            solver: loss
+                .ot_absent
+                .is_none()
+                .then_some(values.report.convergence),
             labels: ce_absent.is_none(),
             absent: reasons
                 .into_iter()

@@ -6,17 +6,16 @@ use anyhow::{Context, bail};
 use distill_program::console;
 use teacher_server::{
     cache::{self, Verdict},
-    cli::{InspectArgs, MergeArgs, PrecomputeArgs, ServeArgs, Settings, VerifyArgs},
+    cli::{InspectArgs, MergeArgs, PrecomputeArgs, ServeArgs, VerifyArgs},
     config::Config,
-    inspect::{self, Question, Report},
+    inspect::{self, Report},
     precompute,
     shutdown::{Outcome, Shutdown},
 };
 
 pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
-    let config = Config::validate(args)?;
-    warn(&config.idle(args, true)?);
-    if args.print_config {
+    let config = resolve(args, "serve")?;
+    if args.file.print_config {
         print(config.to_toml()?)?;
         return Ok(Outcome::Complete);
     }
@@ -28,10 +27,9 @@ pub fn serve(args: &ServeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
 }
 
 pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
-    let mut config = Config::validate(&args.serve)?;
-    warn(&config.idle(&args.serve, false)?);
+    let mut config = resolve(&args.serve, "precompute")?;
     config.part = args.shard.clone();
-    if args.serve.print_config {
+    if args.serve.file.print_config {
         print(config.to_toml()?)?;
         return Ok(Outcome::Complete);
     }
@@ -45,14 +43,7 @@ pub fn precompute(args: &PrecomputeArgs, shutdown: &Shutdown) -> anyhow::Result<
 }
 
 pub fn inspect(args: &InspectArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
-    let question = Question {
-        cache: args.cache.clone(),
-        model: args.model.clone(),
-        dtype: args.dtype.unwrap_or_default(),
-        device: args.device.unwrap_or_default(),
-        sample: args.sample,
-    };
-    let report = inspect::inspect(&question, &|| shutdown.is_requested())?;
+    let report = inspect::inspect(&args.question()?, &|| shutdown.is_requested())?;
     if args.json {
         print(serde_json::to_string(&report)? + "\n")?;
     } else {
@@ -83,19 +74,7 @@ pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome>
             verdict.shards
         );
     }
-    let config = Config::validate(&ServeArgs {
-        settings: Settings {
-            model: args.model.clone(),
-            corpus: args.corpus.clone(),
-            cache: Some(args.cache.clone()),
-            strict: Some(args.strict),
-            device: args.device,
-            threads: args.threads,
-            json: Some(args.json),
-            ..Settings::default()
-        },
-        ..ServeArgs::default()
-    })?;
+    let config = args.repair()?;
     until_stopped(shutdown, async |stopped| {
         inspect::repair(config, &verdict, stopped).await
     })
@@ -117,11 +96,13 @@ pub fn merge(args: &MergeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     Ok(Outcome::Complete)
 }
 
-/// Says what was set to no effect.
-fn warn(idle: &[String]) {
-    for line in idle {
+/// The settings; says which were set to no effect.
+fn resolve(args: &ServeArgs, command: &str) -> anyhow::Result<Config> {
+    let resolved = args.resolve(command)?;
+    for line in &resolved.idle {
         tracing::warn!("{line}");
     }
+    Ok(resolved.config)
 }
 
 fn print(result: impl Display) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use candle_core::Device;
-use distill_program::FileError;
+use distill_program::{FileError, settings};
 use distill_proto::Fingerprint;
 
 /// What can go wrong between a corpus and a client.
@@ -20,7 +20,7 @@ pub enum Error {
     #[error("--{key}: {reason}")]
     Config {
         /// The flag, without its dashes.
-        key: &'static str,
+        key: String,
         /// What is wrong and what to do.
         reason: String,
     },
@@ -234,6 +234,14 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// A setting that cannot be followed, by its flag.
+    pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
+        Self::Config {
+            key: key.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
     /// For `map_err` on file operations.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
@@ -258,12 +266,6 @@ impl Error {
             Self::Io { error, .. } => Some(error.reason.kind()),
             _ => None,
         }
-    }
-
-    /// A setting that cannot be followed.
-    pub(crate) fn config(key: &'static str, reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self::Config { key, reason }
     }
 
     /// Something about a cache that the user has to decide.
@@ -312,6 +314,17 @@ fn hint(reason: &io::Error, elsewhere: Option<&str>) -> String {
             "; free some space, then run the same command again".to_owned()
         }
         _ => String::new(),
+    }
+}
+
+impl From<settings::Error> for Error {
+    fn from(error: settings::Error) -> Self {
+        match error {
+            settings::Error::Key { path, reason } => Self::config(&path.replace('_', "-"), reason),
+            settings::Error::File { file, reason } => Self::ConfigFile { path: file, reason },
+            settings::Error::Io(error) => error.into(),
+            other => Self::Internal(other.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Provides the comparison of stored rows with the whole distribution that they stand for.
 
-use distill_proto::{Estimator, Rows};
+use distill_proto::Rows;
 use serde::Serialize;
 
 /// Temperature of the stand-in for a student: flatter than the teacher, as a weaker model is.
@@ -77,28 +77,29 @@ impl Row {
         let mut entries = Vec::new();
         for (position, (&id, &logit)) in ids.iter().zip(logits).enumerate() {
             let count = counts.get(position).copied().unwrap_or_default();
-            if rows.estimator != Estimator::TopK && rows.estimator.is_padding(count) {
+            if rows.estimator.is_padding(count) {
                 continue;
             }
             let p = (f64::from(logit) - lse).exp();
             entries.push((id as usize, p, count));
         }
-        let in_head = |count: u32| rows.estimator == Estimator::HeadSampled && count == 0;
+        let drawn = rows.estimator.is_drawn();
+        let in_head = |count: u32| rows.estimator.has_head() && count == 0;
         let head = entries.iter().filter(|(.., count)| in_head(*count));
         let head: f64 = head.map(|(_, p, _)| p).sum();
-        let drawn = entries.iter().filter(|(.., count)| !in_head(*count));
-        let draws: f64 = drawn.map(|(.., count)| f64::from(*count)).sum();
-        let weight = |p: f64, count: u32| match rows.estimator {
-            Estimator::TopK => p,
-            _ if in_head(count) => p,
-            _ => (1.0 - head).max(0.0) * f64::from(count) / draws.max(1.0),
+        let of_draws = entries.iter().filter(|(.., count)| !in_head(*count));
+        let draws: f64 = of_draws.map(|(.., count)| f64::from(*count)).sum();
+        let weight = |p: f64, count: u32| match drawn {
+            false => p,
+            true if in_head(count) => p,
+            true => (1.0 - head).max(0.0) * f64::from(count) / draws.max(1.0),
         };
         Self {
             entries: entries
                 .iter()
                 .map(|&(id, p, count)| (id, p, weight(p, count)))
                 .collect(),
-            biased: rows.estimator == Estimator::TopK,
+            biased: !drawn,
         }
     }
 
@@ -175,7 +176,7 @@ fn argmax(p: &[f64]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use distill_proto::ValueCoding;
+    use distill_proto::{Estimator, ValueCoding};
 
     use super::*;
     use crate::selection::{Keep, RowKey, select_rows};

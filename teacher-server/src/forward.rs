@@ -13,8 +13,7 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use distill_kernels::device::product_f32;
-use distill_model::{ModelConfig, TokenMatrix, lend};
+use distill_model::{ModelConfig, TokenMatrix, head_rows, lend};
 use distill_proto::{Rows, State};
 
 use crate::{
@@ -24,9 +23,6 @@ use crate::{
     production::{Forward, Tokens},
     selection::{Keep, NotFinite, RowKey, Selected, select_on_device, select_rows},
 };
-
-/// Rows of a half-precision head that are widened to f32 at a time, on the CPU.
-const WIDENED_HEAD_ROWS: usize = 8192;
 
 /// Rows of logits at a time where nothing else is asked.
 const LOGIT_ROWS: usize = 64;
@@ -109,12 +105,11 @@ impl Capture {
 }
 
 impl Teacher {
-    /// Cuts the head of `backbone` to `vocab_size` rows.
+    /// Cuts the head of `backbone` to `vocab_size` rows, as [`Capture::check`] has found that it has.
     ///
     /// # Errors
-    /// As [`Capture::check`].
+    /// A tensor error.
     pub fn new(backbone: Box<dyn Backbone>, vocab_size: u32, capture: Capture) -> Result<Self> {
-        capture.check(backbone.config(), vocab_size)?;
         let head = backbone.head_matrix().narrow(vocab_size as usize)?;
         Ok(Self {
             backbone,
@@ -156,24 +151,7 @@ impl Teacher {
                 return Ok(logits.contiguous()?);
             }
         };
-        if head.dtype() == DType::F32 {
-            return Ok(states.matmul(&head.t()?)?.contiguous()?);
-        }
-        // A half-precision product would round logits to steps of up to 1/8.
-        if head.device().is_cuda() {
-            return Ok(product_f32(&states.contiguous()?, &head.contiguous()?)?);
-        }
-        // The CPU widens for it anyway.
-        let states = states.to_dtype(DType::F32)?;
-        let rows = self.vocab_size as usize;
-        let parts = (0..rows)
-            .step_by(WIDENED_HEAD_ROWS)
-            .map(|start| {
-                let head = head.narrow(0, start, WIDENED_HEAD_ROWS.min(rows - start))?;
-                Ok(states.matmul(&head.to_dtype(DType::F32)?.t()?)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&parts, 1)?.contiguous()?)
+        Ok(head_rows(states, head)?)
     }
 
     /// Hands `take` the logits of a sequence's targets, `[c, V]` row-major, a chunk of rows at a time with the number of its

@@ -219,8 +219,10 @@ fn fidelity(
     }
     let device = question.device.open()?;
     let config = weights.model_config()?;
+    let capture = Capture::largest();
+    capture.check(&config, info.effective_vocab_size)?;
     let backbone = load_backbone(&config, &weights, question.dtype.on(&device), &device, None)?;
-    let teacher = Teacher::new(backbone, info.effective_vocab_size, Capture::largest())?;
+    let teacher = Teacher::new(backbone, info.effective_vocab_size, capture)?;
     let tokens = sample
         .iter()
         .map(|frame| frame.token_ids.len() as u64)

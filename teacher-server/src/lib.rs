@@ -30,10 +30,10 @@ pub mod selection;
 
 pub mod basis;
 pub mod sketch;
-pub mod vocabulary;
 
 pub mod frames;
 pub mod store;
+pub mod vocabulary;
 
 pub mod cache;
 

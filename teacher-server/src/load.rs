@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
-use distill_proto::{Estimator, Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     cache::{Cache, projection_digest},
     config::{Config, StateSetting, VramMode},
     forward::{Capture, Teacher},
-    lease::{Lease, Record},
+    lease::{Lease, LeaseOptions, Record},
     load::files::TeacherFiles,
     plan::{self, Identity, Plan},
     production::Production,
@@ -186,7 +186,8 @@ impl Origin {
                 let report = Box::new(move |state: &str, holder: Option<&str>, epoch| {
                     reporter.device(state, holder, epoch);
                 });
-                let lease = Lease::new(config.lease(), report, record);
+                let options = LeaseOptions::new(config.window, config.yield_timeout_s);
+                let lease = Lease::new(options, report, record);
                 Production::start_swapping(swapped.into_swap(), lease, plan, store, progress)
             }
         }
@@ -279,7 +280,7 @@ impl Opened {
         if let Some(summary) = &states.sketch {
             reporter.sketch(summary);
         }
-        plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?);
+        plan.fingerprint = plan::fingerprint(config, &self.identity, states.sketch_digest()?)?;
         let info = server_info(config, &self.model, &self.identity, &plan, &states);
         reporter.model(config, &self.model, &info, states.origin.weight_bytes());
         Ok(Beginning { plan, states, info })
@@ -324,10 +325,10 @@ impl States {
                 });
             }
             (StateSetting::Sketch { .. }, Origin::Swapped(_)) => {
-                return Err(Error::Config {
-                    key: "vram-mode",
-                    reason: "a sketch is made before anything is lent, and then belongs to a cache; begin one with `precompute --cache DIR` (it may be interrupted) and serve that, or use --state exact".into(),
-                });
+                return Err(Error::config(
+                    "vram-mode",
+                    "a sketch is made before anything is lent, and then belongs to a cache; begin one with `precompute --cache DIR` (it may be interrupted) and serve that, or use --state exact",
+                ));
             }
         };
         Ok(Self {
@@ -349,10 +350,10 @@ impl States {
 fn check_shape(config: &Config, model: &ModelConfig, tokenizer: &TokenizerFiles) -> Result<()> {
     if config.seq_len > model.max_position_embeddings {
         let (asked, most) = (config.seq_len, model.max_position_embeddings);
-        return Err(Error::Config {
-            key: "seq-len",
-            reason: format!("{asked} tokens are more than the {most} positions of this model"),
-        });
+        return Err(Error::config(
+            "seq-len",
+            format!("{asked} tokens are more than the {most} positions of this model"),
+        ));
     }
     Capture::new(config).check(model, tokenizer.size())
 }
@@ -420,7 +421,7 @@ fn server_info(
         head_rows: model.vocab_size as u32,
         tokenizer_size: identity.vocab_size,
         top_k: keep.width_max(identity.vocab_size as usize) as u32,
-        estimator: v1::Estimator::from(keep.estimator).into(),
+        estimator: keep.estimator.code().into(),
         temperatures: config.temperatures.clone(),
         state_kind: kind.into(),
         state_rank: state_rank as u32,
@@ -435,10 +436,7 @@ fn server_info(
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
         state_layer: state_layer as u32,
-        draws: match keep.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled => config.draws as u32,
-        },
+        draws: keep.drawn() as u32,
     }
 }
 

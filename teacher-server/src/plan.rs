@@ -1,14 +1,14 @@
 //! Provides the plan: which sequences are computed in which batches, and the fingerprint that everything computed is bound to.
 
+mod bound;
+
 use std::{collections::HashMap, ops::Range};
 
-use distill_proto::{Estimator, Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
+use distill_proto::Fingerprint;
 use distill_text::Sequence;
 
-use crate::{
-    Error, Result,
-    config::{Config, EstimatorSetting},
-};
+use crate::{Error, Result};
+pub use bound::{captured_settings, differences, fingerprint, settings, target_bytes};
 
 /// What the plan depends on beside the settings and the corpus.
 #[derive(Debug, Clone)]
@@ -181,117 +181,4 @@ impl Plan {
         let longest = self.entries.iter().map(|entry| entry.tokens).max();
         longest.unwrap_or_default() as usize
     }
-}
-
-/// The estimator with what its draws depend on. Top-k draws nothing, so seeds and draws leave its plan alone.
-fn estimator(config: &Config) -> String {
-    match config.estimator {
-        EstimatorSetting(Estimator::TopK) => "top_k".to_owned(),
-        drawn => format!("{drawn} {} {}", config.draws, config.sample_seed),
-    }
-}
-
-/// Largest logits kept; a setting that nothing depends on must not make another plan.
-fn head(config: &Config) -> u64 {
-    match config.estimator.0 {
-        Estimator::Sampled => 0,
-        Estimator::TopK | Estimator::HeadSampled => config.top_k as u64,
-    }
-}
-
-/// Everything that the bytes of a frame depend on beside its sequence. `sketch` names the directions of a sketch, which come
-/// from a sample of the corpus.
-pub fn fingerprint(
-    config: &Config,
-    identity: &Identity,
-    sketch: Option<Fingerprint>,
-) -> Fingerprint {
-    let coding = match config.value_coding.0 {
-        ValueCoding::Step(step) => format!("step {:08x}", step.to_bits()),
-        ValueCoding::F16 => "f16".to_owned(),
-        ValueCoding::Graded(step) => format!("graded {:08x}", step.to_bits()),
-    };
-    let temperatures: Vec<u8> = config
-        .temperatures
-        .iter()
-        .flat_map(|tau| tau.to_le_bytes())
-        .collect();
-    FingerprintBuilder::new("plan")
-        .field("format", &distill_proto::FORMAT_VERSION.to_le_bytes())
-        .field("model", &identity.model.0)
-        .field("tokenizer", &identity.tokenizer.0)
-        .field("vocabulary", &identity.vocab_size.to_le_bytes())
-        .field("seq_len", &(config.seq_len as u64).to_le_bytes())
-        .field("batch_size", &(config.batch_size as u64).to_le_bytes())
-        .field("top_k", &head(config).to_le_bytes())
-        .field("chunk_rows", &(config.chunk_rows as u64).to_le_bytes())
-        .field("estimator", estimator(config).as_bytes())
-        .field("temperatures", &temperatures)
-        .field("value_coding", coding.as_bytes())
-        .field("state", config.state.to_string().as_bytes())
-        .field("dtype", config.dtype.to_string().as_bytes())
-        .field("sketch", sketch.as_ref().map_or(&[], |digest| &digest.0))
-        .field("backend", identity.backend.as_bytes())
-        .finish()
-}
-
-/// Bytes that a target takes in a frame, about: text, tokens and statistics, what is kept of the logits, and a state of
-/// `state_rank` coordinates. Fitted to the table in proto/FORMAT.md.
-pub fn target_bytes(config: &Config, state_rank: u32) -> u64 {
-    let draws = config.draws as u64;
-    // Hundredths of a byte; draws from the tail are rarely of the same id, and their ids are rare ones.
-    let drawn = match config.estimator.0 {
-        Estimator::TopK => 0,
-        Estimator::Sampled => 55 * draws,
-        Estimator::HeadSampled => 175 * draws,
-    };
-    let kept = 120 * head(config) + drawn;
-    let rest = match config.value_coding.0 {
-        ValueCoding::Graded(_) | ValueCoding::Step(_) => 14 + kept / 100,
-        ValueCoding::F16 => 30 + kept * 8 / 500,
-    };
-    rest + u64::from(state_rank) * config.state.coordinate_bytes()
-}
-
-/// Lines of [`settings`] that are no settings.
-pub const IDENTITY_KEYS: [&str; 3] = ["model_fingerprint", "tokenizer_fingerprint", "backend"];
-
-/// What frames depend on, a line each, for people: to say later what differs.
-///
-/// # Errors
-/// `Config` where a setting cannot be written as TOML.
-pub fn settings(config: &Config, identity: &Identity) -> Result<String> {
-    let wanted = [
-        "seq_len",
-        "batch_size",
-        "estimator",
-        "top_k",
-        "draws",
-        "sample_seed",
-        "temperatures",
-        "value_coding",
-        "state",
-        "dtype",
-        "chunk_rows",
-    ];
-    let refuse = |reason: String| Error::Config {
-        key: "cache",
-        reason,
-    };
-    let table = toml::Table::try_from(config).map_err(|e| refuse(e.to_string()))?;
-    let mut lines = String::new();
-    for key in wanted {
-        if let Some(value) = table.get(key) {
-            lines += &format!("{key} = {value}\n");
-        }
-    }
-    let identity = [
-        identity.model.to_hex(),
-        identity.tokenizer.to_hex(),
-        identity.backend.clone(),
-    ];
-    for (key, value) in IDENTITY_KEYS.into_iter().zip(identity) {
-        lines += &format!("{key} = \"{value}\"\n");
-    }
-    Ok(lines)
 }

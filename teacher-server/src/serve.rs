@@ -22,7 +22,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::{
     Error, Result,
-    config::Config,
+    config::{Config, token_variable},
     connections::{ADMISSION_TIMEOUT, Bodies, Clients, Limits, REQUEST_BYTES_MAX, accept},
     listener::Listener,
     load::Engine,
@@ -84,7 +84,7 @@ impl Server {
                 tracing::warn!("--threads: {error}");
             }
         }
-        let auth = Auth::read(config.token_file.as_deref(), Auth::variable().as_deref())?;
+        let auth = Auth::read(config.token_file.as_deref(), token_variable().as_deref())?;
         let tls = tls(&config)?;
         let listener = Listener::bind(&config.bind).await?;
         let (address, port) = listener.address()?;

@@ -104,13 +104,14 @@ fn rows(tokens: &Tokens<'_>) -> Rows {
     }
 }
 
-/// What `serve` makes of these flags.
+/// What `serve` makes of these flags, or says of them.
 pub fn serve(flags: &[&str]) -> Result<Config> {
     let args = ["teacher-server", "serve"].iter().chain(flags);
-    let Command::Serve(args) = Args::try_parse_from(args).unwrap().command else {
+    let usage = |error: clap::Error| Error::Internal(error.to_string());
+    let Command::Serve(args) = Args::try_parse_from(args).map_err(usage)?.command else {
         panic!("not serve");
     };
-    Config::validate(&args)
+    Ok(args.resolve("serve")?.config)
 }
 
 /// The decoder of such a directory.

@@ -16,7 +16,6 @@ use student_trainer::checkpoint::RunState;
 use student_trainer::config::{self, TrainConfig};
 use student_trainer::run::AdapterConfig;
 use teacher_server::cli::{Args, Command};
-use teacher_server::config::Config;
 use tempfile::TempDir;
 
 use crate::fixtures;
@@ -257,7 +256,7 @@ fn server_toml(bytes: &[u8]) {
         command: Command::Serve(args),
     }) = Args::try_parse_from(args)
     {
-        let _ = Config::validate(&args);
+        let _ = args.resolve("serve");
     }
 }
 

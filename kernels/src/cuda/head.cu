@@ -1,4 +1,4 @@
-/* The rows of a student's head: what a loss needs of each row of logits, and from what the loss makes of it the gradient.
+/* The rows of a student's head: what a loss needs of each row of logits, the loss, and its gradient.
  *
  * A few entries of a row, the places, stand by themselves: `width` kept ids, which may repeat, and a label. All others are the
  * row's tail. */
@@ -69,14 +69,113 @@ extern "C" __global__ void head_parts(Floats z, Buffer<u32> places, Buffer<float
     }
 }
 
+/* Which divergence between teacher p and student q: KL(p || q), KL(q || p), and beta KL(p || m) + (1 - beta) KL(q || m) with
+ * m = beta p + (1 - beta) q. */
+enum { FORWARD = 0, REVERSE = 1, JSD = 2 };
+/* Numbers that the loss says of a row: how many of its places are ids that a teacher kept, 0 where it has no teacher; weights of
+ * cross-entropy, of the divergence and of logsumexp(z); whether what the teacher's p leaves of 1 is one bucket's; tau and beta. */
+enum { KEPT, CE, KL, SOFTMAX, BUCKET, TAU, BETA, TERMS };
+
+/* logsumexp of z / tau over a row's tail, -inf where that is empty, and over all; the same in every lane of a warp. */
+struct Split {
+    double tail, all;
+    __device__ Split(Buffer<float> kept, double largest, double sum, double tau) {
+        /* Not `sum > 0`, which would take NaN for an empty tail. */
+        tail = sum == 0.0 ? -(double)infinity() : largest / tau + log(sum);
+        double top = tail, above = 0.0;
+        for (i64 i = lane(); i < kept.len; i += WARP) top = fmax(top, kept[i] / tau);
+        top = warp_join<Max>(top);
+        /* A NaN among the kept must come out: fmax passes over it, the sum does not. */
+        for (i64 i = lane(); i < kept.len; i += WARP) above += exp(kept[i] / tau - top);
+        all = top + log(warp_sum(above) + exp(tail - top));
+    }
+};
+
+/* What one id, or the bucket, adds to a divergence D, and its q dD/dq. */
+struct Share {
+    double value, pull;
+    __device__ Share(int divergence, double beta, double p, double log_p, double log_q) {
+        double q = exp(log_q);
+        if (divergence == JSD) {
+            double log_m = log(beta * p + (1.0 - beta) * q);
+            pull = q > 0.0 ? (1.0 - beta) * q * (log_q - log_m) : 0.0;
+            value = (p > 0.0 ? beta * p * (log_p - log_m) : 0.0) + pull;
+        } else if (divergence == REVERSE) {
+            value = pull = q * (log_q - log_p);
+        } else {
+            value = p > 0.0 ? p * (log_p - log_q) : 0.0;
+            pull = -p;
+        }
+    }
+};
+
+/* The loss of each row and what its gradient is made from, by one warp, in f64 as the host computes it
+ * (student-trainer/src/loss/rows.rs and divergence.rs): with q = softmax(z / tau), dD/dz_u = (pull_u - q_u sum_v pull_v) / tau, of
+ * which an id in the bucket has its part by q.
+ *
+ * parts is what head_parts wrote and becomes the factors of head_gradient: the kept ids' own gradient, what the label gets more, the
+ * largest as it was, own and tail; where rate is 1, own is all. terms [rows, TERMS + 2 width]: numbers of the row, p, ln p; places
+ * that repeat the first id repeat its p. values [rows, 3]: logsumexp(z), cross-entropy, tau^2 D. */
+extern "C" __global__ void head_factors(Buffer<float> parts, Buffer<double> terms, Buffer<double> values, i64 width, float rate, int divergence) {
+    i64 row = blockIdx.x;
+    Buffer<float> seen = parts.part(row * (width + 4), width + 4);
+    Buffer<double> given = terms.part(row * (TERMS + 2 * width), TERMS + 2 * width);
+    Buffer<double> p = given.part(TERMS, width), log_p = given.part(TERMS + width, width);
+    i64 ids = (i64)given[KEPT];
+    double tau = given[TAU], beta = given[BETA], largest = seen[width + 1], label = seen[width];
+    /* Without a teacher the label alone is no part of the tail. */
+    Buffer<float> kept = seen.part(0, max(ids, (i64)1));
+    Split plain(kept, largest, seen[width + 2], 1.0), tempered(kept, largest, seen[width + 3], tau);
+    auto share_of = [&](i64 i) { return Share(divergence, beta, p[i], log_p[i], seen[i] / tau - tempered.all); };
+
+    double value = 0.0, pull = 0.0, mass = 0.0;
+    for (i64 i = lane(); i < ids; i += WARP) {
+        Share share = share_of(i);
+        value += share.value;
+        pull += share.pull;
+        mass += p[i];
+    }
+    value = warp_sum(value);
+    pull = warp_sum(pull);
+    mass = warp_sum(mass);
+    /* Mass that the bucket has at least under REVERSE and JSD: what f32 leaves of one minus a sum. */
+    const double bucket_min = 1e-7;
+    double of_bucket = 0.0;
+    /* Rounding may leave a mass of 1 + 1e-7. With every id kept there is nothing to hold the rest. */
+    if (ids > 0 && tempered.tail > -infinity()) {
+        double rest = divergence != FORWARD ? fmax(1.0 - mass, bucket_min) : given[BUCKET] != 0.0 ? fmax(1.0 - mass, 0.0) : 0.0;
+        Share share(divergence, beta, rest, log(rest), tempered.tail - tempered.all);
+        value += share.value;
+        pull += share.pull;
+        of_bucket = share.pull * exp(largest / tau - tempered.tail);
+    }
+
+    double softmax = given[CE] + given[SOFTMAX], weight = ids > 0 ? given[KL] * tau : 0.0;
+    __syncwarp();
+    for (i64 i = lane(); i < width; i += WARP) {
+        double gradient = softmax * exp(seen[i] - plain.all);
+        if (ids > 0) gradient += weight * (share_of(i).pull - exp(seen[i] / tau - tempered.all) * pull);
+        seen[i] = (float)gradient;
+    }
+    if (lane() == 0) {
+        double own = softmax * exp(largest - plain.all);
+        double tail = ids > 0 ? weight * (of_bucket - pull * exp(largest / tau - tempered.all)) : 0.0;
+        seen[width] = (float)-given[CE];
+        seen[width + 2] = (float)(rate == 1.0f ? own + tail : own);
+        seen[width + 3] = (float)tail;
+        values[row * 3] = plain.all;
+        values[row * 3 + 1] = plain.all - label;
+        values[row * 3 + 2] = ids > 0 ? tau * tau * value : 0.0;
+    }
+}
+
 /* Blocks along x cover blockDim.x * 4 logits each of the row along y. gradient [rows, stride], 0 past `vocab`:
  * own exp(z - largest) + tail exp((z - largest) * rate), or what `factors` says of a kept id, with more at the label.
- * places and parts are those of head_parts; factors [rows, width + 3]: of the kept ids, of the label, own, tail. */
-extern "C" __global__ void head_gradient(Floats z, Buffer<u32> places, Buffer<float> parts, Buffer<float> factors, Floats gradient,
-                                         i64 vocab, i64 stride, i64 width, float rate) {
-    i64 row = blockIdx.y * stride, at = blockIdx.y * (width + 1), from = blockIdx.y * (width + 3);
-    float largest = parts[blockIdx.y * (width + 4) + width + 1];
-    float own = factors[from + width + 1], tail = factors[from + width + 2];
+ * places are those of head_parts, factors those of head_factors. */
+extern "C" __global__ void head_gradient(Floats z, Buffer<u32> places, Buffer<float> factors, Floats gradient, i64 vocab, i64 stride,
+                                         i64 width, float rate) {
+    i64 row = blockIdx.y * stride, at = blockIdx.y * (width + 1), from = blockIdx.y * (width + 4);
+    float largest = factors[from + width + 1], own = factors[from + width + 2], tail = factors[from + width + 3];
     i64 start = (i64)blockIdx.x * blockDim.x * 4, end = min(start + blockDim.x * 4, stride);
     for (i64 i = start + threadIdx.x; i < end; i += blockDim.x) {
         if (i >= vocab) {

@@ -1,6 +1,10 @@
-/* A block's matrix of a transport problem: passes over it, and conjugate gradients that rest on them. */
+/* Transport problems whose matrices [n, m] are shared by the blocks of a launch. Two launches take turns: in one a block works on some
+ * rows of a problem and adds up their part of its columns, in the other one block adds up those parts and decides what is next. What a
+ * problem keeps from one launch to the next lies in its `work`. Nothing waits inside of a launch, so it does not matter how many blocks
+ * a card runs at a time; and the parts are as many and are added up in the same order on every card. */
 
-enum { THREADS = 512, PART_ROWS = 128, SHARED_JOIN = 8 * WARP };
+/* What a launch says of a problem that wants another. */
+#define UNFINISHED -2.0
 
 typedef Buffer<double> Vector;
 
@@ -18,66 +22,80 @@ __device__ inline double share(double part, double whole) { return whole > 0.0 ?
 __device__ inline double total(double value) { return block_sum(value, shared<double>(0, WARP)); }
 __device__ inline double largest(double value) { return block_max(value, shared<double>(0, WARP)); }
 
-/* One problem's matrix [n, m], and the passes over it. */
-struct Matrix {
+/* Numbers read from a problem's state, and written to it, one after the other. */
+struct Restored {
+    Vector state;
+    int at;
+    template <class T> __device__ void operator()(T& number) { number = (T)state[at++]; }
+};
+struct Kept {
+    Vector state;
+    int at;
+    template <class T> __device__ void operator()(T number) { state[at++] = number; }
+};
+
+/* The rows of a problem's matrix that a block works on, a warp on each: blocks along y are the groups of rows. */
+struct Group {
     Buffer<float> data;
-    int n, m;
-    Vector parts;
-    bool wide;
+    int m, first, end;
 
-    __device__ float& operator()(int i, int j) const { return data[i * m + j]; }
-
-    /* `value`, as a pass reads it. */
-    __device__ double rounded(double value) const { return wide ? value : (double)(float)value; }
-
-    /* `out_j = sum_i w_i entry(i, j)`, w in shared memory and seen by all. */
-    template <class R, class Entry> __device__ void columns(Shared<R> w, Entry entry, Vector out) const {
-        int tiles = (m + WARP - 1) / WARP, groups = max(1, warps() / tiles), count = (n + groups - 1) / groups;
-        for (int t = warp(); t < tiles * groups; t += warps()) {
-            int j = t % tiles * WARP + lane(), group = t / tiles, end = min((group + 1) * count, n);
-            if (j >= m) continue;
-            double sum = 0.0;
-            for (int from = group * count; from < end; from += PART_ROWS) {
-                R part = 0;
-                for (int i = from; i < min(from + PART_ROWS, end); i++) part += w[i] * (R)entry(i, j);
-                sum += (double)part;
-            }
-            parts[group * m + j] = sum;
-        }
-        __syncthreads();
-        for (int j = threadIdx.x; j < m; j += blockDim.x) {
-            double sum = 0.0;
-            for (int group = 0; group < groups; group++) sum += parts[group * m + j];
-            out[j] = sum;
-        }
+    __device__ Group(Buffer<float> data, int n, int m, int rows) : data(data), m(m) {
+        first = (int)blockIdx.y * rows;
+        end = min(first + rows, n);
     }
 
-    template <class R, class In, class Row> __device__ void pass_in(In in, Row row, Vector out) const {
-        Shared<R> w = shared<R>(SHARED_JOIN, n), x = shared<R>(SHARED_JOIN + 8 * n, m);
+    __device__ float& operator()(int i, int j) const { return data[(i64)i * m + j]; }
+
+    /* `row(i)` by one warp for each row; then every thread may read what was written of any of them. */
+    template <class Row> __device__ void each_row(Row row) const {
+        for (int i = first + warp(); i < end; i += warps()) row(i);
+        __syncthreads();
+    }
+
+    /* A pass in R: `w_i = row(i, sum_j K_ij in(j))`, and this group's part of `sum_i w_i K_ij`. Shared memory: 8 bytes for each column and
+     * each row of a group. */
+    template <class R, class In, class Row> __device__ void pass(In in, Row row, Vector parts) const {
+        Shared<R> x = shared<R>(0, m), w = shared<R>(8 * m, end - first);
         for (int j = threadIdx.x; j < m; j += blockDim.x) x[j] = (R)in(j);
         __syncthreads();
-        for (int i = warp(); i < n; i += warps()) {
+        each_row([&](int i) {
             R sum = 0;
             for (int j = lane(); j < m; j += WARP) sum += (R)(*this)(i, j) * x[j];
             sum = warp_sum(sum);
-            if (lane() == 0) w[i] = (R)row(i, (double)sum);
-        }
-        __syncthreads();
-        columns(w, *this, out);
+            if (lane() == 0) w[i - first] = (R)row(i, (double)sum);
+        });
+        columns<R>(parts, [&](int i, int j) { return w[i - first] * (R)(*this)(i, j); });
     }
 
-    /* `w_i = row(i, sum_j K_ij in(j))` and `out_j = sum_i w_i K_ij`. */
-    template <class In, class Row> __device__ void pass(In in, Row row, Vector out) const {
-        if (wide) pass_in<double>(in, row, out);
-        else pass_in<float>(in, row, out);
+    /* Where this group's part of a column vector lies among those of all groups. */
+    __device__ Vector part(Vector parts) const { return parts.part((i64)blockIdx.y * m, m); }
+
+    /* `parts_j = sum_i entry(i, j)` in R over these rows. */
+    template <class R, class Entry> __device__ void columns(Vector parts, Entry entry) const {
+        Vector own = part(parts);
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
+            R sum = 0;
+            for (int i = first; i < end; i++) sum += (R)entry(i, j);
+            own[j] = (double)sum;
+        }
     }
 };
 
-/* Conjugate gradients for a matrix like diag(c) - T^T diag(1/r) T, preconditioned with 1/c, from x = 0. */
+/* The parts of a column over all groups, joined. */
+template <class Op> __device__ inline double join_parts(Vector parts, int groups, int m, int j) {
+    double joined = parts[j];
+    for (int group = 1; group < groups; group++) joined = Op::join(joined, parts[(i64)group * m + j]);
+    return joined;
+}
+
+/* Conjugate gradients for a matrix like diag(c) - T^T diag(1/r) T, preconditioned with 1/c, from x = 0, one product a launch. Vectors
+ * are worked on by one thread for each column, always the same. */
 struct ConjugateGradients {
     Vector x, residual, direction, image, c;
     int m, steps;
     double norm, stop;
+
+    template <class F> __device__ void each_number(F& f) { f(steps), f(norm), f(stop); }
 
     /* The right-hand side is in residual. */
     __device__ void start(double tolerance) {
@@ -90,40 +108,26 @@ struct ConjugateGradients {
         steps = 0;
     }
 
-    __device__ bool is_solved() const { return norm <= stop; }
+    /* Whether a product with `direction` is wanted. */
+    __device__ bool goes_on(int most) const { return norm > stop && steps < most; }
 
-    /* Up to so many steps in all; `product()` writes A direction to image. Whether more of them would change nothing. */
-    template <class Product> __device__ bool run(int until, Product product) {
-        while (norm > stop && steps < until) {
-            product();
-            steps++;
-            double curvature = 0.0;
-            for (int j = threadIdx.x; j < m; j += blockDim.x) curvature += image[j] * direction[j];
-            curvature = total(curvature);
-            /* Rounding, or NaN: what there is so far is kept. */
-            if (!(curvature > 0.0)) return true;
-            double along = norm / curvature;
-            for (int j = threadIdx.x; j < m; j += blockDim.x) {
-                x[j] += along * direction[j];
-                residual[j] -= along * image[j];
-            }
-            double next = squares(), back = next / norm;
-            norm = next;
-            for (int j = threadIdx.x; j < m; j += blockDim.x) direction[j] = share(residual[j], c[j]) + back * direction[j];
+    /* With the product in image; whether another is wanted. */
+    __device__ bool step(int most) {
+        steps++;
+        double curvature = 0.0;
+        for (int j = threadIdx.x; j < m; j += blockDim.x) curvature += image[j] * direction[j];
+        curvature = total(curvature);
+        /* Rounding, or NaN: what there is so far is kept. */
+        if (!(curvature > 0.0)) return false;
+        double along = norm / curvature;
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
+            x[j] += along * direction[j];
+            residual[j] -= along * image[j];
         }
-        return !(norm > stop);
-    }
-
-    __device__ void resume(Vector state) {
-        steps = (int)state[1];
-        norm = state[2];
-        stop = state[3];
-    }
-
-    __device__ void pause(Vector state) const {
-        state[1] = steps;
-        state[2] = norm;
-        state[3] = stop;
+        double next = squares(), back = next / norm;
+        norm = next;
+        for (int j = threadIdx.x; j < m; j += blockDim.x) direction[j] = share(residual[j], c[j]) + back * direction[j];
+        return goes_on(most);
     }
 
     __device__ double squares() const {

@@ -11,6 +11,8 @@ it so, the CPU rounds to it. Nothing else asks where a layer is computed.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
+pub(crate) mod head;
+pub(crate) mod squares;
 
 use candle_core::Tensor;
 

@@ -137,7 +137,7 @@ impl Header {
         out.extend(MAGIC);
         out.extend(VERSION.to_le_bytes());
         out.extend([
-            self.estimator as u8,
+            self.estimator.code(),
             coding,
             self.statistics as u8,
             kind,
@@ -203,12 +203,8 @@ impl Header {
             return Err(bad("reserved", "bytes are not zero".into()));
         }
         let text_digest = Fingerprint(reader.array("text digest")?);
-        let estimator = match estimator {
-            1 => Estimator::TopK,
-            2 => Estimator::Sampled,
-            3 => Estimator::HeadSampled,
-            other => return Err(bad("estimator", format!("unknown code {other}"))),
-        };
+        let unknown = || bad("estimator", format!("unknown code {estimator}"));
+        let estimator = Estimator::from_code(estimator).ok_or_else(unknown)?;
         let step_bits = step.to_bits();
         let unknown = || format!("unknown code {coding}, step {step}");
         let coding = match coding {

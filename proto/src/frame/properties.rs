@@ -29,11 +29,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         prop::sample::select(vec![1u16, 48, 64, 1000, 1024])
             .prop_map(|units| ValueCoding::Graded(f32::from(units) * ValueCoding::GRADE))
     ];
-    let estimator = prop::sample::select(vec![
-        Estimator::TopK,
-        Estimator::Sampled,
-        Estimator::HeadSampled,
-    ]);
+    let estimator = prop::sample::select(Estimator::ALL.to_vec());
     let kind = prop::sample::select(vec![StateKind::Exact, StateKind::Sketch, StateKind::Hidden]);
     let state_coding = prop::sample::select(vec![StateCoding::F16, StateCoding::I8]);
     let shape = (1u32..70).prop_flat_map(|vocab| (Just(vocab), 1..=vocab as usize));
@@ -97,7 +93,7 @@ fn frame(settings: &Settings) -> Frame {
         ids.sort_unstable();
         rows.logits.extend(ids.iter().map(|&id| logits[id]));
         rows.ids.extend(ids.iter().map(|&id| id as u32));
-        if settings.estimator != Estimator::TopK {
+        if settings.estimator.is_drawn() {
             rows.counts
                 .extend((0..k).map(|entry| match rng.random_range(0..5) {
                     _ if entry == 0 => 1,
@@ -114,7 +110,7 @@ fn frame(settings: &Settings) -> Frame {
             column.push(terms.sum::<f64>().ln() as f32);
         }
     }
-    if settings.estimator != Estimator::TopK {
+    if settings.estimator.is_drawn() {
         settle_padding(&mut rows);
     }
     let end = settings.text.len() as u32;

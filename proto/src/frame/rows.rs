@@ -8,7 +8,7 @@ use super::{
     tokens::TokenModel,
     values::{Grid, Weights},
 };
-use crate::{Error, Estimator, Frame, PADDING_COUNT, Result};
+use crate::{Error, Estimator, Frame, Result};
 
 /// Contexts of a row's largest code: quarters of octaves.
 const SPANS: usize = 68;
@@ -70,9 +70,9 @@ impl RowModel {
         token: u32,
         entries: &mut Vec<Entry>,
     ) -> bool {
-        let width = match self.estimator {
-            Estimator::TopK => self.k,
-            _ => 1 + self.width.code(coder, 0, 0, || entries.len() as u32 - 1) as usize,
+        let width = match self.estimator.is_drawn() {
+            false => self.k,
+            true => 1 + self.width.code(coder, 0, 0, || entries.len() as u32 - 1) as usize,
         };
         if width > self.k {
             return false;
@@ -107,7 +107,7 @@ impl RowModel {
                 return false;
             };
             let mut count = 0;
-            if self.estimator != Estimator::TopK {
+            if self.estimator.is_drawn() {
                 let context = (span_of(code) / 2).min(COUNT_CONTEXTS - 1);
                 let known = entry.count;
                 count = self.counts.code(coder, context, context, || known);
@@ -260,14 +260,11 @@ impl Coded {
         weights: &Weights<'_>,
     ) {
         let k = header.k as usize;
-        let padding = match header.estimator {
-            Estimator::HeadSampled => PADDING_COUNT,
-            _ => 0,
-        };
+        let padding = header.estimator.padding_count().unwrap_or_default();
         if entries.len() == k {
             self.ids.extend(entries.iter().map(|entry| entry.id));
             self.codes.extend(entries.iter().map(|entry| entry.code));
-            if header.estimator != Estimator::TopK {
+            if header.estimator.is_drawn() {
                 self.counts.extend(entries.iter().map(|entry| entry.count));
             }
         } else {

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::Frame;
-use crate::{Error, Estimator, Fingerprint, Result, Rows, StateCoding, limits};
+use crate::{Error, Fingerprint, Result, Rows, StateCoding, limits};
 
 /// What f32 may lose of a logit, its distance and its mass, relative to them; eight last bits of them.
 const F32_SLACK: f64 = 8.0 * f32::EPSILON as f64;
@@ -122,10 +122,10 @@ impl Frame {
             "rows",
             "not k ids and logits a row",
         )?;
-        let counts = if rows.estimator == Estimator::TopK {
-            0
-        } else {
+        let counts = if rows.estimator.is_drawn() {
             entries
+        } else {
+            0
         };
         check(
             rows.counts.len() == counts,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
-use distill_kernels::{Emulator, MakeCalls, SINKHORN, device::compute};
+use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
+use distill_kernels::{Emulator, SINKHORN};
 use distill_model::backend;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -22,7 +22,6 @@ const HOW: Solving = Solving {
     epsilon: 0.1,
     tolerance: 1e-6,
     passes_max: 10_000,
-    passes_a_launch: 10_000,
 };
 /// The value is flat around the plan: both stop within the tolerance of it, and f32 entries leave less.
 const VALUE_ERROR_MAX: f64 = 1e-5;
@@ -47,7 +46,7 @@ pub fn compare(device: &Device, tiny: bool) -> Result<Value> {
             let host_seconds = start.elapsed().as_secs_f64();
             let mut row = json!({
                 "problems": count, "positions": side, "position_prior": prior, "host_seconds": host_seconds,
-                "host_passes": host.iter().map(|of| of.iterations).max(),
+                "host_passes": host.iter().map(|of| of.convergence.iterations).max(),
             });
             let (found, seconds) = on_device(device, &problems, &costs)?;
             row["value_error"] = check(&found, &host)?.into();
@@ -88,28 +87,19 @@ fn on_device(device: &Device, problems: &Problems, costs: &[f32]) -> Result<(Vec
     let costs = Tensor::from_slice(costs, (count, n, m), device)?;
     let mass = [vec![1.0 / n as f64; n], vec![1.0 / m as f64; m]].concat();
     let marginals = Tensor::from_vec(mass.repeat(count), (count, n + m), device)?;
-    let how = Solving {
-        passes_a_launch: problems.passes_a_launch(),
-        ..HOW
+    let launcher = match device {
+        Device::Cpu => Launcher {
+            compute: |x, out, calls| Emulator::of(&SINKHORN)?.compute(x, out, calls),
+            change: |changed, x, calls| Emulator::of(&SINKHORN)?.change(changed, x, calls),
+        },
+        _ => Launcher::CARD,
     };
-    let calls: MakeCalls = &|x, out| problems.solve(SolveBuffers::of_one_cost(x, out), &how);
-    let (inputs, outputs) = ([&costs, &marginals], problems.outputs());
-    let emulator = match device {
-        Device::Cpu => Some(Emulator::of(&SINKHORN)?),
-        _ => None,
-    };
-    let once = || -> Result<Vec<Found>> {
-        let made = match &emulator {
-            Some(emulator) => emulator.compute(&inputs, &outputs, calls)?,
-            None => compute(&inputs, &outputs, calls)?,
-        };
-        Ok(problems.found(&made[1].to_vec1()?)?)
-    };
+    let once = || problems.plans(&launcher, (&costs, &costs), &marginals, &HOW);
     // The first compiles.
     once()?;
     device.synchronize()?;
     let start = Instant::now();
-    let found = once()?;
+    let (_, found) = once()?;
     Ok((found, start.elapsed().as_secs_f64()))
 }
 
@@ -119,13 +109,13 @@ fn check(found: &[Found], host: &[Solution]) -> Result<f64> {
     for (found, host) in found.iter().zip(host) {
         let missed = found.error > HOW.tolerance.into();
         ensure!(
-            found.ending == Ending::Solved && !(missed && host.converged),
+            found.ending == Ending::Solved && !(missed && host.convergence.converged),
             "{:?} with an error of {:e} after {} passes, where the host has {:e} after {}",
             found.ending,
             found.error,
             found.passes,
-            host.marginal_error,
-            host.iterations
+            host.convergence.marginal_error,
+            host.convergence.iterations
         );
         let part = |mass: &[f64], potential: &[f64]| -> f64 {
             mass.iter().zip(potential).map(|(m, p)| m * p).sum()
@@ -134,7 +124,7 @@ fn check(found: &[Found], host: &[Solution]) -> Result<f64> {
             + part(&host.column_mass, &host.column_potential);
         let error = (found.entropic_value - value).abs() / value.abs().max(0.1);
         ensure!(
-            error <= VALUE_ERROR_MAX || !host.converged,
+            error <= VALUE_ERROR_MAX || !host.convergence.converged,
             "the value is {} for the host's {value}",
             found.entropic_value
         );

@@ -1,213 +1,60 @@
 //! Provides the flags of the loss settings: one line of help for each.
 
-use super::{
-    needs::{BLOCKS, COST_KL, HIDDEN, JSD, KL, Need, OT, SIMILARITY, TRANSPORT},
-    settings::{Key, Kind},
-};
+use distill_program::settings::{Key, Kind, Need};
+
+use super::needs::{BLOCKS, COST_KL, HIDDEN, JSD, KL, OT, SIMILARITY, TRANSPORT};
+
+/// One line a key.
+macro_rules! table {
+    ($($path:literal: $kind:ident $(needs [$($need:ident),+])? = $help:literal;)+) => {
+        &[$(($path, Kind::$kind, $help, &[$($($need),+)?])),+]
+    };
+}
 
 /// Key under `[loss]`, kind, help and needs of every loss setting.
-const LOSS_KEYS: [(&str, Kind, &str, &[Need]); 33] = [
-    (
-        "ce_weight",
-        Kind::Float,
-        "Weight of cross-entropy with the corpus' own tokens",
-        &[],
-    ),
-    (
-        "kl_weight",
-        Kind::Float,
-        "Weight of tau^2 KL(teacher || student)",
-        &[],
-    ),
-    (
-        "kl_temperature",
-        Kind::Float,
-        "tau of KL; one of the temperatures that the teacher stores",
-        &[KL],
-    ),
-    (
-        "kl_divergence",
-        Kind::Text,
-        "Divergence from the teacher: forward, reverse or jsd",
-        &[KL],
-    ),
-    (
-        "jsd_beta",
-        Kind::Float,
-        "The teacher's share of the mixture under jsd",
-        &[KL, JSD],
-    ),
-    ("ot_weight", Kind::Float, "Weight of optimal transport", &[]),
-    (
-        "hidden_weight",
-        Kind::Float,
-        "Weight of transport between hidden states, through a learned projection",
-        &[],
-    ),
-    (
-        "hidden_layer",
-        Kind::Integer,
-        "Student layer of those hidden states: 1 is the first, 0 the last after its norm",
-        &[HIDDEN],
-    ),
-    (
-        "hidden_similarity",
-        Kind::Text,
-        "Similarity of hidden states: scaled-dot or cosine",
-        &[HIDDEN],
-    ),
-    (
-        "hidden_temperature",
-        Kind::Float,
-        "Divides that similarity before its softmax",
-        &[HIDDEN],
-    ),
-    (
-        "hidden_lr",
-        Kind::Float,
-        "Peak learning rate of the projection of hidden states",
-        &[HIDDEN],
-    ),
-    (
-        "schedule.ot_warmup_steps",
-        Kind::Integer,
-        "Steps over which the weights of both transports rise from 0",
-        &[TRANSPORT],
-    ),
-    (
-        "schedule.ce_weight_end",
-        Kind::Float,
-        "Weight of cross-entropy at the last step; linear in between",
-        &[],
-    ),
-    (
-        "schedule.kl_weight_end",
-        Kind::Float,
-        "Weight of KL at the last step; linear in between",
-        &[],
-    ),
-    (
-        "schedule.ot_weight_end",
-        Kind::Float,
-        "Weight of transport at the last step; linear in between",
-        &[],
-    ),
-    (
-        "schedule.hidden_weight_end",
-        Kind::Float,
-        "Weight of transport between hidden states at the last step; linear in between",
-        &[],
-    ),
-    (
-        "schedule.temperature_end",
-        Kind::Float,
-        "Temperature of the similarity at the last step; geometric in between",
-        &[OT, SIMILARITY],
-    ),
-    (
-        "schedule.epsilon_end",
-        Kind::Float,
-        "epsilon at the last step; geometric in between",
-        &[TRANSPORT],
-    ),
-    (
-        "chunk_rows",
-        Kind::Integer,
-        "Rows whose logits exist at one time",
-        &[],
-    ),
-    (
-        "ot.cost",
-        Kind::Text,
-        "Cost of transport: softmax-similarity or kl",
-        &[OT],
-    ),
-    (
-        "ot.plan_cost",
-        Kind::Text,
-        "What the plan is solved for: same (the cost) or squared-euclidean (of raw logits over their mean)",
-        &[OT],
-    ),
-    (
-        "ot.similarity",
-        Kind::Text,
-        "Under softmax-similarity: scaled-dot, centered-dot, cosine or bhattacharyya",
-        &[OT, SIMILARITY],
-    ),
-    (
-        "ot.temperature",
-        Kind::Float,
-        "Divides the similarity before its softmax",
-        &[OT, SIMILARITY],
-    ),
-    (
-        "ot.kappa",
-        Kind::Float,
-        "Nats of KL that count as cost 1 under kl",
-        &[OT, COST_KL],
-    ),
-    (
-        "ot.epsilon",
-        Kind::Float,
-        "Entropic regularisation, in units of the cost",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.lambda",
-        Kind::Float,
-        "1 / epsilon, the other usual name; give one of the two",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.scope",
-        Kind::Text,
-        "Positions of one problem: row (all) or block",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.block_size",
-        Kind::Integer,
-        "Positions of a block under scope block",
-        &[TRANSPORT, BLOCKS],
-    ),
-    (
-        "ot.reduction",
-        Kind::Text,
-        "Over block pairs: mean or sum",
-        &[TRANSPORT, BLOCKS],
-    ),
-    (
-        "ot.objective",
-        Kind::Text,
-        "What is minimised: entropic, sharp, or detached (in the preset literal only)",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.position_prior",
-        Kind::Float,
-        "gamma of gamma (i/N - j/M)^2, added to the cost when solving; 0 is off",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.max_iterations",
-        Kind::Integer,
-        "Most passes of the solver over the kernel",
-        &[TRANSPORT],
-    ),
-    (
-        "ot.tolerance",
-        Kind::Float,
-        "L1 marginal error at which the solver stops",
-        &[TRANSPORT],
-    ),
-];
+const LOSS_KEYS: &[(&str, Kind, &str, &[Need])] = table! {
+    "ce_weight": Float = "Weight of cross-entropy with the corpus' own tokens";
+    "kl_weight": Float = "Weight of tau^2 KL(teacher || student)";
+    "kl_temperature": Float needs [KL] = "tau of KL; one of the temperatures that the teacher stores";
+    "kl_divergence": Text needs [KL] = "Divergence from the teacher: forward, reverse or jsd";
+    "jsd_beta": Float needs [KL, JSD] = "The teacher's share of the mixture under jsd";
+    "ot_weight": Float = "Weight of optimal transport";
+    "hidden_weight": Float = "Weight of transport between hidden states, through a learned projection";
+    "hidden_layer": Integer needs [HIDDEN] = "Student layer of those hidden states: 1 is the first, 0 the last after its norm";
+    "hidden_similarity": Text needs [HIDDEN] = "Similarity of hidden states: scaled-dot or cosine";
+    "hidden_temperature": Float needs [HIDDEN] = "Divides that similarity before its softmax";
+    "hidden_lr": Float needs [HIDDEN] = "Peak learning rate of the projection of hidden states";
+    "schedule.ot_warmup_steps": Integer needs [TRANSPORT] = "Steps over which the weights of both transports rise from 0";
+    "schedule.ce_weight_end": Float = "Weight of cross-entropy at the last step; linear in between";
+    "schedule.kl_weight_end": Float = "Weight of KL at the last step; linear in between";
+    "schedule.ot_weight_end": Float = "Weight of transport at the last step; linear in between";
+    "schedule.hidden_weight_end": Float = "Weight of transport between hidden states at the last step; linear in between";
+    "schedule.temperature_end": Float needs [OT, SIMILARITY] = "Temperature of the similarity at the last step; geometric in between";
+    "schedule.epsilon_end": Float needs [TRANSPORT] = "epsilon at the last step; geometric in between";
+    "chunk_rows": Integer = "Rows whose logits exist at one time";
+    "ot.cost": Text needs [OT] = "Cost of transport: softmax-similarity or kl";
+    "ot.plan_cost": Text needs [OT] = "What the plan is solved for: same (the cost) or squared-euclidean (of raw logits over their mean)";
+    "ot.similarity": Text needs [OT, SIMILARITY] = "Under softmax-similarity: scaled-dot, centered-dot, cosine or bhattacharyya";
+    "ot.temperature": Float needs [OT, SIMILARITY] = "Divides the similarity before its softmax";
+    "ot.kappa": Float needs [OT, COST_KL] = "Nats of KL that count as cost 1 under kl";
+    "ot.epsilon": Float needs [TRANSPORT] = "Entropic regularisation, in units of the cost";
+    "ot.lambda": Float needs [TRANSPORT] = "1 / epsilon, the other usual name; give one of the two";
+    "ot.scope": Text needs [TRANSPORT] = "Positions of one problem: row (all) or block";
+    "ot.block_size": Integer needs [TRANSPORT, BLOCKS] = "Positions of a block under scope block";
+    "ot.reduction": Text needs [TRANSPORT, BLOCKS] = "Over block pairs: mean or sum";
+    "ot.objective": Text needs [TRANSPORT] = "What is minimised: entropic, sharp, or detached (in the preset literal only)";
+    "ot.position_prior": Float needs [TRANSPORT] = "gamma of gamma (i/N - j/M)^2, added to the cost when solving; 0 is off";
+    "ot.max_iterations": Integer needs [TRANSPORT] = "Most passes of the solver over the kernel";
+    "ot.tolerance": Float needs [TRANSPORT] = "L1 marginal error at which the solver stops";
+};
 
 /// The keys of the loss section.
 pub fn loss_keys() -> Vec<Key> {
-    LOSS_KEYS
-        .iter()
-        .map(|(path, kind, help, needs)| Key::new(*path, help, *kind).needing(needs))
-        .collect()
+    let key = |&(path, kind, help, needs): &(&str, Kind, &str, &[Need])| Key {
+        needs: needs.to_vec(),
+        ..Key::new(path, help, kind)
+    };
+    LOSS_KEYS.iter().map(key).collect()
 }
 
 /// As [`loss_keys`], for a command that shows every part of the loss, whatever its weight.

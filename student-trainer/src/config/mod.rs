@@ -1,4 +1,4 @@
-//! Provides the configuration: settings with their flags, the TOML file, and what `train` can be told.
+//! Provides the configuration: the settings of `train`, what settings need, and the way from a command line to them.
 
 mod foreign;
 mod lora;
@@ -6,13 +6,13 @@ pub mod loss_keys;
 pub mod needs;
 mod preset;
 pub mod resolve;
-pub mod settings;
 mod train;
 
 pub use distill_model::ComputeDtype;
+pub use distill_program::settings::{
+    FILE_BYTES_MAX, Key, Keys, Kind, Resolved, Settings, with_flags,
+};
 pub use distill_text::nearest;
 pub use foreign::with_our_name;
-pub(crate) use resolve::SETTINGS_BYTES_MAX;
-pub use resolve::{Resolved, resolve, resolve_over, with_flags};
-pub use settings::{Key, Kind, Settings};
+pub use resolve::{resolve, resolve_over};
 pub use train::{BestMetric, Quantize, TrainConfig, Tune};

@@ -9,13 +9,13 @@ use crate::{Error, Result, loss::LossConfig};
 const NAMES: [&str; 3] = ["default", "literal", "reference-24gb"];
 
 /// Qwen2.5-7B teaches a 4-bit Qwen2.5-1.5B windows of 512 tokens, both on one card of 24 GB; `teacher-server` has a preset
-/// of the same name. Sixteen windows a step and QLoRA's learning rate for a model of this size; the last three keys are what
-/// `plan` is told.
+/// of the same name. Sixteen windows a step, four in a pass, and QLoRA's learning rate for a model of this size; the last
+/// three keys are what `plan` is told.
 const REFERENCE_24GB: &str = r#"
 quantize = "nf4"
 dtype = "bf16"
-batch_size = 1
-grad_accumulation = 16
+batch_size = 16
+pack_tokens = 2048
 checkpointing = true
 optimizer = "adamw"
 lr = 2e-4
@@ -61,7 +61,7 @@ mod tests {
     use clap::Command;
 
     use crate::{
-        config::{ComputeDtype, Settings, TrainConfig, resolve, with_flags},
+        config::{ComputeDtype, Keys, Settings, TrainConfig, resolve, with_flags},
         loss::LossConfig,
         plan::PlanConfig,
         pretrain::PretrainConfig,
@@ -78,7 +78,11 @@ mod tests {
     fn flags_win_over_the_reference_pair_s_preset() {
         let flags = ["--preset", "reference-24gb", "--lora-rank", "8"];
         let train: TrainConfig = resolved(&flags).unwrap();
-        assert_eq!((train.grad_accumulation, train.lora_rank), (16, 8));
+        assert_eq!((train.batch_size, train.lora_rank), (16, 8));
+        assert_eq!(
+            (train.grad_accumulation, train.pack_tokens),
+            (1, Some(2048))
+        );
         assert_eq!(train.dtype, ComputeDtype::Bf16);
         assert_eq!(train.loss, LossConfig::default());
         let plan: PlanConfig = resolved(&flags).unwrap();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use distill_model::{ComputeDtype, LORA_TARGETS};
+use distill_program::settings;
 use distill_text::{ChatTemplateKwargs, limits::SEQ_LEN_MIN};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,6 @@ use super::{
         EVAL_ANSWERS, EVAL_DATA, EVAL_DRAWN, FULL, HTTPS, LORA, NEW_ADAPTER, NO_STEPS,
         NO_WARMUP_STEPS,
     },
-    settings::{setting_kinds, settings},
 };
 use crate::{
     Error, Result,
@@ -58,147 +58,143 @@ pub enum BestMetric {
     ExactMatch,
 }
 
-setting_kinds! {
-    Text: Quantize, ComputeDtype, OptimizerKind, Tune, BestMetric;
-}
-
 settings! {
     /// Everything `train` can be told; the resolved form is written into the run directory.
-    pub struct TrainConfig {
+    pub struct TrainConfig: run {
         /// Teacher's address: http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
-        teacher: String = "http://127.0.0.1:50051".to_owned(),
+        teacher: String = "http://127.0.0.1:50051".to_owned(), may_resume: yes;
         /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None => [HTTPS],
+        ca_cert: Option<PathBuf> = None, may_resume: yes, needs: [HTTPS];
         /// File with the token that the teacher asks for; unset: the environment's OT_DISTILL_TOKEN, if there.
-        token_file: Option<PathBuf> = None,
+        token_file: Option<PathBuf> = None, may_resume: yes;
         /// Seconds to wait for the teacher to be ready, at the start and after a lost connection.
-        connect_timeout_seconds: u64 = 1800,
+        connect_timeout_seconds: u64 = 1800, may_resume: yes;
         /// Lost connections in a row, without a frame in between, before giving up.
-        reconnect_attempts: u32 = 10,
+        reconnect_attempts: u32 = 10, may_resume: yes;
         /// Decoded frames held ready; beyond them the teacher waits.
-        prefetch_frames: usize = 8,
+        prefetch_frames: usize = 8, may_resume: yes, limits: 1..;
 
         /// The student: a directory or a name on the hub (org/name, org/name@revision) with a bitsandbytes NF4 checkpoint, or
         /// safetensors in bf16, f16 or f32.
-        student: PathBuf = PathBuf::new(),
+        student: PathBuf = PathBuf::new(), may_resume: yes;
         /// How a full-precision student is held: nf4 or none.
-        quantize: Quantize = Quantize::Nf4 => [LORA],
+        quantize: Quantize as Text = Quantize::Nf4, may_resume: no, needs: [LORA];
         /// Compute type: auto, f32, bf16 or f16.
-        dtype: ComputeDtype = ComputeDtype::Auto,
+        dtype: ComputeDtype as Text = ComputeDtype::Auto, may_resume: no;
         /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned(),
+        device: String = "auto".to_owned(), may_resume: yes;
         /// Bytes that the student's weights may take on the device; unset: what is free there.
-        memory_budget_bytes: Option<u64> = None,
+        memory_budget_bytes: Option<u64> = None, may_resume: yes;
         /// Run directory to create.
-        out: PathBuf = PathBuf::new(),
+        out: PathBuf = PathBuf::new(), may_resume: yes;
 
         /// Optimiser steps; unset: as many as `epochs` takes.
-        steps: Option<usize> = None,
+        steps: Option<usize> = None, may_resume: no, limits: 1..;
         /// Passes over the teacher's corpus.
-        epochs: usize = 1 => [NO_STEPS],
+        epochs: usize = 1, may_resume: no, limits: 1.., needs: [NO_STEPS];
         /// Sequences in one forward pass.
-        batch_size: usize = 1,
+        batch_size: usize = 1, may_resume: no, limits: 1..;
         /// Forward passes summed into one optimiser step.
-        grad_accumulation: usize = 1,
+        grad_accumulation: usize = 1, may_resume: no, limits: 1..;
         /// Pack the sequences of a pass into one row without padding, each with positions and attention of its own; off: rows padded to the longest.
-        packing: bool = true,
+        packing: bool = true, may_resume: no;
         /// Tokens in one packed pass at most, unless one sequence has more; unset: as many as `batch_size` sequences have.
-        pack_tokens: Option<usize> = None,
+        pack_tokens: Option<usize> = None, may_resume: no, limits: 1..;
         /// Recompute layers in the backward pass instead of keeping their activations.
-        checkpointing: bool = true,
+        checkpointing: bool = true, may_resume: yes;
         /// Layers recomputed together: their first input is kept, and while they are recomputed the activations of all of them are.
-        checkpoint_every: usize = 1,
+        checkpoint_every: usize = 1, may_resume: yes, limits: 1..;
 
         /// Peak learning rate.
-        lr: f64 = 2e-4,
+        lr: f64 = 2e-4, may_resume: no;
         /// Steps of linear warm-up; unset: `warmup_ratio` of all steps.
-        warmup_steps: Option<usize> = None,
+        warmup_steps: Option<usize> = None, may_resume: no;
         /// Share of all steps that is warm-up, where `warmup_steps` is unset.
-        warmup_ratio: f64 = 0.03 => [NO_WARMUP_STEPS],
+        warmup_ratio: f64 = 0.03, may_resume: no, needs: [NO_WARMUP_STEPS];
         /// Share of the peak at which the cosine ends.
-        lr_floor_ratio: f64 = 0.1,
+        lr_floor_ratio: f64 = 0.1, may_resume: no;
         /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
-        optimizer: OptimizerKind = OptimizerKind::AdamW,
+        optimizer: OptimizerKind as Text = OptimizerKind::AdamW, may_resume: no;
         /// Decoupled weight decay.
-        weight_decay: f64 = 0.0,
+        weight_decay: f64 = 0.0, may_resume: no;
         /// Decay of AdamW's first moment.
-        beta1: f64 = 0.9,
+        beta1: f64 = 0.9, may_resume: no;
         /// Decay of AdamW's second moment.
-        beta2: f64 = 0.999,
+        beta2: f64 = 0.999, may_resume: no;
         /// Added to the root of AdamW's second moment.
-        eps: f64 = 1e-8,
+        eps: f64 = 1e-8, may_resume: no;
         /// Largest norm of the whole gradient; 0 leaves it alone.
-        max_grad_norm: f64 = 1.0,
+        max_grad_norm: f64 = 1.0, may_resume: no;
         /// Learning rate of LoRA's B matrices as a multiple of `lr` (LoRA+; above 1, often 16).
-        lora_b_lr_ratio: f64 = 1.0 => [LORA],
+        lora_b_lr_ratio: f64 = 1.0, may_resume: no, needs: [LORA];
         /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
-        embedding_lr_ratio: f64 = 1.0 => [FULL],
+        embedding_lr_ratio: f64 = 1.0, may_resume: no, needs: [FULL];
 
         /// What is trained: lora (adapters) or full (every weight of a small student that is not quantised).
-        tune: Tune = Tune::Lora,
+        tune: Tune as Text = Tune::Lora, may_resume: no;
         /// LoRA rank r.
-        lora_rank: usize = 16 => [LORA, NEW_ADAPTER],
+        lora_rank: usize = 16, may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// LoRA alpha: adapters count alpha / r.
-        lora_alpha: f64 = 32.0 => [LORA, NEW_ADAPTER],
+        lora_alpha: f64 = 32.0, may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Whether adapters count alpha / sqrt(r) instead (rsLoRA).
-        lora_rs: bool = false => [LORA, NEW_ADAPTER],
+        lora_rs: bool = false, may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Ranks of some modules: EXPRESSION=RANK, where PEFT's regular expression matches the end of the name; the first counts.
-        lora_rank_pattern: Vec<String> = Vec::new() => [LORA, NEW_ADAPTER],
+        lora_rank_pattern: Vec<String> = Vec::new(), may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Alphas of some modules: EXPRESSION=ALPHA, matched likewise.
-        lora_alpha_pattern: Vec<String> = Vec::new() => [LORA, NEW_ADAPTER],
+        lora_alpha_pattern: Vec<String> = Vec::new(), may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Projections that get an adapter; all-linear: every one.
-        lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec() => [LORA, NEW_ADAPTER],
+        lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(), may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Directory of a LoRA adapter to continue: its adapter_config.json decides ranks, alphas and targets.
-        init_adapter: Option<PathBuf> = None,
+        init_adapter: Option<PathBuf> = None, may_resume: no;
         /// Seed of everything random.
-        seed: u64 = 42,
+        seed: u64 = 42, may_resume: no;
 
         /// Steps between two checkpoints; 0 writes one at the end only.
-        save_steps: usize = 200,
+        save_steps: usize = 200, may_resume: yes;
         /// Newest checkpoints that are kept, beside the best one.
-        keep_last: usize = 2,
+        keep_last: usize = 2, may_resume: yes, limits: 1..;
         /// Type of the weights in `model` after full-parameter training: auto (f32), f32, bf16 or f16.
-        save_dtype: ComputeDtype = ComputeDtype::Auto => [FULL],
+        save_dtype: ComputeDtype as Text = ComputeDtype::Auto, may_resume: yes, needs: [FULL];
 
         /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
-        eval_data: Vec<PathBuf> = Vec::new(),
+        eval_data: Vec<PathBuf> = Vec::new(), may_resume: no;
         /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
-        strict: bool = false => [EVAL_DATA],
+        strict: bool = false, may_resume: yes, needs: [EVAL_DATA];
         /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
-        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default() => [EVAL_DATA],
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), may_resume: no, needs: [EVAL_DATA];
         /// Steps between two evaluations; 0 evaluates at the end only.
-        eval_steps: usize = 200 => [EVAL_DATA],
+        eval_steps: usize = 200, may_resume: yes, needs: [EVAL_DATA];
         /// Longest held-out sequence in tokens; unset: as the teacher's.
-        eval_seq_len: Option<usize> = None => [EVAL_DATA],
+        eval_seq_len: Option<usize> = None, may_resume: no, limits: SEQ_LEN_MIN.., needs: [EVAL_DATA];
         /// Held-out sequences at most.
-        eval_max_sequences: Option<usize> = None => [EVAL_DATA],
+        eval_max_sequences: Option<usize> = None, may_resume: no, limits: 1.., needs: [EVAL_DATA];
         /// Ask the teacher for its rows of the held-out text: KL, top-1 and top-5 agreement.
-        eval_kl: bool = true => [EVAL_DATA],
+        eval_kl: bool = true, may_resume: no, needs: [EVAL_DATA];
         /// Let the student complete every held-out prompt, and count the answers whose last line is right.
-        eval_exact_match: bool = false => [EVAL_DATA],
+        eval_exact_match: bool = false, may_resume: no, needs: [EVAL_DATA];
         /// Longest held-out answer in tokens.
-        eval_max_new_tokens: usize = 256 => [EVAL_DATA, EVAL_ANSWERS],
+        eval_max_new_tokens: usize = 256, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS];
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
-        eval_temperature: f64 = 0.0 => [EVAL_DATA, EVAL_ANSWERS],
+        eval_temperature: f64 = 0.0, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS];
         /// Share of the mass that sampling draws from, the likeliest tokens first.
-        eval_top_p: f64 = 1.0 => [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN],
+        eval_top_p: f64 = 1.0, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
         /// Seed of the sampling.
-        eval_sample_seed: u64 = 42 => [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN],
+        eval_sample_seed: u64 = 42, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
         /// What decides which evaluation is the best: ce, kl, top1_agreement or exact_match.
-        best_metric: BestMetric = BestMetric::Ce => [EVAL_DATA],
+        best_metric: BestMetric as Text = BestMetric::Ce, may_resume: no, needs: [EVAL_DATA];
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
-        early_stopping_patience: usize = 0,
+        early_stopping_patience: usize = 0, may_resume: yes;
 
         /// Settings to start from: default, literal (the method's formula word for word) or reference-24gb (Qwen2.5-7B teaches
         /// Qwen2.5-1.5B on one card of 24 GB).
-        preset: String = "default".to_owned(),
+        preset: String = "default".to_owned(), may_resume: no;
         /// Safetensors file for the gradients of the first step, before clipping, to check against other implementations.
-        first_step_grad_out: Option<PathBuf> = None,
+        first_step_grad_out: Option<PathBuf> = None, may_resume: no;
     }
     sections {
         /// The loss.
-        loss: LossConfig = loss_keys,
+        loss: LossConfig = loss_keys, may_resume: no;
     }
 }
 
@@ -224,35 +220,16 @@ impl TrainConfig {
             !missing(&self.out),
             "out: name the run directory with --out DIR",
         )?;
-        check(
-            self.prefetch_frames > 0,
-            "prefetch_frames: must be at least 1",
-        )?;
-        check(self.steps != Some(0), "steps: must be at least 1")?;
-        check(self.epochs > 0, "epochs: must be at least 1")?;
-        check(self.batch_size > 0, "batch_size: must be at least 1")?;
-        check(
-            self.pack_tokens != Some(0),
-            "pack_tokens: must be at least 1; leave it out for no limit",
-        )?;
+        settings::check_limits(self)?;
         check(
             self.packing || self.pack_tokens.is_none(),
             "pack_tokens: has no meaning with packing off",
         )?;
         check(
-            self.checkpoint_every > 0,
-            "checkpoint_every: must be at least 1; --checkpointing off keeps everything",
-        )?;
-        check(
             self.checkpointing || self.checkpoint_every == 1,
             "checkpoint_every: has no meaning with checkpointing off",
         )?;
-        check(
-            self.grad_accumulation > 0,
-            "grad_accumulation: must be at least 1",
-        )?;
         self.lora()?;
-        check(self.keep_last > 0, "keep_last: must be at least 1")?;
         self.check_eval()?;
         if self.tune == Tune::Full {
             check(
@@ -281,14 +258,6 @@ impl TrainConfig {
                     || without
                     || self.eval_kl,
                 "best_metric: kl and top1_agreement need --eval-kl on",
-            ),
-            (
-                self.eval_seq_len.is_none_or(|length| length >= SEQ_LEN_MIN),
-                "eval_seq_len: must be at least 8",
-            ),
-            (
-                self.eval_max_sequences != Some(0),
-                "eval_max_sequences: must be at least 1",
             ),
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {
@@ -322,7 +291,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings::Settings;
+    use crate::config::Keys;
 
     fn valid() -> TrainConfig {
         TrainConfig {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use distill_program::settings;
 use distill_text::ChatTemplateKwargs;
 
 use super::Decoding;
@@ -10,65 +11,64 @@ use crate::{
     config::{
         ComputeDtype, Quantize,
         needs::{ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
-        settings::settings,
     },
 };
 
 settings! {
     /// Everything `eval` can be told.
-    pub struct EvalConfig {
+    pub struct EvalConfig: once {
         /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
         /// (org/name, org/name@revision).
-        student: PathBuf = PathBuf::new(),
+        student: PathBuf = PathBuf::new();
         /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None,
+        adapter: Option<PathBuf> = None;
         /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
-        data: Vec<PathBuf> = Vec::new(),
+        data: Vec<PathBuf> = Vec::new();
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
-        strict: bool = false,
+        strict: bool = false;
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
-        chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs::default(),
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
         /// Longest sequence in tokens.
-        seq_len: usize = 512,
+        seq_len: usize = 512, limits: 2..;
         /// Stop after this many sequences.
-        max_sequences: Option<usize> = None,
+        max_sequences: Option<usize> = None, limits: 1..;
         /// Address of a teacher to compare with, through ScoreTokens.
-        teacher: Option<String> = None,
+        teacher: Option<String> = None;
         /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None => [HTTPS],
+        ca_cert: Option<PathBuf> = None, needs: [HTTPS];
         /// File with the token that the teacher asks for.
-        token_file: Option<PathBuf> = None => [TEACHER],
+        token_file: Option<PathBuf> = None, needs: [TEACHER];
         /// Seconds to wait for the teacher to be ready.
-        connect_timeout_seconds: u64 = 1800 => [TEACHER],
+        connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
         /// Temperature of the KL to the teacher; one of those that the teacher stores.
-        kl_temperature: f64 = 1.0 => [TEACHER],
+        kl_temperature: f64 = 1.0, needs: [TEACHER];
         /// Rows whose logits exist at one time.
-        chunk_rows: usize = 128,
+        chunk_rows: usize = 128;
         /// How a full-precision student is held: nf4 or none.
-        quantize: Quantize = Quantize::Nf4,
+        quantize: Quantize as Text = Quantize::Nf4;
         /// Compute type: auto, f32, bf16 or f16.
-        dtype: ComputeDtype = ComputeDtype::Auto,
+        dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned(),
+        device: String = "auto".to_owned();
         /// Let the student complete every prompt, and count the answers whose last line is the corpus's.
-        exact_match: bool = false,
+        exact_match: bool = false;
         /// Longest answer in tokens.
-        max_new_tokens: usize = 256 => [ANSWERS],
+        max_new_tokens: usize = 256, needs: [ANSWERS];
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
-        temperature: f64 = 0.0 => [ANSWERS],
+        temperature: f64 = 0.0, needs: [ANSWERS];
         /// Share of the mass that sampling draws from, the likeliest tokens first.
-        top_p: f64 = 1.0 => [ANSWERS, DRAWN],
+        top_p: f64 = 1.0, needs: [ANSWERS, DRAWN];
         /// Seed of the sampling: the same seed gives the same answers.
-        sample_seed: u64 = 42 => [ANSWERS, DRAWN],
+        sample_seed: u64 = 42, needs: [ANSWERS, DRAWN];
         /// JSON Lines file for the answers: prompt, reference, generated, correct; of a stopped run, `complete` false at its end.
-        answers_out: Option<PathBuf> = None,
+        answers_out: Option<PathBuf> = None;
         /// JSON file for the transport plans of a few sequences; needs a teacher.
-        plans_out: Option<PathBuf> = None,
+        plans_out: Option<PathBuf> = None;
         /// Sequences whose plans are written.
-        plans: usize = 3 => [PLANS_OUT],
+        plans: usize = 3, needs: [PLANS_OUT];
         /// Print a JSON object.
-        json: bool = false,
+        json: bool = false;
     }
 }
 
@@ -78,6 +78,7 @@ impl EvalConfig {
     /// # Errors
     /// The first setting that is missing or outside its meaning, by name, with what is allowed.
     pub fn validate(&self) -> Result<()> {
+        settings::check_limits(self)?;
         let checks = [
             (
                 !self.data.is_empty(),
@@ -86,11 +87,6 @@ impl EvalConfig {
             (
                 self.plans_out.is_none() || self.teacher.is_some(),
                 "plans_out: a plan is between a student and a teacher; name one with --teacher",
-            ),
-            (self.seq_len > 1, "seq_len: must be at least 2"),
-            (
-                self.max_sequences != Some(0),
-                "max_sequences: must be at least 1",
             ),
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {

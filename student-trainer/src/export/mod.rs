@@ -18,12 +18,13 @@ use std::{fmt, path::PathBuf};
 
 use distill_hub::Wanted;
 use distill_model::ModelConfig;
+use distill_program::settings;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
     Error, Result,
-    config::{ComputeDtype, settings::settings},
+    config::ComputeDtype,
     files::write_json,
     model_files::{FloatType, Source, Staging, refuse_stopped, write_tensors},
     run::progress,
@@ -36,22 +37,22 @@ use change::{Change, SURVIVING_MIN};
 
 settings! {
     /// Everything `export` can be told.
-    pub struct ExportConfig {
+    pub struct ExportConfig: once {
         /// Model that the adapter belongs to: a directory, 4-bit or not, a .gguf file, or a name on the hub.
-        base: PathBuf = PathBuf::new(),
+        base: PathBuf = PathBuf::new();
         /// Directory of the LoRA adapter; unset: the base alone, dequantised.
-        adapter: Option<PathBuf> = None,
+        adapter: Option<PathBuf> = None;
         /// Directory to create.
-        out: PathBuf = PathBuf::new(),
+        out: PathBuf = PathBuf::new();
         /// Type of the weights written: auto, f32, f16 or bf16; auto is f16 where the adapter's change survives in it, else f32
         /// (without an adapter the base's own type).
-        dtype: ComputeDtype = ComputeDtype::Auto,
+        dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Most bytes of tensors in one file; a larger tensor gets a file of its own.
-        max_shard_bytes: u64 = 5_000_000_000,
+        max_shard_bytes: u64 = 5_000_000_000, limits: 1..;
         /// Directory with the tokenizer, where the base's own is not to be used or cannot be rebuilt.
-        tokenizer: Option<PathBuf> = None,
+        tokenizer: Option<PathBuf> = None;
         /// Print a JSON object.
-        json: bool = false,
+        json: bool = false;
     }
 }
 
@@ -77,6 +78,7 @@ pub struct Summary {
 /// # Errors
 /// A base or an adapter that cannot be read or that do not belong together, or a file system that refuses.
 pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
+    settings::check_limits(config)?;
     for (missing, message) in [
         (
             config.base.as_os_str().is_empty(),
@@ -85,10 +87,6 @@ pub fn run(config: &ExportConfig, shutdown: &Shutdown) -> Result<Summary> {
         (
             config.out.as_os_str().is_empty(),
             "out: name the directory to create with --out",
-        ),
-        (
-            config.max_shard_bytes == 0,
-            "max_shard_bytes: must be at least 1",
         ),
     ] {
         if missing {

@@ -6,7 +6,7 @@
 use candle_core::{D, Tensor};
 
 use super::error::Result;
-use super::rowwise::{each_row, to_host};
+use super::rowwise::each_row;
 use super::simd::{exp_in_place, max};
 use super::sparse::{self, DeviceEntries};
 use super::teacher::Teacher;
@@ -20,6 +20,8 @@ pub(crate) struct Bhattacharyya<'a> {
     logsumexp: Vec<f64>,
     /// S `[N, M]`.
     pub(crate) s: Vec<f32>,
+    /// Both of chunks that are on a device, `[c, M + 1]`.
+    on_device: Vec<Tensor>,
 }
 
 impl<'a> Bhattacharyya<'a> {
@@ -29,6 +31,7 @@ impl<'a> Bhattacharyya<'a> {
             roots: teacher.roots(),
             logsumexp: Vec::new(),
             s: Vec::new(),
+            on_device: Vec::new(),
         }
     }
 
@@ -52,16 +55,26 @@ impl<'a> Bhattacharyya<'a> {
         Ok(())
     }
 
-    /// The same where the logits are, which are left as they were.
+    /// The same where the logits are, which are left as they were; [`read`](Self::read) is to follow.
     pub(crate) fn push_on_device(&mut self, z: &Tensor) -> Result<()> {
         let largest = z.max_keepdim(D::Minus1)?;
         let sum = z.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
         let logsumexp = (largest + sum.log()?)?;
         let entries = self.entries(z)?;
         let s = entries.dots(&roots(z, &logsumexp)?, self.teacher.rows())?;
-        self.logsumexp
-            .extend(to_host(&logsumexp)?.into_iter().map(f64::from));
-        self.s.extend(to_host(&s)?);
+        self.on_device.push(Tensor::cat(&[s, logsumexp], 1)?);
+        Ok(())
+    }
+
+    /// Brings what was made on a device to the host: one wait for all chunks.
+    pub(crate) fn read(&mut self) -> Result<()> {
+        let rows = Tensor::cat(&std::mem::take(&mut self.on_device), 0)?;
+        for row in rows.to_vec2()? {
+            if let Some((logsumexp, s)) = row.split_last() {
+                self.logsumexp.push(f64::from(*logsumexp));
+                self.s.extend(s);
+            }
+        }
         Ok(())
     }
 

@@ -26,6 +26,17 @@ pub enum Divergence {
     Jsd,
 }
 
+impl Divergence {
+    /// As people write it.
+    pub fn formula(self) -> &'static str {
+        match self {
+            Self::Forward => "KL(teacher || student)",
+            Self::Reverse => "KL(student || teacher)",
+            Self::Jsd => "JSD",
+        }
+    }
+}
+
 /// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT + hidden_weight OT of hidden states`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]
@@ -215,7 +226,7 @@ impl LossConfig {
         temperatures: &[f32],
         state: Option<StateKind>,
     ) -> Result<()> {
-        if estimator != Estimator::TopK {
+        if estimator.is_drawn() {
             self.check_drawn()?;
         }
         if self.kl_weight > 0.0 && stored_temperature(temperatures, self.kl_temperature).is_none() {
@@ -230,7 +241,7 @@ impl LossConfig {
         }
         let bhattacharyya = self.ot.cost == Cost::SoftmaxSimilarity
             && self.ot.similarity == Similarity::Bhattacharyya;
-        let at_one = bhattacharyya || estimator != Estimator::TopK;
+        let at_one = bhattacharyya || estimator.is_drawn();
         if self.ot_weight > 0.0 && at_one && stored_temperature(temperatures, 1.0).is_none() {
             return Err(unsupported(
                 "similarity `bhattacharyya`, or drawn rows",

@@ -1,21 +1,20 @@
-//! The way that rows of logits take on a device that is not the CPU, run by the CPU and held against the CPU's own way.
+//! The way that rows of logits take on a card, their kernels run by the emulator, held against the CPU's own way.
 
-use candle_core::{DType, Device, Tensor};
-use distill_kernels::{Compute, HEAD};
+use distill_kernels::HEAD;
 use distill_proto::Estimator;
 
-use super::device_rows::{Places, TensorRows, pass};
-use super::divergence::DivergenceForm;
 use super::estimator_tests::drawn;
-use super::head_kernels::KernelRows;
-use super::rows::{RowTerms, row_pass};
-use super::teacher::{Teacher, TeacherRow};
-use super::testing::{Case, Random, SQUARE, Sizes, emulate, relative, tensor, widened};
+use super::testing::{Case, SQUARE, Sizes, emulate, relative, tensor, widened};
 use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts, transports};
 use super::*;
 
 /// f32 sums in another order, carried through a solved plan.
 const CLOSE: f64 = 2e-5;
+
+fn on_card(geometry: HeadGeometry) -> HeadGeometry {
+    let geometry = geometry.with_rows_on_card(|x, out, calls| emulate(&HEAD, x, out, calls));
+    geometry.unwrap()
+}
 
 struct Outcome {
     loss: HeadLoss,
@@ -47,12 +46,7 @@ fn run(case: &Case, geometry: &HeadGeometry, config: &LossConfig, with_head: boo
 fn compare(case: &Case, config: &LossConfig) {
     let with_head = !config.needs_state();
     let host = run(case, &case.geometry(), config, with_head);
-    let device = run(
-        case,
-        &case.geometry().with_rows_on_device(),
-        config,
-        with_head,
-    );
+    let device = run(case, &on_card(case.geometry()), config, with_head);
     let close = |a: f64, b: f64| (a - b).abs() <= CLOSE * b.abs().max(0.1);
     for (a, b) in [
         (device.loss.total, host.loss.total),
@@ -192,7 +186,7 @@ fn a_half_precision_head_and_numbers_that_are_not_finite_fare_as_on_the_host() {
     let head = head.to_dtype(candle_core::DType::BF16).unwrap();
     let geometry = HeadGeometry::new(&head, None).unwrap();
     let host = run(&case, &geometry, &three_parts(), true);
-    let geometry = geometry.with_rows_on_device();
+    let geometry = on_card(geometry);
     let device = run(&case, &geometry, &three_parts(), true);
     assert!((device.loss.total / host.loss.total - 1.0).abs() < CLOSE);
     let (a, b) = (device.loss.grad_hidden, host.loss.grad_hidden);
@@ -212,92 +206,13 @@ fn a_half_precision_head_and_numbers_that_are_not_finite_fare_as_on_the_host() {
                 ot,
                 ..three_parts()
             };
-            let loss = head_loss(&hidden, &case.labels, &case.targets, &geometry, &config);
-            assert!(matches!(loss, Err(LossError::NonFinite { .. })), "{loss:?}");
-        }
-    }
-}
-
-/// Rows of logits with a teacher's row beside most of them, of different widths.
-fn terms<'a>(teacher: &'a Teacher<'a>, rows: usize, temperature: f64) -> Vec<RowTerms<'a>> {
-    let kl = |i: usize| -> Option<TeacherRow<'a>> { teacher.row(i, temperature) };
-    (0..rows)
-        .map(|i| RowTerms {
-            label: (i * 7 % 13) as u32,
-            ce: 0.3,
-            kl: kl(i).map(|row| (row, 0.2)),
-            divergence: DivergenceForm::Jsd(0.4),
-            softmax: 0.1 * i as f64,
-        })
-        .collect()
-}
-
-/// The kernels, run by the emulator, against the host's rows.
-#[test]
-fn the_kernels_rows_are_the_host_s() {
-    let compute: Compute = |inputs, outputs, calls| emulate(&HEAD, inputs, outputs, calls);
-    for (vocab, k) in [(13, 4), (13, 13), (13, 1), (1500, 64), (3001, 5)] {
-        for temperature in [1.0, 2.0] {
-            let sizes = Sizes { vocab, k, ..SQUARE };
-            let case = Case::new(sizes, 36);
-            let teacher = Teacher::new(&case.targets, vocab).unwrap();
-            // One row more than the teacher has.
-            let rows = SQUARE.m + 1;
-            let logits = Random::new(37).normals(rows * vocab, 4.0);
-            let logits: Vec<f32> = logits.into_iter().map(|z| z as f32).collect();
-            let terms = terms(&teacher, rows, temperature);
-            let z = || Tensor::from_slice(&logits, (rows, vocab), &Device::Cpu).unwrap();
-            let places = Places::new(&terms, &Device::Cpu).unwrap();
-            // Rows may be longer, and hold anything there.
-            let past = Tensor::full(f32::NAN, (rows, 3), &Device::Cpu).unwrap();
-            let wide = Tensor::cat(&[z(), past], 1).unwrap();
-            let on_card = |dtype| KernelRows::new(wide.clone(), vocab, dtype, &places, compute);
-            let kernels = on_card(DType::F32).unwrap();
-            let tensors = TensorRows::new(z(), &places).unwrap();
-            let (by_kernels, values) = pass(kernels, &places, &terms, true).unwrap();
-            let (by_tensors, _) = pass(tensors, &places, &terms, true).unwrap();
-            let by_kernels = by_kernels.unwrap();
-            let past = by_kernels.narrow(1, vocab, 3).unwrap();
-            assert!(widened(&past).iter().all(|x| *x == 0.0));
-            let (rounded, _) = pass(on_card(DType::BF16).unwrap(), &places, &terms, true).unwrap();
-            let narrow = by_kernels.to_dtype(DType::BF16).unwrap();
-            let wide = |x: &Tensor| widened(&x.to_dtype(DType::F32).unwrap());
-            assert_eq!(wide(&rounded.unwrap()), wide(&narrow));
-            let by_kernels = by_kernels.narrow(1, 0, vocab).unwrap();
-            let mut expected = logits.clone();
-            for (i, z) in expected.chunks_mut(vocab).enumerate() {
-                let of_host = row_pass(z, &terms[i], true);
-                for (a, b) in [
-                    (values[i].ce, of_host.ce),
-                    (values[i].kl, of_host.kl),
-                    (values[i].logsumexp, of_host.logsumexp),
-                ] {
-                    assert!(
-                        (a - b).abs() < 1e-5 * b.abs().max(0.1),
-                        "{vocab} {k}: {a} {b}"
-                    );
-                }
-            }
-            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            for gradient in [by_kernels, by_tensors.unwrap()] {
-                let distance = relative(&widened(&gradient), &expected);
-                assert!(distance < 2e-6, "{vocab} {k} {temperature}: {distance:e}");
-            }
-        }
-    }
-    // Numbers that are not finite come out as such.
-    for bad in [f32::NAN, f32::INFINITY] {
-        let case = Case::new(SQUARE, 38);
-        let teacher = Teacher::new(&case.targets, SQUARE.vocab).unwrap();
-        let terms = terms(&teacher, 1, 1.0);
-        for place in 0..SQUARE.vocab {
-            let mut z = vec![0.5_f32; SQUARE.vocab];
-            z[place] = bad;
-            let z = Tensor::from_vec(z, (1, SQUARE.vocab), &Device::Cpu).unwrap();
-            let places = Places::new(&terms, &Device::Cpu).unwrap();
-            let rows = KernelRows::new(z, SQUARE.vocab, DType::F32, &places, compute).unwrap();
-            let (_, values) = pass(rows, &places, &terms, false).unwrap();
-            assert!(!values[0].logsumexp.is_finite(), "{bad} at {place}");
+            let loss = |geometry| {
+                let loss = head_loss(&hidden, &case.labels, &case.targets, geometry, &config);
+                loss.unwrap_err()
+            };
+            let (device, host) = (loss(&geometry), loss(&case.geometry()));
+            assert!(matches!(host, LossError::NonFinite { .. }), "{host:?}");
+            assert_eq!(device.to_string(), host.to_string());
         }
     }
 }

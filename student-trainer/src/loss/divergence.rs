@@ -21,6 +21,17 @@ pub(crate) enum DivergenceForm {
     Jsd(f64),
 }
 
+impl DivergenceForm {
+    /// Its number in `kernels/src/cuda/head.cu`, and its parameter.
+    pub(crate) fn on_card(self) -> (i32, f64) {
+        match self {
+            Self::Forward => (0, 0.0),
+            Self::Reverse => (1, 0.0),
+            Self::Jsd(beta) => (2, beta),
+        }
+    }
+}
+
 /// Mass that the teacher's bucket has at least, under `reverse` and `jsd`: what f32 leaves of one minus a sum.
 const BUCKET_MIN: f64 = 1e-7;
 

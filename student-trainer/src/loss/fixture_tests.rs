@@ -87,7 +87,11 @@ fn values_and_gradients_match_torch_and_pot() {
             fixtures.tensor(&of("teacher")),
         );
         let loss = dense_loss(&x, &y, Some(&labels), case.top_k, &case.config).unwrap();
-        assert!(loss.values.report.converged, "{name}: {:?}", loss.values);
+        assert!(
+            loss.values.report.convergence.converged,
+            "{name}: {:?}",
+            loss.values
+        );
         equal(name, "ce", loss.values.ce, case.ce);
         equal(name, "kl", loss.values.kl, case.kl);
         equal(name, "ot", loss.values.ot, case.ot);
@@ -210,7 +214,11 @@ fn plans_match_three_other_solvers() {
         };
         let solution = solve(&cost, n, m, &options).unwrap();
         let name = &case.name;
-        assert!(solution.converged, "{name}: {:e}", solution.marginal_error);
+        assert!(
+            solution.convergence.converged,
+            "{name}: {:e}",
+            solution.convergence.marginal_error
+        );
         let plan: Vec<f64> = solution.plan.iter().map(|&t| f64::from(t)).collect();
         let expected = widened(&fixtures.tensor(&format!("{name}.plan")));
         let distance = relative(&plan, &expected);

@@ -2,7 +2,8 @@
 //! matrices that let similarities of whole logit rows be computed without the V axis.
 
 use candle_core::{D, DType, Device, Tensor};
-use distill_kernels::{Matrix, device};
+use distill_kernels::{Compute, device, head::VOCAB_MAX};
+use distill_model::{head_gradient_dtype, head_rows, head_rows_backward, head_tiles};
 use rayon::prelude::*;
 
 use super::error::{LossError, Result};
@@ -11,9 +12,6 @@ use super::simd::{add_row, vectorized};
 use super::sparse::DeviceEntries;
 use super::teacher::Teacher;
 
-/// Rows of the head that are widened to f32, or multiplied with the basis, at one time.
-const TILE_ROWS: usize = 8_192;
-
 /// The frozen head W `[V, d]` of the student, made once a run.
 ///
 /// Full-parameter training moves W: make it anew after each step.
@@ -21,8 +19,8 @@ const TILE_ROWS: usize = 8_192;
 pub struct HeadGeometry {
     head: Tensor,
     logit_space: Option<LogitSpace>,
-    /// Whether rows of logits are worked on where they are, by the CPU; elsewhere they stay on their device.
-    rows_on_host: bool,
+    /// What works on rows of logits on a card; without it the CPU does, where they are.
+    card: Option<Compute>,
 }
 
 /// Inner products of student and teacher logits, with the V axis summed out.
@@ -58,8 +56,11 @@ impl HeadGeometry {
         let mut geometry = Self {
             head: head.detach().contiguous()?,
             logit_space: None,
-            rows_on_host: head.device().is_cpu(),
+            card: None,
         };
+        if !head.device().is_cpu() {
+            geometry = geometry.with_rows_on_card(device::COMPUTE)?;
+        }
         if let Some(basis) = basis {
             geometry.logit_space = Some(geometry.logit_space(basis)?);
         }
@@ -90,78 +91,56 @@ impl HeadGeometry {
         self.head.device()
     }
 
-    pub(crate) fn rows_on_host(&self) -> bool {
-        self.rows_on_host
+    pub(crate) fn card(&self) -> Option<Compute> {
+        self.card
     }
 
-    /// As on a device that is not the CPU, for tests of that way.
-    #[cfg(test)]
-    pub(crate) fn with_rows_on_device(self) -> Self {
-        Self {
-            rows_on_host: false,
-            ..self
+    /// With rows of logits worked on by kernels; in tests the emulator's, on the CPU.
+    pub(crate) fn with_rows_on_card(self, compute: Compute) -> Result<Self> {
+        let vocab_size = self.vocab_size();
+        if vocab_size > VOCAB_MAX {
+            return Err(LossError::Unsupported {
+                what: "the loss on a card",
+                reason: format!(
+                    "the student's vocabulary has {vocab_size} ids, and a row of logits at most {VOCAB_MAX} there; use `--device cpu`"
+                ),
+            });
         }
+        Ok(Self {
+            card: Some(compute),
+            ..self
+        })
     }
 
     pub(crate) fn space(&self) -> Option<&LogitSpace> {
         self.logit_space.as_ref()
     }
 
-    /// `h W^T`, `[c, V]` in f32; on a card rows may be longer, and hold anything past V.
+    /// `h W^T`, `[c, V]` in f32.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        if self.head.dtype() == DType::F32 {
-            return Ok(hidden.matmul(&self.head.t()?)?);
-        }
-        if self.device().is_cuda() {
-            // The states were in the head's type before they were widened.
-            let hidden = hidden.to_dtype(self.head.dtype())?;
-            return Ok(device::product_f32(&hidden, &self.head)?);
-        }
-        let tiles: Vec<Tensor> = self
-            .tiles()
-            .map(|(start, length)| Ok(hidden.matmul(&self.tile(start, length)?.t()?)?))
-            .collect::<Result<_>>()?;
-        Ok(Tensor::cat(&tiles, 1)?)
+        let logits = self.wide_logits(hidden)?;
+        Ok(logits.narrow(1, 0, self.vocab_size())?.contiguous()?)
     }
 
-    /// The type that dL/dZ is multiplied in on a device: the head's, unless what is small vanishes in it.
+    /// As [`logits`](Self::logits); on a card rows may be longer, and hold anything past V.
+    pub(crate) fn wide_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(head_rows(hidden, &self.head)?)
+    }
+
+    /// The type that dL/dZ is multiplied in on its device.
     pub(crate) fn gradient_dtype(&self) -> DType {
-        match (self.head.dtype(), self.device()) {
-            (DType::BF16, Device::Cuda(_)) => DType::BF16,
-            _ => DType::F32,
-        }
+        head_gradient_dtype(&self.head)
     }
 
     /// `D W`, `[c, d]` in f32, of D [c, V], or wider.
     pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
-        let vocab = self.vocab_size();
-        if self.gradient_dtype() == DType::BF16 {
-            let gradient = gradient.to_dtype(DType::BF16)?;
-            let left = Matrix::of(&gradient)?.columns(0, vocab)?;
-            return Ok(device::product_of(left, Matrix::of(&self.head)?)?);
-        }
-        let gradient = &gradient.narrow(1, 0, vocab)?.contiguous()?;
-        if self.head.dtype() == DType::F32 {
-            return Ok(gradient.matmul(&self.head)?);
-        }
-        let mut total: Option<Tensor> = None;
-        for (start, length) in self.tiles() {
-            let part = gradient
-                .narrow(1, start, length)?
-                .contiguous()?
-                .matmul(&self.tile(start, length)?)?;
-            total = Some(match total {
-                Some(total) => (total + part)?,
-                None => part,
-            });
-        }
-        total.ok_or_else(|| LossError::shape("student head", "at least one row", 0))
+        Ok(head_rows_backward(gradient, &self.head)?)
     }
 
     /// `E [M, d]`, `e_j = sum_v p_jv W_v` by the weights of the teacher's entries.
     pub(crate) fn expectation(&self, teacher: &Teacher) -> Result<Tensor> {
         let d = self.hidden_size();
-        if self.rows_on_host && self.head.dtype() == DType::F32 {
+        if self.card.is_none() && self.head.dtype() == DType::F32 {
             let targets = teacher.targets;
             let mut sums = vec![0.0_f32; teacher.rows() * d];
             with_f32(&self.head, |head| {
@@ -183,17 +162,6 @@ impl HeadGeometry {
         entries.transposed_times(grad, self.vocab_size())
     }
 
-    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let rows = self.vocab_size();
-        (0..rows)
-            .step_by(TILE_ROWS)
-            .map(move |start| (start, TILE_ROWS.min(rows - start)))
-    }
-
-    fn tile(&self, start: usize, length: usize) -> Result<Tensor> {
-        Ok(self.head.narrow(0, start, length)?.to_dtype(DType::F32)?)
-    }
-
     fn logit_space(&self, basis: &Tensor) -> Result<LogitSpace> {
         let (basis_rows, rank) = basis.dims2()?;
         let (vocab_size, d) = (self.vocab_size(), self.hidden_size());
@@ -207,18 +175,18 @@ impl HeadGeometry {
         let device = self.device();
         // Sums over V are added in f64 from tile to tile.
         let mut row_sum = Tensor::zeros((1, d), DType::F64, device)?;
-        for (start, length) in self.tiles() {
-            let tile = self.tile(start, length)?.sum_keepdim(0)?;
+        for (_, tile) in head_tiles(&self.head) {
+            let tile = tile?.sum_keepdim(0)?;
             row_sum = (row_sum + tile.to_dtype(DType::F64)?)?;
         }
         let mean_row = (&row_sum / vocab_size as f64)?.to_dtype(DType::F32)?;
         let mut projection = Tensor::zeros((d, rank), DType::F32, device)?;
         let mut centered_projection = projection.clone();
         let mut gram = Tensor::zeros((d, d), DType::F32, device)?;
-        for (start, length) in self.tiles() {
-            let tile = self.tile(start, length)?;
+        for (start, tile) in head_tiles(&self.head) {
+            let tile = tile?;
             let basis = basis
-                .narrow(0, start, length)?
+                .narrow(0, start, tile.dims()[0])?
                 .to_device(device)?
                 .to_dtype(DType::F32)?;
             let centered = tile.broadcast_sub(&mean_row)?;

@@ -176,10 +176,24 @@ fn run(
         config,
         wanted,
     };
-    let (values, mut gradients) = match pass.needs_logits() {
-        true => pass.run(&hidden, geometry)?,
-        false => pass.without_logits(&hidden)?,
+    let (values, mut gradients) = if pass.needs_logits() {
+        pass.run(&hidden, geometry)?
+    } else {
+        pass.without_logits(&hidden)?
     };
+    if let (true, Some(ot)) = (wanted != Wanted::Values, &ot) {
+        if let Some(direct) = &ot.grad_hidden {
+            gradients.hidden = (gradients.hidden + direct)?;
+        }
+        if let Some(direct) = &ot.grad_head {
+            gradients.head = (gradients.head + direct)?;
+        }
+    }
+    let mut made = vec![&gradients.hidden];
+    if wanted == Wanted::HiddenAndHead {
+        made.push(&gradients.head);
+    }
+    let (values, sizes) = values.read(&made)?;
     let mut result = sum_up(&values, pairs, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
@@ -190,21 +204,9 @@ fn run(
             result.ot += constant / config.ot.kappa;
             result.report.transport_cost += constant / config.ot.kappa;
         }
-        if let (true, Some(direct)) = (wanted != Wanted::Values, &ot.grad_hidden) {
-            gradients.hidden = (gradients.hidden + direct)?;
-        }
-        if let Some(direct) = &ot.grad_head {
-            gradients.head = (gradients.head + direct)?;
-        }
     }
     result.total += config.ot_weight * result.ot;
-    let size = |gradient: &Tensor| gradient.abs()?.sum_all()?.to_scalar::<f32>();
-    let mut finite = size(&gradients.hidden)?;
-    // Each reading waits for a device.
-    if wanted == Wanted::HiddenAndHead {
-        finite += size(&gradients.head)?;
-    }
-    if !(result.total.is_finite() && finite.is_finite()) {
+    if !(result.total.is_finite() && sizes.iter().all(|size| size.is_finite())) {
         return Err(LossError::NonFinite {
             what: "loss or its gradient",
             position: 0,

@@ -1,7 +1,6 @@
 /*! Provides the pass over the head, a chunk of rows at a time: values of all rows, and the gradients that are asked for.
 
-On the CPU every row is worked on in place; on another device the chunk's logits stay there and the host sees what it
-needs of each row.
+On the CPU every row is worked on in place; on a card nothing is waited for, and the host reads the values when all is under way.
 */
 
 use std::borrow::Cow;
@@ -10,13 +9,13 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::bhattacharyya::Bhattacharyya;
+use super::card_rows::{CardRows, row_values};
 use super::config::LossConfig;
-use super::device_rows::device_pass;
 use super::error::Result;
 use super::geometry::HeadGeometry;
 use super::head_transport::HeadTransport;
 use super::rows::{RowTerms, RowValues, row_pass};
-use super::rowwise::each_row;
+use super::rowwise::{each_row, magnitudes};
 use super::teacher::Teacher;
 
 /// What a pass is to yield beside the values.
@@ -31,6 +30,25 @@ pub(super) enum Wanted {
 pub(super) struct Gradients {
     pub(super) hidden: Tensor,
     pub(super) head: Tensor,
+}
+
+/// Values of all rows, where they were made.
+#[derive(Default)]
+pub(super) struct PassValues {
+    on_host: Vec<RowValues>,
+    /// `[3 c]` of every chunk.
+    on_card: Vec<Tensor>,
+}
+
+impl PassValues {
+    /// The values and, of each gradient, the [sum of its magnitudes](magnitudes). On a card this is the one wait of a pass.
+    pub(super) fn read(self, gradients: &[&Tensor]) -> Result<(Vec<RowValues>, Vec<f64>)> {
+        let all = [self.on_card, magnitudes(gradients)?].concat();
+        let numbers = Tensor::cat(&all, 0)?.to_vec1()?;
+        let (on_card, sizes) = numbers.split_at(numbers.len() - gradients.len());
+        let values = [self.on_host, row_values(on_card)].concat();
+        Ok((values, sizes.to_vec()))
+    }
 }
 
 /// The pass over the head that yields values and, if asked for, the gradient.
@@ -56,8 +74,11 @@ impl HeadPass<'_> {
             || through_logits
     }
 
-    pub(super) fn without_logits(&self, hidden: &Tensor) -> Result<(Vec<RowValues>, Gradients)> {
-        let values = vec![RowValues::default(); self.labels.len()];
+    pub(super) fn without_logits(&self, hidden: &Tensor) -> Result<(PassValues, Gradients)> {
+        let values = PassValues {
+            on_host: vec![RowValues::default(); self.labels.len()],
+            ..PassValues::default()
+        };
         let head = Tensor::zeros(1, DType::F32, hidden.device())?;
         let hidden = hidden.zeros_like()?;
         Ok((values, Gradients { hidden, head }))
@@ -67,20 +88,32 @@ impl HeadPass<'_> {
         &self,
         hidden: &Tensor,
         geometry: &HeadGeometry,
-    ) -> Result<(Vec<RowValues>, Gradients)> {
+    ) -> Result<(PassValues, Gradients)> {
         let n = hidden.dims()[0];
         let zero = Tensor::zeros(1, DType::F32, hidden.device())?;
-        let mut values = Vec::with_capacity(n);
+        let on_card = geometry.card().map(|compute| {
+            let terms: Vec<RowTerms> = (0..n).into_par_iter().map(|i| self.terms(i)).collect();
+            CardRows::new(&terms, geometry.vocab_size(), hidden.device(), compute)
+        });
+        let on_card = on_card.transpose()?;
+        let mut values = PassValues::default();
         let mut grad_hidden = Vec::new();
         let mut grad_head: Option<Tensor> = None;
         for (start, count) in chunks(n, self.config.chunk_rows) {
             let h = hidden.narrow(0, start, count)?;
-            let z = geometry.logits(&h)?;
-            let (d, chunk) = match geometry.rows_on_host() {
-                true => self.chunk_on_host(start, z)?,
-                false => self.chunk_on_device(start, z, geometry)?,
+            let z = geometry.wide_logits(&h)?;
+            let d = match &on_card {
+                None => {
+                    let (d, chunk) = self.chunk_on_host(start, z)?;
+                    values.on_host.extend(chunk);
+                    d
+                }
+                Some(rows) => {
+                    let (d, chunk) = self.chunk_on_card(start, z, rows, geometry)?;
+                    values.on_card.push(chunk);
+                    d
+                }
             };
-            values.extend(chunk);
             let Some(d) = d else { continue };
             grad_hidden.push(geometry.backward(&d)?);
             if self.wanted == Wanted::HiddenAndHead {
@@ -120,13 +153,14 @@ impl HeadPass<'_> {
         Ok((wanted.then_some(d), values))
     }
 
-    /// The same with Z on its device.
-    fn chunk_on_device(
+    /// The same where Z is on a card.
+    fn chunk_on_card(
         &self,
         start: usize,
         z: Tensor,
+        rows: &CardRows,
         geometry: &HeadGeometry,
-    ) -> Result<(Option<Tensor>, Vec<RowValues>)> {
+    ) -> Result<(Option<Tensor>, Tensor)> {
         let (count, vocab) = (z.dims()[0], geometry.vocab_size());
         let through_roots = match self.through_roots(start, count)? {
             Some((roots, gradient)) => {
@@ -135,12 +169,8 @@ impl HeadPass<'_> {
             }
             None => None,
         };
-        let terms: Vec<RowTerms> = (start..start + count)
-            .into_par_iter()
-            .map(|i| self.terms(i))
-            .collect();
-        let dtype = geometry.gradient_dtype();
-        let (d, values) = device_pass(z, vocab, dtype, &terms, self.gradient_wanted())?;
+        let dtype = self.gradient_wanted().then(|| geometry.gradient_dtype());
+        let (values, d) = rows.chunk(start, &z, dtype)?;
         let d = match (d, through_roots) {
             (Some(d), Some(through)) => {
                 let d = d.narrow(1, 0, vocab)?.to_dtype(DType::F32)?;

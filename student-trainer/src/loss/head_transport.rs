@@ -160,14 +160,19 @@ impl<'a> TransportPass<'_, 'a> {
     /// One pass over the head for S, before the pass for the gradient.
     fn bhattacharyya(&self) -> Result<HeadTransport<'a>> {
         let mut roots = Bhattacharyya::new(self.teacher);
+        let on_card = self.geometry.card().is_some();
         for (start, count) in chunks(self.hidden.dims()[0], self.config.chunk_rows) {
             let z = self
                 .geometry
                 .logits(&self.hidden.narrow(0, start, count)?)?;
-            match self.geometry.rows_on_host() {
-                true => roots.push(z)?,
-                false => roots.push_on_device(&z)?,
+            if on_card {
+                roots.push_on_device(&z)?;
+            } else {
+                roots.push(z)?;
             }
+        }
+        if on_card {
+            roots.read()?;
         }
         Ok(HeadTransport {
             transport: self.solve(roots.s.clone())?,

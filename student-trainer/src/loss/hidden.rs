@@ -15,7 +15,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::error::{LossError, Result};
 use super::geometry::row_norms;
-use super::rowwise::to_host;
+use super::rowwise::{magnitudes, to_host};
 use super::similarity::state_matrix;
 use super::targets::Targets;
 use super::transport::{Problem, SolverReport, transport};
@@ -106,9 +106,9 @@ impl HiddenProjection {
         };
         let gradient = transport.gradient_tensor(m, config.hidden_weight, x.device())?;
         let (grad_hidden, grad_projection) = similarity.backward(&gradient)?;
-        let size = |gradient: &Tensor| gradient.abs()?.sum_all()?.to_scalar::<f32>();
-        if !(transport.value + f64::from(size(&grad_hidden)? + size(&grad_projection)?)).is_finite()
-        {
+        let sizes = Tensor::cat(&magnitudes(&[&grad_hidden, &grad_projection])?, 0)?;
+        let sizes: Vec<f64> = sizes.to_vec1()?;
+        if !(transport.value + sizes.iter().sum::<f64>()).is_finite() {
             return Err(LossError::NonFinite {
                 what: "transport between hidden states",
                 position: 0,

@@ -5,7 +5,7 @@
  teacher Rows ──> teacher (kept distribution) ──┐
  student head ──> geometry (E; P, G) ───────────┼──> similarity / cost ──> sinkhorn ──> objective ──> transport
  hidden states H ───────────────────────────────┴──> head: chunks of Z = H W^T ──> rows (CE, KL, softmax part) ──> dL/dH
-                                                      (on a card Z stays there: device_rows; and so do S, C and T: transport_card)
+                                                      (on a card Z stays there: card_rows; and so do S, C and T: transport_card)
  reference: all of it dense, in f64, slow and obvious; dense: the same costs from dense logits
 ```
 
@@ -14,12 +14,14 @@ the preset `literal`.
 */
 
 mod bhattacharyya;
+mod card_rows;
+#[cfg(test)]
+mod card_rows_tests;
 pub mod config;
 #[cfg(test)]
 mod config_tests;
 mod cost;
 mod dense;
-mod device_rows;
 #[cfg(test)]
 mod device_tests;
 mod divergence;
@@ -31,7 +33,6 @@ mod euclidean;
 mod fixture_tests;
 mod geometry;
 mod head;
-mod head_kernels;
 mod head_pass;
 mod head_transport;
 mod hidden;
@@ -69,6 +70,8 @@ pub use geometry::HeadGeometry;
 pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
 pub use head_transport::transport_plan;
 pub use hidden::{HiddenLoss, HiddenProjection};
+pub use sinkhorn::Convergence;
+pub(crate) use sparse::TILE_ENTRIES;
 pub use targets::{Alignment, Targets};
 pub use transport::SolverReport;
 pub(crate) use transport_card::CARD_ENTRIES_MAX;

@@ -6,8 +6,7 @@
        ──> tail entries times one number, kept entries one by one: dL/dz
 ```
 
-[`RowLoss`] is everything between the sums and the numbers that the row is multiplied with; [`row_pass`] does the rest on
-the CPU, in place, and [`device_rows`](super::device_rows) on another device.
+[`row_pass`] is the CPU's, in place; kernels do the same on a card ([`card_rows`](super::card_rows)).
 */
 
 use super::divergence::{DivergenceForm, RowDivergence, Split};
@@ -49,98 +48,6 @@ pub(crate) struct RowValues {
     pub(crate) kl: f64,
 }
 
-/// A row of student logits as the loss sees it: some entries by themselves, the others, its tail, in sums.
-pub(crate) struct RowParts {
-    /// The label's logit, which may be one of the kept.
-    pub(crate) label: f32,
-    /// Logits that are not in the sums.
-    pub(crate) kept: Vec<f32>,
-    /// The largest logit of the tail; any finite number where the tail is empty.
-    pub(crate) tail_max: f32,
-    /// `sum exp(z - tail_max)` over the tail.
-    pub(crate) sum: f64,
-    /// `sum exp((z - tail_max) / tau)`.
-    pub(crate) sum_tempered: f64,
-}
-
-/// dL/dz of one row: `own exp(z - tail_max) + tail exp((z - tail_max) / tau)` for the tail.
-pub(crate) struct RowGradient {
-    pub(crate) own: f64,
-    pub(crate) tail: f64,
-    /// Of the kept logits, instead.
-    pub(crate) kept: Vec<f32>,
-    /// To be added at the label, wherever it is.
-    pub(crate) label: f32,
-}
-
-/// The loss of one row.
-pub(crate) struct RowLoss<'r> {
-    terms: &'r RowTerms<'r>,
-    parts: &'r RowParts,
-    plain: Split,
-    tempered: Split,
-    kl: Option<(RowDivergence, f64)>,
-}
-
-impl<'r> RowLoss<'r> {
-    pub(crate) fn new(terms: &'r RowTerms, parts: &'r RowParts) -> Self {
-        let RowParts { kept, tail_max, .. } = parts;
-        let tempered = Split::new(*tail_max, parts.sum_tempered, kept, terms.temperature());
-        Self {
-            kl: terms.kl.as_ref().map(|(row, weight)| {
-                let kl = RowDivergence::new(terms.divergence, row, kept, &tempered);
-                (kl, *weight)
-            }),
-            plain: Split::new(*tail_max, parts.sum, kept, 1.0),
-            tempered,
-            terms,
-            parts,
-        }
-    }
-
-    /// NaN or infinite when the logits are; the caller checks them.
-    pub(crate) fn values(&self) -> RowValues {
-        RowValues {
-            logsumexp: self.plain.all,
-            ce: self.plain.all - f64::from(self.parts.label),
-            kl: self.kl.as_ref().map_or(0.0, |(kl, _)| kl.value),
-        }
-    }
-
-    pub(crate) fn gradient(&self) -> RowGradient {
-        let Self {
-            terms,
-            parts,
-            plain,
-            tempered,
-            ..
-        } = self;
-        let tail_max = f64::from(parts.tail_max);
-        let softmax = terms.ce + terms.softmax;
-        let tail = self.kl.as_ref().map_or(0.0, |(kl, weight)| {
-            let top = tail_max / terms.temperature();
-            let within = match kl.tail_within {
-                0.0 => 0.0,
-                within => within * (top - tempered.tail).exp(),
-            };
-            weight * (kl.tail_all * (top - tempered.all).exp() + within)
-        });
-        let kept = |(k, &logit): (usize, &f32)| {
-            let kl = self
-                .kl
-                .as_ref()
-                .map_or(0.0, |(kl, weight)| weight * kl.kept[k]);
-            (softmax * (f64::from(logit) - plain.all).exp() + kl) as f32
-        };
-        RowGradient {
-            own: softmax * (tail_max - plain.all).exp(),
-            tail,
-            kept: parts.kept.iter().enumerate().map(kept).collect(),
-            label: -terms.ce as f32,
-        }
-    }
-}
-
 /// Writes dL/dz over z when `gradient` is asked for (z is scratch in any case) and returns the row's values.
 pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowValues {
     let ids = terms.ids();
@@ -163,26 +70,42 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
     } else {
         exp_sums(z, tail_max, inverse)
     };
-    let parts = RowParts {
-        label,
-        kept,
-        tail_max,
-        sum,
-        sum_tempered,
-    };
-    let loss = RowLoss::new(terms, &parts);
+    let plain = Split::new(tail_max, sum, &kept, 1.0);
+    let tempered = Split::new(tail_max, sum_tempered, &kept, temperature);
+    let divergence = terms.kl.as_ref().map(|(row, weight)| {
+        let divergence = RowDivergence::new(terms.divergence, row, &kept, &tempered);
+        (divergence, *weight)
+    });
     if gradient {
-        let gradient = loss.gradient();
+        let softmax = terms.ce + terms.softmax;
+        // Of the tail: `own exp(z - tail_max) + pulled exp((z - tail_max) / tau)`.
+        let own = softmax * (f64::from(tail_max) - plain.all).exp();
+        let pulled = divergence.as_ref().map_or(0.0, |(divergence, weight)| {
+            let top = f64::from(tail_max) / temperature;
+            // The tail may be empty, and its logsumexp -inf.
+            let within = if divergence.tail_within == 0.0 {
+                0.0
+            } else {
+                divergence.tail_within * (top - tempered.tail).exp()
+            };
+            weight * (divergence.tail_all * (top - tempered.all).exp() + within)
+        });
         if temperature == 1.0 {
-            scale_in_place(z, (gradient.own + gradient.tail) as f32);
+            scale_in_place(z, (own + pulled) as f32);
         } else {
-            let factors = [gradient.own as f32, gradient.tail as f32];
-            combine_exps(z, tail_max, inverse, factors);
+            combine_exps(z, tail_max, inverse, [own as f32, pulled as f32]);
         }
-        for (&id, &kept) in ids.iter().zip(&gradient.kept) {
-            z[id as usize] = kept;
+        for (k, (&id, &logit)) in ids.iter().zip(&kept).enumerate() {
+            let pulled = divergence
+                .as_ref()
+                .map_or(0.0, |(divergence, weight)| weight * divergence.kept[k]);
+            z[id as usize] = (softmax * (f64::from(logit) - plain.all).exp() + pulled) as f32;
         }
-        z[terms.label as usize] += gradient.label;
+        z[terms.label as usize] -= terms.ce as f32;
     }
-    loss.values()
+    RowValues {
+        logsumexp: plain.all,
+        ce: plain.all - f64::from(label),
+        kl: divergence.map_or(0.0, |(divergence, _)| divergence.value),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Tensor};
 use distill_model::lend;
 use rayon::prelude::*;
 
@@ -66,8 +66,14 @@ pub(crate) fn with_f32<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Re
 
 /// The numbers of a float tensor, on the host, row-major.
 pub(crate) fn to_host(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor
-        .to_dtype(candle_core::DType::F32)?
-        .flatten_all()?
-        .to_vec1()?)
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// Of each tensor the sum of its magnitudes, `[1]` in f64 where the tensor is: finite where all its numbers are.
+pub(crate) fn magnitudes(tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let magnitude = |tensor: &&Tensor| {
+        let sum = tensor.abs()?.sum_all()?;
+        Ok(sum.to_dtype(DType::F64)?.reshape(1)?)
+    };
+    tensors.iter().map(magnitude).collect()
 }

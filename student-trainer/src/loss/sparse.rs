@@ -7,7 +7,7 @@ use super::error::Result;
 use super::targets::Targets;
 
 /// Entries that a device works on at one time.
-const TILE_ENTRIES: usize = 8_192;
+pub(crate) const TILE_ENTRIES: usize = 8_192;
 
 /// `out_j = sum_v A_jv row_v`.
 pub(crate) fn dots(row: &[f32], ids: &[u32], values: &[f32], starts: &[usize], out: &mut [f32]) {

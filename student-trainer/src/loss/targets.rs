@@ -81,7 +81,7 @@ impl Targets {
                 }
             }
             let start = targets.starts.last().copied().unwrap_or_default();
-            if rows.estimator != Estimator::TopK {
+            if rows.estimator.is_drawn() {
                 let counts = targets.counts.get(start..).unwrap_or_default();
                 targets.draws.push(counts.iter().sum());
             }

@@ -11,7 +11,6 @@ Every sum over the teacher's distribution, `sum_v p_v f(v)`, becomes a sum over 
 
 use std::ops::Range;
 
-use distill_proto::Estimator;
 use rayon::prelude::*;
 
 use super::config::stored_temperature;
@@ -44,9 +43,12 @@ impl<'a> Teacher<'a> {
     /// Checks the rows against the student's vocabulary.
     pub(crate) fn new(targets: &'a Targets, vocab_size: usize) -> Result<Self> {
         check(targets, vocab_size)?;
-        let row = |j: usize| match targets.estimator {
-            Estimator::TopK => kept_distribution(&targets.logits[targets.entries(j)]),
-            _ => drawn_distribution(targets, j),
+        let row = |j: usize| {
+            if targets.estimator.is_drawn() {
+                drawn_distribution(targets, j)
+            } else {
+                kept_distribution(&targets.logits[targets.entries(j)])
+            }
         };
         let rows: Vec<(Vec<f32>, f64)> = (0..targets.rows()).into_par_iter().map(row).collect();
         let mut teacher = Self {
@@ -71,15 +73,16 @@ impl<'a> Teacher<'a> {
         let targets = self.targets;
         let log_p = log_probabilities(targets, j, temperature)?;
         let entries = targets.entries(j);
-        let p = match targets.estimator {
-            Estimator::TopK => log_p.iter().map(|l| l.exp()).collect(),
-            _ => drawn_weights(&log_p, &targets.counts[entries.clone()], targets.draws[j]),
+        let p = if targets.estimator.is_drawn() {
+            drawn_weights(&log_p, &targets.counts[entries.clone()], targets.draws[j])
+        } else {
+            log_p.iter().map(|l| l.exp()).collect()
         };
         Some(TeacherRow {
             ids: &targets.ids[entries],
             p,
             log_p,
-            bucket: targets.estimator == Estimator::TopK,
+            bucket: !targets.estimator.is_drawn(),
             temperature,
         })
     }
@@ -165,9 +168,10 @@ fn check(targets: &Targets, vocab_size: usize) -> Result<()> {
         ));
     }
     let entries = targets.starts[rows];
-    let counts = match targets.estimator {
-        Estimator::TopK => 0,
-        _ => entries,
+    let counts = if targets.estimator.is_drawn() {
+        entries
+    } else {
+        0
     };
     for (what, expected, length) in [
         ("teacher ids", entries, targets.ids.len()),
@@ -231,7 +235,8 @@ fn check_row(targets: &Targets, j: usize) -> Result<()> {
         });
     }
     let undrawn = |count: &u32| *count == 0;
-    if targets.estimator == Estimator::Sampled && targets.counts[entries].iter().any(undrawn) {
+    let drawn_alone = targets.estimator.is_drawn() && !targets.estimator.has_head();
+    if drawn_alone && targets.counts[entries].iter().any(undrawn) {
         return Err(LossError::shape(
             "teacher counts",
             "at least one draw of every id",

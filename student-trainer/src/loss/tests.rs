@@ -76,7 +76,7 @@ fn check(sizes: Sizes, config: &LossConfig) {
     )
     .unwrap();
     assert!(
-        loss.report.converged || config.ot_weight == 0.0,
+        loss.report.convergence.converged || config.ot_weight == 0.0,
         "{config:?} {:?}",
         loss.report
     );

@@ -14,7 +14,7 @@ use super::error::{LossError, Result};
 use super::euclidean::SquaredEuclidean;
 use super::objective;
 use super::rowwise::to_host;
-use super::sinkhorn::{SolverOptions, solve};
+use super::sinkhorn::{Convergence, SolverOptions, solve};
 use super::targets::Alignment;
 
 /// How the solver fared, over all problems of a sequence.
@@ -22,14 +22,9 @@ use super::targets::Alignment;
 pub struct SolverReport {
     /// Transport problems solved; 0 when the weight of OT is 0.
     pub problems: usize,
-    /// Most passes over a kernel that any of them took.
-    pub iterations: usize,
-    /// Newton steps of all of them.
-    pub newton_steps: usize,
-    /// Largest L1 marginal error.
-    pub marginal_error: f64,
-    /// Whether all met the tolerance, and the adjoint of `sharp` was solved.
-    pub converged: bool,
+    /// The worst of them.
+    #[serde(flatten)]
+    pub convergence: Convergence,
     /// `<T,C>` without the prior, reduced as the loss is.
     pub transport_cost: f64,
     /// `softmax-similarity` within 1 % of 1 - 1/M, the value of a plan that knows nothing: the loss does not teach.
@@ -133,10 +128,7 @@ pub(super) struct Outcome {
     pub(super) value: f64,
     pub(super) transport_cost: f64,
     pub(super) row_mass: Vec<f64>,
-    pub(super) iterations: usize,
-    pub(super) newton_steps: usize,
-    pub(super) marginal_error: f64,
-    pub(super) converged: bool,
+    pub(super) convergence: Convergence,
 }
 
 struct Solved {
@@ -261,10 +253,10 @@ impl BlockProblem {
                 value: value.value,
                 transport_cost: value.transport_cost,
                 row_mass: solution.row_mass,
-                iterations: solution.iterations,
-                newton_steps: solution.newton_steps,
-                marginal_error: solution.marginal_error,
-                converged: solution.converged && value.converged,
+                convergence: Convergence {
+                    converged: solution.convergence.converged && value.converged,
+                    ..solution.convergence
+                },
             },
             gradient: value.gradient,
             plan_gradient: value.plan_gradient,
@@ -326,17 +318,13 @@ pub(super) fn summed_up(
         row_mass: vec![0.0; n],
         report: SolverReport {
             problems: blocks.len(),
-            converged: true,
             ..SolverReport::default()
         },
     };
     let mut ignorant_cost = 0.0;
     for (outcome, (i, j)) in outcomes.into_iter().zip(blocks) {
         let report = &mut whole.report;
-        report.iterations = report.iterations.max(outcome.iterations);
-        report.newton_steps += outcome.newton_steps;
-        report.marginal_error = report.marginal_error.max(outcome.marginal_error);
-        report.converged &= outcome.converged;
+        report.convergence.add(outcome.convergence);
         report.transport_cost += weight * outcome.transport_cost;
         whole.value += weight * outcome.value;
         ignorant_cost += weight * (1.0 - 1.0 / j.len() as f64);

@@ -5,21 +5,21 @@
       ──> kernel: a plan for each, facts and row sums ──> host          plans, or `sharp`'s gradient ──> [n, m]
 ```
 
-What is solved is what [`transport`](super::transport) solves, to the same tolerance. The host does it where a problem is larger
-than one block of a card does well, where the plan has a cost of its own, and where epsilon is no f32.
+What is solved is what [`transport`](super::transport) solves, to the same tolerance. The host does it where a problem's matrices
+would take much of a card's memory, where the plan has a cost of its own, and where epsilon is no f32.
 */
 
 use candle_core::{DType, Tensor};
-use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
-use distill_kernels::{Compute, device};
+use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
 
 use super::config::{Cost, Objective, OtConfig, PlanCost};
 use super::cost::{PositionPrior, softmax, softmax_gradient};
 use super::error::{LossError, Result};
+use super::sinkhorn::Convergence;
 use super::targets::Alignment;
 use super::transport::{Block, Entries, Outcome, Transport, blocks, problem_weight, summed_up};
 
-/// Entries of a problem at most: one multiprocessor reads them twice a pass, and beyond this the host's cores read faster.
+/// Entries of a problem at most: a dozen matrices of them, 4 MiB each, are there at one time.
 pub(crate) const CARD_ENTRIES_MAX: usize = 1 << 20;
 
 /// The problems of a sequence, and how to solve them on a card.
@@ -30,7 +30,7 @@ pub(crate) struct CardTransport<'a> {
     blocks: Vec<Block>,
     problems: Problems,
     how: Solving,
-    compute: Compute,
+    launcher: Launcher,
 }
 
 impl<'a> CardTransport<'a> {
@@ -39,13 +39,13 @@ impl<'a> CardTransport<'a> {
         if !matrix.device().is_cuda() {
             return None;
         }
-        Self::new(matrix.dims2().ok()?, config, device::COMPUTE)
+        Self::new(matrix.dims2().ok()?, config, Launcher::CARD)
     }
 
     pub(crate) fn new(
         (n, m): (usize, usize),
         config: &'a OtConfig,
-        compute: Compute,
+        launcher: Launcher,
     ) -> Option<Self> {
         let blocks = blocks(n, m, config);
         let (i, j) = blocks.first()?;
@@ -58,7 +58,6 @@ impl<'a> CardTransport<'a> {
             epsilon: config.epsilon() as f32,
             tolerance: config.tolerance as f32,
             passes_max: config.max_iterations,
-            passes_a_launch: problems.passes_a_launch(),
         };
         let taken = problems.fits()
             && problems.n * problems.m <= CARD_ENTRIES_MAX
@@ -71,7 +70,7 @@ impl<'a> CardTransport<'a> {
             blocks,
             problems,
             how,
-            compute,
+            launcher,
         })
     }
 
@@ -104,8 +103,12 @@ impl<'a> CardTransport<'a> {
         };
         let (plan, found) = self.solve(&solved_for, &cost)?;
         let (gradient, met) = match config.objective {
-            Objective::Entropic | Objective::Detached => (plan, vec![1.0; found.len()]),
-            Objective::Sharp => self.sharp_gradient(&cost, &plan)?,
+            Objective::Entropic | Objective::Detached => (plan, vec![true; found.len()]),
+            Objective::Sharp => {
+                let given = (&cost, &plan);
+                self.problems
+                    .sharp_gradients(&self.launcher, given, &self.how)?
+            }
         };
         let gradient = match p {
             Some(p) => softmax_gradient(&gradient, &p, config.temperature)?,
@@ -114,7 +117,7 @@ impl<'a> CardTransport<'a> {
         let weight = problem_weight(&self.blocks, config);
         let gradient = Entries::Card((self.put_together(&gradient)? * weight)?);
         let outcomes = found.into_iter().zip(met);
-        let outcomes = outcomes.map(|(found, met)| self.outcome(found, met == 1.0));
+        let outcomes = outcomes.map(|(found, met)| self.outcome(found, met));
         Ok(summed_up(outcomes, &self.blocks, gradient, config))
     }
 
@@ -126,32 +129,22 @@ impl<'a> CardTransport<'a> {
             },
             transport_cost: found.transport_cost,
             row_mass: found.row_mass,
-            iterations: found.passes,
-            newton_steps: found.newton_steps,
-            marginal_error: found.marginal_error,
-            converged: met && found.error <= f64::from(self.how.tolerance),
+            convergence: Convergence {
+                iterations: found.passes,
+                newton_steps: found.newton_steps,
+                marginal_error: found.marginal_error,
+                converged: met && found.error <= f64::from(self.how.tolerance),
+            },
         }
     }
 
     /// The plans `[B, r, c]`.
     fn solve(&self, cost: &Tensor, paid: &Tensor) -> Result<(Tensor, Vec<Found>)> {
-        let problems = self.problems;
-        let made = (self.compute)(
-            &[cost, paid, &self.marginals(cost)?],
-            &problems.outputs(),
-            &|x, out| {
-                let buffers = SolveBuffers {
-                    cost: x[0],
-                    paid: x[1],
-                    marginals: x[2],
-                    plan: out[0],
-                    found: out[1],
-                    work: out[2],
-                };
-                problems.solve(buffers, &self.how)
-            },
-        )?;
-        let found = problems.found(&made[1].to_vec1()?)?;
+        let marginals = self.marginals(cost)?;
+        let costs = (cost, paid);
+        let (plans, found) = self
+            .problems
+            .plans(&self.launcher, costs, &marginals, &self.how)?;
         for found in &found {
             let (what, position) = match found.ending {
                 Ending::Solved => continue,
@@ -160,16 +153,7 @@ impl<'a> CardTransport<'a> {
             };
             return Err(LossError::NonFinite { what, position });
         }
-        Ok((made[0].reshape(cost.shape())?, found))
-    }
-
-    /// G of `sharp`, and where its equations were solved 1.
-    fn sharp_gradient(&self, cost: &Tensor, plan: &Tensor) -> Result<(Tensor, Vec<f64>)> {
-        let problems = self.problems;
-        let made = (self.compute)(&[cost, plan], &problems.sharp_outputs(), &|x, out| {
-            problems.sharp_gradient((x[0], x[1]), (out[0], out[1], out[2]), &self.how)
-        })?;
-        Ok((made[0].reshape(cost.shape())?, made[1].to_vec1()?))
+        Ok((plans, found))
     }
 
     /// Uniform over the rows and columns that a problem has, `[B, r + c]`.

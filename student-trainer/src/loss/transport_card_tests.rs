@@ -8,7 +8,7 @@ use super::testing::{relative, widened};
 use super::tests::transports;
 use super::transport::{Problem, Transport, transport};
 use super::transport_card::CardTransport;
-use super::transport_kernel_tests::{COMPUTE, costs, wide};
+use super::transport_kernel_tests::{EMULATED, costs, wide};
 use super::{Cost, LossError, Objective};
 
 fn card(
@@ -17,7 +17,7 @@ fn card(
     config: &OtConfig,
 ) -> super::Result<Transport> {
     let size = matrix.dims2().unwrap();
-    let card = CardTransport::new(size, config, COMPUTE).unwrap();
+    let card = CardTransport::new(size, config, EMULATED).unwrap();
     card.transport(matrix, alignment)
 }
 
@@ -71,8 +71,8 @@ fn whole_transports_are_the_host_s() {
                     "{a:?} {b:?}: {ot:?}"
                 );
                 assert_eq!(
-                    (a.problems, a.converged, a.uninformative),
-                    (b.problems, b.converged, b.uninformative),
+                    (a.problems, a.convergence.converged, a.uninformative),
+                    (b.problems, b.convergence.converged, b.uninformative),
                     "{ot:?}"
                 );
                 let distance = relative(&found.row_mass, &host.row_mass);
@@ -114,8 +114,8 @@ fn similarities_that_are_not_finite_are_errors_as_on_the_host() {
 }
 
 #[test]
-fn what_a_block_does_badly_is_left_to_the_host() {
-    let taken = |n, m, config: &OtConfig| CardTransport::new((n, m), config, COMPUTE).is_some();
+fn what_a_card_does_badly_is_left_to_the_host() {
+    let taken = |n, m, config: &OtConfig| CardTransport::new((n, m), config, EMULATED).is_some();
     let ot = OtConfig::default();
     assert!(taken(1024, 1024, &ot) && !taken(1024, 1025, &ot) && !taken(0, 3, &ot));
     let blocks = OtConfig {

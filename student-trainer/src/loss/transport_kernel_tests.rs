@@ -1,14 +1,16 @@
 //! Provides the tests of the transport kernel, run by the emulator, against the host's solver: plans, potentials, values, and where it ends.
 
 use candle_core::{DType, Device, Tensor};
-use distill_kernels::sinkhorn::{Ending, Found, Problems, SolveBuffers, Solving};
-use distill_kernels::{Compute, SINKHORN};
+use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
+use distill_kernels::{Emulator, SINKHORN};
 
 use super::sinkhorn::{Solution, SolverOptions, solve};
 use super::testing::{Random, emulate, matching, relative};
 
-pub(super) const COMPUTE: Compute =
-    |inputs, outputs, calls| emulate(&SINKHORN, inputs, outputs, calls);
+pub(super) const EMULATED: Launcher = Launcher {
+    compute: |inputs, outputs, calls| emulate(&SINKHORN, inputs, outputs, calls),
+    change: |changed, inputs, calls| Emulator::of(&SINKHORN)?.change(changed, inputs, calls),
+};
 
 /// One problem among others: costs `[n, m]` and masses.
 #[derive(Clone)]
@@ -41,14 +43,11 @@ pub(super) fn by_kernel(given: &[Given], how: Solving) -> (Vec<Vec<f32>>, Vec<Fo
     let masses: Vec<f64> = masses.copied().collect();
     let cost = Tensor::from_vec(cost, (given.len(), n, m), &Device::Cpu).unwrap();
     let masses = Tensor::from_vec(masses, (given.len(), n + m), &Device::Cpu).unwrap();
-    let made = COMPUTE(&[&cost, &masses], &problems.outputs(), &|x, out| {
-        problems.solve(SolveBuffers::of_one_cost(x, out), &how)
-    });
-    let made = made.unwrap();
-    assert_eq!(made[0].dtype(), DType::F32);
-    let plans: Vec<f32> = made[0].to_vec1().unwrap();
+    let made = problems.plans(&EMULATED, (&cost, &cost), &masses, &how);
+    let (plans, found) = made.unwrap();
+    assert_eq!(plans.dtype(), DType::F32);
+    let plans: Vec<f32> = plans.flatten_all().unwrap().to_vec1().unwrap();
     let plans = plans.chunks(n * m).map(<[f32]>::to_vec).collect();
-    let found = problems.found(&made[1].to_vec1().unwrap()).unwrap();
     (plans, found)
 }
 
@@ -62,13 +61,12 @@ fn by_host(cost: &[f32], n: usize, m: usize, how: Solving) -> Solution {
     solve(cost, n, m, &options).unwrap()
 }
 
-/// At most 5000 passes, in one launch.
+/// At most 5000 passes.
 pub(super) fn how(epsilon: f32, tolerance: f32) -> Solving {
     Solving {
         epsilon,
         tolerance,
         passes_max: 5_000,
-        passes_a_launch: 5_000,
     }
 }
 
@@ -134,7 +132,7 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let found = &found[0];
                 let name = format!("{n} x {m}, cost {k}, tolerance {tolerance:e}");
                 assert_eq!(found.ending, Ending::Solved, "{name}");
-                assert!(host.converged, "{name}");
+                assert!(host.convergence.converged, "{name}");
                 assert!(found.error <= tolerance.into(), "{name}: {}", found.error);
                 // Entries are stored in f32.
                 let stored = f64::from(tolerance) + 2e-7;
@@ -145,7 +143,7 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let distance = relative(&wide(&plans[0]), &wide(&host.plan));
                 println!(
                     "{name}: plan off by {distance:.1e}, {} passes, host {}",
-                    found.passes, host.iterations
+                    found.passes, host.convergence.iterations
                 );
                 assert!(distance < close, "{name}: {distance:e}");
                 // Potentials of parts that hardly exchange mass are decided by the tolerance only: not the last kind's.
@@ -165,7 +163,10 @@ fn plans_potentials_and_values_are_the_host_s() {
                 let paid = wide(&plans[0]);
                 let paid: f64 = paid.iter().zip(&cost).map(|(t, &c)| t * f64::from(c)).sum();
                 assert!(near(found.transport_cost, paid), "{name}: {found:?}");
-                assert!(found.passes <= 3 * host.iterations + 50, "{name}");
+                assert!(
+                    found.passes <= 3 * host.convergence.iterations + 50,
+                    "{name}"
+                );
             }
         }
     }
@@ -189,7 +190,7 @@ fn tiny_and_large_epsilons_and_degenerate_costs_are_solved_as_on_the_host() {
         let host = by_host(&cost, n, m, how);
         let (plans, found) = by_kernel(&[Given::uniform(cost, n, m)], how);
         assert!(
-            host.converged && found[0].error <= 1e-9,
+            host.convergence.converged && found[0].error <= 1e-9,
             "{epsilon}: {host:?}"
         );
         let distance = relative(&wide(&plans[0]), &wide(&host.plan));
@@ -308,84 +309,73 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn many_short_launches_find_what_a_long_one_finds_to_the_bit() {
+fn a_problem_among_others_is_solved_to_the_bit_as_alone() {
     let (n, m) = (30, 26);
-    let kinds = || costs(n, m, 60).map(|cost| Given::uniform(cost, n, m));
-    let given = || {
-        let mut given = kinds().to_vec();
-        // One that ends before it begins, beside others that go on.
-        let mut bad = kinds()[0].clone();
-        bad.cost[5] = f32::NAN;
-        given.push(bad);
-        given
-    };
+    let mut given = costs(n, m, 60)
+        .map(|cost| Given::uniform(cost, n, m))
+        .to_vec();
+    // One that ends before it begins, beside others that go on.
+    let mut bad = given[0].clone();
+    bad.cost[5] = f32::NAN;
+    given.push(bad);
     // To a tolerance in f32, in f64 after f32, in f64, and to the limit.
-    for (epsilon, tolerance, passes_max, short) in [
-        (0.1, 1e-6, 600, 7),
-        (0.05, 6e-7, 600, 64),
-        (0.1, 1e-9, 600, 20),
-        (0.02, 1e-9, 90, 1),
+    for (epsilon, tolerance, passes_max) in [
+        (0.1, 1e-6, 600),
+        (0.05, 6e-7, 600),
+        (0.1, 1e-9, 600),
+        (0.02, 1e-9, 90),
     ] {
-        let long = Solving {
+        let how = Solving {
             passes_max,
             ..how(epsilon, tolerance)
         };
-        let (plans, found) = by_kernel(&given(), long);
+        let (plans, found) = by_kernel(&given, how);
+        let ended: Vec<usize> = found.iter().map(|of| of.passes).collect();
+        assert!(ended[..3].iter().any(|passes| *passes > 40), "{ended:?}");
         assert_eq!(found[3].ending, Ending::CostNotFinite(0));
-        let launches = Solving {
-            passes_a_launch: short,
-            ..long
-        };
-        let (own_plans, own_found) = by_kernel(&given(), launches);
-        for (plan, own) in plans.iter().zip(&own_plans) {
-            assert_eq!(bits(plan), bits(own), "{short} passes a launch: {found:?}");
+        for (problem, given) in given.iter().enumerate() {
+            let (plan, alone) = by_kernel(std::slice::from_ref(given), how);
+            assert_eq!(bits(&plan[0]), bits(&plans[problem]), "{how:?}: {problem}");
+            assert!(alone[0] == found[problem] || problem == 3);
         }
-        assert_eq!(found[..3], own_found[..3]);
-        assert_eq!(found[3].ending, own_found[3].ending);
+    }
+}
+
+/// Rows are shared by up to 64 blocks, of which the last may have fewer, or a problem all of its rows in one.
+#[test]
+fn rows_of_many_blocks_are_those_of_one() {
+    for (n, m) in [(1, 9), (8, 3), (9, 4), (515, 5), (5, 700)] {
+        let cost = costs(n, m, 62)[0].clone();
+        let how = how(0.1, 1e-9);
+        let host = by_host(&cost, n, m, how);
+        let (plans, found) = by_kernel(&[Given::uniform(cost, n, m)], how);
+        assert!(found[0].error <= 1e-9, "{n} x {m}: {:?}", found[0].passes);
+        let distance = relative(&wide(&plans[0]), &wide(&host.plan));
+        assert!(distance < 1e-6, "{n} x {m}: {distance:e}");
     }
 }
 
 #[test]
-fn a_sharp_gradient_of_many_launches_is_that_of_one() {
+fn a_sharp_gradient_among_others_is_to_the_bit_that_of_one_alone() {
     let (n, m) = (24, 31);
-    let problems = Problems { count: 2, n, m };
     let [flat, matching, _] = costs(n, m, 61);
-    let long = how(0.05, 1e-9);
-    let given = [&flat, &matching].map(|cost| Given::uniform(cost.clone(), n, m));
-    let (plans, _) = by_kernel(&given, long);
-    let shape = (2, n, m);
-    let cost = Tensor::from_vec([flat, matching].concat(), shape, &Device::Cpu).unwrap();
-    let plan = Tensor::from_vec(plans.concat(), shape, &Device::Cpu).unwrap();
-    let gradient = |passes_a_launch| {
-        let how = Solving {
-            passes_a_launch,
-            ..long
-        };
-        let made = COMPUTE(&[&cost, &plan], &problems.sharp_outputs(), &|x, out| {
-            problems.sharp_gradient((x[0], x[1]), (out[0], out[1], out[2]), &how)
-        });
-        let made = made.unwrap();
-        assert_eq!(made[1].to_vec1::<f64>().unwrap(), [1.0, 1.0]);
-        bits(&made[0].to_vec1().unwrap())
+    let how = how(0.05, 1e-9);
+    let gradients = |costs: &[Vec<f32>]| {
+        let given: Vec<Given> = costs
+            .iter()
+            .map(|cost| Given::uniform(cost.clone(), n, m))
+            .collect();
+        let (plans, _) = by_kernel(&given, how);
+        let shape = (costs.len(), n, m);
+        let cost = Tensor::from_vec(costs.concat(), shape, &Device::Cpu).unwrap();
+        let plan = Tensor::from_vec(plans.concat(), shape, &Device::Cpu).unwrap();
+        let count = costs.len();
+        let problems = Problems { count, n, m };
+        let made = problems.sharp_gradients(&EMULATED, (&cost, &plan), &how);
+        let (gradient, met) = made.unwrap();
+        assert!(met.iter().all(|met| *met));
+        bits(&gradient.flatten_all().unwrap().to_vec1().unwrap())
     };
-    let whole = gradient(1_000);
-    for steps in [3, 20] {
-        assert_eq!(gradient(steps), whole, "{steps} steps a launch");
-    }
-}
-
-#[test]
-fn no_launch_takes_thousands_of_passes() {
-    for (count, n, m) in [
-        (1, 1, 1),
-        (1, 1024, 1024),
-        (500, 128, 128),
-        (64, 1024, 1024),
-    ] {
-        let passes = Problems { count, n, m }.passes_a_launch();
-        assert!(
-            (32..=512).contains(&passes),
-            "{count} of {n} x {m}: {passes}"
-        );
-    }
+    let both = gradients(&[flat.clone(), matching.clone()]);
+    assert_eq!(both, [gradients(&[flat]), gradients(&[matching])].concat());
 }

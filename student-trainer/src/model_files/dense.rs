@@ -5,7 +5,7 @@ use distill_model::StoredTensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Result, config::settings::setting_kinds};
+use crate::Result;
 
 /// A floating-point type that checkpoints are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,10 +18,6 @@ pub enum FloatType {
     F16,
     /// Single precision.
     F32,
-}
-
-setting_kinds! {
-    Text: FloatType;
 }
 
 impl FloatType {

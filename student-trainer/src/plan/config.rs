@@ -1,14 +1,14 @@
 //! Provides what `plan` can be told: everything that `train` can, and what is the teacher's or the card's.
 
 use distill_model::ModelConfig;
+use distill_program::settings;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     config::{
-        ComputeDtype, Key, Settings, TrainConfig, Tune,
+        ComputeDtype, Key, Keys, TrainConfig, Tune,
         needs::{ON_CPU, ON_GPU, TEACHER_MODEL},
-        settings::settings,
     },
     loss::LossConfig,
 };
@@ -22,28 +22,28 @@ const ROWS_MAX: usize = 1 << 16;
 
 settings! {
     /// What `plan` is told beside the settings of `train`.
-    pub struct PlanOptions {
+    pub struct PlanOptions: once {
         /// Tokens of a sequence, as the teacher's seq_len.
-        seq_len: usize = 512,
+        seq_len: usize = 512, limits: 1..=SEQ_LEN_MAX;
         /// Sequences in one forward pass of the teacher.
-        teacher_batch_size: usize = 1 => [TEACHER_MODEL],
+        teacher_batch_size: usize = 1, limits: 1..=BATCH_SIZE_MAX, needs: [TEACHER_MODEL];
         /// Rows of the teacher's logits at one time, as its chunk_rows.
-        teacher_chunk_rows: usize = 128 => [TEACHER_MODEL],
+        teacher_chunk_rows: usize = 128, limits: 1..=ROWS_MAX, needs: [TEACHER_MODEL];
         /// Type that a teacher's weights are held in: auto (bf16 on a card, f32 on the CPU), f32, bf16 or f16.
-        teacher_dtype: ComputeDtype = ComputeDtype::Auto => [TEACHER_MODEL],
+        teacher_dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [TEACHER_MODEL];
         /// Entries that the teacher keeps of a row: K, draws, or both together.
-        entries: usize = 24,
+        entries: usize = 24, limits: 1..=BATCH_SIZE_MAX;
         /// Coordinates of a state that come with every row: R of sketch:R, the teacher's hidden size for exact and hidden:L;
         /// unset: that size where the loss needs a state, else none.
-        state_rank: Option<usize> = None,
+        state_rank: Option<usize> = None, limits: 1..=ROWS_MAX;
         /// Memory of the card in MiB; an RTX 4090 has 24564.
-        vram_mib: u64 = 24_564 => [ON_GPU],
+        vram_mib: u64 = 24_564, needs: [ON_GPU];
         /// Memory of the machine in MiB, for --device cpu; unset: this machine's.
-        ram_mib: Option<u64> = None => [ON_CPU],
+        ram_mib: Option<u64> = None, needs: [ON_CPU];
         /// MiB that are left to the display, the driver and other programs.
-        reserve_mib: u64 = 512 => [ON_GPU],
+        reserve_mib: u64 = 512, needs: [ON_GPU];
         /// Print a JSON object.
-        json: bool = false,
+        json: bool = false;
     }
 }
 
@@ -59,7 +59,7 @@ pub struct PlanConfig {
     pub train: TrainConfig,
 }
 
-impl Settings for PlanConfig {
+impl Keys for PlanConfig {
     fn keys() -> Vec<Key> {
         let train = TrainConfig::keys().into_iter().map(|key| match key.path.as_str() {
             "teacher" => Key::new(
@@ -90,17 +90,9 @@ impl PlanConfig {
     /// # Errors
     /// The first setting outside its meaning, by name.
     pub fn validate(&self) -> Result<()> {
-        let (options, train) = (&self.options, &self.train);
+        settings::check_limits(&self.options)?;
+        let train = &self.train;
         let sizes = [
-            ("seq_len", options.seq_len, SEQ_LEN_MAX),
-            (
-                "teacher_batch_size",
-                options.teacher_batch_size,
-                BATCH_SIZE_MAX,
-            ),
-            ("teacher_chunk_rows", options.teacher_chunk_rows, ROWS_MAX),
-            ("entries", options.entries, BATCH_SIZE_MAX),
-            ("state_rank", options.state_rank.unwrap_or(1), ROWS_MAX),
             ("batch_size", train.batch_size, BATCH_SIZE_MAX),
             ("grad_accumulation", train.grad_accumulation, BATCH_SIZE_MAX),
             ("prefetch_frames", train.prefetch_frames, ROWS_MAX),
@@ -149,6 +141,12 @@ impl PlanConfig {
             Some(most) => all.min(self.seq_len().max(most as u64)),
             None => all,
         }
+    }
+
+    /// Passes of a step, where every sequence has its full length.
+    pub fn passes(&self) -> u64 {
+        let sequences = (self.train.batch_size * self.train.grad_accumulation) as u64;
+        (sequences * self.seq_len()).div_ceil(self.tokens())
     }
 
     /// Whether every weight is trained.

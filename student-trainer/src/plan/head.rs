@@ -1,15 +1,18 @@
 //! Provides what the trainer's losses take: a chunk of logits, the hidden states of the targets, transport's matrices.
 
+use distill_model::HEAD_TILE_ROWS;
+
 use crate::loss::{
     CARD_ENTRIES_MAX, Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity,
+    TILE_ENTRIES,
 };
 
 use super::config::Place;
 
 const F32: u64 = 4;
-/// Rows of a half-precision head that are widened at one time, and entries whose rows are gathered at one time
-/// (loss/geometry.rs).
-const TILE_ROWS: u64 = 8192;
+const F64: u64 = 8;
+/// Rows of a half-precision head that are widened at one time.
+const TILE_ROWS: u64 = HEAD_TILE_ROWS as u64;
 /// epsilon below which the solver's kernel is in f64 as a rule.
 const F32_EPSILON_MIN: f64 = 0.0125;
 
@@ -42,14 +45,21 @@ pub struct Head<'a> {
 
 impl Head<'_> {
     /// Logits of a chunk in f32: the product, on which the gradient is written on the CPU; a card has the gradient beside it, in
-    /// the head's type, and the CPU, where its head is not f32, the parts that the product is put together from, with one widened part of the head.
+    /// the head's type, and what the loss says of all rows, and the CPU, where its head is not f32, the parts that the product is put together from, with one widened part of the head.
     pub fn chunk(&self) -> u64 {
         let chunk = self.rows.min(self.loss.chunk_rows as u64) * self.vocab_size * F32;
         match (self.place, self.element) {
             (Place::Cpu, F32) => chunk,
-            (Place::Card, element) => chunk + chunk / F32 * element,
+            (Place::Card, element) => chunk + chunk / F32 * element + self.terms(),
             _ => 2 * chunk + TILE_ROWS.min(self.vocab_size) * self.hidden_size * F32,
         }
+    }
+
+    /// What a card is told of a sequence's rows, and their values (loss/card_rows.rs): kept ids and the label, p and ln p in f64, and
+    /// ten numbers beside them.
+    fn terms(&self) -> u64 {
+        let (ids, pairs) = (self.entries + 1, 2 * self.entries + 10);
+        self.rows * (F32 * ids + F64 * pairs)
     }
 
     /// Hidden states of a sequence's targets and of the pass, with their gradients in f32.
@@ -132,7 +142,7 @@ impl Head<'_> {
             Place::Card if is_needed => {
                 let entries = self.rows * self.entries;
                 entries * 3 * F32
-                    + entries.min(TILE_ROWS) * self.hidden_size * 2 * F32
+                    + entries.min(TILE_ENTRIES as u64) * self.hidden_size * 2 * F32
                     + F32 * self.rows * self.hidden_size
             }
             _ => 0,
@@ -210,7 +220,9 @@ mod tests {
         let card = head(&loss);
         // 128 rows of 151,936 in f32 are 77.8 MB.
         let chunk = 128 * 151_936 * 4;
-        assert_eq!(card.chunk(), chunk + chunk / 2);
+        // Of all 512 rows 24 ids and the label, p and ln p of each id, 7 terms and 3 values.
+        let terms = 512 * (25 * 4 + (2 * 24 + 7 + 3) * 8);
+        assert_eq!(card.chunk(), chunk + chunk / 2 + terms);
         let cpu = Head {
             place: Place::Cpu,
             element: 4,

@@ -4,6 +4,7 @@
  two config.json ──> pair ──> counts: weights, adapters ──┬──> teacher ──┐
  settings of train ──> config ────────────────────────────┤              ├──> modes: peaks, what fits ──> report
                               layer, head: what a step adds ┴──> trainer ─┘         choices: what each setting buys
+                                                                                    speed: an estimate, on a card
 ```
 
 Weights, adapters and moments are exact. What a step adds is counted from the tensors that the code keeps, and checked
@@ -22,6 +23,7 @@ mod pair;
 mod part;
 mod process;
 mod report;
+mod speed;
 mod teacher;
 mod trainer;
 
@@ -33,6 +35,7 @@ pub use packed::Packed;
 pub use pair::{FourBit, Pair, Shape, Stored};
 pub use part::{Part, Phase, Process};
 pub use report::{Length, PlanReport};
+pub use speed::Speed;
 
 use std::path::Path;
 

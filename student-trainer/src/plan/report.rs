@@ -12,6 +12,7 @@ use super::{
     modes::{Mode, Processes, Sharing},
     pair::Pair,
     part::Process,
+    speed::{Speed, speeds},
 };
 use crate::Result;
 
@@ -43,6 +44,8 @@ pub struct PlanReport {
     pub lengths: Vec<Length>,
     /// What each setting buys, of the first mode's peak.
     pub choices: Vec<Choice>,
+    /// How fast both would be on an RTX 4090, estimated; empty on the CPU.
+    pub speeds: Vec<Speed>,
 }
 
 /// The peaks at one length, in the order of the modes.
@@ -88,6 +91,10 @@ impl PlanReport {
                 .collect::<Result<_>>()?,
             lengths: lengths(pair, config)?,
             choices: choices(pair, config)?,
+            speeds: match config.place() {
+                Place::Card => speeds(pair, config)?,
+                Place::Cpu => Vec::new(),
+            },
             processes,
             memory_bytes,
             reserve_bytes,
@@ -173,8 +180,48 @@ impl fmt::Display for PlanReport {
             let change = format!("{sign}{}", signed_mib(*bytes));
             writeln!(f, "  {setting:<45} {change:>8}  {effect}")?;
         }
-        Ok(())
+        if self.speeds.is_empty() {
+            return Ok(());
+        }
+        write_speeds(f, &self.speeds)
     }
+}
+
+/// What is said of speed, and what it stands on.
+fn write_speeds(f: &mut fmt::Formatter<'_>, speeds: &[Speed]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nestimate, never timed: an RTX 4090 at its full figures, a host that takes 12 us for each launch and product"
+    )?;
+    writeln!(
+        f,
+        "{:<8} {:>8} {:>8} {:>10} {:>10} {:>8} {:>8} {:>10}",
+        "process", "tokens", "TFLOP", "GB moved", "launches", "card ms", "host ms", "tokens/s"
+    )?;
+    for speed in speeds {
+        writeln!(
+            f,
+            "{:<8} {:>8} {:>8.2} {:>10.1} {:>10} {:>8.0} {:>8.0} {:>10.0}",
+            speed.process,
+            speed.tokens,
+            speed.flop as f64 / 1e12,
+            speed.moved_bytes as f64 / 1e9,
+            speed.operations,
+            1e3 * speed.card_seconds,
+            1e3 * speed.host_seconds,
+            speed.tokens_per_second,
+        )?;
+    }
+    if let [teacher, trainer] = speeds {
+        let seconds = 1.0 / teacher.tokens_per_second + 1.0 / trainer.tokens_per_second;
+        writeln!(
+            f,
+            "{:<72} {:>10.0}",
+            "both on one card, one after the other",
+            seconds.recip()
+        )?;
+    }
+    Ok(())
 }
 
 /// A process's parts, and its peak below them; what is not there at the peak stands in brackets.

@@ -10,10 +10,9 @@ use super::{
     process::{Base, slack},
 };
 use crate::Result;
+use distill_model::HEAD_TILE_ROWS;
 
 const F32: u64 = 4;
-/// Rows of a half-precision head that the CPU widens at a time (teacher-server/src/forward.rs).
-const WIDENED_HEAD_ROWS: u64 = 8192;
 
 /// The teacher's process.
 ///
@@ -37,7 +36,7 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
         // On a card the product comes in f32 whatever the model's type.
         (HeldHead::Packed { .. }, ..) | (_, Place::Card, _) | (_, _, F32) => F32 * chunk,
         // Put together from parts of a widened head.
-        (_, Place::Cpu, _) => 2 * F32 * chunk + F32 * WIDENED_HEAD_ROWS.min(vocab_size) * d,
+        (_, Place::Cpu, _) => 2 * F32 * chunk + F32 * (HEAD_TILE_ROWS as u64).min(vocab_size) * d,
     };
     let state = F32 * tokens * config.state_rank(Some(model));
     let mut parts = vec![

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Result,
-    config::{Quantize, TrainConfig},
+    config::{Quantize, TrainConfig, Tune},
     loss::LossConfig,
     run::{AdapterConfig, refuse_unused, warn_of_unused},
 };
@@ -77,7 +77,7 @@ pub fn trainer(pair: &Pair, config: &PlanConfig) -> Result<Process> {
 }
 
 /// The adapters of a run; those of `init_adapter` decide themselves. What `train` would refuse is not counted.
-fn adapters(train: &TrainConfig, student: &ModelConfig) -> Result<LoraConfig> {
+pub(super) fn adapters(train: &TrainConfig, student: &ModelConfig) -> Result<LoraConfig> {
     let Some(directory) = &train.init_adapter else {
         let lora = train.lora()?;
         refuse_unused(&lora, student)?;
@@ -107,6 +107,13 @@ fn head<'a>(
     }
 }
 
+/// The scales of the student's linears, where these are in four bits.
+pub(super) fn four_bit(student: &Shape, train: &TrainConfig) -> Option<FourBit> {
+    let quantized = !matches!(train.tune, Tune::Full) && train.quantize == Quantize::Nf4;
+    let stored = student.stored.four_bit;
+    stored.or(quantized.then_some(FourBit::Double))
+}
+
 struct Trainer<'a> {
     shape: &'a Shape,
     counts: Counts,
@@ -121,12 +128,9 @@ impl Trainer<'_> {
         if self.config.is_full() {
             return vec![Part::always("weights, f32", F32 * counts.elements())];
         }
-        let quantized = self.config.train.quantize == Quantize::Nf4;
-        let four_bit = self.shape.stored.four_bit;
-        let four_bit = four_bit.or(quantized.then_some(FourBit::Double));
         let dense = counts.dense_elements() * element;
         let others = Part::always("embeddings, head, norms, biases", dense);
-        match four_bit {
+        match four_bit(self.shape, &self.config.train) {
             Some(scales) => vec![
                 Part::always("linears in 4 bits", counts.four_bit_bytes(scales)),
                 others,
@@ -154,7 +158,7 @@ impl Trainer<'_> {
         let moments = moments + train.optimizer.state_bytes(projection);
         let largest = counts.largest_trained(full).max(projection);
         // From the second pass of a step on, the gradients of the first are there.
-        let gradients = match train.grad_accumulation {
+        let gradients = match self.config.passes() {
             1 => &[Phase::Lowest, Phase::Update][..],
             _ => &[
                 Phase::Transport,

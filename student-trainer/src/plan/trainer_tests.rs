@@ -113,6 +113,12 @@ fn gradients_of_earlier_passes_are_there_during_the_loss() {
     assert!(!phases(&config).contains(&Phase::Loss));
     config.train.grad_accumulation = 2;
     assert!(phases(&config).contains(&Phase::Loss));
+    // One batch, which is packed into two passes.
+    config.train.grad_accumulation = 1;
+    config.train.batch_size = 4;
+    assert!(!phases(&config).contains(&Phase::Loss));
+    config.train.pack_tokens = Some(1024);
+    assert!(phases(&config).contains(&Phase::Loss));
 }
 
 #[test]

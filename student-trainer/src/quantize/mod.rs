@@ -21,15 +21,13 @@ use distill_hub::Wanted;
 use distill_model::{
     BLOCK_SIZES, ModelConfig, Nf4Matrix, QuantOptions, QuantType, Rounding, StoredTensor,
 };
+use distill_program::settings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
-    config::{
-        needs::FOUR_BITS,
-        settings::{setting_kinds, settings},
-    },
+    config::needs::FOUR_BITS,
     files::write_json,
     model_files::{FloatType, SHARD_BYTES, Source, Staging, write_tensors},
     shutdown::Shutdown,
@@ -73,33 +71,29 @@ pub enum FourBitKind {
     Fp4,
 }
 
-setting_kinds! {
-    Text: StoredAs, FourBitKind;
-}
-
 settings! {
     /// Everything `quantize` can be told.
-    pub struct QuantizeConfig {
+    pub struct QuantizeConfig: once {
         /// Model to read: a Hugging Face directory, a .gguf file, or a name on the hub (org/name, org/name/file.gguf).
-        from: PathBuf = PathBuf::new(),
+        from: PathBuf = PathBuf::new();
         /// Directory to create.
-        out: PathBuf = PathBuf::new(),
+        out: PathBuf = PathBuf::new();
         /// Layers to keep, from 0, such as 0-9,20-29; unset: all.
-        keep_layers: Option<String> = None,
+        keep_layers: Option<String> = None;
         /// What linears are written as: 4bit, bf16 or f32; everything else is bf16, or f32 with f32.
-        weights: StoredAs = StoredAs::FourBit,
+        weights: StoredAs as Text = StoredAs::FourBit;
         /// What four bits stand for: nf4 or fp4.
-        quant_type: FourBitKind = FourBitKind::Nf4 => [FOUR_BITS],
+        quant_type: FourBitKind as Text = FourBitKind::Nf4, needs: [FOUR_BITS];
         /// Quantise the scales too, to 8 bits.
-        double_quant: bool = true => [FOUR_BITS],
+        double_quant: bool = true, needs: [FOUR_BITS];
         /// Weights that share a scale: 32, 64, 128 and so on to 4096.
-        block_size: usize = 64 => [FOUR_BITS],
+        block_size: usize = 64, needs: [FOUR_BITS];
         /// Type that transformers is told to compute in: bf16, f16 or f32.
-        compute_dtype: FloatType = FloatType::Bf16 => [FOUR_BITS],
+        compute_dtype: FloatType as Text = FloatType::Bf16, needs: [FOUR_BITS];
         /// Linears that stay bf16: ends of their names, or transformers' regular expressions (llm_int8_skip_modules).
-        skip_modules: Vec<String> = Vec::new() => [FOUR_BITS],
+        skip_modules: Vec<String> = Vec::new(), needs: [FOUR_BITS];
         /// Directory with the tokenizer or name on the hub, where the model's own is not to be used or cannot be rebuilt.
-        tokenizer: Option<PathBuf> = None,
+        tokenizer: Option<PathBuf> = None;
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     Result,
     config::{TrainConfig, Tune},
     files::write_atomically,
-    loss::{Cost, Divergence, LossConfig},
+    loss::{Cost, LossConfig},
 };
 
 pub(crate) const CARD_FILE: &str = "README.md";
@@ -91,11 +91,7 @@ impl Card<'_> {
 /// Every part of the loss that has a weight at some step.
 fn losses(loss: &LossConfig) -> String {
     let schedule = &loss.schedule;
-    let divergence = match loss.kl_divergence {
-        Divergence::Forward => "KL(teacher || student)",
-        Divergence::Reverse => "KL(student || teacher)",
-        Divergence::Jsd => "JSD",
-    };
+    let divergence = loss.kl_divergence.formula();
     let cost = match loss.ot.cost {
         Cost::Kl => word(loss.ot.cost),
         Cost::SoftmaxSimilarity => {

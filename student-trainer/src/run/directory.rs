@@ -14,7 +14,7 @@ use super::leftovers::{self, leftovers};
 use crate::{
     Error, Result,
     client::Received,
-    config::SETTINGS_BYTES_MAX,
+    config::FILE_BYTES_MAX,
     files::{self, write_atomically, write_json},
 };
 
@@ -139,7 +139,7 @@ impl RunDirectory {
     /// # Errors
     /// A file that cannot be read, or that is no configuration.
     pub fn read_config<C: DeserializeOwned>(&self) -> Result<C> {
-        files::read_toml(&self.join(CONFIG_FILE), SETTINGS_BYTES_MAX)
+        files::read_toml(&self.join(CONFIG_FILE), FILE_BYTES_MAX)
     }
 
     /// Says that the run is finished, and how.

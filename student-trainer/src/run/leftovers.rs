@@ -10,7 +10,7 @@ use super::{
     MEMORY_FILE, TEACHER_FILE,
     directory::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE},
 };
-use crate::{Error, Result, config::SETTINGS_BYTES_MAX, files};
+use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
 const BESIDE: [&str; 8] = [
@@ -98,7 +98,7 @@ fn has_started(directory: &Path) -> bool {
 /// The settings in `directory`; empty where there are none.
 fn settings(directory: &Path) -> toml::Table {
     let path = directory.join(CONFIG_FILE);
-    files::read_toml(&path, SETTINGS_BYTES_MAX).unwrap_or_default()
+    files::read_toml(&path, FILE_BYTES_MAX).unwrap_or_default()
 }
 
 /// Whether checkpoints, an adapter or a model are in `path`, and not only what was written ahead of them.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use distill_proto::{Estimator, StateKind};
+use distill_proto::StateKind;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, client::ServerInfo, files};
@@ -52,11 +52,6 @@ pub struct TeacherRecord {
 impl TeacherRecord {
     /// What the handshake told.
     pub fn of(info: &ServerInfo) -> Self {
-        let estimator = match info.estimator {
-            Estimator::TopK => "top-k",
-            Estimator::Sampled => "sampled",
-            Estimator::HeadSampled => "head+sampled",
-        };
         let state = match info.state {
             None => "none".to_owned(),
             Some((StateKind::Exact, _)) => "exact".to_owned(),
@@ -69,7 +64,7 @@ impl TeacherRecord {
             tokenizer_fingerprint: info.tokenizer.to_hex(),
             corpus_fingerprint: info.corpus.to_hex(),
             plan_fingerprint: info.plan.to_hex(),
-            estimator: estimator.to_owned(),
+            estimator: info.estimator.name().to_owned(),
             entries: info.top_k,
             draws: (info.draws > 0).then_some(info.draws),
             temperatures: info.temperatures.clone(),

@@ -64,7 +64,7 @@ pub use passes::Passes;
 use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
 use start::Start;
-pub use step::{Objective, SolverSummary, StepLoss};
+pub use step::{Objective, StepLoss};
 use trainer::{Handover, Pause, Trainer, frames_a_step};
 use tuned::Tuned;
 use turn::{Grant, HANDED_OVER};

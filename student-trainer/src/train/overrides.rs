@@ -1,34 +1,16 @@
-//! Provides which settings may change when a run is resumed: those that leave its mathematics alone.
+//! Provides the check that a run which is resumed stays the same one: settings that say `may_resume: no` are as they were.
 
+use distill_program::settings::lookup;
 use toml::{Table, Value};
 
-use crate::{Error, Result, config::TrainConfig};
+use crate::{
+    Error, Result,
+    config::{Keys, TrainConfig},
+};
 
-/// What may change: where things are, what is kept in memory, and how often something is saved or measured. Everything
-/// else is refused, new settings included until someone thinks about them. `steps` and `epochs` are too: the learning
-/// rate and the loss's schedule run over all steps, so a longer run is another run from its first step on.
-const FREE: [&str; 18] = [
-    "teacher",
-    "ca_cert",
-    "token_file",
-    "connect_timeout_seconds",
-    "reconnect_attempts",
-    "prefetch_frames",
-    "student",
-    "out",
-    "device",
-    "memory_budget_bytes",
-    "checkpointing",
-    "checkpoint_every",
-    "save_steps",
-    "keep_last",
-    "save_dtype",
-    "eval_steps",
-    "strict",
-    "early_stopping_patience",
-];
-
-/// Refuses a change that would make another run.
+/// Refuses a change that would make another run. What may change is where things are, what is kept in memory, and how often
+/// something is saved or measured. `steps` and `epochs` may not: the learning rate and the loss's schedule run over all
+/// steps, so a longer run is another run from its first step on.
 ///
 /// # Errors
 /// The first setting that differs and may not, with both values.
@@ -41,40 +23,27 @@ pub(super) fn check(before: &TrainConfig, now: &TrainConfig) -> Result<()> {
         Table::try_from(config)
             .map_err(|e| Error::Config(format!("the configuration cannot be written as TOML: {e}")))
     };
-    match difference("", &table(before)?, &table(now)?) {
-        Some((key, before, now)) => Err(Error::Config(format!(
-            "{key}: the run was started with {before}, and {now} would make it another one; leave the flag out, or undo \
-             the change in config.toml, or start a new run with --out NEW_DIR"
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// The first key with different values, where it is not free.
-fn difference(prefix: &str, before: &Table, now: &Table) -> Option<(String, String, String)> {
-    let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter().find_map(|name| {
-        let key = format!("{prefix}{name}");
-        match (before.get(name), now.get(name)) {
-            (a, b) if a == b || FREE.contains(&key.as_str()) => None,
-            (Some(Value::Table(a)), Some(Value::Table(b))) => difference(&format!("{key}."), a, b),
-            (a, b) => {
-                let show = |value: Option<&Value>| match value {
-                    Some(value) => value.to_string(),
-                    None => "nothing".to_owned(),
-                };
-                Some((key, show(a), show(b)))
-            }
+    let (before, now) = (table(before)?, table(now)?);
+    let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+    for key in TrainConfig::keys().iter().filter(|key| key.is_bound) {
+        let (before, now) = (lookup(&before, &key.path), lookup(&now, &key.path));
+        if before != now {
+            return Err(Error::Config(format!(
+                "{}: the run was started with {}, and {} would make it another one; leave the flag out, or undo the change in \
+                 config.toml, or start a new run with --out NEW_DIR",
+                key.path,
+                show(before),
+                show(now)
+            )));
         }
-    })
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Key, Settings};
+    use crate::config::Key;
 
     #[test]
     fn what_changes_the_mathematics_is_refused_by_name_with_both_values() {
@@ -102,11 +71,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_free_setting_exists() {
-        let keys = TrainConfig::keys();
-        for free in FREE {
-            assert!(keys.iter().any(|key: &Key| key.path == free), "{free}");
+    /// Another value of the same kind that the setting may have.
+    fn other(key: &Key, value: Option<&Value>) -> Value {
+        const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot reverse block sum sharp \
+                             squared-euclidean {\"a\":1}";
+        let words = WORDS.split(' ').map(Value::from);
+        let candidates = match value {
+            Some(Value::Integer(number)) => vec![Value::Integer(number + 1)],
+            Some(Value::Float(number)) => vec![Value::Float(number + 0.25)],
+            Some(Value::Boolean(on)) => vec![Value::Boolean(!on)],
+            Some(Value::Array(_)) => vec![Value::Array(vec!["y".into()])],
+            _ => [Value::from(7), Value::from(0.5)]
+                .into_iter()
+                .chain(words)
+                .collect(),
+        };
+        let usable =
+            |value: &&Value| with(&TrainConfig::default(), key, (*value).clone()).is_some();
+        candidates
+            .iter()
+            .filter(|other| Some(*other) != value)
+            .find(usable)
+            .unwrap_or_else(|| panic!("{}: no other value than {value:?}", key.path))
+            .clone()
+    }
+
+    fn with(config: &TrainConfig, key: &Key, value: Value) -> Option<TrainConfig> {
+        let mut table = Table::try_from(config).unwrap();
+        let (section, leaf) = key.path.rsplit_once('.').unwrap_or(("", &key.path));
+        let mut inner = &mut table;
+        for name in section.split('.').filter(|name| !name.is_empty()) {
+            inner = inner.get_mut(name)?.as_table_mut()?;
         }
+        inner.insert(leaf.to_owned(), value);
+        table.try_into().ok()
+    }
+
+    #[test]
+    fn every_setting_is_refused_or_free_as_it_is_declared() {
+        let before = TrainConfig::default();
+        let table = Table::try_from(&before).unwrap();
+        let mut bound = 0;
+        for key in TrainConfig::keys() {
+            // Is 1 / epsilon.
+            if key.path == "loss.ot.lambda" {
+                continue;
+            }
+            let value = other(&key, lookup(&table, &key.path));
+            let now = with(&before, &key, value).unwrap();
+            assert_ne!(now, before, "{}", key.path);
+            match check(&before, &now) {
+                Ok(()) => assert!(!key.is_bound, "{}", key.path),
+                Err(error) => {
+                    let error = error.to_string();
+                    let named = error.starts_with(&format!("{}: ", key.path));
+                    assert!(key.is_bound && named, "{}: {error}", key.path);
+                    bound += 1;
+                }
+            }
+        }
+        assert!(bound > 40, "{bound}");
     }
 }

@@ -9,7 +9,7 @@ use super::{example::Example, passes::Passes};
 use crate::{
     Error, Result,
     loss::{
-        HeadGeometry, HeadLoss, HiddenProjection, LossConfig, SolverReport, head_loss,
+        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, SolverReport, head_loss,
         head_loss_with_head,
     },
     student::padded_ids,
@@ -50,21 +50,8 @@ pub struct StepLoss {
     pub padding: usize,
     /// Targets among them.
     pub targets: usize,
-    /// What the solver did, the worst over all sequences.
-    pub solver: Option<SolverSummary>,
-}
-
-/// The worst of a step's transport problems.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SolverSummary {
-    /// Most iterations.
-    pub iterations: usize,
-    /// Largest marginal error.
-    pub marginal_error: f64,
-    /// Whether all converged.
-    pub converged: bool,
-    /// Whether any is at the value of a plan that knows nothing.
-    pub uninformative: bool,
+    /// What the solver did, the worst over all sequences; whether any of them is at the value of a plan that knows nothing.
+    pub solver: Option<(Convergence, bool)>,
 }
 
 impl Objective<'_> {
@@ -280,16 +267,9 @@ impl<'a> HiddenPass<'a> {
 
 impl StepLoss {
     fn note(&mut self, report: &SolverReport) {
-        let worst = self.solver.get_or_insert(SolverSummary {
-            iterations: 0,
-            marginal_error: 0.0,
-            converged: true,
-            uninformative: false,
-        });
-        worst.iterations = worst.iterations.max(report.iterations);
-        worst.marginal_error = worst.marginal_error.max(report.marginal_error);
-        worst.converged &= report.converged;
-        worst.uninformative |= report.uninformative;
+        let (worst, uninformative) = self.solver.get_or_insert_default();
+        worst.add(report.convergence);
+        *uninformative |= report.uninformative;
     }
 
     /// Names the first part that is not finite.

@@ -327,6 +327,7 @@ impl Trainer<'_> {
 
 fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
     let memory = Memory::now();
+    let solver = loss.solver.map(|(solver, _)| solver);
     StepMetrics {
         loss: loss.total,
         ce: loss.ce,
@@ -337,9 +338,9 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         padding: loss.padding,
         targets: loss.targets,
         tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
-        ot_iterations: loss.solver.map(|solver| solver.iterations),
-        ot_marginal_error: loss.solver.map(|solver| solver.marginal_error),
-        ot_converged: loss.solver.map(|solver| solver.converged),
+        ot_iterations: solver.map(|solver| solver.iterations),
+        ot_marginal_error: solver.map(|solver| solver.marginal_error),
+        ot_converged: solver.map(|solver| solver.converged),
         rss_bytes: memory.rss_bytes,
         peak_rss_bytes: memory.peak_rss_bytes,
         ..StepMetrics::default()

@@ -26,8 +26,10 @@ impl Warnings {
     }
 
     pub fn look_at(&mut self, loss: &StepLoss) {
-        let Some(solver) = loss.solver else { return };
-        if solver.uninformative && !std::mem::replace(&mut self.uninformative, true) {
+        let Some((solver, uninformative)) = loss.solver else {
+            return;
+        };
+        if uninformative && !std::mem::replace(&mut self.uninformative, true) {
             tracing::warn!(
                 "transport is within 1 % of 1 - 1/M, the value of a plan that knows nothing: it does not teach; lower \
                  --epsilon or --temperature, or use another --similarity"

@@ -2,17 +2,19 @@
 
 use std::{
     fmt,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::PathBuf,
+    str::FromStr,
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::refuse;
-use crate::Result;
+/// Port where none is named.
+const PORT: u16 = 50051;
 
 /// Where the server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum BindAddress {
     /// TCP.
     Tcp(SocketAddr),
@@ -20,20 +22,22 @@ pub enum BindAddress {
     Unix(PathBuf),
 }
 
-impl BindAddress {
+impl Default for BindAddress {
+    fn default() -> Self {
+        Self::Tcp((Ipv4Addr::LOCALHOST, PORT).into())
+    }
+}
+
+impl FromStr for BindAddress {
+    type Err = String;
+
     /// Reads `HOST:PORT` or `unix:PATH`; a host name is looked up.
-    ///
-    /// # Errors
-    /// `Config` saying what form is expected.
-    pub fn parse(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             // `unix:///path` is the URI form that gRPC clients use.
             let path = path.strip_prefix("//").unwrap_or(path);
             if path.is_empty() {
-                return Err(refuse(
-                    "bind",
-                    "unix: needs a path, e.g. unix:/tmp/teacher.sock",
-                ));
+                return Err("unix: needs a path, e.g. unix:/tmp/teacher.sock".to_owned());
             }
             return Ok(Self::Unix(PathBuf::from(path)));
         }
@@ -42,12 +46,12 @@ impl BindAddress {
             .ok()
             .and_then(|mut found| found.next());
         found.map(Self::Tcp).ok_or_else(|| {
-            let reason =
-                format!("`{text}` is neither HOST:PORT, e.g. 127.0.0.1:50051, nor unix:PATH");
-            refuse("bind", reason)
+            format!("`{text}` is neither HOST:PORT, e.g. 127.0.0.1:{PORT}, nor unix:PATH")
         })
     }
+}
 
+impl BindAddress {
     /// Whether only this machine can reach it.
     pub fn is_local(&self) -> bool {
         match self {
@@ -63,11 +67,5 @@ impl fmt::Display for BindAddress {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
-    }
-}
-
-impl Serialize for BindAddress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }

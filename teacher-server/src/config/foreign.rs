@@ -1,15 +1,24 @@
 //! Provides the answer to a name that other servers and trainers use: what it is called here.
 
 use distill_program::console;
-use distill_text::foreign;
+use distill_text::{foreign, nearest};
 
 /// What to use in place of `name`, settings in backticks; `None` for a name that nobody knows.
-pub(super) fn explain(name: &str) -> Option<String> {
+fn explain(name: &str) -> Option<String> {
     let foreign = foreign(name)?;
     Some(match (foreign.trainer, foreign.server) {
         (trainer, "") => format!("it is the trainer's: in student-trainer use {trainer}"),
         (_, server) => format!("here use {server}"),
     })
+}
+
+/// What to use in place of `name`, else the nearest of the names that are `known`.
+pub(super) fn explain_or_nearest(name: &str, known: &[&str]) -> String {
+    let near = || {
+        let near = nearest(name, known.iter().copied()).unwrap_or_default();
+        format!("the nearest setting is `{near}`")
+    };
+    explain(name).unwrap_or_else(near)
 }
 
 /// A mistake of the command line, where a flag of another program is answered with ours.
@@ -20,14 +29,15 @@ pub fn with_our_name(error: clap::Error) -> clap::Error {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use distill_program::settings::Keys;
     use distill_text::FOREIGN;
 
     use super::*;
-    use crate::{cli::Args, config::file::known_keys};
+    use crate::{cli::Args, config::Config};
 
     #[test]
     fn every_advice_names_settings_that_exist() {
-        let known = known_keys();
+        let known: Vec<String> = Config::keys().into_iter().map(|key| key.path).collect();
         for foreign in FOREIGN {
             for (i, setting) in foreign.server.split('`').enumerate() {
                 let exists = known.iter().any(|key| key == setting) || setting == "out";

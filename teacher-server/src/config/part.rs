@@ -38,9 +38,10 @@ impl FromStr for Part {
         let (index, of) = text.split_once('/').ok_or_else(wrong)?;
         let index: u32 = index.trim().parse().map_err(|_| wrong())?;
         let of: u32 = of.trim().parse().map_err(|_| wrong())?;
-        match index < of {
-            true => Ok(Self::Every { index, of }),
-            false => Err(wrong()),
+        if index < of {
+            Ok(Self::Every { index, of })
+        } else {
+            Err(wrong())
         }
     }
 }

@@ -3,10 +3,14 @@ use std::io::Write;
 use candle_core::Device;
 use clap::Parser;
 use distill_model::{ComputeDtype, DeviceChoice};
+use distill_program::settings::Is;
 use distill_proto::{StateCoding, ValueCoding};
 
 use super::*;
-use crate::{cli::Args, testing::serve};
+use crate::{
+    cli::{Args, Command},
+    testing::serve,
+};
 
 fn file(content: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -164,7 +168,9 @@ fn senseless_numbers_are_refused_by_name() {
         let error = serve(&[&base[..], &[flag, value]].concat())
             .unwrap_err()
             .to_string();
-        assert!(error.starts_with(flag), "{error}");
+        let named =
+            error.starts_with(&format!("{flag}: ")) || error.contains(&format!("'{flag} <"));
+        assert!(named, "{error}");
     }
     assert!(
         serve(&["--model", "m"])
@@ -185,4 +191,140 @@ fn file_and_flags_win_over_a_preset_and_the_print_shows_what_came_of_it() {
     assert!(printed.contains("dtype = \"bf16\"") && !printed.contains("preset"));
     let error = serve(&["--preset", "reference"]).unwrap_err().to_string();
     assert!(error.contains("`reference-24gb`"), "{error}");
+}
+
+fn idle(args: &str) -> Vec<String> {
+    let args = ["teacher-server"].into_iter().chain(args.split(' '));
+    let resolved = match Args::try_parse_from(args).unwrap().command {
+        Command::Serve(args) => args.resolve("serve"),
+        Command::Precompute(args) => args.serve.resolve("precompute"),
+        other => panic!("{other:?}"),
+    };
+    resolved.unwrap().idle
+}
+
+#[test]
+fn a_setting_without_effect_says_what_is_missing() {
+    const MODEL: &str = "serve --model m --corpus c";
+    for (args, expected) in [
+        (
+            "--estimator top-k --draws 8",
+            "draws has no effect: it needs --estimator sampled or --estimator head+sampled",
+        ),
+        (
+            "--estimator top-k --sample-seed 8",
+            "sample_seed has no effect",
+        ),
+        (
+            "--estimator sampled --top-k 8",
+            "top_k has no effect: it needs --estimator top-k",
+        ),
+        (
+            "--window 8",
+            "window has no effect: it needs --vram-mode swap",
+        ),
+        ("--shard-bytes 800", "it needs --cache"),
+        (
+            "--cache d --spool-dir s",
+            "spool_dir has no effect: it needs no --cache",
+        ),
+    ] {
+        let idle = idle(&format!("{MODEL} {args}"));
+        assert!(
+            idle.len() == 1 && idle[0].contains(expected),
+            "{args}: {idle:?}"
+        );
+    }
+    for args in [
+        "",
+        " --draws 8",
+        " --vram-mode swap --window 8",
+        " --spool-dir s",
+    ] {
+        assert_eq!(idle(&format!("{MODEL}{args}")), [""; 0], "{args}");
+    }
+    // What a served cache was captured with is in it.
+    for args in ["--strict", "--chat-template-kwargs {\"a\":1}"] {
+        let idle = idle(&format!("serve --cache d {args}"));
+        assert!(
+            idle.len() == 1 && idle[0].contains("it needs --model"),
+            "{args}: {idle:?}"
+        );
+    }
+    let idle = idle("precompute --model m --corpus c --out d --spool-dir s --bind unix:x");
+    assert!(idle.iter().all(|line| line.contains("the command serve")));
+    assert_eq!(idle.len(), 2);
+}
+
+#[test]
+fn what_print_config_writes_has_no_idle_setting() {
+    let args = ["--model", "m", "--corpus", "a"];
+    let printed = serve(&args).unwrap().to_toml().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), printed).unwrap();
+    let serve = format!("serve --config {}", file.path().display());
+    assert_eq!(idle(&serve), [""; 0]);
+    std::fs::write(file.path(), "model = 'm'\ncorpus = ['a']\nwindow = 8").unwrap();
+    assert_eq!(idle(&serve).len(), 1);
+}
+
+#[test]
+fn keys_of_other_programs_are_answered_with_ours() {
+    for (line, ours) in [
+        ("max_model_len = 512", "here use `seq_len`"),
+        ("learning_rate = 1", "in student-trainer use `lr`"),
+        ("topk = 3", "the nearest setting is `top_k`"),
+        ("config = 'x'", "there is no setting `config`"),
+    ] {
+        let file = file(line);
+        let error = serve(&["--config", file.path().to_str().unwrap()]).unwrap_err();
+        assert!(error.to_string().contains(ours), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_value_in_a_file_names_file_and_key() {
+    for (line, expected) in [
+        ("state = 'exact:4'", "state: `exact:4` is none of"),
+        ("estimator = 'x'", "estimator: `x` is none of"),
+        ("bind = 'nonsense'", "bind: `nonsense` is neither HOST:PORT"),
+        ("seq_len = 'x'", "seq_len: "),
+        ("temperatures = 1", "temperatures: "),
+    ] {
+        let file = file(line);
+        let path = file.path().to_str().unwrap();
+        let error = serve(&["--config", path]).unwrap_err().to_string();
+        assert!(
+            error.starts_with(path) && error.contains(expected),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn every_need_is_one_of_a_setting_with_a_value_that_it_can_have() {
+    let keys = Config::keys();
+    for key in &keys {
+        for (path, is) in key.needs.iter().copied().flatten() {
+            let Some(other) = keys.iter().find(|other| other.path == *path) else {
+                assert!(matches!(is, Is::Command("serve")), "{}: {path}", key.path);
+                continue;
+            };
+            if let Is::One(words) = is {
+                for word in *words {
+                    (other.check)((*word).into()).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_without_a_place_is_refused_as_the_work_is() {
+    let args = "teacher-server precompute --dry-run --model m --corpus c".split(' ');
+    let Command::Precompute(args) = Args::try_parse_from(args).unwrap().command else {
+        panic!("not precompute");
+    };
+    let error = args.serve.resolve("precompute").err().unwrap().to_string();
+    assert!(error.starts_with("--out: "), "{error}");
 }

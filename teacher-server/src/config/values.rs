@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use distill_proto::{Estimator, ValueCoding};
 use serde::{Deserialize, Serialize};
 
+use super::BindAddress;
+
 /// How kept logits are stored, as `graded`, `graded:NATS`, `step:NATS` or `f16`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -53,28 +55,32 @@ impl fmt::Display for ValueCodingSetting {
 #[serde(try_from = "String", into = "String")]
 pub struct EstimatorSetting(pub Estimator);
 
+impl Default for EstimatorSetting {
+    fn default() -> Self {
+        Self(Estimator::HeadSampled)
+    }
+}
+
 impl FromStr for EstimatorSetting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "top-k" => Ok(Self(Estimator::TopK)),
-            "sampled" => Ok(Self(Estimator::Sampled)),
-            "head+sampled" => Ok(Self(Estimator::HeadSampled)),
-            _ => Err(format!(
-                "`{text}` is none of `top-k`, `sampled`, `head+sampled`"
-            )),
-        }
+        let named = |estimator: &Estimator| estimator.name() == text;
+        let unknown = || {
+            let names = Estimator::ALL.map(Estimator::name).join("`, `");
+            format!("`{text}` is none of `{names}`")
+        };
+        Estimator::ALL
+            .into_iter()
+            .find(named)
+            .map(Self)
+            .ok_or_else(unknown)
     }
 }
 
 impl fmt::Display for EstimatorSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Estimator::TopK => "top-k",
-            Estimator::Sampled => "sampled",
-            Estimator::HeadSampled => "head+sampled",
-        })
+        f.write_str(self.0.name())
     }
 }
 
@@ -133,7 +139,7 @@ macro_rules! serde_as_words {
     )*};
 }
 pub(super) use serde_as_words;
-serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode);
+serde_as_words!(ValueCodingSetting, EstimatorSetting, VramMode, BindAddress);
 
 #[cfg(test)]
 mod tests {

@@ -327,7 +327,7 @@ async fn accepting(
 async fn who_says_nothing_or_is_not_let_in_is_closed_in_time_over_tcp_and_unix() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let tcp = BindAddress::parse("127.0.0.1:0").unwrap();
+    let tcp = "127.0.0.1:0".parse::<BindAddress>().unwrap();
     let unix = BindAddress::Unix(path.clone());
     for (address, says) in [
         (&tcp, &b""[..]),
@@ -371,7 +371,7 @@ async fn who_says_nothing_or_is_not_let_in_is_closed_in_time_over_tcp_and_unix()
 
 #[tokio::test]
 async fn who_was_let_in_may_be_silent_and_who_is_made_to_leave_is_told() {
-    let tcp = BindAddress::parse("127.0.0.1:0").unwrap();
+    let tcp = "127.0.0.1:0".parse::<BindAddress>().unwrap();
     let (_clients, mut sockets, address) = accepting(
         &tcp,
         Limits {

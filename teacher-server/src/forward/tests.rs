@@ -141,10 +141,10 @@ fn a_half_precision_head_gives_unrounded_logits() {
 
 #[test]
 fn a_tokenizer_larger_than_the_head_and_a_k_larger_than_the_vocabulary_are_refused() {
-    let refusal = |vocab_size, k| match Teacher::new(decoder(DType::F32), vocab_size, capture(k, 1))
-    {
-        Ok(_) => panic!("accepted"),
-        Err(error) => error.to_string(),
+    let decoder = decoder(DType::F32);
+    let refusal = |vocab_size, k| {
+        let checked = capture(k, 1).check(decoder.config(), vocab_size);
+        checked.unwrap_err().to_string()
     };
     assert!(refusal(100_000, 1).contains("100000 ids"));
     assert!(refusal(10, 11).contains("--top-k"));
@@ -249,10 +249,8 @@ fn a_state_that_the_model_does_not_have_is_refused() {
             state: state.parse().unwrap(),
             ..capture(2, 50)
         };
-        let Err(error) = Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture) else {
-            panic!("{state} was accepted");
-        };
-        let error = error.to_string();
+        let checked = capture.check(decoder(DType::F32).config(), VOCAB_SIZE);
+        let error = checked.unwrap_err().to_string();
         assert!(
             error.starts_with("--state: ") && error.contains(reason),
             "{error}"

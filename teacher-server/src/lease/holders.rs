@@ -48,11 +48,12 @@ pub struct LeaseOptions {
     pub room_patience: Duration,
 }
 
-impl Default for LeaseOptions {
-    fn default() -> Self {
+impl LeaseOptions {
+    /// With a window, and the seconds that a holder gets to yield.
+    pub fn new(window: usize, yield_timeout_s: u64) -> Self {
         Self {
-            window: 1024,
-            yield_timeout: Duration::from_secs(120),
+            window,
+            yield_timeout: Duration::from_secs(yield_timeout_s),
             // A trainer tries every half second.
             settle: Duration::from_secs(3),
             room_patience: Duration::from_secs(30),

@@ -186,12 +186,12 @@ fn compare_plans(
         }
         _ => None,
     };
-    let asked = plan::fingerprint(config, &opened.identity, sketch);
+    let asked = plan::fingerprint(config, &opened.identity, sketch)?;
     if asked == cache.plan() {
         return Ok(Default::default());
     }
     let now = plan::settings(config, &opened.identity)?;
-    let mut changed = differences(cache.settings(), &now, &[]);
+    let mut changed = plan::differences(cache.settings(), &now, &[]);
     if changed.is_empty() {
         changed.push("by another build".to_owned());
     }
@@ -228,23 +228,6 @@ fn captured_backend(settings: &str) -> String {
     let table: toml::Table = settings.parse().unwrap_or_default();
     let backend = table.get("backend").and_then(toml::Value::as_str);
     backend.unwrap_or_default().to_owned()
-}
-
-/// The settings whose lines differ, as `key: before -> now`, but those that are `unknown` now.
-pub(super) fn differences(before: &str, now: &str, unknown: &[&str]) -> Vec<String> {
-    let lines = |text: &str| -> Vec<(String, String)> {
-        let pairs = text.lines().filter_map(|line| line.split_once(" = "));
-        pairs
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect()
-    };
-    let before: HashMap<String, String> = lines(before).into_iter().collect();
-    let changed = lines(now).into_iter().filter_map(|(key, value)| {
-        let old = before.get(&key).map_or("unset", String::as_str);
-        let differs = old != value && !unknown.contains(&key.as_str());
-        differs.then(|| format!("{key}: {old} -> {value}"))
-    });
-    changed.collect()
 }
 
 /// Adds the sequences of the corpus that the cache does not know.

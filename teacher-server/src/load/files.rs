@@ -97,10 +97,7 @@ impl Shape {
 fn given_tokenizer(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Option<PathBuf>> {
     let given = config.tokenizer.as_deref();
     let given = given.map(|given| match located(given, Wanted::Tokenizer, stopped) {
-        Err(Error::Hub(e)) => Err(Error::Config {
-            key: "tokenizer",
-            reason: e.to_string(),
-        }),
+        Err(Error::Hub(e)) => Err(Error::config("tokenizer", e.to_string())),
         found => found,
     });
     given.transpose()

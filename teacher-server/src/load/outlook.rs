@@ -6,7 +6,7 @@ use distill_model::{ComputeDtype, ModelConfig};
 use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
 
 use super::{
-    cached::{begins_anew, differences, new_entries, sizes},
+    cached::{begins_anew, new_entries, sizes},
     check_shape,
     files::Shape,
 };
@@ -128,7 +128,7 @@ fn changed_settings(
     if config.dtype == ComputeDtype::Auto {
         unknown.push("dtype");
     }
-    Ok(differences(cache.settings(), &now, &unknown))
+    Ok(plan::differences(cache.settings(), &now, &unknown))
 }
 
 #[cfg(test)]

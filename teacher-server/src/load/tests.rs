@@ -80,7 +80,7 @@ fn an_inner_layer_is_refused_before_a_weight_is_read() {
     };
     let message = error.to_string();
     assert!(
-        matches!(error, Error::Config { key: "state", .. }),
+        matches!(error, Error::Config { ref key, .. } if key == "state"),
         "{message}"
     );
     assert!(

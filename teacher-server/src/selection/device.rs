@@ -12,9 +12,9 @@ f64, and a draw that falls within rounding of the border between two entries may
 
 use candle_core::{DType, Device, Result, Tensor};
 use distill_kernels::{Compute, device, select};
-use distill_proto::{Estimator, limits::TEMPERATURES_MAX};
+use distill_proto::limits::TEMPERATURES_MAX;
 
-use super::{Keep, NotFinite, RowKey, Selected, Statistics, Uniforms, select_rows};
+use super::{Keep, NotFinite, RowKey, Selected, Statistics, select_rows};
 
 /// Multiples of 2^-53 as whole numbers.
 const UNIFORM_STEPS: f64 = (1u64 << 53) as f64;
@@ -62,11 +62,7 @@ impl<'a> Wanted<'a> {
         keys: &'a [RowKey],
     ) -> Result<Self> {
         let (rows, stride) = logits.dims2()?;
-        let draws = match keep.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled if keys.len() < rows => 0,
-            Estimator::Sampled | Estimator::HeadSampled => keep.draws,
-        };
+        let draws = if keys.len() < rows { 0 } else { keep.drawn() };
         let mut rates: Vec<f32> = temperatures.iter().map(|tau| 1.0 / tau).collect();
         if draws > 0 && !rates.contains(&1.0) {
             rates.push(1.0);
@@ -94,7 +90,7 @@ impl<'a> Wanted<'a> {
         let mut of_row = Vec::new();
         let mut all = Vec::with_capacity(self.sizes.rows * self.sizes.draws);
         for &key in self.keys.iter().take(self.sizes.rows) {
-            Uniforms::new(self.keep.sample_seed, key).sorted(self.sizes.draws, &mut of_row);
+            self.keep.uniforms(key, &mut of_row);
             all.extend(of_row.iter().map(|u| (u * UNIFORM_STEPS) as i64));
         }
         all
@@ -170,7 +166,7 @@ impl<'a> Wanted<'a> {
             entries.sort_unstable_by_key(|entry| entry.0);
             selected.ids.extend(entries.iter().map(|entry| entry.0));
             selected.logits.extend(entries.iter().map(|entry| entry.2));
-            if self.keep.estimator != Estimator::TopK {
+            if self.keep.estimator.is_drawn() {
                 selected.counts.extend(entries.iter().map(|entry| entry.1));
             }
             selected.widths.push(entries.len());

@@ -3,6 +3,8 @@
 use distill_kernels::{Emulator, SELECT};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use distill_proto::Estimator;
+
 use super::*;
 
 const TEMPERATURES: [f32; 4] = [1.0, 2.0, 4.0, 1.7];

@@ -43,9 +43,9 @@ pub struct NotFinite {
 pub struct Keep {
     /// How a row stands for the distribution.
     pub estimator: Estimator,
-    /// Largest entries; not used for `Estimator::Sampled`.
+    /// Largest entries, where the estimator has a head.
     pub top_k: usize,
-    /// Draws with replacement at temperature 1; not used for `Estimator::TopK`.
+    /// Draws with replacement at temperature 1, where it draws.
     pub draws: usize,
     /// Seed of the draws.
     pub sample_seed: u64,
@@ -64,19 +64,30 @@ impl Keep {
 
     /// Largest entries that are kept whatever is drawn.
     pub fn head(&self) -> usize {
-        match self.estimator {
-            Estimator::Sampled => 0,
-            Estimator::TopK | Estimator::HeadSampled => self.top_k,
+        if self.estimator.has_head() {
+            self.top_k
+        } else {
+            0
         }
+    }
+
+    /// Draws that a row stands for.
+    pub fn drawn(&self) -> usize {
+        if self.estimator.is_drawn() {
+            self.draws
+        } else {
+            0
+        }
+    }
+
+    /// Fills `out` with the numbers in [0, 1) that a row's draws are made from, in ascending order.
+    fn uniforms(&self, key: RowKey, out: &mut Vec<f64>) {
+        Uniforms::new(self.sample_seed, key).sorted(self.drawn(), out);
     }
 
     /// The most entries that a row can have.
     pub fn width_max(&self, vocab: usize) -> usize {
-        let drawn = match self.estimator {
-            Estimator::TopK => 0,
-            Estimator::Sampled | Estimator::HeadSampled => self.draws,
-        };
-        self.head().saturating_add(drawn).min(vocab)
+        self.head().saturating_add(self.drawn()).min(vocab)
     }
 }
 
@@ -118,9 +129,8 @@ pub fn select_rows(
         .zip(heads)
         .enumerate()
         .map_init(Scratch::default, |scratch, (row, (logits, head))| {
-            let uniforms = keys.get(row).filter(|_| keep.estimator != Estimator::TopK);
-            let uniforms = uniforms.map(|&key| Uniforms::new(keep.sample_seed, key));
-            let draws = uniforms.map(|uniforms| (uniforms, keep.draws));
+            let key = keys.get(row).filter(|_| keep.estimator.is_drawn());
+            let draws = key.map(|&key| (keep, key));
             pulp::Arch::new()
                 .dispatch(|| select_row(logits, temperatures, draws, scratch, head))
                 .ok_or(NotFinite { row })
@@ -139,7 +149,7 @@ struct Chosen {
 fn select_row(
     logits: &[f32],
     temperatures: &[f32],
-    draws: Option<(Uniforms, usize)>,
+    draws: Option<(&Keep, RowKey)>,
     scratch: &mut Scratch,
     head: &mut [u32],
 ) -> Option<Chosen> {
@@ -163,8 +173,8 @@ fn select_row(
         std: scan.std(),
         logsumexp: logsumexp(logits, scan.max, temperatures, parts),
     };
-    let draws = draws.map(|(uniforms, count)| {
-        uniforms.sorted(count, &mut scratch.uniforms);
+    let draws = draws.map(|(keep, key)| {
+        keep.uniforms(key, &mut scratch.uniforms);
         let Scratch {
             parts,
             uniforms,
@@ -210,7 +220,7 @@ fn gather(
         selected
             .logits
             .extend(row_entries.iter().map(|(id, _)| logit(*id)));
-        if keep.estimator != Estimator::TopK {
+        if keep.estimator.is_drawn() {
             selected
                 .counts
                 .extend(row_entries.iter().map(|(_, count)| count));

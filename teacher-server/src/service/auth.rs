@@ -1,9 +1,6 @@
 //! Provides the check of the bearer token, ahead of every RPC.
 
-use std::{
-    ffi::{OsStr, OsString},
-    path::Path,
-};
+use std::{ffi::OsStr, path::Path};
 
 use distill_program::files;
 use subtle::ConstantTimeEq;
@@ -11,10 +8,8 @@ use tonic::{Code, Request, Status, metadata::MetadataMap, service::Interceptor};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::status::ERROR_DOMAIN;
-use crate::{Error, Result, connections::Client};
+use crate::{Error, Result, config::TOKEN_VARIABLE, connections::Client};
 
-/// Of the environment: the token, where no file is named.
-const TOKEN_VARIABLE: &str = "OT_DISTILL_TOKEN";
 /// Bytes of a token; a shorter one can be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
 /// Bytes of a token.
@@ -30,11 +25,6 @@ const TOKEN_FILE_BYTES_MAX: u64 = 2 * TOKEN_BYTES_MAX as u64;
 pub struct Auth(Option<[u8; 32]>);
 
 impl Auth {
-    /// The token in the environment, where there is one.
-    pub fn variable() -> Option<OsString> {
-        std::env::var_os(TOKEN_VARIABLE)
-    }
-
     /// Takes the token from a file or, where none is named, from the environment's variable; surrounding white space is not
     /// part of it.
     ///

@@ -42,13 +42,13 @@ pub(super) fn leading(
     let size = s.dim(0)?;
     let (mut x, mut gx) = orthonormal(start(size, (rank + OVERSAMPLING).min(size))?, g)?;
     if x.dim(1)? < rank {
-        return Err(Error::Config {
-            key: "state",
-            reason: format!(
+        return Err(Error::config(
+            "state",
+            format!(
                 "a sketch of {rank} directions is more than the {} of this model's head; use exact",
                 x.dim(1)?
             ),
-        });
+        ));
     }
     let (mut captured, mut applied) = (0.0, 0);
     for _ in 0..ROUNDS_MAX {

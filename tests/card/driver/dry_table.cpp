@@ -43,9 +43,12 @@ const std::vector<KernelRow>& kernel_rows() {
         {"select_rows", {"statistics", "ids", "values", "masses"}},
         {"draw_rows", {"ids", "values"}},
         {"head_parts", {"out"}},
+        {"head_factors", {"parts", "values"}},
         {"head_gradient", {"gradient"}},
-        {"sinkhorn", {"plan", "found", "work"}},
-        {"sharp_gradient", {"all_gradients", "met", "work"}},
+        {"sinkhorn_rows", {"plan", "found", "work"}},
+        {"sinkhorn_step", {"plan", "found", "work"}},
+        {"sharp_rows", {"gradient", "work"}},
+        {"sharp_step", {"met", "work"}},
         {"convert", {"out"}},
         {"block_totals", {"out"}},
         {"reverse", {"out"}},
@@ -128,17 +131,8 @@ Invention of_draw_rows(const Origin& origin) {
     return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
 }
 
-/* head.cu: the kept logits and the label's, the largest of the rest, and both its sums. */
-Invention of_head_parts(const Origin& origin) {
-    uint64_t width = argument(origin, "width");
-    return {"f32", [=](uint64_t i) {
-                uint64_t column = i % (width + 4);
-                return column <= width ? -0.001 * static_cast<double>(column) : column == width + 1 ? -1 : 10.0 + static_cast<double>(column - width);
-            }};
-}
-
 /* sinkhorn.cu: solved, with the marginals met. */
-Invention of_sinkhorn(const Origin& origin) {
+Invention of_sinkhorn_step(const Origin& origin) {
     if (!is_of(origin, "found")) return {};
     const uint64_t facts = 7, n = argument(origin, "n"), m = argument(origin, "m");
     double most = static_cast<double>(argument(origin, "most"));
@@ -152,7 +146,7 @@ Invention of_sinkhorn(const Origin& origin) {
 }
 
 /* Whether its equations were solved. */
-Invention of_sharp_gradient(const Origin& origin) {
+Invention of_sharp_step(const Origin& origin) {
     if (!is_of(origin, "met")) return {};
     return {"f64", [](uint64_t) { return 1.0; }};
 }
@@ -161,7 +155,7 @@ Invention of_sharp_gradient(const Origin& origin) {
 static const struct {
     const char* kernel;
     Invention (*find)(const Origin&);
-} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"head_parts", of_head_parts}, {"sinkhorn", of_sinkhorn}, {"sharp_gradient", of_sharp_gradient}};
+} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"sinkhorn_step", of_sinkhorn_step}, {"sharp_step", of_sharp_step}};
 
 Invention find_invention(const Origin& origin) {
     for (const auto& row : INVENTIONS) {

@@ -23,6 +23,7 @@ pub(crate) use kernel::Kernel;
 use scaling::Scaling;
 
 use rayon::prelude::*;
+use serde::Serialize;
 
 use super::config::OtConfig;
 use super::error::{LossError, Result};
@@ -73,14 +74,43 @@ pub struct Solution {
     pub row_mass: Vec<f64>,
     /// Column sums of the plan.
     pub column_mass: Vec<f64>,
+    /// How it was found.
+    pub convergence: Convergence,
+}
+
+/// How a solver fared in a problem, or the worst of several.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Convergence {
     /// Passes over the kernel: Sinkhorn steps, line searches and conjugate-gradient steps.
     pub iterations: usize,
-    /// Newton steps taken.
+    /// Newton steps; of several problems, of all of them.
     pub newton_steps: usize,
     /// `sum_j |column_mass_j - 1/m|`.
     pub marginal_error: f64,
-    /// Whether the error met the tolerance.
+    /// Whether the error met the tolerance, and the adjoint of `sharp` was solved.
     pub converged: bool,
+}
+
+impl Default for Convergence {
+    /// Of no problem.
+    fn default() -> Self {
+        Self {
+            iterations: 0,
+            newton_steps: 0,
+            marginal_error: 0.0,
+            converged: true,
+        }
+    }
+}
+
+impl Convergence {
+    /// Takes another problem in.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.iterations = self.iterations.max(other.iterations);
+        self.newton_steps += other.newton_steps;
+        self.marginal_error = self.marginal_error.max(other.marginal_error);
+        self.converged &= other.converged;
+    }
 }
 
 /// Solves `min <T,C> - epsilon H(T)` over plans with marginals 1/n and 1/m.

@@ -1,7 +1,7 @@
 //! Provides the scaling iteration: Sinkhorn steps, the choice of when Newton takes over, and absorption.
 
 use super::kernel::Kernel;
-use super::{Solution, SolverOptions};
+use super::{Convergence, Solution, SolverOptions};
 use crate::loss::error::{LossError, Result};
 use crate::loss::simd::Real;
 
@@ -232,10 +232,12 @@ impl<'a, R: Real> Scaling<'a, R> {
             column_potential: column.into_iter().map(|g| g * epsilon).collect(),
             row_mass,
             column_mass,
-            iterations,
-            newton_steps,
-            marginal_error,
-            converged,
+            convergence: Convergence {
+                iterations,
+                newton_steps,
+                marginal_error,
+                converged,
+            },
         }
     }
 }

@@ -33,11 +33,11 @@ fn plans_agree_with_the_log_domain_reference() {
     ] {
         for cost in [uniform(n, m, 1), matching(n, m, 2)] {
             let solution = solve(&cost, n, m, &options(epsilon, 1e-6)).unwrap();
-            assert!(solution.converged);
+            assert!(solution.convergence.converged);
             assert!(
-                solution.marginal_error <= 1.1e-6,
+                solution.convergence.marginal_error <= 1.1e-6,
                 "{}",
-                solution.marginal_error
+                solution.convergence.marginal_error
             );
             let dense = Matrix::from_fn(n, m, |i, j| f64::from(cost[i * m + j]));
             let expected = reference::sinkhorn(&dense, epsilon);
@@ -59,8 +59,11 @@ fn newton_and_sinkhorn_find_the_same_plan_and_newton_sooner() {
         ..options(0.05, 1e-9)
     };
     let sinkhorn = solve(&cost, n, m, &plain).unwrap();
-    assert!(newton.converged && sinkhorn.converged);
-    assert!(newton.newton_steps > 0 && newton.iterations < sinkhorn.iterations);
+    assert!(newton.convergence.converged && sinkhorn.convergence.converged);
+    assert!(
+        newton.convergence.newton_steps > 0
+            && newton.convergence.iterations < sinkhorn.convergence.iterations
+    );
     let widen = |s: &Solution| s.plan.iter().map(|&t| f64::from(t)).collect::<Vec<_>>();
     assert!(relative(&widen(&newton), &widen(&sinkhorn)) < 1e-6);
 }
@@ -77,7 +80,7 @@ fn tiny_and_huge_costs_over_epsilon_are_solved() {
             }
             // Beyond this the problem is an assignment, and entropic solvers need more steps than the limit.
             assert!(
-                solution.converged || scale >= 1e3,
+                solution.convergence.converged || scale >= 1e3,
                 "{scale} {n}: {solution:?}"
             );
         }
@@ -91,7 +94,11 @@ fn a_limit_is_kept_and_reported() {
         ..options(0.02, 1e-9)
     };
     let solution = solve(&matching(40, 40, 5), 40, 40, &limited).unwrap();
-    assert!(!solution.converged && solution.iterations <= 3 && solution.marginal_error > 1e-9);
+    assert!(
+        !solution.convergence.converged
+            && solution.convergence.iterations <= 3
+            && solution.convergence.marginal_error > 1e-9
+    );
 }
 
 #[test]

@@ -7,9 +7,9 @@ use crate::config::VramMode;
 
 async fn swapping(yield_timeout_s: u64) -> Running {
     start(|settings| {
-        settings.vram_mode = Some(VramMode::Swap);
-        settings.window = Some(4);
-        settings.yield_timeout_s = Some(yield_timeout_s);
+        settings.vram_mode = VramMode::Swap;
+        settings.window = 4;
+        settings.yield_timeout_s = yield_timeout_s;
     })
     .await
 }
@@ -209,8 +209,8 @@ async fn a_trainer_without_the_grant_s_secret_hears_that_it_is_too_old() {
 #[tokio::test]
 async fn a_sketch_is_refused_where_it_would_need_the_device_before_it_is_lent() {
     let server = start(|settings| {
-        settings.vram_mode = Some(VramMode::Swap);
-        settings.state = Some("sketch:4".parse().unwrap());
+        settings.vram_mode = VramMode::Swap;
+        settings.state = "sketch:4".parse().unwrap();
     })
     .await;
     let error = server.task.await.unwrap().unwrap_err().to_string();

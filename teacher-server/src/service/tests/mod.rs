@@ -16,8 +16,7 @@ use tonic_types::StatusExt;
 
 use super::*;
 use crate::{
-    cli::Settings,
-    config::Config,
+    config::{Config, EstimatorSetting},
     serve::Server,
     testing::{VOCAB_SIZE, write_model},
 };
@@ -51,27 +50,27 @@ struct Running {
     _directory: tempfile::TempDir,
 }
 
-async fn start(change: impl FnOnce(&mut Settings)) -> Running {
+async fn start(change: impl FnOnce(&mut Config)) -> Running {
     let directory = tempfile::tempdir().unwrap();
     write_model(directory.path());
     let corpus = directory.path().join("corpus.txt");
     let text = "It was a bright cold day in April, and the clocks were striking thirteen. ";
     std::fs::write(&corpus, text.repeat(4)).unwrap();
-    let mut settings = Settings {
-        model: Some(directory.path().to_owned()),
-        corpus: Some(vec![corpus]),
-        seq_len: Some(24),
-        batch_size: Some(2),
-        top_k: Some(4),
-        state: Some("exact".parse().unwrap()),
-        bind: Some("127.0.0.1:0".into()),
-        json: Some(true),
-        ..Settings::default()
+    let mut settings = Config {
+        model: directory.path().to_owned(),
+        corpus: vec![corpus],
+        seq_len: 24,
+        batch_size: 2,
+        estimator: EstimatorSetting(distill_proto::Estimator::TopK),
+        top_k: 4,
+        state: "exact".parse().unwrap(),
+        bind: "127.0.0.1:0".parse().unwrap(),
+        json: true,
+        ..Config::default()
     };
     change(&mut settings);
-    let server = Server::bind(Config::from_settings(settings).unwrap())
-        .await
-        .unwrap();
+    settings.check("serve").unwrap();
+    let server = Server::bind(settings).await.unwrap();
     let address = match server.address() {
         unix if unix.starts_with("unix:") => unix.to_owned(),
         tcp => format!("http://{tcp}"),
@@ -241,7 +240,7 @@ async fn the_basis_arrives_whole_and_only_where_there_is_state() {
     assert_eq!((rows, bytes), (VOCAB_SIZE, 2 * 64 * VOCAB_SIZE as usize));
     server.stop().await;
 
-    let server = start(|settings| settings.state = Some("none".parse().unwrap())).await;
+    let server = start(|settings| settings.state = "none".parse().unwrap()).await;
     let request = v1::GetBasisRequest {
         plan_fingerprint: server.plan(),
     };
@@ -288,7 +287,7 @@ async fn the_vocabulary_arrives_whole_with_its_special_tokens() {
 
 #[tokio::test]
 async fn scored_tokens_are_what_the_plan_says_about_the_same_tokens() {
-    let server = start(|settings| settings.batch_size = Some(1)).await;
+    let server = start(|settings| settings.batch_size = 1).await;
     let engine = server.service.engine().unwrap();
     let request = to_score(&engine, 0);
     let scored = server
@@ -318,8 +317,8 @@ async fn a_unix_socket_serves_health_and_a_stop_ends_streams() {
     let path = directory.path().join("teacher.sock");
     let bind = format!("unix:{}", path.display());
     let server = start(|settings| {
-        settings.bind = Some(bind);
-        settings.queue = Some(1);
+        settings.bind = bind.parse().unwrap();
+        settings.queue = 1;
     })
     .await;
     let mut health = HealthClient::new(server.channel.clone());

@@ -200,7 +200,7 @@ async fn hostile_requests_are_answered_with_their_reason() {
 
 #[tokio::test]
 async fn a_missing_model_ends_the_server_with_its_name() {
-    let server = start(|settings| settings.model = Some("/no/such/model".into())).await;
+    let server = start(|settings| settings.model = "/no/such/model".into()).await;
     let error = server.task.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("/no/such/model"), "{error}");
 }

@@ -25,8 +25,8 @@ async fn drawn_frames_are_as_the_handshake_says_and_scored_alike_every_time() {
         ("head+sampled", Estimator::HeadSampled, 11),
     ] {
         let server = start(|settings| {
-            settings.estimator = Some(name.parse().unwrap());
-            settings.draws = Some(7);
+            settings.estimator = name.parse().unwrap();
+            settings.draws = 7;
         })
         .await;
         let engine = server.service.engine().unwrap();
@@ -58,8 +58,8 @@ async fn estimator_draws_seed_and_state_name_the_plan() {
     let mut plans = Vec::new();
     let sampled = |top_k| async move {
         let server = start(|settings| {
-            settings.estimator = Some("sampled".parse().unwrap());
-            settings.top_k = Some(top_k);
+            settings.estimator = "sampled".parse().unwrap();
+            settings.top_k = top_k;
         })
         .await;
         let plan = server.plan();
@@ -78,10 +78,10 @@ async fn estimator_draws_seed_and_state_name_the_plan() {
         ("top-k", 32, 0, "hidden:1"),
     ] {
         let server = start(|settings| {
-            settings.estimator = Some(estimator.parse().unwrap());
-            settings.draws = Some(draws);
-            settings.sample_seed = Some(seed);
-            settings.state = Some(state.parse().unwrap());
+            settings.estimator = estimator.parse().unwrap();
+            settings.draws = draws;
+            settings.sample_seed = seed;
+            settings.state = state.parse().unwrap();
         })
         .await;
         plans.push(server.plan());
@@ -93,7 +93,7 @@ async fn estimator_draws_seed_and_state_name_the_plan() {
 
 #[tokio::test]
 async fn a_sketch_is_served_with_its_basis_and_its_error() {
-    let server = start(|settings| settings.state = Some("sketch:6".parse().unwrap())).await;
+    let server = start(|settings| settings.state = "sketch:6".parse().unwrap()).await;
     let info = server.service.engine().unwrap().info.clone();
     assert_eq!(info.state_kind(), v1::StateKind::Sketch);
     assert_eq!((info.state_rank, info.state_layer), (6, 0));
@@ -110,7 +110,7 @@ async fn a_sketch_is_served_with_its_basis_and_its_error() {
 
 #[tokio::test]
 async fn an_earlier_layer_is_served_without_a_basis() {
-    let server = start(|settings| settings.state = Some("hidden:1:i8".parse().unwrap())).await;
+    let server = start(|settings| settings.state = "hidden:1:i8".parse().unwrap()).await;
     let info = server.service.engine().unwrap().info.clone();
     assert_eq!(info.state_kind(), v1::StateKind::Hidden);
     assert_eq!((info.state_rank, info.state_layer), (64, 1));

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -90,6 +91,17 @@ def resident_peak(pid):
     return 0
 
 
+def children(pid):
+    """Processes that a process has started, as a trainer that takes turns with its teacher does."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(") ")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+        if parent == pid:
+            yield int(path.parent.name)
+
+
 class Watch:
     """Peaks while the `with` block runs: of each process named, and of the card over what it held at the start."""
 
@@ -113,7 +125,8 @@ class Watch:
         while not self.stop.wait(POLL_SECONDS):
             used = self.card.by_process() if self.card else {}
             for name, pid in self.pids.items():
-                now = used.get(pid, 0) if self.card else resident_peak(pid)
+                family = [pid, *children(pid)]
+                now = sum(used.get(one, 0) for one in family) if self.card else max(map(resident_peak, family))
                 self.peaks[name] = max(self.peaks.get(name, 0), now)
             if self.card:
                 self.card_peak = max(self.card_peak, self.card.memory().used)

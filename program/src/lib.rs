@@ -6,7 +6,8 @@
                                                         ├──> console: a result, a report, a word to people
                                                         ├──> log, progress: what happens meanwhile
                                                         ├──> output: the files that it was told to write
-                                                        └──> files: the files that it was told to read
+                                                        ├──> files: the files that it was told to read
+                                                        └──> inherited: what it shares with processes that it starts
 ```
 
 Nothing here ends a program because something cannot be printed, and nothing that is no file is replaced by one.
@@ -26,6 +27,7 @@ mod error;
 
 pub mod console;
 pub mod files;
+pub mod inherited;
 pub mod lock;
 pub mod log;
 pub mod memory;

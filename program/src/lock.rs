@@ -10,6 +10,7 @@ use std::{
 use crate::{
     FileError,
     files::{self, Result},
+    inherited,
 };
 
 /// Attempts at a lock whose file is removed while it is taken.
@@ -20,7 +21,7 @@ const HOLDER_BYTES_MAX: u64 = 1024;
 /// Held until it is dropped or the process ends, however it ends. Its file stays; only the lock on it counts.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
@@ -58,10 +59,18 @@ impl Lock {
                 .and_then(|()| file.write_all(holder.as_bytes()))
                 .map_err(FileError::at("write", path))?;
             let path = path.to_owned();
-            return Ok(Attempt::Taken(Self { _file: file, path }));
+            return Ok(Attempt::Taken(Self { file, path }));
         }
         let reason = "other processes take it and remove it all the time";
         Err(FileError::at("lock", path)(io::Error::other(reason)))
+    }
+
+    /// Lets the processes that this one starts from now on hold it too: it is free when the last of them has ended.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn share(&self) -> io::Result<()> {
+        inherited::share(&self.file)
     }
 
     /// Removes the file, while the lock is held: for work that never began.

@@ -17,6 +17,8 @@ pub enum Outcome {
     Complete,
     /// Somebody asked it to stop before.
     Interrupted,
+    /// With this exit status, of which it says nothing more.
+    Status(u8),
 }
 
 /// A signal that asks a program to stop.
@@ -127,6 +129,7 @@ impl Shutdown {
                 let signal = self.signal().unwrap_or(Signal::Interrupt);
                 ExitCode::from(signal.exit_status())
             }
+            Outcome::Status(status) => ExitCode::from(status),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     quantize::{self, QuantizeConfig},
     report,
     shutdown::{Outcome, Shutdown},
-    train::{self, Ending},
+    train::{self, Ending, Turn},
 };
 
 /// The whole command line.
@@ -203,45 +203,51 @@ fn resume_flag() -> Arg {
 
 fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
-        return with_config(matches, |config| {
-            let summary = train::run(config, shutdown)?;
-            say(&summary);
-            Ok(shutdown.outcome(!summary.interrupted))
+        return with_config(matches, |config: &TrainConfig| {
+            Ok(say(&train::run(config, shutdown)?, &config.out, shutdown))
         });
     };
+    if let Some(turn) = Turn::of_this_process(shutdown)? {
+        return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
+    }
     let file = run.join("config.toml");
     let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
     // The directory may have been moved since.
     resolved.config.out = run.clone();
     with_resolved(matches, resolved, |config| {
-        match train::resume(config, shutdown)? {
-            Ending::Trained(summary) => {
-                say(&summary);
-                Ok(shutdown.outcome(!summary.interrupted))
-            }
-            Ending::FinishedBefore => {
-                tracing::info!(
-                    "the run in {} is finished; there is nothing to do",
-                    run.display()
-                );
-                Ok(Outcome::Complete)
-            }
-        }
+        Ok(say(&train::resume(config, shutdown)?, run, shutdown))
     })
 }
 
-fn say(summary: &train::Summary) {
+fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {
+    let summary = match ending {
+        Ending::Trained(summary) => summary,
+        Ending::FinishedBefore => {
+            tracing::info!(
+                "the run in {} is finished; there is nothing to do",
+                run.display()
+            );
+            return Outcome::Complete;
+        }
+        Ending::Elsewhere(status) => return Outcome::Status(*status),
+    };
     let how = match (summary.interrupted, summary.stopped_early) {
         (true, _) => "stopped (go on with --resume)",
         (false, true) => "stopped early, as evaluations got no better,",
         (false, false) => "done",
     };
+    // A run that is stopped as soon as it goes on has none.
+    let loss = if summary.loss.tokens > 0 {
+        format!(", loss {:.4}", summary.loss.total)
+    } else {
+        String::new()
+    };
     tracing::info!(
-        "{how} after {} steps, loss {:.4}; results in {}",
+        "{how} after {} steps{loss}; results in {}",
         summary.steps,
-        summary.loss.total,
         summary.adapter.display()
     );
+    shutdown.outcome(!summary.interrupted)
 }
 
 /// Resolves a command's settings, and prints or uses them.

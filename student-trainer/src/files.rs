@@ -1,6 +1,11 @@
 //! Provides the small files of runs and models, read and written whole: JSON, TOML, safetensors.
 
-use std::{borrow::Borrow, collections::HashMap, path::Path};
+use std::{
+    borrow::Borrow,
+    collections::HashMap,
+    io::{self, ErrorKind, Read, Write},
+    path::Path,
+};
 
 use candle_core::{Device, Tensor};
 pub(crate) use distill_program::files::*;
@@ -85,4 +90,33 @@ pub(crate) fn write_tensors<N: AsRef<str> + Ord + std::fmt::Display>(
 ) -> Result<()> {
     let bytes = safetensors::serialize(on_host(tensors)?, tensors_metadata())?;
     write_atomically(path, &bytes)
+}
+
+/// Writes one of several pieces of a file, its length before it.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn write_piece(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    out.write_all(bytes)
+}
+
+/// Reads the next of them; `None` at the end.
+///
+/// # Errors
+/// What the system says, or that a piece is cut short.
+pub(crate) fn read_piece(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
+    let mut length = Vec::new();
+    from.take(8).read_to_end(&mut length)?;
+    if length.is_empty() {
+        return Ok(None);
+    }
+    let length = <[u8; 8]>::try_from(length).map(u64::from_le_bytes);
+    let length = length.map_err(|_| io::Error::from(ErrorKind::UnexpectedEof))?;
+    let mut bytes = Vec::new();
+    let read = from.take(length).read_to_end(&mut bytes)?;
+    if read as u64 != length {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Some(bytes))
 }

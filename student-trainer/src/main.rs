@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use distill_program::{Outcome, Shutdown, console, log};
-use student_trainer::{cli, config::with_our_name};
+use student_trainer::{cli, config::with_our_name, train};
 
 fn main() -> ExitCode {
     distill_model::threads::configure();
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
     let signals = shutdown.on_signals(move |signal| {
         if !stops_in_order {
             std::process::exit(signal.exit_status().into());
+        }
+        if train::is_turn() {
+            // The process that started this one says so, and tells it.
+            return;
         }
         console::say(format_args!(
             "{signal}: stopping after this step; a second Ctrl-C exits at once"

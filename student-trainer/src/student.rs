@@ -77,7 +77,7 @@ impl StudentFiles {
         })
     }
 
-    /// The weights, opened once: a run names what it trains by their fingerprint and reads them again at every stay.
+    /// The weights, opened once: a run names what it trains by their fingerprint, and reads them later.
     ///
     /// # Errors
     /// As [`Weights::open`]; a config.json that is another than at first.

@@ -55,7 +55,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
     let outcome = outcome?;
     match outcome {
         Outcome::Complete => reporter.captured(&cache, &engine.plan, complete),
-        Outcome::Interrupted => reporter.interrupted(&cache),
+        _ => reporter.interrupted(&cache),
     }
     Ok(outcome)
 }

@@ -143,11 +143,20 @@ class Case:
                 pids["trainer"] = trainer.pid
                 if trainer.wait(RUN_SECONDS) != 0:
                     raise Failed(f"train: {tail(trainer.log)}\n{tail(teacher.log)}")
-        counts = {name: json.loads((self.card / f"counts-{pid}.json").read_text()) for name, pid in pids.items()}
+        counts = {"teacher": self.counted(pids["teacher"])}
+        counts["trainer"] = self.counted_of_turns(pids["teacher"]) if self.mode == "swap" else self.counted(pids["trainer"])
         card = max(count["card"]["peak_bytes"] for count in counts.values()) / MIB
         allocated = {name: count["memory"]["live_peak_bytes"] / MIB for name, count in counts.items()}
         reserved = {name: count["memory"]["reserved_peak_bytes"] / MIB for name, count in counts.items()}
         return {"allocated": allocated, "reserved": reserved, "card": reserved["trainer"] if self.mode == "cached" else card, "counts": counts}
+
+    def counted(self, pid):
+        return json.loads((self.card / f"counts-{pid}.json").read_text())
+
+    def counted_of_turns(self, teacher):
+        """Of the trainer's processes, each of which has its turn on the card, the one that took most."""
+        turns = [path for path in self.card.glob("counts-*.json") if path.name != f"counts-{teacher}.json"]
+        return max((json.loads(path.read_text()) for path in turns), key=lambda count: count["memory"]["live_peak_bytes"])
 
     def planned(self):
         """What `plan` says of the same run."""

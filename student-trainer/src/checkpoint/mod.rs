@@ -31,6 +31,7 @@ goes on, and says so.
 #[cfg(test)]
 mod damage_tests;
 mod disk;
+mod handed;
 mod saved;
 mod state;
 mod sums;
@@ -44,7 +45,8 @@ use std::{
 
 pub(crate) use disk::Content;
 use disk::{Disk, RealDisk};
-pub(crate) use saved::{Carried, Saved};
+pub(crate) use handed::{Handed, tensor_bytes};
+pub(crate) use saved::Saved;
 use serde::de::DeserializeOwned;
 pub use state::{Best, DataCursor, EvalState, Identity, RunState};
 
@@ -128,6 +130,14 @@ impl<D: Disk> Checkpoints<D> {
         self.point_to_best(best)?;
         self.remove_old(best)?;
         Ok(path)
+    }
+
+    /// The step of the newest checkpoint; 0 without one.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn newest(&self) -> Result<usize> {
+        Ok(self.steps()?.pop().unwrap_or(0))
     }
 
     /// The newest checkpoint, where there is one.
@@ -331,15 +341,5 @@ impl Checkpoint {
     /// Whether this file is one of those that were written, and looked at.
     fn holds(&self, name: &str) -> bool {
         self.state.files.contains_key(name)
-    }
-
-    /// For a state that does not fit the run.
-    pub fn refuse(&self, reason: String) -> Error {
-        Error::file(&self.directory.join(STATE_FILE), reason)
-    }
-
-    /// Where it is.
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 }

@@ -1,18 +1,17 @@
-//! Provides the tensors of a run that is to go on: from a checkpoint's files, or carried over while the device is another's.
+//! Provides what a run goes on from, a checkpoint or what a process has handed over, to whoever restores it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::{Checkpoint, Content};
+use super::{Checkpoint, RunState, STATE_FILE};
 use crate::{Error, Result};
 
-/// Tensors by the names of a checkpoint's files.
+/// The state of a run, and tensors by the names of a checkpoint's files.
 pub(crate) trait Saved {
+    /// How far the run was.
+    fn state(&self) -> &RunState;
+
     /// The tensors of one file, on the host.
     ///
     /// # Errors
@@ -21,6 +20,11 @@ pub(crate) trait Saved {
 
     /// What to call a file in messages.
     fn path(&self, name: &str) -> PathBuf;
+
+    /// For a state that does not fit the run.
+    fn refuse(&self, reason: String) -> Error {
+        Error::file(&self.path(STATE_FILE), reason)
+    }
 
     /// Fills `parameters` with the values in one file.
     ///
@@ -47,6 +51,10 @@ pub(crate) trait Saved {
 }
 
 impl Saved for Checkpoint {
+    fn state(&self) -> &RunState {
+        &self.state
+    }
+
     fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
         let path = self.path(name);
         if !self.holds(name) {
@@ -65,49 +73,6 @@ impl Saved for Checkpoint {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory().join(name)
-    }
-}
-
-/// What a checkpoint would hold, in host memory.
-pub(crate) struct Carried(Vec<(&'static str, Content)>);
-
-impl Carried {
-    /// Takes the tensors of these files off the device.
-    ///
-    /// # Errors
-    /// A tensor error.
-    pub fn of(files: Vec<(&'static str, Content)>) -> Result<Self> {
-        let on_host =
-            |(name, tensor): (String, Tensor)| Ok((name, tensor.detach().to_device(&Device::Cpu)?));
-        let file = |(name, content)| {
-            let content = match content {
-                Content::Tensors(tensors) => {
-                    let tensors = tensors.into_iter().map(on_host);
-                    Content::Tensors(tensors.collect::<Result<_>>()?)
-                }
-                other => other,
-            };
-            Ok((name, content))
-        };
-        Ok(Self(files.into_iter().map(file).collect::<Result<_>>()?))
-    }
-
-    /// To be written as a checkpoint after all.
-    pub fn into_files(self) -> Vec<(&'static str, Content)> {
-        self.0
-    }
-}
-
-impl Saved for Carried {
-    fn tensors(&self, name: &str) -> Result<BTreeMap<String, Tensor>> {
-        match self.0.iter().find(|(file, _)| *file == name) {
-            Some((_, Content::Tensors(tensors))) => Ok(tensors.clone()),
-            _ => Err(Error::file(&self.path(name), "was not carried over")),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        Path::new("host memory").join(name)
+        self.directory.join(name)
     }
 }

@@ -274,7 +274,7 @@ fn a_file_changed_after_the_checkpoint_was_opened_is_not_used() {
     let checkpoints = open(dir.path());
     save(&checkpoints, 7, None).unwrap();
     let checkpoint = checkpoints.latest().unwrap().unwrap();
-    let path = checkpoint.directory().join("model.safetensors");
+    let path = checkpoint.directory.join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;

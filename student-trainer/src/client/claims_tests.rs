@@ -10,6 +10,7 @@ use distill_proto::{
 use super::{
     SequenceToScore, Teacher, fetch_basis,
     mock::{MockTeacher, encoded, made_up_frame},
+    scored,
 };
 use crate::shutdown::Shutdown;
 
@@ -182,7 +183,10 @@ async fn scores_of_something_else_are_refused() {
         token_ids: &asked.token_ids,
         target_mask: &asked.target_mask,
     }];
-    let score = || teacher.score(&info, &question, 0, &shutdown);
+    let score = || async {
+        let answer = teacher.ask_to_score(&info, &question, 0, &shutdown).await?;
+        scored(&info, &question, &answer)
+    };
     mock.set_scores(vec![answer(&asked)]);
     let context = FrameContext {
         plan: info.plan,

@@ -53,13 +53,11 @@ impl DeviceLease {
     ///
     /// # Errors
     /// A refusal, or a teacher that stays away.
-    pub fn acquire(&mut self, shutdown: &Shutdown) -> Result<bool> {
-        let granted = self.runtime.block_on(async {
-            tokio::select! {
-                granted = self.wait_for_grant(shutdown) => granted.map(Some),
-                () = shutdown.requested() => Ok(None),
-            }
-        })?;
+    pub async fn acquire(&mut self, shutdown: &Shutdown) -> Result<bool> {
+        let granted = tokio::select! {
+            granted = self.wait_for_grant(shutdown) => granted.map(Some)?,
+            () = shutdown.requested() => None,
+        };
         let Some((grant, stream)) = granted else {
             return Ok(false);
         };

@@ -31,7 +31,7 @@ pub use basis::fetch_basis;
 pub use connect::{ConnectOptions, Teacher};
 pub use handshake::{ServerInfo, Vocabularies};
 pub use lease::{DeviceLease, holder_name};
-pub use score::SequenceToScore;
+pub use score::{SequenceToScore, scored};
 pub use stream::{BlockStream, Position, Received, StreamOptions};
 pub use vocabulary::fetch_vocabulary;
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use distill_proto::{
     Frame, FrameContext, Rows,
-    v1::{ScoreTokensRequest, TokenSequence},
+    v1::{ScoreTokensRequest, ScoreTokensResponse, TokenSequence},
 };
 
 use tonic::Status;
@@ -32,19 +32,19 @@ pub struct SequenceToScore<'a> {
 }
 
 impl Teacher {
-    /// Scores sequences with the teacher's weights; the answers come in the order of the questions. After a lost connection
+    /// Asks for sequences to be scored with the teacher's weights; [`scored`] reads the answer. After a lost connection
     /// it waits for the teacher and asks again, `attempts` times at most; while another trainer has the device that the teacher
     /// needs for it, for as long as that takes.
     ///
     /// # Errors
-    /// A connection that stays lost, a refusal, or an answer about other tokens than those asked for.
-    pub async fn score(
+    /// A connection that stays lost, or a refusal.
+    pub async fn ask_to_score(
         &self,
         info: &ServerInfo,
         sequences: &[SequenceToScore<'_>],
         attempts: u32,
         shutdown: &Shutdown,
-    ) -> Result<Vec<Rows>> {
+    ) -> Result<ScoreTokensResponse> {
         let asked = sequences.iter().map(|sequence| TokenSequence {
             token_ids: sequence.token_ids.to_vec(),
             target_mask: sequence.target_mask.to_vec(),
@@ -55,10 +55,10 @@ impl Teacher {
         };
         let mut failures = 0;
         let mut told: Option<Instant> = None;
-        let blocks = loop {
+        loop {
             let mut service = self.service();
             match within(ANSWER_MAX, service.score_tokens(request.clone())).await {
-                Ok(answer) => break answer.into_inner().blocks,
+                Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if is_device_held(&status) => {
                     if told.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
                         tracing::info!("waiting to score: {}", status.message());
@@ -77,34 +77,46 @@ impl Teacher {
                 }
                 Err(status) => return Err(self.failed("ScoreTokens", &status)),
             }
-        };
-        if blocks.len() != sequences.len() {
-            return Err(Error::Stream(format!(
-                "ScoreTokens answered {} of {} sequences",
-                blocks.len(),
-                sequences.len()
-            )));
         }
-        let mut scored = Vec::with_capacity(blocks.len());
-        for (number, (block, sequence)) in blocks.iter().zip(sequences).enumerate() {
-            let what = format!("answer {number} of ScoreTokens");
-            info.check_size(&what, &block.frame, sequence.token_ids.len())?;
-            let context = FrameContext {
-                plan: info.plan,
-                shard: block.shard,
-                index: block.index,
-            };
-            let frame = Frame::decode(&block.frame, &context)?;
-            if frame.token_ids != sequence.token_ids || frame.target_mask != sequence.target_mask {
-                return Err(Error::Stream(
-                    "ScoreTokens answered about other tokens".into(),
-                ));
-            }
-            info.check_rows(&what, &frame.rows)?;
-            scored.push(frame.rows);
-        }
-        Ok(scored)
     }
+}
+
+/// What the teacher says of `sequences`, in their order.
+///
+/// # Errors
+/// An answer about other tokens than those asked for.
+pub fn scored(
+    info: &ServerInfo,
+    sequences: &[SequenceToScore<'_>],
+    answer: &ScoreTokensResponse,
+) -> Result<Vec<Rows>> {
+    let blocks = &answer.blocks;
+    if blocks.len() != sequences.len() {
+        return Err(Error::Stream(format!(
+            "ScoreTokens answered {} of {} sequences",
+            blocks.len(),
+            sequences.len()
+        )));
+    }
+    let mut scored = Vec::with_capacity(blocks.len());
+    for (number, (block, sequence)) in blocks.iter().zip(sequences).enumerate() {
+        let what = format!("answer {number} of ScoreTokens");
+        info.check_size(&what, &block.frame, sequence.token_ids.len())?;
+        let context = FrameContext {
+            plan: info.plan,
+            shard: block.shard,
+            index: block.index,
+        };
+        let frame = Frame::decode(&block.frame, &context)?;
+        if frame.token_ids != sequence.token_ids || frame.target_mask != sequence.target_mask {
+            return Err(Error::Stream(
+                "ScoreTokens answered about other tokens".into(),
+            ));
+        }
+        info.check_rows(&what, &frame.rows)?;
+        scored.push(frame.rows);
+    }
+    Ok(scored)
 }
 
 fn is_device_held(status: &Status) -> bool {

@@ -43,7 +43,7 @@ pub(crate) use measure::Measure;
 use measure::Measured;
 use plans::plan;
 pub use report::EvalReport;
-pub(crate) use scorer::Scorer;
+pub(crate) use scorer::{Scorer, write_answer};
 
 /// Lost connections to the teacher in a row before the command gives up.
 const RECONNECT_ATTEMPTS: u32 = 10;
@@ -84,11 +84,11 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     let mut lease = None;
     if let Some(scorer) = scorer.as_mut().filter(|scorer| scorer.info.lends_device()) {
         // The teacher speaks before this process takes its device.
-        scorer.keep(&sequences)?;
+        scorer.keep(&sequences, &mut std::io::sink())?;
         let (runtime, teacher) = (scorer.runtime.clone(), scorer.teacher.clone());
         let holder = format!("student-trainer {} (eval)", std::process::id());
-        let mut device = DeviceLease::new(runtime, teacher, holder, RECONNECT_ATTEMPTS);
-        if !device.acquire(shutdown)? {
+        let mut device = DeviceLease::new(runtime.clone(), teacher, holder, RECONNECT_ATTEMPTS);
+        if !runtime.block_on(device.acquire(shutdown))? {
             return Ok(EvalReport::default());
         }
         lease = Some(device);

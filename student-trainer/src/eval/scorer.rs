@@ -1,14 +1,21 @@
 //! Provides the teacher's rows for held-out sequences, asked from a thread that is not async.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    io::{Read, Write},
+    time::Instant,
+};
 
-use distill_proto::Rows;
+use distill_proto::{Rows, v1::ScoreTokensResponse};
 use distill_text::Sequence;
+use prost::Message;
 use tokio::runtime::Handle;
 
 use crate::{
     Error, Result,
-    client::{SequenceToScore, ServerInfo, Teacher, Vocabularies},
+    client::{SequenceToScore, ServerInfo, Teacher, Vocabularies, scored},
+    files,
     loss::LossConfig,
     shutdown::Shutdown,
     student::StudentFiles,
@@ -60,23 +67,19 @@ impl Scorer {
         Ok(loss.check_teacher(info.estimator, &info.temperatures, state)?)
     }
 
-    /// Asks about `sequences` now, for when the teacher cannot be asked. After a shutdown some are lacking.
+    /// Asks about `sequences` now, for when the teacher cannot be asked, and writes down what it answers. After a shutdown some
+    /// are lacking.
     ///
     /// # Errors
-    /// As `Teacher::score`.
-    pub fn keep(&mut self, sequences: &[Sequence]) -> Result<()> {
+    /// As `Teacher::ask_to_score`; answers that cannot be written.
+    pub fn keep(&mut self, sequences: &[Sequence], answers: &mut dyn Write) -> Result<()> {
         let start = Instant::now();
         for part in sequences.chunks(sequences_a_call(sequences)) {
-            let Some(rows) = self.score(part)? else {
+            let Some(answer) = self.ask(part)? else {
                 return Ok(());
             };
-            let ids = part.iter().map(|sequence| sequence.id);
-            // Evaluations look at the distribution only, and a state is many times as large.
-            let without_state = rows.into_iter().map(|rows| Rows {
-                state: None,
-                ..rows
-            });
-            self.kept.extend(ids.zip(without_state));
+            self.keep_answer(part, &answer)?;
+            write_answer(&answer, answers)?;
         }
         tracing::info!(
             "the teacher has scored {} held-out sequences for all evaluations in {:.1} s",
@@ -86,30 +89,85 @@ impl Scorer {
         Ok(())
     }
 
+    /// Takes what [`Self::keep`] wrote down of `sequences`. False where it is that the teacher does not score.
+    ///
+    /// # Errors
+    /// Answers that cannot be read, or to other questions.
+    pub fn recall(&mut self, sequences: &[Sequence], answers: &mut dyn Read) -> Result<bool> {
+        for part in sequences.chunks(sequences_a_call(sequences)) {
+            let answer = read_answer(answers)?;
+            if answer.blocks.is_empty() {
+                return Ok(false);
+            }
+            self.keep_answer(part, &answer)?;
+        }
+        Ok(true)
+    }
+
+    fn keep_answer(&mut self, part: &[Sequence], answer: &ScoreTokensResponse) -> Result<()> {
+        let rows = scored(&self.info, &questions(part), answer)?;
+        let ids = part.iter().map(|sequence| sequence.id);
+        // Evaluations look at the distribution only, and a state is many times as large.
+        let without_state = rows.into_iter().map(|rows| Rows {
+            state: None,
+            ..rows
+        });
+        self.kept.extend(ids.zip(without_state));
+        Ok(())
+    }
+
     /// The rows of `sequences`; a restart of the teacher is waited for. `None` after a shutdown.
     ///
     /// # Errors
-    /// As `Teacher::score`.
+    /// As `Teacher::ask_to_score` and [`scored`].
     pub fn score(&self, sequences: &[Sequence]) -> Result<Option<Vec<Rows>>> {
         let kept = sequences.iter().map(|sequence| self.kept.get(&sequence.id));
         if let Some(kept) = kept.collect::<Option<Vec<_>>>() {
             return Ok(Some(kept.into_iter().cloned().collect()));
         }
-        let asked: Vec<_> = sequences
-            .iter()
-            .map(|sequence| SequenceToScore {
-                token_ids: &sequence.token_ids,
-                target_mask: &sequence.target_mask,
-            })
-            .collect();
-        let score = self
-            .teacher
-            .score(&self.info, &asked, self.attempts, &self.shutdown);
+        let answer = self.ask(sequences)?;
+        let rows = answer.map(|answer| scored(&self.info, &questions(sequences), &answer));
+        rows.transpose()
+    }
+
+    fn ask(&self, sequences: &[Sequence]) -> Result<Option<ScoreTokensResponse>> {
+        let asked = questions(sequences);
+        let (teacher, info, shutdown) = (&self.teacher, &self.info, &self.shutdown);
+        let answer = teacher.ask_to_score(info, &asked, self.attempts, shutdown);
         self.runtime.block_on(async {
             tokio::select! {
-                rows = score => rows.map(Some),
-                () = self.shutdown.requested() => Ok(None),
+                answer = answer => answer.map(Some),
+                () = shutdown.requested() => Ok(None),
             }
         })
     }
+}
+
+fn questions(sequences: &[Sequence]) -> Vec<SequenceToScore<'_>> {
+    let sequences = sequences.iter();
+    sequences
+        .map(|sequence| SequenceToScore {
+            token_ids: &sequence.token_ids,
+            target_mask: &sequence.target_mask,
+        })
+        .collect()
+}
+
+/// Writes one answer down. One without any sequence stands for a teacher that does not score.
+///
+/// # Errors
+/// The file system refuses.
+pub(crate) fn write_answer(answer: &ScoreTokensResponse, to: &mut dyn Write) -> Result<()> {
+    files::write_piece(to, &answer.encode_to_vec()).map_err(|e| not_kept(&e))
+}
+
+fn read_answer(from: &mut dyn Read) -> Result<ScoreTokensResponse> {
+    let piece = files::read_piece(from).map_err(|e| not_kept(&e))?;
+    ScoreTokensResponse::decode(&*piece.unwrap_or_default()).map_err(|e| not_kept(&e))
+}
+
+fn not_kept(reason: &dyn Display) -> Error {
+    Error::Stream(format!(
+        "what the teacher said of held-out text cannot be kept: {reason}"
+    ))
 }

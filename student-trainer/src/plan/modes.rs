@@ -20,7 +20,7 @@ use crate::{
 pub enum Sharing {
     /// Both stay.
     Resident,
-    /// They take turns: one works while the other has freed all but its context.
+    /// They take turns: the trainer's process ends before the teacher's turn, and the teacher frees all but its context.
     Swap,
     /// The teacher's answers are in a cache: the trainer is alone.
     Cached,
@@ -182,13 +182,19 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_the_larger_turn_with_the_other_s_context() {
+    fn swap_is_the_larger_turn_and_only_the_teacher_leaves_a_context() {
         let pair = Pair::reference().unwrap();
         let both = Processes::new(&pair, &PlanConfig::default()).unwrap();
         let teacher = both.teacher.as_ref().unwrap();
         let resident = both.peak(Sharing::Resident).unwrap();
         assert_eq!(resident, teacher.peak_bytes + both.trainer.peak_bytes);
         let swap = both.peak(Sharing::Swap).unwrap();
+        assert_eq!(swap, teacher.peak_bytes);
+        let even = Processes {
+            trainer: teacher.clone(),
+            ..both.clone()
+        };
+        let swap = even.peak(Sharing::Swap).unwrap();
         assert_eq!(swap, teacher.peak_bytes + (450 << 20));
         assert_eq!(both.peak(Sharing::Cached), Some(both.trainer.peak_bytes));
 

@@ -19,10 +19,11 @@ pub struct Base {
 }
 
 impl Base {
-    /// A context on a card; program and tokenizer on the CPU. Both stay while the other process computes.
+    /// A context on a card, which ends with the process; program and tokenizer on the CPU, which stay while the other process
+    /// computes.
     pub fn parts(self) -> Vec<Part> {
         match self.place {
-            Place::Card => vec![Part::always("CUDA context", CUDA_CONTEXT_BYTES).staying()],
+            Place::Card => vec![Part::always("CUDA context", CUDA_CONTEXT_BYTES)],
             Place::Cpu => {
                 let bytes = PROGRAM_BYTES + TOKENIZER_ENTRY_BYTES * self.vocab_size;
                 vec![Part::always("program and tokenizer", bytes).staying()]

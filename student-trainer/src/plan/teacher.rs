@@ -67,7 +67,9 @@ pub fn teacher(shape: &Shape, config: &PlanConfig) -> Result<Process> {
     ];
     let (reading, bytes) = held.reading;
     parts.push(Part::during(reading, bytes, &[Phase::Loading]));
-    parts.extend(Base { place, vocab_size }.parts());
+    // Its process goes on while the trainer computes.
+    let base = Base { place, vocab_size }.parts();
+    parts.extend(base.into_iter().map(Part::staying));
     Ok(Process::new("teacher", parts, slack(place)))
 }
 

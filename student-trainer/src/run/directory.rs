@@ -30,7 +30,8 @@ const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    lock: Lock,
+    /// None where the process that started this one holds it.
+    lock: Option<Lock>,
     /// Whether there was no such directory before.
     is_new: bool,
     has_begun: Cell<bool>,
@@ -48,7 +49,7 @@ impl RunDirectory {
         files::create_directory(path)?;
         let run = Self {
             path: path.to_owned(),
-            lock: take_lock(path)?,
+            lock: Some(take_lock(path)?),
             is_new,
             has_begun: Cell::new(false),
         };
@@ -97,10 +98,30 @@ impl RunDirectory {
         }
         Ok(Self {
             path: path.to_owned(),
-            lock: take_lock(path)?,
+            lock: Some(take_lock(path)?),
             is_new: false,
             has_begun: Cell::new(true),
         })
+    }
+
+    /// The directory of a run under way, as the processes see it that the one with the lock starts.
+    pub fn enter(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            lock: None,
+            is_new: false,
+            has_begun: Cell::new(true),
+        }
+    }
+
+    /// Keeps others out until the last of the processes has ended that this one starts from now on.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn share(&self) -> Result<()> {
+        let shared = self.lock.as_ref().map(Lock::share).transpose();
+        shared.map_err(Error::io("share", &self.join(LOCK_FILE)))?;
+        Ok(())
     }
 
     /// Where it is.
@@ -181,7 +202,7 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         if !self.has_begun.get() {
-            self.lock.remove();
+            self.lock.as_ref().map(Lock::remove);
             if self.is_new {
                 // Whatever is in it by now is somebody's; then it stays.
                 let _ = fs::remove_dir(&self.path);

@@ -25,19 +25,23 @@ pub(super) struct Agreement {
     pub most: LossConfig,
 }
 
-/// Connects and checks everything that can be checked before any weight is read.
-pub(super) async fn agree(
-    config: &TrainConfig,
-    files: &StudentFiles,
-    shutdown: &Shutdown,
-) -> Result<Agreement> {
+/// Reaches the teacher.
+pub(super) async fn connect(config: &TrainConfig, shutdown: &Shutdown) -> Result<Teacher> {
     let options = ConnectOptions {
         address: config.teacher.clone(),
         ca_cert: config.ca_cert.clone(),
         token_file: config.token_file.clone(),
         timeout: Duration::from_secs(config.connect_timeout_seconds),
     };
-    let teacher = Teacher::connect(&options, shutdown).await?;
+    Teacher::connect(&options, shutdown).await
+}
+
+/// Checks everything that can be checked before any weight is read.
+pub(super) async fn agree(
+    config: &TrainConfig,
+    files: &StudentFiles,
+    teacher: Teacher,
+) -> Result<Agreement> {
     let info = teacher.info().await?;
     let vocabularies = info.check_student(&files.tokenizer, files.config.vocab_size)?;
     let total_steps = total_steps(config, info.sequence_count)?;

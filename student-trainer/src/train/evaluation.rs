@@ -1,8 +1,9 @@
 //! Provides the evaluation of the student on held-out text while it is trained.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, fs::File, io::BufReader, time::Instant};
 
 use distill_model::Decoder;
+use distill_proto::v1::ScoreTokensResponse;
 use distill_text::{Sequence, Windowing, limits::SEQ_LEN_MIN};
 use tokio::runtime::Handle;
 
@@ -11,7 +12,7 @@ use crate::{
     Error, Result,
     client::Vocabularies,
     config::{BestMetric, TrainConfig},
-    eval::{self, EvalReport, Measure, Scorer, answers::Generator},
+    eval::{self, EvalReport, Measure, Scorer, answers::Generator, write_answer},
     loss::LossConfig,
     run::EvalMetrics,
     shutdown::Shutdown,
@@ -28,7 +29,8 @@ pub(super) struct Evaluation<'a> {
 }
 
 impl<'a> Evaluation<'a> {
-    /// Reads the held-out text; none where the run has none.
+    /// Reads the held-out text; none where the run has none. `answers` has what the teacher says of it, or is empty and takes that
+    /// down for the processes of the run that come after this one: while they hold the device, the teacher is not there to ask.
     ///
     /// # Errors
     /// Files that cannot be read or hold nothing, or a best metric that this teacher cannot give.
@@ -36,6 +38,7 @@ impl<'a> Evaluation<'a> {
         config: &'a TrainConfig,
         files: &'a StudentFiles,
         agreement: &Agreement,
+        answers: Option<File>,
         runtime: Handle,
         shutdown: &Shutdown,
     ) -> Result<Option<Self>> {
@@ -64,10 +67,16 @@ impl<'a> Evaluation<'a> {
             files,
             sequences,
         };
-        evaluation.ask_once()?;
-        evaluation.check_best_metric()?;
-        if agreement.info.lends_device() {
-            evaluation.ask_everything()?;
+        let is_known = |file: &File| file.metadata().is_ok_and(|file| file.len() > 0);
+        match answers {
+            Some(file) if is_known(&file) => evaluation.recall(file)?,
+            answers => {
+                evaluation.ask_once()?;
+                evaluation.check_best_metric()?;
+                if let Some(file) = answers {
+                    evaluation.ask_everything(file)?;
+                }
+            }
         }
         tracing::info!(
             "evaluation: {} sequences{}, {}",
@@ -111,12 +120,23 @@ impl<'a> Evaluation<'a> {
         Ok(())
     }
 
-    /// While this run holds the device, the teacher is not there to score; it says the same at every evaluation.
-    fn ask_everything(&mut self) -> Result<()> {
+    /// The teacher says the same at every evaluation.
+    fn ask_everything(&mut self, mut file: File) -> Result<()> {
         match &mut self.scorer {
-            Some(scorer) => scorer.keep(&self.sequences),
-            None => Ok(()),
+            Some(scorer) => scorer.keep(&self.sequences, &mut file),
+            None => write_answer(&ScoreTokensResponse::default(), &mut file),
         }
+    }
+
+    /// Takes what [`Self::ask_everything`] learned.
+    fn recall(&mut self, file: File) -> Result<()> {
+        if let Some(scorer) = &mut self.scorer
+            && !scorer.recall(&self.sequences, &mut BufReader::new(file))?
+        {
+            self.scorer = None;
+            self.loss.kl_weight = 0.0;
+        }
+        Ok(())
     }
 
     fn check_best_metric(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::{guard::GradientWatch, source::FrameSource};
 use crate::{
     Result,
-    checkpoint::{Best, Checkpoint, Checkpoints, Content, RunState, SETTINGS_FILE},
+    checkpoint::{Best, Checkpoints, Content, RunState, SETTINGS_FILE},
     config::{BestMetric, TrainConfig},
     eval::EvalReport,
     run::{EvalMetrics, RunDirectory, RunLog, config_text},
@@ -23,15 +23,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Goes on where `checkpoint` was, or starts at `start`.
+    /// Goes on at `state`.
     pub fn open(
         config: &TrainConfig,
         run: &RunDirectory,
         checkpoints: Checkpoints,
-        checkpoint: Option<&Checkpoint>,
-        start: RunState,
+        mut state: RunState,
     ) -> Result<Self> {
-        let mut state = checkpoint.map_or(start, |checkpoint| checkpoint.state.clone());
         if let Some(best) = state.evals.best
             && !checkpoints.find_best(best.step)?
         {
@@ -39,10 +37,10 @@ impl Keeper {
         }
         Ok(Self {
             log: RunLog::resume(run, state.log, state.step)?,
+            saved: checkpoints.newest()?,
             checkpoints,
             settings: config_text(config)?.into(),
             save_steps: config.save_steps,
-            saved: state.step,
             best_metric: config.best_metric,
             state,
         })
@@ -81,14 +79,20 @@ impl Keeper {
             let best = self.state.evals.best.map(|best| best.step);
             return self.checkpoints.point_to_best(best);
         }
-        self.state.silent = watch.silent();
-        self.state.data = frames.cursor().clone();
-        self.state.log = self.log.sync()?;
+        let state = self.moment(watch, frames)?.clone();
         files.push((SETTINGS_FILE, Content::Bytes(self.settings.clone())));
-        let path = self.checkpoints.save(self.state.clone(), files)?;
+        let path = self.checkpoints.save(state, files)?;
         self.saved = self.state.step;
         tracing::debug!("checkpoint in {}", path.display());
         Ok(())
+    }
+
+    /// The state of this moment, with the log on the disk.
+    pub fn moment(&mut self, watch: &GradientWatch, frames: &FrameSource) -> Result<&RunState> {
+        self.state.silent = watch.silent();
+        self.state.data = frames.cursor().clone();
+        self.state.log = self.log.sync()?;
+        Ok(&self.state)
     }
 
     /// Writes an evaluation down. True where it is the best so far.
@@ -147,9 +151,4 @@ impl BestMetric {
             Self::Top1Agreement | Self::ExactMatch => value > than,
         }
     }
-}
-
-/// What is left of the watch over the parameters at a checkpoint.
-pub(super) fn watch(checkpoint: &Checkpoint) -> GradientWatch {
-    GradientWatch::resume(checkpoint.state.silent.clone())
 }

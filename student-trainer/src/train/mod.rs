@@ -7,8 +7,8 @@
       └── cursor <── checkpoint, with --resume                Evaluation: held-out text ──────────┘
 ```
 
-A teacher in swap mode lends the device: then the run is a row of stays there (`stay`), between which the state that a
-checkpoint would hold is in host memory.
+A teacher in swap mode lends the device: then the run goes through several processes (`turns`), each of which (`turn`) goes on
+from what the one before has handed over, as from a checkpoint.
 */
 
 mod agreement;
@@ -24,42 +24,52 @@ mod passes;
 mod result;
 mod setup;
 mod source;
-mod stay;
+mod start;
 mod step;
 mod trainer;
 mod tuned;
+mod turn;
+mod turns;
 mod updates;
 mod warnings;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use distill_model::LoraConfig;
+use distill_program::inherited::Inherited;
+use tokio::runtime::Handle;
+use tracing::subscriber::{self, NoSubscriber};
 
 use crate::{
-    Result,
+    Error, Result,
     align::FrameReader,
-    checkpoint::{Checkpoints, RunState},
-    client::{self, DeviceLease, StreamOptions, Vocabularies, fetch_basis, holder_name},
+    checkpoint::Checkpoints,
+    client::{self, StreamOptions, Vocabularies, fetch_basis},
     config::{TrainConfig, Tune},
-    report,
-    run::{AdapterConfig, Card, RunDirectory, TeacherRecord},
+    run::{AdapterConfig, RunDirectory, TeacherRecord},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use agreement::{agree, identity};
+use agreement::{Agreement, agree, connect, identity};
 use evaluation::Evaluation;
 pub use example::Example;
-use keeper::{Keeper, watch};
+use guard::GradientWatch;
+use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
+use setup::{checkpointing, head_geometry, passes, projection};
 use source::FrameSource;
-use stay::{Host, Setting, frames_a_step, stays};
+use start::Start;
 pub use step::{Objective, StepLoss};
+use trainer::{Handover, Pause, Trainer, frames_a_step};
 use tuned::Tuned;
-use warnings::Warnings;
+use turn::{Grant, HANDED_OVER};
+pub use turn::{Turn, is_turn};
+use updates::Updates;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,25 +86,25 @@ pub struct Summary {
     pub stopped_early: bool,
 }
 
-/// What a wish to train came to.
+/// How a command to train ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
     /// Steps were done.
     Trained(Summary),
     /// The run was finished before; nothing was done.
     FinishedBefore,
+    /// Other processes do the run: what this one's exit status is.
+    Elsewhere(u8),
 }
 
 /// Trains as `config` says. Blocks the thread; makes its own runtime for the network, so call it outside of one.
 ///
 /// # Errors
 /// Whatever stops the run; what was saved before stays.
-pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
+pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
     let run_directory = RunDirectory::create(&config.out)?;
-    let summary = train(config, &run_directory, shutdown)?;
-    memory::compare(&run_directory);
-    Ok(summary)
+    train(config, &run_directory, None, shutdown)
 }
 
 /// Goes on with the run in `config.out`, from its newest checkpoint or, without one, from its start. On one CPU in f32 the
@@ -111,109 +121,294 @@ pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     {
         return Ok(Ending::FinishedBefore);
     }
-    let summary = train(config, &run_directory, shutdown)?;
-    memory::compare(&run_directory);
-    Ok(Ending::Trained(summary))
+    train(config, &run_directory, None, shutdown)
 }
 
+/// Takes a turn of the run in `out`, which another process leads.
+///
+/// # Errors
+/// As [`resume`].
+pub fn take_turn(out: &Path, turn: &Turn, shutdown: &Shutdown) -> Result<Ending> {
+    let run_directory = RunDirectory::enter(out);
+    let config = TrainConfig {
+        // The directory may have been moved since it was written.
+        out: out.to_owned(),
+        ..run_directory.read_config()?
+    };
+    train(&config, &run_directory, Some(turn), shutdown)
+}
+
+/// Agrees with the teacher, and then computes; where the teacher shares its device, in processes that take turns there.
 fn train(
     config: &TrainConfig,
     run_directory: &RunDirectory,
+    turn: Option<&Turn>,
     shutdown: &Shutdown,
-) -> Result<Summary> {
+) -> Result<Ending> {
+    // What there is to say of a run is said by the process that leads it.
+    let silence = || turn.map(|_| subscriber::set_default(NoSubscriber::default()));
+    let silent = silence();
     let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
-    let checkpoint = checkpoints.latest()?;
-    if let Some(checkpoint) = &checkpoint
-        && let Some(before) = checkpoint.settings()?
-    {
-        overrides::check(&before, config)?;
-    }
-    let place = Place::choose(&config.device, config.dtype)?.within(config.memory_budget_bytes);
+    let start = Start::find(config, &checkpoints, turn)?;
     let mut files = StudentFiles::find(&config.student, shutdown)?;
     files
         .tokenizer
         .set_chat_template_kwargs(&config.chat_template_kwargs);
+    drop(silent);
     let runtime = client::runtime()?;
-    let agreement = runtime.block_on(agree(config, &files, shutdown))?;
+    let teacher = runtime.block_on(connect(config, shutdown))?;
+    let silent = silence();
+    let agreement = runtime.block_on(agree(config, &files, teacher))?;
     let (teacher, info) = (&agreement.teacher, &agreement.info);
+    // Whoever leads is never on the device, and a turn not before it is granted.
+    let place = if info.lends_device() {
+        None
+    } else {
+        Some(Place::choose(&config.device, config.dtype)?)
+    };
     let reader = FrameReader::new(agreement.vocabularies, teacher, info, &files);
     let reader = runtime.block_on(reader)?;
-    let identity = identity(info, &files)?;
-    if let Some(checkpoint) = &checkpoint {
-        checkpoint.state.identity.check(&identity)?;
-        let frames_a_step = frames_a_step(config) as u64;
-        let (state, steps) = (&checkpoint.state, agreement.total_steps);
-        let sizes = state.check_sizes(steps, frames_a_step, info.sequence_count);
-        sizes.map_err(|reason| checkpoint.refuse(reason))?;
-    }
-
+    let frames = (frames_a_step(config) as u64, info.sequence_count);
+    let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;
     let lora = match config.tune {
         Tune::Lora => Some(lora::choose(config)?),
         Tune::Full => None,
     };
-    let basis = if agreement.most.needs_state() {
+    let leading = if info.lends_device() && turn.is_none() {
+        let path = run_directory.path();
+        Some(Inherited::on_disk(path).map_err(Error::io("create a file in", path))?)
+    } else {
+        None
+    };
+    let answers = match (&leading, turn) {
+        (Some(answers), _) => Some(
+            answers
+                .open()
+                .map_err(Error::io("open", run_directory.path()))?,
+        ),
+        (None, turn) => turn.map(Turn::answers).transpose()?,
+    };
+    let handle = runtime.handle();
+    let evaluation = Evaluation::open(
+        config,
+        &files,
+        &agreement,
+        answers,
+        handle.clone(),
+        shutdown,
+    )?;
+    drop(silent);
+    let basis = if agreement.most.needs_state() && leading.is_none() {
         runtime.block_on(fetch_basis(teacher, info))?
     } else {
         None
     };
-    let handle = runtime.handle().clone();
-    let evaluation = Evaluation::open(config, &files, &agreement, handle.clone(), shutdown)?;
-    // From here on there is a run: nothing was written before.
-    run_directory.begin(config)?;
-    TeacherRecord::of(info).write(run_directory.path())?;
-    memory::plan_ahead(config, run_directory, &files, info, &place)?;
-    let start = RunState::start(agreement.total_steps, identity);
-    let keeper = Keeper::open(
+    if turn.is_none() {
+        // From here on there is a run: nothing was written before.
+        run_directory.begin(config)?;
+        TeacherRecord::of(info).write(run_directory.path())?;
+    }
+    if let Some(answers) = leading {
+        let teacher = teacher.clone();
+        // The processes that compute have these themselves.
+        drop((evaluation, reader, start));
+        drop(files);
+        distill_program::memory::give_back();
+        return turns::lead(config, run_directory, teacher, &answers, handle, shutdown);
+    }
+    let setting = Setting {
         config,
         run_directory,
-        checkpoints,
-        checkpoint.as_ref(),
-        start,
-    )?;
-    let (vocab_size, token_ids) = match agreement.vocabularies {
-        Vocabularies::Same => (info.vocab_size, files.config.vocab_size),
-        Vocabularies::Other => (files.tokenizer.size(), info.vocab_size as usize),
+        files: &files,
+        agreement: &agreement,
+        lora,
+        basis,
+        turn,
+        shutdown,
     };
-    let stream_options = StreamOptions {
+    let keeper = Keeper::open(config, run_directory, checkpoints, state)?;
+    let mut host = Host {
+        frames: frame_source(&setting, handle, &keeper),
+        reader,
+        evaluation,
+        keeper,
+    };
+    let (place, grant) = match (place, turn) {
+        (None, Some(turn)) => host.arrive(config, turn, &start, handle, shutdown)?,
+        (Some(place), _) => (place, None),
+        (None, None) => (Place::choose(&config.device, config.dtype)?, None),
+    };
+    let place = place.within(config.memory_budget_bytes);
+    if !start.is_handed {
+        memory::plan_ahead(config, run_directory, &files, info, &place)?;
+    }
+    compute(&setting, host, start, &place, grant).map_err(|error| place.explained(error))
+}
+
+/// What is settled before anything is on the device.
+struct Setting<'a> {
+    config: &'a TrainConfig,
+    run_directory: &'a RunDirectory,
+    files: &'a StudentFiles,
+    agreement: &'a Agreement,
+    /// The adapters, where it is not the whole model that is trained.
+    lora: Option<LoraConfig>,
+    /// What the loss needs of the teacher's head, on the host.
+    basis: Option<Tensor>,
+    turn: Option<&'a Turn>,
+    shutdown: &'a Shutdown,
+}
+
+/// What a run has beside the student, all of it in host memory.
+struct Host<'a> {
+    reader: FrameReader<'a>,
+    evaluation: Option<Evaluation<'a>>,
+    frames: FrameSource,
+    keeper: Keeper,
+}
+
+impl Host<'_> {
+    /// Waits for the device that the teacher shares.
+    fn arrive(
+        &mut self,
+        config: &TrainConfig,
+        turn: &Turn,
+        start: &Start,
+        runtime: &Handle,
+        shutdown: &Shutdown,
+    ) -> Result<(Place, Option<Grant>)> {
+        // Frames come before the device: who holds it without any keeps the teacher from making them.
+        let is_done = self.keeper.is_done(config);
+        let grant = if is_done || self.frames.wait(frames_a_step(config))? {
+            turn.wait(runtime, shutdown)?
+        } else {
+            None
+        };
+        // Somebody stops the run while the device is another's: what there is of it is saved, for which the CPU will do.
+        let device = match grant {
+            Some(_) => &config.device,
+            None if start.saved.is_some() => "cpu",
+            None => {
+                return Err(Error::Stopped(
+                    "before the device was free; nothing was trained",
+                ));
+            }
+        };
+        Ok((Place::choose(device, config.dtype)?, grant))
+    }
+}
+
+fn frame_source(setting: &Setting<'_>, runtime: &Handle, keeper: &Keeper) -> FrameSource {
+    let Setting {
+        config,
+        files,
+        agreement,
+        ..
+    } = setting;
+    let token_ids = match agreement.vocabularies {
+        Vocabularies::Same => files.config.vocab_size,
+        Vocabularies::Other => agreement.info.vocab_size as usize,
+    };
+    let options = StreamOptions {
         prefetch_frames: config.prefetch_frames,
         reconnect_attempts: config.reconnect_attempts,
         token_ids,
         ..StreamOptions::default()
     };
-    let frames = FrameSource::new(
-        handle.clone(),
-        teacher.clone(),
-        info.clone(),
-        stream_options,
-        shutdown.clone(),
+    FrameSource::new(
+        runtime.clone(),
+        agreement.teacher.clone(),
+        agreement.info.clone(),
+        options,
+        setting.shutdown.clone(),
         keeper.state.data.clone(),
-    );
-    let lease = info.lends_device().then(|| {
-        let (teacher, holder) = (teacher.clone(), holder_name(&config.out));
-        DeviceLease::new(handle, teacher, holder, config.reconnect_attempts)
-    });
-    let setting = Setting {
+    )
+}
+
+/// Loads the student, goes on from what was saved, and trains until the run is over or the turn is.
+fn compute(
+    setting: &Setting<'_>,
+    host: Host<'_>,
+    start: Start,
+    place: &Place,
+    grant: Option<Grant>,
+) -> Result<Ending> {
+    let Setting {
         config,
         run_directory,
-        files: &files,
-        place,
-        agreement: &agreement,
+        files,
+        agreement,
         lora,
-        basis,
-        vocab_size,
-        shutdown,
+        turn,
+        ..
+    } = setting;
+    let decoder = match lora {
+        Some(lora) => files.load(config.quantize, place, Some(lora.clone()))?,
+        None => files.load_trainable(place)?,
     };
-    let host = Host {
-        reader,
-        evaluation,
-        frames,
-        watch: checkpoint.as_ref().map(watch),
-        scaler: None,
-        keeper,
-        warnings: Warnings::default(),
+    if let (Some(lora), false) = (lora, start.is_handed) {
+        lora::start(config, lora, &decoder)?;
+    }
+    // Rows of the student's head that are in the softmax.
+    let vocab_size = match agreement.vocabularies {
+        Vocabularies::Same => agreement.info.vocab_size,
+        Vocabularies::Other => files.tokenizer.size(),
+    };
+    let geometry = head_geometry(&decoder, vocab_size, setting.basis.clone())?;
+    let projection = projection(config, &agreement.most, &agreement.info, &decoder)?;
+    let tuned = Tuned {
+        adapter: lora.as_ref().map(|lora| adapter_config(lora, files)),
+        files,
+        parameters: decoder.parameters(),
+        projection: projection.as_ref(),
+    };
+    let (parameters, steps) = (tuned.parameters.clone(), agreement.total_steps);
+    let mut updates = Updates::new(config, parameters, projection.as_ref(), steps)?;
+    let (mut watch, mut scaler) = (
+        GradientWatch::new(&tuned.parameters),
+        LossScaler::new(decoder.dtype()),
+    );
+    if let Some(saved) = start.saved {
+        tuned.restore(&*saved)?;
+        updates.restore(&*saved)?;
+        watch = GradientWatch::resume(saved.state().silent.clone());
+        scaler.restore(saved.state().loss_scale);
+    }
+    let mut trainer = Trainer {
+        config,
+        run_directory,
+        objective: Objective {
+            decoder: &decoder,
+            geometry: &geometry,
+            trains_head: config.tune == Tune::Full,
+            projection: projection.as_ref(),
+            checkpointing: checkpointing(config),
+            passes: passes(config),
+        },
+        updates,
+        reader: &host.reader,
+        evaluation: host.evaluation.as_ref(),
+        frames: host.frames,
+        watch,
+        scaler,
+        keeper: host.keeper,
+        warnings: start.warnings,
         loss: StepLoss::default(),
+        turn: *turn,
+        handover: grant.and_then(Handover::since),
+        tuned,
     };
-    stays(&setting, host, lease, checkpoint)
+    match (trainer.train(setting.shutdown)?, turn) {
+        (Pause::GiveBack, Some(turn)) => {
+            trainer.hand_over(turn)?;
+            Ok(Ending::Elsewhere(HANDED_OVER))
+        }
+        _ => {
+            let summary = result::finish(setting, &trainer)?;
+            memory::compare(run_directory);
+            Ok(Ending::Trained(summary))
+        }
+    }
 }
 
 /// What PEFT is told of the adapters and their base.
@@ -221,47 +416,4 @@ fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
     let mut config = AdapterConfig::new(lora, &files.base);
     config.revision = files.revision.clone();
     config
-}
-
-/// Leaves the result, and says that the run is finished where it is.
-fn finish(
-    setting: &Setting<'_>,
-    tuned: &Tuned<'_>,
-    keeper: &Keeper,
-    loss: &StepLoss,
-) -> Result<Summary> {
-    let (config, run_directory) = (setting.config, setting.run_directory);
-    let (state, is_done) = (&keeper.state, keeper.is_done(config));
-    let summary = Summary {
-        steps: state.step,
-        loss: loss.clone(),
-        adapter: tuned.publish(config, run_directory)?,
-        interrupted: !is_done,
-        stopped_early: keeper.is_stopped_early(config),
-    };
-    let card = Card {
-        config,
-        teacher: &TeacherRecord::of(&setting.agreement.info),
-        base: &setting.files.base,
-        revision: setting.files.revision.as_deref(),
-        steps: state.step,
-        sequences: state.data.frames,
-    };
-    card.write(&summary.adapter)?;
-    if is_done {
-        let best = state.evals.best.map(|best| {
-            serde_json::json!({
-                "step": best.step, "metric": config.best_metric, "value": best.value,
-            })
-        });
-        run_directory.write_summary(&serde_json::json!({
-            "steps": summary.steps,
-            "total_steps": state.total_steps,
-            "stopped_early": summary.stopped_early,
-            "best": best,
-            result::FILES: result::digests(&summary.adapter)?,
-        }))?;
-    }
-    report::write_or_warn(run_directory.path());
-    Ok(summary)
 }

@@ -1,26 +1,68 @@
-//! Provides the look at the result of a finished run: whether its files are still as they were written.
+//! Provides the result of a run, and the look at it later: whether its files are still as they were written.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
-use super::{overrides, tuned::Tuned};
+use super::{Setting, Summary, overrides, trainer::Trainer, tuned::Tuned};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoints, digest},
     config::TrainConfig,
-    files,
-    run::{CARD_FILE, RunDirectory},
+    files, report,
+    run::{CARD_FILE, Card, RunDirectory, TeacherRecord},
 };
 
 /// Digests of the files, in `summary.json`.
-pub(super) const FILES: &str = "files";
+const FILES: &str = "files";
+
+/// Leaves the result, and says that the run is finished where it is.
+///
+/// # Errors
+/// The file system refuses.
+pub(super) fn finish(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Summary> {
+    let (config, run_directory) = (setting.config, setting.run_directory);
+    let keeper = &trainer.keeper;
+    let (state, is_done) = (&keeper.state, keeper.is_done(config));
+    let summary = Summary {
+        steps: state.step,
+        loss: trainer.loss.clone(),
+        adapter: trainer.tuned.publish(config, run_directory)?,
+        interrupted: !is_done,
+        stopped_early: keeper.is_stopped_early(config),
+    };
+    let card = Card {
+        config,
+        teacher: &TeacherRecord::of(&setting.agreement.info),
+        base: &setting.files.base,
+        revision: setting.files.revision.as_deref(),
+        steps: state.step,
+        sequences: state.data.frames,
+    };
+    card.write(&summary.adapter)?;
+    if is_done {
+        let best = state.evals.best.map(|best| {
+            serde_json::json!({
+                "step": best.step, "metric": config.best_metric, "value": best.value,
+            })
+        });
+        run_directory.write_summary(&serde_json::json!({
+            "steps": summary.steps,
+            "total_steps": state.total_steps,
+            "stopped_early": summary.stopped_early,
+            "best": best,
+            FILES: digests(&summary.adapter)?,
+        }))?;
+    }
+    report::write_or_warn(run_directory.path());
+    Ok(summary)
+}
 
 /// The digests of the files in the directory of a result; its card is for people, who may write in it.
 ///
 /// # Errors
 /// The file system refuses.
-pub(super) fn digests(directory: &Path) -> Result<BTreeMap<String, String>> {
+fn digests(directory: &Path) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
     for path in files::list(directory)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use super::turn::Turn;
 use crate::{
     Error, Result,
     checkpoint::DataCursor,
-    client::{BlockStream, DeviceLease, Position, Received, ServerInfo, StreamOptions, Teacher},
+    client::{BlockStream, Position, Received, ServerInfo, StreamOptions, Teacher},
     shutdown::Shutdown,
 };
 
@@ -59,16 +60,16 @@ impl FrameSource {
         }
     }
 
-    /// Up to `count` frames; fewer at the end of a pass. Does not wait any longer once the device under `lease` is asked for.
+    /// Up to `count` frames; fewer at the end of a pass. Does not wait any longer once `turn` is over.
     ///
     /// # Errors
     /// What ended the stream early.
-    pub fn next(&mut self, count: usize, lease: Option<&DeviceLease>) -> Result<Next> {
+    pub fn next(&mut self, count: usize, turn: Option<&Turn>) -> Result<Next> {
         let runtime = self.runtime.clone();
         let there = runtime.block_on(async {
             let asked_for = async {
-                match lease {
-                    Some(lease) => lease.to_give_back().await,
+                match turn {
+                    Some(turn) => turn.over().await,
                     None => std::future::pending().await,
                 }
             };

@@ -12,7 +12,7 @@ use distill_model::testing::{TinyModel, write_tiny_model};
 use distill_text::TokenizerFiles;
 use tempfile::TempDir;
 
-use super::{Summary, resume, run};
+use super::{Ending, Summary, resume};
 use crate::{
     Result,
     client::{
@@ -95,6 +95,13 @@ fn write_tokenizer(dir: &Path) {
 
 fn train(config: &TrainConfig) -> Result<Summary> {
     run(config, &Shutdown::default())
+}
+
+fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Summary> {
+    match super::run(config, shutdown)? {
+        Ending::Trained(summary) => Ok(summary),
+        ending => panic!("{ending:?}"),
+    }
 }
 
 fn metrics(config: &TrainConfig) -> Vec<serde_json::Value> {

@@ -12,9 +12,9 @@ use super::{
     keeper::Keeper,
     loss_scale::{LossScaler, Verdict},
     source::{FrameSource, Next},
-    stay::{Handover, frames_a_step},
     step::{Objective, StepLoss},
     tuned::Tuned,
+    turn::{Grant, Turn},
     updates::Updates,
     warnings::Warnings,
 };
@@ -22,7 +22,7 @@ use crate::{
     Error, Result,
     align::FrameReader,
     checkpoint::Content,
-    client::{DeviceLease, Received},
+    client::Received,
     config::TrainConfig,
     files,
     loss::{LossConfig, LossError},
@@ -39,17 +39,50 @@ pub(super) struct Trainer<'a> {
     pub updates: Updates,
     pub reader: &'a FrameReader<'a>,
     pub evaluation: Option<&'a Evaluation<'a>>,
-    pub frames: &'a mut FrameSource,
-    pub watch: &'a mut GradientWatch,
-    pub keeper: &'a mut Keeper,
-    pub scaler: &'a mut LossScaler,
-    pub warnings: &'a mut Warnings,
+    pub frames: FrameSource,
+    pub watch: GradientWatch,
+    pub keeper: Keeper,
+    pub scaler: LossScaler,
+    pub warnings: Warnings,
     /// Of the last step.
-    pub loss: &'a mut StepLoss,
-    /// Of the device, where the teacher shares it.
-    pub lease: Option<&'a DeviceLease>,
+    pub loss: StepLoss,
+    /// On the device, where the teacher shares it.
+    pub turn: Option<&'a Turn>,
     /// What it took to get the device, until a line of metrics tells it.
     pub handover: Option<Handover>,
+}
+
+/// What a change of hands took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover {
+    /// From being asked to having left; none where nobody asked.
+    pub release_seconds: Option<f64>,
+    /// From then to being back.
+    pub acquire_seconds: f64,
+    /// Of these, from the grant on: the student is read and goes on from what it was.
+    pub load_seconds: f64,
+}
+
+impl Handover {
+    /// What it took to get the device by `grant` and to load the student; none in the first turn.
+    pub fn since(grant: Grant) -> Option<Self> {
+        let leaving = grant.leaving?;
+        let load_seconds = grant.at.elapsed().as_secs_f64();
+        let acquire_seconds = leaving.waited_seconds + load_seconds;
+        tracing::info!(
+            "the student is back after {acquire_seconds:.1} s, {load_seconds:.1} s of them to load"
+        );
+        Some(Self {
+            release_seconds: leaving.release_seconds,
+            acquire_seconds,
+            load_seconds,
+        })
+    }
+}
+
+/// Frames of one optimiser step.
+pub(super) fn frames_a_step(config: &TrainConfig) -> usize {
+    config.batch_size * config.grad_accumulation
 }
 
 /// Why the steps ended.
@@ -70,7 +103,8 @@ impl Trainer<'_> {
         progress.skip(done as u64);
         let first = done;
         loop {
-            if self.keeper.state.step > first && self.is_device_asked_for() {
+            let is_over = self.turn.is_some_and(Turn::is_over);
+            if is_over && self.keeper.state.step > first && !self.is_done() {
                 progress.finish();
                 return Ok(Pause::GiveBack);
             }
@@ -86,7 +120,7 @@ impl Trainer<'_> {
                 break;
             }
             let waiting = Instant::now();
-            let batch = match self.frames.next(frames_a_step(self.config), self.lease)? {
+            let batch = match self.frames.next(frames_a_step(self.config), self.turn)? {
                 Next::Frames(batch) => batch,
                 Next::Stopped => break,
                 Next::GiveBack => {
@@ -116,11 +150,6 @@ impl Trainer<'_> {
         self.keeper.is_done(self.config)
     }
 
-    fn is_device_asked_for(&self) -> bool {
-        self.lease
-            .is_some_and(|lease| lease.give_back_since().is_some())
-    }
-
     /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student, or the
     /// gradients overflowed by the loss's scale: such a step is done without an update.
     fn step(&mut self, batch: &[Received], wait_seconds: f64) -> Result<Option<StepMetrics>> {
@@ -134,7 +163,7 @@ impl Trainer<'_> {
         }
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
-        *self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
+        self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
         let squares = gradients.squares()?;
         if self.is_overflow(&squares) {
             return Ok(None);
@@ -157,10 +186,10 @@ impl Trainer<'_> {
             grad_norm: applied.grad_norm,
             seconds,
             wait_seconds,
-            ..step_metrics(self.loss, seconds)
+            ..step_metrics(&self.loss, seconds)
         };
         self.keeper.log.step(&line)?;
-        self.warnings.look_at(self.loss);
+        self.warnings.look_at(&self.loss);
         Ok(Some(line))
     }
 
@@ -203,14 +232,21 @@ impl Trainer<'_> {
         } else {
             Vec::new()
         };
-        self.keeper.save(files, self.watch, self.frames)
+        self.keeper.save(files, &self.watch, &self.frames)
     }
 
     /// What a checkpoint of this moment holds.
-    pub fn files(&self) -> Result<Vec<(&'static str, Content)>> {
+    fn files(&self) -> Result<Vec<(&'static str, Content)>> {
         let mut files = self.tuned.checkpoint_files()?;
         files.extend(self.updates.files()?);
         Ok(files)
+    }
+
+    /// Hands the run to the process whose turn is the next.
+    pub fn hand_over(&mut self, turn: &Turn) -> Result<()> {
+        let files = self.files()?;
+        let state = self.keeper.moment(&self.watch, &self.frames)?;
+        turn.hand_over(state, &self.warnings, &files)
     }
 
     /// What the student can learn of these frames.

@@ -1,10 +1,12 @@
 //! Provides what is said once a run, not once a step.
 
+use serde::{Deserialize, Serialize};
+
 use super::{example::Example, step::StepLoss};
 use crate::client::Received;
 
 /// Remembers what was said.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct Warnings {
     skipped: bool,
     uninformative: bool,

@@ -25,3 +25,4 @@ mod security;
 mod stays;
 mod swapping;
 mod terminal;
+mod turns;

@@ -1,7 +1,7 @@
 //! Runs that go on: from their start, from a checkpoint, and not at all.
 
 use super::*;
-use crate::{run::TeacherRecord, train::Ending};
+use crate::run::TeacherRecord;
 
 /// Trains `config` in a directory of its own on so many frames, and leaves it as a crash would.
 pub(super) fn interrupted(

@@ -23,7 +23,7 @@ LOSS = ("head_parts", "head_factors", "head_gradient")
 UPDATE = ("squares", "sums_of_parts", "adamw", "adamw_8bit")
 SELECTION = ("select_rows", "draw_rows")
 # How often a student's step may do something, by tokens: operations are launches and products.
-MOST = {512: {("in all", "operations"): 2500, ("update", "operations"): 10, ("in all", "waits"): 6}}
+MOST = {512: {("in all", "operations"): 2500, ("update", "operations"): 10, ("in all", "waits"): 2}}
 # What the plan's estimate may be off by, in launches and products.
 PLANNED_OFF = 0.03
 

@@ -6,12 +6,14 @@ enum { SHARP_STATE = 4 };
 
 struct SharpProblem {
     int n, m, groups;
-    Vector state, row_mass, row_cost, parts, side_parts;
+    Vector all, state, row_mass, row_cost, parts, side_parts;
     ConjugateGradients cg;
 
     /* work [blocks, SHARP_STATE + 2 n + (5 + 2 groups) m]. */
     __device__ SharpProblem(Buffer<double> work, int n, int m, int groups) : n(n), m(m), groups(groups) {
-        Vectors own{work, (i64)blockIdx.x * (SHARP_STATE + 2 * n + (5 + 2 * groups) * m)};
+        i64 len = SHARP_STATE + 2 * n + (5 + 2 * groups) * m;
+        all = work.part(blockIdx.x * len, len);
+        Vectors own{all, 0};
         state = own.next(SHARP_STATE);
         row_mass = own.next(n);
         row_cost = own.next(n);
@@ -43,6 +45,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
             for (int j = lane(); j < m; j += WARP) {
                 mass += t(i, j);
                 if (t(i, j) > 0.0f) paid += t(i, j) * cost_at(i, j);
+                out[(i64)i * m + j] = 0.0f;
             }
             mass = warp_sum(mass);
             paid = warp_sum(paid);
@@ -82,7 +85,9 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     double found = UNFINISHED;
     cg.steps = 0;
     cg.norm = cg.stop = 0.0;
-    if (!first) {
+    if (first) {
+        clear(p.all);
+    } else {
         Restored restored{p.state, 0};
         restored(wish);
         if (wish == OVER) return;

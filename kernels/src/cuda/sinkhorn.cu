@@ -22,12 +22,14 @@ struct Problem {
     Vector a, b, facts, f, g, row_mass, column_mass, state, row_cost, x, residual, direction, image, parts;
     /* Of both points, one after the other. */
     Vector u, v, mass;
+    Vector all_found, all_work;
 
     __device__ Problem(Buffer<double> marginals, Buffer<double> found, Buffer<double> work, int n, int m, int groups, float epsilon)
         : n(n), m(m), groups(groups), inverse(1.0 / (double)epsilon) {
-        i64 block = blockIdx.x;
-        Vectors given{marginals, block * (n + m)}, results{found, block * (FACTS + 2 * (n + m))};
-        Vectors own{work, block * (STATE + 3 * n + (8 + groups) * m)};
+        i64 block = blockIdx.x, found_len = FACTS + 2 * (n + m), work_len = STATE + 3 * n + (8 + groups) * m;
+        all_found = found.part(block * found_len, found_len);
+        all_work = work.part(block * work_len, work_len);
+        Vectors given{marginals, block * (n + m)}, results{all_found, 0}, own{all_work, 0};
         a = given.next(n);
         b = given.next(m);
         facts = results.next(FACTS);
@@ -390,8 +392,8 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     Problem p(marginals, found, work, n, m, groups, epsilon);
     Solver s(p, plan.part((i64)blockIdx.x * n * m, (i64)n * m), tolerance, most);
     if (first) {
-        Vector all = found.part((i64)blockIdx.x * (FACTS + 2 * (n + m)), FACTS + 2 * (n + m));
-        for (int i = threadIdx.x; i < all.len; i += blockDim.x) all[i] = 0.0;
+        clear(p.all_found);
+        clear(p.all_work);
     } else {
         s.each_number(Restored{p.state, 0});
         if (s.wish == NOTHING) return;

@@ -18,6 +18,11 @@ struct Vectors {
     }
 };
 
+/* Every element of an output is written, also where a problem ends before it has a use for it. */
+__device__ inline void clear(Vector all) {
+    for (i64 i = threadIdx.x; i < all.len; i += blockDim.x) all[i] = 0.0;
+}
+
 __device__ inline double share(double part, double whole) { return whole > 0.0 ? part / whole : 0.0; }
 __device__ inline double total(double value) { return block_sum(value, shared<double>(0, WARP)); }
 __device__ inline double largest(double value) { return block_max(value, shared<double>(0, WARP)); }

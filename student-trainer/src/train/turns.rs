@@ -49,6 +49,8 @@ const PROGRAM: &str = "/proc/self/exe";
 const OFFLINE: (&str, &str) = ("HF_HUB_OFFLINE", "1");
 /// A shell's exit status for a process that ended by signal N is this and N.
 const SIGNALLED: i32 = 128;
+/// Signals that ask to stop.
+const STOPS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 
 /// Starts one process after the other until the run is over.
 ///
@@ -86,6 +88,11 @@ pub(super) fn lead(
         let release_seconds = asked.map(|asked| asked.elapsed().as_secs_f64());
         left = Some((release_seconds, Instant::now()));
         let ended = ended?;
+        if ended.signal().is_some_and(|signal| STOPS.contains(&signal)) {
+            // It came before the process listened to signals. The next one is told to stop, and saves what there is.
+            shutdown.request();
+            continue;
+        }
         let status = status(ended);
         if status == HANDED_OVER {
             continue;

@@ -3,8 +3,8 @@
 #include <cstdint>
 
 namespace card {
-/* SYNC alone orders accesses to memory. A lane brings a number to the first three. To the others, which take all 32 lanes and order no accesses to memory, it brings the
- * address of a structure below, and finds there what came of it. */
+/* SYNC alone orders accesses to memory. A lane brings a number to the first three. To the others, which take all 32 lanes, it brings
+ * the address of a structure below, and finds there what came of it. */
 enum Exchange { SYNC, SHUFFLE, BALLOT, PRODUCT_BF16, PRODUCT_F16, MATRICES, MATRICES_TRANSPOSED };
 
 /* Of sum += a b: PTX's mma.m16n8k16 for floats of 16 bits, two to a register. */

@@ -75,6 +75,8 @@ const char* check_types(const Call& call, gemm::Product* product) {
 const char* check_sizes(const Call& call) {
     static thread_local char why[160];
     auto wants = [](int transposed, int rows, int columns) { return std::max(1, transposed == OP_N ? rows : columns); };
+    auto known = [](int operation) { return operation >= OP_N && operation <= OP_C; };
+    if (!known(call.transa) || !known(call.transb)) return "transa or transb is none of cuBLAS's operations";
     if (call.m < 0 || call.n < 0 || call.k < 0 || call.batch < 0) return "a size is negative";
     int lda = wants(call.transa, call.m, call.k), ldb = wants(call.transb, call.k, call.n), ldc = std::max(1, call.m);
     if (call.lda < lda || call.ldb < ldb || call.ldc < ldc) {

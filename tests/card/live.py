@@ -36,19 +36,20 @@ def find_peak(path, pid):
 
 def live_after(path, last, pid):
     """What was live after line `last`: [bytes, first writer, line of the allocation]. What is written only later has that writer."""
-    live, kept = {}, None
+    # The last allocation of each address stays known when it is freed: what a launch wrote through a table is told when it has run.
+    live, known, kept = {}, {}, None
     for number, call in read(path):
         if call["pid"] != pid:
             continue
         if kept is None and number > last:
             kept = list(live.values())
         if call["kind"] == "allocate":
-            live[call["at"]] = [call["bytes"], None, number]
+            live[call["at"]] = known[call["at"]] = [call["bytes"], None, number]
         elif call["kind"] == "free":
             live.pop(call["at"], None)
         for at in call.get("writes", ()):
-            if at in live and live[at][1] is None:
-                live[at][1] = call["name"]
+            if at in known and known[at][1] is None:
+                known[at][1] = call["name"]
     return list(live.values()) if kept is None else kept
 
 

@@ -8,8 +8,14 @@ tests/card/build.sh "$card"
 source "$card/env.sh"
 # All packages, as in the other tests: dependencies that have nothing to do with CUDA are not compiled again.
 select=(--locked --workspace --features distill-tests/card)
+CARD_DIR=$(mktemp -d)
+export CARD_DIR
+trap 'rm -rf "$CARD_DIR"' EXIT
+# What programs keep of compiled kernels: nothing of before, and nothing for later.
+export XDG_CACHE_HOME=$CARD_DIR/compiled
 if [[ $# -gt 0 ]]; then
-  exec cargo test "${select[@]}" --test card -- --nocapture "$@"
+  cargo test "${select[@]}" --test card -- --nocapture "$@"
+  exit
 fi
 built=$(
   {
@@ -17,9 +23,6 @@ built=$(
     cargo build "${select[@]}" --example gpu_probe --message-format json-render-diagnostics
   } | python3 gpu-check/executables.py
 )
-CARD_DIR=$(mktemp -d)
-export CARD_DIR
-trap 'rm -rf "$CARD_DIR"' EXIT
 mkdir "$CARD_DIR/bin"
 while read -r name path; do ln -sf "$path" "$CARD_DIR/bin/$name"; done <<< "$built"
 # Every kernel's tests, with the card in the emulator's place; the list is gpu-check's.

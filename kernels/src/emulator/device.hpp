@@ -31,9 +31,11 @@ extern const uint3 threadIdx __asm__("card_thread_index"), blockIdx __asm__("car
 extern const uint3 blockDim __asm__("card_block_dim"), gridDim __asm__("card_grid_dim");
 /* What `extern __shared__` arrays are. */
 extern unsigned char card_shared_memory[];
-void card_barrier();
+void card_barrier_at(int line);
 uint64_t card_exchange(int kind, uint32_t mask, uint64_t value, int source);
 uint32_t card_active();
+/* 16 bytes of shared memory, as ldmatrix reads them. */
+void card_load_row(const void* row, uint32_t* to);
 [[noreturn]] void card_stop(const char* what, const char* file, int line);
 }
 static const int warpSize = 32;
@@ -47,10 +49,11 @@ inline int lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y
 
 template <class T> inline T shuffle(unsigned mask, T value, int source) {
     static_assert(sizeof(T) <= 8, "a lane sends at most eight bytes");
+    /* The builtin, here and below: these are registers, which the engine need not look at. */
     uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof(T));
+    __builtin_memcpy(&bits, &value, sizeof(T));
     bits = card_exchange(SHUFFLE, mask, bits, source & 31);
-    memcpy(&value, &bits, sizeof(T));
+    __builtin_memcpy(&value, &bits, sizeof(T));
     return value;
 }
 /* Lanes exchange within groups of `width`: where that would leave the group, a lane gets its own value. */
@@ -59,17 +62,15 @@ inline int within(int source, int width) { return source / width == lane() / wid
 /* sum += a b of a tensor core, for kind PRODUCT_BF16 or PRODUCT_F16. Not instrumented: it touches registers only. */
 __attribute__((noinline, no_sanitize("thread"))) static void multiply(Exchange kind, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                                                      uint32_t b1) {
-    Product part = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {sum[0], sum[1], sum[2], sum[3]}};
+    Product part = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {sum[0], sum[1], sum[2], sum[3]}, __builtin_return_address(0)};
     card_exchange(kind, 0xffffffffu, (uint64_t)&part, lane());
     for (int i = 0; i < 4; i++) sum[i] = part.sum[i];
 }
 
 /* This lane's part of four matrices, one row of which lies at `row`, for kind MATRICES or MATRICES_TRANSPOSED. */
-inline void load_matrices(Exchange kind, const void* row, uint32_t (&part)[4]) {
-    struct alignas(16) Row {
-        uint32_t x, y, z, w;
-    } mine = *(const Row*)row;
-    Matrices matrices = {{mine.x, mine.y, mine.z, mine.w}, {}};
+__attribute__((noinline, no_sanitize("thread"))) static void load_matrices(Exchange kind, const void* row, uint32_t (&part)[4]) {
+    Matrices matrices = {{}, {}, __builtin_return_address(0)};
+    card_load_row(row, matrices.row);
     card_exchange(kind, 0xffffffffu, (uint64_t)&matrices, lane());
     for (int i = 0; i < 4; i++) part[i] = matrices.part[i];
 }
@@ -77,12 +78,13 @@ inline void load_matrices(Exchange kind, const void* row, uint32_t (&part)[4]) {
 template <class To, class From> inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bits");
     To to;
-    memcpy(&to, &from, sizeof(To));
+    __builtin_memcpy(&to, &from, sizeof(To));
     return to;
 }
 }  // namespace card
 
-inline void __syncthreads() { card_barrier(); }
+/* Its line tells two barriers apart. */
+inline void __syncthreads(int line = __builtin_LINE()) { card_barrier_at(line); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { card_exchange(card::SYNC, mask, 0, card::lane()); }
 inline unsigned __activemask() { return card_active(); }
 template <class T> inline T __shfl_sync(unsigned mask, T value, int source, int width = 32) {

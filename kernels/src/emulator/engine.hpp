@@ -32,6 +32,7 @@ struct Warp {
     uint32_t mask[WARP];
     uint64_t value[WARP];
     uint8_t source[WARP], kind[WARP];
+    int barrier_line[WARP];  // of those that wait at one
 };
 
 /* Which of those that could run does. */
@@ -117,7 +118,7 @@ static bool begin_block() {
         Warp& warp = run.warps[i];
         warp.ready = warp.all;
         warp.started = warp.exchanging = warp.waiting = warp.done = 0;
-        now.exchanged[i] = now.clock;
+        now.synced[i] = now.clock;
     }
     run.waiting = run.done = 0;
     run.busy = (uint32_t)((1ull << run.warp_count) - 1);
@@ -125,7 +126,25 @@ static bool begin_block() {
     return true;
 }
 
+/* False, and said, where threads wait at barriers of two lines: a card may let none of them pass, or all. */
+static bool meet_at_one_barrier() {
+    int line = 0;
+    for (unsigned i = 0; i < run.warp_count; i++) {
+        const Warp& warp = run.warps[i];
+        for (uint32_t left = warp.waiting; left; left &= left - 1) {
+            int other = warp.barrier_line[__builtin_ctz(left)];
+            if (line && other != line) {
+                note("threads of a block wait at different barriers, in lines %d and %d", line, other);
+                return false;
+            }
+            line = other;
+        }
+    }
+    return true;
+}
+
 static void release_barrier() {
+    if (!meet_at_one_barrier()) return;
     now.barrier = ++now.clock;
     for (unsigned i = 0; i < run.warp_count; i++) {
         run.warps[i].ready = run.warps[i].waiting;
@@ -134,6 +153,22 @@ static void release_barrier() {
     }
     run.waiting = 0;
     now.warp = pick(run.busy, run.order);
+}
+
+/* Where in the kernel a lane came to an exchange that takes all of them. */
+static const void* site_of(uint64_t value, Exchange kind) {
+    return kind == PRODUCT_BF16 || kind == PRODUCT_F16 ? ((const Product*)value)->site : ((const Matrices*)value)->site;
+}
+
+/* What an instruction of tensor cores does, which all lanes come to. */
+static void release_structures(Warp& warp, const uint64_t (&values)[WARP], uint32_t group, Exchange kind) {
+    if (~group) return note("tensor cores take all lanes of a warp, and of these only %08x come", group);
+    for (int lane = 1; lane < WARP; lane++)
+        if (site_of(values[lane], kind) != site_of(values[0], kind))
+            return note("lanes 0 and %d come to different instructions of tensor cores: all lanes of a warp must take one way to it", lane);
+    exchange_structures(values, kind);
+    warp.exchanging = 0;
+    warp.ready = group;
 }
 
 /* Hands out what the lanes of one exchange brought to it, or makes of it. */
@@ -145,13 +180,7 @@ static void release_lanes(Warp& warp, uint32_t group, Exchange kind) {
         values[lane] = warp.value[lane];
         ballot |= (uint32_t)(values[lane] & 1) << lane;
     }
-    if (kind >= PRODUCT_BF16) {
-        if (~group) return note("tensor cores take all lanes of a warp, and of these only %08x come", group);
-        exchange_structures(values, kind);
-        warp.exchanging = 0;
-        warp.ready = group;
-        return;
-    }
+    if (kind >= PRODUCT_BF16) return release_structures(warp, values, group, kind);
     for (uint32_t left = group; left; left &= left - 1) {
         int lane = __builtin_ctz(left), source = warp.source[lane];
         if (kind == SHUFFLE && !(group >> source & 1))
@@ -160,7 +189,8 @@ static void release_lanes(Warp& warp, uint32_t group, Exchange kind) {
     }
     warp.exchanging &= ~group;
     warp.ready |= group;
-    now.exchanged[now.warp] = ++now.clock;
+    /* As on a card, a value that lanes hand each other says nothing of their memory. */
+    if (kind == SYNC) now.synced[now.warp] = ++now.clock;
 }
 
 /* Releases the exchanges of this warp that are complete; false where there are none. */
@@ -213,6 +243,7 @@ static int choose() {
             if (!begin_block()) return -1;
         } else if (run.waiting + run.done == run.threads && !(run.launch->strict && run.done)) {
             release_barrier();
+            if (run.failure[0]) return -1;
         } else {
             note_deadlock();
             return -1;
@@ -325,12 +356,16 @@ const char* card_run(const Launch& launch) {
 }  // namespace card
 
 extern "C" {
-void card_barrier() {
+void card_barrier_at(int line) {
     using namespace card;
+    run.warps[now.warp].barrier_line[now.thread % WARP] = line;
     run.warps[now.warp].waiting |= 1u << now.thread % WARP;
     run.waiting++;
     wait();
 }
+
+/* Of kernels that were compiled before barriers told their lines: a crate's build keeps them. */
+void card_barrier() { card_barrier_at(0); }
 
 uint64_t card_exchange(int kind, uint32_t mask, uint64_t value, int source) {
     using namespace card;

@@ -48,6 +48,14 @@ inline void check_access(const void* pointer, size_t bytes, size_t alignment, in
 }  // namespace card
 
 extern "C" {
+void card_load_row(const void* row, uint32_t* to) {
+    uintptr_t at = (uintptr_t)row;
+    bool shared = at - card::run.dynamic.base < card::SHARED_BYTES_MAX || at - card::run.fixed.base < card::run.fixed.len;
+    if (!shared) card::fail("ldmatrix of a row at %zx, which is not in shared memory", at);
+    card::check_access(row, 16, 16, card::READ);
+    memcpy(to, row, 16);
+}
+
 #define CARD_HOOKS(N)                                                                                     \
     void __tsan_read##N(void* at) { card::check_access(at, N, N, card::READ); }                           \
     void __tsan_write##N(void* at) { card::check_access(at, N, N, card::WRITE); }                         \

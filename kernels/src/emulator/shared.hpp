@@ -1,8 +1,8 @@
 /* Shared memory: who wrote and read each part of it since the last barrier, and whether anybody wrote it at all.
  *
- * One clock runs through a process: every barrier and every exchange of a warp moves it. Two accesses of different threads are in
- * order where a barrier of the block lies between them, or an exchange of the warp that both belong to. An exchange of some lanes
- * only counts as one of the whole warp. */
+ * One clock runs through a process: every barrier and every __syncwarp moves it. Two accesses of different threads are in order
+ * where a barrier of the block lies between them, or a __syncwarp of the warp that both belong to; one of some lanes only counts as one
+ * of the whole warp. */
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,7 +22,7 @@ static const int CLOCK_SHIFT = 13;
 /* The running thread's place among the block's, and the times that order its accesses. */
 struct Now {
     uint64_t clock = 1, block_began = 0, barrier = 0;
-    uint64_t exchanged[32];  // by warp
+    uint64_t synced[32];  // by warp
     uint32_t thread, warp;
 };
 static Now now;
@@ -63,7 +63,7 @@ inline bool in_order(Stamp before) {
     if (who == now.thread) return true;
     if (who >= MANY) return false;
     uint32_t warp = who >= LANES ? who - LANES : who / 32;
-    return warp == now.warp && clock < now.exchanged[warp];
+    return warp == now.warp && clock < now.synced[warp];
 }
 
 inline bool is_current(Stamp stamp) { return (stamp & ~SPLIT) >> CLOCK_SHIFT >= now.block_began; }
@@ -92,7 +92,7 @@ inline Conflict access(Cell& cell, int kind) {
         cell.write = (merge ? join(cell.write) : stamp_of(now.thread)) | (atomic ? (Stamp)BY_ATOMIC : 0);
         return {};
     }
-    bool alone = (cell.read >> CLOCK_SHIFT) < now.barrier;
+    bool alone = in_order(cell.read);
     Stamp how = atomic ? (Stamp)BY_ATOMIC : 0;
     cell.read = alone ? stamp_of(now.thread) | how : join(cell.read) | (how & cell.read);
     return {};

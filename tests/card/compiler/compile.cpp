@@ -5,7 +5,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
+#include <set>
 
 #include "../module.hpp"
 #include "source.hpp"
@@ -74,13 +76,13 @@ std::string table_of(const Source& source) {
 }
 
 /* Where the outcome of this compilation is kept, between processes; empty for nowhere. */
-std::string place_in_cache(const Request& request, const std::string& source) {
+std::string place_in_cache(const Request& request, const std::string& origin) {
     const char* card = getenv("CARD_DIR");
     if (!request.runtime || !card || !*card) return "";
     std::string folder = std::string(card) + "/nvrtc";
     mkdir(card, 0700);
     mkdir(folder.c_str(), 0700);
-    return folder + "/" + std::to_string(std::hash<std::string>()(source));
+    return folder + "/" + std::to_string(std::hash<std::string>()(origin));
 }
 
 /* In one step, for other processes may look. */
@@ -107,6 +109,20 @@ bool build(Scratch& scratch, const std::string& source, std::string& elf, std::s
 }
 }  // namespace
 
+std::string toolchain() {
+    Scratch scratch;
+    Words words = code_words();
+    std::string text;
+    run_program({words[0], "--version"}, scratch.in("log"), text);
+    for (const std::string& word : words) text += word + "\n";
+    std::set<std::string> files = {own_path()};
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(toolkit() + "/include")) {
+        if (entry.is_regular_file()) files.insert(entry.path());
+    }
+    for (const std::string& file : files) text += file + " " + std::to_string(std::hash<std::string>()(read_file(file))) + "\n";
+    return text;
+}
+
 Module compile(const Request& request) {
     Module module;
     module.arch = request.arch;
@@ -120,9 +136,9 @@ Module compile(const Request& request) {
     }
     for (const SourceEntry& entry : source.entries) module.names.push_back(entry.name);
     source.text += table_of(source);
-    std::string kept = place_in_cache(request, source.text);
-    /* The text is compared whole: what is found is what would be compiled. */
-    if (!kept.empty() && exists(kept + ".so") && exists(kept + ".ii") && read_file(kept + ".ii") == source.text) {
+    std::string origin = toolchain() + source.text, kept = place_in_cache(request, origin);
+    /* Compared whole: what is found is what would be compiled. */
+    if (!kept.empty() && exists(kept + ".so") && exists(kept + ".ii") && read_file(kept + ".ii") == origin) {
         module.elf = read_file(kept + ".so");
         module.ok = true;
         return module;
@@ -130,7 +146,7 @@ Module compile(const Request& request) {
     module.ok = build(scratch, source.text, module.elf, module.log);
     if (module.ok && !kept.empty()) {
         keep(kept + ".so", module.elf);
-        keep(kept + ".ii", source.text);
+        keep(kept + ".ii", origin);
     }
     return module;
 }

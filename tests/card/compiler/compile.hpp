@@ -23,6 +23,9 @@ struct Module {
 
 Module compile(const Request& request);
 
+/* What a module is made of beside its text: the compiler with its version and flags, what kernels include, and this program itself. */
+std::string toolchain();
+
 /* The module as text, which stands for PTX. */
 std::string as_text(const Module& module);
 

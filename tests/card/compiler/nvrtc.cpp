@@ -1,8 +1,9 @@
 /* libnvrtc: the compiler as a library. */
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 #include <exception>
+#include <functional>
+#include <iterator>
 #include <new>
 
 #include "compile.hpp"
@@ -91,9 +92,14 @@ NVRTC_API const char* nvrtcGetErrorString(Result result) {
 
 NVRTC_API Result nvrtcVersion(int* major, int* minor) {
     if (!major || !minor) return INVALID_INPUT;
-    /* No version of NVIDIA's: what a program keeps of this compiler's code must not be taken for theirs. */
-    *major = 13, *minor = 999;
-    return SUCCESS;
+    try {
+        /* No version of NVIDIA's, and another one for each toolchain: what a program keeps of this compiler's code must be taken neither for theirs
+         * nor for that of a later one. */
+        *major = 13, *minor = 1000 + static_cast<int>(std::hash<std::string>()(card::toolchain()) % 1000000000);
+        return SUCCESS;
+    } catch (const std::exception&) {
+        return INTERNAL_ERROR;
+    }
 }
 
 /* As NVRTC 13.0 has them. */

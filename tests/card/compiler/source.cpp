@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <set>
 
 namespace card {
 namespace {
@@ -82,6 +83,7 @@ private:
     std::string file;           // of the text here, as the preprocessor says
     size_t line = 0;
     bool in_system_header = false;
+    std::set<std::string> system_headers;
 
     size_t next(size_t from) const {
         for (from++; from < tokens.size() && tokens[from].kind == BLANK;) from++;
@@ -103,16 +105,19 @@ private:
         }
     }
 
-    /* `# 12 "file" 3`: the next line is the file's 12th, and 3 says that it is a header of the system's. */
+    /* `# 12 "file" 1 3`: the next line is the file's 12th; 1 says that the file begins here, and 3 that it is a header of the system's. What has 3
+     * without 1 may be any that says so of itself. */
     void follow_lines(const std::string& text) {
         size_t open = text.find('"'), close = text.rfind('"');
-        if (text[0] != '#' || open == close) {
+        if (text.compare(0, 2, "# ") != 0 || !isdigit((unsigned char)text[2]) || open == close) {
             line += std::count(text.begin(), text.end(), '\n');
             return;
         }
         line = strtoul(text.c_str() + 1, nullptr, 10) - 1;
         file = text.substr(open + 1, close - open - 1);
-        in_system_header = text.find('3', close) != std::string::npos;
+        bool begins = text.find('1', close) != std::string::npos;
+        if (begins && text.find('3', close) != std::string::npos) system_headers.insert(file);
+        in_system_header = system_headers.count(file);
     }
 
     /* Instructions of a card, which nothing here runs. The asm of a declaration names a function for the linker. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the compiler and the engine of the software card, without its driver: kernels of candle's and of ours against plain loops,
-# every fault of faults.cu by its name, and the small floats against torch where a Python with torch is named.
+# every fault of faults.cu by its name, what is compiled anew after a change of the compiler, and the small floats against torch where a Python with torch is named.
 #   source DIR/env.sh && test.sh DIR        DIR as build.sh made it
 # CANDLE_KERNELS names candle-kernels' src (default: the one of this workspace), PYTHON one that has numpy and torch.
 set -euo pipefail
@@ -22,12 +22,17 @@ fi
 
 "$cxx" -std=c++17 -O2 -c "$here/../driver/engine.cpp" -o "$work/engine.o"
 "$cxx" -std=c++17 -O1 -c "$here/test/card.cpp" -o "$work/card.o"
-for test in engine candle; do
+for test in engine candle cache; do
     "$cxx" -std=c++17 -O1 -rdynamic "$here/test/${test}_test.cpp" "$work/card.o" "$work/engine.o" -o "$work/$test" -ldl
 done
 "$cxx" -std=c++17 -O1 "$here/test/table_test.cpp" "$here/source.cpp" "$here/../driver/dry_table.cpp" -o "$work/table"
 "$work/table" "$root/kernels/src/cuda"
 "$work/engine" "$here/test/faults.cu"
+mkdir "$work/toolkit" "$work/card"
+cp -r "$out/include" "$out/lib64" "$work/toolkit"
+printf '#!/bin/sh\nexec %s "$@"\n' "${CARD_CXX:-c++}" > "$work/another-compiler"
+chmod +x "$work/another-compiler"
+"$work/cache" "$work/toolkit" "$work/card" "$work/another-compiler"
 "$work/candle" "$candle" "$root/kernels/src/cuda"
 
 # The host entries of libmoe, each of which refuses.

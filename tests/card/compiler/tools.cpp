@@ -17,16 +17,20 @@
 extern char** environ;
 
 namespace card {
-std::string toolkit() {
-    /* Two folders above this library or program. */
+std::string own_path() {
     Dl_info info;
     char path[PATH_MAX];
-    if (!dladdr((void*)&toolkit, &info) || !realpath(info.dli_fname, path)) {
+    if (!dladdr((void*)&own_path, &info) || !realpath(info.dli_fname, path)) {
         ssize_t len = readlink("/proc/self/exe", path, sizeof path - 1);
         if (len < 0) throw std::runtime_error("cannot tell where this toolkit lies");
         path[len] = 0;
     }
-    std::string folder = path;
+    return path;
+}
+
+std::string toolkit() {
+    /* Two folders above. */
+    std::string folder = own_path();
     for (int i = 0; i < 2; i++) folder.resize(folder.rfind('/'));
     return folder;
 }

@@ -4,6 +4,8 @@
 #include <vector>
 
 namespace card {
+/* This library or program. */
+std::string own_path();
 /* The folder that this toolkit was built into: with include/ and lib64/. */
 std::string toolkit();
 

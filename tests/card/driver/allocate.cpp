@@ -92,6 +92,7 @@ static CUresult free_plain(CUdeviceptr at) {
     std::shared_ptr<Allocation> allocation = end_life("cuMemFree", at, &result);
     if (!allocation) return result;
     counts.synchronizations["free"]++;
+    trace("synchronize", "free", 0, 0);
     result = synchronize_all();
     bury(allocation.get(), "cuMemFree freed");
     allocation->pool->give(allocation->block, {0, 0});

@@ -19,6 +19,12 @@ struct Clock {
 
     Place of(unsigned stream) const { return stream < places.size() ? places[stream] : 0; }
     bool holds(Point point) const { return point.place <= of(point.stream); }
+    bool holds(const Clock& other) const {
+        for (unsigned stream = 0; stream < other.places.size(); stream++) {
+            if (!holds({stream, other.places[stream]})) return false;
+        }
+        return true;
+    }
     void raise(Point point) {
         if (point.stream >= places.size()) places.resize(point.stream + 1);
         if (places[point.stream] < point.place) places[point.stream] = point.place;

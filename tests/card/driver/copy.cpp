@@ -16,9 +16,22 @@ CUresult refuse_range(const char* call, const char* verb, CUdeviceptr at, size_t
     return refuse(words("%s %s %zu bytes at 0x%llx: %s", call, verb, bytes, at, why), CUDA_ERROR_INVALID_VALUE);
 }
 
+/* nullptr, or why the host's side of a copy is none. */
+const char* check_host_side(const void* at, size_t bytes) {
+    uint64_t address = reinterpret_cast<uint64_t>(at);
+    if (address >= card_begin && address < card_end) return words("it is the card's memory: %s", describe(address));
+    if (is_pinned(at, 1) && !is_pinned(at, bytes)) return "the pinned memory there ends before";
+    return nullptr;
+}
+
+CUresult refuse_host_side(const char* call, const char* verb, const void* at, size_t bytes, const char* why) {
+    return refuse(words("%s %s %zu bytes of the host at %p: %s", call, verb, bytes, at, why), CUDA_ERROR_INVALID_VALUE);
+}
+
 CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, size_t width, CUstream handle) {
     Stream* stream = find_stream(handle);
     if (!stream) return refuse(words("%s: the stream does not exist", call), CUDA_ERROR_INVALID_HANDLE);
+    if (count > ~size_t{0} / width) return refuse(words("%s writes %zu times %zu bytes, more than there are addresses", call, count, width), CUDA_ERROR_INVALID_VALUE);
     size_t bytes = count * width;
     if (bytes == 0) return CUDA_SUCCESS;
     if (at % width) return refuse_range(call, "writes", at, bytes, "it is not aligned to the value");
@@ -41,15 +54,12 @@ CUresult fill(const char* call, CUdeviceptr at, uint32_t value, size_t count, si
 
 CUresult to_device(const char* call, CUdeviceptr at, const void* from, size_t bytes, Stream* stream) {
     if (const char* why = outside(at, bytes)) return refuse_range(call, "writes", at, bytes, why);
+    if (const char* why = check_host_side(from, bytes)) return refuse_host_side(call, "reads", from, bytes, why);
     bool pinned = is_pinned(from, bytes);
     std::shared_ptr<unsigned char> staged;
     if (!settings().dry && !pinned) {
         staged.reset(new unsigned char[bytes], std::default_delete<unsigned char[]>());
-        if (!copy_readable(staged.get(), from, bytes)) {
-            return refuse(words("%s reads %zu bytes of the host at %p, which cannot be read there: %s", call, bytes, from,
-                                describe(reinterpret_cast<uint64_t>(from))),
-                          CUDA_ERROR_INVALID_VALUE);
-        }
+        if (!copy_readable(staged.get(), from, bytes)) return refuse_host_side(call, "reads", from, bytes, "it cannot be read there");
     }
     counts.host_to_device.count++;
     counts.host_to_device.bytes += bytes;
@@ -71,6 +81,7 @@ CUresult to_device(const char* call, CUdeviceptr at, const void* from, size_t by
 
 CUresult to_host(const char* call, void* to, CUdeviceptr at, size_t bytes, Stream* stream, bool wait) {
     if (const char* why = outside(at, bytes)) return refuse_range(call, "reads", at, bytes, why);
+    if (const char* why = check_host_side(to, bytes)) return refuse_host_side(call, "writes", to, bytes, why);
     counts.device_to_host.count++;
     counts.device_to_host.bytes += bytes;
     wait = wait || !is_pinned(to, bytes);
@@ -149,6 +160,7 @@ CARD_API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes
     ENTER_COPY("cuMemcpyHtoD", nullptr, bytes);
     if (CUresult result = to_device("cuMemcpyHtoD", to, from, bytes, stream)) return result;
     counts.synchronizations["copy"]++;
+    trace("synchronize", "copy", 0, stream->id);
     return synchronize(clock_of(stream));
 }
 

@@ -40,6 +40,9 @@ static const char* check_shape(const Function& function, const unsigned grid[3],
 /* The elements of a float type by its code in prelude.cuh; 0 where there is none. */
 static uint64_t float_bytes(int32_t code) { return code == 0 ? 4 : code == 1 || code == 2 ? 2 : 0; }
 
+/* What a pointer to numbers must be aligned to. A struct's alignment is not told: how its parts are accessed is checked when they are. */
+static uint32_t alignment_of(const CardParameter& parameter) { return parameter.arithmetic == CARD_OTHER ? 1 : std::max(parameter.element, 1u); }
+
 static const char* check_pointer(const CardParameter& parameter, const unsigned char* value, Range* range) {
     typedef unsigned long long Long;
     uint64_t address;
@@ -50,11 +53,12 @@ static const char* check_pointer(const CardParameter& parameter, const unsigned 
         if (!address) return nullptr;
         Allocation* allocation = live_at(address);
         if (!allocation) return describe(address);
-        if (address % std::max(parameter.element, 1u)) return words("0x%llx is not aligned to %u bytes", (Long)address, parameter.element);
+        if (address % alignment_of(parameter)) return words("0x%llx is not aligned to %u bytes", (Long)address, parameter.element);
         *range = {address, allocation->end() - address, nullptr};
         return nullptr;
     }
     memcpy(&length, value + 8, 8);
+    if (!address && !length) return nullptr;
     uint64_t element = is_table(parameter) ? uint64_t{CARD_RECORD_BYTES} : std::max(parameter.element, 1u);
     if (parameter.kind == CARD_FLOATS) {
         memcpy(&code, value + 16, 4);
@@ -119,6 +123,7 @@ static Arguments copy_arguments(const CardEntry& entry, void** given, const unsi
 
 /* What a kernel may touch, by what its parameters are. Of a table it reads the records; what these name is known when it runs. */
 static void declare(Operation& operation, const CardEntry& entry, const Arguments& arguments) {
+    operation.declares_reads = true;
     for (uint32_t i = 0; i < entry.count; i++) {
         const Range& range = arguments.ranges[i];
         if (!range.bytes) continue;
@@ -158,8 +163,8 @@ static const char* check_record(const CardParameter& parameter, const unsigned c
                  (Long)(range->at - allocation->begin), (Long)allocation->number, (Long)allocation->size);
 }
 
-/* The buffers of a launch's tables, which lie in the card's memory and are known when it runs: each is checked, and those that the kernel
- * writes are added. nullptr, or what was wrong. */
+/* The buffers of a launch's tables, which lie in the card's memory and are known when it runs: each is checked and declared, and those that
+ * the kernel writes are added. nullptr, or what was wrong. */
 static const char* open_tables(const CardEntry& entry, const unsigned char* arguments, std::vector<uint64_t>* written) {
     for (uint32_t i = 0; i < entry.count; i++) {
         if (!is_table(entry.parameters[i])) continue;
@@ -172,7 +177,9 @@ static const char* open_tables(const CardEntry& entry, const unsigned char* argu
             const char* why = card_touch(record, CARD_RECORD_BYTES, 0);
             if (!why) why = check_record(entry.parameters[i], record, &range);
             if (why) return words("record %lld of argument %u: %s", (long long)row, i, why);
-            if (!range.bytes || !kernel_writes(entry, static_cast<int>(i))) continue;
+            if (!range.bytes) continue;
+            declare_read(range);
+            if (!kernel_writes(entry, static_cast<int>(i))) continue;
             declare_write(range);
             written->push_back(range.at);
         }
@@ -211,12 +218,22 @@ struct Marked {
     }
 };
 
-static const char* run(const Function& function, const unsigned char* bytes, std::vector<uint64_t> written, Launch launch) {
+/* Of the allocations that a launch writes through its tables, which no line of its call names. */
+static void trace_tables(const CardEntry& entry, unsigned stream, const std::vector<uint64_t>& written) {
+    std::string begins;
+    for (uint64_t at : written) begins += (begins.empty() ? "" : ", ") + std::to_string(seen_at(at)->begin);
+    if (!begins.empty()) trace("tables", entry.name, 0, stream, ", \"writes\": [" + begins + "]");
+}
+
+static const char* run(const Function& function, const unsigned char* bytes, std::vector<uint64_t> written, unsigned stream, Launch launch) {
     const CardEntry& entry = *function.entry;
     std::vector<void*> parameters(entry.count);
     for (uint32_t i = 0; i < entry.count; i++) parameters[i] = const_cast<unsigned char*>(bytes) + entry.parameters[i].offset;
     launch.parameters = parameters.data();
-    if (const char* wrong = open_tables(entry, bytes, &written)) return wrong;
+    std::vector<uint64_t> of_tables;
+    if (const char* wrong = open_tables(entry, bytes, &of_tables)) return wrong;
+    if (tracing()) trace_tables(entry, stream, of_tables);
+    written.insert(written.end(), of_tables.begin(), of_tables.end());
     Marked marked(written);
     launch.order = settings().seed ? random_below(~0ull) : 0;
     running = entry.name;
@@ -269,7 +286,7 @@ CARD_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     ++*function->tally;
     std::shared_ptr<unsigned char> bytes = arguments.bytes;
     std::vector<uint64_t> written = list_written(entry, arguments);
-    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), written, launch); });
+    Operation& operation = enqueue(stream, entry.name, [=] { return run(*function, bytes.get(), written, stream->id, launch); });
     declare(operation, entry, arguments);
     if (tracing()) {
         const char* shape = words(", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %u", grid_x, grid_y, grid_z, block_x, block_y, block_z, shared);

@@ -245,6 +245,9 @@ static bool all_written(const unsigned char* at, size_t bytes) {
 
 using namespace card;
 
+/* `write` of an atomic operation. */
+static const int ATOMIC_WRITE = 1 | 4;
+
 /* Hot: every access of every kernel comes here. */
 const char* card_touch(const void* pointer, size_t bytes, int write) {
     uint64_t at = reinterpret_cast<uint64_t>(pointer);
@@ -262,6 +265,7 @@ const char* card_touch(const void* pointer, size_t bytes, int write) {
         else if (__builtin_expect(!all_written(said, bytes), 0))
             return words("reads %zu bytes that nothing has written: %s%s", bytes, describe(at), describe_waiting_write(at, bytes));
     }
-    if (allocation->marked_by != touching) return nullptr;
-    return say_race(check_race(*allocation->marks, at - allocation->begin, pointer, bytes, write));
+    const char* race = allocation->marked_by == touching ? say_race(check_race(*allocation->marks, at - allocation->begin, pointer, bytes, write)) : nullptr;
+    if (__builtin_expect(write == ATOMIC_WRITE, 0)) note_acquire();
+    return race;
 }

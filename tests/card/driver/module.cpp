@@ -57,10 +57,12 @@ static std::string decode_base64(const char* text) {
     return out;
 }
 
-/* Where the section headers of an ELF end, which linkers write last. */
+/* Where the section headers of an ELF end, which linkers write last; 0 where it is no shared object of this machine's. */
 static size_t length_of_elf(const char* image) {
     Elf64_Ehdr header;
-    memcpy(&header, image, sizeof header);
+    bool whole = copy_readable(&header, image, sizeof header) && header.e_ident[EI_CLASS] == ELFCLASS64 && header.e_type == ET_DYN &&
+                 header.e_ehsize == sizeof header && header.e_phentsize == sizeof(Elf64_Phdr);
+    if (!whole) return 0;
     size_t end = header.e_shoff + size_t{header.e_shnum} * header.e_shentsize;
     for (unsigned i = 0; i < header.e_phnum; i++) {
         Elf64_Phdr segment;
@@ -107,6 +109,7 @@ static CUresult load(CUmodule* handle, const char* image) {
         return CUDA_ERROR_INVALID_PTX;
     }
     std::string elf = is_elf ? std::string(image, length_of_elf(image)) : decode_base64(image);
+    if (elf.empty()) return CUDA_ERROR_INVALID_IMAGE;
     std::unique_ptr<Code>& code = loaded[elf];
     if (!code) code = open_code(elf);
     if (!code) return CUDA_ERROR_INVALID_IMAGE;

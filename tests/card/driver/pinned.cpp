@@ -172,6 +172,7 @@ CARD_API CUresult cuMemHostRegister_v2(void* at, size_t bytes, unsigned) {
     ENTER("cuMemHostRegister");
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     uint64_t begin = reinterpret_cast<uint64_t>(at);
+    if (bytes > ~begin) return CUDA_ERROR_INVALID_VALUE;
     auto next = pinned.lower_bound(begin);
     bool over_next = next != pinned.end() && next->first < begin + bytes;
     bool over_last = next != pinned.begin() && std::prev(next)->second.end() > begin;

@@ -12,6 +12,8 @@
 
 namespace card {
 static const uint64_t UNIT = 512, SLAB = 2 << 20, GROWTH = 32 << 20, PLAIN_LARGE = 1 << 20;
+/* More than any card has, and so little that sums of it are numbers. */
+static const uint64_t ALLOCATION_MAX = 1ull << 50;
 
 static uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -84,6 +86,7 @@ void Pool::cut(Block* block, uint64_t bytes) {
 }
 
 Block* Pool::take(uint64_t bytes, Stream* stream) {
+    if (bytes > ALLOCATION_MAX) return nullptr;
     bytes = round_up(std::max<uint64_t>(bytes, 1), !ordered && bytes >= PLAIN_LARGE ? SLAB : UNIT);
     Clock clock = stream ? clock_of(stream) : seen_by_host();
     clock.join(seen_by_host());

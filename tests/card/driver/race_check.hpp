@@ -3,6 +3,8 @@
  * What a block reads after an atomic operation of its own on the card's memory counts as ordered after the blocks that ran before: it may have
  * found there that they are done. */
 #pragma once
+#include <vector>
+
 #include "races.hpp"
 
 namespace card {
@@ -43,11 +45,10 @@ static bool races(Stamp before, bool atomic) {
     return of_another_block(before) ? acquired != now.block_began : !in_order(before);
 }
 
-/* A write over one that nothing orders with it, before it is done. */
+/* A write over one that nothing orders with it, and what was there before it is done. Never freed: kernels may run while a program ends. */
 static struct {
     const void* at;
-    size_t bytes;
-    unsigned char before[64];
+    std::vector<unsigned char>& before = *new std::vector<unsigned char>;
     char words[256];
 } suspect;
 
@@ -75,7 +76,7 @@ static const char* mark(Cell& cell, int kind) {
     if (kind & READ) {
         if (races(cell.write, atomic)) return say_race("reads", cell.write, "wrote", false);
         bool others = of_launch(cell.read) && (cell.read & OTHERS || of_another_block(cell.read));
-        bool alone = (cell.read & ~OTHERS) >> CLOCK_SHIFT < now.barrier;
+        bool alone = in_order(cell.read);
         if (others || !alone) how &= cell.read;
         cell.read = (alone ? stamp_of(now.thread) : join(cell.read & ~OTHERS)) | how | (others ? OTHERS : 0);
         return nullptr;
@@ -101,8 +102,8 @@ static const char* mark_single(Marks& marks, size_t offset, int kind) {
 }
 
 Race check_last_race() {
-    bool same = !suspect.bytes || !memcmp(suspect.at, suspect.before, suspect.bytes);
-    suspect.bytes = 0;
+    bool same = suspect.before.empty() || !memcmp(suspect.at, suspect.before.data(), suspect.before.size());
+    suspect.before.clear();
     return {same ? nullptr : suspect.words, suspect.at};
 }
 
@@ -119,11 +120,12 @@ Race check_race(Marks& marks, size_t offset, const void* at, size_t bytes, int w
         if (wrong) return {wrong, at};
         offset += whole ? UNIT : 1;
     }
-    if (kind == (WRITE | ATOMIC)) acquired = now.block_began;
     if (__builtin_expect(!suspect.words[0], 1)) return {};
+    const unsigned char* there = static_cast<const unsigned char*>(at);
     suspect.at = at;
-    suspect.bytes = bytes < sizeof suspect.before ? bytes : sizeof suspect.before;
-    memcpy(suspect.before, at, suspect.bytes);
+    suspect.before.assign(there, there + bytes);
     return {};
 }
+
+void note_acquire() { acquired = now.block_began; }
 }  // namespace card

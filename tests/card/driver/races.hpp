@@ -1,4 +1,4 @@
-/* Races in the card's memory within one launch: blocks have no order among each other, and a block's threads that of barriers and exchanges. */
+/* Races in the card's memory within one launch: blocks have no order among each other, and a block's threads that of barriers and __syncwarp. */
 #pragma once
 #include <cstddef>
 
@@ -18,6 +18,8 @@ struct Race {
  * when it was done: at the next access, or at the launch's end. */
 Race check_race(Marks& marks, size_t offset, const void* at, size_t bytes, int write);
 Race check_last_race();
+/* The running block has done an atomic operation on the card's memory, marked or not. */
+void note_acquire();
 /* With the place in words, or nullptr; memory.cpp's. */
 const char* say_race(const Race& race);
 }  // namespace card

@@ -69,6 +69,8 @@ struct Operation {
     std::vector<Range> reads, writes;
     /* Runs in a dry run too: it keeps the books. */
     bool books = false;
+    /* What it may read is all said in `reads` and `writes`. */
+    bool declares_reads = false;
 };
 
 struct Stream {
@@ -176,7 +178,8 @@ void note_staged(Operation& operation, size_t bytes);
 void relieve();
 Clock clock_of(const Stream* stream);
 void wait_for(Stream* stream, const Clock& clock);
-/* What the operation that is running may write beside what it said when it was called. */
+/* What the operation that is running may touch beside what it said when it was called. */
+void declare_read(const Range& range);
 void declare_write(const Range& range);
 /* Runs what the clock holds; the host has then seen it. */
 CUresult synchronize(const Clock& clock);

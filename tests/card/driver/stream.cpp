@@ -71,7 +71,8 @@ static void wait_for_default(Stream* stream) {
     if (!stream->blocking) return;
     for (const auto& other : streams) {
         bool concerned = other.get() != stream && other->blocking && (stream->id == 0 || other->id == 0);
-        if (concerned && !stream->after->holds({other->id, other->enqueued})) wait_for(stream, clock_of(other.get()));
+        /* And for what the other waits for, though nothing may follow that there yet. */
+        if (concerned && !(stream->after->holds({other->id, other->enqueued}) && stream->after->holds(*other->after))) wait_for(stream, clock_of(other.get()));
     }
 }
 
@@ -130,6 +131,10 @@ static void run_first(Stream& stream) {
     }
     running = nullptr;
     stream.executed = operation.place;
+}
+
+void declare_read(const Range& range) {
+    if (running) running->reads.push_back(range);
 }
 
 void declare_write(const Range& range) {

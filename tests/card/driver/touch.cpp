@@ -4,8 +4,8 @@
 #include "state.hpp"
 
 namespace card {
-/* So that an allocation that everything reads does not gather reads without end. */
-static const size_t ACCESSES_MAX = 64;
+/* So that an allocation that everything reads does not gather reads without end; the oldest are forgotten. A model's worth of slices. */
+static const size_t ACCESSES_MAX = 4096;
 
 uint64_t touching = 1;
 std::vector<Allocation*>& touched = *new std::vector<Allocation*>;
@@ -44,19 +44,42 @@ static void keep(Allocation& allocation, const Access& access) {
     all.push_back(access);
 }
 
-/* A kernel writes through the parameters that it is known to write, and no others; so what is said of those is true. */
-static const char* check_declared(const Allocation& allocation, const Access& write, const Operation& operation) {
-    typedef unsigned long long Long;
+/* From the first to the last byte that these ranges have of an allocation. */
+struct Span {
     uint64_t begin = ~0ull, end = 0;
-    for (const Range& range : operation.writes) {
-        if (range.at < allocation.begin || range.at >= allocation.end()) continue;
-        begin = std::min(begin, range.at);
-        end = std::max(end, range.at + range.bytes);
+
+    void join(const std::vector<Range>& ranges, const Allocation& allocation) {
+        for (const Range& range : ranges) {
+            if (range.at < allocation.begin || range.at >= allocation.end()) continue;
+            begin = std::min(begin, range.at);
+            end = std::max(end, range.at + range.bytes);
+        }
     }
-    if (operation.books || (begin <= write.begin && write.end <= end)) return nullptr;
+    bool holds(const Access& access) const { return begin <= access.begin && access.end <= end; }
+};
+
+/* A kernel writes through the parameters that it is known to write, and no others; so what is said of those is true. */
+static const char* check_declared_write(const Allocation& allocation, const Access& write, const Operation& operation) {
+    typedef unsigned long long Long;
+    Span declared;
+    declared.join(operation.writes, allocation);
+    if (operation.books || declared.holds(write)) return nullptr;
     return words("%s on stream %u writes bytes %llu to %llu of allocation %llu, which no parameter that it is known to write has: they are in its row of "
                  "tests/card/driver/dry_table.cpp, or without a row those that are no pointers to const",
                  operation.name, write.by.stream, (Long)(write.begin - allocation.begin), (Long)(write.end - allocation.begin), (Long)allocation.number);
+}
+
+/* A kernel reads what its parameters have, and not what happens to lie beside it. */
+static const char* check_declared_read(const Allocation& allocation, const Access& read, const Operation& operation) {
+    typedef unsigned long long Long;
+    Span declared;
+    declared.join(operation.reads, allocation);
+    declared.join(operation.writes, allocation);
+    if (!operation.declares_reads || declared.holds(read)) return nullptr;
+    const char* has = "none of its bytes";
+    if (declared.end) has = words("bytes %llu to %llu of it", (Long)(declared.begin - allocation.begin), (Long)(declared.end - allocation.begin));
+    return words("%s on stream %u reads bytes %llu to %llu of allocation %llu, and its parameters have %s", operation.name, read.by.stream,
+                 (Long)(read.begin - allocation.begin), (Long)(read.end - allocation.begin), (Long)allocation.number, has);
 }
 
 const char* end_touching(const Stream& stream, const Operation& operation) {
@@ -67,8 +90,9 @@ const char* end_touching(const Stream& stream, const Operation& operation) {
         Access read{by, operation.name, allocation->read_begin, allocation->read_end, false};
         Access write{by, operation.name, allocation->written_begin, allocation->written_end, true};
         if (!wrong && writes) wrong = check(*allocation, write, *operation.after);
-        if (!wrong && writes) wrong = check_declared(*allocation, write, operation);
+        if (!wrong && writes) wrong = check_declared_write(*allocation, write, operation);
         if (!wrong && reads) wrong = check(*allocation, read, *operation.after);
+        if (!wrong && reads) wrong = check_declared_read(*allocation, read, operation);
         if (writes) keep(*allocation, write);
         if (reads) keep(*allocation, read);
     }

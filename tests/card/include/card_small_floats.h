@@ -9,12 +9,12 @@
 namespace card {
 inline uint32_t float_bits(float value) {
     uint32_t bits;
-    memcpy(&bits, &value, 4);
+    __builtin_memcpy(&bits, &value, 4);
     return bits;
 }
 inline float bits_float(uint32_t bits) {
     float value;
-    memcpy(&value, &bits, 4);
+    __builtin_memcpy(&value, &bits, 4);
     return value;
 }
 

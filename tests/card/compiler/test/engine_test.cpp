@@ -1,4 +1,6 @@
 /* Each fault of faults.cu is found and named, in every order of threads; what is right is let pass, in every order. */
+#include <fstream>
+
 #include "check.hpp"
 
 using namespace check;
@@ -29,6 +31,14 @@ static const Fault FAULTS[] = {
     {"parted", "not all threads meet"},
     {"assertion", "assertion failed: blockDim.x == 7 ("},
     {"warps_out_of_order", "race in shared memory|nobody wrote"},
+    {"shuffle_as_fence", "race in shared memory|nobody wrote"},
+    {"ballot_as_fence", "race in shared memory|nobody wrote"},
+    {"barriers_of_both_arms", "threads of a block wait at different barriers, in lines"},
+    {"products_of_both_arms", "come to different instructions of tensor cores"},
+    {"row_of_the_card", "which is not in shared memory"},
+    {"row_of_a_stack", "which is not in shared memory"},
+    {"row_that_nobody_wrote", "reads shared memory that nobody wrote, at byte 112"},
+    {"constant_copy_outside", "no buffer holds these bytes"},
 };
 
 /* One of the words that `|` separates. */
@@ -65,6 +75,9 @@ static void pass_what_is_right(const Loaded& module) {
         for (unsigned i = 0; i < 64; i++) expect(made[i] == (i ^ 31), "lanes_in_order");
         made = launch("neighbouring_bytes", {&out});
         for (unsigned i = 0; i < 64; i++) expect(made[i] == (i + 1) % 64, "neighbouring_bytes");
+        launch("one_product_of_two_ways", {&out});
+        expect_equal(launch("leader_of_a_warp", {&out}), std::vector<unsigned>(64, 1), "leader_of_a_warp");
+        expect_equal(launch("set_at_once", {&out}), std::vector<unsigned>(64, 0x01010101), "set_at_once");
         expect_equal(launch("counted", {&out}), std::vector<unsigned>(64, 96), "counted");
         made = launch("half_a_warp", {&out});
         for (unsigned i = 0; i < 64; i++) {
@@ -115,6 +128,15 @@ static void refuse_instructions() {
     expect(log.find("at a.cu:1: inline PTX \"{mov\"\".u32 %0, %%laneid;}\"") != std::string::npos, log);
     compile("extern \"C\" __global__ void f(unsigned* x) {\n    asm(R\"(bar.sync 0;)\");\n}", &log);
     expect(log.find("at a.cu:2: inline PTX R\"(bar.sync 0;)\"") != std::string::npos, log);
+    /* What looks like a line of a system's header, and is none. */
+    compile("\n#pragma message \"3 hi\" 3\nextern \"C\" __global__ void f(float* x) { asm volatile(\"nop;\"); }", &log);
+    expect(log.find("inline PTX \"nop;\"") != std::string::npos, log);
+    compile("#pragma GCC system_header\nextern \"C\" __global__ void f(float* x) { asm volatile(\"nop;\"); }", &log);
+    expect(log.find("inline PTX \"nop;\"") != std::string::npos, log);
+    std::ofstream("/tmp/card-check.cuh") << "#pragma GCC system_header\ninline __device__ void wait() { asm volatile(\"nop;\"); }\n";
+    compile("#include \"/tmp/card-check.cuh\"\nextern \"C\" __global__ void f(float* x) { wait(); }", &log);
+    remove("/tmp/card-check.cuh");
+    expect(log.find("card-check.cuh:2: inline PTX \"nop;\"") != std::string::npos, log);
     /* A name for the linker. */
     compile("extern \"C\" float root(float) __asm__(\"sqrtf\");\nextern \"C\" __global__ void f(float* x) { x[0] = root(x[0]); }", &log);
     expect(log[0] == '0', log);

@@ -77,8 +77,82 @@ extern "C" __global__ void assertion(unsigned* out) {
     assert(blockDim.x == 7);
     out[threadIdx.x] = 0;
 }
+extern "C" __global__ void shuffle_as_fence(unsigned* out) {
+    extern __shared__ unsigned tile[];
+    tile[threadIdx.x] = threadIdx.x;
+    unsigned one = __shfl_sync(0xffffffffu, 1u, 0);
+    out[threadIdx.x] = tile[threadIdx.x ^ 31] * one;
+}
+extern "C" __global__ void ballot_as_fence(unsigned* out) {
+    extern __shared__ unsigned tile[];
+    tile[threadIdx.x] = threadIdx.x;
+    unsigned all = __ballot_sync(0xffffffffu, 1);
+    out[threadIdx.x] = tile[threadIdx.x ^ 31] & all;
+}
+extern "C" __global__ void barriers_of_both_arms(unsigned* out) {
+    if (threadIdx.x % 2) {
+        __syncthreads();
+        out[threadIdx.x] = 1;
+    } else {
+        __syncthreads();
+        out[threadIdx.x] = 2;
+    }
+}
+extern "C" __global__ void products_of_both_arms(unsigned* out) {
+    float sum[4] = {};
+    unsigned a[4] = {threadIdx.x, 1, 2, 3};
+    if (threadIdx.x % 2) {
+        card::multiply(card::PRODUCT_BF16, sum, a, 1, 2);
+        out[threadIdx.x] = (unsigned)sum[0];
+    } else {
+        card::multiply(card::PRODUCT_BF16, sum, a, 3, 4);
+        out[threadIdx.x] = (unsigned)sum[1] * 2;
+    }
+}
+extern "C" __global__ void row_of_the_card(unsigned* out) {
+    unsigned part[4];
+    card::load_matrices(card::MATRICES, out, part);
+    out[threadIdx.x] = part[0];
+}
+extern "C" __global__ void row_of_a_stack(unsigned* out) {
+    alignas(16) unsigned row[4] = {threadIdx.x, 1, 2, 3}, part[4];
+    card::load_matrices(card::MATRICES, row, part);
+    out[threadIdx.x] = part[0];
+}
+extern "C" __global__ void row_that_nobody_wrote(unsigned* out) {
+    extern __shared__ uint4 rows[];
+    unsigned part[4];
+    if (threadIdx.x < 7) rows[threadIdx.x] = make_uint4(1, 2, 3, 4);
+    __syncthreads();
+    if (threadIdx.x < 32) card::load_matrices(card::MATRICES, rows + threadIdx.x % 8, part);
+    out[threadIdx.x] = 0;
+}
+extern "C" __global__ void constant_copy_outside(unsigned* out) { memcpy(out + 60, out, 100); }
 
 /* What follows is right. */
+extern "C" __global__ void one_product_of_two_ways(unsigned* out) {
+    float sum[4] = {};
+    unsigned a[4] = {0, 0, 0, 0};
+    if (threadIdx.x % 2) a[0] = 0x3f803f80u;
+    card::multiply(card::PRODUCT_BF16, sum, a, 0x3f803f80u, 0);
+    if (threadIdx.x % 2) out[threadIdx.x] = (unsigned)sum[0];
+    else out[threadIdx.x] = (unsigned)sum[1] + 1;
+}
+extern "C" __global__ void leader_of_a_warp(unsigned* out) {
+    __shared__ unsigned held[2];
+    unsigned warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) held[warp] = 1;
+    __syncwarp();
+    out[threadIdx.x] = held[warp];
+    __syncwarp();
+    if (threadIdx.x % 32 == 1) held[warp] += 1;
+}
+extern "C" __global__ void set_at_once(unsigned* out) {
+    extern __shared__ unsigned tile[];
+    if (threadIdx.x == 0) memset(tile, 1, 256);
+    __syncthreads();
+    out[threadIdx.x] = tile[threadIdx.x];
+}
 extern "C" __global__ void left_early(unsigned* out, int count) {
     extern __shared__ unsigned tile[];
     if ((int)threadIdx.x >= count) return;

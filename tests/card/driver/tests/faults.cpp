@@ -182,6 +182,28 @@ LEGAL(what_is_done_is_traced) {
     EXPECT(trace.find("\"kind\": \"allocate\", \"name\": \"cuMemAllocAsync\", \"bytes\": 16, \"stream\": 0, \"live\": 32") != std::string::npos);
 }
 
+LEGAL(every_wait_is_traced_once) {
+    std::string path = in_dir("trace");
+    setenv("CARD_TRACE", path.c_str(), 1);
+    if (fork() == 0) {
+        open_card();
+        CUdeviceptr at;
+        float value = 1;
+        OK(cuMemAlloc_v2(&at, 4));
+        OK(cuMemcpyHtoD_v2(at, &value, 4));
+        OK(cuMemFree_v2(at));
+        exit(0);
+    }
+    int status;
+    wait(&status);
+    EXPECT(status == 0);
+    std::string trace = read_file(path), waits = "\"kind\": \"synchronize\", \"name\": ";
+    for (const char* name : {"\"copy\"", "\"free\""}) {
+        size_t at = trace.find(waits + name);
+        EXPECT(at != std::string::npos && trace.find(waits + name, at + 1) == std::string::npos);
+    }
+}
+
 /* What tests/card/live.py says of the trace. */
 static std::string live(const std::string& trace, const std::string& options) {
     std::string here = __FILE__, script = here.substr(0, here.rfind('/')) + "/../../live.py";
@@ -196,6 +218,32 @@ static std::string live(const std::string& trace, const std::string& options) {
 static bool has(const std::string& text, const char* part) {
     if (text.find(part) == std::string::npos) fprintf(stderr, "no %s in %s\n", part, text.c_str());
     return text.find(part) != std::string::npos;
+}
+
+LEGAL(what_is_written_through_a_table_has_its_writer_though_it_is_freed_before_it_runs) {
+    std::string path = in_dir("trace");
+    setenv("CARD_TRACE", path.c_str(), 1);
+    if (fork() == 0) {
+        open_card();
+        struct {
+            CUdeviceptr at;
+            long long length, type;
+            char rest[8];
+        } record{unwritten(1 << 20, nullptr), 4, 0, {}};
+        struct {
+            CUdeviceptr at;
+            long long length;
+        } table{unwritten(sizeof record, nullptr), 1};
+        OK(cuMemcpyHtoDAsync_v2(table.at, &record, sizeof record, nullptr));
+        OK(launch("join_many", nullptr, 32, {&table}));
+        OK(cuMemFreeAsync(record.at, nullptr));
+        OK(cuCtxSynchronize());
+        exit(0);
+    }
+    int status;
+    wait(&status);
+    EXPECT(status == 0);
+    EXPECT(has(live(path, ""), "| 1.0 | 1 | 1048576 | join_many | 1 |"));
 }
 
 LEGAL(what_was_live_at_the_peak_is_told_with_who_wrote_it) {

@@ -135,3 +135,24 @@ extern "C" __global__ void join_many(Table<Row<float>> all) {
 }
 
 extern "C" __global__ void write_through_const(const float* from) { ((float*)from)[threadIdx.x] = 1; }
+
+extern "C" __global__ void far_read(float* to, const float* from, long long by) { to[threadIdx.x] = from[by + threadIdx.x]; }
+extern "C" __global__ void read_past_row(Table<Row<float>> all, float* to) { to[threadIdx.x] = all[0].data[threadIdx.x]; }
+extern "C" __global__ void copy_100(char* to, const char* from) { memcpy(to, from, 100); }
+extern "C" __global__ void copy_wide(float* to, const float* from, int bytes) { memcpy(to, from + blockIdx.x * 32, bytes); }
+
+extern "C" __global__ void warp_leader(float* to, float* sums) {
+    sums[threadIdx.x] = to[0];
+    __syncwarp();
+    if (threadIdx.x == 1) to[0] += 1;
+}
+extern "C" __global__ void swap_by_shuffle(float* to) {
+    float other = to[threadIdx.x ^ 1];
+    __shfl_sync(0xffffffffu, other, 0);
+    to[threadIdx.x] = other;
+}
+
+struct Three {
+    unsigned long long x[3];
+};
+extern "C" __global__ void copy_three(Three* to, const Three* from) { to[threadIdx.x] = from[threadIdx.x]; }

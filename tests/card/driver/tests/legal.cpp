@@ -98,6 +98,64 @@ LEGAL(the_default_stream_waits_and_is_waited_for) {
     EXPECT(all(read_floats(mine, 4, STREAM_PER_THREAD), 8));
 }
 
+/* What the default stream waits for is waited for by those that wait for it, and the other way round; neither of the two did anything itself. */
+LEGAL(a_wait_is_handed_on_by_the_default_stream) {
+    open_card();
+    CUstream free = new_stream(), blocking = new_stream(0);
+    CUdeviceptr at = unwritten(128, free), to = unwritten(128, blocking), other = unwritten(128, nullptr);
+    OK(cuCtxSynchronize());
+    CUevent event = new_event();
+    OK(cuMemsetD8Async(at, 0, 128, free));
+    OK(cuEventRecord(event, free));
+    OK(cuStreamWaitEvent(nullptr, event, 0));
+    OK(cuMemcpyDtoDAsync_v2(to, at, 128, blocking));
+    OK(cuCtxSynchronize());
+    OK(cuMemsetD8Async(at, 1, 128, free));
+    OK(cuEventRecord(event, free));
+    OK(cuStreamWaitEvent(blocking, event, 0));
+    OK(cuMemcpyDtoDAsync_v2(other, at, 128, nullptr));
+    OK(cuCtxSynchronize());
+}
+
+LEGAL(more_memory_than_any_card_has_is_out_of_memory) {
+    open_card();
+    CUdeviceptr at;
+    void* registered = &at;
+    for (size_t bytes : {~size_t{0}, ~size_t{0} - 100, size_t{1} << 51, size_t{1} << 42}) {
+        EXPECT(cuMemAllocAsync(&at, bytes, nullptr) == CUDA_ERROR_OUT_OF_MEMORY);
+        EXPECT(cuMemAlloc_v2(&at, bytes) == CUDA_ERROR_OUT_OF_MEMORY);
+    }
+    EXPECT(cuMemHostRegister_v2(registered, ~size_t{0}, 0) == CUDA_ERROR_INVALID_VALUE);
+    floats(4, 1, nullptr);
+    OK(cuCtxSynchronize());
+}
+
+LEGAL(what_begins_like_a_module_is_none) {
+    open_card();
+    CUmodule module;
+    EXPECT(cuModuleLoadData(&module, "\177ELF") == CUDA_ERROR_INVALID_IMAGE);
+    EXPECT(cuModuleLoadData(&module, "// card module 1\n") == CUDA_ERROR_INVALID_IMAGE);
+    EXPECT(cuModuleLoadData(&module, "// card module 1\nAAAA") == CUDA_ERROR_INVALID_IMAGE);
+}
+
+LEGAL(an_empty_buffer_is_nowhere) {
+    open_card();
+    struct {
+        CUdeviceptr at;
+        long long length;
+        int dtype;
+    } none{0, 0, 0};
+    OK(launch("buffers", nullptr, 32, {&none, &none}));
+    OK(cuCtxSynchronize());
+}
+
+LEGAL(structs_are_aligned_to_their_parts) {
+    open_card();
+    CUdeviceptr from = floats(64, 1, nullptr) + 8, to = unwritten(256, nullptr) + 16;
+    OK(launch("copy_three", nullptr, 4, {&to, &from}));
+    OK(cuCtxSynchronize());
+}
+
 LEGAL(the_pool_hands_a_freed_block_out_again_in_the_order_of_the_stream) {
     open_card();
     CUmemoryPool pool;

@@ -160,6 +160,16 @@ REFUSED(a_host_that_writes_what_a_copy_has_yet_to_read, "the host wrote pinned m
     host[0] = 2;
 }
 
+REFUSED(a_copy_longer_than_its_pinned_target, "the pinned memory there ends before") {
+    open_card();
+    cuMemcpyDtoHAsync_v2(pinned(4096), floats(4096, 1, nullptr), 16384, nullptr);
+}
+
+REFUSED(a_copy_longer_than_its_pinned_source, "the pinned memory there ends before") {
+    open_card();
+    cuMemcpyHtoDAsync_v2(unwritten(16384, nullptr), pinned(4096), 16384, nullptr);
+}
+
 REFUSED(two_streams_at_one_pinned_buffer, "cuMemcpyHtoDAsync on stream 2 reads pinned memory of the host's that cuMemcpyDtoHAsync on stream 1 writes, and nothing orders the two") {
     open_card();
     CUstream one = new_stream(), two = new_stream();

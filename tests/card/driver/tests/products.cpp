@@ -75,9 +75,9 @@ LEGAL(products_in_f64) {
     EXPECT(c[0] == 23 && c[1] == 34 && c[2] == 31 && c[3] == 46);
 }
 
-static int product(CUdeviceptr a, CUdeviceptr b, CUdeviceptr c, int size, int leading) {
+static int product(CUdeviceptr a, CUdeviceptr b, CUdeviceptr c, int size, int leading, int transa = 0) {
     float one = 1, zero = 0;
-    return cublasGemmEx(handle(), 0, 0, size, size, size, &one, reinterpret_cast<void*>(a), F32, leading, reinterpret_cast<void*>(b), F32, leading, &zero,
+    return cublasGemmEx(handle(), transa, 0, size, size, size, &one, reinterpret_cast<void*>(a), F32, leading, reinterpret_cast<void*>(b), F32, leading, &zero,
                         reinterpret_cast<void*>(c), F32, leading, COMPUTE_32F, -1);
 }
 
@@ -89,6 +89,11 @@ REFUSED(a_product_beyond_its_matrix, "cublasGemmEx reads 64 bytes") {
 REFUSED(a_product_with_too_small_a_leading_dimension, "leading dimensions 3, 3, 3; at least 4, 4, 4") {
     open_card();
     product(floats(16, 1, nullptr), floats(16, 1, nullptr), floats(16, 1, nullptr), 4, 3);
+}
+
+REFUSED(a_product_of_no_operation_of_cublas, "transa or transb is none of cuBLAS's operations") {
+    open_card();
+    product(floats(16, 1, nullptr), floats(16, 1, nullptr), floats(16, 1, nullptr), 4, 4, 7);
 }
 
 REFUSED(a_product_of_what_nothing_wrote, "cublasGemmEx on stream 0: reads 64 bytes that nothing has written") {

@@ -92,6 +92,38 @@ LEGAL(the_last_block_sums_what_the_others_wrote) {
     EXPECT(read_floats(sum, 1, nullptr)[0] == 512);
 }
 
+/* No races are looked for in an allocation of that size, and the number in it orders the blocks all the same. */
+LEGAL(the_last_block_counts_in_a_large_allocation) {
+    open_card();
+    CUdeviceptr to = unwritten(8 * 64 * 4, nullptr), sum = unwritten(4, nullptr), done = unwritten(65 << 20, nullptr);
+    OK(cuMemsetD8Async(done, 0, 4, nullptr));
+    run("add_up", 8, 64, {&to, &done, &sum});
+    EXPECT(read_floats(sum, 1, nullptr)[0] == 512);
+}
+
+LEGAL(a_lane_writes_what_its_warp_has_read) {
+    open_card();
+    CUdeviceptr to = floats(1, 1, nullptr), sums = unwritten(128, nullptr);
+    run("warp_leader", 1, 32, {&to, &sums});
+    EXPECT(read_floats(to, 1, nullptr)[0] == 2);
+}
+
+RACE(lanes_that_take_a_shuffle_for_a_barrier, "") {
+    open_card();
+    CUdeviceptr to = floats(32, 1, nullptr);
+    run("swap_by_shuffle", 1, 32, {&to});
+}
+
+REFUSED(blocks_whose_wide_copies_differ_at_their_end, "writes another value over what another block wrote") {
+    open_card();
+    std::vector<float> values(64, 1);
+    values[60] = 9;
+    CUdeviceptr to = unwritten(128, nullptr), from = unwritten(256, nullptr);
+    OK(cuMemcpyHtoDAsync_v2(from, values.data(), 256, nullptr));
+    int bytes = 128;
+    run("copy_wide", 2, 1, {&to, &from, &bytes});
+}
+
 static void sum_too_soon() {
     open_card();
     CUdeviceptr to = floats(8 * 64, 0, nullptr), sum = unwritten(4, nullptr), done = unwritten(4, nullptr);
@@ -129,12 +161,18 @@ struct alignas(16) Record {
     int dtype;
 };
 
+struct Records {
+    CUdeviceptr at;
+    long long length;
+};
+static Records put_table(const std::vector<Record>& records) {
+    Records table{unwritten(records.size() * sizeof(Record), nullptr), static_cast<long long>(records.size())};
+    OK(cuMemcpyHtoDAsync_v2(table.at, records.data(), records.size() * sizeof(Record), nullptr));
+    return table;
+}
+
 static void run_on_table(const char* name, std::vector<Record> records) {
-    struct {
-        CUdeviceptr records;
-        long long length;
-    } table{unwritten(records.size() * sizeof(Record), nullptr), static_cast<long long>(records.size())};
-    OK(cuMemcpyHtoDAsync_v2(table.records, records.data(), records.size() * sizeof(Record), nullptr));
+    Records table = put_table(records);
     run(name, records.size(), 32, {&table});
 }
 
@@ -169,4 +207,11 @@ REFUSED(a_write_through_a_pointer_to_const, "write_through_const on stream 0 wri
     open_card();
     CUdeviceptr from = floats(32, 1, nullptr);
     run("write_through_const", 1, 32, {&from});
+}
+
+REFUSED(a_read_beyond_a_record_of_a_table, "read_past_row on stream 0 reads bytes 0 to 128 of allocation 1, and its parameters have bytes 0 to 64 of it") {
+    open_card();
+    CUdeviceptr from = floats(64, 1, nullptr), to = unwritten(128, nullptr);
+    Records table = put_table({{from, 16, 0}});
+    run("read_past_row", 1, 32, {&table, &to});
 }

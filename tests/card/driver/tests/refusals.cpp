@@ -32,6 +32,41 @@ REFUSED(a_write_past_the_end, "writes 4 bytes") {
     cuCtxSynchronize();
 }
 
+static void read_far(CUdeviceptr from, long long by) {
+    CUdeviceptr to = unwritten(128, nullptr);
+    OK(launch("far_read", nullptr, 32, {&to, &from, &by}));
+    cuCtxSynchronize();
+}
+
+REFUSED(a_read_of_another_allocation_than_the_parameter_s, "far_read on stream 0 reads bytes 0 to 128 of allocation 2, and its parameters have none of its bytes") {
+    open_card();
+    CUdeviceptr from = floats(32, 1, nullptr), other = floats(32, 2, nullptr);
+    read_far(from, (static_cast<long long>(other) - static_cast<long long>(from)) / 4);
+}
+
+REFUSED(a_read_before_its_pointer, "far_read on stream 0 reads bytes 64 to 192 of allocation 1, and its parameters have bytes 128 to 256 of it") {
+    open_card();
+    read_far(floats(64, 1, nullptr) + 128, -16);
+}
+
+REFUSED(a_read_beyond_a_buffer_within_its_allocation, "buffers on stream 0 reads bytes 0 to 128 of allocation 2, and its parameters have bytes 0 to 64 of it") {
+    open_card();
+    struct {
+        CUdeviceptr at;
+        long long length;
+        int dtype;
+    } to{unwritten(128, nullptr), 32, 0}, from{floats(32, 1, nullptr), 16, 0};
+    OK(launch("buffers", nullptr, 32, {&to, &from}));
+    cuCtxSynchronize();
+}
+
+REFUSED(a_copy_of_constant_size_of_what_nothing_wrote, "copy_100 on stream 0: block (0, 0, 0), thread 0: reads 100 bytes that nothing has written") {
+    open_card();
+    CUdeviceptr to = unwritten(100, nullptr), from = unwritten(100, nullptr);
+    OK(launch("copy_100", nullptr, 1, {&to, &from}));
+    cuCtxSynchronize();
+}
+
 REFUSED(a_read_of_what_nothing_wrote, "that nothing has written") {
     open_card();
     add(unwritten(16, nullptr), floats(4, 1, nullptr), 4, nullptr);
@@ -72,6 +107,19 @@ REFUSED(two_streams_without_an_event, "nothing orders the two") {
     OK(cuCtxSynchronize());
     OK(cuMemsetD8Async(at, 0, 16, one));
     add(to, at, 4, two);
+    cuCtxSynchronize();
+}
+
+/* The first of many writes is remembered. */
+REFUSED(two_streams_and_a_hundred_slices, "and nothing orders the two") {
+    open_card();
+    CUstream one = new_stream(), two = new_stream(), idle = new_stream();
+    CUdeviceptr at = unwritten(100 * 512, one), to = unwritten(512, two);
+    OK(cuCtxSynchronize());
+    for (int i = 0; i < 100; i++) OK(cuMemsetD8Async(at + i * 512, 0, 256, one));
+    /* Each look makes progress, and the writes are done. */
+    for (int i = 0; i < 200; i++) OK(cuStreamQuery(idle));
+    OK(cuMemcpyDtoDAsync_v2(to, at, 256, two));
     cuCtxSynchronize();
 }
 
@@ -158,10 +206,24 @@ REFUSED(a_host_that_writes_the_card, "the host wrote device memory") {
     *reinterpret_cast<volatile float*>(floats(4, 1, nullptr)) = 1;
 }
 
-REFUSED(a_copy_whose_host_side_is_the_card, "cannot be read there") {
+REFUSED(a_copy_whose_host_side_is_the_card, "it is the card's memory: byte 0 of allocation 1") {
     open_card();
     CUdeviceptr at = floats(4, 1, nullptr), to = floats(4, 1, nullptr);
     cuMemcpyHtoDAsync_v2(to, reinterpret_cast<void*>(at), 16, nullptr);
+}
+
+REFUSED(a_copy_to_a_host_that_is_the_card, "cuMemcpyDtoHAsync writes 16 bytes of the host at 0x") {
+    open_card();
+    CUdeviceptr at = floats(4, 1, nullptr), to = floats(4, 1, nullptr);
+    cuMemcpyDtoHAsync_v2(reinterpret_cast<void*>(to), at, 16, nullptr);
+}
+
+REFUSED(a_copy_to_a_host_that_was_the_card, "it is the card's memory") {
+    open_card();
+    CUdeviceptr at = floats(4, 1, nullptr), to = floats(4, 1, nullptr);
+    OK(cuMemFreeAsync(to, nullptr));
+    OK(cuCtxSynchronize());
+    cuMemcpyDtoHAsync_v2(reinterpret_cast<void*>(to), at, 16, nullptr);
 }
 
 REFUSED(a_thread_without_a_context, "no context is current on this thread") {
@@ -297,6 +359,11 @@ REFUSED(a_copy_onto_itself, "it writes some of the bytes that it reads") {
 REFUSED(a_fill_over_the_end, "which has 16") {
     open_card();
     cuMemsetD8Async(floats(4, 1, nullptr), 0, 17, nullptr);
+}
+
+REFUSED(a_fill_of_more_bytes_than_there_are, "cuMemsetD32Async writes 4611686018427387908 times 4 bytes, more than there are addresses") {
+    open_card();
+    cuMemsetD32Async(floats(4, 1, nullptr), 0, (1ull << 62) + 4, nullptr);
 }
 
 REFUSED(a_function_of_an_unloaded_module, "its module was unloaded") {

@@ -94,7 +94,7 @@ def measure(options, tokens):
     peak = peaks.compare(case)
     if not options.tiny:
         peaks.fail_where_off([peak])
-    planned = {speed["process"]: speed["operations"] for speed in json.loads((case.directory / "plan.log").read_text())["speeds"]}
+    planned = peak["planned"]["operations"]
     trainer, teacher = ([call for call in lines(case.directory / f"{name}.trace")] for name in ("trainer", "teacher"))
     works = {"student's step": phases_of_step(rounds(trainer, UPDATE)[-1]), "teacher's batch": phases_of_batch(rounds(teacher, SELECTION)[-1])}
     return works, {"student's step": planned["trainer"], "teacher's batch": planned["teacher"]}

@@ -169,7 +169,8 @@ class Case:
             beside = sum(part["bytes"] for part in process["parts"] if part["name"] in ("CUDA context", "allocator slack"))
             return (process["peak_bytes"] - beside) / MIB
 
-        return {"card": modes[self.mode], "allocated": {name: allocated(process) for name, process in plan["processes"].items()}}
+        operations = {speed["process"]: speed["operations"] for speed in plan["speeds"]}
+        return {"card": modes[self.mode], "allocated": {name: allocated(process) for name, process in plan["processes"].items()}, "operations": operations}
 
 
 def add_arguments(parser):

@@ -1,6 +1,10 @@
 //! Provides the training loop: step by step, frames to update, with the checks, evaluations and checkpoints in between.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use candle_core::Tensor;
 use distill_model::{Gradients, Squares};
@@ -29,6 +33,10 @@ use crate::{
     run::{Memory, Progress, RunDirectory, StepMetrics, progress},
     shutdown::Shutdown,
 };
+
+/// For how long a run that is asked for the device goes on with frames that are here already. Whoever comes back for them has to
+/// load the student again.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// What a run trains, with what, and where it leaves its traces.
 pub(super) struct Trainer<'a> {
@@ -95,15 +103,16 @@ pub(super) enum Pause {
 }
 
 impl Trainer<'_> {
-    /// Steps until the run is over, and then the last step is in a checkpoint; or until the device is asked for, but for one
-    /// step at least, or two trainers that share it might never get on.
+    /// Steps until the run is over, and then the last step is in a checkpoint; or until the device is asked for and no frames are here
+    /// any more, or for long enough; but for one step at least, or two trainers that share it might never get on.
     pub fn train(&mut self, shutdown: &Shutdown) -> Result<Pause> {
         let (done, total) = (self.keeper.state.step, self.keeper.state.total_steps);
         let mut progress = progress(total, "step");
         progress.skip(done as u64);
         let first = done;
         loop {
-            let is_over = self.turn.is_some_and(Turn::is_over);
+            let over_since = self.turn.and_then(Turn::over_since);
+            let is_over = over_since.is_some_and(|at| at.elapsed() > LEAVING);
             if is_over && self.keeper.state.step > first && !self.is_done() {
                 progress.finish();
                 return Ok(Pause::GiveBack);

@@ -68,7 +68,7 @@ pub(super) struct Grant {
 #[derive(Default)]
 struct Told {
     grant: Option<Grant>,
-    is_over: bool,
+    over_since: Option<Instant>,
 }
 
 /// This process's turn.
@@ -150,16 +150,16 @@ impl Turn {
         }))
     }
 
-    /// Whether the device is asked for.
-    pub(super) fn is_over(&self) -> bool {
-        self.told.borrow().is_over
+    /// Since when the device is asked for.
+    pub(super) fn over_since(&self) -> Option<Instant> {
+        self.told.borrow().over_since
     }
 
     /// Returns once the device is asked for.
     pub(super) async fn over(&self) {
         let mut told = self.told.clone();
         // Its other end lives as long as the process.
-        let _ = told.wait_for(|told| told.is_over).await;
+        let _ = told.wait_for(|told| told.over_since.is_some()).await;
     }
 
     /// Hands the run to the next process.
@@ -194,7 +194,9 @@ fn listen(words: UnixStream, told: &watch::Sender<Told>, shutdown: &Shutdown) {
                 let at = Instant::now();
                 told.grant = Some(Grant { leaving, at });
             }),
-            Ok(Ok(Word::GiveBack)) => told.send_modify(|told| told.is_over = true),
+            Ok(Ok(Word::GiveBack)) => told.send_modify(|told| {
+                told.over_since.get_or_insert_with(Instant::now);
+            }),
             Ok(Ok(Word::Stop)) => shutdown.request(),
             _ => break,
         }

@@ -12,7 +12,7 @@ use super::{
     modes::{Mode, Processes, Sharing},
     pair::Pair,
     part::Process,
-    speed::{Speed, speeds},
+    speed::{HOST_SECONDS, Speed, speeds},
 };
 use crate::Result;
 
@@ -191,7 +191,8 @@ impl fmt::Display for PlanReport {
 fn write_speeds(f: &mut fmt::Formatter<'_>, speeds: &[Speed]) -> fmt::Result {
     writeln!(
         f,
-        "\nestimate, never timed: an RTX 4090 at its full figures, a host that takes 12 us for each launch and product"
+        "\nestimate, never timed: an RTX 4090 at its full figures, a host that takes {:.0} us for each launch and product",
+        1e6 * HOST_SECONDS
     )?;
     writeln!(
         f,

@@ -27,7 +27,7 @@ const FLOP_A_SECOND: f64 = 165e12;
 /// Of its memory.
 const BYTES_A_SECOND: f64 = 1008e9;
 /// What a launch takes the host, with the allocations around it. An estimate.
-const HOST_SECONDS: f64 = 12e-6;
+pub(super) const HOST_SECONDS: f64 = 12e-6;
 
 /// Launches and products, as `tests/card/counts.py` counts them and compares: of a layer of the trainer forward, once more to have
 /// what its way back reads, and back.
@@ -226,24 +226,14 @@ mod tests {
             let [teacher, trainer] = reference(|c| c.options.seq_len = seq_len);
             let tokens = seq_len as u64;
             let near = |ours: f64, counted: f64| (ours / counted - 1.0).abs() < 0.01;
-            let model = &pair.teacher.as_ref().unwrap().model;
-            assert!(
-                near(products(&teacher, model, tokens, 1.0), of_teacher.0),
-                "{teacher:?}"
-            );
-            assert!(
-                near(teacher.operations as f64, f64::from(of_teacher.1)),
-                "{teacher:?}"
-            );
-            let model = &pair.student.model;
-            assert!(
-                near(products(&trainer, model, tokens, 5.5), of_trainer.0),
-                "{trainer:?}"
-            );
-            assert!(
-                near(trainer.operations as f64, f64::from(of_trainer.1)),
-                "{trainer:?}"
-            );
+            let of_teacher = (&teacher, pair.teacher.as_ref().unwrap(), 1.0, of_teacher);
+            let of_trainer = (&trainer, &pair.student, 5.5, of_trainer);
+            for (speed, shape, attention, (tera, operations)) in [of_teacher, of_trainer] {
+                let ours = products(speed, &shape.model, tokens, attention);
+                assert!(near(ours, tera), "{speed:?}");
+                let ours = speed.operations as f64;
+                assert!(near(ours, f64::from(operations)), "{speed:?}");
+            }
         }
     }
 

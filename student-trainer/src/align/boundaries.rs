@@ -65,6 +65,7 @@ impl Boundaries {
             pairs: targets.iter().map(|&t| pair(t)).collect(),
             student_places: targets.iter().map(|&t| share(self.start(t))).collect(),
             teacher_places: rows.iter().map(|&t| share(teacher.start(t))).collect(),
+            ..Alignment::default()
         }
     }
 }

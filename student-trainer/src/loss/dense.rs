@@ -9,7 +9,7 @@ use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::cost::kl_cost_rows;
 use super::error::{LossError, Result};
 use super::euclidean::SquaredEuclidean;
-use super::head::{LossValues, check_labels, sum_up};
+use super::head::{Counts, LossValues, check_labels, sum_up};
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, to_host};
 use super::similarity::Bilinear;
@@ -90,7 +90,7 @@ pub fn dense_loss(
     });
 
     let (values, mut grad_total) = cross_terms(&x, &teacher, labels, pairs, config)?;
-    let mut result = sum_up(&values, pairs, config)?;
+    let mut result = sum_up(&values, None, Counts { labelled: n, pairs }, config)?;
     if labels.is_none() {
         result.ce = 0.0;
         result.total = config.kl_weight * result.kl;

@@ -161,6 +161,8 @@ fn ragged_rows_and_positions_without_a_partner_are_the_host_s() {
         pairs: vec![Some(0), None, Some(2), Some(4), None],
         student_places: places(LONGER_TEACHER.n),
         teacher_places: places(LONGER_TEACHER.m),
+        labelled: vec![true, false, true, true, false],
+        ..Alignment::default()
     });
     // A label that is kept, one that is not, and a row without a partner, each in a chunk with others.
     case.labels[2] = targets.ids[targets.starts[2]];

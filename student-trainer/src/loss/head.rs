@@ -167,11 +167,11 @@ fn run(
         )?),
         _ => None,
     };
-    let pairs = targets.map_or(0, |targets| pair_count(targets, labels.len()));
+    let counts = Counts::of(targets, labels.len());
     let pass = HeadPass {
         labels,
         teacher: teacher.as_ref(),
-        pairs,
+        counts,
         ot: ot.as_ref(),
         config,
         wanted,
@@ -194,7 +194,7 @@ fn run(
         made.push(&gradients.head);
     }
     let (values, sizes) = values.read(&made)?;
-    let mut result = sum_up(&values, pairs, config)?;
+    let mut result = sum_up(&values, targets, counts, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
         result.report = ot.transport.report;
@@ -215,10 +215,11 @@ fn run(
     Ok((result, gradients))
 }
 
-/// Means over the rows, of KL over those that have a pair; the first row that is not finite is named.
+/// Means of CE over the rows that have a label, of KL over those that have a pair; the first row that is not finite is named.
 pub(crate) fn sum_up(
     values: &[RowValues],
-    pairs: usize,
+    targets: Option<&Targets>,
+    counts: Counts,
     config: &LossConfig,
 ) -> Result<LossValues> {
     let bad = |v: &RowValues| !(v.ce.is_finite() && v.kl.is_finite() && v.logsumexp.is_finite());
@@ -228,9 +229,10 @@ pub(crate) fn sum_up(
             position,
         });
     }
-    let n = values.len() as f64;
-    let ce = values.iter().map(|v| v.ce).sum::<f64>() / n;
-    let kl = values.iter().map(|v| v.kl).sum::<f64>() / pairs.max(1) as f64;
+    let labelled = |i: usize| targets.is_none_or(|targets| targets.is_labelled(i));
+    let labelled = values.iter().enumerate().filter(|(i, _)| labelled(*i));
+    let ce = labelled.map(|(_, v)| v.ce).sum::<f64>() / counts.labelled.max(1) as f64;
+    let kl = values.iter().map(|v| v.kl).sum::<f64>() / counts.pairs.max(1) as f64;
     Ok(LossValues {
         total: config.ce_weight * ce + config.kl_weight * kl,
         ce,
@@ -258,9 +260,28 @@ pub(crate) fn check_labels(labels: &[u32], n: usize, vocab_size: usize) -> Resul
     }
 }
 
-/// Of n student rows, those that have a teacher row beside them.
-pub(crate) fn pair_count(targets: &Targets, n: usize) -> usize {
-    (0..n).filter(|&i| targets.pair(i).is_some()).count()
+/// How many of a sequence's rows the losses are means over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counts {
+    /// Rows with a label.
+    pub(crate) labelled: usize,
+    /// Rows with a teacher's row beside them.
+    pub(crate) pairs: usize,
+}
+
+impl Counts {
+    /// Of n student rows.
+    pub(crate) fn of(targets: Option<&Targets>, n: usize) -> Self {
+        let count = |is: &dyn Fn(&Targets, usize) -> bool, without: usize| {
+            targets.map_or(without, |targets| {
+                (0..n).filter(|&i| is(targets, i)).count()
+            })
+        };
+        Self {
+            labelled: count(&Targets::is_labelled, n),
+            pairs: count(&|targets, i| targets.pair(i).is_some(), 0),
+        }
+    }
 }
 
 /// KL pairs row i with row i, or as the alignment says; the alignment must speak of these rows.
@@ -272,8 +293,11 @@ pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> R
             alignment.student_places.len(),
             alignment.teacher_places.len(),
         ];
-        let inside = alignment.pairs.iter().flatten().all(|&j| j < m);
-        if lengths == [n, n, m] && inside {
+        let mut joined = alignment.links.iter().chain(&alignment.equal);
+        let inside = alignment.pairs.iter().flatten().all(|&j| j < m)
+            && joined.all(|&(i, j)| (i as usize) < n && (j as usize) < m);
+        let labelled = [0, n].contains(&alignment.labelled.len());
+        if lengths == [n, n, m] && inside && labelled {
             return Ok(());
         }
         return Err(LossError::shape(

@@ -13,6 +13,7 @@ use super::card_rows::{CardRows, row_values};
 use super::config::LossConfig;
 use super::error::Result;
 use super::geometry::HeadGeometry;
+use super::head::Counts;
 use super::head_transport::HeadTransport;
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, magnitudes};
@@ -55,8 +56,8 @@ impl PassValues {
 pub(super) struct HeadPass<'a> {
     pub(super) labels: &'a [u32],
     pub(super) teacher: Option<&'a Teacher<'a>>,
-    /// Rows with a teacher row beside them.
-    pub(super) pairs: usize,
+    /// Of the N rows, those that the losses are means over.
+    pub(super) counts: Counts,
     pub(super) ot: Option<&'a HeadTransport<'a>>,
     pub(super) config: &'a LossConfig,
     pub(super) wanted: Wanted,
@@ -203,8 +204,12 @@ impl HeadPass<'_> {
         let costs = self.ot.filter(|ot| ot.row_costs);
         RowTerms {
             label: self.labels[i],
-            ce: config.ce_weight / self.labels.len() as f64,
-            kl: kl.map(|row| (row, config.kl_weight / self.pairs.max(1) as f64)),
+            ce: if teacher.is_none_or(|teacher| teacher.targets.is_labelled(i)) {
+                config.ce_weight / self.counts.labelled.max(1) as f64
+            } else {
+                0.0
+            },
+            kl: kl.map(|row| (row, config.kl_weight / self.counts.pairs.max(1) as f64)),
             divergence: config.divergence(),
             softmax: costs.map_or(0.0, |ot| {
                 config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa

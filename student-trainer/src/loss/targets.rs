@@ -37,8 +37,8 @@ pub struct Targets {
     pub alignment: Option<Alignment>,
 }
 
-/// How the positions of two tokenizers lie along one text.
-#[derive(Clone, Debug, PartialEq)]
+/// How the student's N targets and the teacher's M rows lie to each other: two tokenizations of one text, or two texts.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Alignment {
     /// `[N]`: the teacher's row that speaks of the same place, where there is one; KL is taken there.
     pub pairs: Vec<Option<usize>>,
@@ -46,6 +46,12 @@ pub struct Alignment {
     pub student_places: Vec<f64>,
     /// `[M]`: the same for the teacher's.
     pub teacher_places: Vec<f64>,
+    /// `[N]`: whether cross-entropy is taken there; empty for everywhere. The others carry mass in transport only.
+    pub labelled: Vec<bool>,
+    /// `(i, j)` that the record itself joins, in increasing order.
+    pub links: Vec<(u32, u32)>,
+    /// `(i, j)` with the same number or name as bytes, in increasing order.
+    pub equal: Vec<(u32, u32)>,
 }
 
 impl Targets {
@@ -101,5 +107,11 @@ impl Targets {
             Some(alignment) => alignment.pairs.get(i).copied().flatten(),
             None => (i < self.rows()).then_some(i),
         }
+    }
+
+    /// Whether cross-entropy is taken at the student's row i.
+    pub(crate) fn is_labelled(&self, i: usize) -> bool {
+        let labelled = self.alignment.as_ref().map(|alignment| &alignment.labelled);
+        labelled.is_none_or(|labelled| labelled.get(i).copied().unwrap_or(true))
     }
 }

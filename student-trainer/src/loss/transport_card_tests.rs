@@ -30,6 +30,7 @@ fn whole_transports_are_the_host_s() {
             pairs: vec![None; n],
             student_places: places(n),
             teacher_places: places(m),
+            ..Alignment::default()
         };
         let matrix: Vec<f32> = costs(n, m, 60)[0].clone();
         let same = transports()

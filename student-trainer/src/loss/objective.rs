@@ -14,7 +14,8 @@ differentiation of the marginal constraints)
 
 Where the plan is solved for another cost C' than the one that is paid, dL/dC = T and dL/dC' = T o (alpha + beta^T - C) / epsilon.
 
-Here r and c are the plan's actual marginals. Adding a constant to a row or a column of C changes neither T nor G.
+Here r and c are the plan's actual marginals. Under soft ones (`epsilon / rho = tau`, marginal.rs) their equations read
+`(1 + tau_a) r o alpha + T beta = W 1` and `T^T alpha + (1 + tau_b) c o beta = W^T 1`. Under exact ones adding a constant to a row or a column of C changes neither T nor G.
 */
 
 use rayon::prelude::*;
@@ -27,6 +28,9 @@ const ADJOINT: CgLimits = CgLimits {
     tolerance: 1e-9,
     steps: 1_000,
 };
+
+/// The softness of exact marginals.
+const EXACT: (f64, f64) = (0.0, 0.0);
 
 /// An objective at the solution.
 pub(crate) struct Value {
@@ -74,7 +78,7 @@ pub(crate) fn evaluate(
             let size = (solution.row_mass.len(), solution.column_mass.len());
             let direct = own_plan_cost.then(|| plan.clone());
             let (through_plan, converged) =
-                sharp_gradient(cost, plan, size, epsilon, direct.is_none());
+                sharp_gradient(cost, plan, size, (epsilon, EXACT), direct.is_none());
             let (gradient, plan_gradient) = match direct {
                 Some(plan) => (plan, Some(through_plan)),
                 None => (through_plan, None),
@@ -90,17 +94,20 @@ pub(crate) fn evaluate(
     }
 }
 
-/// G of the module's text, written over the plan; without its part T, the direct one, where that is not asked for.
-fn sharp_gradient(
+/// G of the module's text, written over the plan, for a softness of the rows and one of the columns; without its part T,
+/// the direct one, where that is not asked for. Also whether the equations were solved.
+pub(super) fn sharp_gradient(
     cost: &[f32],
     mut plan: Vec<f32>,
     (n, m): (usize, usize),
-    epsilon: f64,
+    (epsilon, softness): (f64, (f64, f64)),
     direct: bool,
 ) -> (Vec<f32>, bool) {
     let wide: Vec<f64> = plan.iter().map(|&t| f64::from(t)).collect();
     // Of the plan as it is stored: the equations are consistent with these only.
-    let (r, c) = marginals(wide.iter().copied(), n, m);
+    let (mut r, mut c) = marginals(wide.iter().copied(), n, m);
+    stiffen(&mut r, softness.0);
+    stiffen(&mut c, softness.1);
     let costs = wide.iter().zip(cost).map(|(t, &c)| t * f64::from(c));
     let (row_cost, column_cost) = marginals(costs, n, m);
     let mut kernel = Kernel::<f64>::new(n, m, wide);
@@ -133,8 +140,23 @@ fn sharp_gradient(
     (plan, converged)
 }
 
+/// `(1 + tau) mass`. Where nothing is carried there is no equation: any number above 0 keeps it at 0 = 0.
+fn stiffen(masses: &mut [f64], softness: f64) {
+    for mass in masses {
+        *mass = if *mass > 0.0 {
+            (1.0 + softness) * *mass
+        } else {
+            1.0
+        };
+    }
+}
+
 /// Row and column sums of an `[n, m]` matrix.
-fn marginals(entries: impl Iterator<Item = f64>, n: usize, m: usize) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn marginals(
+    entries: impl Iterator<Item = f64>,
+    n: usize,
+    m: usize,
+) -> (Vec<f64>, Vec<f64>) {
     let (mut row, mut column) = (vec![0.0; n], vec![0.0; m]);
     for (k, entry) in entries.enumerate() {
         row[k / m] += entry;

@@ -40,6 +40,8 @@ mod objective;
 mod ot_config;
 #[allow(dead_code, reason = "no loss asks for these plans yet")]
 mod plan;
+#[allow(dead_code, reason = "no run fits a projection yet")]
+mod projection;
 pub mod reference;
 mod rows;
 mod rowwise;

@@ -23,6 +23,7 @@ pub fn encode(plan: &Plan, index: u64, shard: u32, rows: Rows) -> Result<Vec<u8>
         byte_offsets: sequence.byte_offsets.clone(),
         target_mask: sequence.target_mask.clone(),
         rows,
+        view: None,
     };
     let context = FrameContext {
         plan: plan.fingerprint,
@@ -51,6 +52,7 @@ pub fn encode_scored(
         token_ids: tokens.token_ids,
         target_mask: tokens.target_mask,
         rows,
+        view: None,
     };
     let context = FrameContext {
         plan,

@@ -9,8 +9,9 @@ use crate::{
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";
-/// The version that is written and read.
+/// The versions that are read: the later one is written where a frame has a view.
 pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION_PAIRS: u16 = 3;
 /// Bytes before the temperatures.
 pub(super) const HEADER_BYTES: usize = 104;
 
@@ -42,12 +43,14 @@ pub(super) struct Header {
     pub compressed_bytes: u32,
     /// Bytes of the entropy-coded tokens and rows, after the planes.
     pub coded_bytes: u32,
+    /// Bytes of the student's view among the planes; 0 without one.
+    pub view_bytes: u32,
     pub text_digest: Fingerprint,
     pub temperatures: Vec<f32>,
 }
 
 impl Header {
-    pub fn new(frame: &Frame, statistics: StatisticsCoding) -> Result<Self> {
+    pub fn new(frame: &Frame, statistics: StatisticsCoding, view: &[u8]) -> Result<Self> {
         let rows = &frame.rows;
         let header = Self {
             estimator: rows.estimator,
@@ -67,6 +70,7 @@ impl Header {
             body_bytes: 0,
             compressed_bytes: 0,
             coded_bytes: 0,
+            view_bytes: length("view", view.len())?,
             text_digest: frame.text_digest,
             temperatures: rows.temperatures.clone(),
         };
@@ -121,7 +125,8 @@ impl Header {
             StatisticsCoding::Exact => 4 * (4 + temperatures),
             StatisticsCoding::Fixed => 0,
         };
-        let body = tokens.div_ceil(8) + text + rows * (statistics + state_row);
+        let view = within("view", self.view_bytes.into(), VIEW_BYTES_MAX)?;
+        let body = tokens.div_ceil(8) + text + view + rows * (statistics + state_row);
         within("decompressed frame", body, FRAME_DECOMPRESSED_BYTES_MAX)?;
         length(
             "decompressed frame",
@@ -144,7 +149,12 @@ impl Header {
             (kind as u8, coding as u8, rank)
         });
         out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+        let version = if self.view_bytes == 0 {
+            VERSION
+        } else {
+            VERSION_PAIRS
+        };
+        out.extend(version.to_le_bytes());
         out.extend([
             self.estimator.code(),
             coding,
@@ -169,7 +179,7 @@ impl Header {
         out.extend(self.body_bytes.to_le_bytes());
         out.extend(self.compressed_bytes.to_le_bytes());
         out.extend(self.coded_bytes.to_le_bytes());
-        out.extend([0; 4]);
+        out.extend(self.view_bytes.to_le_bytes());
         out.extend(self.text_digest.0);
         for temperature in &self.temperatures {
             out.extend(temperature.to_le_bytes());
@@ -182,10 +192,10 @@ impl Header {
             return Err(Error::BadMagic);
         }
         let found = u16::from_le_bytes(reader.array("version")?);
-        if found != VERSION {
+        if ![VERSION, VERSION_PAIRS].contains(&found) {
             return Err(Error::UnsupportedVersion {
                 found,
-                supported: VERSION,
+                supported: VERSION_PAIRS,
             });
         }
         let [
@@ -207,9 +217,10 @@ impl Header {
             what,
             reason,
         };
-        let [coded_bytes, reserved] = reader.u32s("coded bytes")?;
-        if reserved != 0 {
-            return Err(bad("reserved", "bytes are not zero".into()));
+        let [coded_bytes, view_bytes] = reader.u32s("coded bytes")?;
+        if (view_bytes > 0) != (found == VERSION_PAIRS) {
+            let reason = format!("{view_bytes} bytes in a frame of version {found}");
+            return Err(bad("view", reason));
         }
         let text_digest = Fingerprint(reader.array("text digest")?);
         let unknown = || bad("estimator", format!("unknown code {estimator}"));
@@ -279,6 +290,7 @@ impl Header {
             body_bytes,
             compressed_bytes,
             coded_bytes,
+            view_bytes,
             text_digest,
             temperatures,
         };

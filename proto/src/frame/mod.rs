@@ -14,7 +14,7 @@ mod tokens;
 mod validate;
 mod values;
 
-use crate::{Error, Result, block::Rows, fingerprint::Fingerprint, limits};
+use crate::{Error, Result, View, block::Rows, fingerprint::Fingerprint, limits};
 use header::{HEADER_BYTES, Header, length};
 use planes::Reader;
 
@@ -43,6 +43,8 @@ pub struct Frame {
     pub target_mask: Vec<bool>,
     /// One row for every target.
     pub rows: Rows,
+    /// What the student reads, where that is another text.
+    pub view: Option<View>,
 }
 
 /// What the checksum covers beside the bytes, so that a swapped or renamed frame is found.
@@ -83,12 +85,13 @@ impl Frame {
 
     /// Serialises the frame with these codes for its numbers.
     fn write(&self, codes: &body::Codes, context: &FrameContext) -> Result<Vec<u8>> {
-        let mut header = Header::new(self, codes.statistics())?;
+        let view = self.view.as_ref().map(View::to_bytes).unwrap_or_default();
+        let mut header = Header::new(self, codes.statistics(), &view)?;
         let compression = |e: std::io::Error| Error::Compression {
             index: self.index,
             reason: e.to_string(),
         };
-        let planes = body::planes(self, codes);
+        let planes = body::planes(self, &view, codes);
         let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
         header.compressed_bytes = length("compressed planes", compressed.len())?;
         let coded = body::coded(self, &header, codes);

@@ -8,7 +8,7 @@ use super::{
     values,
 };
 use crate::{
-    Error, Result, Rows, State,
+    Error, Result, Rows, State, View,
     block::{StateCoding, byte_scale, scaled_byte},
     numbers::low_half,
 };
@@ -53,6 +53,19 @@ pub(super) fn read_text(reader: &mut Reader<'_>, header: &Header) -> Result<Stri
         what: "text",
         reason: e.to_string(),
     })
+}
+
+pub(super) fn read_view(reader: &mut Reader<'_>, header: &Header) -> Result<Option<View>> {
+    if header.view_bytes == 0 {
+        return Ok(None);
+    }
+    let bytes = reader.take("view", header.view_bytes as usize)?;
+    let unreadable = || Error::Invalid {
+        index: header.index,
+        what: "view",
+        reason: "its lengths do not add up, or a text is not UTF-8".into(),
+    };
+    View::from_bytes(bytes).ok_or_else(unreadable).map(Some)
 }
 
 /// Statistics as they are; the rows' columns are the kept mass and theirs.

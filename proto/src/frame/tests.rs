@@ -89,6 +89,7 @@ pub(super) fn sample(
         byte_offsets,
         target_mask: (0..=rows).map(|t| t > 0).collect(),
         rows: out,
+        view: None,
     }
 }
 

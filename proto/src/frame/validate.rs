@@ -46,6 +46,9 @@ impl Frame {
         self.rule(targets == self.rows.rows, "rows", || {
             format!("{} for {targets} targets", self.rows.rows)
         })?;
+        if let Some((what, reason)) = self.view.as_ref().and_then(|view| view.flaw(&self.text)) {
+            self.rule(false, what, || reason)?;
+        }
         self.validate_rows(&self.rows)?;
         self.validate_maxima()
     }

@@ -96,6 +96,7 @@ fn frame(text: &str, span: Range<usize>, end: bool) -> Frame {
         byte_offsets: encoded.ranges,
         target_mask: mask,
         rows: rows(&labels),
+        view: None,
     }
 }
 

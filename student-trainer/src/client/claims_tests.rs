@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, Frame, FrameContext,
+    Estimator, FORMAT_VERSION_PAIRS, Frame, FrameContext,
     v1::{self, Block},
 };
 
@@ -22,7 +22,7 @@ async fn a_handshake_that_no_teacher_means_is_refused_by_field() {
     type Change = fn(&mut v1::GetServerInfoResponse);
     let lies: [(&str, Change); 24] = [
         ("frame format version", |info| {
-            info.format_version = FORMAT_VERSION + 1
+            info.format_version = FORMAT_VERSION_PAIRS + 1
         }),
         ("effective_vocab_size is 0", |info| {
             info.effective_vocab_size = 0

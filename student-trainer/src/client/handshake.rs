@@ -1,7 +1,7 @@
 //! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, Fingerprint, StateKind,
+    Estimator, FORMAT_VERSION, FORMAT_VERSION_PAIRS, Fingerprint, StateKind,
     v1::{self, GetServerInfoResponse},
 };
 
@@ -70,11 +70,12 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
     type Error = Error;
 
     fn try_from(info: GetServerInfoResponse) -> Result<Self> {
-        if info.format_version != FORMAT_VERSION {
+        // The later version is what a corpus of pairs asks for.
+        if ![FORMAT_VERSION, FORMAT_VERSION_PAIRS].contains(&info.format_version) {
             return Err(Error::Mismatch {
                 what: "frame format version",
                 teacher: info.format_version.to_string(),
-                student: FORMAT_VERSION.to_string(),
+                student: format!("{FORMAT_VERSION} and {FORMAT_VERSION_PAIRS}"),
                 remedy: "use teacher-server and student-trainer of one release",
             });
         }

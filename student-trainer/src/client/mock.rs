@@ -79,6 +79,7 @@ pub fn made_up_frame(index: u64) -> Frame {
             .collect(),
         target_mask: (0..=rows).map(|t| t > 0).collect(),
         text,
+        view: None,
         rows: Rows {
             rows,
             k,

@@ -65,6 +65,11 @@ pub(super) async fn agree(
     })
 }
 
+/// Tokens that the student's side of a pair may have.
+pub(super) fn pair_tokens_max(config: &TrainConfig, info: &ServerInfo) -> usize {
+    config.student_seq_len.unwrap_or(info.seq_len as usize)
+}
+
 fn introduce(info: &ServerInfo) {
     tracing::info!(
         "teacher: {} ({}), {} sequences, {} targets of {} tokens, top {} of {} ids",

@@ -54,7 +54,7 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use agreement::{Agreement, agree, connect, identity};
+use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
 use guard::GradientWatch;
@@ -166,7 +166,13 @@ fn train(
     } else {
         Some(Place::choose(&config.device, config.dtype)?)
     };
-    let reader = FrameReader::new(agreement.vocabularies, teacher, info, &files);
+    let reader = FrameReader::new(
+        agreement.vocabularies,
+        teacher,
+        info,
+        &files,
+        pair_tokens_max(config, info),
+    );
     let reader = runtime.block_on(reader)?;
     let frames = (frames_a_step(config) as u64, info.sequence_count);
     let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;

@@ -23,7 +23,8 @@ fn a_setting_without_effect_says_what_is_missing() {
         ),
         (
             "--kl-weight 0 --kl-temperature 2",
-            "loss.kl_temperature has no effect: it needs --kl-weight above 0 or --kl-weight-end above 0",
+            "loss.kl_temperature has no effect: it needs --kl-weight above 0 or --kl-weight-end above 0 or \
+             --reverse-kl-weight above 0",
         ),
         (
             "--tune full --lora-b-lr-ratio 16",
@@ -52,7 +53,7 @@ fn a_setting_without_effect_says_what_is_missing() {
         ("--ca-cert c", "it needs --teacher https://..."),
         (
             "--jsd-beta 0.3",
-            "loss.jsd_beta has no effect: it needs --kl-divergence jsd",
+            "loss.jsd_beta has no effect: it needs --jsd-weight above 0",
         ),
         ("--ot-weight 1 --block-size 8", "it needs --scope block"),
         (
@@ -272,6 +273,10 @@ fn keys_of_other_trainers_are_answered_with_ours() {
         (
             "[loss]\nkd_temperature = 2",
             "`loss.kd_temperature`; here use `loss.kl_temperature`",
+        ),
+        (
+            "[loss]\nkl_divergence = 'jsd'",
+            "`loss.kl_divergence`; it is now `loss.kl_weight` for forward",
         ),
         ("stesp = 7", "the nearest setting is `steps`"),
     ] {

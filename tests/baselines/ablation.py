@@ -24,8 +24,8 @@ COSINE = "--cost softmax-similarity --similarity cosine"
 LOSSES = {
     "CE": ("", "--kl-weight 0 --ot-weight 0"),
     "CE + KL": ("", ONLY_KL),
-    "CE + reverse KL": ("--estimator top-k", f"{ONLY_KL} --kl-divergence reverse"),
-    "CE + JSD": ("--estimator top-k", f"{ONLY_KL} --kl-divergence jsd"),
+    "CE + reverse KL": ("--estimator top-k", f"{ONLY_KL} --kl-weight 0 --reverse-kl-weight 1"),
+    "CE + JSD": ("--estimator top-k", f"{ONLY_KL} --kl-weight 0 --jsd-weight 1"),
     "CE + OT (kl)": ("", f"--kl-weight 0 --ot-weight {KAPPA}"),
     "CE + OT (kl; prior 10)": ("", f"--kl-weight 0 --ot-weight {KAPPA} --position-prior 10"),
     "CE + KL + OT (kl)/20": ("", f"--ot-weight {KAPPA / 20}"),

@@ -157,7 +157,7 @@ pub const FOREIGN: &[Foreign] = &[
         "`temperatures`",
     ),
     both("kd_temperature", "`loss.kl_temperature`", "`temperatures`"),
-    trainer("beta", "`loss.jsd_beta`, with `loss.kl_divergence` jsd"),
+    trainer("beta", "`loss.jsd_beta`, with `loss.jsd_weight`"),
     trainer(
         "alpha",
         "`loss.kl_weight` and `loss.ce_weight`; of adapters `lora_alpha`",

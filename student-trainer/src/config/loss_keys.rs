@@ -2,7 +2,7 @@
 
 use distill_program::settings::{Key, Kind, Need};
 
-use super::needs::{BLOCKS, COST_KL, HIDDEN, JSD, KL, OT, SIMILARITY, TRANSPORT};
+use super::needs::{BLOCKS, COST_KL, DIVERGENCE, HIDDEN, JSD, OT, SIMILARITY, TRANSPORT};
 
 /// One line a key.
 macro_rules! table {
@@ -15,9 +15,10 @@ macro_rules! table {
 const LOSS_KEYS: &[(&str, Kind, &str, &[Need])] = table! {
     "ce_weight": Float = "Weight of cross-entropy with the corpus' own tokens";
     "kl_weight": Float = "Weight of tau^2 KL(teacher || student)";
-    "kl_temperature": Float needs [KL] = "tau of KL; one of the temperatures that the teacher stores";
-    "kl_divergence": Text needs [KL] = "Divergence from the teacher: forward, reverse or jsd";
-    "jsd_beta": Float needs [KL, JSD] = "The teacher's share of the mixture under jsd";
+    "reverse_kl_weight": Float = "Weight of tau^2 KL(student || teacher)";
+    "jsd_weight": Float = "Weight of tau^2 JSD, the divergence of both from their mixture";
+    "jsd_beta": Float needs [JSD] = "The teacher's share of that mixture";
+    "kl_temperature": Float needs [DIVERGENCE] = "tau of all three; one of the temperatures that the teacher stores";
     "ot_weight": Float = "Weight of optimal transport";
     "hidden_weight": Float = "Weight of transport between hidden states, through a learned projection";
     "hidden_layer": Integer needs [HIDDEN] = "Student layer of those hidden states: 1 is the first, 0 the last after its norm";
@@ -27,6 +28,8 @@ const LOSS_KEYS: &[(&str, Kind, &str, &[Need])] = table! {
     "schedule.ot_warmup_steps": Integer needs [TRANSPORT] = "Steps over which the weights of both transports rise from 0";
     "schedule.ce_weight_end": Float = "Weight of cross-entropy at the last step; linear in between";
     "schedule.kl_weight_end": Float = "Weight of KL at the last step; linear in between";
+    "schedule.reverse_kl_weight_end": Float = "Weight of reverse KL at the last step; linear in between";
+    "schedule.jsd_weight_end": Float = "Weight of JSD at the last step; linear in between";
     "schedule.ot_weight_end": Float = "Weight of transport at the last step; linear in between";
     "schedule.hidden_weight_end": Float = "Weight of transport between hidden states at the last step; linear in between";
     "schedule.temperature_end": Float needs [OT, SIMILARITY] = "Temperature of the similarity at the last step; geometric in between";
@@ -59,7 +62,7 @@ pub fn loss_keys() -> Vec<Key> {
 
 /// As [`loss_keys`], for a command that shows every part of the loss, whatever its weight.
 pub fn every_loss_key() -> Vec<Key> {
-    let is_weight = |need: &Need| [KL, OT, HIDDEN, TRANSPORT].contains(need);
+    let is_weight = |need: &Need| [DIVERGENCE, JSD, OT, HIDDEN, TRANSPORT].contains(need);
     let mut keys = loss_keys();
     for key in &mut keys {
         key.needs.retain(|need| !is_weight(need));
@@ -97,6 +100,8 @@ mod tests {
                 ot_warmup_steps: 1,
                 ce_weight_end: Some(1.0),
                 kl_weight_end: Some(1.0),
+                reverse_kl_weight_end: Some(1.0),
+                jsd_weight_end: Some(1.0),
                 ot_weight_end: Some(1.0),
                 hidden_weight_end: Some(1.0),
                 temperature_end: Some(1.0),

@@ -4,13 +4,26 @@ use distill_program::settings::{Is, Need};
 
 const KL_WEIGHT: (&str, Is) = ("loss.kl_weight", Is::Above0);
 const KL_WEIGHT_END: (&str, Is) = ("loss.schedule.kl_weight_end", Is::Above0);
+const REVERSE_KL_WEIGHT: (&str, Is) = ("loss.reverse_kl_weight", Is::Above0);
+const REVERSE_KL_WEIGHT_END: (&str, Is) = ("loss.schedule.reverse_kl_weight_end", Is::Above0);
+const JSD_WEIGHT: (&str, Is) = ("loss.jsd_weight", Is::Above0);
+const JSD_WEIGHT_END: (&str, Is) = ("loss.schedule.jsd_weight_end", Is::Above0);
 const OT_WEIGHT: (&str, Is) = ("loss.ot_weight", Is::Above0);
 const OT_WEIGHT_END: (&str, Is) = ("loss.schedule.ot_weight_end", Is::Above0);
 const HIDDEN_WEIGHT: (&str, Is) = ("loss.hidden_weight", Is::Above0);
 const HIDDEN_WEIGHT_END: (&str, Is) = ("loss.schedule.hidden_weight_end", Is::Above0);
 
 /// A divergence from the teacher.
-pub const KL: Need = &[KL_WEIGHT, KL_WEIGHT_END];
+pub const DIVERGENCE: Need = &[
+    KL_WEIGHT,
+    KL_WEIGHT_END,
+    REVERSE_KL_WEIGHT,
+    REVERSE_KL_WEIGHT_END,
+    JSD_WEIGHT,
+    JSD_WEIGHT_END,
+];
+/// That from the mixture of teacher and student.
+pub const JSD: Need = &[JSD_WEIGHT, JSD_WEIGHT_END];
 /// Transport between logits.
 pub const OT: Need = &[OT_WEIGHT, OT_WEIGHT_END];
 /// Transport between hidden states.
@@ -23,8 +36,6 @@ pub const SIMILARITY: Need = &[("loss.ot.cost", Is::One(&["softmax-similarity"])
 pub const COST_KL: Need = &[("loss.ot.cost", Is::One(&["kl"]))];
 /// Several problems of transport.
 pub const BLOCKS: Need = &[("loss.ot.scope", Is::One(&["block"]))];
-/// The mixture of teacher and student.
-pub const JSD: Need = &[("loss.kl_divergence", Is::One(&["jsd"]))];
 
 /// Adapters.
 pub const LORA: Need = &[("tune", Is::One(&["lora"]))];

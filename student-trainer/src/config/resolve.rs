@@ -37,7 +37,7 @@ pub fn resolve_over<C: Settings>(
                 let near = nearest(path, known.iter().copied()).unwrap_or_default();
                 format!("the nearest setting is `{near}`")
             };
-            explain(path.rsplit('.').next().unwrap_or(path)).unwrap_or_else(near)
+            explain(path).unwrap_or_else(near)
         },
         settle: settle_epsilon,
         foundation: &|given| match given.get("preset") {

@@ -3,7 +3,7 @@
 use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
-use super::divergence::DivergenceForm;
+use super::divergence::Divergences;
 use super::error::{LossError, Result};
 pub use super::ot_config::{
     Cost, EPSILON_DEFAULT, Objective, OtConfig, POSITIONS_MAX, PlanCost, Reduction, Scope,
@@ -14,42 +14,24 @@ use super::targets::Targets;
 
 /// Default of [`LossConfig::chunk_rows`]: 128 rows of 151,936 f32 logits are 78 MB.
 pub const CHUNK_ROWS_DEFAULT: usize = 128;
-/// How far the student is from the teacher at one position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Divergence {
-    /// `KL(teacher || student)`: covers all the teacher says.
-    Forward,
-    /// `KL(student || teacher)`: avoids what the teacher would not say.
-    Reverse,
-    /// `jsd_beta KL(teacher || m) + (1 - jsd_beta) KL(student || m)`, m their mixture with the teacher's share `jsd_beta`.
-    Jsd,
-}
 
-impl Divergence {
-    /// As people write it.
-    pub fn formula(self) -> &'static str {
-        match self {
-            Self::Forward => "KL(teacher || student)",
-            Self::Reverse => "KL(student || teacher)",
-            Self::Jsd => "JSD",
-        }
-    }
-}
-
-/// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT + hidden_weight OT of hidden states`.
+/// Settings of the whole loss: `ce_weight CE + kl_weight KL + reverse_kl_weight RKL + jsd_weight JSD + ot_weight OT +
+/// hidden_weight OT of hidden states`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]
 pub struct LossConfig {
     /// Weight of cross-entropy with the corpus' own tokens.
     pub ce_weight: f64,
-    /// Weight of `tau^2 KL`, or of the divergence in its place.
+    /// Weight of `tau^2 KL(teacher || student)`: covers all the teacher says.
     pub kl_weight: f64,
-    /// Which divergence.
-    pub kl_divergence: Divergence,
-    /// The teacher's share of the mixture under `jsd`, between 0 and 1.
+    /// Weight of `tau^2 KL(student || teacher)`: avoids what the teacher would not say.
+    pub reverse_kl_weight: f64,
+    /// Weight of `tau^2 (jsd_beta KL(teacher || m) + (1 - jsd_beta) KL(student || m))`, m their mixture with the teacher's
+    /// share `jsd_beta`.
+    pub jsd_weight: f64,
+    /// The teacher's share of that mixture, between 0 and 1.
     pub jsd_beta: f64,
-    /// tau; must be one of the temperatures stored at capture.
+    /// tau of all three; must be one of the temperatures stored at capture.
     pub kl_temperature: f64,
     /// Weight of optimal transport.
     pub ot_weight: f64,
@@ -76,7 +58,8 @@ impl Default for LossConfig {
         Self {
             ce_weight: 1.0,
             kl_weight: 1.0,
-            kl_divergence: Divergence::Forward,
+            reverse_kl_weight: 0.0,
+            jsd_weight: 0.0,
             jsd_beta: 0.5,
             kl_temperature: 1.0,
             ot_weight: 0.0,
@@ -133,7 +116,8 @@ impl LossConfig {
     /// [`LossError::Setting`] names the first key that has no meaning.
     pub fn validate(&self) -> Result<()> {
         self.check_settings()?;
-        if self.ce_weight + self.kl_weight + self.ot_weight + self.hidden_weight == 0.0 {
+        let weights = [self.ce_weight, self.divergence_weight(), self.ot_weight];
+        if weights.iter().sum::<f64>() + self.hidden_weight == 0.0 {
             return Err(setting(
                 "ce_weight",
                 "all weights are 0: nothing would be trained".into(),
@@ -146,6 +130,8 @@ impl LossConfig {
         for (key, weight) in [
             ("ce_weight", self.ce_weight),
             ("kl_weight", self.kl_weight),
+            ("reverse_kl_weight", self.reverse_kl_weight),
+            ("jsd_weight", self.jsd_weight),
             ("ot_weight", self.ot_weight),
             ("hidden_weight", self.hidden_weight),
         ] {
@@ -229,7 +215,8 @@ impl LossConfig {
         if estimator.is_drawn() {
             self.check_drawn()?;
         }
-        if self.kl_weight > 0.0 && stored_temperature(temperatures, self.kl_temperature).is_none() {
+        let stored = stored_temperature(temperatures, self.kl_temperature);
+        if self.divergence_weight() > 0.0 && stored.is_none() {
             return Err(unsupported(
                 "KL",
                 format!(
@@ -264,11 +251,11 @@ impl LossConfig {
     /// What drawn rows cannot feed.
     fn check_drawn(&self) -> Result<()> {
         let refuse = |what, reason: &str| Err(unsupported(what, reason.into()));
-        if self.kl_weight > 0.0 && self.kl_divergence != Divergence::Forward {
+        if self.reverse_kl_weight + self.jsd_weight > 0.0 {
             return refuse(
                 "reverse KL and JSD on drawn rows",
-                "they need the teacher's probability of ids that were not drawn; use kl_divergence `forward`, or \
-                 capture the teacher with the estimator `top-k`",
+                "they need the teacher's probability of ids that were not drawn; use kl_weight alone (reverse_kl_weight \
+                 0, jsd_weight 0), or capture the teacher with the estimator `top-k`",
             );
         }
         if self.kl_weight > 0.0 && (self.kl_temperature - 1.0).abs() > 1e-6 {
@@ -309,12 +296,17 @@ impl LossConfig {
         self.check_rows(targets.estimator, &targets.temperatures, of_logits)
     }
 
-    /// Which divergence, with its parameter.
-    pub(crate) fn divergence(&self) -> DivergenceForm {
-        match self.kl_divergence {
-            Divergence::Forward => DivergenceForm::Forward,
-            Divergence::Reverse => DivergenceForm::Reverse,
-            Divergence::Jsd => DivergenceForm::Jsd(self.jsd_beta),
+    /// Weight of all divergences from the teacher together.
+    pub(crate) fn divergence_weight(&self) -> f64 {
+        self.kl_weight + self.reverse_kl_weight + self.jsd_weight
+    }
+
+    /// Those that have a weight.
+    pub(crate) fn divergences(&self) -> Divergences {
+        let weights = [self.kl_weight, self.reverse_kl_weight, self.jsd_weight];
+        Divergences {
+            weights: weights.map(|weight| (weight > 0.0).then_some(weight)),
+            beta: self.jsd_beta,
         }
     }
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::bhattacharyya::Bhattacharyya;
 use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
 use super::cost::kl_cost_rows;
+use super::divergence::Divergences;
 use super::error::{LossError, Result};
 use super::euclidean::SquaredEuclidean;
 use super::head::{Counts, LossValues, check_labels, sum_up};
@@ -93,7 +94,9 @@ pub fn dense_loss(
     let mut result = sum_up(&values, None, Counts { labelled: n, pairs }, config)?;
     if labels.is_none() {
         result.ce = 0.0;
-        result.total = config.kl_weight * result.kl;
+        result.total = config.kl_weight * result.kl
+            + config.reverse_kl_weight * result.reverse_kl
+            + config.jsd_weight * result.jsd;
     }
     let mut grad_ot = None;
     if ot_absent.is_none() {
@@ -138,7 +141,7 @@ fn host_logits(logits: &Tensor) -> Result<Tensor> {
     Ok(host)
 }
 
-/// CE and KL, and their gradient; KL of the first `pairs` rows.
+/// CE and every divergence, whatever its weight, and their gradient; divergences of the first `pairs` rows.
 fn cross_terms(
     x: &Tensor,
     teacher: &Teacher,
@@ -147,15 +150,24 @@ fn cross_terms(
     config: &LossConfig,
 ) -> Result<(Vec<RowValues>, Tensor)> {
     let n = x.dims()[0] as f64;
+    let weights = [
+        config.kl_weight,
+        config.reverse_kl_weight,
+        config.jsd_weight,
+    ];
+    let divergences = Divergences {
+        weights: weights.map(|weight| Some(weight / n)),
+        beta: config.jsd_beta,
+    };
     let (gradient, values) = each_row(x.copy()?, |i, z| {
-        let kl = (i < pairs)
+        let beside = (i < pairs)
             .then(|| teacher.row(i, config.kl_temperature))
             .flatten();
         let terms = RowTerms {
             label: labels.map_or(0, |labels| labels[i]),
             ce: labels.map_or(0.0, |_| config.ce_weight / n),
-            kl: kl.map(|row| (row, config.kl_weight / n)),
-            divergence: config.divergence(),
+            teacher: beside,
+            divergences,
             softmax: 0.0,
         };
         row_pass(z, &terms, true)
@@ -259,8 +271,8 @@ impl DenseTransport<'_> {
             let terms = RowTerms {
                 label: 0,
                 ce: 0.0,
-                kl: None,
-                divergence: self.config.divergence(),
+                teacher: None,
+                divergences: self.config.divergences(),
                 softmax: transport.row_mass[i] / kappa,
             };
             row_pass(z, &terms, true);

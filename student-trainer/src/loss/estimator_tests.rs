@@ -110,9 +110,9 @@ fn losses_of_drawn_rows_match_the_slow_form() {
             .unwrap();
             let expected = slow(&case, &case.hidden, &config);
             assert!(
-                (loss.total - expected).abs() < 1e-5 * expected.abs().max(0.1),
+                (loss.values.total - expected).abs() < 1e-5 * expected.abs().max(0.1),
                 "{estimator:?} {cost:?}: {} {expected}",
-                loss.total
+                loss.values.total
             );
             let gradient = central_differences(&case.hidden, 1e-5, |h| slow(&case, h, &config));
             let distance = relative(&widened(&loss.grad_hidden), &gradient.data);

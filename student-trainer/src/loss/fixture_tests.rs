@@ -69,6 +69,8 @@ struct Case {
     top_k: Option<usize>,
     ce: f64,
     kl: f64,
+    reverse_kl: f64,
+    jsd: f64,
     ot: f64,
     total: f64,
     config: LossConfig,
@@ -77,7 +79,7 @@ struct Case {
 #[test]
 fn values_and_gradients_match_torch_and_pot() {
     let fixtures = Fixtures::<Case>::read("losses");
-    assert!(fixtures.cases.len() >= 42);
+    assert!(fixtures.cases.len() >= 46);
     for case in &fixtures.cases {
         let name = &case.name;
         let of = |what: &str| format!("{}.{what}", case.data);
@@ -94,6 +96,8 @@ fn values_and_gradients_match_torch_and_pot() {
         );
         equal(name, "ce", loss.values.ce, case.ce);
         equal(name, "kl", loss.values.kl, case.kl);
+        equal(name, "reverse KL", loss.values.reverse_kl, case.reverse_kl);
+        equal(name, "JSD", loss.values.jsd, case.jsd);
         equal(name, "ot", loss.values.ot, case.ot);
         equal(name, "total", loss.values.total, case.total);
         fixtures.close(&format!("{name}.grad_ot"), &loss.grad_ot.unwrap());
@@ -150,11 +154,11 @@ fn drawn_rows_match_torch() {
         };
         let run = |config| head_loss(&x, &labels, &targets, &geometry, &config).unwrap();
         let transport = run(only(0.0, 1.0));
-        equal(name, "ot", transport.ot, case.ot);
+        equal(name, "ot", transport.values.ot, case.ot);
         fixtures.close(&of("grad_ot"), &transport.grad_hidden);
         if let Some(kl) = case.kl {
             let loss = run(only(1.0, 0.0));
-            equal(name, "kl", loss.kl, kl);
+            equal(name, "kl", loss.values.kl, kl);
             fixtures.close(&of("grad_kl"), &loss.grad_hidden);
         }
     }

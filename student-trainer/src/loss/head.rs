@@ -21,13 +21,17 @@ use super::transport::SolverReport;
 /// The losses of a sequence, without weights except in `total`. A part whose weight is 0 is not computed: 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct LossValues {
-    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
+    /// The sum of all parts, each times its weight.
     pub total: f64,
     /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
     /// asked for.
     pub ce: f64,
-    /// `tau^2 KL`, mean over targets.
+    /// `tau^2 KL(teacher || student)`, mean over targets.
     pub kl: f64,
+    /// `tau^2 KL(student || teacher)`, mean over targets.
+    pub reverse_kl: f64,
+    /// `tau^2 JSD`, mean over targets.
+    pub jsd: f64,
     /// The transport objective.
     pub ot: f64,
     /// How the solver fared.
@@ -37,39 +41,10 @@ pub struct LossValues {
 /// The losses with their gradient.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
-    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
-    pub total: f64,
-    /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
-    /// asked for.
-    pub ce: f64,
-    /// `tau^2 KL`, mean over targets; 0 when its weight is 0.
-    pub kl: f64,
-    /// The transport objective; 0 when its weight is 0.
-    pub ot: f64,
-    /// How the solver fared.
-    pub report: SolverReport,
+    /// The losses.
+    pub values: LossValues,
     /// dtotal/dH `[N, d]`, f32.
     pub grad_hidden: Tensor,
-}
-
-impl HeadLoss {
-    fn new(values: LossValues, grad_hidden: Tensor) -> Self {
-        let LossValues {
-            total,
-            ce,
-            kl,
-            ot,
-            report,
-        } = values;
-        Self {
-            total,
-            ce,
-            kl,
-            ot,
-            report,
-            grad_hidden,
-        }
-    }
 }
 
 /// The losses of one sequence and dL/dH.
@@ -95,7 +70,10 @@ pub fn head_loss(
         config,
         Wanted::Hidden,
     )?;
-    Ok(HeadLoss::new(values, gradient.hidden))
+    Ok(HeadLoss {
+        values,
+        grad_hidden: gradient.hidden,
+    })
 }
 
 /// As [`head_loss`], with dtotal/dW `[V, d]` beside it, for a head that is trained too. Without rows only cross-entropy is
@@ -124,7 +102,11 @@ pub fn head_loss_with_head(
         config,
         Wanted::HiddenAndHead,
     )?;
-    Ok((HeadLoss::new(values, gradient.hidden), gradient.head))
+    let loss = HeadLoss {
+        values,
+        grad_hidden: gradient.hidden,
+    };
+    Ok((loss, gradient.head))
 }
 
 /// The losses alone, at half the work: for evaluation. Without rows only cross-entropy is computed.
@@ -215,14 +197,14 @@ fn run(
     Ok((result, gradients))
 }
 
-/// Means of CE over the rows that have a label, of KL over those that have a pair; the first row that is not finite is named.
+/// Means of CE over the rows that have a label, of divergences over those that have a pair; the first row that is not finite is named.
 pub(crate) fn sum_up(
     values: &[RowValues],
     targets: Option<&Targets>,
     counts: Counts,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    let bad = |v: &RowValues| !(v.ce.is_finite() && v.kl.is_finite() && v.logsumexp.is_finite());
+    let bad = |v: &RowValues| !(v.ce + v.logsumexp + v.divergences.iter().sum::<f64>()).is_finite();
     if let Some(position) = values.iter().position(bad) {
         return Err(LossError::NonFinite {
             what: "student logits",
@@ -232,11 +214,19 @@ pub(crate) fn sum_up(
     let labelled = |i: usize| targets.is_none_or(|targets| targets.is_labelled(i));
     let labelled = values.iter().enumerate().filter(|(i, _)| labelled(*i));
     let ce = labelled.map(|(_, v)| v.ce).sum::<f64>() / counts.labelled.max(1) as f64;
-    let kl = values.iter().map(|v| v.kl).sum::<f64>() / counts.pairs.max(1) as f64;
+    let mean = |form: usize| {
+        values.iter().map(|v| v.divergences[form]).sum::<f64>() / counts.pairs.max(1) as f64
+    };
+    let [kl, reverse_kl, jsd] = [mean(0), mean(1), mean(2)];
     Ok(LossValues {
-        total: config.ce_weight * ce + config.kl_weight * kl,
+        total: config.ce_weight * ce
+            + config.kl_weight * kl
+            + config.reverse_kl_weight * reverse_kl
+            + config.jsd_weight * jsd,
         ce,
         kl,
+        reverse_kl,
+        jsd,
         ..LossValues::default()
     })
 }
@@ -284,7 +274,7 @@ impl Counts {
     }
 }
 
-/// KL pairs row i with row i, or as the alignment says; the alignment must speak of these rows.
+/// Divergences pair row i with row i, or as the alignment says; the alignment must speak of these rows.
 pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> Result<()> {
     let m = targets.rows();
     if let Some(alignment) = &targets.alignment {
@@ -306,14 +296,14 @@ pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> R
             format!("{lengths:?}"),
         ));
     }
-    if config.kl_weight == 0.0 || n == m {
+    if config.divergence_weight() == 0.0 || n == m {
         return Ok(());
     }
     Err(LossError::Unsupported {
         what: "KL",
         reason: format!(
-            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight \
-             to 0 (transport takes unequal lengths)"
+            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight, \
+             reverse_kl_weight and jsd_weight to 0 (transport takes unequal lengths)"
         ),
     })
 }

@@ -37,7 +37,7 @@ pub(super) struct Gradients {
 #[derive(Default)]
 pub(super) struct PassValues {
     on_host: Vec<RowValues>,
-    /// `[3 c]` of every chunk.
+    /// `[5 c]` of every chunk.
     on_card: Vec<Tensor>,
 }
 
@@ -71,7 +71,7 @@ impl HeadPass<'_> {
         self.wanted == Wanted::Values
             || config.ce_weight > 0.0
             || self.teacher.is_none()
-            || config.kl_weight > 0.0
+            || config.divergence_weight() > 0.0
             || through_logits
     }
 
@@ -198,8 +198,8 @@ impl HeadPass<'_> {
     /// What row i contributes to the loss.
     fn terms(&self, i: usize) -> RowTerms<'_> {
         let (config, teacher) = (self.config, self.teacher);
-        let kl = teacher
-            .filter(|_| config.kl_weight > 0.0)
+        let beside = teacher
+            .filter(|_| config.divergence_weight() > 0.0)
             .and_then(|teacher| teacher.row(teacher.targets.pair(i)?, config.kl_temperature));
         let costs = self.ot.filter(|ot| ot.row_costs);
         RowTerms {
@@ -209,8 +209,8 @@ impl HeadPass<'_> {
             } else {
                 0.0
             },
-            kl: kl.map(|row| (row, config.kl_weight / self.counts.pairs.max(1) as f64)),
-            divergence: config.divergence(),
+            teacher: beside,
+            divergences: config.divergences().over(self.counts.pairs),
             softmax: costs.map_or(0.0, |ot| {
                 config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
             }),

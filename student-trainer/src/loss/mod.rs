@@ -61,8 +61,8 @@ mod transport_kernel_tests;
 
 pub(crate) use config::is_positive;
 pub use config::{
-    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
-    Reduction, Scope, Similarity,
+    Cost, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost, Reduction, Scope,
+    Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};

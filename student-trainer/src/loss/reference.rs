@@ -3,7 +3,7 @@
 //! Everything fast in this module is tested against this file, and gradients against its central differences.
 
 use super::config::{
-    Cost, Divergence, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
+    Cost, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
 };
 
 /// A dense matrix, row-major.
@@ -80,8 +80,8 @@ pub fn cross_entropy(x: &Matrix, labels: &[u32]) -> f64 {
     (0..x.rows).map(row).sum::<f64>() / x.rows as f64
 }
 
-/// `tau^2` times the mean over rows of the divergence on the kept ids and one bucket for all others.
-pub fn divergence(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
+/// `tau^2` times the mean over rows of the weighted divergences on the kept ids and one bucket for all others.
+pub fn divergences(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
     let tau = config.kl_temperature;
     let mut total = 0.0;
     for i in 0..x.rows {
@@ -93,16 +93,13 @@ pub fn divergence(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
         };
         let p = buckets(softmax(teacher.logits.row(i), tau));
         let q = buckets(softmax(x.row(i), tau));
-        total += match config.kl_divergence {
-            Divergence::Forward => kullback_leibler(&p, &q),
-            Divergence::Reverse => kullback_leibler(&q, &p),
-            Divergence::Jsd => {
-                let beta = config.jsd_beta;
-                let pairs = p.iter().zip(&q);
-                let m: Vec<f64> = pairs.map(|(p, q)| beta * p + (1.0 - beta) * q).collect();
-                beta * kullback_leibler(&p, &m) + (1.0 - beta) * kullback_leibler(&q, &m)
-            }
-        };
+        let beta = config.jsd_beta;
+        let pairs = p.iter().zip(&q);
+        let m: Vec<f64> = pairs.map(|(p, q)| beta * p + (1.0 - beta) * q).collect();
+        total += config.kl_weight * kullback_leibler(&p, &q);
+        total += config.reverse_kl_weight * kullback_leibler(&q, &p);
+        total += config.jsd_weight
+            * (beta * kullback_leibler(&p, &m) + (1.0 - beta) * kullback_leibler(&q, &m));
     }
     tau * tau * total / x.rows as f64
 }
@@ -248,12 +245,14 @@ pub fn transport(x: &Matrix, teacher: &Teacher, config: &OtConfig) -> f64 {
 
 /// The whole loss of dense logits.
 pub fn total(x: &Matrix, teacher: &Teacher, labels: &[u32], config: &LossConfig) -> f64 {
-    let part = |weight: f64, value: &dyn Fn() -> f64| {
-        if weight > 0.0 { weight * value() } else { 0.0 }
-    };
-    part(config.ce_weight, &|| cross_entropy(x, labels))
-        + part(config.kl_weight, &|| divergence(x, teacher, config))
-        + part(config.ot_weight, &|| transport(x, teacher, &config.ot))
+    let mut total = config.ce_weight * cross_entropy(x, labels);
+    if config.divergence_weight() > 0.0 {
+        total += divergences(x, teacher, config);
+    }
+    if config.ot_weight > 0.0 {
+        total += config.ot_weight * transport(x, teacher, &config.ot);
+    }
+    total
 }
 
 /// The gradient of `value` at `x`, by central differences.

@@ -21,6 +21,12 @@ pub struct LossSchedule {
     /// Weight of KL at the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_weight_end: Option<f64>,
+    /// Weight of reverse KL at the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverse_kl_weight_end: Option<f64>,
+    /// Weight of JSD at the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsd_weight_end: Option<f64>,
     /// Weight of transport at the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ot_weight_end: Option<f64>,
@@ -40,6 +46,8 @@ impl LossSchedule {
         for (key, weight) in [
             ("ce_weight_end", self.ce_weight_end),
             ("kl_weight_end", self.kl_weight_end),
+            ("reverse_kl_weight_end", self.reverse_kl_weight_end),
+            ("jsd_weight_end", self.jsd_weight_end),
             ("ot_weight_end", self.ot_weight_end),
             ("hidden_weight_end", self.hidden_weight_end),
         ] {
@@ -67,6 +75,8 @@ impl LossConfig {
         let mut now = self.clone();
         now.ce_weight = linear(self.ce_weight, schedule.ce_weight_end);
         now.kl_weight = linear(self.kl_weight, schedule.kl_weight_end);
+        now.reverse_kl_weight = linear(self.reverse_kl_weight, schedule.reverse_kl_weight_end);
+        now.jsd_weight = linear(self.jsd_weight, schedule.jsd_weight_end);
         now.ot_weight = ramp * linear(self.ot_weight, schedule.ot_weight_end);
         now.hidden_weight = ramp * linear(self.hidden_weight, schedule.hidden_weight_end);
         now.ot.temperature = geometric(self.ot.temperature, schedule.temperature_end);
@@ -83,6 +93,8 @@ impl LossConfig {
         Self {
             ce_weight: self.ce_weight.max(last.ce_weight),
             kl_weight: self.kl_weight.max(last.kl_weight),
+            reverse_kl_weight: self.reverse_kl_weight.max(last.reverse_kl_weight),
+            jsd_weight: self.jsd_weight.max(last.jsd_weight),
             ot_weight: self.ot_weight.max(last.ot_weight),
             hidden_weight: self.hidden_weight.max(last.hidden_weight),
             ..self.clone()

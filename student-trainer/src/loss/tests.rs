@@ -76,15 +76,15 @@ fn check(sizes: Sizes, config: &LossConfig) {
     )
     .unwrap();
     assert!(
-        loss.report.convergence.converged || config.ot_weight == 0.0,
+        loss.values.report.convergence.converged || config.ot_weight == 0.0,
         "{config:?} {:?}",
-        loss.report
+        loss.values.report
     );
     let expected = case.value(&case.hidden, config);
     assert!(
-        (loss.total - expected).abs() <= VALUE * expected.abs().max(0.1),
+        (loss.values.total - expected).abs() <= VALUE * expected.abs().max(0.1),
         "{config:?}: {} against {expected}",
-        loss.total
+        loss.values.total
     );
     let slow = reference::central_differences(&case.hidden, 1e-5, |h| case.value(h, config));
     let distance = relative(&widened(&loss.grad_hidden), &slow.data);
@@ -101,7 +101,7 @@ fn check(sizes: Sizes, config: &LossConfig) {
         config,
     )
     .unwrap();
-    assert_eq!(values.total, loss.total);
+    assert_eq!(values.total, loss.values.total);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn check_dense(sizes: Sizes, config: &LossConfig) {
         distance < GRADIENT,
         "{config:?}: gradient off by {distance:e}"
     );
-    if config.ce_weight + config.kl_weight == 0.0 {
+    if config.ce_weight + config.divergence_weight() == 0.0 {
         let unweighted = slow.data.iter().map(|g| g / config.ot_weight);
         let distance = relative(
             &widened(&loss.grad_ot.unwrap()),
@@ -253,18 +253,20 @@ fn cross_entropy_and_kl_match_the_reference() {
         Sizes { k: 1, ..SQUARE },
     ] {
         for kl_temperature in [1.0, 2.0] {
-            for (ce_weight, kl_weight, kl_divergence) in [
-                (1.0, 0.0, Divergence::Forward),
-                (0.0, 1.0, Divergence::Forward),
-                (0.0, 1.0, Divergence::Reverse),
-                (0.0, 1.0, Divergence::Jsd),
-                (0.3, 0.9, Divergence::Forward),
-                (0.3, 0.9, Divergence::Jsd),
+            for (ce_weight, kl_weight, reverse_kl_weight, jsd_weight) in [
+                (1.0, 0.0, 0.0, 0.0),
+                (0.0, 1.0, 0.0, 0.0),
+                (0.0, 0.0, 1.0, 0.0),
+                (0.0, 0.0, 0.0, 1.0),
+                (0.0, 0.5, 0.5, 0.0),
+                (0.3, 0.9, 0.0, 0.0),
+                (0.3, 0.2, 0.3, 0.4),
             ] {
                 let config = LossConfig {
                     ce_weight,
                     kl_weight,
-                    kl_divergence,
+                    reverse_kl_weight,
+                    jsd_weight,
                     jsd_beta: 0.3,
                     kl_temperature,
                     ot_weight: 0.0,
@@ -330,9 +332,9 @@ fn the_literal_preset_is_uninformative_and_says_so() {
         &LossConfig::literal(),
     )
     .unwrap();
-    assert!(loss.report.uninformative);
+    assert!(loss.values.report.uninformative);
     let expected = 1.0 - 1.0 / 40.0;
-    assert!((loss.ot - expected).abs() < 0.01 * expected);
+    assert!((loss.values.ot - expected).abs() < 0.01 * expected);
     let sharp = LossConfig {
         ot: OtConfig {
             cost: Cost::SoftmaxSimilarity,
@@ -344,7 +346,7 @@ fn the_literal_preset_is_uninformative_and_says_so() {
     let case = Case::new(SQUARE, 14);
     let (h, g) = (tensor(&case.hidden), case.geometry());
     let loss = head_loss(&h, &case.labels, &case.targets, &g, &sharp).unwrap();
-    assert!(!loss.report.uninformative);
+    assert!(!loss.values.report.uninformative);
 }
 
 #[test]
@@ -352,7 +354,7 @@ fn nan_in_any_input_is_an_error_that_names_it() {
     let good = Case::new(SQUARE, 15);
     let run = |case: &Case, config: &LossConfig| {
         let (h, g) = (tensor(&case.hidden), case.geometry());
-        head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.total)
+        head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.values.total)
     };
     let cosine = LossConfig {
         ot: OtConfig {
@@ -412,7 +414,7 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     });
     assert!(refusal(&case, &cosine).contains("state"));
     let reverse = LossConfig {
-        kl_divergence: Divergence::Reverse,
+        reverse_kl_weight: 0.5,
         ..three_parts()
     };
     let mut drawn = Case::new(SQUARE, 16);
@@ -444,6 +446,6 @@ fn a_half_precision_head_is_widened_by_tiles() {
         head_loss(&h, &case.labels, &case.targets, &geometry, &three_parts()).unwrap()
     };
     let (half, full) = (run(head), run(widened_head));
-    assert!((half.total / full.total - 1.0).abs() < 1e-6);
+    assert!((half.values.total / full.values.total - 1.0).abs() < 1e-6);
     assert!(relative(&widened(&half.grad_hidden), &widened(&full.grad_hidden)) < 1e-5);
 }

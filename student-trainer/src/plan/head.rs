@@ -56,9 +56,9 @@ impl Head<'_> {
     }
 
     /// What a card is told of a sequence's rows, and their values (loss/card_rows.rs): kept ids and the label, p and ln p in f64, and
-    /// ten numbers beside them.
+    /// fourteen numbers beside them.
     fn terms(&self) -> u64 {
-        let (ids, pairs) = (self.entries + 1, 2 * self.entries + 10);
+        let (ids, pairs) = (self.entries + 1, 2 * self.entries + 14);
         self.rows * (F32 * ids + F64 * pairs)
     }
 
@@ -220,8 +220,8 @@ mod tests {
         let card = head(&loss);
         // 128 rows of 151,936 in f32 are 77.8 MB.
         let chunk = 128 * 151_936 * 4;
-        // Of all 512 rows 24 ids and the label, p and ln p of each id, 7 terms and 3 values.
-        let terms = 512 * (25 * 4 + (2 * 24 + 7 + 3) * 8);
+        // Of all 512 rows 24 ids and the label, p and ln p of each id, 9 terms and 5 values.
+        let terms = 512 * (25 * 4 + (2 * 24 + 9 + 5) * 8);
         assert_eq!(card.chunk(), chunk + chunk / 2 + terms);
         let cpu = Head {
             place: Place::Cpu,

@@ -91,13 +91,14 @@ impl Card<'_> {
 /// Every part of the loss that has a weight at some step.
 fn losses(loss: &LossConfig) -> String {
     let schedule = &loss.schedule;
-    let divergence = loss.kl_divergence.formula();
     let cost = match loss.ot.cost {
         Cost::Kl => word(loss.ot.cost),
         Cost::SoftmaxSimilarity => {
             format!("{}, {}", word(loss.ot.cost), word(loss.ot.similarity))
         }
     };
+    let at_temperature =
+        |divergence| format!("{divergence} at temperature {}", loss.kl_temperature);
     let parts = [
         (
             "cross-entropy".to_owned(),
@@ -105,9 +106,19 @@ fn losses(loss: &LossConfig) -> String {
             schedule.ce_weight_end,
         ),
         (
-            format!("{divergence} at temperature {}", loss.kl_temperature),
+            at_temperature("KL(teacher || student)"),
             loss.kl_weight,
             schedule.kl_weight_end,
+        ),
+        (
+            at_temperature("KL(student || teacher)"),
+            loss.reverse_kl_weight,
+            schedule.reverse_kl_weight_end,
+        ),
+        (
+            at_temperature("JSD"),
+            loss.jsd_weight,
+            schedule.jsd_weight_end,
         ),
         (
             format!("optimal transport of logits ({cost})"),

@@ -15,8 +15,12 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Cross-entropy, nats a target.
     pub ce: f64,
-    /// `tau^2 KL(teacher || student)`, nats a target.
+    /// `tau^2 KL(teacher || student)`, nats a target; 0 without a weight.
     pub kl: f64,
+    /// `tau^2 KL(student || teacher)`, nats a target; 0 without a weight.
+    pub reverse_kl: f64,
+    /// `tau^2 JSD`, nats a target; 0 without a weight.
+    pub jsd: f64,
     /// Optimal transport.
     pub ot: f64,
     /// Optimal transport between hidden states.

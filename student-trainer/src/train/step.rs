@@ -9,8 +9,8 @@ use super::{example::Example, passes::Passes};
 use crate::{
     Error, Result,
     loss::{
-        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, SolverReport, head_loss,
-        head_loss_with_head,
+        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, LossValues,
+        SolverReport, head_loss, head_loss_with_head,
     },
     student::padded_ids,
 };
@@ -40,6 +40,10 @@ pub struct StepLoss {
     pub ce: f64,
     /// KL.
     pub kl: f64,
+    /// Reverse KL.
+    pub reverse_kl: f64,
+    /// JSD.
+    pub jsd: f64,
     /// Optimal transport.
     pub ot: f64,
     /// Optimal transport between hidden states.
@@ -117,12 +121,9 @@ impl Objective<'_> {
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let rows = hidden.index_select(&outputs, 0)?;
             let loss = self.head_loss(&rows, example, &geometry, weight, config, gradients)?;
-            sum.total += weight * loss.total;
-            sum.ce += weight * loss.ce;
-            sum.kl += weight * loss.kl;
-            sum.ot += weight * loss.ot;
+            sum.add(&loss.values, weight);
             if config.ot_weight > 0.0 {
-                sum.note(&loss.report);
+                sum.note(&loss.values.report);
             }
             grad_hidden = grad_hidden.index_add(&outputs, &(loss.grad_hidden * weight)?, 0)?;
             if let Some(between) = &mut between {
@@ -266,6 +267,19 @@ impl<'a> HiddenPass<'a> {
 }
 
 impl StepLoss {
+    fn add(&mut self, values: &LossValues, weight: f64) {
+        for (sum, value) in [
+            (&mut self.total, values.total),
+            (&mut self.ce, values.ce),
+            (&mut self.kl, values.kl),
+            (&mut self.reverse_kl, values.reverse_kl),
+            (&mut self.jsd, values.jsd),
+            (&mut self.ot, values.ot),
+        ] {
+            *sum += weight * value;
+        }
+    }
+
     fn note(&mut self, report: &SolverReport) {
         let (worst, uninformative) = self.solver.get_or_insert_default();
         worst.add(report.convergence);
@@ -277,6 +291,8 @@ impl StepLoss {
         let parts = [
             ("the loss's cross-entropy", self.ce),
             ("the loss's KL", self.kl),
+            ("the loss's reverse KL", self.reverse_kl),
+            ("the loss's JSD", self.jsd),
             ("the loss's transport", self.ot),
             ("the loss's transport between hidden states", self.hidden),
             ("the loss", self.total),

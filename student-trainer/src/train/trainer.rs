@@ -341,6 +341,8 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         loss: loss.total,
         ce: loss.ce,
         kl: loss.kl,
+        reverse_kl: loss.reverse_kl,
+        jsd: loss.jsd,
         ot: loss.ot,
         hidden_ot: loss.hidden,
         tokens: loss.tokens,

@@ -67,7 +67,7 @@ fn drawn_rows_train_and_say_about_what_all_of_them_say() -> Result<()> {
     }
     let teacher = setup.serve(&Listen::Loopback, &["--estimator", "sampled"]);
     let out = setup.work.path().join("refused");
-    let flags = ["--kl-divergence", "reverse"];
+    let flags = ["--reverse-kl-weight", "0.5"];
     let message = trainer_refuses(&setup.train_args(&teacher, &out, &flags));
     assert!(message.contains("top-k"), "{message}");
     Ok(())

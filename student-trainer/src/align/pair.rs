@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Error, Result,
     loss::{Alignment, Targets},
-    train::Example,
+    train::{Example, evenly},
 };
 
 /// The frame of a pair as an example. `None` where the student has no label in what was not cut off of its side, or no
@@ -106,11 +106,6 @@ type Parts = (Range<u32>, Range<u32>);
 fn positions(mask: &[bool]) -> Vec<usize> {
     let flags = mask.iter().enumerate();
     flags.filter_map(|(t, &is)| is.then_some(t)).collect()
-}
-
-/// Places of `count` positions of a text whose bytes have nothing to do with the other side's.
-fn evenly(count: usize) -> Vec<f64> {
-    (0..count).map(|i| i as f64 / count as f64).collect()
 }
 
 fn bytes(range: Range<usize>) -> Result<Range<u32>> {

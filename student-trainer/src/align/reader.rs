@@ -1,6 +1,9 @@
 //! Provides the reading of frames, whichever vocabulary the teacher has and whichever text the student reads.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use distill_proto::Frame;
 use distill_text::TokenizerFiles;
@@ -23,6 +26,8 @@ pub struct FrameReader<'a> {
     pub(super) pair_tokens_max: usize,
     /// Whether anybody was told of a cut.
     is_cut_told: AtomicBool,
+    /// The control: every example is given the rows of the one before it, which are here.
+    shuffled: Option<Mutex<Option<Targets>>>,
 }
 
 impl<'a> FrameReader<'a> {
@@ -71,6 +76,16 @@ impl<'a> FrameReader<'a> {
             aligner: aligner.map(Box::new),
             pair_tokens_max,
             is_cut_told: AtomicBool::new(false),
+            shuffled: None,
+        }
+    }
+
+    /// The same, but every example has the teacher's rows of the one before it; the first is left out.
+    #[must_use]
+    pub fn shuffled(self, is_shuffled: bool) -> Self {
+        Self {
+            shuffled: is_shuffled.then(Mutex::default),
+            ..self
         }
     }
 
@@ -79,11 +94,19 @@ impl<'a> FrameReader<'a> {
     /// # Errors
     /// The student's tokenizer cannot represent the text.
     pub fn example(&self, frame: &Frame) -> Result<Option<Example>> {
-        match (&frame.view, &self.aligner) {
-            (Some(view), _) => pair::example(frame, view, self),
-            (None, None) => Ok(Some(Example::from_frame(frame))),
-            (None, Some(aligner)) => aligner.example(frame),
-        }
+        let example = match (&frame.view, &self.aligner) {
+            (Some(view), _) => pair::example(frame, view, self)?,
+            (None, None) => Some(Example::from_frame(frame)),
+            (None, Some(aligner)) => aligner.example(frame)?,
+        };
+        Ok(match (&self.shuffled, example) {
+            (Some(before), Some(example)) => {
+                let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = before.replace(example.targets.clone());
+                before.map(|rows| example.with_rows_of_another(rows))
+            }
+            (_, example) => example,
+        })
     }
 
     /// Says once that a student's side did not fit.

@@ -57,6 +57,7 @@ use crate::{
 use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
+pub(crate) use example::evenly;
 use guard::GradientWatch;
 use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
@@ -173,7 +174,7 @@ fn train(
         &files,
         pair_tokens_max(config, info),
     );
-    let reader = runtime.block_on(reader)?;
+    let reader = runtime.block_on(reader)?.shuffled(config.shuffle_teacher);
     let frames = (frames_a_step(config) as u64, info.sequence_count);
     let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;
     let lora = match config.tune {

@@ -4,6 +4,7 @@ mod cached;
 mod files;
 mod outlook;
 mod swapped;
+mod taken;
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ use crate::{
     forward::{Capture, Teacher},
     lease::{Lease, LeaseOptions, Record},
     load::files::TeacherFiles,
-    plan::{self, Identity, Plan},
+    plan::{self, Identity, Pairs, Plan},
     production::Production,
     progress::Progress,
     report::Reporter,
@@ -411,8 +412,7 @@ fn server_info(
         _ => (states.basis.as_ref().map_or(0, Basis::rank), 0),
     };
     let name = config.model.file_name().unwrap_or(config.model.as_os_str());
-    v1::GetServerInfoResponse {
-        format_version: distill_proto::FORMAT_VERSION,
+    let mut info = v1::GetServerInfoResponse {
         model_fingerprint: identity.model.to_hex(),
         tokenizer_fingerprint: identity.tokenizer.to_hex(),
         corpus_fingerprint: plan.corpus.to_hex(),
@@ -437,7 +437,10 @@ fn server_info(
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
         state_layer: state_layer as u32,
         draws: keep.drawn() as u32,
-    }
+        ..Default::default()
+    };
+    Pairs::of(plan.entries()).tell(&mut info);
+    info
 }
 
 #[cfg(test)]

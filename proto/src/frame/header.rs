@@ -82,7 +82,7 @@ impl Header {
     }
 
     /// Bytes of the decompressed body, from the lengths alone.
-    fn checked_body_bytes(&self) -> Result<u32> {
+    pub fn checked_body_bytes(&self) -> Result<u32> {
         use limits::*;
         let within = |what, value: u64, limit: usize| {
             let limit = limit as u64;

@@ -6,6 +6,7 @@ mod groups;
 mod header;
 mod ids;
 mod known;
+mod moved;
 mod planes;
 mod rows;
 mod sections;
@@ -16,6 +17,7 @@ mod values;
 
 use crate::{Error, Result, View, block::Rows, fingerprint::Fingerprint, limits};
 use header::{HEADER_BYTES, Header, length};
+pub use moved::Target;
 use planes::Reader;
 
 /// zstd level of the planes, which are text for the most part.
@@ -111,20 +113,7 @@ impl Frame {
     /// Any damage, lying length or misplaced frame; never a panic, and nothing is allocated before it is checked.
     pub fn decode(bytes: &[u8], context: &FrameContext) -> Result<Frame> {
         let (header, compressed, coded) = open(bytes, context)?;
-        let compression = |reason: String| Error::Compression {
-            index: header.index,
-            reason,
-        };
-        // The capacity is the length the header's counts add up to: a zstd bomb stops there.
-        let body = zstd::bulk::decompress(compressed, header.body_bytes as usize)
-            .map_err(|e| compression(e.to_string()))?;
-        if body.len() != header.body_bytes as usize {
-            return Err(compression(format!(
-                "{} bytes instead of {}",
-                body.len(),
-                header.body_bytes
-            )));
-        }
+        let body = decompress(&header, compressed)?;
         let frame = body::read(&body, coded, &header)?;
         frame.validate()?;
         Ok(frame)
@@ -197,6 +186,25 @@ fn check_length(bytes: usize) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The planes of a frame.
+fn decompress(header: &Header, compressed: &[u8]) -> Result<Vec<u8>> {
+    let compression = |reason: String| Error::Compression {
+        index: header.index,
+        reason,
+    };
+    // The capacity is the length the header's counts add up to: a zstd bomb stops there.
+    let body = zstd::bulk::decompress(compressed, header.body_bytes as usize)
+        .map_err(|e| compression(e.to_string()))?;
+    if body.len() != header.body_bytes as usize {
+        return Err(compression(format!(
+            "{} bytes instead of {}",
+            body.len(),
+            header.body_bytes
+        )));
+    }
+    Ok(body)
 }
 
 /// The header, the compressed planes and the coded part of a frame whose place, length and checksum are right.

@@ -268,3 +268,10 @@ fn lists_parts(fields: &Object, name: &str) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod refused_tests;
+#[cfg(test)]
+mod side_tests;
+#[cfg(test)]
+mod tests;

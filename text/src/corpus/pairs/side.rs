@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use distill_proto::{FieldRange, Link, View};
+use distill_proto::{FieldRange, Link, View, limits::VIEW_BYTES_MAX};
 
 use super::{
     Pair, Shared,
@@ -16,6 +16,11 @@ use crate::{
     json::{self, Json},
     tokenizer::offset,
 };
+
+/// Bytes of a link in a frame beside its field's name.
+const LINK_BYTES: usize = 20;
+/// Bytes of a view's own lengths.
+const VIEW_SLACK_BYTES: usize = 64;
 
 /// A record that was rendered and tokenised: an ordinary sequence, with the places of the record's fields.
 pub struct Side<'t> {
@@ -229,8 +234,22 @@ impl Pair {
             shared: side.links(shared, true)?,
             links: side.links(self.links, false)?,
         };
+        check_length(&view)?;
         Ok((side, view))
     }
+}
+
+/// Refuses a view that no frame takes, before a teacher has computed anything for it.
+fn check_length(view: &View) -> Result<()> {
+    let links = view.shared.iter().chain(&view.links);
+    let links = links.map(|link| LINK_BYTES + link.student.field.len());
+    let bytes = view.record.len() + links.sum::<usize>();
+    if bytes + VIEW_SLACK_BYTES > VIEW_BYTES_MAX {
+        return Err(Error::Pair(format!(
+            "`student`: its record and links take {bytes} bytes, above the limit of {VIEW_BYTES_MAX} in one frame"
+        )));
+    }
+    Ok(())
 }
 
 fn of_teacher(error: Error) -> Error {

@@ -36,6 +36,8 @@ mod head;
 mod head_pass;
 mod head_transport;
 mod hidden;
+#[cfg(test)]
+mod labelled_tests;
 mod objective;
 mod ot_config;
 pub mod reference;

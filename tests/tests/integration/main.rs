@@ -16,6 +16,7 @@ mod http2;
 mod hub;
 mod lease;
 mod outputs;
+mod pairs;
 mod pipeline;
 mod quickstart;
 mod refusals;

@@ -6,8 +6,10 @@ pub const SEQUENCE_TOKENS_MAX: usize = 1 << 16;
 pub const KEPT_ENTRIES_MAX: usize = 1 << 20;
 /// Token ids.
 pub const VOCAB_SIZE_MAX: u32 = 1 << 20;
-/// Coordinates a row in `state`.
+/// Coordinates of one layer in a row's `state`.
 pub const STATE_RANK_MAX: usize = 1 << 15;
+/// Layers whose outputs a row holds.
+pub const STATE_LAYERS_MAX: usize = 16;
 /// Stored temperatures.
 pub const TEMPERATURES_MAX: usize = 16;
 /// Text of one frame.

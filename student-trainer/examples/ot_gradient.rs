@@ -84,10 +84,10 @@ fn main() -> Result<()> {
         let line = serde_json::json!({
             "cost": name,
             "rows": labels.len(),
-            "ot": loss.ot,
+            "ot": loss.values.ot,
             "grad_h_norm": norm.to_scalar::<f32>()?,
-            "iterations": loss.report.convergence.iterations,
-            "converged": loss.report.convergence.converged,
+            "iterations": loss.values.report.convergence.iterations,
+            "converged": loss.values.report.convergence.converged,
         });
         println!("{line}");
     }

@@ -64,6 +64,7 @@ fn main() -> Result<()> {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank: args.width,
+            layers: 1,
             values: states.flatten_all()?.to_vec1()?,
         });
         let logits_variance = 0.02f32 * 0.02 * args.width as f32 * (9.0 + 4.5 * 4.5);
@@ -100,7 +101,7 @@ fn main() -> Result<()> {
     }
     seconds.sort_by(f64::total_cmp);
     let extra = Memory::now().peak_rss_bytes.saturating_sub(before);
-    let report = last.map(|loss| (loss.total, loss.report));
+    let report = last.map(|loss| (loss.values.total, loss.values.report));
     println!(
         "{}",
         serde_json::json!({

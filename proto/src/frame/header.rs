@@ -12,6 +12,8 @@ pub(super) const MAGIC: [u8; 4] = *b"DSTF";
 /// The versions that are read: the later one is written where a frame has a view.
 pub(super) const VERSION: u16 = 2;
 pub(super) const VERSION_PAIRS: u16 = 3;
+/// The bits of the state's coding above these are its layers less one.
+const LAYERS_SHIFT: u8 = 4;
 /// Bytes before the temperatures.
 pub(super) const HEADER_BYTES: usize = 104;
 
@@ -24,13 +26,32 @@ pub(super) enum StatisticsCoding {
     Fixed = 2,
 }
 
+/// What the rows' `state` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StateShape {
+    pub kind: StateKind,
+    pub coding: StateCoding,
+    /// Coordinates of all layers.
+    pub rank: u32,
+    pub layers: u8,
+}
+
+impl StateShape {
+    fn row_bytes(self) -> u64 {
+        match self.coding {
+            StateCoding::F16 => 2 * u64::from(self.rank),
+            StateCoding::I8 => 4 * u64::from(self.layers) + u64::from(self.rank),
+        }
+    }
+}
+
 /// Every length and coding of one frame; see FORMAT.md.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub estimator: Estimator,
     pub coding: ValueCoding,
     pub statistics: StatisticsCoding,
-    pub state: Option<(StateKind, StateCoding, u32)>,
+    pub state: Option<StateShape>,
     pub vocab_size: u32,
     pub tokens: u32,
     pub rows: u32,
@@ -57,7 +78,12 @@ impl Header {
             coding: rows.coding,
             statistics,
             state: match &rows.state {
-                Some(state) => Some((state.kind, state.coding, length("state rank", state.rank)?)),
+                Some(state) => Some(StateShape {
+                    kind: state.kind,
+                    coding: state.coding,
+                    rank: length("state rank", state.rank)?,
+                    layers: low_byte(length("state layers", state.layers)?),
+                }),
                 None => None,
             },
             vocab_size: rows.vocab_size,
@@ -112,13 +138,10 @@ impl Header {
             self.temperatures.len() as u64,
             TEMPERATURES_MAX,
         )?;
-        let rank = self.state.map_or(0, |(_, _, rank)| u64::from(rank));
-        within("state rank", rank, STATE_RANK_MAX)?;
-        let state_row = match self.state {
-            None => 0,
-            Some((_, StateCoding::F16, _)) => 2 * rank,
-            Some((_, StateCoding::I8, _)) => 4 + rank,
-        };
+        let layer_rank = |state: StateShape| state.rank / u32::from(state.layers.max(1));
+        let rank = self.state.map_or(0, layer_rank);
+        within("state rank", rank.into(), STATE_RANK_MAX)?;
+        let state_row = self.state.map_or(0, StateShape::row_bytes);
         within("kept entries", rows * k, FRAME_ENTRIES_MAX)?;
         // All factors are below 2^20, so nothing here can overflow u64.
         let statistics = match self.statistics {
@@ -145,8 +168,9 @@ impl Header {
             ValueCoding::F16 => (2, 0.0),
             ValueCoding::Graded(step) => (3, step),
         };
-        let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |(kind, coding, rank)| {
-            (kind as u8, coding as u8, rank)
+        let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |state| {
+            let layers = state.layers.saturating_sub(1) << LAYERS_SHIFT;
+            (state.kind as u8, state.coding as u8 | layers, state.rank)
         });
         out.extend(MAGIC);
         let version = if self.view_bytes == 0 {
@@ -241,21 +265,25 @@ impl Header {
         if !coding.is_valid() {
             return Err(bad("value coding", unknown()));
         }
-        let state = match (kind, state_coding, rank) {
-            (0, 0, 0) => None,
-            (2..=4, 1 | 2, 1..) => Some((
-                match kind {
+        let layers = (state_coding >> LAYERS_SHIFT) + 1;
+        let coding_code = state_coding & ((1 << LAYERS_SHIFT) - 1);
+        let fits = (layers == 1 || kind == 4) && rank.is_multiple_of(layers.into());
+        let state = match (kind, coding_code, rank) {
+            (0, 0, 0) if layers == 1 => None,
+            (2..=4, 1 | 2, 1..) if fits => Some(StateShape {
+                kind: match kind {
                     2 => StateKind::Exact,
                     3 => StateKind::Sketch,
                     _ => StateKind::Hidden,
                 },
-                if state_coding == 1 {
+                coding: if coding_code == 1 {
                     StateCoding::F16
                 } else {
                     StateCoding::I8
                 },
                 rank,
-            )),
+                layers,
+            }),
             _ => {
                 return Err(bad(
                     "state",

@@ -19,7 +19,7 @@ struct Settings {
     coding: ValueCoding,
     estimator: Estimator,
     temperatures: Vec<f32>,
-    state: Option<(StateKind, StateCoding, usize)>,
+    state: Option<(StateKind, StateCoding, usize, usize)>,
     text: String,
     view: Option<View>,
     seed: u64,
@@ -42,7 +42,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         coding,
         estimator,
         prop::collection::vec(prop::sample::select(vec![0.5f32, 1.0, 2.0, 4.0]), 0..4),
-        prop::option::of((kind, state_coding, 1usize..9)),
+        prop::option::of((kind, state_coding, 1usize..9, 1usize..4)),
         "[a-z世é😀 ]{0,30}",
         prop::option::of(view()),
         any::<u64>(),
@@ -91,6 +91,10 @@ fn frame(settings: &Settings) -> Frame {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let (vocab, k) = (settings.vocab as usize, settings.k);
     let count = settings.mask.iter().filter(|&&target| target).count();
+    let state = settings.state.map(|(kind, coding, rank, layers)| {
+        let layers = if kind == StateKind::Hidden { layers } else { 1 };
+        (kind, coding, rank * layers, layers)
+    });
     let mut rows = Rows {
         rows: count,
         k,
@@ -105,10 +109,11 @@ fn frame(settings: &Settings) -> Frame {
         std: vec![],
         temperatures: settings.temperatures.clone(),
         logsumexp: vec![vec![]; settings.temperatures.len()],
-        state: settings.state.map(|(kind, coding, rank)| State {
+        state: state.map(|(kind, coding, rank, layers)| State {
             kind,
             coding,
             rank,
+            layers,
             values: (0..count * rank)
                 .map(|_| rng.random_range(-30.0..30.0))
                 .collect(),

@@ -73,6 +73,7 @@ pub(super) fn sample(
             kind: StateKind::Exact,
             coding,
             rank: 5,
+            layers: 1,
             values,
         });
     }

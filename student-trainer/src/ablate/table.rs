@@ -296,7 +296,7 @@ mod tests {
         let rows = [
             row("ce", None, &[0.50, 0.51]),
             row("kl", None, &[0.60, 0.61]),
-            row("kl, another text's teacher", Some("kl"), &[0.40, 0.50]),
+            row("kl, another text's teacher", Some("kl"), &[0.40, 0.52]),
         ];
         let results = results(&rows, 1.0);
         let (heads, cells) = results.cells("exact_match");
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(lines[3], "| kl | 60.5 ± 0.5 | **+10.0 ± 0.0** |  | 2 |");
         assert_eq!(
             lines[4],
-            "| kl, another text's teacher | 45.0 ± 5.0 | -5.5 ± 4.5 | +15.5 ± 4.5 | 2 |"
+            "| kl, another text's teacher | 46.0 ± 6.0 | -4.5 ± 5.5 | +14.5 ± 5.5 | 2 |"
         );
     }
 }

@@ -7,7 +7,7 @@ use distill_proto::{
 
 use distill_text::TokenizerFiles;
 
-use super::checks::check_handshake;
+use super::checks::{check_handshake, state_layers};
 use crate::{Error, Result};
 
 /// Whether ids mean the same tokens on both sides.
@@ -48,8 +48,8 @@ pub struct ServerInfo {
     pub state: Option<(StateKind, u32)>,
     /// Mean relative error of a sketch on held-out text; 0 where `state` is exact.
     pub state_error: f32,
-    /// Decoder layer whose output `state` is, from 1 on; 0 where it is none.
-    pub state_layer: u32,
+    /// Layers whose outputs `state` holds: 0 the embeddings, their number the output after the final norm; else none.
+    pub state_layers: Vec<u32>,
     /// Frames of one pass.
     pub sequence_count: u64,
     /// Tokens of one pass.
@@ -105,7 +105,7 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
                 v1::StateKind::Unspecified => return Err(bad("state kind")),
             },
             state_error: info.state_error,
-            state_layer: info.state_layer,
+            state_layers: state_layers(&info),
             temperatures: info.temperatures,
             sequence_count: info.sequence_count,
             token_count: info.token_count,

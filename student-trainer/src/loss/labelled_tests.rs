@@ -45,7 +45,11 @@ fn rows_without_a_label_have_no_part_in_cross_entropy() {
             assert!((a - b / 3.0).abs() < 1e-6, "{a} {b}");
         }
     }
-    assert!((whole.values.ce - sum).abs() < 1e-6, "{} {sum}", whole.values.ce);
+    assert!(
+        (whole.values.ce - sum).abs() < 1e-6,
+        "{} {sum}",
+        whole.values.ce
+    );
     // Of another length it speaks of other rows.
     targets.alignment.as_mut().unwrap().labelled.pop();
     let refused = head_loss(&hidden, &case.labels, &targets, &geometry, &config);

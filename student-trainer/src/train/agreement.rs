@@ -87,8 +87,8 @@ fn introduce(info: &ServerInfo) {
             100.0 * info.state_error
         ),
         Some((StateKind::Hidden, size)) => tracing::info!(
-            "state: the teacher's hidden states after layer {} ({size})",
-            info.state_layer
+            "state: the teacher's hidden states after layers {:?} ({size} numbers a row)",
+            info.state_layers
         ),
         _ => {}
     }

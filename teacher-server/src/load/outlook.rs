@@ -80,7 +80,9 @@ fn state_rank(config: &Config, model: &ModelConfig) -> u32 {
     let rank = match config.state {
         StateSetting::None => 0,
         StateSetting::Sketch { rank, .. } => rank,
-        StateSetting::Exact(_) | StateSetting::Hidden { .. } => model.hidden_size,
+        StateSetting::Exact(_) | StateSetting::Hidden { .. } => {
+            config.state.layers() * model.hidden_size
+        }
     };
     rank as u32
 }

@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(read(&message).unwrap(), second);
         for break_it in [
             (|message: &mut v1::CacheSegment| message.sources[1] = 5) as fn(&mut v1::CacheSegment),
-            |message| drop(message.sources.pop()),
-            |message| drop(message.pairs.pop()),
+            |message| message.sources.truncate(2),
+            |message| message.pairs.truncate(2),
             |message| message.content_ids.push(1),
         ] {
             let mut broken = message.clone();

@@ -98,3 +98,7 @@ fn take(plan: &Plan, store: &dyn BlockStore, index: u64, source: u64) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+#[path = "taken_tests.rs"]
+mod tests;

@@ -29,6 +29,14 @@ pub(super) fn check_handshake(info: &GetServerInfoResponse) -> Result<()> {
     within("seq_len", longest, 0, SEQUENCE_TOKENS_MAX as u64)?;
     within("token_count", tokens, sequences, sequences * longest)?;
     within("target_count", info.target_count, 0, tokens)?;
+    let paired = info.paired_sequences;
+    within("paired_sequences", paired, 0, sequences)?;
+    within(
+        "paired_without_shared",
+        info.paired_without_shared,
+        0,
+        paired,
+    )?;
     let rank = info.state_rank.into();
     match info.state_kind() {
         StateKind::None => within("state_rank", rank, 0, 0)?,
@@ -230,7 +238,7 @@ impl ServerInfo {
     }
 
     /// Everything that a plan fixes, in words. How the device is shared and the names are free to change.
-    fn agreed_fields(&self) -> [(&'static str, String); 15] {
+    fn agreed_fields(&self) -> [(&'static str, String); 17] {
         let Self {
             model,
             tokenizer,
@@ -247,6 +255,8 @@ impl ServerInfo {
             state_error,
             state_layers,
             sequence_count,
+            paired_sequences,
+            paired_without_shared,
             token_count,
             target_count,
             seq_len,
@@ -270,6 +280,8 @@ impl ServerInfo {
             ("state_error", state_error.to_string()),
             ("state_layers", format!("{state_layers:?}")),
             ("sequence_count", sequence_count.to_string()),
+            ("paired_sequences", paired_sequences.to_string()),
+            ("paired_without_shared", paired_without_shared.to_string()),
             ("token_count", token_count.to_string()),
             ("target_count", target_count.to_string()),
             ("seq_len", seq_len.to_string()),

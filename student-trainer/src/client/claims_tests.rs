@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[tokio::test]
 async fn a_handshake_that_no_teacher_means_is_refused_by_field() {
     type Change = fn(&mut v1::GetServerInfoResponse);
-    let lies: [(&str, Change); 27] = [
+    let lies: [(&str, Change); 29] = [
         ("frame format version", |info| {
             info.format_version = FORMAT_VERSION_PAIRS + 1
         }),
@@ -48,6 +48,10 @@ async fn a_handshake_that_no_teacher_means_is_refused_by_field() {
         ("temperatures is -1", |info| info.temperatures.push(-1.0)),
         ("temperatures is inf", |info| {
             info.temperatures.push(f32::INFINITY)
+        }),
+        ("paired_sequences is 99", |info| info.paired_sequences = 99),
+        ("paired_without_shared is 1", |info| {
+            info.paired_without_shared = 1
         }),
         ("state_rank is 0", |info| info.state_rank = 0),
         ("state_rank is 4294967295", |info| {

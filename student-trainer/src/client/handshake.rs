@@ -60,6 +60,10 @@ pub struct ServerInfo {
     pub seq_len: u32,
     /// How the device is shared.
     pub vram_mode: v1::VramMode,
+    /// Sequences whose student reads a text of its own.
+    pub paired_sequences: u64,
+    /// Of these, the ones whose sides share nothing.
+    pub paired_without_shared: u64,
     /// For messages.
     pub model_name: String,
     /// For messages.
@@ -108,6 +112,8 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
             state_layers: state_layers(&info),
             temperatures: info.temperatures,
             sequence_count: info.sequence_count,
+            paired_sequences: info.paired_sequences,
+            paired_without_shared: info.paired_without_shared,
             token_count: info.token_count,
             target_count: info.target_count,
             seq_len: info.seq_len,

@@ -11,7 +11,7 @@ use distill_text::TokenizerFiles;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Listen, Teacher, teacher_succeeds, text, trainer_succeeds},
+    harness::{Listen, Teacher, teacher_succeeds, text, trainer_refuses, trainer_succeeds},
     pipeline::{Setup, another_vocabulary, metrics, number, path_text},
 };
 
@@ -196,7 +196,7 @@ fn a_pair_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
     let (cache, _) = precompute(&setup, "cache", &[])?;
     let teacher = serve_cache(&setup, &cache);
     let cached = setup.train(&teacher, "cached", &flags);
-    assert_eq!(adapter(&cached)?, expected);
+    assert!(adapter(&cached)? == expected, "from a cache");
 
     let half = setup.work.path().join("half");
     trainer_succeeds(&setup.train_args(&teacher, &half, &flags));
@@ -207,12 +207,12 @@ fn a_pair_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
     std::fs::remove_file(half.join("summary.json"))?;
     std::fs::remove_dir_all(half.join("adapter"))?;
     trainer_succeeds(&["train", "--resume", path_text(&half)]);
-    assert_eq!(adapter(&half)?, expected);
+    assert!(adapter(&half)? == expected, "resumed");
     drop(teacher);
 
     let teacher = setup.serve(&Listen::Loopback, &["--vram-mode", "swap", "--window", "2"]);
     let swapped = setup.train(&teacher, "swapped", &flags);
-    assert_eq!(adapter(&swapped)?, expected);
+    assert!(adapter(&swapped)? == expected, "swapped");
     Ok(())
 }
 
@@ -240,5 +240,105 @@ fn another_text_s_teacher_is_another_run() -> Result<()> {
     let sum =
         |run: &Path| -> Result<f64> { metrics(run)?.iter().map(|line| number(line, "kl")).sum() };
     assert!(sum(&own)? != sum(&other)?);
+    Ok(())
+}
+
+#[test]
+fn pairs_that_share_nothing_need_transport() -> Result<()> {
+    let apart = |number: usize| {
+        json!({
+            "teacher": {"prompt": "say hello: ", "completion": format!("hello {number}a")},
+            "student": {"prompt": "there? ", "completion": format!("the end {number}b")},
+        })
+    };
+    let setup = setup_with(&(0..4).map(apart).collect::<Vec<_>>())?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("refused");
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &["--steps", "2"]));
+    assert!(
+        said.contains("none of the corpus' 4 pairs shares a byte"),
+        "{said}"
+    );
+    assert!(!out.join("config.toml").exists());
+    let run = setup.train(&teacher, "joined", &["--steps", "2", "--ot-weight", "1"]);
+    let lines = metrics(&run)?;
+    assert!(lines.iter().all(|line| line["kl"].as_f64() == Some(0.0)));
+    assert!(
+        lines
+            .iter()
+            .all(|line| number(line, "ot").is_ok_and(|ot| ot != 0.0))
+    );
+    drop(teacher);
+
+    let mixed: Vec<Value> = (0..3).map(apart).chain((0..3).map(pair)).collect();
+    let setup = setup_with(&mixed)?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("mixed");
+    let said = text(&trainer_succeeds(&setup.train_args(
+        &teacher,
+        &out,
+        &["--steps", "2"],
+    )));
+    assert!(said.contains("KL is taken in 3 of 6 sequences"), "{said}");
+    Ok(())
+}
+
+/// A teacher's long chain and a student's few tokens, and the other way around.
+#[test]
+fn sides_of_unlike_length_are_one_step() -> Result<()> {
+    let long = "hello there and so on ".repeat(700);
+    let sides = |teacher: &str, student: &str| {
+        json!({
+            "teacher": {"prompt": "say ", "completion": format!("{teacher}end")},
+            "student": {"prompt": "so ", "completion": format!("{student}end")},
+        })
+    };
+    let setup = setup_with(&[sides(&long, ""), sides("", &long)])?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("long");
+    let flags = [
+        "--steps",
+        "2",
+        "--ot-weight",
+        "0.5",
+        "--student-seq-len",
+        "40",
+    ];
+    let said = text(&trainer_succeeds(&setup.train_args(&teacher, &out, &flags)));
+    assert!(
+        said.contains("has more than 40 tokens: the end is cut off"),
+        "{said}"
+    );
+    assert_eq!(metrics(&out)?.len(), 2);
+    Ok(())
+}
+
+/// The rows come from the cache: a teacher that is gone is not missed.
+#[test]
+fn an_edited_view_takes_the_rows_that_are_there() -> Result<()> {
+    let mut setup = setup()?;
+    let (cache, _) = precompute(&setup, "cache", &[])?;
+    let edited: Vec<String> = (0..6)
+        .map(|number| {
+            let mut pair = pair(number);
+            pair["student"]["prompt"] = format!("so {number}? ").into();
+            pair.to_string()
+        })
+        .collect();
+    setup.corpus = setup.work.path().join("edited.jsonl");
+    std::fs::write(&setup.corpus, edited.join("\n") + "\n")?;
+    let (_, said) = precompute(&setup, "cache", &[])?;
+    assert!(
+        said.contains("6 sequences took their rows from frames that are there"),
+        "{said}"
+    );
+    // What was there stays and is served, which is said.
+    assert!(
+        said.contains("6 are not in this corpus: they stay, are served"),
+        "{said}"
+    );
+    let teacher = serve_cache(&setup, &cache);
+    let run = setup.train(&teacher, "both", &["--epochs", "1"]);
+    assert_eq!(metrics(&run)?.len(), 12);
     Ok(())
 }

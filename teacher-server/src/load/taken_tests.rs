@@ -164,6 +164,21 @@ fn an_edit_of_the_students_side_alone_asks_no_teacher() {
     assert_eq!((info.paired_sequences, info.paired_without_shared), (24, 6));
     drop(engine);
     assert!(bench.verify("cache").complete);
+    let asked = inspect::Question {
+        cache: bench.path("cache"),
+        model: None,
+        dtype: config.dtype,
+        device: config.device,
+        sample: 27,
+    };
+    let found = inspect::inspect(&asked, &|| false).unwrap();
+    assert_eq!((found.pairs.sequences, found.pairs.without_shared), (24, 6));
+    assert!(found.pairs.shared_bytes > 0);
+    let shown = found.pair.unwrap();
+    assert!(
+        shown.student.contains("once短0") && shown.shared[0].text == "0 cups",
+        "{shown:?}"
+    );
 
     let fresh = Config {
         cache: Some(bench.path("fresh")),

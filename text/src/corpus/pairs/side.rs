@@ -36,7 +36,7 @@ pub struct Side<'t> {
     /// T flags: what carries mass in transport. The labels, or all tokens but the first where prompts carry mass.
     pub mass_mask: Vec<bool>,
     /// Bytes of the answer: the completion, the last words of the assistant, or the text. `None` where a chat template does
-    /// not write it as it stands.
+    /// not write it as it stands, white space at its ends apart.
     pub answer: Option<Range<usize>>,
     /// The token that ends the answer without being a part of it: the end-of-sequence after a completion, or the special
     /// token that ends a turn. A shared span that ends where both answers end stands for it too.
@@ -126,7 +126,12 @@ impl<'t> Side<'t> {
         let Some(answer) = self.fields.answer() else {
             return;
         };
-        let Some(bytes) = self.place(answer, &(0..answer.text.len())) else {
+        let words = answer.text.trim();
+        let first = answer.text.len() - answer.text.trim_start().len();
+        // Many templates trim it.
+        let found = self.place(answer, &(0..answer.text.len()));
+        let found = found.or_else(|| self.place(answer, &(first..first + words.len())));
+        let Some(bytes) = found else {
             return;
         };
         let end = bytes.end;

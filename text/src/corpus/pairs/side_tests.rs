@@ -77,6 +77,19 @@ fn the_end_of_a_turn_is_told_from_the_answer() {
 }
 
 #[test]
+fn an_answer_that_the_template_trims_has_its_end_all_the_same() {
+    let trimming = CHATML.replace("message.content +", "(message.content | trim) +");
+    for (template, answer) in [(trimming.as_str(), "two"), (CHATML, " two\n")] {
+        let (_dir, files) = tokenizer_with(&tokenizer_json(), template);
+        let side = read_side(&chat(&[" two\n"]).to_string(), false, &files, 512).unwrap();
+        let found = side.answer.clone().unwrap();
+        assert_eq!(&side.text[found.clone()], answer);
+        let (start, _) = side.byte_offsets[side.end_token.unwrap()];
+        assert_eq!(start as usize, found.end);
+    }
+}
+
+#[test]
 fn what_a_limit_cuts_off_is_shorter_or_empty() {
     let record = json!({"prompt": "pp", "completion": "abcdefgh"}).to_string();
     let side = read_side(&record, false, shared(), 6).unwrap();

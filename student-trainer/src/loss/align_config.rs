@@ -191,7 +191,7 @@ impl AlignConfig {
     }
 
     /// What the plan is made for. One that looks at no cost is taken to be made for what is paid.
-    pub(crate) fn solved(&self) -> Cost {
+    pub fn solved(&self) -> Cost {
         match self.plan {
             PlanKind::Uniform | PlanKind::Links => self.paid(),
             _ => self.cost,
@@ -199,7 +199,7 @@ impl AlignConfig {
     }
 
     /// What is paid.
-    pub(crate) fn paid(&self) -> Cost {
+    pub fn paid(&self) -> Cost {
         match self.loss {
             AlignLoss::Kl => Cost::Kl,
             AlignLoss::Similarity => Cost::SoftmaxSimilarity,
@@ -242,6 +242,19 @@ impl AlignConfig {
         );
         let through_paid = self.paid() == Cost::Kl && self.goes_through_plan();
         !rows_are_given && (self.solved() == Cost::Kl || through_paid)
+    }
+
+    /// What the student's logsumexp, weighted with the plan's row masses, adds to what is paid, where costs are made without it.
+    pub(crate) fn row_constant(&self) -> Option<f64> {
+        (self.paid() == Cost::Kl && !self.sees_rows()).then(|| self.paid_kappa().recip())
+    }
+
+    /// Whether a card's kernels solve it: entropic transport between uniform masses, paid for the cost that it is made for.
+    pub fn is_for_a_card(&self) -> bool {
+        self.plan == PlanKind::Sinkhorn
+            && self.marginals == Marginals::Uniform
+            && self.solved() == self.paid()
+            && self.solved() != Cost::SquaredEuclidean
     }
 
     fn uses(&self, cost: Cost) -> bool {

@@ -171,12 +171,20 @@ pub(crate) enum Made {
 }
 
 /// The costs of one problem, from the part `[n, m]` of a matrix that is its own.
-pub(crate) fn costs(mut matrix: Vec<f32>, m: usize, kind: Cost, temperature: f64) -> (Vec<f32>, Made) {
+pub(crate) fn costs(
+    mut matrix: Vec<f32>,
+    m: usize,
+    kind: Cost,
+    temperature: f64,
+) -> (Vec<f32>, Made) {
     match kind {
         Cost::Kl | Cost::Hidden => (matrix, Made::AsIs),
         Cost::SoftmaxSimilarity => {
             softmax_rows(&mut matrix, m, temperature);
-            (matrix.iter().map(|p| 1.0 - p).collect(), Made::Softmax(matrix))
+            (
+                matrix.iter().map(|p| 1.0 - p).collect(),
+                Made::Softmax(matrix),
+            )
         }
         Cost::SquaredEuclidean => {
             let mean = scale_by_mean(&mut matrix);

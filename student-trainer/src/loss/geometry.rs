@@ -142,7 +142,11 @@ impl HeadGeometry {
             } else {
                 let largest = z.max_keepdim(D::Minus1)?;
                 let sum = z.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
-                rows.extend(to_host(&(largest + sum.log()?)?)?.into_iter().map(f64::from));
+                rows.extend(
+                    to_host(&(largest + sum.log()?)?)?
+                        .into_iter()
+                        .map(f64::from),
+                );
             }
         }
         Ok(rows)

@@ -95,7 +95,9 @@ impl<'a> TransportPass<'_, 'a> {
     fn run(&self) -> Result<HeadTransport<'a>> {
         let align = &self.config.align;
         let logsumexp = if align.sees_rows() {
-            let rows = self.geometry.logsumexp(self.student.hidden, self.config.chunk_rows);
+            let rows = self
+                .geometry
+                .logsumexp(self.student.hidden, self.config.chunk_rows);
             Some(rows?)
         } else {
             None
@@ -110,13 +112,11 @@ impl<'a> TransportPass<'_, 'a> {
             (Some(solved), transport.solved.take()),
             (paid, transport.paid.take()),
         ];
-        let row_constant = (align.paid() == Cost::Kl && !align.sees_rows())
-            .then(|| align.paid_kappa().recip());
         let mut found = HeadTransport {
             transport,
             direct: Direct::default(),
             row_weights: None,
-            row_constant,
+            row_constant: align.row_constant(),
             roots: None,
         };
         if self.wanted == Wanted::Values {
@@ -250,7 +250,13 @@ impl<'a> TransportPass<'_, 'a> {
                 add(&mut to.direct.hidden, g.matmul(&expectation)?)?;
                 // Where a card solved, rows have their masses.
                 let scale = self.config.align.scale();
-                let of_plan = || to.transport.row_mass.iter().map(|mass| scale * mass).collect();
+                let of_plan = || {
+                    to.transport
+                        .row_mass
+                        .iter()
+                        .map(|mass| scale * mass)
+                        .collect()
+                };
                 let sums = gradient.row_sums(m).unwrap_or_else(of_plan);
                 let n = sums.len();
                 let weights = to.row_weights.get_or_insert_with(|| vec![0.0; n]);
@@ -259,7 +265,10 @@ impl<'a> TransportPass<'_, 'a> {
                 }
             }
             Measured::Bilinear { similarity, s } => {
-                add(&mut to.direct.hidden, similarity.backward(&s, &tensor(weight)?)?)?;
+                add(
+                    &mut to.direct.hidden,
+                    similarity.backward(&s, &tensor(weight)?)?,
+                )?;
             }
             Measured::Distances(distances) => {
                 add(&mut to.direct.hidden, distances.backward(&tensor(weight)?)?)?;
@@ -321,6 +330,8 @@ pub fn transport_plan(
     let (_, matrix) = pass.measure(Cost::Kl, config.align.kappa, None)?;
     // The entropic loss's gradient in the cost is the plan itself.
     let plan = pass.transport(matrix, None)?.solved;
-    let plan = plan.as_ref().map(|plan| plan.rows(0, hidden.dims()[0], teacher.rows()));
+    let plan = plan
+        .as_ref()
+        .map(|plan| plan.rows(0, hidden.dims()[0], teacher.rows()));
     Ok(plan.transpose()?.unwrap_or_default().into_owned())
 }

@@ -39,7 +39,9 @@ mod head_transport;
 mod hidden;
 mod layers;
 mod objective;
-pub mod reference;
+mod plan;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod rowwise;
 mod schedule;

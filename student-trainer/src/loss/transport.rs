@@ -261,12 +261,7 @@ impl BlockProblem {
 }
 
 /// What is paid on a plan, with its gradients in costs: `other` says that it is not paid for the costs that it was made for.
-fn evaluate(
-    plan: &SolvedPlan,
-    paid: &[f32],
-    other: bool,
-    config: &AlignConfig,
-) -> Result<Solved> {
+fn evaluate(plan: &SolvedPlan, paid: &[f32], other: bool, config: &AlignConfig) -> Result<Solved> {
     let scale = if other { 1.0 } else { config.scale() };
     let transport_cost = scale * inner(plan.plan(), paid);
     let mut convergence = plan.convergence();

@@ -12,10 +12,9 @@ would take much of a card's memory, where the plan is another than `sinkhorn` be
 use candle_core::{DType, Tensor};
 use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
 
-use super::config::{AlignConfig, AlignLoss, Cost, Marginals};
+use super::config::{AlignConfig, AlignLoss, Cost};
 use super::cost::{Additions, softmax, softmax_gradient};
 use super::error::{LossError, Result};
-use super::plan::PlanKind;
 use super::sinkhorn::Convergence;
 use super::targets::Alignment;
 use super::transport::{Block, Entries, Outcome, Transport, blocks, problem_weight, summed_up};
@@ -63,10 +62,7 @@ impl<'a> CardTransport<'a> {
         let taken = problems.fits()
             && problems.n * problems.m <= CARD_ENTRIES_MAX
             && how.epsilon.is_normal()
-            && config.plan == PlanKind::Sinkhorn
-            && config.marginals == Marginals::Uniform
-            && config.solved() == config.paid()
-            && config.solved() != Cost::SquaredEuclidean;
+            && config.is_for_a_card();
         taken.then_some(Self {
             config,
             n,

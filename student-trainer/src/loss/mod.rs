@@ -14,6 +14,8 @@ the preset `literal`.
 */
 
 mod align_config;
+#[cfg(test)]
+mod align_tests;
 mod bhattacharyya;
 mod card_rows;
 #[cfg(test)]

@@ -23,7 +23,7 @@ A solved plan gives the gradient of `<T(C), P>` in C for a fixed P, and, where i
 mod entropic;
 mod fixed;
 #[cfg(test)]
-mod reference;
+pub(super) mod reference;
 mod softmax;
 mod support;
 #[cfg(test)]

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use super::sinkhorn::{CgLimits, CgResult, Kernel, conjugate_gradients};
 
 /// Residual of the adjoint's equations: far below what f32 costs leave of the gradient.
-const ADJOINT: CgLimits = CgLimits {
+pub(super) const ADJOINT: CgLimits = CgLimits {
     tolerance: 1e-9,
     steps: 1_000,
 };

@@ -20,8 +20,10 @@ any is all that `links` takes from b.
 A solved plan gives the gradient of `<T(C), P>` in C for a fixed P, and, where it minimises something, that value.
 */
 
+mod capped;
 mod entropic;
 mod fixed;
+mod partial;
 #[cfg(test)]
 pub(super) mod reference;
 mod softmax;
@@ -122,6 +124,11 @@ enum Dependence<'a> {
         epsilon: f64,
         softness: (f64, f64),
     },
+    /// As the scalings of what is full; which rows and which columns are.
+    Capped {
+        epsilon: f64,
+        full: (Vec<bool>, Vec<bool>),
+    },
     /// As a softmax of every row.
     Row {
         epsilon: f64,
@@ -173,9 +180,10 @@ pub(crate) fn solve_plan<'a>(
     let made = match options.kind {
         PlanKind::Sinkhorn => entropic::sinkhorn(&rest, options)?,
         PlanKind::Unbalanced => entropic::unbalanced(&rest, options)?,
+        PlanKind::Partial => partial::partial(&rest, options)?,
         PlanKind::Row => softmax::row(&rest, options.epsilon),
         PlanKind::Mutual => softmax::mutual(rest, options.epsilon),
-        PlanKind::Uniform | PlanKind::Links | PlanKind::Partial | PlanKind::Monotone => {
+        PlanKind::Uniform | PlanKind::Links | PlanKind::Monotone => {
             return Err(LossError::Unsupported {
                 what: "this plan",
                 reason: "not yet".into(),
@@ -333,6 +341,7 @@ impl<'a> SolvedPlan<'a> {
             Dependence::Scalings { epsilon, softness } => {
                 sharp_gradient(&paid, plan.into_owned(), size, (*epsilon, *softness), false)
             }
+            Dependence::Capped { epsilon, full } => capped::pull_back(&plan, &paid, full, *epsilon),
             Dependence::Row { epsilon } => {
                 let gradient = softmax::row_pull_back(plan.into_owned(), &paid, size.1, *epsilon);
                 (gradient, true)

@@ -1,5 +1,5 @@
 use super::*;
-use distill_program::settings::Is;
+use distill_program::settings::{Is, Kind};
 
 #[test]
 fn every_flag_of_every_command_is_well_formed() {
@@ -252,6 +252,7 @@ fn check_needs<C: Settings>() {
             let values = match is {
                 Is::One(words) => words.to_vec(),
                 Is::Not(word) => vec![*word],
+                Is::Above0 if other.kind == Kind::Integer => vec!["1"],
                 Is::Above0 => vec!["0.5"],
                 Is::On => vec!["on"],
                 Is::Set | Is::Unset | Is::Begins(_) | Is::NoAddress | Is::Command(_) => continue,

@@ -344,6 +344,11 @@ mod tests {
         let gradients = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(gradients.names(), ["grad_total"]);
 
+        // Nor are there hidden states.
+        let states = |c: &mut LossesConfig| c.loss.align.cost = crate::loss::Cost::Hidden;
+        let report = losses("labelled", &states).unwrap();
+        assert!(report.absent["ot"].contains("hidden states"), "{report:?}");
+
         let message = losses("plain", &cut).unwrap_err().to_string();
         assert!(message.contains("nothing to compute"), "{message}");
     }

@@ -76,7 +76,13 @@ pub fn dense_loss(
         config.check_teacher(Estimator::TopK, &temperatures, state)
     };
     check(0.0)?;
-    let ot_absent = check(config.ot_weight.max(1.0)).err();
+    let ot_absent = if config.align.needs_states() {
+        Some("dense logits come without the hidden states that this alignment compares".to_owned())
+    } else {
+        check(config.ot_weight.max(1.0))
+            .err()
+            .map(|error| error.to_string())
+    };
     if let Some(labels) = labels {
         check_labels(labels, n, vocab_size)?;
     }
@@ -126,7 +132,7 @@ pub fn dense_loss(
     Ok(DenseLoss {
         values: result,
         kl_absent,
-        ot_absent: ot_absent.map(|error| error.to_string()),
+        ot_absent,
         grad_ot,
         grad_total,
     })

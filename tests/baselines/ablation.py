@@ -19,6 +19,7 @@ from pathlib import Path
 KAPPA = 10
 ONLY_KL = "--ot-weight 0"
 COSINE = "--cost softmax-similarity --similarity cosine"
+HIDDEN = "--cost softmax-similarity --similarity hidden-cosine"
 
 # Name: (server flags, trainer flags).
 LOSSES = {
@@ -36,8 +37,8 @@ LOSSES = {
     "CE + OT (bhattacharyya)": ("", "--kl-weight 0 --ot-weight 1 --cost softmax-similarity --similarity bhattacharyya"),
     "CE + OT (literal)": ("--state exact", "--preset literal --kl-weight 0"),
     "CE + KL + OT (cosine)/10": ("--state exact", f"--ot-weight 0.1 {COSINE}"),
-    "CE + KL + hidden OT/10": ("--state exact", f"{ONLY_KL} --hidden-weight 0.1"),
-    "CE + hidden OT": ("--state exact", "--kl-weight 0 --ot-weight 0 --hidden-weight 1"),
+    "CE + KL + hidden OT/10": ("--state exact", f"--ot-weight 0.1 {HIDDEN}"),
+    "CE + hidden OT": ("--state exact", f"--kl-weight 0 --ot-weight 1 {HIDDEN}"),
     "CE + OT (cosine; sketch 128)": ("--state sketch:128", f"--kl-weight 0 --ot-weight 1 {COSINE}"),
 }
 DENSE = "--state none --top-k {dense}"

@@ -97,7 +97,6 @@ impl<'a> Scale<'a> {
             ("steps", Value::Integer(BATCHES)),
             // The step is computed and does nothing, so that every batch sees the student as it was.
             ("lr", Value::Float(1e-30)),
-            ("warmup_steps", Value::Integer(0)),
             ("eval_data", Value::Array(Vec::new())),
             ("eval_exact_match", Value::Boolean(false)),
             ("early_stopping_patience", Value::Integer(0)),

@@ -168,7 +168,7 @@ fn drawn_rows_match_torch() {
 struct HiddenCase {
     name: String,
     ot: f64,
-    config: OtConfig,
+    config: AlignConfig,
 }
 
 #[test]
@@ -177,19 +177,29 @@ fn transport_between_hidden_states_matches_torch() {
     let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
     let targets = hidden_targets(fixtures.numbers("teacher"), y.dims()[0]);
     let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
+    // Of its logits nothing is asked.
+    let hidden = Tensor::zeros((x.dims()[0], 1), DType::F32, &Device::Cpu).unwrap();
+    let head = Tensor::ones((1, 1), DType::F32, &Device::Cpu).unwrap();
+    let geometry = HeadGeometry::new(&head, None).unwrap();
     for case in &fixtures.cases {
         let name = &case.name;
         let config = LossConfig {
-            hidden_weight: 1.0,
-            hidden_similarity: case.config.similarity,
-            hidden_temperature: case.config.temperature,
-            ot: case.config.clone(),
+            ce_weight: 0.0,
+            kl_weight: 0.0,
+            ot_weight: 1.0,
+            align: case.config.clone(),
             ..LossConfig::default()
         };
-        let loss = projection.loss(&x, &targets, &config).unwrap();
-        equal(name, "ot", loss.value, case.ot);
-        fixtures.close(&format!("{name}.grad_student"), &loss.grad_hidden);
-        fixtures.close(&format!("{name}.grad_projection"), &loss.grad_projection);
+        let student = Student {
+            hidden: &hidden,
+            states: Some((&x, &projection)),
+        };
+        let labels = vec![0; x.dims()[0]];
+        let loss = head_loss(student, &labels, &targets, &geometry, &config).unwrap();
+        equal(name, "ot", loss.values.ot, case.ot);
+        let (grad_student, grad_projection) = loss.grad_states.unwrap();
+        fixtures.close(&format!("{name}.grad_student"), &grad_student);
+        fixtures.close(&format!("{name}.grad_projection"), &grad_projection);
     }
 }
 

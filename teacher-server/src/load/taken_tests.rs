@@ -194,6 +194,49 @@ fn an_edit_of_the_students_side_alone_asks_no_teacher() {
     assert_eq!(engine.plan.count(), 27);
 }
 
+#[tokio::test]
+async fn a_live_server_tells_of_pairs_and_sends_the_students_view() {
+    let bench = Bench::new();
+    bench.write(&corpus(10, "once"));
+    let config = Config {
+        cache: None,
+        ..bench.config("none", "4")
+    };
+    let engine = Engine::load(&config, &Reporter::new(true), &|| false).unwrap();
+    let info = &engine.info;
+    assert_eq!((info.paired_sequences, info.paired_without_shared), (8, 2));
+    assert_eq!((info.format_version, info.sequence_count), (3, 10));
+    let mut reader = engine.production.reader(Order::From(0)).unwrap();
+    let mut views = 0;
+    while let Some(index) = reader.upcoming() {
+        reader.ready().await.unwrap();
+        let block = reader.take().await.unwrap().unwrap();
+        let context = FrameContext {
+            plan: engine.plan.fingerprint,
+            shard: 0,
+            index,
+        };
+        let frame = Frame::decode(&block.frame, &context).unwrap();
+        let sequence = engine.plan.sequence(index as usize).unwrap();
+        assert_eq!(frame.view, sequence.view);
+        views += usize::from(frame.view.is_some());
+    }
+    assert_eq!(views, 8);
+}
+
+#[test]
+fn a_corpus_without_pairs_is_told_as_ever() {
+    let bench = Bench::new();
+    bench.write(&[json!({"prompt": "a", "completion": "b"})]);
+    let config = bench.config("cache", "1");
+    bench.run(config.clone());
+    let engine = Engine::load(&config, &Reporter::new(true), &|| false).unwrap();
+    assert_eq!(
+        (engine.info.format_version, engine.info.paired_sequences),
+        (2, 0)
+    );
+}
+
 #[test]
 fn an_interrupted_capture_that_takes_rows_ends_in_the_same_bytes() {
     let bench = Bench::new();

@@ -86,8 +86,8 @@ fn main() -> Result<()> {
             "rows": labels.len(),
             "ot": loss.values.ot,
             "grad_h_norm": norm.to_scalar::<f32>()?,
-            "iterations": loss.report.convergence.iterations,
-            "converged": loss.report.convergence.converged,
+            "iterations": loss.values.report.convergence.iterations,
+            "converged": loss.values.report.convergence.converged,
         });
         println!("{line}");
     }

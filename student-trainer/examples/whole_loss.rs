@@ -100,7 +100,7 @@ fn main() -> Result<()> {
     }
     seconds.sort_by(f64::total_cmp);
     let extra = Memory::now().peak_rss_bytes.saturating_sub(before);
-    let report = last.map(|loss| (loss.total, loss.report));
+    let report = last.map(|loss| (loss.values.total, loss.values.report));
     println!(
         "{}",
         serde_json::json!({

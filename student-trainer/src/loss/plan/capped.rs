@@ -17,6 +17,9 @@ The way back of `<T(C), P>` solves them for `W = T o P`, p, q and s the sums of 
 use crate::loss::objective::{ADJOINT, marginals};
 use crate::loss::sinkhorn::{CgLimits, CgResult, Kernel, conjugate_gradients};
 
+/// What rows that are not full hold at least, so that the level's equation has a solution.
+const FADED: f64 = 1e-250;
+
 /// The equations at `T = u K x`.
 pub(super) struct System<'a> {
     kernel: &'a mut Kernel<f64>,
@@ -55,7 +58,10 @@ impl<'a> System<'a> {
         let above_0 = |value: f64| if value > 0.0 { value } else { 1.0 };
         let diagonal = all.iter().zip(&full_columns);
         let diagonal = diagonal.map(|(&c, &full)| if full { above_0(c) } else { 1.0 });
-        let diagonal = diagonal.chain([above_0(held)]).collect();
+        // Rows that hold nothing yet: however far the level must rise, it must.
+        let is_open = rows.iter().any(Option::is_none);
+        let held = if is_open { held.max(FADED) } else { 1.0 };
+        let diagonal = diagonal.chain([held]).collect();
         for (open, full) in open.iter_mut().zip(&full_columns) {
             *open = if *full { *open } else { 0.0 };
         }

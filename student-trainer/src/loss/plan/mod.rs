@@ -21,8 +21,11 @@ A solved plan gives the gradient of `<T(C), P>` in C for a fixed P, and, where i
 */
 
 mod capped;
+#[cfg(test)]
+mod edge_tests;
 mod entropic;
 mod fixed;
+mod monotone;
 mod partial;
 #[cfg(test)]
 pub(super) mod reference;
@@ -35,6 +38,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use self::monotone::Lattice;
 use self::softmax::Mutual;
 use self::support::Support;
 use super::config::POSITIONS_MAX;
@@ -134,6 +138,7 @@ enum Dependence<'a> {
         epsilon: f64,
     },
     Mutual(Mutual<'a>),
+    Monotone(Lattice),
 }
 
 /// A plan on its support, as the kinds make it.
@@ -162,15 +167,6 @@ pub(crate) fn solve_plan<'a>(
 ) -> Result<SolvedPlan<'a>> {
     problem.check()?;
     options.check()?;
-    let fixed = match options.kind {
-        PlanKind::Uniform => Some(fixed::uniform(&problem)),
-        PlanKind::Links => Some(fixed::links(&problem)?),
-        _ => None,
-    };
-    if let Some(plan) = fixed {
-        let support = Support::whole(problem.a.len(), problem.b.len());
-        return Ok(SolvedPlan::new(support, Made::fixed(plan)));
-    }
     let support = Support::new(problem.a, problem.b);
     let rest = Supported {
         cost: support.shrink(problem.cost),
@@ -178,17 +174,14 @@ pub(crate) fn solve_plan<'a>(
         b: support.column_masses(problem.b),
     };
     let made = match options.kind {
+        PlanKind::Uniform => Made::fixed(fixed::uniform(&rest)),
+        PlanKind::Links => Made::fixed(fixed::links(&support, &rest, problem.links)?),
         PlanKind::Sinkhorn => entropic::sinkhorn(&rest, options)?,
         PlanKind::Unbalanced => entropic::unbalanced(&rest, options)?,
         PlanKind::Partial => partial::partial(&rest, options)?,
         PlanKind::Row => softmax::row(&rest, options.epsilon),
         PlanKind::Mutual => softmax::mutual(rest, options.epsilon),
-        PlanKind::Uniform | PlanKind::Links | PlanKind::Monotone => {
-            return Err(LossError::Unsupported {
-                what: "this plan",
-                reason: "not yet".into(),
-            });
-        }
+        PlanKind::Monotone => monotone::monotone(&rest, options.epsilon)?,
     };
     Ok(SolvedPlan::new(support, made))
 }
@@ -347,6 +340,7 @@ impl<'a> SolvedPlan<'a> {
                 (gradient, true)
             }
             Dependence::Mutual(mutual) => (mutual.pull_back(&plan, &paid), true),
+            Dependence::Monotone(lattice) => (lattice.pull_back(&plan, &paid), true),
         };
         (self.support.spread(gradient), solved)
     }

@@ -15,6 +15,7 @@ what columns hold above b, or beside it where G < 0, and what the mass is off, i
 
 use super::capped::System;
 use super::entropic::sinkhorn;
+use super::softmax::log_sum;
 use super::{Dependence, Entropic, Made, PlanOptions, Supported};
 use crate::loss::error::{LossError, Result};
 use crate::loss::sinkhorn::{CgLimits, Convergence, Kernel};
@@ -25,6 +26,8 @@ const WHOLE: f64 = 1.0 - 1e-12;
 const DRIFT_MAX: f64 = 200.0;
 /// F and G above this are 0 but for rounding.
 const TOUCHING: f64 = -1e-12;
+/// Column sums below this are taken from the costs, not from the kernel.
+const FADED: f64 = 1e-100;
 /// Turns before Newton is tried.
 const WARM_UP: usize = 8;
 /// Turns still to go, by their rate, above which Newton is cheaper.
@@ -183,15 +186,31 @@ impl<'a> Solver<'a> {
 
     /// G and the level for F, and F for them.
     fn turn(&mut self, point: &Point) -> Point {
-        let columns = point.columns.iter().zip(&point.at.g);
-        // Column sums without G and the level.
-        let logs: Vec<f64> = columns
-            .map(|(sum, g)| sum.ln() - g - point.at.level)
+        let logs: Vec<f64> = (0..point.columns.len())
+            .map(|j| self.column_log(point, j))
             .collect();
         let level = fill_to(&logs, &self.problem.b, self.options.mass);
         let g = logs.iter().zip(&self.problem.b);
         let g = g.map(|(log, b)| capped(b.ln() - log - level)).collect();
         self.evaluate(g, level)
+    }
+
+    /// The logarithm of a column's sum without G and the level.
+    fn column_log(&self, point: &Point, j: usize) -> f64 {
+        let sum = point.columns[j];
+        if sum >= FADED {
+            return sum.ln() - point.at.g[j] - point.at.level;
+        }
+        // The kernel may hold nothing of it: once the others are full it is this column's turn all the same.
+        let column = self
+            .problem
+            .cost
+            .iter()
+            .skip(j)
+            .step_by(point.columns.len());
+        let logs = point.at.f.iter().zip(column);
+        let logs = logs.map(|(f, &cost)| f - f64::from(cost) / self.options.epsilon);
+        log_sum(logs)
     }
 
     /// F for G and the level, and the columns that follow.

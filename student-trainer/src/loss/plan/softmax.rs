@@ -155,7 +155,7 @@ fn logs(masses: &[f64]) -> Vec<f64> {
 }
 
 /// `ln sum exp`.
-fn log_sum(values: impl Iterator<Item = f64> + Clone) -> f64 {
+pub(super) fn log_sum(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
     largest
         + values

@@ -22,16 +22,6 @@ impl Support {
         }
     }
 
-    /// Everywhere.
-    pub(super) fn whole(n: usize, m: usize) -> Self {
-        Self {
-            rows: (0..n).collect(),
-            columns: (0..m).collect(),
-            n,
-            m,
-        }
-    }
-
     /// `(n, m)`.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.n, self.m)
@@ -40,6 +30,12 @@ impl Support {
     /// How many rows and columns carry mass.
     pub(super) fn inner_size(&self) -> (usize, usize) {
         (self.rows.len(), self.columns.len())
+    }
+
+    /// Where entry (i, j) of the whole lies in what is left, if it does.
+    pub(super) fn inner_entry(&self, i: usize, j: usize) -> Option<(usize, usize)> {
+        let row = self.rows.binary_search(&i).ok()?;
+        Some((row, self.columns.binary_search(&j).ok()?))
     }
 
     fn is_whole(&self) -> bool {

@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use distill_proto::{Estimator, State, StateCoding, StateKind};
 use student_trainer::loss::{
-    Cost, HeadGeometry, LossConfig, OtConfig, Similarity, Targets, head_loss,
+    AlignConfig, Cost, HeadGeometry, LossConfig, Similarity, Targets, head_loss,
 };
 use student_trainer::run::Memory;
 
@@ -51,9 +51,9 @@ fn main() -> Result<()> {
     let mut basis = None;
     // As on the other side.
     let mut config = LossConfig {
-        ot: OtConfig {
-            position_prior: 10.0,
-            ..OtConfig::default()
+        align: AlignConfig {
+            position: 10.0,
+            ..AlignConfig::default()
         },
         ..LossConfig::default()
     };
@@ -73,10 +73,10 @@ fn main() -> Result<()> {
             ce_weight: 0.0,
             kl_weight: 0.0,
             ot_weight: 1.0,
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Cosine,
-                ..config.ot
+                ..config.align
             },
             ..config
         };

@@ -334,8 +334,8 @@ mod tests {
         // A cut teacher feeds no cosine of whole rows; the rest is there.
         let cut = |c: &mut LossesConfig| {
             c.top_k = Some(4);
-            c.loss.ot.cost = crate::loss::Cost::SoftmaxSimilarity;
-            c.loss.ot.similarity = crate::loss::Similarity::Cosine;
+            c.loss.align.cost = crate::loss::Cost::SoftmaxSimilarity;
+            c.loss.align.similarity = crate::loss::Similarity::Cosine;
         };
         let report = losses("labelled", &cut).unwrap();
         assert!(report.ce.is_some() && report.ot.is_none() && report.solver.is_none());
@@ -343,6 +343,11 @@ mod tests {
         let bytes = fs::read(path("grad")).unwrap();
         let gradients = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(gradients.names(), ["grad_total"]);
+
+        // Nor are there hidden states.
+        let states = |c: &mut LossesConfig| c.loss.align.cost = crate::loss::Cost::Hidden;
+        let report = losses("labelled", &states).unwrap();
+        assert!(report.absent["ot"].contains("hidden states"), "{report:?}");
 
         let message = losses("plain", &cut).unwrap_err().to_string();
         assert!(message.contains("nothing to compute"), "{message}");

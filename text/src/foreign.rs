@@ -153,7 +153,7 @@ pub const FOREIGN: &[Foreign] = &[
     trainer("eval_dataset", "`eval_data`"),
     both(
         "temperature",
-        "`loss.kl_temperature`, or of transport `loss.ot.temperature`",
+        "`loss.kl_temperature`, or of transport `loss.align.temperature`",
         "`temperatures`",
     ),
     both("kd_temperature", "`loss.kl_temperature`", "`temperatures`"),

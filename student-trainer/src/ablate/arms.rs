@@ -99,8 +99,9 @@ pub(super) struct Trial {
 
 /// Plans that a transport has to beat: no constraint on columns, none at all, and the product of both softmaxes.
 const CONTROL_PLANS: [&str; 3] = ["row", "uniform", "mutual"];
-/// Where the plan is set.
+/// Where the plan is set, and what is paid on it.
 const PLAN: &str = "plan";
+const LOSS: &str = "loss";
 
 impl ArmsFile {
     pub fn read(path: &Path) -> Result<Self> {
@@ -167,13 +168,17 @@ impl ArmsFile {
             let plan = align(&own.settings)
                 .and_then(|align| align.get(PLAN))
                 .cloned();
+            let held = held_loss(&own.settings);
             trials.push(own);
             for control in CONTROL_PLANS.into_iter().filter(|_| has_transport) {
                 if plan == Some(Value::from(control)) {
                     continue;
                 }
                 let mut settings = settings.clone();
-                let align = Table::from_iter([(PLAN.to_owned(), Value::from(control))]);
+                let mut align = Table::from_iter([(PLAN.to_owned(), Value::from(control))]);
+                if let Some(held) = held {
+                    align.insert(LOSS.to_owned(), Value::from(held));
+                }
                 overlay(&mut settings, &nested(["loss", "align"], align));
                 let name = format!("{}, plan {control}", arm.name);
                 trials.push(trial(directory, &name, Some(&arm.name), settings)?);
@@ -195,7 +200,10 @@ fn trial(directory: &Path, name: &str, of: Option<&str>, settings: Table) -> Res
     let in_arm = |error: Error| Error::Config(format!("arm `{name}`: {error}"));
     let matches = with_flags::<TrainConfig>(Command::new("train")).get_matches_from(["train"]);
     let resolved = resolve_over::<TrainConfig>(Some(&path), &matches, &all_keys());
-    let config = resolved.map_err(in_arm)?.config;
+    let mut config = resolved.map_err(in_arm)?.config;
+    // Every run gets one of its own.
+    config.out = directory.to_owned();
+    config.validate().map_err(in_arm)?;
     if config.eval_data.is_empty() {
         return Err(in_arm(Error::Config(
             "eval_data: name the held-out text that the arms are compared on, in [base]".into(),
@@ -229,6 +237,21 @@ fn align(settings: &Table) -> Option<&Table> {
     settings.get("loss")?.as_table()?.get("align")?.as_table()
 }
 
+/// What a control pays in place of `entropic`, which is the least value of what its plan would have to minimise: the same cost
+/// with the plan held, whose gradient is that of `entropic` with another plan. None where the loss can stay.
+fn held_loss(settings: &Table) -> Option<&'static str> {
+    let word = |key: &str| align(settings)?.get(key)?.as_str();
+    if word(LOSS) != Some("entropic") {
+        return None;
+    }
+    match word("cost") {
+        Some("kl") => Some("kl"),
+        Some("hidden") => Some("states"),
+        Some("softmax-similarity") => Some("similarity"),
+        _ => Some("sharp"),
+    }
+}
+
 /// `inner` at a path of tables.
 fn nested<const N: usize>(path: [&str; N], inner: Table) -> Table {
     path.into_iter().rev().fold(inner, |inner, name| {
@@ -253,3 +276,7 @@ pub(super) fn slug(name: &str) -> String {
     let word = |c: char| if c.is_alphanumeric() { c } else { '-' };
     name.to_lowercase().chars().map(word).collect()
 }
+
+#[cfg(test)]
+#[path = "arms_tests.rs"]
+mod tests;

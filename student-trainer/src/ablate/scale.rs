@@ -9,7 +9,7 @@ use super::{
     arms::{Trial, overlay, weight},
     runs::Planned,
 };
-use crate::{Error, Result, shutdown::Shutdown};
+use crate::{Error, Result, loss::LossSchedule, shutdown::Shutdown};
 
 /// Weights of the terms that a teacher has a part in.
 pub(super) const TERMS: [&str; 4] = ["kl_weight", "reverse_kl_weight", "jsd_weight", "ot_weight"];
@@ -97,17 +97,21 @@ impl<'a> Scale<'a> {
             ("steps", Value::Integer(BATCHES)),
             // The step is computed and does nothing, so that every batch sees the student as it was.
             ("lr", Value::Float(1e-30)),
-            ("warmup_steps", Value::Integer(0)),
             ("eval_data", Value::Array(Vec::new())),
             ("eval_exact_match", Value::Boolean(false)),
             ("early_stopping_patience", Value::Integer(0)),
+            ("warmup_ratio", Value::Float(0.0)),
         ];
-        let known = over.into_iter().filter(|(key, _)| alone.contains_key(*key));
-        let over: Table = known.map(|(key, value)| (key.to_owned(), value)).collect();
+        let over: Table = over
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect();
         overlay(&mut alone, &over);
         if let Some(loss) = alone.get_mut("loss").and_then(Value::as_table_mut) {
             // Weights that change over a run would begin elsewhere.
-            loss.remove("schedule");
+            let constant = Table::try_from(LossSchedule::default());
+            let constant = constant.map_err(|e| Error::Config(format!("loss.schedule: {e}")))?;
+            loss.insert("schedule".to_owned(), Value::Table(constant));
         }
         for other in TERMS.into_iter().chain([CE]) {
             set_weight(&mut alone, other, f64::from(u8::from(other == term)));

@@ -75,6 +75,8 @@ mod tests {
             ("--bf16", "--dtype with bf16"),
             ("--beta", "--jsd-beta"),
             ("--kl-divergence", "--reverse-kl-weight for reverse"),
+            ("--scope", "--align-block-size: 0 for row"),
+            ("--hidden-lr", "--align-projection-lr"),
             ("--max_length", "teacher-server"),
             ("--max_model_len", "in teacher-server use --seq-len"),
         ] {

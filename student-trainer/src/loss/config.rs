@@ -3,20 +3,18 @@
 use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
+pub use super::align_config::{
+    AlignConfig, AlignLoss, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Reduction, Similarity,
+};
 use super::divergence::Divergences;
 use super::error::{LossError, Result};
-pub use super::ot_config::{
-    Cost, EPSILON_DEFAULT, Objective, OtConfig, POSITIONS_MAX, PlanCost, Reduction, Scope,
-    Similarity,
-};
 pub use super::schedule::LossSchedule;
 use super::targets::Targets;
 
 /// Default of [`LossConfig::chunk_rows`]: 128 rows of 151,936 f32 logits are 78 MB.
 pub const CHUNK_ROWS_DEFAULT: usize = 128;
 
-/// Settings of the whole loss: `ce_weight CE + kl_weight KL + reverse_kl_weight RKL + jsd_weight JSD + ot_weight OT +
-/// hidden_weight OT of hidden states`.
+/// Settings of the whole loss: `ce_weight CE + kl_weight KL + reverse_kl_weight RKL + jsd_weight JSD + ot_weight OT`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]
 pub struct LossConfig {
@@ -33,20 +31,10 @@ pub struct LossConfig {
     pub jsd_beta: f64,
     /// tau of all three; must be one of the temperatures stored at capture.
     pub kl_temperature: f64,
-    /// Weight of optimal transport.
+    /// Weight of what is learned between positions, optimal transport unless another plan is asked for.
     pub ot_weight: f64,
-    /// Settings of optimal transport.
-    pub ot: OtConfig,
-    /// Weight of transport between hidden states, through a learned projection.
-    pub hidden_weight: f64,
-    /// Student layer whose output is taken: 1 is the first, 0 the last after its norm.
-    pub hidden_layer: usize,
-    /// How alike hidden states are: `scaled-dot` or `cosine`.
-    pub hidden_similarity: Similarity,
-    /// Divides that similarity before its softmax.
-    pub hidden_temperature: f64,
-    /// Peak learning rate of the projection.
-    pub hidden_lr: f64,
+    /// Its settings.
+    pub align: AlignConfig,
     /// How weights and temperatures change over the run.
     pub schedule: LossSchedule,
     /// Rows whose logits exist at one time.
@@ -63,12 +51,7 @@ impl Default for LossConfig {
             jsd_beta: 0.5,
             kl_temperature: 1.0,
             ot_weight: 0.0,
-            ot: OtConfig::default(),
-            hidden_weight: 0.0,
-            hidden_layer: 0,
-            hidden_similarity: Similarity::Cosine,
-            hidden_temperature: 0.05,
-            hidden_lr: 1e-3,
+            align: AlignConfig::default(),
             schedule: LossSchedule::default(),
             chunk_rows: CHUNK_ROWS_DEFAULT,
         }
@@ -81,15 +64,15 @@ impl LossConfig {
     pub fn literal() -> Self {
         Self {
             ot_weight: 1.0,
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
+                loss: AlignLoss::Detached,
                 similarity: Similarity::ScaledDot,
                 temperature: 1.0,
                 epsilon: 10.0,
-                scope: Scope::Block,
-                objective: Objective::Detached,
-                position_prior: 0.0,
-                ..OtConfig::default()
+                block_size: 64,
+                position: 0.0,
+                ..AlignConfig::default()
             },
             ..Self::default()
         }
@@ -116,8 +99,7 @@ impl LossConfig {
     /// [`LossError::Setting`] names the first key that has no meaning.
     pub fn validate(&self) -> Result<()> {
         self.check_settings()?;
-        let weights = [self.ce_weight, self.divergence_weight(), self.ot_weight];
-        if weights.iter().sum::<f64>() + self.hidden_weight == 0.0 {
+        if self.ce_weight + self.divergence_weight() + self.ot_weight == 0.0 {
             return Err(setting(
                 "ce_weight",
                 "all weights are 0: nothing would be trained".into(),
@@ -133,7 +115,6 @@ impl LossConfig {
             ("reverse_kl_weight", self.reverse_kl_weight),
             ("jsd_weight", self.jsd_weight),
             ("ot_weight", self.ot_weight),
-            ("hidden_weight", self.hidden_weight),
         ] {
             if !((weight as f32).is_finite() && weight >= 0.0) {
                 return Err(setting(
@@ -143,42 +124,27 @@ impl LossConfig {
             }
         }
         positive("kl_temperature", self.kl_temperature)?;
-        positive("hidden_temperature", self.hidden_temperature)?;
-        positive("hidden_lr", self.hidden_lr)?;
         if !(is_positive(self.jsd_beta) && (self.jsd_beta as f32) < 1.0) {
             return Err(setting(
                 "jsd_beta",
                 format!("{} is not between 0 and 1", self.jsd_beta),
             ));
         }
-        if !matches!(
-            self.hidden_similarity,
-            Similarity::ScaledDot | Similarity::Cosine
-        ) {
-            return Err(setting(
-                "hidden_similarity",
-                "hidden states have `scaled-dot` and `cosine` only".into(),
-            ));
-        }
         self.schedule.validate()?;
         if self.chunk_rows == 0 {
             return Err(setting("chunk_rows", "must be at least 1".into()));
         }
-        self.ot.validate()?;
-        if self.ot.objective == Objective::Detached && !self.ot.is_literal() {
-            return Err(setting(
-                "objective",
-                "`detached` is not a gradient of the loss and exists only inside the preset `literal`; use \
-                 `entropic` or `sharp`"
-                    .into(),
-            ));
-        }
-        Ok(())
+        self.align.validate()
     }
 
     /// Whether the teacher must send coordinates of whole logits (or be dense) for these settings.
     pub fn needs_state(&self) -> bool {
-        self.ot_weight > 0.0 && self.ot.needs_logits()
+        self.ot_weight > 0.0 && self.align.needs_logits()
+    }
+
+    /// Whether the teacher must send hidden states.
+    pub fn needs_states(&self) -> bool {
+        self.ot_weight > 0.0 && self.align.needs_states()
     }
 
     /// Checks the settings against what the teacher stores, before the first step.
@@ -195,12 +161,8 @@ impl LossConfig {
     ) -> Result<()> {
         self.validate()?;
         self.check_rows(estimator, temperatures, state)?;
-        if self.hidden_weight > 0.0 && matches!(state, None | Some(StateKind::Sketch)) {
-            return Err(unsupported(
-                "transport between hidden states",
-                "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`"
-                    .into(),
-            ));
+        if self.needs_states() && matches!(state, None | Some(StateKind::Sketch)) {
+            return Err(no_states());
         }
         Ok(())
     }
@@ -226,9 +188,7 @@ impl LossConfig {
                 ),
             ));
         }
-        let bhattacharyya = self.ot.cost == Cost::SoftmaxSimilarity
-            && self.ot.similarity == Similarity::Bhattacharyya;
-        let at_one = bhattacharyya || estimator.is_drawn();
+        let at_one = self.align.needs_roots() || estimator.is_drawn();
         if self.ot_weight > 0.0 && at_one && stored_temperature(temperatures, 1.0).is_none() {
             return Err(unsupported(
                 "similarity `bhattacharyya`, or drawn rows",
@@ -285,7 +245,7 @@ impl LossConfig {
     }
 
     /// Checks the losses on logits against rows that have arrived. At some step of a schedule all weights may be 0, and
-    /// transport between hidden states looks at its rows itself.
+    /// costs of hidden states look at their rows themselves.
     ///
     /// # Errors
     /// As [`Self::check_teacher`].
@@ -340,4 +300,12 @@ pub(super) fn setting(key: &'static str, reason: String) -> LossError {
 
 fn unsupported(what: &'static str, reason: String) -> LossError {
     LossError::Unsupported { what, reason }
+}
+
+/// Rows without hidden states.
+pub(super) fn no_states() -> LossError {
+    unsupported(
+        "a cost of hidden states",
+        "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`".into(),
+    )
 }

@@ -123,7 +123,7 @@ fn transports_are_the_host_s() {
     for ot in transports() {
         compare(&Case::new(LONGER_TEACHER, 32), &only_ot(ot.clone()));
         let config = LossConfig {
-            ot,
+            align: ot,
             chunk_rows: 3,
             kl_temperature: 2.0,
             ..three_parts()
@@ -138,10 +138,10 @@ fn drawn_rows_are_the_host_s() {
         let case = drawn(estimator);
         compare(&case, &three_parts());
         let config = LossConfig {
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Bhattacharyya,
-                ..three_parts().ot
+                ..three_parts().align
             },
             chunk_rows: 2,
             ..three_parts()
@@ -202,18 +202,18 @@ fn a_half_precision_head_and_numbers_that_are_not_finite_fare_as_on_the_host() {
     let (a, b) = (device.loss.grad_hidden, host.loss.grad_hidden);
     assert!(relative(&widened(&a), &widened(&b)) < CLOSE);
 
-    let bhattacharyya = OtConfig {
+    let bhattacharyya = AlignConfig {
         cost: Cost::SoftmaxSimilarity,
         similarity: Similarity::Bhattacharyya,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     };
-    for ot in [OtConfig::default(), bhattacharyya] {
+    for ot in [AlignConfig::default(), bhattacharyya] {
         for bad in [f64::NAN, f64::INFINITY, 3e38] {
             let mut case = Case::new(SQUARE, 35);
             case.hidden.data[8] = bad;
             let (hidden, ot) = (tensor(&case.hidden), ot.clone());
             let config = LossConfig {
-                ot,
+                align: ot,
                 ..three_parts()
             };
             let loss = |geometry| {

@@ -34,6 +34,12 @@ pub(crate) struct Divergences {
 }
 
 impl Divergences {
+    /// Of a row without a teacher.
+    pub(crate) const NONE: Self = Self {
+        weights: [None; FORMS],
+        beta: 0.5,
+    };
+
     fn forms(&self) -> [DivergenceForm; FORMS] {
         let jsd = DivergenceForm::Jsd(self.beta);
         [DivergenceForm::Forward, DivergenceForm::Reverse, jsd]

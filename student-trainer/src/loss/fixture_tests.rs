@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use distill_proto::{Estimator, Rows, ValueCoding};
 use serde::de::DeserializeOwned;
 
+use super::plan::{PlanKind, PlanOptions, PlanProblem, solve_plan};
 use super::sinkhorn::{SolverOptions, solve};
 use super::testing::{hidden_targets, relative, widened};
 use super::transport_kernel_tests::{Given, by_kernel, how};
@@ -168,7 +169,7 @@ fn drawn_rows_match_torch() {
 struct HiddenCase {
     name: String,
     ot: f64,
-    config: OtConfig,
+    config: AlignConfig,
 }
 
 #[test]
@@ -177,19 +178,29 @@ fn transport_between_hidden_states_matches_torch() {
     let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
     let targets = hidden_targets(fixtures.numbers("teacher"), y.dims()[0]);
     let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
+    // Of its logits nothing is asked.
+    let hidden = Tensor::zeros((x.dims()[0], 1), DType::F32, &Device::Cpu).unwrap();
+    let head = Tensor::ones((1, 1), DType::F32, &Device::Cpu).unwrap();
+    let geometry = HeadGeometry::new(&head, None).unwrap();
     for case in &fixtures.cases {
         let name = &case.name;
         let config = LossConfig {
-            hidden_weight: 1.0,
-            hidden_similarity: case.config.similarity,
-            hidden_temperature: case.config.temperature,
-            ot: case.config.clone(),
+            ce_weight: 0.0,
+            kl_weight: 0.0,
+            ot_weight: 1.0,
+            align: case.config.clone(),
             ..LossConfig::default()
         };
-        let loss = projection.loss(&x, &targets, &config).unwrap();
-        equal(name, "ot", loss.value, case.ot);
-        fixtures.close(&format!("{name}.grad_student"), &loss.grad_hidden);
-        fixtures.close(&format!("{name}.grad_projection"), &loss.grad_projection);
+        let student = Student {
+            hidden: &hidden,
+            states: Some((&x, &projection)),
+        };
+        let labels = vec![0; x.dims()[0]];
+        let loss = head_loss(student, &labels, &targets, &geometry, &config).unwrap();
+        equal(name, "ot", loss.values.ot, case.ot);
+        let (grad_student, grad_projection) = loss.grad_states.unwrap();
+        fixtures.close(&format!("{name}.grad_student"), &grad_student);
+        fixtures.close(&format!("{name}.grad_projection"), &grad_projection);
     }
 }
 
@@ -251,5 +262,77 @@ fn plans_match_three_other_solvers() {
         let (cost, value) = (found[0].transport_cost, found[0].entropic_value);
         equal(name, "the kernel's <T,C>", cost, case.transport_cost);
         equal(name, "the kernel's F", value, case.entropic_value);
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct BetweenCase {
+    name: String,
+    problem: String,
+    kind: PlanKind,
+    epsilon: f64,
+    /// Infinite where the fixture has null, and where the kind has none.
+    rho_student: Option<f64>,
+    rho_teacher: Option<f64>,
+    mass: Option<f64>,
+    value: Option<f64>,
+}
+
+/// POT, OTT-JAX and torch in f64 (make_plans_between.py), on plans that f32 keeps.
+#[test]
+fn plans_between_positions_match_pot_and_ott() {
+    let fixtures = Fixtures::<BetweenCase>::read("between");
+    assert!(fixtures.cases.len() >= 110);
+    for case in &fixtures.cases {
+        let (name, of) = (&case.name, |what: &str| format!("{}.{what}", case.problem));
+        let masses = |what: &str| fixtures.tensors[&of(what)].to_vec1::<f64>().unwrap();
+        let (a, b) = (masses("a"), masses("b"));
+        let problem = PlanProblem {
+            cost: &fixtures.numbers(&of("cost")),
+            a: &a,
+            b: &b,
+            links: &[],
+        };
+        let options = PlanOptions {
+            kind: case.kind,
+            epsilon: case.epsilon,
+            rho_student: case.rho_student.unwrap_or(f64::INFINITY),
+            rho_teacher: case.rho_teacher.unwrap_or(f64::INFINITY),
+            mass: case.mass.unwrap_or(1.0),
+            tolerance: 1e-11,
+            max_iterations: 100_000,
+        };
+        let plan = solve_plan(problem, &options).unwrap();
+        assert!(plan.convergence().converged, "{name}");
+        let close = |what: &str, found: &[f32], tolerance: f64| {
+            let found: Vec<f64> = found.iter().map(|&t| f64::from(t)).collect();
+            let expected = fixtures.tensors[&format!("{name}.{what}")]
+                .flatten_all()
+                .unwrap();
+            let expected: Vec<f64> = expected.to_vec1().unwrap();
+            let pairs = found.iter().zip(&expected);
+            let distance = pairs.map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt();
+            let size = expected.iter().map(|y| y * y).sum::<f64>().sqrt();
+            // A plan of one column or row does not move: the gradient is what rounding leaves.
+            assert!(
+                distance <= tolerance * size + 1e-7,
+                "{name}: {what} off by {distance:e}"
+            );
+        };
+        close("plan", plan.plan(), 1e-6);
+        let (gradient, solved) = plan.pull_back(&fixtures.numbers(&of("paid")));
+        assert!(solved, "{name}");
+        close("gradient", &gradient, 1e-5);
+        assert_eq!(
+            plan.entropic_value().is_some(),
+            case.value.is_some(),
+            "{name}"
+        );
+        if let (Some(found), Some(expected)) = (plan.entropic_value(), case.value) {
+            assert!(
+                (found.value - expected).abs() < 1e-6,
+                "{name}: {found:?} for {expected}"
+            );
+        }
     }
 }

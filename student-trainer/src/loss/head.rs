@@ -13,6 +13,7 @@ use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
 use super::head_pass::{Gradients, HeadPass, Wanted};
 use super::head_transport::HeadTransport;
+use super::hidden::HiddenProjection;
 use super::rows::RowValues;
 use super::targets::Targets;
 use super::teacher::Teacher;
@@ -38,6 +39,25 @@ pub struct LossValues {
     pub report: SolverReport,
 }
 
+/// What the loss sees of the student.
+#[derive(Clone, Copy, Debug)]
+pub struct Student<'a> {
+    /// H `[N, d]`, the outputs that predict the N targets, in their order.
+    pub hidden: &'a Tensor,
+    /// The states X `[N, d]` of a layer before the same targets, with the projection of the teacher's to them, for costs of
+    /// hidden states.
+    pub states: Option<(&'a Tensor, &'a HiddenProjection)>,
+}
+
+impl<'a> From<&'a Tensor> for Student<'a> {
+    fn from(hidden: &'a Tensor) -> Self {
+        Self {
+            hidden,
+            states: None,
+        }
+    }
+}
+
 /// The losses with their gradient.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
@@ -45,35 +65,45 @@ pub struct HeadLoss {
     pub values: LossValues,
     /// dtotal/dH `[N, d]`, f32.
     pub grad_hidden: Tensor,
+    /// dtotal/dX `[N, d]`, f32, and dtotal/dP of the projection, where hidden states are compared.
+    pub grad_states: Option<(Tensor, Tensor)>,
+}
+
+impl HeadLoss {
+    fn new(values: LossValues, gradients: &Gradients) -> Self {
+        let Gradients {
+            hidden,
+            states,
+            projection,
+            ..
+        } = gradients;
+        Self {
+            values,
+            grad_hidden: hidden.clone(),
+            grad_states: states.clone().zip(projection.clone()),
+        }
+    }
 }
 
 /// The losses of one sequence and dL/dH.
 ///
 /// # Shapes
-/// `hidden`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets;
+/// `student`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets;
 /// `targets`: M teacher rows, beside the N as their alignment says, or M = N in the same order for KL.
 ///
 /// # Errors
 /// Settings that these rows cannot feed, shapes that do not fit, and NaN or infinity anywhere.
-pub fn head_loss(
-    hidden: &Tensor,
+pub fn head_loss<'a>(
+    student: impl Into<Student<'a>>,
     labels: &[u32],
     targets: &Targets,
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<HeadLoss> {
-    let (values, gradient) = run(
-        hidden,
-        labels,
-        Some(targets),
-        geometry,
-        config,
-        Wanted::Hidden,
-    )?;
-    Ok(HeadLoss {
-        values,
-        grad_hidden: gradient.hidden,
-    })
+    let student = student.into();
+    let targets = Some(targets);
+    let (values, gradients) = run(student, labels, targets, geometry, config, Wanted::Hidden)?;
+    Ok(HeadLoss::new(values, &gradients))
 }
 
 /// As [`head_loss`], with dtotal/dW `[V, d]` beside it, for a head that is trained too. Without rows only cross-entropy is
@@ -84,8 +114,8 @@ pub fn head_loss(
 ///
 /// # Errors
 /// As [`head_loss`]; and similarities of whole logit rows, whose way to W is not built.
-pub fn head_loss_with_head(
-    hidden: &Tensor,
+pub fn head_loss_with_head<'a>(
+    student: impl Into<Student<'a>>,
     labels: &[u32],
     targets: Option<&Targets>,
     geometry: &HeadGeometry,
@@ -94,19 +124,9 @@ pub fn head_loss_with_head(
     if targets.is_some() {
         config.check_trained_head()?;
     }
-    let (values, gradient) = run(
-        hidden,
-        labels,
-        targets,
-        geometry,
-        config,
-        Wanted::HiddenAndHead,
-    )?;
-    let loss = HeadLoss {
-        values,
-        grad_hidden: gradient.hidden,
-    };
-    Ok((loss, gradient.head))
+    let (student, wanted) = (student.into(), Wanted::HiddenAndHead);
+    let (values, gradients) = run(student, labels, targets, geometry, config, wanted)?;
+    Ok((HeadLoss::new(values, &gradients), gradients.head))
 }
 
 /// The losses alone, at half the work: for evaluation. Without rows only cross-entropy is computed.
@@ -123,18 +143,23 @@ pub fn head_values(
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    Ok(run(hidden, labels, targets, geometry, config, Wanted::Values)?.0)
+    let student = Student::from(hidden);
+    Ok(run(student, labels, targets, geometry, config, Wanted::Values)?.0)
 }
 
 fn run(
-    hidden: &Tensor,
+    student: Student,
     labels: &[u32],
     targets: Option<&Targets>,
     geometry: &HeadGeometry,
     config: &LossConfig,
     wanted: Wanted,
 ) -> Result<(LossValues, Gradients)> {
-    let hidden = checked_hidden(hidden, labels, geometry)?;
+    let hidden = checked_hidden(student.hidden, labels, geometry)?;
+    let student = Student {
+        hidden: &hidden,
+        ..student
+    };
     let teacher = match targets {
         Some(targets) => {
             config.check_targets(targets, geometry.has_basis())?;
@@ -145,7 +170,7 @@ fn run(
     };
     let ot = match &teacher {
         Some(teacher) if config.ot_weight > 0.0 => Some(HeadTransport::solve(
-            &hidden, teacher, geometry, config, wanted,
+            student, teacher, geometry, config, wanted,
         )?),
         _ => None,
     };
@@ -164,27 +189,30 @@ fn run(
         pass.without_logits(&hidden)?
     };
     if let (true, Some(ot)) = (wanted != Wanted::Values, &ot) {
-        if let Some(direct) = &ot.grad_hidden {
+        if let Some(direct) = &ot.direct.hidden {
             gradients.hidden = (gradients.hidden + direct)?;
         }
-        if let Some(direct) = &ot.grad_head {
+        if let Some(direct) = &ot.direct.head {
             gradients.head = (gradients.head + direct)?;
         }
+        gradients.states = ot.direct.states.clone();
+        gradients.projection = ot.direct.projection.clone();
     }
     let mut made = vec![&gradients.hidden];
     if wanted == Wanted::HiddenAndHead {
         made.push(&gradients.head);
     }
+    made.extend(gradients.states.iter().chain(&gradients.projection));
     let (values, sizes) = values.read(&made)?;
     let mut result = sum_up(&values, targets, counts, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
         result.report = ot.transport.report;
-        if ot.row_costs {
+        if let Some(factor) = ot.row_constant {
             let rows = values.iter().zip(&ot.transport.row_mass);
             let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
-            result.ot += constant / config.ot.kappa;
-            result.report.transport_cost += constant / config.ot.kappa;
+            result.ot += factor * constant;
+            result.report.transport_cost += factor * constant;
         }
     }
     result.total += config.ot_weight * result.ot;

@@ -10,59 +10,72 @@ pub(super) const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
 const VALUE: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
 
-/// Every cost and similarity, under both objectives and scopes.
-pub(super) fn transports() -> Vec<OtConfig> {
-    let mut all = Vec::new();
+/// Every cost and similarity, paid in both ways for itself and on the plan of another one, in one problem and in blocks.
+pub(super) fn transports() -> Vec<AlignConfig> {
     let similarities = [
         (Similarity::ScaledDot, 0.5),
         (Similarity::CenteredDot, 0.5),
         (Similarity::Cosine, 0.2),
         (Similarity::Bhattacharyya, 0.1),
     ];
-    let mut costs: Vec<OtConfig> = similarities
-        .map(|(similarity, temperature)| OtConfig {
-            cost: Cost::SoftmaxSimilarity,
-            similarity,
-            temperature,
-            ..OtConfig::default()
-        })
-        .into();
-    costs.push(OtConfig {
+    let similarity = |(similarity, temperature)| AlignConfig {
+        cost: Cost::SoftmaxSimilarity,
+        similarity,
+        temperature,
+        ..AlignConfig::default()
+    };
+    let kl = AlignConfig {
         kappa: 4.0,
-        ..OtConfig::default()
-    });
-    // The plan at a cost of its own, with either cost that is paid.
-    for k in [2, 4] {
-        costs.push(OtConfig {
-            plan_cost: PlanCost::SquaredEuclidean,
-            ..costs[k].clone()
-        });
-    }
-    for cost in costs {
-        for objective in [Objective::Entropic, Objective::Sharp] {
-            if cost.plan_cost != PlanCost::Same && objective == Objective::Entropic {
-                continue;
-            }
-            // Blocks of 3 leave ragged ones of 2 and 1.
-            for (scope, reduction) in [
-                (Scope::Row, Reduction::Mean),
-                (Scope::Block, Reduction::Sum),
-            ] {
-                all.push(OtConfig {
-                    objective,
-                    scope,
-                    reduction,
-                    block_size: 3,
-                    position_prior: 0.5,
-                    // Large enough for the reference, which has no Newton, to be quick.
-                    epsilon: 0.3,
-                    tolerance: 1e-9,
-                    ..cost.clone()
-                });
-            }
+        ..AlignConfig::default()
+    };
+    let cosine = similarity(similarities[2]);
+    let mut all = Vec::new();
+    for own in similarities.map(similarity).into_iter().chain([kl.clone()]) {
+        for loss in [AlignLoss::Entropic, AlignLoss::Sharp] {
+            all.push(AlignConfig {
+                loss,
+                ..own.clone()
+            });
         }
     }
-    all
+    let squared = |other: &AlignConfig| AlignConfig {
+        cost: Cost::SquaredEuclidean,
+        ..other.clone()
+    };
+    for (plan, loss) in [
+        (squared(&kl), AlignLoss::Entropic),
+        (squared(&kl), AlignLoss::Sharp),
+        (squared(&kl), AlignLoss::Kl),
+        (squared(&cosine), AlignLoss::Similarity),
+        (kl.clone(), AlignLoss::Kl),
+        (cosine.clone(), AlignLoss::Kl),
+        (
+            AlignConfig {
+                similarity: Similarity::Bhattacharyya,
+                ..kl
+            },
+            AlignLoss::Similarity,
+        ),
+    ] {
+        all.push(AlignConfig {
+            loss,
+            through_plan: true,
+            ..plan
+        });
+    }
+    // Blocks of 3 leave ragged ones of 2 and 1.
+    let in_blocks = |align: AlignConfig| {
+        [(0, Reduction::Mean), (3, Reduction::Sum)].map(|(block_size, reduction)| AlignConfig {
+            block_size,
+            reduction,
+            position: 0.5,
+            // Large enough for the reference, which has no Newton, to be quick.
+            epsilon: 0.3,
+            tolerance: 1e-9,
+            ..align.clone()
+        })
+    };
+    all.into_iter().flat_map(in_blocks).collect()
 }
 
 fn check(sizes: Sizes, config: &LossConfig) {
@@ -109,7 +122,7 @@ fn the_head_s_own_gradient_matches_the_reference() {
     for ot in transports() {
         let config = LossConfig {
             chunk_rows: 2,
-            ot,
+            align: ot,
             ..three_parts()
         };
         let case = Case::new(SQUARE, 13);
@@ -148,10 +161,10 @@ fn the_head_s_own_gradient_matches_the_reference() {
 #[test]
 fn the_plan_to_look_at_has_uniform_marginals() {
     let case = Case::new(LONGER_TEACHER, 14);
-    let ot = OtConfig {
+    let ot = AlignConfig {
         epsilon: 0.2,
         tolerance: 1e-7,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     };
     let plan = transport_plan(&tensor(&case.hidden), &case.targets, &case.geometry(), &ot).unwrap();
     let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
@@ -215,12 +228,12 @@ pub(super) fn three_parts() -> LossConfig {
     }
 }
 
-pub(super) fn only_ot(ot: OtConfig) -> LossConfig {
+pub(super) fn only_ot(ot: AlignConfig) -> LossConfig {
     LossConfig {
         ce_weight: 0.0,
         kl_weight: 0.0,
         ot_weight: 0.7,
-        ot,
+        align: ot,
         chunk_rows: 3,
         ..LossConfig::default()
     }
@@ -336,10 +349,10 @@ fn the_literal_preset_is_uninformative_and_says_so() {
     let expected = 1.0 - 1.0 / 40.0;
     assert!((loss.values.ot - expected).abs() < 0.01 * expected);
     let sharp = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             cost: Cost::SoftmaxSimilarity,
             temperature: 0.2,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..three_parts()
     };
@@ -357,16 +370,16 @@ fn nan_in_any_input_is_an_error_that_names_it() {
         head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.values.total)
     };
     let cosine = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             cost: Cost::SoftmaxSimilarity,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..three_parts()
     };
     let bhattacharyya = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             similarity: Similarity::Bhattacharyya,
-            ..cosine.ot.clone()
+            ..cosine.align.clone()
         },
         ..three_parts()
     };
@@ -408,9 +421,9 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     };
     assert!(refusal(&case, &at_three).contains("[1.0, 2.0]"));
     case.targets.state = None;
-    let cosine = only_ot(OtConfig {
+    let cosine = only_ot(AlignConfig {
         cost: Cost::SoftmaxSimilarity,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     });
     assert!(refusal(&case, &cosine).contains("state"));
     let reverse = LossConfig {

@@ -25,14 +25,13 @@ const FINGERPRINT_SHOWN: usize = 16;
 const RUNS_MAX: usize = 10;
 
 /// Curves by step: key of `metrics.jsonl`, caption.
-const CURVES: [(&str, &str); 10] = [
+const CURVES: [(&str, &str); 9] = [
     ("loss", "Loss, the weighted total"),
     ("ce", "Cross-entropy (nats a target)"),
     ("kl", "KL to the teacher (nats a target)"),
     ("reverse_kl", "Reverse KL to the teacher (nats a target)"),
     ("jsd", "JSD to the teacher (nats a target)"),
     ("ot", "Optimal transport"),
-    ("hidden_ot", "Optimal transport between hidden states"),
     ("grad_norm", "Norm of the gradient before clipping"),
     ("lr", "Learning rate"),
     ("tokens_per_second", "Tokens a second"),

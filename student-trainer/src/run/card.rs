@@ -91,12 +91,17 @@ impl Card<'_> {
 /// Every part of the loss that has a weight at some step.
 fn losses(loss: &LossConfig) -> String {
     let schedule = &loss.schedule;
-    let cost = match loss.ot.cost {
-        Cost::Kl => word(loss.ot.cost),
-        Cost::SoftmaxSimilarity => {
-            format!("{}, {}", word(loss.ot.cost), word(loss.ot.similarity))
-        }
+    let align = &loss.align;
+    let similarity = match align.cost {
+        Cost::SoftmaxSimilarity => format!(", {}", word(align.similarity)),
+        _ => String::new(),
     };
+    let alignment = format!(
+        "{} on the plan {} ({}{similarity})",
+        word(align.loss),
+        word(align.plan),
+        word(align.cost)
+    );
     let at_temperature =
         |divergence| format!("{divergence} at temperature {}", loss.kl_temperature);
     let parts = [
@@ -120,19 +125,7 @@ fn losses(loss: &LossConfig) -> String {
             loss.jsd_weight,
             schedule.jsd_weight_end,
         ),
-        (
-            format!("optimal transport of logits ({cost})"),
-            loss.ot_weight,
-            schedule.ot_weight_end,
-        ),
-        (
-            format!(
-                "optimal transport of hidden states ({})",
-                word(loss.hidden_similarity)
-            ),
-            loss.hidden_weight,
-            schedule.hidden_weight_end,
-        ),
+        (alignment, loss.ot_weight, schedule.ot_weight_end),
     ];
     let part = |(what, weight, end): &(String, f64, Option<f64>)| {
         let weights = match end {
@@ -230,7 +223,7 @@ mod tests {
             "head+sampled, 24 entries a row at most, 16 of them drawn, temperatures 1, 2, state sketch:64",
             "100 sequences",
             "14 sequences trained on",
-            "1 x cross-entropy + 1 to 0 x KL(teacher \\|\\| student) at temperature 1 + 0.5 x optimal transport of logits (kl) |",
+            "1 x cross-entropy + 1 to 0 x KL(teacher \\|\\| student) at temperature 1 + 0.5 x entropic on the plan sinkhorn (kl) |",
             "7 steps of 1 sequences",
         ] {
             assert!(body.contains(words), "{words} in {body}");

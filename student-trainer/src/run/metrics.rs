@@ -21,10 +21,8 @@ pub struct StepMetrics {
     pub reverse_kl: f64,
     /// `tau^2 JSD`, nats a target; 0 without a weight.
     pub jsd: f64,
-    /// Optimal transport.
+    /// What is learned between positions: optimal transport unless another plan was asked for.
     pub ot: f64,
-    /// Optimal transport between hidden states.
-    pub hidden_ot: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
     /// Tokens through the model.

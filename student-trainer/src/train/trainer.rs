@@ -344,7 +344,6 @@ fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
         reverse_kl: loss.reverse_kl,
         jsd: loss.jsd,
         ot: loss.ot,
-        hidden_ot: loss.hidden,
         tokens: loss.tokens,
         padding: loss.padding,
         targets: loss.targets,

@@ -185,7 +185,7 @@ fn a_vocabulary_of_several_blocks_takes_the_steps_of_the_cpu() -> Result<()> {
 fn transport_on_the_card_takes_the_steps_of_the_cpu() -> Result<()> {
     let logits = ["--ot-weight", "1", "--batch-size", "2"];
     same_on_both(&Pair::new()?, &["--state", "exact"], &logits)?;
-    let rows = ["--ot-weight", "1", "--cost", "kl", "--scope", "row"];
+    let rows = ["--ot-weight", "1", "--cost", "kl", "--block-size", "0"];
     same_on_both(&Pair::new()?, &[], &rows)
 }
 

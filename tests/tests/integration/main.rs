@@ -1,6 +1,7 @@
 //! Integration tests.
 #![allow(clippy::print_stdout)]
 
+mod ablate;
 mod cache;
 mod captures;
 mod changed;

@@ -342,3 +342,85 @@ fn an_edited_view_takes_the_rows_that_are_there() -> Result<()> {
     assert_eq!(metrics(&run)?.len(), 12);
     Ok(())
 }
+
+/// The method's own formula, and every plan, on sides of unlike length.
+#[test]
+fn the_literal_formula_and_every_plan_take_pairs_as_they_are() -> Result<()> {
+    let setup = setup()?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "exact"]);
+    let literal = setup.train(
+        &teacher,
+        "literal",
+        &["--steps", "2", "--preset", "literal"],
+    );
+    let plans = [
+        "sinkhorn",
+        "unbalanced",
+        "partial",
+        "mutual",
+        "row",
+        "uniform",
+        "monotone",
+    ];
+    let mut values = vec![metrics(&literal)?[0]["ot"].to_string()];
+    for plan in plans {
+        let flags = [
+            "--steps",
+            "2",
+            "--ot-weight",
+            "0.5",
+            "--align-cost",
+            "hidden",
+            "--align-loss",
+            "states",
+            "--align-position",
+            "0",
+        ];
+        let run = setup.train(
+            &teacher,
+            plan,
+            &[&flags[..], &["--align-plan", plan]].concat(),
+        );
+        let ot = number(&metrics(&run)?[0], "ot")?;
+        assert!(ot.is_finite() && ot > 0.0, "{plan}: {ot}");
+        values.push(ot.to_string());
+    }
+    values.sort();
+    values.dedup();
+    assert_eq!(
+        values.len(),
+        plans.len() + 1,
+        "each is another value: {values:?}"
+    );
+    Ok(())
+}
+
+/// Links of the record are a plan of their own, and prompts carry it.
+#[test]
+fn links_of_the_record_are_a_plan() -> Result<()> {
+    let mut record = pair(3);
+    record["targets"] = "all".into();
+    let setup = setup_with(&[record, pair(4)])?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
+    let flags = [
+        "--steps",
+        "2",
+        "--ot-weight",
+        "1",
+        "--align-plan",
+        "links",
+        "--align-loss",
+        "kl",
+    ];
+    let run = setup.train(&teacher, "links", &flags);
+    let values: Vec<f64> = metrics(&run)?
+        .iter()
+        .map(|line| number(line, "ot"))
+        .collect::<Result<_>>()?;
+    // Without prompts nothing of the second record's link carries mass.
+    assert!(
+        values.contains(&0.0) && values.iter().any(|&ot| ot > 0.0),
+        "{values:?}"
+    );
+    Ok(())
+}

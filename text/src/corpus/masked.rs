@@ -43,6 +43,13 @@ impl Draft {
         Ok(draft)
     }
 
+    /// A question whose answer is not there: nothing is a target, and nothing ends.
+    pub fn prompt(tokenizer: &TokenizerFiles, prompt: String) -> Result<Self> {
+        let mut draft = Self::masked(tokenizer, prompt, &[])?;
+        draft.put_before(tokenizer.prefix_ids());
+        Ok(draft)
+    }
+
     /// The completion and the end-of-sequence token after it are targets.
     pub fn completion(
         tokenizer: &TokenizerFiles,

@@ -1,4 +1,4 @@
-/*! Provides the solver of entropic optimal transport with uniform marginals.
+/*! Provides the solver of entropic optimal transport, marginals exact or soft.
 
 ```text
  cost C [n, m] ──> potentials f, g from row and column minima ──> K = exp((f + g - C) / epsilon)
@@ -15,17 +15,18 @@ after every step (u is computed from v), so the error reported is that of the co
 
 mod cg;
 mod kernel;
+mod marginal;
 mod newton;
 mod scaling;
 
 pub(crate) use cg::{CgLimits, CgResult, conjugate_gradients};
 pub(crate) use kernel::Kernel;
+pub(crate) use marginal::{Marginals, Side};
 use scaling::Scaling;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::config::OtConfig;
 use super::error::{LossError, Result};
 use super::simd::{lanes_fold, vectorized};
 use kernel::PART_ROWS;
@@ -36,6 +37,8 @@ const F32_ENTRIES_MIN: usize = 1 << 14;
 const F32_TOLERANCE_MIN: f64 = 5e-7;
 /// Potentials above this many units of epsilon round to more than 4e-6 in f32.
 const F32_POTENTIAL_MAX: f64 = 64.0;
+/// With masses below this, what underflows in f32 may no longer be nothing beside its row.
+const F32_MASS_MIN: f64 = 1e-6;
 
 /// How to solve.
 #[derive(Clone, Copy, Debug)]
@@ -48,17 +51,6 @@ pub struct SolverOptions {
     pub max_iterations: usize,
     /// Whether Newton may take over where Sinkhorn is slow.
     pub newton: bool,
-}
-
-impl From<&OtConfig> for SolverOptions {
-    fn from(config: &OtConfig) -> Self {
-        Self {
-            epsilon: config.epsilon(),
-            tolerance: config.tolerance,
-            max_iterations: config.max_iterations,
-            newton: true,
-        }
-    }
 }
 
 /// What the solver found.
@@ -85,7 +77,7 @@ pub struct Convergence {
     pub iterations: usize,
     /// Newton steps; of several problems, of all of them.
     pub newton_steps: usize,
-    /// `sum_j |column_mass_j - 1/m|`.
+    /// L1 distance of the column masses to what they should be; rows are exact.
     pub marginal_error: f64,
     /// Whether the error met the tolerance, and the adjoint of `sharp` was solved.
     pub converged: bool,
@@ -122,6 +114,17 @@ impl Convergence {
 /// [`LossError::NonFinite`] if a cost is NaN or infinite, [`LossError::Shape`] if the lengths do not fit. Not meeting
 /// the tolerance is no error: `converged` says so.
 pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Result<Solution> {
+    solve_between(cost, &Marginals::even(n, m), options)
+}
+
+/// [`solve`] with any marginals. Where one of them is soft, the plan minimises `<T,C> + epsilon KL(T | a b^T)` and the
+/// penalties, with `KL(x | y) = sum x ln(x / y) - x + y`.
+pub(crate) fn solve_between(
+    cost: &[f32],
+    marginals: &Marginals,
+    options: &SolverOptions,
+) -> Result<Solution> {
+    let (n, m) = (marginals.rows.len(), marginals.columns.len());
     if n == 0 || m == 0 || cost.len() != n * m {
         return Err(LossError::shape(
             "cost matrix",
@@ -132,20 +135,26 @@ pub fn solve(cost: &[f32], n: usize, m: usize, options: &SolverOptions) -> Resul
     let (base, column) = reduced_potentials(cost, m, options.epsilon)?;
     let largest = column.iter().fold(0.0, |a, &b| f64::max(a, b));
     let single = cost.len() >= F32_ENTRIES_MIN
+        && marginals.are_exact()
+        && marginals.least() >= F32_MASS_MIN
         && options.tolerance >= F32_TOLERANCE_MIN
         && largest <= F32_POTENTIAL_MAX;
     let (mut passes, mut newton_steps) = (0, 0);
-    let (mut row, mut column) = (vec![0.0; n], column);
+    let mut potentials = if marginals.are_exact() {
+        (vec![0.0; n], column)
+    } else {
+        soft_potentials(cost, &base, marginals, options.epsilon)
+    };
     if single {
-        let mut scaling = Scaling::<f32>::new(cost, &base, row, column, options);
+        let mut scaling = Scaling::<f32>::new(cost, &base, potentials, marginals, options);
         if scaling.run()? {
             return Ok(scaling.into_solution());
         }
         // Rounding drowned the last digits: go on in f64 from here.
         (passes, newton_steps) = (scaling.passes, scaling.newton_steps);
-        (row, column) = scaling.into_potentials();
+        potentials = scaling.into_potentials();
     }
-    let mut scaling = Scaling::<f64>::new(cost, &base, row, column, options);
+    let mut scaling = Scaling::<f64>::new(cost, &base, potentials, marginals, options);
     (scaling.passes, scaling.newton_steps) = (passes, newton_steps);
     scaling.run()?;
     Ok(scaling.into_solution())
@@ -173,6 +182,41 @@ fn reduced_potentials(cost: &[f32], m: usize, epsilon: f64) -> Result<(Vec<f32>,
     let least = |j: usize| columns.iter().fold(f32::INFINITY, |a, c| a.min(c[j]));
     let column = (0..m).map(|j| f64::from(least(j)) / epsilon).collect();
     Ok((base, column))
+}
+
+/// Potentials to start from under soft marginals: those of a constant cost, the least one, and then for each row, and each
+/// column after that, what it would answer to its own least cost. Those of the rows are without their base.
+fn soft_potentials(
+    cost: &[f32],
+    base: &[f32],
+    marginals: &Marginals,
+    epsilon: f64,
+) -> (Vec<f64>, Vec<f64>) {
+    let (rows, columns) = (&marginals.rows, &marginals.columns);
+    let least = base.iter().copied().fold(f32::INFINITY, f32::min);
+    // g of the constant cost c is rho_b c / (rho_a + rho_b + epsilon).
+    let (tau, other) = (columns.softness, rows.softness);
+    let constant = other * f64::from(least) / epsilon / (tau + other + tau * other);
+    let row: Vec<f64> = base
+        .iter()
+        .map(|&base| (f64::from(base) / epsilon - constant) / (1.0 + rows.softness))
+        .collect();
+    let mut column = vec![f64::INFINITY; columns.len()];
+    for (cost, row) in cost.chunks(columns.len()).zip(&row) {
+        for (column, &cost) in column.iter_mut().zip(cost) {
+            *column = column.min(f64::from(cost) / epsilon - row);
+        }
+    }
+    let row = row
+        .iter()
+        .zip(base)
+        .enumerate()
+        .map(|(i, (row, &base))| row - f64::from(base) / epsilon + rows.mass(i).ln());
+    let column = column
+        .iter()
+        .enumerate()
+        .map(|(j, column)| column / (1.0 + columns.softness) + columns.mass(j).ln());
+    (row.collect(), column.collect())
 }
 
 vectorized! {

@@ -1,6 +1,7 @@
 //! Provides the scaling iteration: Sinkhorn steps, the choice of when Newton takes over, and absorption.
 
 use super::kernel::Kernel;
+use super::marginal::Marginals;
 use super::{Convergence, Solution, SolverOptions};
 use crate::loss::error::{LossError, Result};
 use crate::loss::simd::Real;
@@ -17,11 +18,13 @@ const STALLED: usize = 3;
 pub(super) struct Point<R> {
     /// `[m]`.
     pub(super) v: Vec<f64>,
-    /// `[n]`, `a / K v`: rows are exact.
+    /// `[n]`, `a / K v`, or its power under a soft marginal: rows are as they should be.
     pub(super) u: Vec<R>,
     /// Column sums of `u K v`.
     pub(super) column_mass: Vec<f64>,
-    /// Their L1 distance to 1/m.
+    /// What they should be.
+    pub(super) target: Vec<f64>,
+    /// Their L1 distance to it.
     pub(super) error: f64,
 }
 
@@ -29,14 +32,17 @@ pub(super) struct Point<R> {
 pub(super) struct Scaling<'a, R> {
     cost: &'a [f32],
     /// Least cost of each row.
-    base: &'a [f32],
+    pub(super) base: &'a [f32],
+    pub(super) marginals: &'a Marginals,
     pub(super) options: &'a SolverOptions,
     pub(super) kernel: Kernel<R>,
     pub(super) x: Vec<R>,
     pub(super) passes: usize,
     pub(super) newton_steps: usize,
-    row: Vec<f64>,
-    column: Vec<f64>,
+    pub(super) row: Vec<f64>,
+    pub(super) column: Vec<f64>,
+    /// Masses of the rows.
+    row_mass: Vec<R>,
     point: Point<R>,
 }
 
@@ -44,8 +50,8 @@ impl<'a, R: Real> Scaling<'a, R> {
     pub(super) fn new(
         cost: &'a [f32],
         base: &'a [f32],
-        row: Vec<f64>,
-        column: Vec<f64>,
+        (row, column): (Vec<f64>, Vec<f64>),
+        marginals: &'a Marginals,
         options: &'a SolverOptions,
     ) -> Self {
         let (n, m) = (row.len(), column.len());
@@ -54,6 +60,7 @@ impl<'a, R: Real> Scaling<'a, R> {
         Self {
             cost,
             base,
+            marginals,
             options,
             kernel,
             x: vec![R::default(); m],
@@ -61,10 +68,17 @@ impl<'a, R: Real> Scaling<'a, R> {
             newton_steps: 0,
             row,
             column,
+            row_mass: marginals
+                .rows
+                .masses()
+                .into_iter()
+                .map(R::from_f64)
+                .collect(),
             point: Point {
                 v: vec![1.0; m],
                 u: vec![R::from_f64(1.0); n],
                 column_mass: vec![0.0; m],
+                target: Vec::new(),
                 error: f64::INFINITY,
             },
         }
@@ -130,10 +144,10 @@ impl<'a, R: Real> Scaling<'a, R> {
 
     /// `v = b / K^T u`, and the rows after it.
     fn sinkhorn_step(&mut self, point: Point<R>) -> Point<R> {
-        let b = 1.0 / self.kernel.m as f64;
+        let columns = &self.marginals.columns;
         let mut v = point.v;
-        for (v, mass) in v.iter_mut().zip(&point.column_mass) {
-            *v *= b / mass;
+        for (j, (v, &mass)) in v.iter_mut().zip(&point.column_mass).enumerate() {
+            *v *= columns.scaling(j, mass, || self.column[j] + v.ln());
         }
         self.move_to(v, &point.u)
     }
@@ -175,26 +189,43 @@ impl<'a, R: Real> Scaling<'a, R> {
 
     /// One pass: rows from v, and the columns that follow.
     pub(super) fn evaluate(&mut self, v: Vec<f64>) -> Point<R> {
-        let a = R::from_f64(1.0 / self.kernel.n as f64);
-        let b = 1.0 / self.kernel.m as f64;
         for (x, &v) in self.x.iter_mut().zip(&v) {
             *x = R::from_f64(v);
         }
         let mut column_mass = vec![0.0; self.kernel.m];
-        self.kernel
-            .pass(&self.x, &mut column_mass, |_, sum| a / sum);
+        let (rows, columns) = (&self.marginals.rows, &self.marginals.columns);
+        let (kernel, x) = (&mut self.kernel, &self.x);
+        if rows.is_exact() {
+            let a = &self.row_mass;
+            kernel.pass(x, &mut column_mass, |i, sum| a[i] / sum);
+        } else {
+            let (row, base, epsilon) = (&self.row, self.base, self.options.epsilon);
+            kernel.pass(x, &mut column_mass, |i, sum| {
+                let held = || row[i] + f64::from(base[i]) / epsilon;
+                R::from_f64(rows.scaling(i, sum.to_f64(), held))
+            });
+        }
         self.passes += 1;
+        let target: Vec<f64> = (0..v.len())
+            .map(|j| columns.target(j, || self.column[j] + v[j].ln()))
+            .collect();
         let mut error = 0.0;
-        for (mass, x) in column_mass.iter_mut().zip(&self.x) {
+        for ((mass, x), target) in column_mass.iter_mut().zip(x).zip(&target) {
             *mass *= x.to_f64();
-            error += (*mass - b).abs();
+            error += (*mass - target).abs();
         }
         Point {
             v,
             u: self.kernel.weights.clone(),
             column_mass,
+            target,
             error,
         }
+    }
+
+    /// The logarithm of a row's whole scaling, `F_i + ln a_i`, where its scaling over the kernel is u.
+    pub(super) fn row_log(&self, i: usize, u: R) -> f64 {
+        self.row[i] + f64::from(self.base[i]) / self.options.epsilon + u.to_f64().ln()
     }
 
     /// Potentials after the scalings.
@@ -217,8 +248,8 @@ impl<'a, R: Real> Scaling<'a, R> {
         }
         let (row_mass, column_mass) = self.kernel.scale(&self.point.u, &self.x);
         let plan = R::into_f32(std::mem::take(&mut self.kernel.data));
-        let b = 1.0 / column_mass.len() as f64;
-        let marginal_error = column_mass.iter().map(|mass| (mass - b).abs()).sum();
+        let pairs = column_mass.iter().zip(&self.point.target);
+        let marginal_error = pairs.map(|(mass, target)| (mass - target).abs()).sum();
         let converged = self.point.error <= self.options.tolerance;
         let (iterations, newton_steps) = (self.passes, self.newton_steps);
         let base = self.base;

@@ -81,9 +81,11 @@ impl Pair {
             (TEACHER, &teacher, "so it has no row to give"),
             (STUDENT, &student, "so there is nothing to learn"),
         ] {
-            let is_needed = side == STUDENT || !prompts;
-            if is_needed && !record.teaches() {
-                return Err(format!("`{side}`: its completion is empty, {gives}"));
+            // Where prompts carry mass, a student learns from a question without its answer too.
+            if !prompts && !record.teaches() {
+                return Err(format!(
+                    "`{side}`: its completion is empty, {gives}; give one, or `{TARGETS}`: \"all\" for prompts to carry mass"
+                ));
             }
         }
         let shared = match take(fields, SHARED) {

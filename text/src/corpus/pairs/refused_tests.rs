@@ -306,10 +306,7 @@ fn a_side_with_nothing_to_say_or_to_learn_is_refused() {
         &["`teacher`: its completion is empty, so it has no row to give"],
     );
     let nothing = "`student`: its completion is empty, so there is nothing to learn";
-    refused(
-        &json!({"teacher": full, "student": empty, "targets": "all"}),
-        &[nothing],
-    );
+    refused(&json!({"teacher": full, "student": empty}), &[nothing]);
     let silenced = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]});
     refused(&json!({"teacher": full, "student": silenced}), &[nothing]);
 }

@@ -82,6 +82,9 @@ impl<'t> Side<'t> {
         } = record;
         let (mut draft, contents) = match document {
             Document::Text(text) => (Draft::text(tokenizer, text)?, None),
+            Document::Completion { prompt, completion } if completion.is_empty() => {
+                (Draft::prompt(tokenizer, prompt)?, None)
+            }
             Document::Completion { prompt, completion } => {
                 (Draft::completion(tokenizer, prompt, &completion)?, None)
             }

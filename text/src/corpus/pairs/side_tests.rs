@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::read_side;
 use crate::{
-    Error, TokenizerFiles,
+    Error, TokenizerFiles, Windowing,
     json::parse,
     testing::{CHATML, shared, tokenizer_json, tokenizer_json_with_begin_of_text, tokenizer_with},
 };
@@ -199,4 +199,19 @@ fn a_record_is_written_as_the_json_that_it_was_read_from() {
         // NaN is not equal to itself.
         assert_eq!(format!("{again:?}"), format!("{value:?}"), "{written}");
     }
+}
+
+/// A question without its answer carries mass and no label: not even the end of a completion that is not there.
+#[test]
+fn a_question_alone_carries_mass_and_no_label() {
+    let record = r#"{"prompt": "hello there", "completion": ""}"#;
+    let side = read_side(record, true, shared(), 64).unwrap();
+    let encoded = shared().encode("hello there").unwrap();
+    assert_eq!(side.token_ids, encoded.ids);
+    assert!(side.target_mask.iter().all(|&label| !label));
+    assert!(side.mass_mask.iter().skip(1).all(|&mass| mass));
+    let line = json!({"teacher": {"prompt": "a", "completion": "b"}, "student": {"prompt": "a", "completion": ""}, "targets": "all"});
+    let corpus =
+        super::tests::read_lines(shared(), &[line], &Windowing::new(64).strict(true)).unwrap();
+    assert!(corpus.sequences[0].view.as_ref().unwrap().shared.is_empty());
 }

@@ -44,6 +44,8 @@ mod labelled_tests;
 mod layers;
 mod objective;
 mod plan;
+#[allow(dead_code, reason = "no run fits a projection yet")]
+mod projection;
 #[cfg(test)]
 mod reference;
 mod rows;

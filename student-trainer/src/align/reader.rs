@@ -94,11 +94,7 @@ impl<'a> FrameReader<'a> {
     /// # Errors
     /// The student's tokenizer cannot represent the text.
     pub fn example(&self, frame: &Frame) -> Result<Option<Example>> {
-        let example = match (&frame.view, &self.aligner) {
-            (Some(view), _) => pair::example(frame, view, self)?,
-            (None, None) => Some(Example::from_frame(frame)),
-            (None, Some(aligner)) => aligner.example(frame)?,
-        };
+        let example = self.read(frame)?;
         Ok(match (&self.shuffled, example) {
             (Some(before), Some(example)) => {
                 let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +103,18 @@ impl<'a> FrameReader<'a> {
             }
             (_, example) => example,
         })
+    }
+
+    /// The frame with its own rows, whatever the run is given.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub(crate) fn read(&self, frame: &Frame) -> Result<Option<Example>> {
+        match (&frame.view, &self.aligner) {
+            (Some(view), _) => pair::example(frame, view, self),
+            (None, None) => Ok(Some(Example::from_frame(frame))),
+            (None, Some(aligner)) => aligner.example(frame),
+        }
     }
 
     /// Says once that a student's side did not fit.

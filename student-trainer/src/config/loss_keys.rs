@@ -67,7 +67,8 @@ const LOSS_KEYS: &[LossKey] = table! {
     "align.bytes": Float needs [OT, COSTED] = "Taken from the cost then, where both sides have the same number or name";
     "align.links": Float needs [OT, COSTED] = "Taken from the cost then, where the record joins both sides";
     "align.layers": List needs [OT, HIDDEN] = "Hidden states that are compared, TEACHER_STATE:STUDENT_LAYER[:WEIGHT]: state 0 is the capture's, layer 0 the embeddings, last the last after its norm";
-    "align.projection_lr": Float needs [OT, HIDDEN] = "Peak learning rate of the projection of hidden states";
+    "align.projection": Text needs [OT, HIDDEN] = "Where the projection of hidden states comes from: fitted (on what both sides share, then held) or random (and trained)";
+    "align.projection_lr": Float needs [OT, HIDDEN] = "Peak learning rate of that projection; unset: 0 for a fitted one, 0.001 for a random one";
     "align.max_iterations": Integer alias "max-iterations" needs [OT, SOLVED] = "Most passes of the solver over the kernel";
     "align.tolerance": Float alias "tolerance" needs [OT, SOLVED] = "L1 marginal error at which the solver stops";
 };
@@ -116,6 +117,7 @@ mod tests {
         let full = LossConfig {
             align: AlignConfig {
                 lambda: Some(10.0),
+                projection_lr: Some(1e-3),
                 ..AlignConfig::default()
             },
             schedule: LossSchedule {

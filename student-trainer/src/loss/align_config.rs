@@ -82,6 +82,16 @@ pub enum Marginals {
     Confidence,
 }
 
+/// Where the projection P of hidden states comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Projection {
+    /// Ridge regression on what both sides share, before the first step.
+    Fitted,
+    /// Normal numbers, trained along.
+    Random,
+}
+
 /// How the values of several problems become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -99,6 +109,8 @@ pub const EPSILON_DEFAULT: f64 = 0.1;
 const POSITION_DEFAULT: f64 = 1000.0;
 /// Default of both [`AlignConfig::rho_student`] and [`AlignConfig::rho_teacher`].
 const RHO_DEFAULT: f64 = 0.3;
+/// Default of [`AlignConfig::projection_lr`] for a projection that is not fitted.
+const PROJECTION_LR_DEFAULT: f64 = 1e-3;
 /// Largest side of a problem: the plan of this many positions squared is 1 GiB.
 pub const POSITIONS_MAX: usize = 16_384;
 
@@ -147,8 +159,11 @@ pub struct AlignConfig {
     pub links: f64,
     /// Which hidden states are compared: `TEACHER_STATE:STUDENT_LAYER`, or with `:WEIGHT`.
     pub layers: Vec<StateLayer>,
-    /// Peak learning rate of the projection P of hidden states.
-    pub projection_lr: f64,
+    /// Where the projection P of hidden states comes from.
+    pub projection: Projection,
+    /// Peak learning rate of P; unset: 0 for a fitted one, which is held, and 0.001 for a random one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection_lr: Option<f64>,
     /// Most passes over the kernel that one problem may take.
     pub max_iterations: usize,
     /// L1 marginal error at which solvers stop (total mass is 1).
@@ -177,7 +192,8 @@ impl Default for AlignConfig {
             bytes: 0.0,
             links: 0.0,
             layers: vec![StateLayer::default()],
-            projection_lr: 1e-3,
+            projection: Projection::Fitted,
+            projection_lr: None,
             max_iterations: 10_000,
             tolerance: 1e-6,
         }
@@ -283,6 +299,14 @@ impl AlignConfig {
         similarity || self.uses(Cost::Hidden)
     }
 
+    /// Peak learning rate of the projection.
+    pub fn projection_lr(&self) -> f64 {
+        self.projection_lr.unwrap_or(match self.projection {
+            Projection::Fitted => 0.0,
+            Projection::Random => PROJECTION_LR_DEFAULT,
+        })
+    }
+
     /// Which hidden states are compared.
     pub fn layer(&self) -> StateLayer {
         self.layers.first().copied().unwrap_or_default()
@@ -303,7 +327,10 @@ impl AlignConfig {
         positive("kappa", self.kappa)?;
         positive("epsilon", self.epsilon)?;
         positive("tolerance", self.tolerance)?;
-        positive("projection_lr", self.projection_lr)?;
+        let held = self.projection == Projection::Fitted && self.projection_lr() == 0.0;
+        if !held {
+            positive("projection_lr", self.projection_lr())?;
+        }
         if let Some(lambda) = self.lambda {
             positive("lambda", lambda)?;
         }
@@ -340,10 +367,10 @@ impl AlignConfig {
         self.check_blocks()?;
         self.check_loss()?;
         match self.layers[..] {
-            [layer] if layer.teacher_state == 0 => Ok(()),
+            [_] => Ok(()),
             _ => Err(setting(
                 "layers",
-                "a capture has one state, number 0: give one entry such as 0:last".into(),
+                "one pair of layers is compared: give one entry such as 0:last".into(),
             )),
         }
     }

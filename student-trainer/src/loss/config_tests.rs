@@ -31,7 +31,7 @@ fn settings_without_meaning_are_refused_by_key() {
     };
     assert_eq!(key(&monotone_blocks), "block_size");
     assert_eq!(key(&|c| c.align.layers.clear()), "layers");
-    let second = |c: &mut LossConfig| c.align.layers[0].teacher_state = 1;
+    let second = |c: &mut LossConfig| c.align.layers.push(StateLayer::default());
     assert_eq!(key(&second), "layers");
     assert_eq!(key(&|c| c.jsd_beta = 1.0), "jsd_beta");
     // 0, infinity or 1 in f32.
@@ -40,7 +40,14 @@ fn settings_without_meaning_are_refused_by_key() {
     assert_eq!(key(&|c| c.kl_temperature = 1e-300), "kl_temperature");
     assert_eq!(key(&|c| c.ce_weight = 1e40), "ce_weight");
     assert_eq!(key(&|c| c.jsd_beta = 1.0 - 1e-12), "jsd_beta");
-    assert_eq!(key(&|c| c.align.projection_lr = 0.0), "projection_lr");
+    assert_eq!(
+        key(&|c| c.align.projection_lr = Some(-1.0)),
+        "projection_lr"
+    );
+    let still = |c: &mut LossConfig| {
+        (c.align.projection, c.align.projection_lr) = (Projection::Random, Some(0.0));
+    };
+    assert_eq!(key(&still), "projection_lr");
     assert_eq!(
         key(&|c| (c.ce_weight, c.kl_weight, c.ot_weight) = (0.0, 0.0, 0.0)),
         "ce_weight"

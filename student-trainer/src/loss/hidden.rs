@@ -23,6 +23,8 @@ use crate::random::normal;
 #[derive(Debug)]
 pub struct HiddenProjection {
     projection: Var,
+    /// Which of the capture's layers it takes.
+    teacher_state: usize,
 }
 
 impl HiddenProjection {
@@ -57,7 +59,55 @@ impl HiddenProjection {
     /// A tensor error.
     pub fn from_tensor(projection: &Tensor) -> Result<Self> {
         let projection = Var::from_tensor(&projection.to_dtype(DType::F32)?)?;
-        Ok(Self { projection })
+        Ok(Self {
+            projection,
+            teacher_state: 0,
+        })
+    }
+
+    /// The same, of another of the capture's layers.
+    #[must_use]
+    pub fn of_state(self, teacher_state: usize) -> Self {
+        Self {
+            teacher_state,
+            ..self
+        }
+    }
+
+    /// D and d.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.projection.dims()[0], self.projection.dims()[1])
+    }
+
+    /// Puts another P in its place.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub(crate) fn set(&self, projection: &Tensor) -> Result<()> {
+        let projection = projection.to_device(self.projection.device())?;
+        Ok(self.projection.set(&projection.to_dtype(DType::F32)?)?)
+    }
+
+    /// The teacher's states Y `[M, D]` that it takes.
+    ///
+    /// # Errors
+    /// Rows without hidden states, or with others.
+    pub(crate) fn teacher_states(&self, targets: &Targets, like: &Tensor) -> Result<Tensor> {
+        let state = targets.state.as_ref();
+        let state = state.filter(|state| state.kind != StateKind::Sketch);
+        let state = state.ok_or_else(no_states)?;
+        let size = self.projection.dims()[0];
+        if state.layer_rank() != size || self.teacher_state >= state.layers {
+            return Err(LossError::shape(
+                "teacher state",
+                format!("layer {} of {size} numbers", self.teacher_state),
+                format!("{} layers of {}", state.layers, state.layer_rank()),
+            ));
+        }
+        let all = state_matrix(state, targets.rows(), state.rank, like)?;
+        Ok(all
+            .narrow(1, self.teacher_state * size, size)?
+            .contiguous()?)
     }
 
     /// P, to be trained.
@@ -134,16 +184,13 @@ impl Projected {
         targets: &Targets,
     ) -> Result<Self> {
         let (x, projection) = student.ok_or_else(no_states)?;
-        let projection = projection.projection.detach();
-        let (teacher_size, d) = projection.dims2()?;
+        let d = projection.projection.dims()[1];
         if x.dims2()?.1 != d {
             return Err(LossError::shape("hidden size", d, x.dims()[1]));
         }
-        let state = targets.state.as_ref();
-        let state = state.filter(|state| state.kind != StateKind::Sketch);
-        let state = state.ok_or_else(no_states)?;
         let x = x.detach().to_dtype(DType::F32)?.contiguous()?;
-        let teacher = state_matrix(state, targets.rows(), teacher_size, &x)?;
+        let teacher = projection.teacher_states(targets, &x)?;
+        let projection = projection.projection.detach();
         let (x, teacher) = match comparison {
             Comparison::Centered => (centered(&x)?, centered(&teacher)?),
             _ => (x, teacher),

@@ -44,7 +44,6 @@ mod labelled_tests;
 mod layers;
 mod objective;
 mod plan;
-#[allow(dead_code, reason = "no run fits a projection yet")]
 mod projection;
 #[cfg(test)]
 mod reference;
@@ -70,8 +69,8 @@ mod transport_kernel_tests;
 
 pub(crate) use config::is_positive;
 pub use config::{
-    AlignConfig, AlignLoss, Cost, LossConfig, LossSchedule, Marginals, POSITIONS_MAX, Reduction,
-    Similarity,
+    AlignConfig, AlignLoss, Cost, LossConfig, LossSchedule, Marginals, POSITIONS_MAX, Projection,
+    Reduction, Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
@@ -81,6 +80,7 @@ pub use head_transport::transport_plan;
 pub use hidden::HiddenProjection;
 pub use layers::StateLayer;
 pub use plan::PlanKind;
+pub(crate) use projection::ProjectionFit;
 pub use sinkhorn::Convergence;
 pub(crate) use sparse::TILE_ENTRIES;
 pub use targets::{Alignment, Targets};

@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Identity,
     client::{ConnectOptions, ServerInfo, Teacher, Vocabularies},
     config::{TrainConfig, Tune},
-    loss::LossConfig,
+    loss::{LossConfig, Projection},
     shutdown::Shutdown,
     student::StudentFiles,
 };
@@ -54,6 +54,13 @@ pub(super) async fn agree(
     )?;
     if config.tune == Tune::Full {
         most.check_trained_head()?;
+    }
+    if most.needs_states() && most.align.projection == Projection::Fitted && info.lends_device() {
+        return Err(Error::Config(
+            "align.projection: fitted: the first sequences are read before the first step, while a teacher in swap mode has no \
+             device to compute them on; serve a cache, or use --align-projection random"
+                .into(),
+        ));
     }
     introduce(&info);
     check_shared(&info, &most)?;

@@ -14,6 +14,7 @@ from what the one before has handed over, as from a checkpoint.
 mod agreement;
 mod evaluation;
 mod example;
+mod fit;
 mod guard;
 mod keeper;
 mod lora;
@@ -50,6 +51,7 @@ use crate::{
     checkpoint::Checkpoints,
     client::{self, StreamOptions, Vocabularies, fetch_basis},
     config::{TrainConfig, Tune},
+    loss::Projection,
     run::{AdapterConfig, RunDirectory, TeacherRecord},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -335,7 +337,7 @@ fn frame_source(setting: &Setting<'_>, runtime: &Handle, keeper: &Keeper) -> Fra
 /// Loads the student, goes on from what was saved, and trains until the run is over or the turn is.
 fn compute(
     setting: &Setting<'_>,
-    host: Host<'_>,
+    mut host: Host<'_>,
     start: Start,
     place: &Place,
     grant: Option<Grant>,
@@ -375,6 +377,14 @@ fn compute(
         GradientWatch::new(&tuned.parameters),
         LossScaler::new(decoder.dtype()),
     );
+    if start.saved.is_none()
+        && let Some(projection) = &projection
+        && config.loss.align.projection == Projection::Fitted
+    {
+        let layer = config.loss.align.layer();
+        let (reader, frames) = (&host.reader, &mut host.frames);
+        fit::fit(projection, layer, &decoder, reader, frames, run_directory)?;
+    }
     if let Some(saved) = start.saved {
         tuned.restore(&*saved)?;
         updates.restore(&*saved)?;

@@ -45,14 +45,17 @@ pub(super) fn projection(
                 .into(),
         ));
     }
-    let sizes = (size as usize, model.hidden_size);
+    let teacher_state = config.loss.align.layer().teacher_state;
+    let states = info.state_layers.len().max(1);
+    if teacher_state >= states {
+        return Err(Error::Config(format!(
+            "layers: state {teacher_state} was asked for, but the capture has {states}, counted from 0 (layers {:?} of the teacher)",
+            info.state_layers
+        )));
+    }
+    let sizes = (size as usize / states, model.hidden_size);
     let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
-    tracing::info!(
-        "hidden states: a learned projection from {} to {}",
-        sizes.0,
-        sizes.1
-    );
-    Ok(Some(projection))
+    Ok(Some(projection.of_state(teacher_state)))
 }
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {

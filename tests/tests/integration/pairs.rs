@@ -424,3 +424,79 @@ fn links_of_the_record_are_a_plan() -> Result<()> {
     );
     Ok(())
 }
+
+/// P is fitted on what both sides share before the first step, of the layer that is asked for, and a run that goes on keeps it.
+#[test]
+fn a_projection_is_fitted_once_and_held() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
+    let hidden = [
+        "--ot-weight",
+        "0.5",
+        "--align-cost",
+        "hidden",
+        "--align-loss",
+        "states",
+    ];
+    let flags = [
+        &hidden[..],
+        &["--steps", "4", "--save-steps", "2", "--align-layers", "1:1"],
+    ]
+    .concat();
+    let run = setup.train(&teacher, "fitted", &flags);
+    let report: Value = serde_json::from_slice(&std::fs::read(run.join("projection.json"))?)?;
+    assert!(
+        report["rows"].as_u64() > Some(200) && report["held_out"].as_u64() > Some(10),
+        "{report}"
+    );
+    assert!(report["r_squared"].as_f64() < Some(1.0), "{report}");
+    let projection =
+        |run: &Path, of: &str| std::fs::read(run.join(of).join("hidden_projection.safetensors"));
+    let first = std::fs::read_dir(run.join("checkpoints"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .min();
+    let first = first.context("a checkpoint")?;
+    assert!(
+        projection(&first, "")? == projection(&run, "adapter")?,
+        "P was held"
+    );
+
+    let expected = std::fs::read(run.join("adapter/adapter_model.safetensors"))?;
+    let last = std::fs::read_dir(run.join("checkpoints"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .max();
+    std::fs::remove_dir_all(last.context("a checkpoint")?)?;
+    std::fs::remove_file(run.join("summary.json"))?;
+    std::fs::remove_file(run.join("projection.json"))?;
+    trainer_succeeds(&["train", "--resume", path_text(&run)]);
+    assert!(
+        std::fs::read(run.join("adapter/adapter_model.safetensors"))? == expected,
+        "resumed"
+    );
+    assert!(!run.join("projection.json").exists(), "not fitted again");
+
+    let moving = [&flags[..], &["--align-projection", "random"]].concat();
+    let moved = setup.train(&teacher, "random", &moving);
+    assert!(!moved.join("projection.json").exists());
+    assert!(projection(&moved, "adapter")? != projection(&run, "adapter")?);
+
+    let out = setup.work.path().join("absent");
+    let absent = [&hidden[..], &["--steps", "1", "--align-layers", "3:last"]].concat();
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &absent));
+    assert!(
+        said.contains("state 3 was asked for, but the capture has 3"),
+        "{said}"
+    );
+    drop(teacher);
+    let swapping = setup.serve(
+        &Listen::Loopback,
+        &["--state", "exact", "--vram-mode", "swap", "--window", "2"],
+    );
+    let said = trainer_refuses(&setup.train_args(
+        &swapping,
+        &out,
+        &[&hidden[..], &["--steps", "1"]].concat(),
+    ));
+    assert!(said.contains("align.projection: fitted"), "{said}");
+    Ok(())
+}

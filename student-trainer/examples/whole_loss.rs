@@ -64,6 +64,7 @@ fn main() -> Result<()> {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank: args.width,
+            layers: 1,
             values: states.flatten_all()?.to_vec1()?,
         });
         let logits_variance = 0.02f32 * 0.02 * args.width as f32 * (9.0 + 4.5 * 4.5);
@@ -75,7 +76,7 @@ fn main() -> Result<()> {
             align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Cosine,
-                ..config.ot
+                ..config.align
             },
             ..config
         };

@@ -39,9 +39,13 @@ mod head;
 mod head_pass;
 mod head_transport;
 mod hidden;
+#[cfg(test)]
+mod labelled_tests;
 mod layers;
 mod objective;
 mod plan;
+#[allow(dead_code, reason = "no run fits a projection yet")]
+mod projection;
 #[cfg(test)]
 mod reference;
 mod rows;

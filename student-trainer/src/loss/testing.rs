@@ -107,6 +107,7 @@ pub(crate) fn hidden_targets(states: Vec<f32>, rows: usize) -> Targets {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank: states.len() / rows,
+            layers: 1,
             values: states,
         }),
         alignment: None,
@@ -155,6 +156,7 @@ impl Case {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank,
+            layers: 1,
             values: states.data.iter().map(|&c| c as f32).collect(),
         });
         let kept = rows.ids.chunks(k);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use distill_report::{Series, figure, figures, note, page, section, table};
 
 use crate::{Error, Result, files::write_atomically};
-use read::Run;
+pub(crate) use read::Run;
 
 /// Points of a curve: each is the mean over its share of the steps.
 const POINTS_MAX: usize = 120;

@@ -54,9 +54,10 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use agreement::{Agreement, agree, connect, identity};
+use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
+pub(crate) use example::evenly;
 use guard::GradientWatch;
 use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
@@ -166,8 +167,14 @@ fn train(
     } else {
         Some(Place::choose(&config.device, config.dtype)?)
     };
-    let reader = FrameReader::new(agreement.vocabularies, teacher, info, &files);
-    let reader = runtime.block_on(reader)?;
+    let reader = FrameReader::new(
+        agreement.vocabularies,
+        teacher,
+        info,
+        &files,
+        pair_tokens_max(config, info),
+    );
+    let reader = runtime.block_on(reader)?.shuffled(config.shuffle_teacher);
     let frames = (frames_a_step(config) as u64, info.sequence_count);
     let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;
     let lora = match config.tune {

@@ -61,6 +61,7 @@ fn frame(index: u64, ids: &[u32]) -> Frame {
         token_ids: ids.to_vec(),
         byte_offsets: offsets,
         target_mask: (0..ids.len()).map(|t| t > 0).collect(),
+        view: None,
         rows: Rows {
             rows,
             k: 3,

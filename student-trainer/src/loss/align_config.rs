@@ -339,7 +339,7 @@ impl AlignConfig {
             ("rho_teacher", self.rho_teacher),
         ] {
             // Infinity keeps the marginal.
-            if !(rho > 0.0) {
+            if rho.is_nan() || rho <= 0.0 {
                 return Err(setting(key, format!("{rho} is not a number above 0")));
             }
         }

@@ -14,12 +14,13 @@ const GRADIENT: f64 = 1e-4;
 
 const SIZES: Sizes = Sizes { m: 7, ..SQUARE };
 
-const PLANS: [PlanKind; 7] = [
+const PLANS: [PlanKind; 8] = [
     PlanKind::Sinkhorn,
     PlanKind::Unbalanced,
     PlanKind::Partial,
     PlanKind::Mutual,
     PlanKind::Row,
+    PlanKind::Monotone,
     PlanKind::Uniform,
     PlanKind::Links,
 ];

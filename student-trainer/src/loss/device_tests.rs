@@ -4,8 +4,8 @@ use distill_kernels::HEAD;
 use distill_proto::Estimator;
 
 use super::estimator_tests::drawn;
-use super::testing::{Case, SQUARE, Sizes, emulate, relative, tensor, widened};
-use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts, transports};
+use super::testing::{Case, SQUARE, Sizes, emulate, relative, tensor, transports, widened};
+use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts};
 use super::*;
 
 /// f32 sums in another order, carried through a solved plan.

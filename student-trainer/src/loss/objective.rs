@@ -3,7 +3,7 @@
 `L = <T*,C>`, T* solving the problem for C. T* moves with C, so (implicit differentiation of the marginal constraints)
 
 ```text
- dL/dC = G = T o (1 + (alpha + beta^T - C) / epsilon),   W = T o C
+ dL/dC = T + T o (alpha + beta^T - C) / epsilon,   W = T o C
  [diag r, T; T^T, diag c] [alpha; beta] = [W 1; W^T 1]
  (diag c - T^T diag(1/r) T) beta = W^T 1 - T^T (W 1 / r),   alpha = (W 1 - T beta) / r
 ```
@@ -11,7 +11,7 @@
 Where the plan is solved for another cost C' than the one that is paid, dL/dC = T and dL/dC' = T o (alpha + beta^T - C) / epsilon.
 
 Here r and c are the plan's actual marginals. Under soft ones (`epsilon / rho = tau`, marginal.rs) their equations read
-`(1 + tau_a) r o alpha + T beta = W 1` and `T^T alpha + (1 + tau_b) c o beta = W^T 1`. Under exact ones adding a constant to a row or a column of C changes neither T nor G.
+`(1 + tau_a) r o alpha + T beta = W 1` and `T^T alpha + (1 + tau_b) c o beta = W^T 1`. Under exact ones adding a constant to a row or a column of C changes neither T nor the gradient.
 */
 
 use rayon::prelude::*;
@@ -24,14 +24,13 @@ pub(super) const ADJOINT: CgLimits = CgLimits {
     steps: 1_000,
 };
 
-/// G of the module's text, written over the plan, for a softness of the rows and one of the columns; without its part T,
-/// the direct one, where that is not asked for. Also whether the equations were solved.
+/// What goes through the plan, written over it, for a softness of the rows and one of the columns; also whether the
+/// equations were solved.
 pub(super) fn sharp_gradient(
     cost: &[f32],
     mut plan: Vec<f32>,
     (n, m): (usize, usize),
     (epsilon, softness): (f64, (f64, f64)),
-    direct: bool,
 ) -> (Vec<f32>, bool) {
     let wide: Vec<f64> = plan.iter().map(|&t| f64::from(t)).collect();
     // Of the plan as it is stored: the equations are consistent with these only.
@@ -60,11 +59,10 @@ pub(super) fn sharp_gradient(
     kernel.pass(&beta, &mut rhs, |i, sum| (row_cost[i] - sum) * inverse_r[i]);
     let alpha = kernel.weights;
 
-    let one = if direct { 1.0 } else { 0.0 };
     let rows = plan.par_chunks_mut(m).zip(cost.par_chunks(m)).zip(&alpha);
     rows.for_each(|((plan, cost), alpha)| {
         for ((t, &c), beta) in plan.iter_mut().zip(cost).zip(&beta) {
-            *t *= (one + (alpha + beta - f64::from(c)) / epsilon) as f32;
+            *t *= ((alpha + beta - f64::from(c)) / epsilon) as f32;
         }
     });
     (plan, converged)

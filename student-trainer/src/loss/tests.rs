@@ -1,6 +1,6 @@
 //! The fused head and the dense form against the f64 reference: values, and gradients by central differences.
 
-use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
+use super::testing::{Case, SQUARE, Sizes, relative, tensor, transports, widened};
 use super::*;
 
 pub(super) const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
@@ -9,74 +9,6 @@ pub(super) const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
 /// f32 arithmetic on sums of a few dozen terms.
 const VALUE: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
-
-/// Every cost and similarity, paid in both ways for itself and on the plan of another one, in one problem and in blocks.
-pub(super) fn transports() -> Vec<AlignConfig> {
-    let similarities = [
-        (Similarity::ScaledDot, 0.5),
-        (Similarity::CenteredDot, 0.5),
-        (Similarity::Cosine, 0.2),
-        (Similarity::Bhattacharyya, 0.1),
-    ];
-    let similarity = |(similarity, temperature)| AlignConfig {
-        cost: Cost::SoftmaxSimilarity,
-        similarity,
-        temperature,
-        ..AlignConfig::default()
-    };
-    let kl = AlignConfig {
-        kappa: 4.0,
-        ..AlignConfig::default()
-    };
-    let cosine = similarity(similarities[2]);
-    let mut all = Vec::new();
-    for own in similarities.map(similarity).into_iter().chain([kl.clone()]) {
-        for loss in [AlignLoss::Entropic, AlignLoss::Sharp] {
-            all.push(AlignConfig {
-                loss,
-                ..own.clone()
-            });
-        }
-    }
-    let squared = |other: &AlignConfig| AlignConfig {
-        cost: Cost::SquaredEuclidean,
-        ..other.clone()
-    };
-    for (plan, loss) in [
-        (squared(&kl), AlignLoss::Entropic),
-        (squared(&kl), AlignLoss::Sharp),
-        (squared(&kl), AlignLoss::Kl),
-        (squared(&cosine), AlignLoss::Similarity),
-        (kl.clone(), AlignLoss::Kl),
-        (cosine.clone(), AlignLoss::Kl),
-        (
-            AlignConfig {
-                similarity: Similarity::Bhattacharyya,
-                ..kl
-            },
-            AlignLoss::Similarity,
-        ),
-    ] {
-        all.push(AlignConfig {
-            loss,
-            through_plan: true,
-            ..plan
-        });
-    }
-    // Blocks of 3 leave ragged ones of 2 and 1.
-    let in_blocks = |align: AlignConfig| {
-        [(0, Reduction::Mean), (3, Reduction::Sum)].map(|(block_size, reduction)| AlignConfig {
-            block_size,
-            reduction,
-            position: 0.5,
-            // Large enough for the reference, which has no Newton, to be quick.
-            epsilon: 0.3,
-            tolerance: 1e-9,
-            ..align.clone()
-        })
-    };
-    all.into_iter().flat_map(in_blocks).collect()
-}
 
 fn check(sizes: Sizes, config: &LossConfig) {
     let case = Case::new(sizes, 11);

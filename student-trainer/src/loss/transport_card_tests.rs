@@ -4,8 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::{AlignConfig, AlignLoss, Similarity};
 use super::targets::Alignment;
-use super::testing::{relative, widened};
-use super::tests::transports;
+use super::testing::{relative, transports, widened};
 use super::transport::{Problem, Transport, transport};
 use super::transport_card::CardTransport;
 use super::transport_kernel_tests::{EMULATED, costs, wide};

@@ -238,13 +238,20 @@ fn costs_of_every_size_leave_finite_plans_and_gradients() {
                             PlanKind::Unbalanced | PlanKind::Links => {
                                 (0.0..=1.0 + 1e-6).contains(&sum)
                             }
-                            // The solvers may not be done, and have one side exact.
-                            PlanKind::Partial => (0.3..=1.0 + 1e-6).contains(&sum),
+                            // At 1e8 epsilons from one row to the next it may not be done, and says so.
+                            PlanKind::Partial => {
+                                let off = (sum - given.mass).abs();
+                                off < 1e-5 || !plan.convergence().converged && scale >= 1e3
+                            }
                             _ => (sum - 1.0).abs() < 1e-5,
                         };
                         assert!(whole, "{what}: {sum}");
                         let value = plan.entropic_value();
-                        assert!(value.is_none_or(|found| found.value.is_finite()), "{what}");
+                        assert!(
+                            value.is_none_or(|found| found.value.is_finite()),
+                            "{what}: {value:?} {:?}",
+                            plan.convergence()
+                        );
                         let (gradient, _) = plan.pull_back(&cost);
                         assert!(gradient.iter().all(|g| g.is_finite()), "{what}");
                     })

@@ -9,6 +9,9 @@ off. `tau = 0` is the exact marginal.
 /// Row sums below this part of their mass count for nothing in Newton's equations.
 const FADED: f64 = 1e-250;
 
+/// Largest logarithm of one scaling: its exponential is neither 0 nor infinite, and the next step goes on from there.
+const STEP_MAX: f64 = 600.0;
+
 /// The marginal of one side, all masses above 0.
 pub(crate) struct Side {
     /// `mass = scale share`: equal masses are then one number and compute as one.
@@ -78,7 +81,8 @@ impl Side {
             return 1.0;
         }
         let potential = log() - mass.ln();
-        (((mass / sum).ln() - self.softness * potential) / (1.0 + self.softness)).exp()
+        let log = ((mass / sum).ln() - self.softness * potential) / (1.0 + self.softness);
+        log.clamp(-STEP_MAX, STEP_MAX).exp()
     }
 
     /// This side's part of the dual in units of epsilon, up to a constant where it is exact. `log(i)` is the logarithm of

@@ -1,6 +1,6 @@
 //! Provides the assembly of frames: a sequence of the plan, or one that a client brought, with its rows.
 
-use distill_proto::{Fingerprint, Frame, FrameContext, Rows, frame::Target};
+use distill_proto::{Fingerprint, Frame, FrameContext, Rows, frame::Destination};
 
 use crate::{Error, Result, plan::Plan, production::OwnedTokens};
 
@@ -21,14 +21,14 @@ pub fn move_rows(
         shard,
         index,
     };
-    let target = Target {
+    let to = Destination {
         sequence_id: sequence.id,
         text: &sequence.text,
         target_mask: &sequence.target_mask,
         view: sequence.view.as_ref(),
         context: &context((index, shard)),
     };
-    Ok(Frame::move_to(frame, &context(from), &target)?)
+    Ok(Frame::move_to(frame, &context(from), &to)?)
 }
 
 /// Shard that frames of `ScoreTokens` name, so that none can be taken for a frame of the plan.

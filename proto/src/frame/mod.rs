@@ -17,7 +17,7 @@ mod values;
 
 use crate::{Error, Result, View, block::Rows, fingerprint::Fingerprint, limits};
 use header::{HEADER_BYTES, Header, length};
-pub use moved::Target;
+pub use moved::Destination;
 use planes::Reader;
 
 /// zstd level of the planes, which are text for the most part.

@@ -8,7 +8,7 @@ use crate::{Error, Fingerprint, Result, View};
 
 /// The sequence that a frame's rows are to stand for.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct Destination<'a> {
     /// Its id.
     pub sequence_id: u64,
     /// Its text, which must be that of the frame.
@@ -22,30 +22,30 @@ pub struct Target<'a> {
 }
 
 impl Frame {
-    /// The bytes of the frame that [`encode`](Self::encode) would give for `target` with the rows of the frame in `bytes`.
+    /// The bytes of the frame that [`encode`](Self::encode) would give for `to` with the rows of the frame in `bytes`.
     /// Tokens are not looked at: they follow from the text, for one tokenizer.
     ///
     /// # Errors
     /// As [`check`](Self::check); `Invalid` where text or targets are others, or the view breaks a rule.
-    pub fn move_to(bytes: &[u8], context: &FrameContext, target: &Target<'_>) -> Result<Vec<u8>> {
+    pub fn move_to(bytes: &[u8], context: &FrameContext, to: &Destination<'_>) -> Result<Vec<u8>> {
         let (mut header, compressed, coded) = open(bytes, context)?;
-        let index = target.context.index;
+        let index = to.context.index;
         let invalid = |what, reason: &str| Error::Invalid {
             index: header.index,
             what,
             reason: reason.to_owned(),
         };
-        if header.text_digest != Fingerprint::of(target.text.as_bytes()) {
+        if header.text_digest != Fingerprint::of(to.text.as_bytes()) {
             return Err(invalid("text", "is that of another sequence"));
         }
-        if let Some((what, reason)) = target.view.and_then(|view| view.flaw(target.text)) {
+        if let Some((what, reason)) = to.view.and_then(|view| view.flaw(to.text)) {
             return Err(invalid(what, &reason));
         }
         let planes = decompress(&header, compressed)?;
         let mut mask = Vec::new();
-        sections::write_mask(&mut mask, target.target_mask);
+        sections::write_mask(&mut mask, to.target_mask);
         let tokens = header.tokens as usize;
-        if target.target_mask.len() != tokens || !planes.starts_with(&mask) {
+        if to.target_mask.len() != tokens || !planes.starts_with(&mask) {
             return Err(invalid("target mask", "is that of another sequence"));
         }
         let before = mask.len() + header.text_bytes as usize;
@@ -55,9 +55,9 @@ impl Frame {
             .get(..before)
             .zip(planes.get(after..))
             .ok_or_else(cut)?;
-        let view = target.view.map(View::to_bytes).unwrap_or_default();
+        let view = to.view.map(View::to_bytes).unwrap_or_default();
         let planes = [head, &view, tail].concat();
-        header.sequence_id = target.sequence_id;
+        header.sequence_id = to.sequence_id;
         header.index = index;
         header.view_bytes = length("view", view.len())?;
         header.body_bytes = header.checked_body_bytes()?;
@@ -71,7 +71,7 @@ impl Frame {
         header.write(&mut moved);
         moved.extend(compressed);
         moved.extend(coded);
-        moved.extend(checksum(&moved, target.context));
+        moved.extend(checksum(&moved, to.context));
         check_length(moved.len())?;
         Ok(moved)
     }
@@ -120,32 +120,32 @@ mod tests {
                     ..sample(3, 4, 40, coding, None)
                 };
                 let bytes = frame.encode(&context(5)).unwrap();
-                let to = FrameContext {
+                let there = FrameContext {
                     shard: 9,
                     ..context(77)
                 };
-                let target = Target {
+                let to = Destination {
                     sequence_id: 12,
                     text: &frame.text,
                     target_mask: &frame.target_mask,
                     view: after.as_ref(),
-                    context: &to,
+                    context: &there,
                 };
-                let moved = Frame::move_to(&bytes, &context(5), &target).unwrap();
+                let moved = Frame::move_to(&bytes, &context(5), &to).unwrap();
                 let expected = Frame {
                     sequence_id: 12,
                     index: 77,
                     view: after.clone(),
                     ..frame.clone()
                 };
-                assert_eq!(moved, expected.encode(&to).unwrap());
-                let back = Target {
+                assert_eq!(moved, expected.encode(&there).unwrap());
+                let back = Destination {
                     sequence_id: frame.sequence_id,
                     view: before.as_ref(),
                     context: &context(5),
-                    ..target
+                    ..to
                 };
-                assert_eq!(Frame::move_to(&moved, &to, &back).unwrap(), bytes);
+                assert_eq!(Frame::move_to(&moved, &there, &back).unwrap(), bytes);
             }
         }
     }
@@ -154,7 +154,7 @@ mod tests {
     fn rows_do_not_move_to_another_text_or_other_targets() {
         let frame = sample(3, 4, 40, ValueCoding::GRADED, None);
         let bytes = frame.encode(&context(5)).unwrap();
-        let fine = Target {
+        let fine = Destination {
             sequence_id: 1,
             text: &frame.text,
             target_mask: &frame.target_mask,
@@ -171,37 +171,37 @@ mod tests {
             }],
             ..view("{}")
         };
-        for (target, what) in [
+        for (to, what) in [
             (
-                Target {
+                Destination {
                     text: &text,
                     ..fine
                 },
                 "text",
             ),
             (
-                Target {
+                Destination {
                     target_mask: &mask,
                     ..fine
                 },
                 "target mask",
             ),
             (
-                Target {
-                    target_mask: &mask[1..],
+                Destination {
+                    target_mask: mask.get(1..).unwrap(),
                     ..fine
                 },
                 "target mask",
             ),
             (
-                Target {
+                Destination {
                     view: Some(&outside),
                     ..fine
                 },
                 "shared",
             ),
         ] {
-            let error = Frame::move_to(&bytes, &context(5), &target).unwrap_err();
+            let error = Frame::move_to(&bytes, &context(5), &to).unwrap_err();
             let named = matches!(error, Error::Invalid { what: found, .. } if found == what);
             assert!(named, "{error}");
         }

@@ -15,9 +15,9 @@ const LOGITS_A_THREAD: usize = 4;
 /// Numbers that are said of a row's tail.
 const TAIL_NUMBERS: usize = 3;
 /// Numbers that a loss says of a row, beside its kept ids' p and ln p.
-pub const TERM_NUMBERS: usize = 7;
+pub const TERM_NUMBERS: usize = 9;
 /// Numbers that come of a row's loss.
-pub const VALUE_NUMBERS: usize = 3;
+pub const VALUE_NUMBERS: usize = 5;
 /// Logits of a row at most: a bit for each lies in the shared memory of a block, beside what its warps join.
 pub const VOCAB_MAX: usize = 8 * SHARED_BYTES_MAX - 32 * WARP;
 
@@ -71,18 +71,14 @@ impl HeadRows {
     ///
     /// # Shapes
     /// parts as [`parts`](Self::parts) writes them; then they are, of each row, the kept ids' own gradient, what the label gets
-    /// more, the largest logit, and the factors own and tail, where own is all and tail is not read at `rate` 1. terms [rows, 7 + 2
-    /// width] f64: how many of the places a teacher kept (0: it says nothing of this row), the weights of cross-entropy, of the
-    /// divergence and of logsumexp(z), whether what p leaves of 1 is one bucket's, tau, beta; p of the kept ids, and ln p. values
-    /// [rows, 3] f64: logsumexp(z), cross-entropy, `tau^2` times the divergence
+    /// more, the largest logit, and the factors own and tail, where own is all and tail is not read at `rate` 1. terms [rows, 9 + 2
+    /// width] f64: how many of the places a teacher kept (0: it says nothing of this row), the weights of cross-entropy, of forward
+    /// KL, reverse KL and JSD (below 0: not asked for) and of logsumexp(z), whether what p leaves of 1 is one bucket's, tau, beta; p
+    /// of the kept ids, and ln p. values [rows, 5] f64: logsumexp(z), cross-entropy, `tau^2` times each divergence
     ///
     /// # Errors
     /// When there are more rows than a grid has.
-    pub fn factors(
-        &self,
-        divergence: i32,
-        (parts, terms, values): (usize, usize, usize),
-    ) -> Result<Call> {
+    pub fn factors(&self, parts: usize, terms: usize, values: usize) -> Result<Call> {
         let launch = Launch {
             grid: [self.rows, 1, 1],
             block: WARP,
@@ -91,7 +87,7 @@ impl HeadRows {
         let call = Call::new(&HEAD, "head_factors", launch)?;
         let call = call.buffer(parts, DType::F32).buffer(terms, DType::F64);
         let call = call.buffer(values, DType::F64).size(self.width);
-        Ok(call.float(self.rate).int(divergence))
+        Ok(call.float(self.rate))
     }
 
     /// `own exp(z - largest) + tail exp((z - largest) rate)`, the kept ids' own gradient in its place, the label's added.

@@ -87,7 +87,7 @@ impl<'a> Tape<'a> {
         &self.hidden
     }
 
-    /// The residual stream after the first `layer` layers, where the tape keeps it: between two of its pieces, so at
+    /// The residual stream after the first `layer` layers, 0 for what the embeddings give, where the tape keeps it: between two of its pieces, so at
     /// every layer but the last unless several are checkpointed together.
     ///
     /// # Shapes
@@ -268,7 +268,7 @@ impl<O: Ops> Segment<O> {
 
 impl<O: Ops> Recorded for Record<'_, O> {
     fn layer_output(&self, layer: usize) -> Result<Option<Tensor>> {
-        let above = |segment: &&Segment<O>| layer > 0 && segment.layers.start == layer;
+        let above = |segment: &&Segment<O>| segment.layers.start == layer;
         let segment = self.segments.iter().find(above);
         let tensor = |segment: &Segment<O>| self.ops.tensor(&segment.input, &self.dims);
         segment.map(tensor).transpose()

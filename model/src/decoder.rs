@@ -160,35 +160,41 @@ impl Decoder {
         self.layer_by_layer(ids, |_, _| Ok(()))
     }
 
-    /// As [`hidden_states`](Self::hidden_states), and the residual stream after decoder layer `layer`, counted from 1,
-    /// from the same forward pass.
+    /// As [`hidden_states`](Self::hidden_states), and the residual stream after some decoder layers, 0 for the embeddings,
+    /// from the same forward pass. Of each of `layers` in its order.
     ///
     /// # Shapes
-    /// ids [B, T] u32 -> ([B, T, d] in the model's type, [B, T, d] f32)
+    /// ids [B, T] u32 -> ([B, T, d] in the model's type, [B, T, d] f32 a layer)
     ///
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states), and when there is no such layer.
-    pub fn hidden_states_and_layer(&self, ids: &Tensor, layer: usize) -> Result<(Tensor, Tensor)> {
+    pub fn hidden_states_and_layers(
+        &self,
+        ids: &Tensor,
+        layers: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let count = self.layers.len();
-        let absent = || {
-            Error::Input(format!(
-                "layer {layer} was asked for, but this model's layers are 1 to {count}"
-            ))
-        };
-        if layer == 0 || layer > count {
-            return Err(absent());
+        if let Some(absent) = layers.iter().find(|&&layer| layer > count) {
+            return Err(Error::Input(format!(
+                "layer {absent} was asked for, but this model's layers are 1 to {count}"
+            )));
         }
-        let mut tapped = None;
+        let mut tapped: Vec<(usize, Tensor)> = Vec::new();
         let hidden = self.layer_by_layer(ids, |number, x| {
-            if number == layer {
-                tapped = Some(x()?);
+            if layers.contains(&number) {
+                tapped.push((number, x()?));
             }
             Ok(())
         })?;
-        Ok((hidden, tapped.ok_or_else(absent)?))
+        let of_layer = |layer: &usize| {
+            let found = tapped.iter().find(|(number, _)| number == layer);
+            found.map(|(_, x)| x.clone())
+        };
+        Ok((hidden, layers.iter().filter_map(of_layer).collect()))
     }
 
-    /// Hidden states after the final norm; `seen` gets the number of every layer, from 1, and the residual stream after it.
+    /// Hidden states after the final norm; `seen` gets the number of every layer, from 1, and the residual stream after it,
+    /// and first 0 with the embeddings.
     fn layer_by_layer(
         &self,
         ids: &Tensor,
@@ -199,6 +205,7 @@ impl Decoder {
         with_ops!(self, ops => {
             let (mut x, dims) = self.embed_for(&mut ops, ids)?;
             let mut pass = Pass { ops, angles: &angles, spans: &spans, batch };
+            seen(0, &|| pass.ops.tensor(&x, &dims))?;
             for (index, layer) in self.layers.iter().enumerate() {
                 let out = layer.forward(&mut pass, &x, None)?;
                 pass.ops.recycle([std::mem::replace(&mut x, out)]);

@@ -107,7 +107,7 @@ fn llama_agrees_with_candle_transformers() {
 }
 
 #[test]
-fn one_forward_pass_gives_the_last_hidden_state_and_that_of_a_layer() {
+fn one_forward_pass_gives_the_last_hidden_state_and_those_of_layers() {
     let Model { decoder, .. } = load(&TinyModel::qwen2(), &LoadOptions::reference());
     let ids = ids(2, 9);
     let count = decoder.layers().len();
@@ -115,17 +115,23 @@ fn one_forward_pass_gives_the_last_hidden_state_and_that_of_a_layer() {
     let angles = decoder.angles(&ids, 0).unwrap();
     let x = decoder.embedding_rows(&ids.flatten_all().unwrap()).unwrap();
     let mut x = x.reshape((2, 9, 64)).unwrap();
+    let tap = |layers: &[usize]| decoder.hidden_states_and_layers(&ids, layers).unwrap().1;
+    assert_eq!(bits(&tap(&[0])[0]), bits(&x));
     for layer in 1..=count {
         x = reference::layer(&decoder.layers()[layer - 1], &x, &angles, DType::F32).unwrap();
-        let (hidden, tapped) = decoder.hidden_states_and_layer(&ids, layer).unwrap();
+        let (hidden, tapped) = decoder.hidden_states_and_layers(&ids, &[layer, 0]).unwrap();
         assert_eq!(bits(&hidden), bits(&expected));
         // Sums in another order.
-        assert!(largest_difference(&tapped, &x) < 1e-5, "layer {layer}");
+        assert!(largest_difference(&tapped[0], &x) < 1e-5, "layer {layer}");
+        assert_eq!(bits(&tapped[1]), bits(&tap(&[0])[0]));
     }
-    for layer in [0, count + 1] {
-        let error = decoder.hidden_states_and_layer(&ids, layer).unwrap_err();
-        assert!(error.to_string().contains(&format!("1 to {count}")));
-    }
+    let error = decoder.hidden_states_and_layers(&ids, &[0, count + 1]);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains(&format!("1 to {count}"))
+    );
 }
 
 #[test]

@@ -12,6 +12,8 @@ use std::{
 
 use clap::error::{ContextKind, ContextValue, Error as Usage};
 
+use crate::settings::flag_of;
+
 /// Says something on standard error, with a line's end.
 pub fn say(line: impl Display) {
     // In one piece, so that the lines of two processes are not mixed. There is nowhere left to report an error to.
@@ -97,10 +99,7 @@ fn as_flags(advice: &str) -> String {
     let parts = advice.split('`').enumerate();
     let flags = parts.map(|(i, part)| match i % 2 {
         0 => part.to_owned(),
-        _ => {
-            let leaf = part.rsplit('.').next().unwrap_or(part);
-            format!("--{}", leaf.replace('_', "-"))
-        }
+        _ => format!("--{}", flag_of(part)),
     });
     flags.collect()
 }

@@ -156,6 +156,7 @@ impl Windows {
                     .map(|t| (starts[t].min(text_end), ends[t].min(text_end)))
                     .collect(),
                 target_mask: (0..tokens).map(|t| t > 0).collect(),
+                view: None,
                 rows: Rows {
                     rows: tokens - 1,
                     k: STORED,

@@ -193,8 +193,17 @@ pub struct State {
     pub coding: StateCoding,
     /// Coordinates a row.
     pub rank: usize,
+    /// Parts of a row, side by side and as long as each other: the outputs of so many layers; else 1.
+    pub layers: usize,
     /// `[rows, rank]`, row-major.
     pub values: Vec<f32>,
+}
+
+impl State {
+    /// Coordinates of one layer's output.
+    pub fn layer_rank(&self) -> usize {
+        self.rank / self.layers.max(1)
+    }
 }
 
 /// The teacher's rows for the targets of one sequence, decoded.

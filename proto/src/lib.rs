@@ -31,6 +31,7 @@ pub mod frame;
 pub mod limits;
 mod numbers;
 pub mod shard;
+mod view;
 
 pub use block::{Estimator, PADDING_COUNT, Rows, State, StateCoding, StateKind, ValueCoding};
 pub use cursor::Cursor;
@@ -38,6 +39,7 @@ pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use frame::{Frame, FrameContext, FrameSummary};
 pub use shard::{ShardEntry, ShardHeader};
+pub use view::{FieldRange, Link, View};
 
 /// The generated gRPC client, server and messages of `distill.v1`.
 pub mod v1 {
@@ -48,5 +50,7 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/distill_descriptor.bin"));
 }
 
-/// Version of the frame layout that this build writes and reads.
+/// Version of a frame without a view, and of all that one plan's frames have in common.
 pub const FORMAT_VERSION: u32 = 2;
+/// Version of a frame with the student's view in it: what a corpus of pairs needs a trainer to read.
+pub const FORMAT_VERSION_PAIRS: u32 = 3;

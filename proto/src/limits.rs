@@ -6,12 +6,20 @@ pub const SEQUENCE_TOKENS_MAX: usize = 1 << 16;
 pub const KEPT_ENTRIES_MAX: usize = 1 << 20;
 /// Token ids.
 pub const VOCAB_SIZE_MAX: u32 = 1 << 20;
-/// Coordinates a row in `state`.
+/// Coordinates of one layer in a row's `state`.
 pub const STATE_RANK_MAX: usize = 1 << 15;
+/// Layers whose outputs a row holds.
+pub const STATE_LAYERS_MAX: usize = 16;
 /// Stored temperatures.
 pub const TEMPERATURES_MAX: usize = 16;
 /// Text of one frame.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
+/// The student's view in one frame.
+pub const VIEW_BYTES_MAX: usize = 16 << 20;
+/// Shared spans, and links, of one view.
+pub const LINKS_MAX: usize = 1 << 16;
+/// The name of a field of a record.
+pub const FIELD_NAME_BYTES_MAX: usize = 256;
 /// One frame, compressed.
 pub const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Kept entries of all rows of one frame.

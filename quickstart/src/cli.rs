@@ -67,6 +67,10 @@ enum Command {
         /// Of the training problems, write only those with so many steps at most.
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         steps_max: usize,
+        /// Write pairs instead, the teacher's side in English and the student's in Chinese: so many with the student's solution,
+        /// so many without, so many held out.
+        #[arg(long, num_args = 3, value_names = ["LABELLED", "UNLABELLED", "HELD_OUT"], conflicts_with_all = ["train", "held_out", "steps_max"])]
+        pairs: Option<Vec<usize>>,
         /// The same seed makes the same problems.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -130,8 +134,15 @@ pub fn run(args: Args) -> Result<()> {
             train,
             held_out,
             steps_max,
+            pairs,
             seed,
         } => {
+            if let Some(&[labelled, unlabelled, held_out]) = pairs.as_deref() {
+                for path in corpus::write_pairs(&out, [labelled, unlabelled, held_out], seed)? {
+                    print(format_args!("{}\n", path.display()))?;
+                }
+                return Ok(());
+            }
             let sizes = Sizes {
                 train,
                 held_out,

@@ -15,7 +15,7 @@ use clap::Parser;
 use student_trainer::{
     client::{BlockStream, ConnectOptions, Position, StreamOptions, Teacher, fetch_basis, runtime},
     config::{ComputeDtype, Quantize},
-    loss::{Cost, HeadGeometry, LossConfig, OtConfig, Similarity, Targets, head_loss},
+    loss::{AlignConfig, Cost, HeadGeometry, LossConfig, Similarity, Targets, head_loss},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
@@ -84,10 +84,10 @@ fn main() -> Result<()> {
         let line = serde_json::json!({
             "cost": name,
             "rows": labels.len(),
-            "ot": loss.ot,
+            "ot": loss.values.ot,
             "grad_h_norm": norm.to_scalar::<f32>()?,
-            "iterations": loss.report.convergence.iterations,
-            "converged": loss.report.convergence.converged,
+            "iterations": loss.values.report.convergence.iterations,
+            "converged": loss.values.report.convergence.converged,
         });
         println!("{line}");
     }
@@ -100,10 +100,10 @@ fn costs() -> Vec<(&'static str, LossConfig)> {
         ce_weight: 0.0,
         kl_weight: 0.0,
         ot_weight: 1.0,
-        ot: OtConfig {
+        align: AlignConfig {
             cost,
             similarity,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..LossConfig::default()
     };

@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use distill_proto::{Estimator, State, StateCoding, StateKind};
 use student_trainer::loss::{
-    Cost, HeadGeometry, LossConfig, OtConfig, Similarity, Targets, head_loss,
+    AlignConfig, Cost, HeadGeometry, LossConfig, Similarity, Targets, head_loss,
 };
 use student_trainer::run::Memory;
 
@@ -51,9 +51,9 @@ fn main() -> Result<()> {
     let mut basis = None;
     // As on the other side.
     let mut config = LossConfig {
-        ot: OtConfig {
-            position_prior: 10.0,
-            ..OtConfig::default()
+        align: AlignConfig {
+            position: 10.0,
+            ..AlignConfig::default()
         },
         ..LossConfig::default()
     };
@@ -64,6 +64,7 @@ fn main() -> Result<()> {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank: args.width,
+            layers: 1,
             values: states.flatten_all()?.to_vec1()?,
         });
         let logits_variance = 0.02f32 * 0.02 * args.width as f32 * (9.0 + 4.5 * 4.5);
@@ -72,10 +73,10 @@ fn main() -> Result<()> {
             ce_weight: 0.0,
             kl_weight: 0.0,
             ot_weight: 1.0,
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Cosine,
-                ..config.ot
+                ..config.align
             },
             ..config
         };
@@ -100,7 +101,7 @@ fn main() -> Result<()> {
     }
     seconds.sort_by(f64::total_cmp);
     let extra = Memory::now().peak_rss_bytes.saturating_sub(before);
-    let report = last.map(|loss| (loss.total, loss.report));
+    let report = last.map(|loss| (loss.values.total, loss.values.report));
     println!(
         "{}",
         serde_json::json!({

@@ -10,6 +10,7 @@ use distill_program::console;
 
 use crate::{
     Error, Result,
+    ablate::{self, AblateArgs},
     config::{Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
@@ -38,6 +39,33 @@ pub fn command() -> Command {
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
         )))
+        .subcommand(
+            about(
+                "ablate",
+                "Train arms that differ in their loss, with controls, and say which differences are real",
+            )
+            .arg(
+                Arg::new("arms")
+                    .value_name("ARMS_TOML")
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("Seeds, settings of train that all arms have, and what each has otherwise; see docs/losses.md"),
+            )
+            .arg(
+                Arg::new("out")
+                    .long("out")
+                    .value_name("DIR")
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("Directory for the runs, table.md and report.html; one that is there is gone on with"),
+            )
+            .arg(
+                Arg::new("json")
+                    .long("json")
+                    .action(clap::ArgAction::SetTrue)
+                    .help("Print the results as JSON"),
+            ),
+        )
         .subcommand(with_flags::<PretrainConfig>(about(
             "pretrain",
             "Train a whole small model on text, without a teacher",
@@ -159,6 +187,7 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
             Ok(Outcome::Complete)
         }),
         Some(("report", matches)) => write_report(matches),
+        Some(("ablate", matches)) => ablate(matches, shutdown),
         _ => Ok(Outcome::Complete),
     }
 }
@@ -188,6 +217,29 @@ fn write_report(matches: &ArgMatches) -> Result<Outcome> {
     };
     print(format_args!("{}\n", out.display()))?;
     Ok(Outcome::Complete)
+}
+
+fn ablate(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
+    let path = |name: &str| {
+        matches
+            .get_one::<PathBuf>(name)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let args = AblateArgs {
+        arms: path("arms"),
+        out: path("out"),
+    };
+    let ablation = ablate::run(&args, shutdown)?;
+    if matches.get_flag("json") {
+        print(format_args!("{}\n", serde_json::json!(ablation)))?;
+    } else {
+        print(&ablation)?;
+    }
+    if !ablation.complete {
+        tracing::info!("stopped; the same command goes on");
+    }
+    Ok(shutdown.outcome(ablation.complete))
 }
 
 fn resume_flag() -> Arg {

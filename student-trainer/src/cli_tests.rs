@@ -1,5 +1,5 @@
 use super::*;
-use distill_program::settings::Is;
+use distill_program::settings::{Is, Kind};
 
 #[test]
 fn every_flag_of_every_command_is_well_formed() {
@@ -18,12 +18,13 @@ fn a_setting_without_effect_says_what_is_missing() {
     for (args, expected) in [
         (
             "--similarity cosine",
-            "loss.ot.similarity has no effect: it needs --ot-weight above 0 or --ot-weight-end above 0, and --cost \
-             softmax-similarity",
+            "loss.align.similarity has no effect: it needs --ot-weight above 0 or --ot-weight-end above 0, and --align-cost \
+             softmax-similarity or --align-loss similarity",
         ),
         (
             "--kl-weight 0 --kl-temperature 2",
-            "loss.kl_temperature has no effect: it needs --kl-weight above 0 or --kl-weight-end above 0",
+            "loss.kl_temperature has no effect: it needs --kl-weight above 0 or --kl-weight-end above 0 or \
+             --reverse-kl-weight above 0",
         ),
         (
             "--tune full --lora-b-lr-ratio 16",
@@ -52,14 +53,32 @@ fn a_setting_without_effect_says_what_is_missing() {
         ("--ca-cert c", "it needs --teacher https://..."),
         (
             "--jsd-beta 0.3",
-            "loss.jsd_beta has no effect: it needs --kl-divergence jsd",
+            "loss.jsd_beta has no effect: it needs --jsd-weight above 0",
         ),
-        ("--ot-weight 1 --block-size 8", "it needs --scope block"),
+        (
+            "--ot-weight 1 --reduction sum",
+            "it needs --align-block-size above 0",
+        ),
+        (
+            "--ot-weight 1 --align-plan links --align-loss kl --epsilon 1",
+            "it needs --align-plan sinkhorn",
+        ),
+        (
+            "--ot-weight 1 --align-mass 0.5",
+            "it needs --align-plan partial",
+        ),
+        (
+            "--ot-weight 1 --align-through-plan",
+            "it needs --align-loss kl",
+        ),
         (
             "--ot-weight 1 --kappa 8 --cost softmax-similarity",
-            "it needs --cost kl",
+            "it needs --align-cost kl",
         ),
-        ("--hidden-lr 1", "it needs --hidden-weight above 0"),
+        (
+            "--ot-weight 1 --align-projection-lr 1",
+            "it needs --align-cost hidden",
+        ),
         ("--save-dtype bf16", "it needs --tune full"),
         ("--strict", "strict has no effect: it needs --eval-data"),
         ("--chat-template-kwargs {\"a\":1}", "it needs --eval-data"),
@@ -73,7 +92,7 @@ fn a_setting_without_effect_says_what_is_missing() {
     }
     for args in [
         "--ot-weight 1 --epsilon 0.2 --kappa 8",
-        "--hidden-weight 1 --epsilon 0.2 --max-iterations 9",
+        "--ot-weight 1 --align-cost hidden --align-layers 0:3 --epsilon 0.2 --max-iterations 9",
         "--ot-weight-end 1 --kl-temperature 2 --ot-warmup-steps 3",
         "--preset literal --temperature 2 --block-size 32",
         "--eval-data d --eval-exact-match --eval-temperature 1 --eval-top-p 0.5",
@@ -159,10 +178,10 @@ fn the_default_epsilon_as_a_flag_wins_over_a_lambda_of_a_preset_or_a_file() {
         // What is printed is read back as itself.
         let printed = toml::to_string(&config).unwrap();
         assert_eq!(resolved::<TrainConfig>(&printed, &[])?, config);
-        Ok::<_, Error>(config.loss.ot.epsilon())
+        Ok::<_, Error>(config.loss.align.epsilon())
     };
-    const LAMBDA: &str = "[loss.ot]\nlambda = 5";
-    const EPSILON: &str = "[loss.ot]\nepsilon = 0.1";
+    const LAMBDA: &str = "[loss.align]\nlambda = 5";
+    const EPSILON: &str = "[loss.align]\nepsilon = 0.1";
     for (file, args, expected) in [
         (LAMBDA, "", 0.2),
         (LAMBDA, "--epsilon 0.1", 0.1),
@@ -172,16 +191,16 @@ fn the_default_epsilon_as_a_flag_wins_over_a_lambda_of_a_preset_or_a_file() {
         (EPSILON, "--preset literal", 0.1),
         ("", "--preset literal", 10.0),
         ("", "--preset literal --epsilon 0.1", 0.1),
-        ("preset = 'literal'\n[loss.ot]\nlambda = 5", "", 0.2),
+        ("preset = 'literal'\n[loss.align]\nlambda = 5", "", 0.2),
         ("preset = 'literal'", "--lambda 5", 0.2),
     ] {
         assert_eq!(epsilon(file, args).unwrap(), expected, "{file} {args}");
     }
     for (file, args) in [
         ("", "--epsilon 0.1 --lambda 5"),
-        ("[loss.ot]\nlambda = 5\nepsilon = 0.1", ""),
-        ("[loss.ot]\nlambda = 0", ""),
-        ("[loss.ot]\nlambda = 'x'", ""),
+        ("[loss.align]\nlambda = 5\nepsilon = 0.1", ""),
+        ("[loss.align]\nlambda = 0", ""),
+        ("[loss.align]\nlambda = 'x'", ""),
     ] {
         let error = epsilon(file, args).unwrap_err().to_string();
         assert!(error.contains("lambda"), "{error}");
@@ -196,13 +215,13 @@ fn a_setting_in_a_file_is_told_where_it_has_no_effect() {
         std::fs::write(&path, text).unwrap();
         idle::<TrainConfig>(&["--config", path.to_str().unwrap()])
     };
-    assert!(idle("[loss.ot]\nkappa = 5")[0].contains("loss.ot.kappa has no effect"));
+    assert!(idle("[loss.align]\nkappa = 5")[0].contains("loss.align.kappa has no effect"));
     // The default, and a whole number where the default has a fraction.
     assert!(idle("lora_b_lr_ratio = 1\ntune = \"full\"").is_empty());
     // Settings of eval, which has no section for them.
     let outside = idle("temperature = 2.0");
     assert!(
-        outside[0].contains("this one's is loss.ot.temperature"),
+        outside[0].contains("this one's is loss.align.temperature"),
         "{outside:?}"
     );
     let outside = idle("kl_temperature = 2.0");
@@ -233,6 +252,7 @@ fn check_needs<C: Settings>() {
             let values = match is {
                 Is::One(words) => words.to_vec(),
                 Is::Not(word) => vec![*word],
+                Is::Above0 if other.kind == Kind::Integer => vec!["1"],
                 Is::Above0 => vec!["0.5"],
                 Is::On => vec!["on"],
                 Is::Set | Is::Unset | Is::Begins(_) | Is::NoAddress | Is::Command(_) => continue,
@@ -273,6 +293,18 @@ fn keys_of_other_trainers_are_answered_with_ours() {
             "[loss]\nkd_temperature = 2",
             "`loss.kd_temperature`; here use `loss.kl_temperature`",
         ),
+        (
+            "[loss]\nkl_divergence = 'jsd'",
+            "`loss.kl_divergence`; it is now `loss.kl_weight` for forward",
+        ),
+        (
+            "[loss.ot]\ncost = 'kl'",
+            "`loss.ot.cost`; it is now `loss.align.cost`",
+        ),
+        (
+            "[loss]\nhidden_lr = 1",
+            "`loss.hidden_lr`; it is now `loss.align.projection_lr`",
+        ),
         ("stesp = 7", "the nearest setting is `steps`"),
     ] {
         std::fs::write(&path, line).unwrap();
@@ -286,7 +318,7 @@ fn keys_of_other_trainers_are_answered_with_ours() {
 #[test]
 fn the_issue_s_flags_are_there() {
     let args = "student-trainer losses --student a --teacher b --cost kl --similarity cosine --temperature 0.05 \
-                --kappa 1 --epsilon 0.1 --scope row --block-size 64 --reduction mean --objective entropic \
+                --kappa 1 --epsilon 0.1 --align-loss entropic --block-size 64 --reduction mean \
                 --position-prior 1 --top-k 64 --grad-out g --json";
     command()
         .try_get_matches_from(args.split_whitespace())

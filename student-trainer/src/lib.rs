@@ -13,6 +13,7 @@
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: a 4-bit base, with all or some of the layers
  run directories ──> report: report.html
+ arms, seeds ──> ablate: a run each, paired differences, what may be claimed
  two config.json ──> plan: what fits on the card          dense tensors ──> losses: any setting, checked from outside
 ```
 
@@ -35,6 +36,7 @@ pub mod run;
 pub mod student;
 pub mod train;
 
+pub mod ablate;
 pub mod eval;
 pub mod export;
 pub mod loss_command;

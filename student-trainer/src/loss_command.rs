@@ -20,8 +20,8 @@ use crate::{
 
 /// Bytes of a file of logits, which is held in memory.
 const TENSORS_BYTES_MAX: u64 = 1 << 36;
-/// Parts of a loss: CE, KL and transport.
-const PARTS: usize = 3;
+/// Parts of a loss: CE, KL, reverse KL, JSD and transport.
+const PARTS: usize = 5;
 
 settings! {
     /// Everything `losses` can be told.
@@ -52,6 +52,8 @@ pub struct LossReport {
     total: f64,
     ce: Option<f64>,
     kl: Option<f64>,
+    reverse_kl: Option<f64>,
+    jsd: Option<f64>,
     ot: Option<f64>,
     /// Of the parts that are not there, why.
     absent: BTreeMap<&'static str, String>,
@@ -186,12 +188,16 @@ impl LossReport {
         let reasons = [
             ("ce", &ce_absent),
             ("kl", &loss.kl_absent),
+            ("reverse_kl", &loss.kl_absent),
+            ("jsd", &loss.kl_absent),
             ("ot", &loss.ot_absent),
         ];
         Self {
             total: values.total,
             ce: present(values.ce, &ce_absent),
             kl: present(values.kl, &loss.kl_absent),
+            reverse_kl: present(values.reverse_kl, &loss.kl_absent),
+            jsd: present(values.jsd, &loss.kl_absent),
             ot: present(values.ot, &loss.ot_absent),
             solver: loss
                 .ot_absent
@@ -208,11 +214,17 @@ impl LossReport {
 
 impl fmt::Display for LossReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "total  {:.6}", self.total)?;
-        for (part, value) in [("ce", self.ce), ("kl", self.kl), ("ot", self.ot)] {
+        write!(f, "{:<11}{:.6}", "total", self.total)?;
+        for (part, value) in [
+            ("ce", self.ce),
+            ("kl", self.kl),
+            ("reverse_kl", self.reverse_kl),
+            ("jsd", self.jsd),
+            ("ot", self.ot),
+        ] {
             match (value, self.absent.get(part)) {
-                (Some(value), _) => write!(f, "\n{part}     {value:.6}")?,
-                (None, Some(reason)) => write!(f, "\n{part}     none: {reason}")?,
+                (Some(value), _) => write!(f, "\n{part:<11}{value:.6}")?,
+                (None, Some(reason)) => write!(f, "\n{part:<11}none: {reason}")?,
                 (None, None) => {}
             }
         }
@@ -221,7 +233,8 @@ impl fmt::Display for LossReport {
         };
         write!(
             f,
-            "\nsolver {} iterations, marginal error {:.1e}, {}",
+            "\n{:<11}{} iterations, marginal error {:.1e}, {}",
+            "solver",
             solver.iterations,
             solver.marginal_error,
             if solver.converged {
@@ -311,7 +324,7 @@ mod tests {
         );
         let reason = json["absent"]["kl"].as_str().unwrap();
         assert!(reason.contains("5 of the student and 3 of the teacher"));
-        assert!(report.to_string().contains("kl     none: KL pairs"));
+        assert!(report.to_string().contains("kl         none: KL pairs"));
 
         // The teacher's labels are of other rows.
         let report = losses("plain", &|_| {}).unwrap();
@@ -321,8 +334,8 @@ mod tests {
         // A cut teacher feeds no cosine of whole rows; the rest is there.
         let cut = |c: &mut LossesConfig| {
             c.top_k = Some(4);
-            c.loss.ot.cost = crate::loss::Cost::SoftmaxSimilarity;
-            c.loss.ot.similarity = crate::loss::Similarity::Cosine;
+            c.loss.align.cost = crate::loss::Cost::SoftmaxSimilarity;
+            c.loss.align.similarity = crate::loss::Similarity::Cosine;
         };
         let report = losses("labelled", &cut).unwrap();
         assert!(report.ce.is_some() && report.ot.is_none() && report.solver.is_none());
@@ -330,6 +343,11 @@ mod tests {
         let bytes = fs::read(path("grad")).unwrap();
         let gradients = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(gradients.names(), ["grad_total"]);
+
+        // Nor are there hidden states.
+        let states = |c: &mut LossesConfig| c.loss.align.cost = crate::loss::Cost::Hidden;
+        let report = losses("labelled", &states).unwrap();
+        assert!(report.absent["ot"].contains("hidden states"), "{report:?}");
 
         let message = losses("plain", &cut).unwrap_err().to_string();
         assert!(message.contains("nothing to compute"), "{message}");

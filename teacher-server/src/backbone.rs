@@ -48,17 +48,21 @@ pub trait Backbone: Send + Sync {
     /// When an id is outside the vocabulary, or T is zero or more than the model's positions.
     fn hidden_states(&self, ids: &Tensor) -> Result<Tensor>;
 
-    /// As [`hidden_states`](Self::hidden_states), and the residual stream after layer `layer`, counted from 1.
+    /// As [`hidden_states`](Self::hidden_states), and the residual stream after some layers, 0 for the embeddings.
     ///
     /// # Shapes
-    /// ids [B, T] u32 -> ([B, T, D], [B, T, D] f32)
+    /// ids [B, T] u32 -> ([B, T, D], [B, T, D] f32 a layer)
     ///
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states); where there is no such layer, or it cannot be had.
-    fn hidden_states_and_layer(&self, _ids: &Tensor, layer: usize) -> Result<(Tensor, Tensor)> {
+    fn hidden_states_and_layers(
+        &self,
+        _ids: &Tensor,
+        layers: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let name = self.config().model_type.name();
         Err(Error::Unsupported {
-            what: format!("the output of layer {layer} of {name}"),
+            what: format!("the output of layers {layers:?} of {name}"),
             remedy: "take the hidden states after the last layer".into(),
         })
     }
@@ -85,8 +89,12 @@ impl Backbone for Decoder {
         self.hidden_states(ids)
     }
 
-    fn hidden_states_and_layer(&self, ids: &Tensor, layer: usize) -> Result<(Tensor, Tensor)> {
-        self.hidden_states_and_layer(ids, layer)
+    fn hidden_states_and_layers(
+        &self,
+        ids: &Tensor,
+        layers: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        self.hidden_states_and_layers(ids, layers)
     }
 }
 

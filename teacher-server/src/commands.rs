@@ -148,6 +148,16 @@ fn told(report: &Report) -> String {
         100.0 * report.covered_mass,
         report.sampled_sequences
     );
+    let pairs = report.pairs;
+    if pairs.sequences > 0 {
+        lines += &format!(
+            "{} pairs, {} of them share nothing; {} bytes are shared\n",
+            pairs.sequences, pairs.without_shared, pairs.shared_bytes
+        );
+    }
+    if let Some(pair) = &report.pair {
+        lines += &pair.lines();
+    }
     if let Some(error) = report.sketch_error {
         lines += &format!(
             "state: a sketch, off by {:.1} % of the centred logits on held-out text\n",

@@ -123,11 +123,11 @@ pub enum Error {
     NoState,
     /// The basis was asked for, but `state` is not the last hidden state.
     #[error(
-        "this plan stores the output of decoder layer {layer}, which no basis takes to logits; start the server with --state exact or sketch:R for one"
+        "this plan stores the outputs of the layers {layers:?}, which no basis takes to logits; start the server with --state exact or sketch:R for one"
     )]
     NoBasis {
-        /// The layer.
-        layer: usize,
+        /// Which.
+        layers: Vec<u32>,
     },
     /// More of something at a time than the server allows.
     #[error("{limit} {what} are open already; try again when one has ended")]

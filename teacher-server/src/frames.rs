@@ -1,8 +1,35 @@
 //! Provides the assembly of frames: a sequence of the plan, or one that a client brought, with its rows.
 
-use distill_proto::{Fingerprint, Frame, FrameContext, Rows};
+use distill_proto::{Fingerprint, Frame, FrameContext, Rows, frame::Destination};
 
 use crate::{Error, Result, plan::Plan, production::OwnedTokens};
+
+/// The bytes of the plan's frame at `index` with the rows of another one, in `frame`, of the same text and targets.
+///
+/// # Errors
+/// What the frame's rules say, and where text or targets are others.
+pub fn move_rows(
+    plan: &Plan,
+    (index, shard): (u64, u32),
+    frame: &[u8],
+    from: (u64, u32),
+) -> Result<Vec<u8>> {
+    let outside = || Error::Internal(format!("frame {index} has no sequence in the plan"));
+    let sequence = plan.sequence(index as usize).ok_or_else(outside)?;
+    let context = |(index, shard)| FrameContext {
+        plan: plan.fingerprint,
+        shard,
+        index,
+    };
+    let to = Destination {
+        sequence_id: sequence.id,
+        text: &sequence.text,
+        target_mask: &sequence.target_mask,
+        view: sequence.view.as_ref(),
+        context: &context((index, shard)),
+    };
+    Ok(Frame::move_to(frame, &context(from), &to)?)
+}
 
 /// Shard that frames of `ScoreTokens` name, so that none can be taken for a frame of the plan.
 pub const SCORED_SHARD: u32 = u32::MAX;
@@ -23,6 +50,7 @@ pub fn encode(plan: &Plan, index: u64, shard: u32, rows: Rows) -> Result<Vec<u8>
         byte_offsets: sequence.byte_offsets.clone(),
         target_mask: sequence.target_mask.clone(),
         rows,
+        view: sequence.view.clone(),
     };
     let context = FrameContext {
         plan: plan.fingerprint,
@@ -51,6 +79,7 @@ pub fn encode_scored(
         token_ids: tokens.token_ids,
         target_mask: tokens.target_mask,
         rows,
+        view: None,
     };
     let context = FrameContext {
         plan,

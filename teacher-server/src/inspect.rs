@@ -1,5 +1,7 @@
 //! Provides `inspect` and `verify`: what is in a cache, how well it stands for the teacher, and whether it is whole.
 
+mod pairs;
+
 use std::{
     future::Future,
     path::{Path, PathBuf},
@@ -18,11 +20,14 @@ use crate::{
     fidelity::Fidelity,
     forward::{Capture, Teacher},
     load::{load_backbone, located},
+    plan::Pairs,
     precompute,
     production::Tokens,
     progress::{Progress, Words},
     store::BlockStore,
 };
+
+pub use pairs::{LinkShown, PairShown};
 
 const WORDS: Words = Words {
     label: "inspect",
@@ -68,6 +73,10 @@ pub struct Report {
     pub tokens: u64,
     /// Their targets.
     pub targets: u64,
+    /// Sequences whose record gives the student a view of its own.
+    pub pairs: Pairs,
+    /// The first of them in the sample.
+    pub pair: Option<PairShown>,
     /// Times that documents were added, the first one counted.
     pub segments: u64,
     /// Sequences that are there.
@@ -127,6 +136,8 @@ pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report
     Ok(Report {
         path: question.cache.clone(),
         settings: cache.settings().to_owned(),
+        pairs: cache.pairs(),
+        pair: sample.iter().find_map(PairShown::of),
         segments: cache.segments().len() as u64,
         done: there.len() as u64,
         shards: store.shards().len() as u64,

@@ -4,6 +4,7 @@ mod cached;
 mod files;
 mod outlook;
 mod swapped;
+mod taken;
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ use crate::{
     forward::{Capture, Teacher},
     lease::{Lease, LeaseOptions, Record},
     load::files::TeacherFiles,
-    plan::{self, Identity, Plan},
+    plan::{self, Identity, Pairs, Plan},
     production::Production,
     progress::Progress,
     report::Reporter,
@@ -406,13 +407,19 @@ fn server_info(
 ) -> v1::GetServerInfoResponse {
     let kind = config.state.kind().map_or(v1::StateKind::None, Into::into);
     let keep = Capture::new(config).keep;
-    let (state_rank, state_layer) = match config.state {
-        StateSetting::Hidden { layer, .. } => (model.hidden_size, layer),
-        _ => (states.basis.as_ref().map_or(0, Basis::rank), 0),
+    let (state_rank, state_layers) = match config.state {
+        StateSetting::Hidden { layers, .. } => (
+            layers.len() * model.hidden_size,
+            layers.of_model(model.num_hidden_layers),
+        ),
+        _ => (states.basis.as_ref().map_or(0, Basis::rank), Vec::new()),
+    };
+    let state_layer = match state_layers[..] {
+        [layer] => layer,
+        _ => 0,
     };
     let name = config.model.file_name().unwrap_or(config.model.as_os_str());
-    v1::GetServerInfoResponse {
-        format_version: distill_proto::FORMAT_VERSION,
+    let mut info = v1::GetServerInfoResponse {
         model_fingerprint: identity.model.to_hex(),
         tokenizer_fingerprint: identity.tokenizer.to_hex(),
         corpus_fingerprint: plan.corpus.to_hex(),
@@ -435,9 +442,13 @@ fn server_info(
         model_name: name.to_string_lossy().into_owned(),
         hidden_size: model.hidden_size as u32,
         vocabulary_fingerprint: identity.vocabulary.to_hex(),
-        state_layer: state_layer as u32,
+        state_layer,
+        state_layers,
         draws: keep.drawn() as u32,
-    }
+        ..Default::default()
+    };
+    Pairs::of(plan.entries()).tell(&mut info);
+    info
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Provides the plan: which sequences are computed in which batches, and the fingerprint that everything computed is bound to.
 
 mod bound;
+mod pairs;
 
 use std::{collections::HashMap, ops::Range};
 
@@ -9,6 +10,7 @@ use distill_text::Sequence;
 
 use crate::{Error, Result};
 pub use bound::{captured_settings, differences, fingerprint, settings, target_bytes};
+pub use pairs::Pairs;
 
 /// What the plan depends on beside the settings and the corpus.
 #[derive(Debug, Clone)]
@@ -34,6 +36,12 @@ pub struct Entry {
     pub tokens: u32,
     /// Targets, one row each.
     pub targets: u32,
+    /// Names what the teacher reads; the id where the student has no view of its own.
+    pub content_id: u64,
+    /// Bytes that both views share, where the record gives two.
+    pub shared_bytes: Option<u32>,
+    /// Place of the earlier sequence whose rows it takes, where it is not computed.
+    pub source: Option<u64>,
 }
 
 impl Entry {
@@ -43,6 +51,9 @@ impl Entry {
             id: sequence.id,
             tokens: sequence.token_ids.len() as u32,
             targets: sequence.targets() as u32,
+            content_id: sequence.content_id,
+            shared_bytes: sequence.view.as_ref().map(pairs::shared_bytes),
+            source: None,
         }
     }
 }

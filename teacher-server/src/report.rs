@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     cache::{Cache, Sealed},
     config::Config,
-    plan::Plan,
+    plan::{Entry, Pairs, Plan},
     production::Totals,
     sketch::Summary,
 };
@@ -59,6 +59,16 @@ impl Reporter {
     /// The corpus is read.
     pub fn corpus(&self, corpus: &Corpus) {
         let skipped = &corpus.skipped;
+        let entries: Vec<Entry> = corpus.sequences.iter().map(Entry::of).collect();
+        let pairs = Pairs::of(&entries);
+        let paired = if pairs.sequences > 0 {
+            format!(
+                "; {} of the sequences are pairs, {} of these share nothing",
+                pairs.sequences, pairs.without_shared
+            )
+        } else {
+            String::new()
+        };
         self.say(
             "corpus",
             json!({
@@ -71,10 +81,11 @@ impl Reporter {
                 "too_short": skipped.too_short,
                 "skipped": skipped.rows,
                 "skipped_rows": skipped.named,
+                "pairs": pairs,
                 "fingerprint": corpus.fingerprint.to_hex(),
             }),
             &format!(
-                "{}corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}",
+                "{}corpus: {} documents, {} sequences, {} tokens, {} targets ({} truncated, {} without target, {} too short), fingerprint {}{paired}",
                 name_skipped(skipped),
                 corpus.documents,
                 corpus.sequences.len(),
@@ -183,9 +194,14 @@ impl Reporter {
         );
     }
 
-    /// Which sequences of the corpus a cache knows; `gone` are in the cache only.
-    pub fn cache_corpus(&self, known: usize, new: usize, gone: usize) {
+    /// Which sequences of the corpus a cache knows; `taken` of the new ones need no teacher, `gone` are in the cache only.
+    pub fn cache_corpus(&self, known: usize, (new, taken): (usize, usize), gone: usize) {
         let mut line = format!("cache: {known} sequences known, {new} of the corpus are new");
+        if taken > 0 {
+            line += &format!(
+                "; the teacher reads the same in {taken} of these as in others that are there, so they take their rows"
+            );
+        }
         if gone > 0 {
             line += &format!(
                 "; {gone} are not in this corpus: they stay, are served, and can be computed with the corpus they came from only"
@@ -193,9 +209,20 @@ impl Reporter {
         }
         self.say(
             "cache_corpus",
-            json!({ "known": known, "new": new, "gone": gone }),
+            json!({ "known": known, "new": new, "taken": taken, "gone": gone }),
             &line,
         );
+    }
+
+    /// Sequences that took the rows of others; nothing where none did.
+    pub fn rows_taken(&self, sequences: u64) {
+        if sequences > 0 {
+            self.say(
+                "rows_taken",
+                json!({ "sequences": sequences }),
+                &format!("cache: {sequences} sequences took their rows from frames that are there"),
+            );
+        }
     }
 
     /// What there is of a cache.

@@ -35,12 +35,14 @@ pub const VOCAB_SIZE: u32 = 258;
 pub fn sequence(id: u64, tokens: usize) -> Sequence {
     Sequence {
         id,
+        content_id: id,
         text: "x".repeat(tokens),
         token_ids: (0..tokens as u64)
             .map(|t| ((id * 7 + t * 3) % 10) as u32)
             .collect(),
         byte_offsets: (0..tokens as u32).map(|t| (t, t + 1)).collect(),
         target_mask: (0..tokens).map(|t| t > 0).collect(),
+        view: None,
     }
 }
 

@@ -245,6 +245,7 @@ impl Window {
             byte_offsets: sequence.byte_offsets.clone(),
             target_mask: sequence.target_mask.clone(),
             rows: self.rows(keep, vocab)?,
+            view: None,
         };
         let context = FrameContext {
             plan: Fingerprint::of(b"estimators"),

@@ -38,7 +38,7 @@ TOML = {
     "checkpoint": 'format = 1\nstep = 5\ntotal_steps = 40\nsilent = ["a.b"]\n\n[data]\npass = 1\nnext_index = 7\ncursor = "00ff"\nsequence = "00000000000000ff"\nframes = 27\n\n[log]\nmetrics_bytes = 1000\neval_bytes = 0\n\n[evals]\nevaluated = 5\nwithout_best = 0\nbest = { step = 5, value = 1.5 }\n\n[identity]\n'
     + IDENTITY
     + '\n[files]\n"optimizer.safetensors" = "' + "0123456789abcdef" * 4 + '"\n',
-    "trainer_toml": 'student = "models/s"\nout = "runs/o"\nlr = 1e-4\nlora_rank = 32\ntargets = ["q_proj"]\n[loss]\nkl_weight = 1.0\not_weight = 0.5\n[loss.ot]\ncost = "kl"\nepsilon = 0.1\n',
+    "trainer_toml": 'student = "models/s"\nout = "runs/o"\nlr = 1e-4\nlora_rank = 32\ntargets = ["q_proj"]\n[loss]\nkl_weight = 1.0\not_weight = 0.5\n[loss.align]\ncost = "kl"\nepsilon = 0.1\n',
     "server_toml": 'model = "models/t"\ncorpus = ["c.jsonl"]\nseq_len = 512\nestimator = "head+sampled"\ntop_k = 8\ndraws = 16\ntemperatures = [1.0, 2.0]\nbind = "127.0.0.1:0"\n',
 }
 # A request's number, then its bytes: FetchBlocks of two ids, ScoreTokens of one sequence, StreamBlocks after a cursor, a release.

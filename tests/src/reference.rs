@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::log_softmax;
 use distill_model::Decoder;
 use distill_text::Sequence;
-use student_trainer::loss::{Cost, LossConfig, OtConfig, Scope, Similarity};
+use student_trainer::loss::{AlignConfig, Cost, LossConfig, Similarity};
 
 /// The loss of one step and the gradient of every parameter.
 pub struct Step {
@@ -61,7 +61,7 @@ pub fn step(
     let ce = log_q.gather(&labels, 1)?.mean_all()?.neg()?;
     let kept = kept_mask(&y, top_k)?;
     let kl = tail_bucket_kl(&y, &x, &kept, loss.kl_temperature)?;
-    let ot = transport(&y, &x, &kept, &loss.ot)?;
+    let ot = transport(&y, &x, &kept, &loss.align)?;
     let total = ((&ce * loss.ce_weight)? + ((&kl * loss.kl_weight)? + (&ot * loss.ot_weight)?)?)?;
     let store = total.backward()?;
     let gradients = student.parameters().into_iter().map(|(name, var)| {
@@ -112,10 +112,10 @@ fn tail_bucket_kl(y: &Tensor, x: &Tensor, kept: &Tensor, tau: f64) -> Result<Ten
 }
 
 /// `<T, C + prior> - epsilon H(T)` at its minimum over T; T is a constant for the gradient (envelope theorem).
-fn transport(y: &Tensor, x: &Tensor, kept: &Tensor, config: &OtConfig) -> Result<Tensor> {
+fn transport(y: &Tensor, x: &Tensor, kept: &Tensor, config: &AlignConfig) -> Result<Tensor> {
     ensure!(
-        config.scope == Scope::Row,
-        "the reference writes out scope `row` only"
+        config.block_size == 0,
+        "the reference writes out one problem of all positions only"
     );
     let cost = match (config.cost, config.similarity) {
         (Cost::Kl, _) => kl_cost(y, x, kept)?.affine(1.0 / config.kappa, 0.0)?,
@@ -131,7 +131,7 @@ fn transport(y: &Tensor, x: &Tensor, kept: &Tensor, config: &OtConfig) -> Result
     let (n, m) = cost.dims2()?;
     let prior = |i: usize, j: usize| {
         let gap = i as f64 / n as f64 - j as f64 / m as f64;
-        config.position_prior * gap * gap
+        config.position * gap * gap
     };
     let values = cost.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let full: Vec<Vec<f64>> = (0..n)

@@ -67,6 +67,9 @@ pub enum Error {
     /// The tokenizer cannot encode a text.
     #[error("tokenizer: {0}")]
     Encode(String),
+    /// The sides of a pair do not fit together, or one of them is no record.
+    #[error("{0}")]
+    Pair(String),
     /// The windowing settings contradict themselves.
     #[error("windowing: {0}")]
     Windowing(String),
@@ -85,7 +88,9 @@ impl Error {
     /// Says where the document was that this error is about; an error of the receiver of sequences passes unchanged.
     pub(crate) fn of_document(self, at: impl FnOnce(String) -> Self) -> Self {
         match self {
-            Self::ChatTemplate(_) | Self::Encode(_) | Self::Windowing(_) => at(self.to_string()),
+            Self::ChatTemplate(_) | Self::Encode(_) | Self::Pair(_) | Self::Windowing(_) => {
+                at(self.to_string())
+            }
             other => other,
         }
     }

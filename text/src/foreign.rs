@@ -153,11 +153,11 @@ pub const FOREIGN: &[Foreign] = &[
     trainer("eval_dataset", "`eval_data`"),
     both(
         "temperature",
-        "`loss.kl_temperature`, or of transport `loss.ot.temperature`",
+        "`loss.kl_temperature`, or of transport `loss.align.temperature`",
         "`temperatures`",
     ),
     both("kd_temperature", "`loss.kl_temperature`", "`temperatures`"),
-    trainer("beta", "`loss.jsd_beta`, with `loss.kl_divergence` jsd"),
+    trainer("beta", "`loss.jsd_beta`, with `loss.jsd_weight`"),
     trainer(
         "alpha",
         "`loss.kl_weight` and `loss.ce_weight`; of adapters `lora_alpha`",

@@ -8,6 +8,7 @@
  .jsonl text ────────────────────────┼──> corpus::windows ──> Sequence { text, ids, byte offsets, targets } ──> Corpus
  .jsonl prompt+completion ───────────┤           │
  .jsonl messages ──> chat::template ─┘── chat::turns (what of the rendering is a target)
+ .jsonl teacher+student ─> corpus::pairs (a view each: the teacher's Sequence carries the student's record)
  .parquet ─> the same forms by column
 ```
 
@@ -47,7 +48,10 @@ mod quietly;
 mod testing;
 
 pub use chat::ChatTemplateKwargs;
-pub use corpus::{Corpus, Progress, Sequence, Skipped, Windowing, read_corpus, stream_corpus};
+pub use corpus::pairs;
+pub use corpus::{
+    Corpus, Progress, Reads, Sequence, Skipped, Windowing, read_corpus, stream_corpus,
+};
 pub use error::{Error, Result};
 pub use foreign::{FOREIGN, Foreign, foreign};
 pub use nearest::nearest;

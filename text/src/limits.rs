@@ -41,6 +41,8 @@ pub const LINE_BYTES_MAX: usize = distill_proto::limits::TEXT_BYTES_MAX;
 pub const JSON_DEPTH_MAX: usize = 512;
 /// Digits of an integer in a line; Python refuses longer ones too.
 pub const JSON_INTEGER_DIGITS_MAX: usize = 4300;
+/// Characters of a part of a pair that a message shows.
+pub const SHOWN_CHARS_MAX: usize = 40;
 /// Skipped rows that are named; the others are counted.
 pub const SKIPPED_NAMED_MAX: usize = 20;
 /// Characters of a skipped row's name and reason.

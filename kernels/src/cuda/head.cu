@@ -69,12 +69,15 @@ extern "C" __global__ void head_parts(Floats z, Buffer<u32> places, Buffer<float
     }
 }
 
-/* Which divergence between teacher p and student q: KL(p || q), KL(q || p), and beta KL(p || m) + (1 - beta) KL(q || m) with
+/* Divergences between teacher p and student q: KL(p || q), KL(q || p), and beta KL(p || m) + (1 - beta) KL(q || m) with
  * m = beta p + (1 - beta) q. */
-enum { FORWARD = 0, REVERSE = 1, JSD = 2 };
+enum { FORWARD, REVERSE, JSD, FORMS };
 /* Numbers that the loss says of a row: how many of its places are ids that a teacher kept, 0 where it has no teacher; weights of
- * cross-entropy, of the divergence and of logsumexp(z); whether what the teacher's p leaves of 1 is one bucket's; tau and beta. */
-enum { KEPT, CE, KL, SOFTMAX, BUCKET, TAU, BETA, TERMS };
+ * cross-entropy, of every divergence (below 0 where it is not asked for) and of logsumexp(z); whether what the teacher's p leaves
+ * of 1 is one bucket's; tau and beta. */
+enum { KEPT, CE, DIVERGENCES, SOFTMAX = DIVERGENCES + FORMS, BUCKET, TAU, BETA, TERMS };
+/* Numbers that come of a row: logsumexp(z), cross-entropy, and every divergence. */
+enum { LOGSUMEXP, CROSS_ENTROPY, DIVERGED, VALUES = DIVERGED + FORMS };
 
 /* logsumexp of z / tau over a row's tail, -inf where that is empty, and over all; the same in every lane of a warp. */
 struct Split {
@@ -94,18 +97,33 @@ struct Split {
 /* What one id, or the bucket, adds to a divergence D, and its q dD/dq. */
 struct Share {
     double value, pull;
-    __device__ Share(int divergence, double beta, double p, double log_p, double log_q) {
+    __device__ Share(int form, double beta, double p, double log_p, double log_q) {
         double q = exp(log_q);
-        if (divergence == JSD) {
+        if (form == JSD) {
             double log_m = log(beta * p + (1.0 - beta) * q);
             pull = q > 0.0 ? (1.0 - beta) * q * (log_q - log_m) : 0.0;
             value = (p > 0.0 ? beta * p * (log_p - log_m) : 0.0) + pull;
-        } else if (divergence == REVERSE) {
+        } else if (form == REVERSE) {
             value = pull = q * (log_q - log_p);
         } else {
             value = p > 0.0 ? p * (log_p - log_q) : 0.0;
             pull = -p;
         }
+    }
+};
+
+/* What ids add to the divergences of a row that are asked for, and their pulls, weighted, together. */
+struct Shares {
+    double values[FORMS], pull;
+    __device__ Shares() : pull(0.0) {
+        for (int form = 0; form < FORMS; form++) values[form] = 0.0;
+    }
+    __device__ void add(const Buffer<double> &given, int form, double p, double log_p, double log_q) {
+        double weight = given[DIVERGENCES + form];
+        if (weight < 0.0) return;
+        Share share(form, given[BETA], p, log_p, log_q);
+        values[form] += share.value;
+        pull += weight * share.pull;
     }
 };
 
@@ -115,57 +133,62 @@ struct Share {
  *
  * parts is what head_parts wrote and becomes the factors of head_gradient: the kept ids' own gradient, what the label gets more, the
  * largest as it was, own and tail; where rate is 1, own is all. terms [rows, TERMS + 2 width]: numbers of the row, p, ln p; places
- * that repeat the first id repeat its p. values [rows, 3]: logsumexp(z), cross-entropy, tau^2 D. */
-extern "C" __global__ void head_factors(Buffer<float> parts, Buffer<double> terms, Buffer<double> values, i64 width, float rate, int divergence) {
+ * that repeat the first id repeat its p. values [rows, VALUES], divergences times tau^2. */
+extern "C" __global__ void head_factors(Buffer<float> parts, Buffer<double> terms, Buffer<double> values, i64 width, float rate) {
     i64 row = blockIdx.x;
     Buffer<float> seen = parts.part(row * (width + 4), width + 4);
     Buffer<double> given = terms.part(row * (TERMS + 2 * width), TERMS + 2 * width);
     Buffer<double> p = given.part(TERMS, width), log_p = given.part(TERMS + width, width);
     i64 ids = (i64)given[KEPT];
-    double tau = given[TAU], beta = given[BETA], largest = seen[width + 1], label = seen[width];
+    double tau = given[TAU], largest = seen[width + 1], label = seen[width];
     /* Without a teacher the label alone is no part of the tail. */
     Buffer<float> kept = seen.part(0, max(ids, (i64)1));
     Split plain(kept, largest, seen[width + 2], 1.0), tempered(kept, largest, seen[width + 3], tau);
-    auto share_of = [&](i64 i) { return Share(divergence, beta, p[i], log_p[i], seen[i] / tau - tempered.all); };
+    auto log_q = [&](i64 i) { return seen[i] / tau - tempered.all; };
 
-    double value = 0.0, pull = 0.0, mass = 0.0;
+    Shares row_shares;
+    double mass = 0.0;
     for (i64 i = lane(); i < ids; i += WARP) {
-        Share share = share_of(i);
-        value += share.value;
-        pull += share.pull;
+        for (int form = 0; form < FORMS; form++) row_shares.add(given, form, p[i], log_p[i], log_q(i));
         mass += p[i];
     }
-    value = warp_sum(value);
-    pull = warp_sum(pull);
+    for (int form = 0; form < FORMS; form++) row_shares.values[form] = warp_sum(row_shares.values[form]);
+    row_shares.pull = warp_sum(row_shares.pull);
     mass = warp_sum(mass);
     /* Mass that the bucket has at least under REVERSE and JSD: what f32 leaves of one minus a sum. */
     const double bucket_min = 1e-7;
     double of_bucket = 0.0;
     /* Rounding may leave a mass of 1 + 1e-7. With every id kept there is nothing to hold the rest. */
     if (ids > 0 && tempered.tail > -infinity()) {
-        double rest = divergence != FORWARD ? fmax(1.0 - mass, bucket_min) : given[BUCKET] != 0.0 ? fmax(1.0 - mass, 0.0) : 0.0;
-        Share share(divergence, beta, rest, log(rest), tempered.tail - tempered.all);
-        value += share.value;
-        pull += share.pull;
-        of_bucket = share.pull * exp(largest / tau - tempered.tail);
+        double before = row_shares.pull;
+        for (int form = 0; form < FORMS; form++) {
+            double rest = form != FORWARD ? fmax(1.0 - mass, bucket_min) : given[BUCKET] != 0.0 ? fmax(1.0 - mass, 0.0) : 0.0;
+            row_shares.add(given, form, rest, log(rest), tempered.tail - tempered.all);
+        }
+        of_bucket = (row_shares.pull - before) * exp(largest / tau - tempered.tail);
     }
 
-    double softmax = given[CE] + given[SOFTMAX], weight = ids > 0 ? given[KL] * tau : 0.0;
+    double softmax = given[CE] + given[SOFTMAX];
     __syncwarp();
     for (i64 i = lane(); i < width; i += WARP) {
         double gradient = softmax * exp(seen[i] - plain.all);
-        if (ids > 0) gradient += weight * (share_of(i).pull - exp(seen[i] / tau - tempered.all) * pull);
+        if (ids > 0) {
+            Shares own;
+            for (int form = 0; form < FORMS; form++) own.add(given, form, p[i], log_p[i], log_q(i));
+            gradient += tau * (own.pull - exp(log_q(i)) * row_shares.pull);
+        }
         seen[i] = (float)gradient;
     }
     if (lane() == 0) {
         double own = softmax * exp(largest - plain.all);
-        double tail = ids > 0 ? weight * (of_bucket - pull * exp(largest / tau - tempered.all)) : 0.0;
+        double tail = ids > 0 ? tau * (of_bucket - row_shares.pull * exp(largest / tau - tempered.all)) : 0.0;
         seen[width] = (float)-given[CE];
         seen[width + 2] = (float)(rate == 1.0f ? own + tail : own);
         seen[width + 3] = (float)tail;
-        values[row * 3] = plain.all;
-        values[row * 3 + 1] = plain.all - label;
-        values[row * 3 + 2] = ids > 0 ? tau * tau * value : 0.0;
+        Buffer<double> found = values.part(row * VALUES, VALUES);
+        found[LOGSUMEXP] = plain.all;
+        found[CROSS_ENTROPY] = plain.all - label;
+        for (int form = 0; form < FORMS; form++) found[DIVERGED + form] = ids > 0 ? tau * tau * row_shares.values[form] : 0.0;
     }
 }
 

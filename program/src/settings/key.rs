@@ -66,7 +66,7 @@ impl<T: Setting> Setting for Option<T> {
 /// One setting: its key in TOML, and what its flag says about itself.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Dotted path in TOML, e.g. `loss.kl_weight`; the flag is the last part with dashes.
+    /// Dotted path in TOML, e.g. `loss.kl_weight`; the flag is the last part with dashes, in some sections with their name before it.
     pub path: String,
     /// One line for `-h`.
     pub help: String,
@@ -187,8 +187,15 @@ fn show(value: &Value) -> String {
     }
 }
 
+/// Sections whose settings have words too common to stand alone: their flags begin with the section's name.
+const NAMED_SECTIONS: [&str; 1] = ["align"];
+
 /// The flag of a dotted path, without its dashes.
-pub(super) fn flag_of(path: &str) -> String {
-    let leaf = path.rsplit('.').next().unwrap_or(path);
-    leaf.replace('_', "-")
+pub(crate) fn flag_of(path: &str) -> String {
+    let mut parts = path.rsplit('.');
+    let leaf = parts.next().unwrap_or(path).replace('_', "-");
+    match parts.next() {
+        Some(section) if NAMED_SECTIONS.contains(&section) => format!("{section}-{leaf}"),
+        _ => leaf,
+    }
 }

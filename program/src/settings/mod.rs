@@ -26,6 +26,7 @@ use toml::Table;
 
 use crate::FileError;
 pub use flags::{FileFlags, Flags, with_flags};
+pub(crate) use key::flag_of;
 pub use key::{Key, Kind, Setting, check, limits, section, with_defaults};
 pub use needs::{Is, Need, number};
 pub use resolve::{FILE_BYTES_MAX, Resolved, Scheme, lookup, overlay, resolve};

@@ -121,6 +121,10 @@ fn refuse_unknown<E>(table: &Table, prefix: &str, scheme: &Scheme<'_, E>) -> Res
                 refuse_unknown(inner, &section, scheme)?;
             }
             _ if known.iter().any(|key| key.path == path) => {}
+            // Of a section that nobody has, its settings say more than its name.
+            Value::Table(inner) if !inner.is_empty() => {
+                refuse_unknown(inner, &section, scheme)?;
+            }
             _ => {
                 let paths: Vec<&str> = known.iter().map(|key| key.path.as_str()).collect();
                 let hint = (scheme.explain)(&path, &paths);

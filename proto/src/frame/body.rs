@@ -43,10 +43,11 @@ impl Codes {
 }
 
 /// The planes, for zstd.
-pub(super) fn planes(frame: &Frame, codes: &Codes) -> Vec<u8> {
+pub(super) fn planes(frame: &Frame, view: &[u8], codes: &Codes) -> Vec<u8> {
     let mut out = Vec::new();
     sections::write_mask(&mut out, &frame.target_mask);
     out.extend(frame.text.as_bytes());
+    out.extend(view);
     if codes.statistics() == StatisticsCoding::Exact {
         sections::write_statistics(&mut out, &frame.rows);
     }
@@ -67,6 +68,7 @@ pub(super) fn read(planes: &[u8], coded: &[u8], header: &Header) -> Result<Frame
     let mut reader = Reader::new(planes, header.index);
     let target_mask = sections::read_mask(&mut reader, header)?;
     let text = sections::read_text(&mut reader, header)?;
+    let view = sections::read_view(&mut reader, header)?;
     let exact = match header.statistics {
         StatisticsCoding::Exact => Some(sections::read_statistics(&mut reader, header)?),
         StatisticsCoding::Fixed => None,
@@ -115,5 +117,6 @@ pub(super) fn read(planes: &[u8], coded: &[u8], header: &Header) -> Result<Frame
         byte_offsets: coded.byte_offsets,
         target_mask,
         rows,
+        view,
     })
 }

@@ -5,7 +5,7 @@ use super::{
     tests::{context, forge, sample},
     *,
 };
-use crate::{Estimator, ValueCoding};
+use crate::{Estimator, FieldRange, Link, ValueCoding, View, limits};
 
 /// What is wrong with the field `what`.
 fn reason(bytes: &[u8], what: &str) -> String {
@@ -83,4 +83,71 @@ fn a_row_of_padding_only_is_refused_when_read() {
         &[Estimator::Sampled as u8],
     );
     assert_eq!(reason(&forged, "counts"), "a row holds padding only");
+}
+
+fn paired(shared: Vec<Link>) -> Frame {
+    let view = View {
+        record: r#"{"text": "a"}"#.to_owned(),
+        prompts: false,
+        shared,
+        links: vec![],
+    };
+    Frame {
+        view: Some(view),
+        ..sample(3, 4, 40, ValueCoding::F16, None)
+    }
+}
+
+fn link(teacher: (u32, u32), field: &str, start: u32, end: u32) -> Link {
+    let field = field.to_owned();
+    Link {
+        teacher,
+        student: FieldRange { field, start, end },
+    }
+}
+
+#[test]
+fn a_view_that_points_outside_its_texts_is_refused() {
+    // The text begins with `h` and a character of two bytes.
+    for (shared, named) in [
+        (link((0, 900), "text", 0, 1), "0:900 is no part of the text"),
+        (link((0, 2), "text", 0, 1), "0:2 is no part of the text"),
+        (link((3, 1), "text", 0, 1), "3:1 is no part of the text"),
+        (link((0, 1), "text", 2, 1), "no part of a field"),
+        (link((0, 1), "", 0, 1), "no part of a field"),
+        (
+            link((0, 1), &"x".repeat(limits::FIELD_NAME_BYTES_MAX + 1), 0, 1),
+            "no part of a field",
+        ),
+    ] {
+        let frame = paired(vec![shared]);
+        assert!(frame.encode(&context(5)).is_err());
+        let forged = frame.write(&Codes::of(&frame.rows), &context(5)).unwrap();
+        let reason = reason(&forged, "shared");
+        assert!(reason.contains(named), "{reason}");
+    }
+    let many = paired(vec![link((0, 1), "text", 0, 1); limits::LINKS_MAX + 1]);
+    let reason = reason(
+        &many.write(&Codes::of(&many.rows), &context(5)).unwrap(),
+        "shared",
+    );
+    assert!(reason.contains("at most"), "{reason}");
+}
+
+/// A version says whether there is a view: neither may lie about the other, or an old trainer would read the teacher's text
+/// as its own.
+#[test]
+fn a_version_that_does_not_fit_the_view_is_refused() {
+    for (frame, version) in [
+        (paired(vec![]), 2u8),
+        (sample(3, 4, 40, ValueCoding::F16, None), 3),
+    ] {
+        let bytes = frame.encode(&context(5)).unwrap();
+        let forged = forge(&bytes, 4, &[version]);
+        let reason = reason(&forged, "view");
+        assert!(
+            reason.contains(&format!("in a frame of version {version}")),
+            "{reason}"
+        );
+    }
 }

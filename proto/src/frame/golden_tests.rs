@@ -4,7 +4,9 @@ use super::{
     tests::{assert_read, context, sample, settle_padding},
     *,
 };
-use crate::{Estimator, PADDING_COUNT, StateCoding, StateKind, ValueCoding};
+use crate::{
+    Estimator, FieldRange, Link, PADDING_COUNT, StateCoding, StateKind, ValueCoding, View,
+};
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
@@ -53,6 +55,30 @@ fn settle_statistics(frame: &mut Frame, like: &Frame) {
     }
 }
 
+/// With the student's view of it: version 3.
+fn golden_pair() -> Frame {
+    let student = |field: &str, start, end| FieldRange {
+        field: field.to_owned(),
+        start,
+        end,
+    };
+    Frame {
+        view: Some(View {
+            record: r#"{"messages": [{"role": "user", "content": "ä?"}, {"role": "assistant", "content": "hé"}]}"#.to_owned(),
+            prompts: true,
+            shared: vec![Link {
+                teacher: (0, 3),
+                student: student("messages[1].content", 0, 3),
+            }],
+            links: vec![Link {
+                teacher: (7, 10),
+                student: student("messages[0].content", 2, 3),
+            }],
+        }),
+        ..golden("top_k", ValueCoding::GRADED)
+    }
+}
+
 #[test]
 fn a_frame_of_version_1_is_refused_by_its_version() {
     let bytes = std::fs::read(format!("{DIRECTORY}/v1_top_k.frame")).unwrap();
@@ -62,11 +88,31 @@ fn a_frame_of_version_1_is_refused_by_its_version() {
             refused,
             Err(Error::UnsupportedVersion {
                 found: 1,
-                supported: 2
+                supported: 3
             })
         ),
         "{refused:?}"
     );
+}
+
+#[test]
+fn the_golden_frame_of_version_3_is_read_and_the_view_makes_the_version() {
+    let path = format!("{DIRECTORY}/v3_pair.frame");
+    let frame = golden_pair();
+    if std::env::var_os("REGENERATE").is_some() {
+        std::fs::write(&path, frame.encode(&context(5)).unwrap()).unwrap();
+    }
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(bytes.get(4..6), Some(&[3, 0][..]));
+    let read = Frame::decode(&bytes, &context(5)).unwrap();
+    assert_eq!(read.view, frame.view);
+    assert_read(&read, &frame);
+    let without = Frame {
+        view: None,
+        ..frame
+    };
+    let bytes = without.encode(&context(5)).unwrap();
+    assert_eq!(bytes.get(4..6), Some(&[2, 0][..]));
 }
 
 /// `REGENERATE=1 cargo test` writes them anew, which the release of version 2 ends.

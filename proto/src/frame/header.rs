@@ -9,8 +9,11 @@ use crate::{
 };
 
 pub(super) const MAGIC: [u8; 4] = *b"DSTF";
-/// The version that is written and read.
+/// The versions that are read: the later one is written where a frame has a view.
 pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION_PAIRS: u16 = 3;
+/// The bits of the state's coding above these are its layers less one.
+const LAYERS_SHIFT: u8 = 4;
 /// Bytes before the temperatures.
 pub(super) const HEADER_BYTES: usize = 104;
 
@@ -23,13 +26,32 @@ pub(super) enum StatisticsCoding {
     Fixed = 2,
 }
 
+/// What the rows' `state` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StateShape {
+    pub kind: StateKind,
+    pub coding: StateCoding,
+    /// Coordinates of all layers.
+    pub rank: u32,
+    pub layers: u8,
+}
+
+impl StateShape {
+    fn row_bytes(self) -> u64 {
+        match self.coding {
+            StateCoding::F16 => 2 * u64::from(self.rank),
+            StateCoding::I8 => 4 * u64::from(self.layers) + u64::from(self.rank),
+        }
+    }
+}
+
 /// Every length and coding of one frame; see FORMAT.md.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub estimator: Estimator,
     pub coding: ValueCoding,
     pub statistics: StatisticsCoding,
-    pub state: Option<(StateKind, StateCoding, u32)>,
+    pub state: Option<StateShape>,
     pub vocab_size: u32,
     pub tokens: u32,
     pub rows: u32,
@@ -42,19 +64,26 @@ pub(super) struct Header {
     pub compressed_bytes: u32,
     /// Bytes of the entropy-coded tokens and rows, after the planes.
     pub coded_bytes: u32,
+    /// Bytes of the student's view among the planes; 0 without one.
+    pub view_bytes: u32,
     pub text_digest: Fingerprint,
     pub temperatures: Vec<f32>,
 }
 
 impl Header {
-    pub fn new(frame: &Frame, statistics: StatisticsCoding) -> Result<Self> {
+    pub fn new(frame: &Frame, statistics: StatisticsCoding, view: &[u8]) -> Result<Self> {
         let rows = &frame.rows;
         let header = Self {
             estimator: rows.estimator,
             coding: rows.coding,
             statistics,
             state: match &rows.state {
-                Some(state) => Some((state.kind, state.coding, length("state rank", state.rank)?)),
+                Some(state) => Some(StateShape {
+                    kind: state.kind,
+                    coding: state.coding,
+                    rank: length("state rank", state.rank)?,
+                    layers: low_byte(length("state layers", state.layers)?),
+                }),
                 None => None,
             },
             vocab_size: rows.vocab_size,
@@ -67,6 +96,7 @@ impl Header {
             body_bytes: 0,
             compressed_bytes: 0,
             coded_bytes: 0,
+            view_bytes: length("view", view.len())?,
             text_digest: frame.text_digest,
             temperatures: rows.temperatures.clone(),
         };
@@ -78,7 +108,7 @@ impl Header {
     }
 
     /// Bytes of the decompressed body, from the lengths alone.
-    fn checked_body_bytes(&self) -> Result<u32> {
+    pub fn checked_body_bytes(&self) -> Result<u32> {
         use limits::*;
         let within = |what, value: u64, limit: usize| {
             let limit = limit as u64;
@@ -108,20 +138,18 @@ impl Header {
             self.temperatures.len() as u64,
             TEMPERATURES_MAX,
         )?;
-        let rank = self.state.map_or(0, |(_, _, rank)| u64::from(rank));
-        within("state rank", rank, STATE_RANK_MAX)?;
-        let state_row = match self.state {
-            None => 0,
-            Some((_, StateCoding::F16, _)) => 2 * rank,
-            Some((_, StateCoding::I8, _)) => 4 + rank,
-        };
+        let layer_rank = |state: StateShape| state.rank / u32::from(state.layers.max(1));
+        let rank = self.state.map_or(0, layer_rank);
+        within("state rank", rank.into(), STATE_RANK_MAX)?;
+        let state_row = self.state.map_or(0, StateShape::row_bytes);
         within("kept entries", rows * k, FRAME_ENTRIES_MAX)?;
         // All factors are below 2^20, so nothing here can overflow u64.
         let statistics = match self.statistics {
             StatisticsCoding::Exact => 4 * (4 + temperatures),
             StatisticsCoding::Fixed => 0,
         };
-        let body = tokens.div_ceil(8) + text + rows * (statistics + state_row);
+        let view = within("view", self.view_bytes.into(), VIEW_BYTES_MAX)?;
+        let body = tokens.div_ceil(8) + text + view + rows * (statistics + state_row);
         within("decompressed frame", body, FRAME_DECOMPRESSED_BYTES_MAX)?;
         length(
             "decompressed frame",
@@ -140,11 +168,17 @@ impl Header {
             ValueCoding::F16 => (2, 0.0),
             ValueCoding::Graded(step) => (3, step),
         };
-        let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |(kind, coding, rank)| {
-            (kind as u8, coding as u8, rank)
+        let (kind, state_coding, rank) = self.state.map_or((0, 0, 0), |state| {
+            let layers = state.layers.saturating_sub(1) << LAYERS_SHIFT;
+            (state.kind as u8, state.coding as u8 | layers, state.rank)
         });
         out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+        let version = if self.view_bytes == 0 {
+            VERSION
+        } else {
+            VERSION_PAIRS
+        };
+        out.extend(version.to_le_bytes());
         out.extend([
             self.estimator.code(),
             coding,
@@ -169,7 +203,7 @@ impl Header {
         out.extend(self.body_bytes.to_le_bytes());
         out.extend(self.compressed_bytes.to_le_bytes());
         out.extend(self.coded_bytes.to_le_bytes());
-        out.extend([0; 4]);
+        out.extend(self.view_bytes.to_le_bytes());
         out.extend(self.text_digest.0);
         for temperature in &self.temperatures {
             out.extend(temperature.to_le_bytes());
@@ -182,10 +216,10 @@ impl Header {
             return Err(Error::BadMagic);
         }
         let found = u16::from_le_bytes(reader.array("version")?);
-        if found != VERSION {
+        if ![VERSION, VERSION_PAIRS].contains(&found) {
             return Err(Error::UnsupportedVersion {
                 found,
-                supported: VERSION,
+                supported: VERSION_PAIRS,
             });
         }
         let [
@@ -207,9 +241,10 @@ impl Header {
             what,
             reason,
         };
-        let [coded_bytes, reserved] = reader.u32s("coded bytes")?;
-        if reserved != 0 {
-            return Err(bad("reserved", "bytes are not zero".into()));
+        let [coded_bytes, view_bytes] = reader.u32s("coded bytes")?;
+        if (view_bytes > 0) != (found == VERSION_PAIRS) {
+            let reason = format!("{view_bytes} bytes in a frame of version {found}");
+            return Err(bad("view", reason));
         }
         let text_digest = Fingerprint(reader.array("text digest")?);
         let unknown = || bad("estimator", format!("unknown code {estimator}"));
@@ -230,21 +265,25 @@ impl Header {
         if !coding.is_valid() {
             return Err(bad("value coding", unknown()));
         }
-        let state = match (kind, state_coding, rank) {
-            (0, 0, 0) => None,
-            (2..=4, 1 | 2, 1..) => Some((
-                match kind {
+        let layers = (state_coding >> LAYERS_SHIFT) + 1;
+        let coding_code = state_coding & ((1 << LAYERS_SHIFT) - 1);
+        let fits = (layers == 1 || kind == 4) && rank.is_multiple_of(layers.into());
+        let state = match (kind, coding_code, rank) {
+            (0, 0, 0) if layers == 1 => None,
+            (2..=4, 1 | 2, 1..) if fits => Some(StateShape {
+                kind: match kind {
                     2 => StateKind::Exact,
                     3 => StateKind::Sketch,
                     _ => StateKind::Hidden,
                 },
-                if state_coding == 1 {
+                coding: if coding_code == 1 {
                     StateCoding::F16
                 } else {
                     StateCoding::I8
                 },
                 rank,
-            )),
+                layers,
+            }),
             _ => {
                 return Err(bad(
                     "state",
@@ -279,6 +318,7 @@ impl Header {
             body_bytes,
             compressed_bytes,
             coded_bytes,
+            view_bytes,
             text_digest,
             temperatures,
         };

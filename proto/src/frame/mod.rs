@@ -6,6 +6,7 @@ mod groups;
 mod header;
 mod ids;
 mod known;
+mod moved;
 mod planes;
 mod rows;
 mod sections;
@@ -14,8 +15,9 @@ mod tokens;
 mod validate;
 mod values;
 
-use crate::{Error, Result, block::Rows, fingerprint::Fingerprint, limits};
+use crate::{Error, Result, View, block::Rows, fingerprint::Fingerprint, limits};
 use header::{HEADER_BYTES, Header, length};
+pub use moved::Destination;
 use planes::Reader;
 
 /// zstd level of the planes, which are text for the most part.
@@ -43,6 +45,8 @@ pub struct Frame {
     pub target_mask: Vec<bool>,
     /// One row for every target.
     pub rows: Rows,
+    /// What the student reads, where that is another text.
+    pub view: Option<View>,
 }
 
 /// What the checksum covers beside the bytes, so that a swapped or renamed frame is found.
@@ -83,12 +87,13 @@ impl Frame {
 
     /// Serialises the frame with these codes for its numbers.
     fn write(&self, codes: &body::Codes, context: &FrameContext) -> Result<Vec<u8>> {
-        let mut header = Header::new(self, codes.statistics())?;
+        let view = self.view.as_ref().map(View::to_bytes).unwrap_or_default();
+        let mut header = Header::new(self, codes.statistics(), &view)?;
         let compression = |e: std::io::Error| Error::Compression {
             index: self.index,
             reason: e.to_string(),
         };
-        let planes = body::planes(self, codes);
+        let planes = body::planes(self, &view, codes);
         let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
         header.compressed_bytes = length("compressed planes", compressed.len())?;
         let coded = body::coded(self, &header, codes);
@@ -108,20 +113,7 @@ impl Frame {
     /// Any damage, lying length or misplaced frame; never a panic, and nothing is allocated before it is checked.
     pub fn decode(bytes: &[u8], context: &FrameContext) -> Result<Frame> {
         let (header, compressed, coded) = open(bytes, context)?;
-        let compression = |reason: String| Error::Compression {
-            index: header.index,
-            reason,
-        };
-        // The capacity is the length the header's counts add up to: a zstd bomb stops there.
-        let body = zstd::bulk::decompress(compressed, header.body_bytes as usize)
-            .map_err(|e| compression(e.to_string()))?;
-        if body.len() != header.body_bytes as usize {
-            return Err(compression(format!(
-                "{} bytes instead of {}",
-                body.len(),
-                header.body_bytes
-            )));
-        }
+        let body = decompress(&header, compressed)?;
         let frame = body::read(&body, coded, &header)?;
         frame.validate()?;
         Ok(frame)
@@ -194,6 +186,25 @@ fn check_length(bytes: usize) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The planes of a frame.
+fn decompress(header: &Header, compressed: &[u8]) -> Result<Vec<u8>> {
+    let compression = |reason: String| Error::Compression {
+        index: header.index,
+        reason,
+    };
+    // The capacity is the length the header's counts add up to: a zstd bomb stops there.
+    let body = zstd::bulk::decompress(compressed, header.body_bytes as usize)
+        .map_err(|e| compression(e.to_string()))?;
+    if body.len() != header.body_bytes as usize {
+        return Err(compression(format!(
+            "{} bytes instead of {}",
+            body.len(),
+            header.body_bytes
+        )));
+    }
+    Ok(body)
 }
 
 /// The header, the compressed planes and the coded part of a frame whose place, length and checksum are right.

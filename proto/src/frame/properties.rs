@@ -6,7 +6,9 @@ use super::{
     tests::{assert_read, context, sample, settle_padding},
     *,
 };
-use crate::{Estimator, PADDING_COUNT, State, StateCoding, StateKind, ValueCoding};
+use crate::{
+    Estimator, FieldRange, Link, PADDING_COUNT, State, StateCoding, StateKind, ValueCoding, View,
+};
 
 /// Settings of a random frame.
 #[derive(Clone, Debug)]
@@ -17,8 +19,9 @@ struct Settings {
     coding: ValueCoding,
     estimator: Estimator,
     temperatures: Vec<f32>,
-    state: Option<(StateKind, StateCoding, usize)>,
+    state: Option<(StateKind, StateCoding, usize, usize)>,
     text: String,
+    view: Option<View>,
     seed: u64,
 }
 
@@ -39,23 +42,47 @@ fn settings() -> impl Strategy<Value = Settings> {
         coding,
         estimator,
         prop::collection::vec(prop::sample::select(vec![0.5f32, 1.0, 2.0, 4.0]), 0..4),
-        prop::option::of((kind, state_coding, 1usize..9)),
+        prop::option::of((kind, state_coding, 1usize..9, 1usize..4)),
         "[a-z世é😀 ]{0,30}",
+        prop::option::of(view()),
         any::<u64>(),
     )
         .prop_map(
-            |(targets, (vocab, k), coding, estimator, temperatures, state, text, seed)| Settings {
-                mask: std::iter::once(false).chain(targets).collect(),
-                vocab,
-                k,
-                coding,
-                estimator,
-                temperatures,
-                state,
-                text,
-                seed,
+            |(targets, (vocab, k), coding, estimator, temperatures, state, text, view, seed)| {
+                Settings {
+                    mask: std::iter::once(false).chain(targets).collect(),
+                    vocab,
+                    k,
+                    coding,
+                    estimator,
+                    temperatures,
+                    state,
+                    text,
+                    view,
+                    seed,
+                }
             },
         )
+}
+
+/// Any view of a text, which may be empty: of its bytes only what every text has is named.
+fn view() -> impl Strategy<Value = View> {
+    let range = || ("[a-z\\[\\].0-9é]{1,20}", any::<u32>(), any::<u32>());
+    let link = range().prop_map(|(field, a, b)| Link {
+        teacher: (0, 0),
+        student: FieldRange {
+            field,
+            start: a.min(b),
+            end: a.max(b),
+        },
+    });
+    let links = || prop::collection::vec(link.clone(), 0..4);
+    (".{1,40}", any::<bool>(), links(), links()).prop_map(|(record, prompts, shared, links)| View {
+        record,
+        prompts,
+        shared,
+        links,
+    })
 }
 
 /// A frame whose rows are what a teacher would say of random dense logits.
@@ -64,6 +91,10 @@ fn frame(settings: &Settings) -> Frame {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let (vocab, k) = (settings.vocab as usize, settings.k);
     let count = settings.mask.iter().filter(|&&target| target).count();
+    let state = settings.state.map(|(kind, coding, rank, layers)| {
+        let layers = if kind == StateKind::Hidden { layers } else { 1 };
+        (kind, coding, rank * layers, layers)
+    });
     let mut rows = Rows {
         rows: count,
         k,
@@ -78,10 +109,11 @@ fn frame(settings: &Settings) -> Frame {
         std: vec![],
         temperatures: settings.temperatures.clone(),
         logsumexp: vec![vec![]; settings.temperatures.len()],
-        state: settings.state.map(|(kind, coding, rank)| State {
+        state: state.map(|(kind, coding, rank, layers)| State {
             kind,
             coding,
             rank,
+            layers,
             values: (0..count * rank)
                 .map(|_| rng.random_range(-30.0..30.0))
                 .collect(),
@@ -127,6 +159,7 @@ fn frame(settings: &Settings) -> Frame {
         token_ids: settings.mask.iter().map(|_| rng.random()).collect(),
         target_mask: settings.mask.clone(),
         rows,
+        view: settings.view.clone(),
     }
 }
 
@@ -143,15 +176,17 @@ proptest! {
         let mut bytes = bytes;
         if honest && bytes.len() > HEADER_BYTES {
             bytes[..4].copy_from_slice(&header::MAGIC);
-            bytes[4..6].copy_from_slice(&header::VERSION.to_le_bytes());
+            let version = if bytes[68..72] == [0; 4] { header::VERSION } else { header::VERSION_PAIRS };
+            bytes[4..6].copy_from_slice(&version.to_le_bytes());
             bytes[6..12].copy_from_slice(&[1, 1, 1, 0, 0, 1]);
         }
         prop_assert!(Frame::decode(&bytes, &context(5)).is_err());
     }
 
     #[test]
-    fn noise_behind_an_honest_checksum_never_panics(noise in proptest::collection::vec(any::<u8>(), 1..200), at in 0usize..2000, sampled in any::<bool>()) {
+    fn noise_behind_an_honest_checksum_never_panics(noise in proptest::collection::vec(any::<u8>(), 1..200), at in 0usize..2000, sampled in any::<bool>(), view in prop::option::of(view())) {
         let mut frame = sample(20, 8, 300, ValueCoding::GRADED, Some(StateCoding::I8));
+        frame.view = view;
         if sampled {
             frame.rows.estimator = Estimator::Sampled;
             frame.rows.counts = (0..160).map(|entry| entry % 4 + u32::from(entry % 8 == 0)).collect();

@@ -3,12 +3,12 @@
 use half::f16;
 
 use super::{
-    header::Header,
+    header::{Header, StateShape},
     planes::{Reader, write_planes},
     values,
 };
 use crate::{
-    Error, Result, Rows, State,
+    Error, Result, Rows, State, View,
     block::{StateCoding, byte_scale, scaled_byte},
     numbers::low_half,
 };
@@ -53,6 +53,19 @@ pub(super) fn read_text(reader: &mut Reader<'_>, header: &Header) -> Result<Stri
         what: "text",
         reason: e.to_string(),
     })
+}
+
+pub(super) fn read_view(reader: &mut Reader<'_>, header: &Header) -> Result<Option<View>> {
+    if header.view_bytes == 0 {
+        return Ok(None);
+    }
+    let bytes = reader.take("view", header.view_bytes as usize)?;
+    let unreadable = || Error::Invalid {
+        index: header.index,
+        what: "view",
+        reason: "its lengths do not add up, or a text is not UTF-8".into(),
+    };
+    View::from_bytes(bytes).ok_or_else(unreadable).map(Some)
 }
 
 /// Statistics as they are; the rows' columns are the kept mass and theirs.
@@ -105,7 +118,8 @@ pub(super) fn write_state(out: &mut Vec<u8>, state: &State) {
             .map(|&value| u32::from(f16::from_f32(value).to_bits()));
         return write_planes(out, halves, 2);
     }
-    let rows = state.values.chunks_exact(state.rank.max(1));
+    // A layer of a row has its own scale: the residual stream grows by orders of magnitude.
+    let rows = state.values.chunks_exact(state.layer_rank().max(1));
     let scales = rows.clone().map(byte_scale);
     write_planes(out, scales.clone().map(|(scale, _)| scale.to_bits()), 4);
     for (row, (_, inverse)) in rows.zip(scales) {
@@ -117,10 +131,16 @@ pub(super) fn write_state(out: &mut Vec<u8>, state: &State) {
 }
 
 pub(super) fn read_state(reader: &mut Reader<'_>, header: &Header) -> Result<Option<State>> {
-    let Some((kind, coding, rank)) = header.state else {
+    let Some(StateShape {
+        kind,
+        coding,
+        rank,
+        layers,
+    }) = header.state
+    else {
         return Ok(None);
     };
-    let (rows, rank) = (header.rows as usize, rank as usize);
+    let (rows, rank, layers) = (header.rows as usize, rank as usize, usize::from(layers));
     let values = match coding {
         StateCoding::F16 => {
             let halves = reader.planes("state", rows * rank, 2)?.into_iter();
@@ -129,9 +149,9 @@ pub(super) fn read_state(reader: &mut Reader<'_>, header: &Header) -> Result<Opt
                 .collect()
         }
         StateCoding::I8 => {
-            let scales = reader.floats("state scales", rows)?;
+            let scales = reader.floats("state scales", rows * layers)?;
             let bytes = reader.take("state", rows * rank)?;
-            let coded = bytes.chunks_exact(rank.max(1)).zip(scales);
+            let coded = bytes.chunks_exact((rank / layers).max(1)).zip(scales);
             coded
                 .flat_map(|(row, scale)| {
                     row.iter()
@@ -144,6 +164,7 @@ pub(super) fn read_state(reader: &mut Reader<'_>, header: &Header) -> Result<Opt
         kind,
         coding,
         rank,
+        layers,
         values,
     }))
 }

@@ -73,6 +73,7 @@ pub(super) fn sample(
             kind: StateKind::Exact,
             coding,
             rank: 5,
+            layers: 1,
             values,
         });
     }
@@ -89,6 +90,7 @@ pub(super) fn sample(
         byte_offsets,
         target_mask: (0..=rows).map(|t| t > 0).collect(),
         rows: out,
+        view: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::Frame;
-use crate::{Error, Fingerprint, Result, Rows, StateCoding, limits};
+use crate::{Error, Fingerprint, Result, Rows, StateCoding, StateKind, limits};
 
 /// What f32 may lose of a logit, its distance and its mass, relative to them; eight last bits of them.
 const F32_SLACK: f64 = 8.0 * f32::EPSILON as f64;
@@ -46,6 +46,9 @@ impl Frame {
         self.rule(targets == self.rows.rows, "rows", || {
             format!("{} for {targets} targets", self.rows.rows)
         })?;
+        if let Some((what, reason)) = self.view.as_ref().and_then(|view| view.flaw(&self.text)) {
+            self.rule(false, what, || reason)?;
+        }
         self.validate_rows(&self.rows)?;
         self.validate_maxima()
     }
@@ -189,9 +192,17 @@ impl Frame {
             return Ok(());
         };
         check(
-            state.rank > 0 && state.rank <= limits::STATE_RANK_MAX,
+            state.rank > 0 && state.layer_rank() <= limits::STATE_RANK_MAX,
             "state rank",
             "outside its limits",
+        )?;
+        let layers = state.layers == 1 || state.kind == StateKind::Hidden;
+        check(
+            layers
+                && (1..=limits::STATE_LAYERS_MAX).contains(&state.layers)
+                && state.rank.is_multiple_of(state.layers),
+            "state layers",
+            "more than there may be, or of unlike length",
         )?;
         check(
             state.values.len() == rows.rows * state.rank,

@@ -7,7 +7,9 @@ use std::{
 
 use distill_program::{FileError, files, output};
 
-use super::{Problem, Split, generate};
+use serde::Serialize;
+
+use super::{Problem, Split, generate, pairs};
 use crate::{Error, Result};
 
 /// Problems of each split.
@@ -36,13 +38,46 @@ pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>>
         let path = dir.join(split.name()).with_extension("jsonl");
         let mut problems = generate(split, count, seed)?;
         problems.retain(|problem| problem.steps() <= steps_max);
-        write_problems(&path, &problems)?;
+        write_lines(&path, &problems)?;
         Ok(path)
     };
     Split::ALL.into_iter().map(write).collect()
 }
 
-fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
+/// Writes `pairs.jsonl`, `pairs-without-labels.jsonl` and `heldout-pairs.jsonl`: the same problems in both languages, so many
+/// with the student's solution, so many without, and so many of unseen numbers.
+///
+/// # Errors
+///
+/// Those of [`pairs`], and [`Error::Io`] with the path.
+pub fn write_pairs(dir: &Path, counts: [usize; 3], seed: u64) -> Result<Vec<PathBuf>> {
+    files::create_directory(dir)?;
+    let [labelled, unlabelled, held_out] = counts;
+    let lists = [
+        ("pairs", pairs(Split::Train, labelled, seed, true)?),
+        // Of another seed, so that they are other problems.
+        (
+            "pairs-without-labels",
+            pairs(Split::Train, unlabelled, seed ^ 1 << 32, false)?,
+        ),
+        (
+            "heldout-pairs",
+            pairs(Split::HeldoutNumbers, held_out, seed, true)?,
+        ),
+    ];
+    let write = |(name, pairs): (&str, Vec<_>)| {
+        let path = dir.join(name).with_extension("jsonl");
+        write_lines(&path, &pairs)?;
+        Ok(path)
+    };
+    lists
+        .into_iter()
+        .filter(|(_, pairs)| !pairs.is_empty())
+        .map(write)
+        .collect()
+}
+
+fn write_lines(path: &Path, problems: &[impl Serialize]) -> Result<()> {
     let mut lines = Vec::new();
     for problem in problems {
         serde_json::to_writer(&mut lines, problem)

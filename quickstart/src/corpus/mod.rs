@@ -15,6 +15,7 @@ mod arithmetic;
 mod chinese;
 mod english;
 mod file;
+mod pair;
 mod random;
 mod story;
 mod template;
@@ -26,7 +27,8 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Sizes, read_problems, write_corpus};
+pub use file::{Sizes, read_problems, write_corpus, write_pairs};
+pub use pair::{Pair, pairs};
 
 use crate::{Error, Result};
 use random::{Random, mix};
@@ -108,7 +110,7 @@ impl Problem {
     fn make(template: &Template, story: &Story, language: Language, random: &mut Random) -> Self {
         let label = language.answer_label();
         Self {
-            prompt: wording::tell(template, story, language, random) + "\n",
+            prompt: wording::tell(template, story, language, random).text + "\n",
             completion: format!("{}\n{label}{}", story.worked(), story.answer),
             answer: story.answer,
             template: template.id.clone(),

@@ -302,3 +302,61 @@ fn answers_are_read_from_the_last_line_only() {
     assert_eq!(answer_in("Answer: three"), None);
     assert_eq!(answer_in(""), None);
 }
+
+#[test]
+fn both_sides_of_a_pair_tell_the_same_story() {
+    let text = |side: &super::pair::Side, range: &str| {
+        let (field, range) = range.strip_suffix(']').unwrap().split_once('[').unwrap();
+        let (start, end) = range.split_once(':').unwrap();
+        let field = if field == "prompt" {
+            &side.prompt
+        } else {
+            &side.completion
+        };
+        field[start.parse().unwrap()..end.parse().unwrap()].to_owned()
+    };
+    let made = super::pairs(Split::Train, 300, 1, true).unwrap();
+    let mut people = std::collections::HashMap::new();
+    for pair in &made {
+        assert_eq!(
+            numbers(&pair.teacher.prompt).len(),
+            numbers(&pair.student.prompt).len(),
+            "{pair:?}"
+        );
+        assert_eq!(answer_in(&pair.teacher.completion), Some(pair.answer));
+        assert_eq!(answer_in(&pair.student.completion), Some(pair.answer));
+        for link in &pair.shared {
+            assert_eq!(
+                text(&pair.teacher, &link.teacher),
+                text(&pair.student, &link.student)
+            );
+        }
+        assert!(pair.links.len() >= 2, "{pair:?}");
+        for link in &pair.links {
+            let (ours, theirs) = (
+                text(&pair.teacher, &link.teacher),
+                text(&pair.student, &link.student),
+            );
+            if ours.bytes().all(|byte| byte.is_ascii_digit()) {
+                assert_eq!(ours, theirs);
+            } else if ours.starts_with(|c: char| c.is_uppercase()) {
+                // A person has one name in the other language.
+                assert_eq!(
+                    *people.entry(ours).or_insert_with(|| theirs.clone()),
+                    theirs
+                );
+            }
+        }
+    }
+    assert!(people.len() >= 8, "{people:?}");
+    let without = super::pairs(Split::Train, 5, 2, false).unwrap();
+    assert!(
+        without
+            .iter()
+            .all(|pair| pair.student.completion.is_empty() && pair.shared.is_empty())
+    );
+    assert_eq!(
+        super::pairs(Split::Train, 5, 1, true).unwrap()[..],
+        made[..5]
+    );
+}

@@ -10,6 +10,8 @@
 | `{p}` `{q}` | the two kinds of a mixture |
 */
 
+use std::ops::Range;
+
 use super::{
     Language, chinese, english,
     random::Random,
@@ -54,9 +56,10 @@ struct Cast {
 }
 
 impl Cast {
-    fn draw(setting: Setting, words: &Words, random: &mut Random) -> Self {
+    /// Of the first `people` names.
+    fn draw(setting: Setting, words: &Words, people: usize, random: &mut Random) -> Self {
         let things = random.pick_distinct(words.things, 4);
-        let people = random.pick_distinct(words.people, 4);
+        let people = random.pick_distinct(&words.people[..people], 4);
         let subjects = match setting {
             Setting::Prices => things.iter().map(|thing| thing.one).collect(),
             Setting::Ways => random.pick_distinct(words.places, 4),
@@ -72,29 +75,76 @@ impl Cast {
     }
 }
 
+/// The text of a problem, with what stands for the same thing in every language.
+pub(super) struct Told {
+    pub text: String,
+    /// Fact, placeholder, and the bytes that took its place, in the order of the text.
+    pub words: Vec<(usize, char, Range<usize>)>,
+}
+
 /// The text of a problem, without its solution.
 pub(super) fn tell(
     template: &Template,
     story: &Story,
     language: Language,
     random: &mut Random,
-) -> String {
-    let words = match language {
+) -> Told {
+    let words = words(language);
+    let cast = Cast::draw(template.setting, words, words.people.len(), random);
+    tell_of(&cast, template, story, language, random)
+}
+
+/// The same problem in both languages, of the same people and things.
+pub(super) fn tell_in_both(template: &Template, story: &Story, random: &mut Random) -> [Told; 2] {
+    let people = Language::ALL.map(|language| words(language).people.len());
+    let people = people.into_iter().min().unwrap_or_default();
+    let drawn = random.clone();
+    Language::ALL.map(|language| {
+        // Words of one place are each other's translation, as far as the corpus is concerned.
+        let cast = Cast::draw(
+            template.setting,
+            words(language),
+            people,
+            &mut drawn.clone(),
+        );
+        tell_of(&cast, template, story, language, random)
+    })
+}
+
+fn words(language: Language) -> &'static Words {
+    match language {
         Language::English => &english::WORDS,
         Language::Chinese => &chinese::WORDS,
-    };
-    let cast = Cast::draw(template.setting, words, random);
+    }
+}
+
+fn tell_of(
+    cast: &Cast,
+    template: &Template,
+    story: &Story,
+    language: Language,
+    random: &mut Random,
+) -> Told {
+    let words = words(language);
     let mut introduced = Introduced::default();
-    let sentences: Vec<String> = story
-        .facts
-        .iter()
-        .map(|fact| {
-            introduced.meet(fact.clause);
-            let pattern = random.pick((words.patterns)(template.setting, fact.clause));
-            fill(pattern, fact, &cast, words, introduced)
-        })
-        .collect();
-    sentences.join(words.space)
+    let mut told = Told {
+        text: String::new(),
+        words: Vec::new(),
+    };
+    for (at, fact) in story.facts.iter().enumerate() {
+        if at > 0 {
+            told.text += words.space;
+        }
+        introduced.meet(fact.clause);
+        let pattern = random.pick((words.patterns)(template.setting, fact.clause));
+        fill(
+            &mut told,
+            at,
+            pattern,
+            &Filling::new(fact, cast, words, introduced),
+        );
+    }
+    told
 }
 
 /// How many of the cast the story has met.
@@ -116,30 +166,65 @@ impl Introduced {
     }
 }
 
-fn fill(pattern: &str, fact: &Fact, cast: &Cast, words: &Words, met: Introduced) -> String {
-    let subject = |index: usize| cast.subjects.get(index).copied().unwrap_or_default();
-    let thing = cast.things.get(met.thing).copied();
-    let [one, many, measure] = thing.map_or([""; 3], |t| [t.one, t.many, t.measure]);
-    let [first, second] = fact.numbers;
-    let fraction = (first as usize).checked_sub(2);
-    let fraction = fraction.and_then(|index| words.fractions.get(index));
-    let [kind, other, both] = cast.mixture;
-    [
-        ("{0}", first.to_string().as_str()),
-        ("{1}", second.to_string().as_str()),
-        ("{N}", subject(met.subject)),
-        ("{P}", subject(met.subject.saturating_sub(1))),
-        ("{M}", cast.friend),
-        ("{t}", one),
-        ("{o}", many),
-        ("{c}", measure),
-        ("{f}", fraction.copied().unwrap_or_default()),
-        ("{p}", kind),
-        ("{q}", other),
-        ("{b}", both),
-    ]
-    .into_iter()
-    .fold(pattern.to_owned(), |text, (placeholder, word)| {
-        text.replace(placeholder, word)
-    })
+/// What takes the places of placeholders in one sentence.
+struct Filling<'a> {
+    numbers: [String; 2],
+    /// Who or what the clause is about, and the one before.
+    subjects: [&'a str; 2],
+    friend: &'a str,
+    thing: [&'a str; 3],
+    fraction: &'a str,
+    mixture: [&'a str; 3],
+}
+
+impl<'a> Filling<'a> {
+    fn new(fact: &Fact, cast: &Cast, words: &'a Words, met: Introduced) -> Self {
+        let subject = |index: usize| cast.subjects.get(index).copied().unwrap_or_default();
+        let thing = cast.things.get(met.thing).copied();
+        let fraction = (fact.numbers[0] as usize).checked_sub(2);
+        let fraction = fraction.and_then(|index| words.fractions.get(index));
+        Self {
+            numbers: fact.numbers.map(|number| number.to_string()),
+            subjects: [subject(met.subject), subject(met.subject.saturating_sub(1))],
+            friend: cast.friend,
+            thing: thing.map_or([""; 3], |t| [t.one, t.many, t.measure]),
+            fraction: fraction.copied().unwrap_or_default(),
+            mixture: cast.mixture,
+        }
+    }
+
+    /// `None` for what is no placeholder.
+    fn word(&self, placeholder: char) -> Option<&str> {
+        Some(match placeholder {
+            '0' => &self.numbers[0],
+            '1' => &self.numbers[1],
+            'N' => self.subjects[0],
+            'P' => self.subjects[1],
+            'M' => self.friend,
+            't' => self.thing[0],
+            'o' => self.thing[1],
+            'c' => self.thing[2],
+            'f' => self.fraction,
+            'p' => self.mixture[0],
+            'q' => self.mixture[1],
+            'b' => self.mixture[2],
+            _ => return None,
+        })
+    }
+}
+
+/// Adds a sentence to what is told.
+fn fill(told: &mut Told, fact: usize, pattern: &str, filling: &Filling<'_>) {
+    let mut parts = pattern.split('{');
+    told.text += parts.next().unwrap_or_default();
+    for part in parts {
+        let mut chars = part.chars();
+        let placeholder = chars.next().unwrap_or_default();
+        if let Some(word) = filling.word(placeholder) {
+            let start = told.text.len();
+            told.text += word;
+            told.words.push((fact, placeholder, start..told.text.len()));
+        }
+        told.text += chars.as_str().strip_prefix('}').unwrap_or_default();
+    }
 }

@@ -29,6 +29,14 @@ impl Boundaries {
         self.tokens.get(t).map_or(0, |token| token.0 as usize)
     }
 
+    /// Byte where token `t` begins, if all tokens before it end there or earlier.
+    pub fn clean_start(&self, t: usize) -> Option<u32> {
+        self.tokens
+            .get(t)
+            .filter(|token| token.2)
+            .map(|token| token.0)
+    }
+
     /// What token `t` is predicted from, as a key that two tokenizations share: the byte where everything before it ends.
     ///
     /// Tokens of one divided character may all have that character's range; only the first of them begins where it says.

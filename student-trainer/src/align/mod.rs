@@ -1,5 +1,5 @@
-/*! Provides what a student with another tokenizer than its teacher needs: the teacher's frames in the student's ids, with
-the places where both speak of the same byte.
+/*! Provides what a student needs that reads other tokens, or another text, than its teacher: the teacher's frames in the
+student's ids, with the places where both speak of the same byte.
 
 ```text
  teacher's Vocabulary ──┐
@@ -7,6 +7,7 @@ the places where both speak of the same byte.
                                    │
  frame: text ──> tokens: the student's ids and targets ──> boundaries: pairs, places ──┐
         rows ──> rows: entries mapped, the rest left to the tail ──────────────────────┴──> train::Example
+        view ──> pair: the student's own text, shared spans, joined positions ──────────────^
 ```
 
 CE is the student's own. KL is taken where both tokenizations have a boundary at the same byte, and there the teacher's
@@ -15,12 +16,14 @@ because logsumexp is the teacher's own. OT aligns all N with all M positions.
 */
 
 mod boundaries;
+mod joined;
+mod pair;
 mod reader;
 mod rows;
 mod tokens;
 mod vocabulary_map;
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use distill_proto::Frame;
 use distill_text::{TokenizerFiles, Vocabulary};
@@ -36,6 +39,8 @@ pub struct Aligner<'a> {
     map: VocabularyMap,
     /// The teacher's end-of-text.
     teacher_eos: Option<u32>,
+    /// The teacher's control tokens.
+    teacher_special: HashSet<u32>,
     /// Tokens that the student takes.
     positions_max: usize,
 }
@@ -47,6 +52,10 @@ impl<'a> Aligner<'a> {
             student,
             map: VocabularyMap::new(teacher, student),
             teacher_eos: teacher.eos_id,
+            teacher_special: teacher
+                .iter()
+                .filter_map(|(id, token)| token.special.then_some(id))
+                .collect(),
             positions_max,
         }
     }
@@ -54,6 +63,10 @@ impl<'a> Aligner<'a> {
     /// Which ids have a counterpart.
     pub fn map(&self) -> &VocabularyMap {
         &self.map
+    }
+
+    pub(super) fn is_teacher_special(&self, id: u32) -> bool {
+        self.teacher_eos == Some(id) || self.teacher_special.contains(&id)
     }
 
     /// The frame in the student's tokens. `None` where the student has no target in it, or no row of the teacher has a

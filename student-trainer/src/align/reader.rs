@@ -1,26 +1,38 @@
-//! Provides the reading of frames, whichever vocabulary the teacher has.
+//! Provides the reading of frames, whichever vocabulary the teacher has and whichever text the student reads.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use distill_proto::Frame;
+use distill_text::TokenizerFiles;
 
-use super::Aligner;
+use super::{Aligner, pair, rows};
 use crate::{
     Error, Result,
     client::{ServerInfo, Teacher, Vocabularies, fetch_vocabulary},
-    loss::LossConfig,
+    loss::{LossConfig, Targets},
     student::StudentFiles,
     train::Example,
 };
 
 /// Turns frames into examples.
-pub enum FrameReader<'a> {
-    /// The teacher's ids are the student's.
-    Same,
-    /// They are mapped, and the text is encoded again.
-    Other(Box<Aligner<'a>>),
+pub struct FrameReader<'a> {
+    pub(super) student: &'a TokenizerFiles,
+    /// Where the teacher's ids are not the student's.
+    aligner: Option<Box<Aligner<'a>>>,
+    /// Tokens of the student's side of a pair; the rest is cut off.
+    pub(super) pair_tokens_max: usize,
+    /// Whether anybody was told of a cut.
+    is_cut_told: AtomicBool,
+    /// The control: every example is given the rows of the one before it, which are here.
+    shuffled: Option<Mutex<Option<Targets>>>,
 }
 
 impl<'a> FrameReader<'a> {
-    /// Fetches the teacher's vocabulary where it is needed, and says how much of it the student knows.
+    /// Fetches the teacher's vocabulary where it is needed, and says how much of it the student knows. Of a pair the
+    /// student's side has `pair_tokens_max` tokens at most, and as many as the model has positions.
     ///
     /// # Errors
     /// A lost connection, or vocabularies that have nothing in common.
@@ -29,12 +41,14 @@ impl<'a> FrameReader<'a> {
         teacher: &Teacher,
         info: &ServerInfo,
         student: &'a StudentFiles,
+        pair_tokens_max: usize,
     ) -> Result<Self> {
+        let positions_max = student.config.max_position_embeddings;
+        let pair_tokens_max = pair_tokens_max.min(positions_max);
         if vocabularies == Vocabularies::Same {
-            return Ok(Self::Same);
+            return Ok(Self::of(&student.tokenizer, None, pair_tokens_max));
         }
         let vocabulary = fetch_vocabulary(teacher, info).await?;
-        let positions_max = student.config.max_position_embeddings;
         let aligner = Aligner::new(&vocabulary, &student.tokenizer, positions_max);
         let (tokens, mapped) = aligner.map().counts();
         if mapped == 0 {
@@ -49,7 +63,30 @@ impl<'a> FrameReader<'a> {
             "another tokenizer: {}; KL is taken where both have a boundary, similarities of logits are not available",
             aligner.map()
         );
-        Ok(Self::Other(Box::new(aligner)))
+        Ok(Self::of(&student.tokenizer, Some(aligner), pair_tokens_max))
+    }
+
+    pub(super) fn of(
+        student: &'a TokenizerFiles,
+        aligner: Option<Aligner<'a>>,
+        pair_tokens_max: usize,
+    ) -> Self {
+        Self {
+            student,
+            aligner: aligner.map(Box::new),
+            pair_tokens_max,
+            is_cut_told: AtomicBool::new(false),
+            shuffled: None,
+        }
+    }
+
+    /// The same, but every example has the teacher's rows of the one before it; the first is left out.
+    #[must_use]
+    pub fn shuffled(self, is_shuffled: bool) -> Self {
+        Self {
+            shuffled: is_shuffled.then(Mutex::default),
+            ..self
+        }
     }
 
     /// The frame as the student sees it; `None` where nothing in it can be learned by this student.
@@ -57,10 +94,63 @@ impl<'a> FrameReader<'a> {
     /// # Errors
     /// The student's tokenizer cannot represent the text.
     pub fn example(&self, frame: &Frame) -> Result<Option<Example>> {
-        match self {
-            Self::Same => Ok(Some(Example::from_frame(frame))),
-            Self::Other(aligner) => aligner.example(frame),
+        let example = self.read(frame)?;
+        Ok(match (&self.shuffled, example) {
+            (Some(before), Some(example)) => {
+                let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = before.replace(example.targets.clone());
+                before.map(|rows| example.with_rows_of_another(rows))
+            }
+            (_, example) => example,
+        })
+    }
+
+    /// The frame with its own rows, whatever the run is given.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub(crate) fn read(&self, frame: &Frame) -> Result<Option<Example>> {
+        match (&frame.view, &self.aligner) {
+            (Some(view), _) => pair::example(frame, view, self),
+            (None, None) => Ok(Some(Example::from_frame(frame))),
+            (None, Some(aligner)) => aligner.example(frame),
         }
+    }
+
+    /// Says once that a student's side did not fit.
+    pub(super) fn tell_cut(&self, frame: &Frame) {
+        if !self.is_cut_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the student's side of sequence {} has more than {} tokens: the end is cut off, and that of others as long; \
+                 --student-seq-len takes more, for more memory",
+                frame.index,
+                self.pair_tokens_max
+            );
+        }
+    }
+
+    /// Whether a token of the teacher ends a turn or a text.
+    pub(super) fn is_teacher_end(&self, id: u32) -> bool {
+        match &self.aligner {
+            Some(aligner) => aligner.is_teacher_special(id),
+            None => self.student.is_special(id),
+        }
+    }
+
+    /// The teacher's rows in the student's ids, and which of them are left. `ends` are the ids that end an answer on either
+    /// side: the teacher's means the student's.
+    pub(super) fn rows(&self, teacher: Targets, ends: Option<(u32, u32)>) -> (Targets, Vec<usize>) {
+        let ends = ends.filter(|(ours, theirs)| self.aligner.is_some() || ours != theirs);
+        if self.aligner.is_none() && ends.is_none() {
+            let all = (0..teacher.rows()).collect();
+            return (teacher, all);
+        }
+        let counterpart = |id: u32| match (ends, &self.aligner) {
+            (Some((teacher, student)), _) if teacher == id => Some(student),
+            (_, Some(aligner)) => aligner.map().student_id(id),
+            (_, None) => Some(id),
+        };
+        rows::map(&teacher, self.student.size(), |_| true, counterpart)
     }
 }
 

@@ -99,6 +99,7 @@ fn pick_state(state: &State, kept: &[usize]) -> State {
         kind: state.kind,
         coding: state.coding,
         rank: state.rank,
+        layers: state.layers,
         values: kept.iter().filter_map(row).flatten().copied().collect(),
     }
 }
@@ -129,6 +130,7 @@ mod tests {
                 kind: StateKind::Exact,
                 coding: StateCoding::F16,
                 rank: 2,
+                layers: 1,
                 values: vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
             }),
             alignment: None,

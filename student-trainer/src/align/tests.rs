@@ -50,7 +50,7 @@ fn byte_level(merges: &[(&str, &str)], special: &[&str]) -> TokenizerFiles {
 }
 
 /// Cuts words in other places than the fixture, and writes its end-of-text in another way.
-static STUDENT: LazyLock<TokenizerFiles> = LazyLock::new(|| {
+pub(super) static STUDENT: LazyLock<TokenizerFiles> = LazyLock::new(|| {
     let merges = [
         ("e", "l"),
         ("Ġ", "h"),
@@ -63,7 +63,7 @@ static STUDENT: LazyLock<TokenizerFiles> = LazyLock::new(|| {
     byte_level(&merges, &["<eot>", "<|im_start|>"])
 });
 
-static TEACHER: LazyLock<TokenizerFiles> = LazyLock::new(|| {
+pub(super) static TEACHER: LazyLock<TokenizerFiles> = LazyLock::new(|| {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tokenizer");
     TokenizerFiles::open(&fixtures).unwrap()
 });
@@ -74,7 +74,7 @@ fn aligner(positions_max: usize) -> Aligner<'static> {
 
 /// A frame of the fixture's tokenizer: targets are the tokens with a byte in `span`, each row knows its label and two
 /// bytes, and `end` adds an end-of-text without bytes.
-fn frame(text: &str, span: Range<usize>, end: bool) -> Frame {
+pub(super) fn frame(text: &str, span: Range<usize>, end: bool) -> Frame {
     let mut encoded = TEACHER.encode(text).unwrap();
     let target = |(t, &(a, b)): (usize, &(u32, u32))| {
         t > 0 && (a as usize) < span.end && (b as usize) > span.start
@@ -96,6 +96,7 @@ fn frame(text: &str, span: Range<usize>, end: bool) -> Frame {
         byte_offsets: encoded.ranges,
         target_mask: mask,
         rows: rows(&labels),
+        view: None,
     }
 }
 

@@ -3,8 +3,8 @@
 use distill_proto::{
     Frame, Rows,
     limits::{
-        KEPT_ENTRIES_MAX, PLAN_SEQUENCES_MAX, SEQUENCE_TOKENS_MAX, STATE_RANK_MAX,
-        TEMPERATURES_MAX, VOCAB_SIZE_MAX,
+        KEPT_ENTRIES_MAX, PLAN_SEQUENCES_MAX, SEQUENCE_TOKENS_MAX, STATE_LAYERS_MAX,
+        STATE_RANK_MAX, TEMPERATURES_MAX, VOCAB_SIZE_MAX,
     },
     v1::{GetServerInfoResponse, StateKind},
 };
@@ -29,16 +29,35 @@ pub(super) fn check_handshake(info: &GetServerInfoResponse) -> Result<()> {
     within("seq_len", longest, 0, SEQUENCE_TOKENS_MAX as u64)?;
     within("token_count", tokens, sequences, sequences * longest)?;
     within("target_count", info.target_count, 0, tokens)?;
-    let (rank, layer) = (info.state_rank.into(), info.state_layer.into());
+    let paired = info.paired_sequences;
+    within("paired_sequences", paired, 0, sequences)?;
+    within(
+        "paired_without_shared",
+        info.paired_without_shared,
+        0,
+        paired,
+    )?;
+    let rank = info.state_rank.into();
     match info.state_kind() {
         StateKind::None => within("state_rank", rank, 0, 0)?,
         // Refused by its own name.
         StateKind::Unspecified => {}
-        _ => within("state_rank", rank, 1, STATE_RANK_MAX as u64)?,
+        _ => {
+            let layers = info.state_layers.len().clamp(1, STATE_LAYERS_MAX);
+            within("state_rank", rank, 1, (layers * STATE_RANK_MAX) as u64)?;
+        }
     }
     match info.state_kind() {
-        StateKind::Hidden => within("state_layer", layer, 1, u64::from(u32::MAX))?,
-        _ => within("state_layer", layer, 0, 0)?,
+        StateKind::Hidden => check_layers(info)?,
+        _ => {
+            within("state_layer", info.state_layer.into(), 0, 0)?;
+            within(
+                "number of state_layers",
+                info.state_layers.len() as u64,
+                0,
+                0,
+            )?;
+        }
     }
     if !(info.state_error.is_finite() && info.state_error >= 0.0) {
         let found = info.state_error;
@@ -47,6 +66,41 @@ pub(super) fn check_handshake(info: &GetServerInfoResponse) -> Result<()> {
     check_temperatures(&info.temperatures)?;
     check_name("model_name", &info.model_name)?;
     check_name("server_version", &info.server_version)
+}
+
+/// Which layers `state` is of; servers before `state_layers` name one, and not the embeddings.
+pub(super) fn state_layers(info: &GetServerInfoResponse) -> Vec<u32> {
+    let one = (info.state_kind() == StateKind::Hidden).then_some(info.state_layer);
+    if info.state_layers.is_empty() {
+        return one.into_iter().collect();
+    }
+    info.state_layers.clone()
+}
+
+fn check_layers(info: &GetServerInfoResponse) -> Result<()> {
+    let layers = &info.state_layers;
+    if layers.is_empty() {
+        return within(
+            "state_layer",
+            info.state_layer.into(),
+            1,
+            u64::from(u32::MAX),
+        );
+    }
+    let count = layers.len() as u64;
+    within("number of state_layers", count, 1, STATE_LAYERS_MAX as u64)?;
+    if !layers.is_sorted_by(|a, b| a < b) {
+        return Err(refused(
+            "state_layers",
+            &format!("{layers:?}"),
+            "increasing",
+        ));
+    }
+    if !u64::from(info.state_rank).is_multiple_of(count) {
+        let wanted = format!("a multiple of its {count} layers");
+        return Err(refused("state_rank", &info.state_rank, &wanted));
+    }
+    Ok(())
 }
 
 fn within(field: &str, value: u64, least: u64, most: u64) -> Result<()> {
@@ -117,8 +171,9 @@ impl ServerInfo {
     /// Names what differs, with both values.
     pub(super) fn check_rows(&self, what: &str, rows: &Rows) -> Result<()> {
         let state = rows.state.as_ref();
-        let state = state.map(|state| (state.kind, state.rank));
-        let agreed = self.state.map(|(kind, rank)| (kind, rank as usize));
+        let state = state.map(|state| (state.kind, state.rank, state.layers));
+        let layers = self.state_layers.len().max(1);
+        let agreed = self.state.map(|(kind, rank)| (kind, rank as usize, layers));
         let pairs = [
             (
                 "vocabulary",
@@ -183,7 +238,7 @@ impl ServerInfo {
     }
 
     /// Everything that a plan fixes, in words. How the device is shared and the names are free to change.
-    fn agreed_fields(&self) -> [(&'static str, String); 15] {
+    fn agreed_fields(&self) -> [(&'static str, String); 17] {
         let Self {
             model,
             tokenizer,
@@ -198,8 +253,10 @@ impl ServerInfo {
             temperatures,
             state,
             state_error,
-            state_layer,
+            state_layers,
             sequence_count,
+            paired_sequences,
+            paired_without_shared,
             token_count,
             target_count,
             seq_len,
@@ -221,8 +278,10 @@ impl ServerInfo {
             ("temperatures", format!("{temperatures:?}")),
             ("state", format!("{state:?}")),
             ("state_error", state_error.to_string()),
-            ("state_layer", state_layer.to_string()),
+            ("state_layers", format!("{state_layers:?}")),
             ("sequence_count", sequence_count.to_string()),
+            ("paired_sequences", paired_sequences.to_string()),
+            ("paired_without_shared", paired_without_shared.to_string()),
             ("token_count", token_count.to_string()),
             ("target_count", target_count.to_string()),
             ("seq_len", seq_len.to_string()),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, Frame, FrameContext,
+    Estimator, FORMAT_VERSION_PAIRS, Frame, FrameContext,
     v1::{self, Block},
 };
 
@@ -20,9 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[tokio::test]
 async fn a_handshake_that_no_teacher_means_is_refused_by_field() {
     type Change = fn(&mut v1::GetServerInfoResponse);
-    let lies: [(&str, Change); 24] = [
+    let lies: [(&str, Change); 29] = [
         ("frame format version", |info| {
-            info.format_version = FORMAT_VERSION + 1
+            info.format_version = FORMAT_VERSION_PAIRS + 1
         }),
         ("effective_vocab_size is 0", |info| {
             info.effective_vocab_size = 0
@@ -49,11 +49,26 @@ async fn a_handshake_that_no_teacher_means_is_refused_by_field() {
         ("temperatures is inf", |info| {
             info.temperatures.push(f32::INFINITY)
         }),
+        ("paired_sequences is 99", |info| info.paired_sequences = 99),
+        ("paired_without_shared is 1", |info| {
+            info.paired_without_shared = 1
+        }),
         ("state_rank is 0", |info| info.state_rank = 0),
         ("state_rank is 4294967295", |info| {
             info.state_rank = u32::MAX
         }),
         ("state_layer is 3", |info| info.state_layer = 3),
+        ("number of state_layers is 1", |info| {
+            info.state_layers = vec![3]
+        }),
+        ("state_layers is [2, 2]", |info| {
+            info.set_state_kind(v1::StateKind::Hidden);
+            (info.state_rank, info.state_layers) = (8, vec![2, 2]);
+        }),
+        ("state_rank is 9", |info| {
+            info.set_state_kind(v1::StateKind::Hidden);
+            (info.state_rank, info.state_layers) = (9, vec![0, 2]);
+        }),
         ("state_error is NaN", |info| info.state_error = f32::NAN),
         ("seq_len is 4294967295", |info| info.seq_len = u32::MAX),
         ("sequence_count is 18446744073709551615", |info| {

@@ -1,13 +1,13 @@
 //! Provides what a teacher says about itself, checked: can this build read it, does it fit the student and the loss.
 
 use distill_proto::{
-    Estimator, FORMAT_VERSION, Fingerprint, StateKind,
+    Estimator, FORMAT_VERSION, FORMAT_VERSION_PAIRS, Fingerprint, StateKind,
     v1::{self, GetServerInfoResponse},
 };
 
 use distill_text::TokenizerFiles;
 
-use super::checks::check_handshake;
+use super::checks::{check_handshake, state_layers};
 use crate::{Error, Result};
 
 /// Whether ids mean the same tokens on both sides.
@@ -48,8 +48,8 @@ pub struct ServerInfo {
     pub state: Option<(StateKind, u32)>,
     /// Mean relative error of a sketch on held-out text; 0 where `state` is exact.
     pub state_error: f32,
-    /// Decoder layer whose output `state` is, from 1 on; 0 where it is none.
-    pub state_layer: u32,
+    /// Layers whose outputs `state` holds: 0 the embeddings, their number the output after the final norm; else none.
+    pub state_layers: Vec<u32>,
     /// Frames of one pass.
     pub sequence_count: u64,
     /// Tokens of one pass.
@@ -60,6 +60,10 @@ pub struct ServerInfo {
     pub seq_len: u32,
     /// How the device is shared.
     pub vram_mode: v1::VramMode,
+    /// Sequences whose student reads a text of its own.
+    pub paired_sequences: u64,
+    /// Of these, the ones whose sides share nothing.
+    pub paired_without_shared: u64,
     /// For messages.
     pub model_name: String,
     /// For messages.
@@ -70,11 +74,12 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
     type Error = Error;
 
     fn try_from(info: GetServerInfoResponse) -> Result<Self> {
-        if info.format_version != FORMAT_VERSION {
+        // The later version is what a corpus of pairs asks for.
+        if ![FORMAT_VERSION, FORMAT_VERSION_PAIRS].contains(&info.format_version) {
             return Err(Error::Mismatch {
                 what: "frame format version",
                 teacher: info.format_version.to_string(),
-                student: FORMAT_VERSION.to_string(),
+                student: format!("{FORMAT_VERSION} and {FORMAT_VERSION_PAIRS}"),
                 remedy: "use teacher-server and student-trainer of one release",
             });
         }
@@ -104,9 +109,11 @@ impl TryFrom<GetServerInfoResponse> for ServerInfo {
                 v1::StateKind::Unspecified => return Err(bad("state kind")),
             },
             state_error: info.state_error,
-            state_layer: info.state_layer,
+            state_layers: state_layers(&info),
             temperatures: info.temperatures,
             sequence_count: info.sequence_count,
+            paired_sequences: info.paired_sequences,
+            paired_without_shared: info.paired_without_shared,
             token_count: info.token_count,
             target_count: info.target_count,
             seq_len: info.seq_len,

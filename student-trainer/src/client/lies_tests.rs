@@ -175,7 +175,7 @@ fn lies_in_frames() -> Vec<StreamLie> {
                 let state = frame.rows.state.as_mut().expect("a state");
                 state.kind = StateKind::Sketch;
             }),
-            "state: Some((Sketch, 3))",
+            "state: Some((Sketch, 3, 1))",
         ),
         lie(
             "a larger vocabulary",

@@ -79,6 +79,7 @@ pub fn made_up_frame(index: u64) -> Frame {
             .collect(),
         target_mask: (0..=rows).map(|t| t > 0).collect(),
         text,
+        view: None,
         rows: Rows {
             rows,
             k,
@@ -97,6 +98,7 @@ pub fn made_up_frame(index: u64) -> Frame {
                 kind: StateKind::Exact,
                 coding: StateCoding::F16,
                 rank: RANK,
+                layers: 1,
                 values: (0..rows * RANK).map(|i| i as f32 / 8.0).collect(),
             }),
         },

@@ -1,11 +1,16 @@
-//! Provides the answer to a name that other trainers use: what it is called here.
+//! Provides the answer to a name that other trainers use, or that this one used before: what it is called here.
 
 use distill_program::console;
 use distill_text::foreign;
 
-/// What to use in place of `name`, settings in backticks; `None` for a name that nobody knows.
+use super::renamed::renamed;
+
+/// What to use in place of `name`, a flag or a path, settings in backticks; `None` for a name that nobody knows.
 pub(super) fn explain(name: &str) -> Option<String> {
-    let foreign = foreign(name)?;
+    if let Some(now) = renamed(name) {
+        return Some(now);
+    }
+    let foreign = foreign(name.rsplit('.').next().unwrap_or(name))?;
     Some(match (foreign.trainer, foreign.server) {
         ("", server) => format!("it is the teacher's: in teacher-server use {server}"),
         (trainer, _) => format!("here use {trainer}"),
@@ -69,6 +74,9 @@ mod tests {
             ("--lr_scheduler_type", "--warmup-ratio"),
             ("--bf16", "--dtype with bf16"),
             ("--beta", "--jsd-beta"),
+            ("--kl-divergence", "--reverse-kl-weight for reverse"),
+            ("--scope", "--align-block-size: 0 for row"),
+            ("--hidden-lr", "--align-projection-lr"),
             ("--max_length", "teacher-server"),
             ("--max_model_len", "in teacher-server use --seq-len"),
         ] {

@@ -2,64 +2,90 @@
 
 use distill_program::settings::{Key, Kind, Need};
 
-use super::needs::{BLOCKS, COST_KL, HIDDEN, JSD, KL, OT, SIMILARITY, TRANSPORT};
+use super::needs::{
+    BLOCKS, COST_KL, COSTED, DIVERGENCE, HELD, HIDDEN, JSD, MASSES, OT, PARTIAL, SIMILARITY,
+    SOLVED, UNBALANCED,
+};
 
 /// One line a key.
 macro_rules! table {
-    ($($path:literal: $kind:ident $(needs [$($need:ident),+])? = $help:literal;)+) => {
-        &[$(($path, Kind::$kind, $help, &[$($($need),+)?])),+]
+    ($($path:literal: $kind:ident $(alias $alias:literal)? $(needs [$($need:ident),+])? = $help:literal;)+) => {
+        &[$(LossKey {
+            path: $path,
+            kind: Kind::$kind,
+            help: $help,
+            needs: &[$($($need),+)?],
+            alias: &[$($alias)?],
+        }),+]
     };
 }
 
-/// Key under `[loss]`, kind, help and needs of every loss setting.
-const LOSS_KEYS: &[(&str, Kind, &str, &[Need])] = table! {
+/// A setting of the loss.
+struct LossKey {
+    /// Under `[loss]`.
+    path: &'static str,
+    kind: Kind,
+    help: &'static str,
+    needs: &'static [Need],
+    /// A shorter flag, if there is one.
+    alias: &'static [&'static str],
+}
+
+const LOSS_KEYS: &[LossKey] = table! {
     "ce_weight": Float = "Weight of cross-entropy with the corpus' own tokens";
     "kl_weight": Float = "Weight of tau^2 KL(teacher || student)";
-    "kl_temperature": Float needs [KL] = "tau of KL; one of the temperatures that the teacher stores";
-    "kl_divergence": Text needs [KL] = "Divergence from the teacher: forward, reverse or jsd";
-    "jsd_beta": Float needs [KL, JSD] = "The teacher's share of the mixture under jsd";
-    "ot_weight": Float = "Weight of optimal transport";
-    "hidden_weight": Float = "Weight of transport between hidden states, through a learned projection";
-    "hidden_layer": Integer needs [HIDDEN] = "Student layer of those hidden states: 1 is the first, 0 the last after its norm";
-    "hidden_similarity": Text needs [HIDDEN] = "Similarity of hidden states: scaled-dot or cosine";
-    "hidden_temperature": Float needs [HIDDEN] = "Divides that similarity before its softmax";
-    "hidden_lr": Float needs [HIDDEN] = "Peak learning rate of the projection of hidden states";
-    "schedule.ot_warmup_steps": Integer needs [TRANSPORT] = "Steps over which the weights of both transports rise from 0";
+    "reverse_kl_weight": Float = "Weight of tau^2 KL(student || teacher)";
+    "jsd_weight": Float = "Weight of tau^2 JSD, the divergence of both from their mixture";
+    "jsd_beta": Float needs [JSD] = "The teacher's share of that mixture";
+    "kl_temperature": Float needs [DIVERGENCE] = "tau of all three; one of the temperatures that the teacher stores";
+    "ot_weight": Float = "Weight of what is learned between positions, by optimal transport or another plan";
+    "schedule.ot_warmup_steps": Integer needs [OT] = "Steps over which the weight of transport rises from 0";
     "schedule.ce_weight_end": Float = "Weight of cross-entropy at the last step; linear in between";
     "schedule.kl_weight_end": Float = "Weight of KL at the last step; linear in between";
+    "schedule.reverse_kl_weight_end": Float = "Weight of reverse KL at the last step; linear in between";
+    "schedule.jsd_weight_end": Float = "Weight of JSD at the last step; linear in between";
     "schedule.ot_weight_end": Float = "Weight of transport at the last step; linear in between";
-    "schedule.hidden_weight_end": Float = "Weight of transport between hidden states at the last step; linear in between";
     "schedule.temperature_end": Float needs [OT, SIMILARITY] = "Temperature of the similarity at the last step; geometric in between";
-    "schedule.epsilon_end": Float needs [TRANSPORT] = "epsilon at the last step; geometric in between";
+    "schedule.epsilon_end": Float needs [OT, COSTED] = "epsilon at the last step; geometric in between";
     "chunk_rows": Integer = "Rows whose logits exist at one time";
-    "ot.cost": Text needs [OT] = "Cost of transport: softmax-similarity or kl";
-    "ot.plan_cost": Text needs [OT] = "What the plan is solved for: same (the cost) or squared-euclidean (of raw logits over their mean)";
-    "ot.similarity": Text needs [OT, SIMILARITY] = "Under softmax-similarity: scaled-dot, centered-dot, cosine or bhattacharyya";
-    "ot.temperature": Float needs [OT, SIMILARITY] = "Divides the similarity before its softmax";
-    "ot.kappa": Float needs [OT, COST_KL] = "Nats of KL that count as cost 1 under kl";
-    "ot.epsilon": Float needs [TRANSPORT] = "Entropic regularisation, in units of the cost";
-    "ot.lambda": Float needs [TRANSPORT] = "1 / epsilon, the other usual name; give one of the two";
-    "ot.scope": Text needs [TRANSPORT] = "Positions of one problem: row (all) or block";
-    "ot.block_size": Integer needs [TRANSPORT, BLOCKS] = "Positions of a block under scope block";
-    "ot.reduction": Text needs [TRANSPORT, BLOCKS] = "Over block pairs: mean or sum";
-    "ot.objective": Text needs [TRANSPORT] = "What is minimised: entropic, sharp, or detached (in the preset literal only)";
-    "ot.position_prior": Float needs [TRANSPORT] = "gamma of gamma (i/N - j/M)^2, added to the cost when solving; 0 is off";
-    "ot.max_iterations": Integer needs [TRANSPORT] = "Most passes of the solver over the kernel";
-    "ot.tolerance": Float needs [TRANSPORT] = "L1 marginal error at which the solver stops";
+    "align.plan": Text needs [OT] = "How the plan between positions is made: sinkhorn, unbalanced, partial, mutual, row, uniform, monotone or links";
+    "align.cost": Text alias "cost" needs [OT, COSTED] = "What it is made for: kl, hidden, softmax-similarity or squared-euclidean";
+    "align.loss": Text needs [OT] = "What is paid on it: entropic, sharp, kl, similarity, states, or detached (in the preset literal only)";
+    "align.through_plan": Boolean needs [OT, HELD] = "Let the gradient of kl, similarity and states go through the plan too";
+    "align.similarity": Text alias "similarity" needs [OT, SIMILARITY] = "Under softmax-similarity: scaled-dot, centered-dot, cosine, bhattacharyya, hidden-scaled-dot or hidden-cosine";
+    "align.temperature": Float alias "temperature" needs [OT, SIMILARITY] = "Divides the similarity before its softmax";
+    "align.kappa": Float alias "kappa" needs [OT, COST_KL] = "Nats of KL that count as cost 1 under kl";
+    "align.epsilon": Float alias "epsilon" needs [OT, COSTED] = "Entropic regularisation, in units of the cost";
+    "align.lambda": Float alias "lambda" needs [OT, COSTED] = "1 / epsilon, the other usual name; give one of the two";
+    "align.rho_student": Float needs [OT, UNBALANCED] = "What a unit of the student's mass that is not as it should be costs";
+    "align.rho_teacher": Float needs [OT, UNBALANCED] = "The same for the teacher's mass";
+    "align.mass": Float needs [OT, PARTIAL] = "What is transported, of 1";
+    "align.marginals": Text needs [OT, MASSES] = "Mass of the teacher's positions: uniform, entropy or confidence";
+    "align.block_size": Integer alias "block-size" needs [OT] = "Length of the blocks whose pairs are problems of their own; 0: one problem of all positions";
+    "align.reduction": Text alias "reduction" needs [OT, BLOCKS] = "Over block pairs: mean or sum";
+    "align.position": Float alias "position-prior" needs [OT, COSTED] = "gamma of gamma (i/N - j/M)^2, added to the cost when the plan is made; 0 is off";
+    "align.bytes": Float needs [OT, COSTED] = "Taken from the cost then, where both sides have the same number or name";
+    "align.links": Float needs [OT, COSTED] = "Taken from the cost then, where the record joins both sides";
+    "align.layers": List needs [OT, HIDDEN] = "Hidden states that are compared, TEACHER_STATE:STUDENT_LAYER[:WEIGHT]: state 0 is the capture's, layer 0 the embeddings, last the last after its norm";
+    "align.projection": Text needs [OT, HIDDEN] = "Where the projection of hidden states comes from: fitted (on what both sides share, then held) or random (and trained)";
+    "align.projection_lr": Float needs [OT, HIDDEN] = "Peak learning rate of that projection; unset: 0 for a fitted one, 0.001 for a random one";
+    "align.max_iterations": Integer alias "max-iterations" needs [OT, SOLVED] = "Most passes of the solver over the kernel";
+    "align.tolerance": Float alias "tolerance" needs [OT, SOLVED] = "L1 marginal error at which the solver stops";
 };
 
 /// The keys of the loss section.
 pub fn loss_keys() -> Vec<Key> {
-    let key = |&(path, kind, help, needs): &(&str, Kind, &str, &[Need])| Key {
-        needs: needs.to_vec(),
-        ..Key::new(path, help, kind)
+    let key = |key: &LossKey| Key {
+        needs: key.needs.to_vec(),
+        alias: key.alias.first().copied(),
+        ..Key::new(key.path, key.help, key.kind)
     };
     LOSS_KEYS.iter().map(key).collect()
 }
 
 /// As [`loss_keys`], for a command that shows every part of the loss, whatever its weight.
 pub fn every_loss_key() -> Vec<Key> {
-    let is_weight = |need: &Need| [KL, OT, HIDDEN, TRANSPORT].contains(need);
+    let is_weight = |need: &Need| [DIVERGENCE, JSD, OT].contains(need);
     let mut keys = loss_keys();
     for key in &mut keys {
         key.needs.retain(|need| !is_weight(need));
@@ -72,7 +98,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::loss::{LossConfig, LossSchedule, OtConfig};
+    use crate::loss::{AlignConfig, LossConfig, LossSchedule};
 
     fn paths(table: &toml::Table, prefix: &str, out: &mut BTreeSet<String>) {
         for (name, value) in table {
@@ -89,16 +115,18 @@ mod tests {
     fn every_loss_setting_has_a_flag_and_every_flag_a_setting() {
         // Every optional setting is set, so that it shows.
         let full = LossConfig {
-            ot: OtConfig {
+            align: AlignConfig {
                 lambda: Some(10.0),
-                ..OtConfig::default()
+                projection_lr: Some(1e-3),
+                ..AlignConfig::default()
             },
             schedule: LossSchedule {
                 ot_warmup_steps: 1,
                 ce_weight_end: Some(1.0),
                 kl_weight_end: Some(1.0),
+                reverse_kl_weight_end: Some(1.0),
+                jsd_weight_end: Some(1.0),
                 ot_weight_end: Some(1.0),
-                hidden_weight_end: Some(1.0),
                 temperature_end: Some(1.0),
                 epsilon_end: Some(1.0),
             },

@@ -5,6 +5,7 @@ mod lora;
 pub mod loss_keys;
 pub mod needs;
 mod preset;
+mod renamed;
 pub mod resolve;
 mod train;
 

@@ -4,27 +4,79 @@ use distill_program::settings::{Is, Need};
 
 const KL_WEIGHT: (&str, Is) = ("loss.kl_weight", Is::Above0);
 const KL_WEIGHT_END: (&str, Is) = ("loss.schedule.kl_weight_end", Is::Above0);
+const REVERSE_KL_WEIGHT: (&str, Is) = ("loss.reverse_kl_weight", Is::Above0);
+const REVERSE_KL_WEIGHT_END: (&str, Is) = ("loss.schedule.reverse_kl_weight_end", Is::Above0);
+const JSD_WEIGHT: (&str, Is) = ("loss.jsd_weight", Is::Above0);
+const JSD_WEIGHT_END: (&str, Is) = ("loss.schedule.jsd_weight_end", Is::Above0);
 const OT_WEIGHT: (&str, Is) = ("loss.ot_weight", Is::Above0);
 const OT_WEIGHT_END: (&str, Is) = ("loss.schedule.ot_weight_end", Is::Above0);
-const HIDDEN_WEIGHT: (&str, Is) = ("loss.hidden_weight", Is::Above0);
-const HIDDEN_WEIGHT_END: (&str, Is) = ("loss.schedule.hidden_weight_end", Is::Above0);
 
 /// A divergence from the teacher.
-pub const KL: Need = &[KL_WEIGHT, KL_WEIGHT_END];
-/// Transport between logits.
+pub const DIVERGENCE: Need = &[
+    KL_WEIGHT,
+    KL_WEIGHT_END,
+    REVERSE_KL_WEIGHT,
+    REVERSE_KL_WEIGHT_END,
+    JSD_WEIGHT,
+    JSD_WEIGHT_END,
+];
+/// That from the mixture of teacher and student.
+pub const JSD: Need = &[JSD_WEIGHT, JSD_WEIGHT_END];
+/// What is learned between positions.
 pub const OT: Need = &[OT_WEIGHT, OT_WEIGHT_END];
-/// Transport between hidden states.
-pub const HIDDEN: Need = &[HIDDEN_WEIGHT, HIDDEN_WEIGHT_END];
-/// Either transport: both are solved with the same settings.
-pub const TRANSPORT: Need = &[OT_WEIGHT, OT_WEIGHT_END, HIDDEN_WEIGHT, HIDDEN_WEIGHT_END];
-/// A cost made of similarities.
-pub const SIMILARITY: Need = &[("loss.ot.cost", Is::One(&["softmax-similarity"]))];
+/// A cost made of similarities, to make the plan for or to pay.
+pub const SIMILARITY: Need = &[
+    ("loss.align.cost", Is::One(&["softmax-similarity"])),
+    ("loss.align.loss", Is::One(&["similarity"])),
+];
 /// A cost made of divergences.
-pub const COST_KL: Need = &[("loss.ot.cost", Is::One(&["kl"]))];
+pub const COST_KL: Need = &[("loss.align.cost", Is::One(&["kl"]))];
+/// Hidden states.
+pub const HIDDEN: Need = &[
+    ("loss.align.cost", Is::One(&["hidden"])),
+    ("loss.align.loss", Is::One(&["states"])),
+    (
+        "loss.align.similarity",
+        Is::One(&["hidden-cosine", "hidden-scaled-dot"]),
+    ),
+];
+/// A plan that looks at costs.
+pub const COSTED: Need = &[(
+    "loss.align.plan",
+    Is::One(&[
+        "sinkhorn",
+        "unbalanced",
+        "partial",
+        "mutual",
+        "row",
+        "monotone",
+    ]),
+)];
+/// A plan that is solved by steps.
+pub const SOLVED: Need = &[(
+    "loss.align.plan",
+    Is::One(&["sinkhorn", "unbalanced", "partial"]),
+)];
+/// A plan whose marginals are penalties.
+pub const UNBALANCED: Need = &[("loss.align.plan", Is::One(&["unbalanced"]))];
+/// A plan of a part of the mass.
+pub const PARTIAL: Need = &[("loss.align.plan", Is::One(&["partial"]))];
+/// A plan that gives the teacher's positions their masses.
+pub const MASSES: Need = &[(
+    "loss.align.plan",
+    Is::One(&[
+        "sinkhorn",
+        "unbalanced",
+        "partial",
+        "mutual",
+        "row",
+        "uniform",
+    ]),
+)];
+/// A payment that says by itself how far its gradient goes.
+pub const HELD: Need = &[("loss.align.loss", Is::One(&["kl", "similarity", "states"]))];
 /// Several problems of transport.
-pub const BLOCKS: Need = &[("loss.ot.scope", Is::One(&["block"]))];
-/// The mixture of teacher and student.
-pub const JSD: Need = &[("loss.kl_divergence", Is::One(&["jsd"]))];
+pub const BLOCKS: Need = &[("loss.align.block_size", Is::Above0)];
 
 /// Adapters.
 pub const LORA: Need = &[("tune", Is::One(&["lora"]))];

@@ -37,7 +37,7 @@ pub fn resolve_over<C: Settings>(
                 let near = nearest(path, known.iter().copied()).unwrap_or_default();
                 format!("the nearest setting is `{near}`")
             };
-            explain(path.rsplit('.').next().unwrap_or(path)).unwrap_or_else(near)
+            explain(path).unwrap_or_else(near)
         },
         settle: settle_epsilon,
         foundation: &|given| match given.get("preset") {
@@ -52,24 +52,24 @@ pub fn resolve_over<C: Settings>(
 /// Writes lambda as the epsilon that it stands for, so that of two sources the later one wins by either name.
 fn settle_epsilon(source: &mut Table) -> Result<()> {
     let loss = source.get_mut("loss").and_then(Value::as_table_mut);
-    let transport = loss.and_then(|loss| loss.get_mut("ot")?.as_table_mut());
-    let Some(transport) = transport else {
+    let align = loss.and_then(|loss| loss.get_mut("align")?.as_table_mut());
+    let Some(align) = align else {
         return Ok(());
     };
-    let Some(lambda) = transport.remove("lambda") else {
+    let Some(lambda) = align.remove("lambda") else {
         return Ok(());
     };
-    if let Some(epsilon) = transport.get("epsilon") {
+    if let Some(epsilon) = align.get("epsilon") {
         return Err(Error::Config(format!(
-            "loss.ot.lambda: lambda is 1 / epsilon, but lambda {lambda} and epsilon {epsilon} are given together; give one"
+            "loss.align.lambda: lambda is 1 / epsilon, but lambda {lambda} and epsilon {epsilon} are given together; give one"
         )));
     }
     let epsilon = number(&lambda).filter(|lambda| lambda.is_finite() && *lambda > 0.0);
     let Some(epsilon) = epsilon.map(f64::recip) else {
         return Err(Error::Config(format!(
-            "loss.ot.lambda: {lambda} is not a finite number above 0"
+            "loss.align.lambda: {lambda} is not a finite number above 0"
         )));
     };
-    transport.insert("epsilon".to_owned(), Value::Float(epsilon));
+    align.insert("epsilon".to_owned(), Value::Float(epsilon));
     Ok(())
 }

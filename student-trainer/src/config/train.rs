@@ -100,6 +100,10 @@ settings! {
         packing: bool = true, may_resume: no;
         /// Tokens in one packed pass at most, unless one sequence has more; unset: as many as `batch_size` sequences have.
         pack_tokens: Option<usize> = None, may_resume: no, limits: 1..;
+        /// Longest student's side of a pair in the student's tokens, the rest is cut off; unset: as long as the teacher's sequences.
+        student_seq_len: Option<usize> = None, may_resume: no, limits: SEQ_LEN_MIN..;
+        /// Give every sequence the teacher's rows of the one before it: the control that must not work.
+        shuffle_teacher: bool = false, may_resume: no;
         /// Recompute layers in the backward pass instead of keeping their activations.
         checkpointing: bool = true, may_resume: yes;
         /// Layers recomputed together: their first input is kept, and while they are recomputed the activations of all of them are.

@@ -229,10 +229,12 @@ mod tests {
     fn sequence(mask: &[bool]) -> Sequence {
         Sequence {
             id: 0,
+            content_id: 0,
             text: String::new(),
             token_ids: vec![1; mask.len()],
             byte_offsets: Vec::new(),
             target_mask: mask.to_vec(),
+            view: None,
         }
     }
 

@@ -74,7 +74,9 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         }
         None => None,
     };
-    let windowing = Windowing::new(config.seq_len).strict(config.strict);
+    let windowing = Windowing::new(config.seq_len)
+        .strict(config.strict)
+        .of_student();
     let (sequences, skipped) = sequences(&config.data, &files, &windowing, config.max_sequences)?;
     if sequences.is_empty() {
         return Err(Error::Config(

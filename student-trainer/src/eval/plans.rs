@@ -6,7 +6,7 @@ use distill_text::Sequence;
 
 use crate::{
     Result,
-    loss::{HeadGeometry, OtConfig, Targets, transport_plan},
+    loss::{AlignConfig, HeadGeometry, Targets, transport_plan},
 };
 
 /// A transport plan with what its rows and columns stand for.
@@ -25,11 +25,11 @@ pub(super) fn plan(
     rows: &Rows,
     geometry: &HeadGeometry,
 ) -> Result<Plan> {
-    let ot = OtConfig {
-        position_prior: 0.0,
-        ..OtConfig::default()
+    let align = AlignConfig {
+        position: 0.0,
+        ..AlignConfig::default()
     };
-    let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &ot)?;
+    let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &align)?;
     let targets = (0..sequence.token_ids.len()).filter(|&t| sequence.target_mask[t]);
     let text = |t: usize| {
         let (start, end) = sequence.byte_offsets[t];

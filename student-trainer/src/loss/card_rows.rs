@@ -1,9 +1,9 @@
 /*! Provides the rows of the fused head on a card: `[c, V]` stays there, and so does everything that the loss makes of a row.
 
 ```text
- host, once a sequence: places [n, K + 1], terms [n, 7 + 2 K] ──> card
+ host, once a sequence: places [n, K + 1], terms [n, 9 + 2 K] ──> card
  Z [c, V] ──> parts: kept and label logits; of the others max, sum exp, sum exp(. / tau)
-          ──> factors: values [c, 3], and over the parts own, tail, the kept's own, the label's
+          ──> factors: values [c, 5], and over the parts own, tail, the kept's own, the label's
           ──> D [c, V] = own exp(Z - max) + tail exp((Z - max) / tau), the kept's own, the label's added
 ```
 
@@ -15,7 +15,6 @@ use candle_core::{DType, Device, Tensor};
 use distill_kernels::Compute;
 use distill_kernels::head::{HeadRows, TERM_NUMBERS, VALUE_NUMBERS};
 
-use super::divergence::DivergenceForm;
 use super::error::Result;
 use super::rows::{RowTerms, RowValues};
 
@@ -24,9 +23,8 @@ pub(crate) struct CardRows {
     /// `[n, K + 1]`, the label last. Rows with fewer kept ids than the widest name their first again; rows without any, their
     /// label, which is then kept.
     places: Tensor,
-    /// `[n, 7 + 2 K]`, f64.
+    /// `[n, 9 + 2 K]`, f64.
     terms: Tensor,
-    divergence: DivergenceForm,
     /// tau of the rows that have kept ids.
     temperature: f64,
     vocab: usize,
@@ -34,7 +32,7 @@ pub(crate) struct CardRows {
 }
 
 impl CardRows {
-    /// Of rows that have one divergence and one temperature, over the first `vocab` logits.
+    /// Of rows that have one temperature, over the first `vocab` logits.
     pub(crate) fn new(
         terms: &[RowTerms],
         vocab: usize,
@@ -49,8 +47,8 @@ impl CardRows {
             extend_to(width, &mut places, row.ids(), row.label);
             places.push(row.label);
             numbers.extend(term_numbers(row));
-            let (p, log_p) = match &row.kl {
-                Some((row, _)) => (row.p.as_slice(), row.log_p.as_slice()),
+            let (p, log_p) = match &row.teacher {
+                Some(row) => (row.p.as_slice(), row.log_p.as_slice()),
                 None => Default::default(),
             };
             extend_to(width, &mut numbers, p, 0.0);
@@ -60,9 +58,6 @@ impl CardRows {
         Ok(Self {
             places: Tensor::from_vec(places, (rows, width + 1), device)?,
             terms: Tensor::from_vec(numbers, (rows, TERM_NUMBERS + 2 * width), device)?,
-            divergence: terms
-                .first()
-                .map_or(DivergenceForm::Forward, |row| row.divergence),
             temperature: tempered.into_iter().find(|tau| *tau != 1.0).unwrap_or(1.0),
             vocab,
             compute,
@@ -99,7 +94,7 @@ impl CardRows {
             let (parts, values) = (out[0], out[1]);
             let mut calls = vec![
                 sizes.parts(z, places, parts)?,
-                sizes.factors(self.divergence.on_card().0, (parts, terms, values))?,
+                sizes.factors(parts, terms, values)?,
             ];
             if let Some(&gradient) = out.get(2) {
                 calls.push(sizes.gradient((z, places, parts), gradient)?);
@@ -114,23 +109,34 @@ impl CardRows {
 /// From what the kernels say of rows, [`VALUE_NUMBERS`] of each.
 pub(crate) fn row_values(numbers: &[f64]) -> Vec<RowValues> {
     let values = |row: &[f64; VALUE_NUMBERS]| {
-        let [logsumexp, ce, kl] = *row;
-        RowValues { logsumexp, ce, kl }
+        let [logsumexp, ce, divergences @ ..] = *row;
+        RowValues {
+            logsumexp,
+            ce,
+            divergences,
+        }
     };
     numbers.as_chunks().0.iter().map(values).collect()
 }
 
 /// What [`HeadRows::factors`] is told of a row.
 fn term_numbers(row: &RowTerms) -> [f64; TERM_NUMBERS] {
-    let (weight, bucket) = match &row.kl {
-        Some((row, weight)) => (*weight, row.bucket),
-        None => (0.0, false),
-    };
-    let beta = row.divergence.on_card().1;
+    let bucket = row.teacher.as_ref().is_some_and(|row| row.bucket);
     let bucket = f64::from(u8::from(bucket));
     let kept = row.ids().len() as f64;
-    let tau = row.temperature();
-    [kept, row.ce, weight, row.softmax, bucket, tau, beta]
+    let [forward, reverse, jsd] = row.divergences.weights.map(|weight| weight.unwrap_or(-1.0));
+    let (tau, beta) = (row.temperature(), row.divergences.beta);
+    [
+        kept,
+        row.ce,
+        forward,
+        reverse,
+        jsd,
+        row.softmax,
+        bucket,
+        tau,
+        beta,
+    ]
 }
 
 /// Appends `some`, and then their first, or `without`, until they are `width`.

@@ -5,18 +5,25 @@ use distill_kernels::head::VOCAB_MAX;
 use distill_kernels::{Compute, HEAD};
 
 use super::card_rows::{CardRows, row_values};
-use super::divergence::DivergenceForm;
+use super::divergence::{Divergences, FORMS};
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::teacher::{Teacher, TeacherRow};
 use super::testing::{Case, Random, SQUARE, Sizes, emulate, relative, tensor, widened};
 use super::*;
 
 const EMULATED: Compute = |inputs, outputs, calls| emulate(&HEAD, inputs, outputs, calls);
-const FORMS: [DivergenceForm; 3] = [
-    DivergenceForm::Forward,
-    DivergenceForm::Reverse,
-    DivergenceForm::Jsd(0.4),
+/// Each divergence alone, all of them, and two, of which one counts for nothing.
+const MIXTURES: [Divergences; 5] = [
+    mixture([Some(0.2), None, None]),
+    mixture([None, Some(0.2), None]),
+    mixture([None, None, Some(0.2)]),
+    mixture([Some(0.1), Some(0.2), Some(0.4)]),
+    mixture([Some(0.1), None, Some(0.0)]),
 ];
+
+const fn mixture(weights: [Option<f64>; FORMS]) -> Divergences {
+    Divergences { weights, beta: 0.4 }
+}
 
 /// Rows of logits, and what each contributes to a loss.
 struct Rows<'a> {
@@ -33,18 +40,14 @@ struct Outcome {
 
 impl<'a> Rows<'a> {
     /// Drawn logits beside teacher's rows, where there are any.
-    fn new(
-        vocab: usize,
-        divergence: DivergenceForm,
-        teachers: Vec<Option<TeacherRow<'a>>>,
-    ) -> Self {
+    fn new(vocab: usize, divergences: Divergences, teachers: Vec<Option<TeacherRow<'a>>>) -> Self {
         let logits = Random::new(37).normals(teachers.len() * vocab, 4.0);
         let terms = teachers.into_iter().enumerate();
         let terms = terms.map(|(i, teacher)| RowTerms {
             label: (i * 7 % vocab) as u32,
             ce: 0.3,
-            kl: teacher.map(|row| (row, 0.2)),
-            divergence,
+            teacher,
+            divergences,
             softmax: 0.1 * i as f64,
         });
         Self {
@@ -97,7 +100,8 @@ impl<'a> Rows<'a> {
     fn compare(&self, what: &str) {
         let (host, card) = (self.on_host(), self.on_card(DType::F32));
         for (i, (a, b)) in card.values.iter().zip(&host.values).enumerate() {
-            for (a, b) in [(a.logsumexp, b.logsumexp), (a.ce, b.ce), (a.kl, b.kl)] {
+            let divergences = a.divergences.into_iter().zip(b.divergences);
+            for (a, b) in divergences.chain([(a.logsumexp, b.logsumexp), (a.ce, b.ce)]) {
                 // The tail's exponentials and their sum are f32.
                 let bound = 1e-6 * b.abs().max(1.0);
                 assert!((a - b).abs() < bound, "{what}, row {i}: {a} {b}");
@@ -133,7 +137,7 @@ fn every_divergence_is_the_host_s() {
     for (vocab, k) in [(13, 4), (13, 13), (13, 1), (1500, 64), (3001, 5)] {
         let case = Case::new(Sizes { vocab, k, ..SQUARE }, 36);
         let teacher = Teacher::new(&case.targets, vocab).unwrap();
-        for divergence in FORMS {
+        for divergences in MIXTURES {
             for temperature in [1.0, 2.0] {
                 // The last row has no teacher, nor has the second.
                 let row = |i: usize| {
@@ -141,8 +145,8 @@ fn every_divergence_is_the_host_s() {
                         .then(|| teacher.row(i, temperature))
                         .flatten()
                 };
-                let rows = Rows::new(vocab, divergence, (0..=SQUARE.m).map(row).collect());
-                rows.compare(&format!("{vocab} {k} {divergence:?} {temperature}"));
+                let rows = Rows::new(vocab, divergences, (0..=SQUARE.m).map(row).collect());
+                rows.compare(&format!("{vocab} {k} {divergences:?} {temperature}"));
             }
         }
     }
@@ -150,7 +154,7 @@ fn every_divergence_is_the_host_s() {
 
 #[test]
 fn rows_without_a_teacher_are_the_host_s() {
-    Rows::new(13, DivergenceForm::Forward, vec![None, None, None]).compare("none at all");
+    Rows::new(13, MIXTURES[0], vec![None, None, None]).compare("none at all");
 }
 
 /// The kept mass of a row may be 1, or a rounding above it; of drawn entries it is anything, and there is no bucket.
@@ -158,7 +162,7 @@ fn rows_without_a_teacher_are_the_host_s() {
 fn a_bucket_without_mass_is_the_host_s() {
     let ids = [2, 5, 11];
     let taught = |p: [f64; 3], bucket| Some(taught(&ids, p.to_vec(), bucket));
-    for divergence in FORMS {
+    for divergences in MIXTURES {
         let teachers = vec![
             taught([0.5, 0.25, 0.25], true),
             taught([0.5, 0.25, 0.25 + 1e-7], true),
@@ -166,26 +170,26 @@ fn a_bucket_without_mass_is_the_host_s() {
             taught([0.5, 0.25, 0.05], false),
             taught([0.9, 0.8, 0.7], false),
         ];
-        Rows::new(13, divergence, teachers).compare(&format!("{divergence:?}"));
+        Rows::new(13, divergences, teachers).compare(&format!("{divergences:?}"));
     }
 }
 
 #[test]
 fn a_tail_of_lost_logits_is_the_host_s() {
     let ids = [0, 3, 7];
-    for divergence in FORMS {
+    for divergences in MIXTURES {
         let teachers = vec![
             Some(taught(&ids, vec![0.5, 0.25, 0.2], true)),
             Some(taught(&ids[..2], vec![0.5, 0.25], true)),
         ];
-        let mut rows = Rows::new(13, divergence, teachers);
+        let mut rows = Rows::new(13, divergences, teachers);
         for (i, z) in rows.logits.iter_mut().enumerate() {
             if !ids.contains(&((i % 13) as u32)) {
                 *z = f32::NEG_INFINITY;
             }
         }
         // In the first row nothing is left but the kept; in the second one logit is.
-        rows.compare(&format!("{divergence:?}"));
+        rows.compare(&format!("{divergences:?}"));
     }
 }
 
@@ -195,7 +199,7 @@ fn a_temperature_that_f32_takes_for_1_keeps_its_share_of_the_tail() {
     let case = Case::new(SQUARE, 36);
     let teacher = Teacher::new(&case.targets, SQUARE.vocab).unwrap();
     let teachers = (0..SQUARE.m).map(|i| teacher.row(i, 1.0 + 1e-9)).collect();
-    Rows::new(SQUARE.vocab, DivergenceForm::Forward, teachers).compare("almost 1");
+    Rows::new(SQUARE.vocab, MIXTURES[0], teachers).compare("almost 1");
 }
 
 #[test]
@@ -204,7 +208,7 @@ fn logits_that_are_not_finite_come_out_as_such() {
     for bad in [f32::NAN, f32::INFINITY] {
         for place in 0..13 {
             let teachers = vec![Some(taught(&ids, vec![0.5, 0.25, 0.2], true)), None];
-            let mut rows = Rows::new(13, DivergenceForm::Jsd(0.4), teachers);
+            let mut rows = Rows::new(13, MIXTURES[3], teachers);
             rows.logits[place] = bad;
             rows.logits[13 + place] = bad;
             let values = rows.on_card(DType::F32).values;
@@ -257,6 +261,6 @@ fn a_vocabulary_beyond_a_block_s_memory_is_refused() {
     let refusal = refusal.unwrap_err().to_string();
     assert!(refusal.contains("has 392193 ids"), "{refusal}");
     // The widest still runs.
-    let rows = Rows::new(VOCAB_MAX, DivergenceForm::Forward, vec![None]);
+    let rows = Rows::new(VOCAB_MAX, MIXTURES[0], vec![None]);
     rows.on_card(DType::F32);
 }

@@ -3,68 +3,39 @@
 use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
-use super::divergence::DivergenceForm;
-use super::error::{LossError, Result};
-pub use super::ot_config::{
-    Cost, EPSILON_DEFAULT, Objective, OtConfig, POSITIONS_MAX, PlanCost, Reduction, Scope,
+pub use super::align_config::{
+    AlignConfig, AlignLoss, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Projection, Reduction,
     Similarity,
 };
+use super::divergence::Divergences;
+use super::error::{LossError, Result};
 pub use super::schedule::LossSchedule;
 use super::targets::Targets;
 
 /// Default of [`LossConfig::chunk_rows`]: 128 rows of 151,936 f32 logits are 78 MB.
 pub const CHUNK_ROWS_DEFAULT: usize = 128;
-/// How far the student is from the teacher at one position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Divergence {
-    /// `KL(teacher || student)`: covers all the teacher says.
-    Forward,
-    /// `KL(student || teacher)`: avoids what the teacher would not say.
-    Reverse,
-    /// `jsd_beta KL(teacher || m) + (1 - jsd_beta) KL(student || m)`, m their mixture with the teacher's share `jsd_beta`.
-    Jsd,
-}
 
-impl Divergence {
-    /// As people write it.
-    pub fn formula(self) -> &'static str {
-        match self {
-            Self::Forward => "KL(teacher || student)",
-            Self::Reverse => "KL(student || teacher)",
-            Self::Jsd => "JSD",
-        }
-    }
-}
-
-/// Settings of the whole loss: `ce_weight CE + kl_weight KL + ot_weight OT + hidden_weight OT of hidden states`.
+/// Settings of the whole loss: `ce_weight CE + kl_weight KL + reverse_kl_weight RKL + jsd_weight JSD + ot_weight OT`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "snake_case")]
 pub struct LossConfig {
     /// Weight of cross-entropy with the corpus' own tokens.
     pub ce_weight: f64,
-    /// Weight of `tau^2 KL`, or of the divergence in its place.
+    /// Weight of `tau^2 KL(teacher || student)`: covers all the teacher says.
     pub kl_weight: f64,
-    /// Which divergence.
-    pub kl_divergence: Divergence,
-    /// The teacher's share of the mixture under `jsd`, between 0 and 1.
+    /// Weight of `tau^2 KL(student || teacher)`: avoids what the teacher would not say.
+    pub reverse_kl_weight: f64,
+    /// Weight of `tau^2 (jsd_beta KL(teacher || m) + (1 - jsd_beta) KL(student || m))`, m their mixture with the teacher's
+    /// share `jsd_beta`.
+    pub jsd_weight: f64,
+    /// The teacher's share of that mixture, between 0 and 1.
     pub jsd_beta: f64,
-    /// tau; must be one of the temperatures stored at capture.
+    /// tau of all three; must be one of the temperatures stored at capture.
     pub kl_temperature: f64,
-    /// Weight of optimal transport.
+    /// Weight of what is learned between positions, optimal transport unless another plan is asked for.
     pub ot_weight: f64,
-    /// Settings of optimal transport.
-    pub ot: OtConfig,
-    /// Weight of transport between hidden states, through a learned projection.
-    pub hidden_weight: f64,
-    /// Student layer whose output is taken: 1 is the first, 0 the last after its norm.
-    pub hidden_layer: usize,
-    /// How alike hidden states are: `scaled-dot` or `cosine`.
-    pub hidden_similarity: Similarity,
-    /// Divides that similarity before its softmax.
-    pub hidden_temperature: f64,
-    /// Peak learning rate of the projection.
-    pub hidden_lr: f64,
+    /// Its settings.
+    pub align: AlignConfig,
     /// How weights and temperatures change over the run.
     pub schedule: LossSchedule,
     /// Rows whose logits exist at one time.
@@ -76,16 +47,12 @@ impl Default for LossConfig {
         Self {
             ce_weight: 1.0,
             kl_weight: 1.0,
-            kl_divergence: Divergence::Forward,
+            reverse_kl_weight: 0.0,
+            jsd_weight: 0.0,
             jsd_beta: 0.5,
             kl_temperature: 1.0,
             ot_weight: 0.0,
-            ot: OtConfig::default(),
-            hidden_weight: 0.0,
-            hidden_layer: 0,
-            hidden_similarity: Similarity::Cosine,
-            hidden_temperature: 0.05,
-            hidden_lr: 1e-3,
+            align: AlignConfig::default(),
             schedule: LossSchedule::default(),
             chunk_rows: CHUNK_ROWS_DEFAULT,
         }
@@ -98,15 +65,15 @@ impl LossConfig {
     pub fn literal() -> Self {
         Self {
             ot_weight: 1.0,
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
+                loss: AlignLoss::Detached,
                 similarity: Similarity::ScaledDot,
                 temperature: 1.0,
                 epsilon: 10.0,
-                scope: Scope::Block,
-                objective: Objective::Detached,
-                position_prior: 0.0,
-                ..OtConfig::default()
+                block_size: 64,
+                position: 0.0,
+                ..AlignConfig::default()
             },
             ..Self::default()
         }
@@ -133,7 +100,7 @@ impl LossConfig {
     /// [`LossError::Setting`] names the first key that has no meaning.
     pub fn validate(&self) -> Result<()> {
         self.check_settings()?;
-        if self.ce_weight + self.kl_weight + self.ot_weight + self.hidden_weight == 0.0 {
+        if self.ce_weight + self.divergence_weight() + self.ot_weight == 0.0 {
             return Err(setting(
                 "ce_weight",
                 "all weights are 0: nothing would be trained".into(),
@@ -146,8 +113,9 @@ impl LossConfig {
         for (key, weight) in [
             ("ce_weight", self.ce_weight),
             ("kl_weight", self.kl_weight),
+            ("reverse_kl_weight", self.reverse_kl_weight),
+            ("jsd_weight", self.jsd_weight),
             ("ot_weight", self.ot_weight),
-            ("hidden_weight", self.hidden_weight),
         ] {
             if !((weight as f32).is_finite() && weight >= 0.0) {
                 return Err(setting(
@@ -157,42 +125,27 @@ impl LossConfig {
             }
         }
         positive("kl_temperature", self.kl_temperature)?;
-        positive("hidden_temperature", self.hidden_temperature)?;
-        positive("hidden_lr", self.hidden_lr)?;
         if !(is_positive(self.jsd_beta) && (self.jsd_beta as f32) < 1.0) {
             return Err(setting(
                 "jsd_beta",
                 format!("{} is not between 0 and 1", self.jsd_beta),
             ));
         }
-        if !matches!(
-            self.hidden_similarity,
-            Similarity::ScaledDot | Similarity::Cosine
-        ) {
-            return Err(setting(
-                "hidden_similarity",
-                "hidden states have `scaled-dot` and `cosine` only".into(),
-            ));
-        }
         self.schedule.validate()?;
         if self.chunk_rows == 0 {
             return Err(setting("chunk_rows", "must be at least 1".into()));
         }
-        self.ot.validate()?;
-        if self.ot.objective == Objective::Detached && !self.ot.is_literal() {
-            return Err(setting(
-                "objective",
-                "`detached` is not a gradient of the loss and exists only inside the preset `literal`; use \
-                 `entropic` or `sharp`"
-                    .into(),
-            ));
-        }
-        Ok(())
+        self.align.validate()
     }
 
     /// Whether the teacher must send coordinates of whole logits (or be dense) for these settings.
     pub fn needs_state(&self) -> bool {
-        self.ot_weight > 0.0 && self.ot.needs_logits()
+        self.ot_weight > 0.0 && self.align.needs_logits()
+    }
+
+    /// Whether the teacher must send hidden states.
+    pub fn needs_states(&self) -> bool {
+        self.ot_weight > 0.0 && self.align.needs_states()
     }
 
     /// Checks the settings against what the teacher stores, before the first step.
@@ -209,12 +162,8 @@ impl LossConfig {
     ) -> Result<()> {
         self.validate()?;
         self.check_rows(estimator, temperatures, state)?;
-        if self.hidden_weight > 0.0 && matches!(state, None | Some(StateKind::Sketch)) {
-            return Err(unsupported(
-                "transport between hidden states",
-                "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`"
-                    .into(),
-            ));
+        if self.needs_states() && matches!(state, None | Some(StateKind::Sketch)) {
+            return Err(no_states());
         }
         Ok(())
     }
@@ -229,7 +178,8 @@ impl LossConfig {
         if estimator.is_drawn() {
             self.check_drawn()?;
         }
-        if self.kl_weight > 0.0 && stored_temperature(temperatures, self.kl_temperature).is_none() {
+        let stored = stored_temperature(temperatures, self.kl_temperature);
+        if self.divergence_weight() > 0.0 && stored.is_none() {
             return Err(unsupported(
                 "KL",
                 format!(
@@ -239,9 +189,7 @@ impl LossConfig {
                 ),
             ));
         }
-        let bhattacharyya = self.ot.cost == Cost::SoftmaxSimilarity
-            && self.ot.similarity == Similarity::Bhattacharyya;
-        let at_one = bhattacharyya || estimator.is_drawn();
+        let at_one = self.align.needs_roots() || estimator.is_drawn();
         if self.ot_weight > 0.0 && at_one && stored_temperature(temperatures, 1.0).is_none() {
             return Err(unsupported(
                 "similarity `bhattacharyya`, or drawn rows",
@@ -264,11 +212,11 @@ impl LossConfig {
     /// What drawn rows cannot feed.
     fn check_drawn(&self) -> Result<()> {
         let refuse = |what, reason: &str| Err(unsupported(what, reason.into()));
-        if self.kl_weight > 0.0 && self.kl_divergence != Divergence::Forward {
+        if self.reverse_kl_weight + self.jsd_weight > 0.0 {
             return refuse(
                 "reverse KL and JSD on drawn rows",
-                "they need the teacher's probability of ids that were not drawn; use kl_divergence `forward`, or \
-                 capture the teacher with the estimator `top-k`",
+                "they need the teacher's probability of ids that were not drawn; use kl_weight alone (reverse_kl_weight \
+                 0, jsd_weight 0), or capture the teacher with the estimator `top-k`",
             );
         }
         if self.kl_weight > 0.0 && (self.kl_temperature - 1.0).abs() > 1e-6 {
@@ -298,7 +246,7 @@ impl LossConfig {
     }
 
     /// Checks the losses on logits against rows that have arrived. At some step of a schedule all weights may be 0, and
-    /// transport between hidden states looks at its rows itself.
+    /// costs of hidden states look at their rows themselves.
     ///
     /// # Errors
     /// As [`Self::check_teacher`].
@@ -309,12 +257,17 @@ impl LossConfig {
         self.check_rows(targets.estimator, &targets.temperatures, of_logits)
     }
 
-    /// Which divergence, with its parameter.
-    pub(crate) fn divergence(&self) -> DivergenceForm {
-        match self.kl_divergence {
-            Divergence::Forward => DivergenceForm::Forward,
-            Divergence::Reverse => DivergenceForm::Reverse,
-            Divergence::Jsd => DivergenceForm::Jsd(self.jsd_beta),
+    /// Weight of all divergences from the teacher together.
+    pub(crate) fn divergence_weight(&self) -> f64 {
+        self.kl_weight + self.reverse_kl_weight + self.jsd_weight
+    }
+
+    /// Those that have a weight.
+    pub(crate) fn divergences(&self) -> Divergences {
+        let weights = [self.kl_weight, self.reverse_kl_weight, self.jsd_weight];
+        Divergences {
+            weights: weights.map(|weight| (weight > 0.0).then_some(weight)),
+            beta: self.jsd_beta,
         }
     }
 }
@@ -348,4 +301,12 @@ pub(super) fn setting(key: &'static str, reason: String) -> LossError {
 
 fn unsupported(what: &'static str, reason: String) -> LossError {
     LossError::Unsupported { what, reason }
+}
+
+/// Rows without hidden states.
+pub(super) fn no_states() -> LossError {
+    unsupported(
+        "a cost of hidden states",
+        "the rows carry none; capture the teacher with `--state exact` or `hidden:LAYER`".into(),
+    )
 }

@@ -5,8 +5,9 @@ use distill_proto::{Estimator, Rows, StateKind, ValueCoding};
 use rayon::prelude::*;
 
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
+use super::config::{AlignConfig, Cost, LossConfig, Similarity, no_states};
 use super::cost::kl_cost_rows;
+use super::divergence::Divergences;
 use super::error::{LossError, Result};
 use super::euclidean::SquaredEuclidean;
 use super::head::{Counts, LossValues, check_labels, sum_up};
@@ -16,7 +17,7 @@ use super::similarity::Bilinear;
 use super::sparse;
 use super::targets::Targets;
 use super::teacher::Teacher;
-use super::transport::{Problem, Transport, transport};
+use super::transport::{Entries, Problem, Transport, transport};
 
 /// The losses of dense logits.
 #[derive(Clone, Debug)]
@@ -75,7 +76,13 @@ pub fn dense_loss(
         config.check_teacher(Estimator::TopK, &temperatures, state)
     };
     check(0.0)?;
-    let ot_absent = check(config.ot_weight.max(1.0)).err();
+    let ot_absent = if config.align.needs_states() {
+        Some("dense logits come without the hidden states that this alignment compares".to_owned())
+    } else {
+        check(config.ot_weight.max(1.0))
+            .err()
+            .map(|error| error.to_string())
+    };
     if let Some(labels) = labels {
         check_labels(labels, n, vocab_size)?;
     }
@@ -93,24 +100,30 @@ pub fn dense_loss(
     let mut result = sum_up(&values, None, Counts { labelled: n, pairs }, config)?;
     if labels.is_none() {
         result.ce = 0.0;
-        result.total = config.kl_weight * result.kl;
+        result.total = config.kl_weight * result.kl
+            + config.reverse_kl_weight * result.reverse_kl
+            + config.jsd_weight * result.jsd;
     }
     let mut grad_ot = None;
     if ot_absent.is_none() {
+        let align = &config.align;
         let part = DenseTransport {
             x: &x,
             y: &y,
             teacher: &teacher,
-            config,
+            logsumexp: align
+                .sees_rows()
+                .then(|| values.iter().map(|v| v.logsumexp).collect()),
+            align,
         };
         let (transport, gradient) = part.run()?;
         result.ot = transport.value;
         result.report = transport.report;
-        if config.ot.cost == Cost::Kl {
+        if let Some(factor) = align.row_constant() {
             let rows = values.iter().zip(&transport.row_mass);
             let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
-            result.ot += constant / config.ot.kappa;
-            result.report.transport_cost += constant / config.ot.kappa;
+            result.ot += factor * constant;
+            result.report.transport_cost += factor * constant;
         }
         result.total += config.ot_weight * result.ot;
         grad_total = (grad_total + (&gradient * config.ot_weight)?)?;
@@ -119,7 +132,7 @@ pub fn dense_loss(
     Ok(DenseLoss {
         values: result,
         kl_absent,
-        ot_absent: ot_absent.map(|error| error.to_string()),
+        ot_absent,
         grad_ot,
         grad_total,
     })
@@ -138,7 +151,7 @@ fn host_logits(logits: &Tensor) -> Result<Tensor> {
     Ok(host)
 }
 
-/// CE and KL, and their gradient; KL of the first `pairs` rows.
+/// CE and every divergence, whatever its weight, and their gradient; divergences of the first `pairs` rows.
 fn cross_terms(
     x: &Tensor,
     teacher: &Teacher,
@@ -147,15 +160,24 @@ fn cross_terms(
     config: &LossConfig,
 ) -> Result<(Vec<RowValues>, Tensor)> {
     let n = x.dims()[0] as f64;
+    let weights = [
+        config.kl_weight,
+        config.reverse_kl_weight,
+        config.jsd_weight,
+    ];
+    let divergences = Divergences {
+        weights: weights.map(|weight| Some(weight / n)),
+        beta: config.jsd_beta,
+    };
     let (gradient, values) = each_row(x.copy()?, |i, z| {
-        let kl = (i < pairs)
+        let beside = (i < pairs)
             .then(|| teacher.row(i, config.kl_temperature))
             .flatten();
         let terms = RowTerms {
             label: labels.map_or(0, |labels| labels[i]),
             ce: labels.map_or(0.0, |_| config.ce_weight / n),
-            kl: kl.map(|row| (row, config.kl_weight / n)),
-            divergence: config.divergence(),
+            teacher: beside,
+            divergences,
             softmax: 0.0,
         };
         row_pass(z, &terms, true)
@@ -168,117 +190,141 @@ struct DenseTransport<'a> {
     x: &'a Tensor,
     y: &'a Tensor,
     teacher: &'a Teacher<'a>,
-    config: &'a LossConfig,
+    /// Of the student's rows, where a plan or its gradient needs it.
+    logsumexp: Option<Vec<f64>>,
+    align: &'a AlignConfig,
 }
 
-impl DenseTransport<'_> {
+/// A matrix over pairs of positions with its way back to X.
+enum Measured<'a> {
+    /// With kappa, and the teacher's distributions where all ids are kept.
+    Kl(f64, Option<Tensor>),
+    Roots(Bhattacharyya<'a>),
+    Bilinear(Bilinear, Tensor),
+    Distances(SquaredEuclidean),
+}
+
+impl<'a> DenseTransport<'a> {
+    /// The loss, and its gradient in X.
     fn run(&self) -> Result<(Transport, Tensor)> {
-        let config = &self.config.ot;
-        let m = self.y.dims()[0];
-        let distances = match config.plan_cost {
-            PlanCost::Same => None,
-            PlanCost::SquaredEuclidean => Some(SquaredEuclidean::from_logits(self.x, self.y)?),
+        let align = self.align;
+        let (n, m) = (self.x.dims()[0], self.y.dims()[0]);
+        let (solved, matrix) = self.measure(align.solved(), align.kappa)?;
+        let other = (align.paid() != align.solved())
+            .then(|| self.measure(align.paid(), align.paid_kappa()));
+        let (paid, paid_matrix) = other.transpose()?.unzip();
+        let masses = self.teacher.masses(align.marginals);
+        let problem = Problem {
+            solved: matrix,
+            paid: paid_matrix,
+            n,
+            m,
+            alignment: None,
+            masses: masses.as_deref(),
         };
-        let (transport, gradient) = self.pay(config, m, distances.as_ref())?;
-        let plan_gradient = transport.plan_gradient_tensor(m, 1.0, self.x.device())?;
-        match (plan_gradient, distances) {
-            (Some(plan_gradient), Some(distances)) => {
-                let through_plan = distances.backward(&plan_gradient)?;
-                Ok((transport, (gradient + through_plan)?))
+        let transport = transport(problem, align)?;
+        let mut sum = self.x.zeros_like()?;
+        for (measured, gradient) in [(Some(solved), &transport.solved), (paid, &transport.paid)] {
+            if let (Some(measured), Some(gradient)) = (measured, gradient) {
+                sum = (sum + self.pull_back(&measured, gradient)?)?;
             }
-            _ => Ok((transport, gradient)),
         }
+        Ok((transport, sum))
     }
 
-    fn solve(&self, matrix: Vec<f32>, distances: Option<&SquaredEuclidean>) -> Result<Transport> {
-        let size = (self.x.dims()[0], self.y.dims()[0]);
-        let problem = Problem::new(matrix, distances, size, None)?;
-        transport(problem, &self.config.ot)
-    }
-
-    /// The plan, and the gradient of the cost that is paid.
-    fn pay(
-        &self,
-        config: &OtConfig,
-        m: usize,
-        distances: Option<&SquaredEuclidean>,
-    ) -> Result<(Transport, Tensor)> {
-        match (config.cost, config.similarity) {
-            (Cost::Kl, _) => self.kl(m, distances),
-            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => {
+    /// The matrix of a cost, before what is done within blocks.
+    fn measure(&self, cost: Cost, kappa: f64) -> Result<(Measured<'a>, Vec<f32>)> {
+        match cost {
+            Cost::Kl => self.kl(kappa),
+            Cost::SquaredEuclidean => {
+                let distances = SquaredEuclidean::from_logits(self.x, self.y)?;
+                let matrix = to_host(&distances.forward()?)?;
+                Ok((Measured::Distances(distances), matrix))
+            }
+            Cost::SoftmaxSimilarity if self.align.similarity == Similarity::Bhattacharyya => {
                 let mut roots = Bhattacharyya::new(self.teacher);
                 roots.push(self.x.copy()?)?;
-                let transport = self.solve(roots.s.clone(), distances)?;
-                let gradient = {
-                    let g = transport.gradient_rows(0, self.x.dims()[0])?;
-                    let through = |i: usize, z: &mut [f32]| {
-                        let g = &g[i * m..(i + 1) * m];
-                        z.copy_from_slice(&roots.backward(i, z, g, 1.0));
-                    };
-                    each_row(self.x.copy()?, through)?.0
-                };
-                Ok((transport, gradient))
+                let matrix = roots.s.clone();
+                Ok((Measured::Roots(roots), matrix))
             }
-            (Cost::SoftmaxSimilarity, kind) => {
-                let similarity = Bilinear::from_logits(kind, self.x, self.y)?;
+            Cost::SoftmaxSimilarity => {
+                let similarity = Bilinear::from_logits(self.align.similarity, self.x, self.y)?;
                 let s = similarity.forward()?;
-                let transport = self.solve(to_host(&s)?, distances)?;
-                let gradient = transport.gradient_tensor(m, 1.0, self.x.device())?;
-                let gradient = similarity.backward(&s, &gradient)?;
-                Ok((transport, gradient))
+                let matrix = to_host(&s)?;
+                Ok((Measured::Bilinear(similarity, s), matrix))
             }
+            Cost::Hidden => Err(no_states()),
         }
     }
 
-    /// `C = (sum p ln p - x_i . p_j + lse_i) / kappa`; dX = (row_mass q - G p) / kappa.
-    fn kl(&self, m: usize, distances: Option<&SquaredEuclidean>) -> Result<(Transport, Tensor)> {
-        let (teacher, kappa) = (self.teacher, self.config.ot.kappa);
+    /// `C = (sum p ln p - x_i . p_j + lse_i) / kappa`.
+    fn kl(&self, kappa: f64) -> Result<(Measured<'a>, Vec<f32>)> {
+        let teacher = self.teacher;
         let (targets, p) = (teacher.targets, &teacher.weights);
-        let vocab_size = self.x.dims()[1];
-        let dense = p.len() == m * vocab_size;
-        let p_dense = if dense {
-            Some(Tensor::from_slice(p, (m, vocab_size), self.x.device())?)
+        let (m, vocab_size) = (teacher.rows(), self.x.dims()[1]);
+        let (p, mut cost) = if p.len() == m * vocab_size {
+            let p = Tensor::from_slice(p, (m, vocab_size), self.x.device())?;
+            let dots = to_host(&self.x.matmul(&p.t()?)?)?;
+            (Some(p), dots)
         } else {
-            None
+            let dots = |_, z: &mut [f32]| {
+                let mut out = vec![0.0; m];
+                sparse::dots(z, &targets.ids, p, &targets.starts, &mut out);
+                out
+            };
+            (None, each_row(self.x.copy()?, dots)?.1.concat())
         };
-        let mut cost = match &p_dense {
-            Some(p) => to_host(&self.x.matmul(&p.t()?)?)?,
-            None => {
-                let dots = |_, z: &mut [f32]| {
-                    let mut out = vec![0.0; m];
-                    sparse::dots(z, &targets.ids, p, &targets.starts, &mut out);
-                    out
+        let logsumexp = self.logsumexp.as_deref();
+        kl_cost_rows(&mut cost, &teacher.negative_entropy, logsumexp, kappa);
+        Ok((Measured::Kl(kappa, p), cost))
+    }
+
+    fn pull_back(&self, measured: &Measured, gradient: &Entries) -> Result<Tensor> {
+        let (n, m) = (self.x.dims()[0], self.y.dims()[0]);
+        let tensor = || gradient.tensor(m, 1.0, self.x.device());
+        match measured {
+            Measured::Kl(kappa, p) => self.pull_back_kl(gradient, *kappa, p.as_ref()),
+            Measured::Roots(roots) => {
+                let g = gradient.rows(0, n, m)?;
+                let through = |i: usize, z: &mut [f32]| {
+                    let g = &g[i * m..(i + 1) * m];
+                    z.copy_from_slice(&roots.backward(i, z, g, 1.0));
                 };
-                each_row(self.x.copy()?, dots)?.1.concat()
+                Ok(each_row(self.x.copy()?, through)?.0)
             }
-        };
-        kl_cost_rows(&mut cost, &teacher.negative_entropy, kappa);
-        let transport = self.solve(cost, distances)?;
-        let of_plan = transport.gradient_rows(0, self.x.dims()[0])?;
-        let (gradient, _) = each_row(self.x.copy()?, |i, z| {
+            Measured::Bilinear(similarity, s) => similarity.backward(s, &tensor()?),
+            Measured::Distances(distances) => distances.backward(&tensor()?),
+        }
+    }
+
+    /// dX = (rowsum(G) q - G p) / kappa.
+    fn pull_back_kl(&self, gradient: &Entries, kappa: f64, p: Option<&Tensor>) -> Result<Tensor> {
+        let (n, m) = (self.x.dims()[0], self.y.dims()[0]);
+        let (targets, weights) = (self.teacher.targets, &self.teacher.weights);
+        let rows = gradient.rows(0, n, m)?;
+        let (through, _) = each_row(self.x.copy()?, |i, z| {
+            let g = &rows[i * m..(i + 1) * m];
+            let sum: f64 = g.iter().map(|&g| f64::from(g)).sum();
             let terms = RowTerms {
                 label: 0,
                 ce: 0.0,
-                kl: None,
-                divergence: self.config.divergence(),
-                softmax: transport.row_mass[i] / kappa,
+                teacher: None,
+                divergences: Divergences::NONE,
+                softmax: sum / kappa,
             };
             row_pass(z, &terms, true);
-            if !dense {
-                let g = &of_plan[i * m..(i + 1) * m];
+            if p.is_none() {
                 let factors: Vec<f32> = g.iter().map(|g| -g / kappa as f32).collect();
-                sparse::add(z, &targets.ids, p, &targets.starts, &factors);
+                sparse::add(z, &targets.ids, weights, &targets.starts, &factors);
             }
         })?;
-        let gradient = match &p_dense {
+        Ok(match p {
             Some(p) => {
-                let g = transport.gradient_tensor(m, -1.0 / kappa, self.x.device())?;
-                (gradient + g.matmul(p)?)?
+                let g = gradient.tensor(m, -1.0 / kappa, self.x.device())?;
+                (through + g.matmul(p)?)?
             }
-            None => gradient,
-        };
-        drop(of_plan);
-        Ok((transport, gradient))
+            None => through,
+        })
     }
 }
 

@@ -4,8 +4,8 @@ use distill_kernels::HEAD;
 use distill_proto::Estimator;
 
 use super::estimator_tests::drawn;
-use super::testing::{Case, SQUARE, Sizes, emulate, relative, tensor, widened};
-use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts, transports};
+use super::testing::{Case, SQUARE, Sizes, emulate, relative, tensor, transports, widened};
+use super::tests::{ALL_KEPT, LONGER_TEACHER, only_ot, three_parts};
 use super::*;
 
 /// f32 sums in another order, carried through a solved plan.
@@ -49,12 +49,14 @@ fn compare(case: &Case, config: &LossConfig) {
     let device = run(case, &on_card(case.geometry()), config, with_head);
     let close = |a: f64, b: f64| (a - b).abs() <= CLOSE * b.abs().max(0.1);
     for (a, b) in [
-        (device.loss.total, host.loss.total),
-        (device.loss.ce, host.loss.ce),
-        (device.loss.kl, host.loss.kl),
-        (device.loss.ot, host.loss.ot),
+        (device.loss.values.total, host.loss.values.total),
+        (device.loss.values.ce, host.loss.values.ce),
+        (device.loss.values.kl, host.loss.values.kl),
+        (device.loss.values.reverse_kl, host.loss.values.reverse_kl),
+        (device.loss.values.jsd, host.loss.values.jsd),
+        (device.loss.values.ot, host.loss.values.ot),
         (device.values.total, host.values.total),
-        (device.values.total, device.loss.total),
+        (device.values.total, device.loss.values.total),
     ] {
         assert!(close(a, b), "{config:?}: {a} {b}");
     }
@@ -69,19 +71,27 @@ fn compare(case: &Case, config: &LossConfig) {
     }
 }
 
-/// Every divergence at two temperatures, with and without cross-entropy and transport.
+/// Every divergence, and all of them, at two temperatures, with and without cross-entropy and transport.
 fn row_losses() -> Vec<LossConfig> {
     let mut all = Vec::new();
-    for kl_divergence in [Divergence::Forward, Divergence::Reverse, Divergence::Jsd] {
+    for weights in [
+        [1.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0],
+        [0.0, 0.0, 1.0],
+        [0.2, 0.3, 0.4],
+    ] {
         for kl_temperature in [1.0, 2.0] {
-            for (ce_weight, kl_weight, ot_weight) in
+            for (ce_weight, teacher_weight, ot_weight) in
                 [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.3, 0.9, 0.5)]
             {
+                let [kl_weight, reverse_kl_weight, jsd_weight] =
+                    weights.map(|weight| teacher_weight * weight);
                 all.push(LossConfig {
                     ce_weight,
                     kl_weight,
+                    reverse_kl_weight,
+                    jsd_weight,
                     ot_weight,
-                    kl_divergence,
                     kl_temperature,
                     jsd_beta: 0.3,
                     // Chunks of two rows leave one of one.
@@ -113,7 +123,7 @@ fn transports_are_the_host_s() {
     for ot in transports() {
         compare(&Case::new(LONGER_TEACHER, 32), &only_ot(ot.clone()));
         let config = LossConfig {
-            ot,
+            align: ot,
             chunk_rows: 3,
             kl_temperature: 2.0,
             ..three_parts()
@@ -128,10 +138,10 @@ fn drawn_rows_are_the_host_s() {
         let case = drawn(estimator);
         compare(&case, &three_parts());
         let config = LossConfig {
-            ot: OtConfig {
+            align: AlignConfig {
                 cost: Cost::SoftmaxSimilarity,
                 similarity: Similarity::Bhattacharyya,
-                ..three_parts().ot
+                ..three_parts().align
             },
             chunk_rows: 2,
             ..three_parts()
@@ -168,12 +178,10 @@ fn ragged_rows_and_positions_without_a_partner_are_the_host_s() {
     case.labels[2] = targets.ids[targets.starts[2]];
     for chunk_rows in [1, 2, 8] {
         for config in row_losses() {
-            let kl_divergence = Divergence::Forward;
             compare(
                 &case,
                 &LossConfig {
                     chunk_rows,
-                    kl_divergence,
                     ..config
                 },
             );
@@ -190,22 +198,22 @@ fn a_half_precision_head_and_numbers_that_are_not_finite_fare_as_on_the_host() {
     let host = run(&case, &geometry, &three_parts(), true);
     let geometry = on_card(geometry);
     let device = run(&case, &geometry, &three_parts(), true);
-    assert!((device.loss.total / host.loss.total - 1.0).abs() < CLOSE);
+    assert!((device.loss.values.total / host.loss.values.total - 1.0).abs() < CLOSE);
     let (a, b) = (device.loss.grad_hidden, host.loss.grad_hidden);
     assert!(relative(&widened(&a), &widened(&b)) < CLOSE);
 
-    let bhattacharyya = OtConfig {
+    let bhattacharyya = AlignConfig {
         cost: Cost::SoftmaxSimilarity,
         similarity: Similarity::Bhattacharyya,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     };
-    for ot in [OtConfig::default(), bhattacharyya] {
+    for ot in [AlignConfig::default(), bhattacharyya] {
         for bad in [f64::NAN, f64::INFINITY, 3e38] {
             let mut case = Case::new(SQUARE, 35);
             case.hidden.data[8] = bad;
             let (hidden, ot) = (tensor(&case.hidden), ot.clone());
             let config = LossConfig {
-                ot,
+                align: ot,
                 ..three_parts()
             };
             let loss = |geometry| {

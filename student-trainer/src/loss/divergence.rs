@@ -12,22 +12,45 @@ bucket has the bucket's g. `forward` also takes weights without a bucket (drawn 
 
 use super::teacher::TeacherRow;
 
+/// How many there are.
+pub(crate) const FORMS: usize = 3;
+
 /// A divergence with its parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum DivergenceForm {
+enum DivergenceForm {
     Forward,
     Reverse,
     /// With beta, the teacher's share of the mixture.
     Jsd(f64),
 }
 
-impl DivergenceForm {
-    /// Its number in `kernels/src/cuda/head.cu`, and its parameter.
-    pub(crate) fn on_card(self) -> (i32, f64) {
-        match self {
-            Self::Forward => (0, 0.0),
-            Self::Reverse => (1, 0.0),
-            Self::Jsd(beta) => (2, beta),
+/// The divergences of a loss, in the order forward, reverse, jsd, which is also that of `kernels/src/cuda/head.cu`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Divergences {
+    /// Weight of each; `None` where it is not asked for.
+    pub(crate) weights: [Option<f64>; FORMS],
+    /// Of jsd, the teacher's share of the mixture.
+    pub(crate) beta: f64,
+}
+
+impl Divergences {
+    /// Of a row without a teacher.
+    pub(crate) const NONE: Self = Self {
+        weights: [None; FORMS],
+        beta: 0.5,
+    };
+
+    fn forms(&self) -> [DivergenceForm; FORMS] {
+        let jsd = DivergenceForm::Jsd(self.beta);
+        [DivergenceForm::Forward, DivergenceForm::Reverse, jsd]
+    }
+
+    /// Over so many rows.
+    pub(crate) fn over(self, count: usize) -> Self {
+        let share = |weight: Option<f64>| weight.map(|weight| weight / count.max(1) as f64);
+        Self {
+            weights: self.weights.map(share),
+            ..self
         }
     }
 }
@@ -64,9 +87,15 @@ impl Split {
     }
 }
 
-/// A divergence and its gradient in z, both times tau^2.
-pub(crate) struct RowDivergence {
-    pub(crate) value: f64,
+/// The divergences of a row, times tau^2: the value of each, and their weighted gradient in z.
+pub(crate) struct RowDivergences {
+    /// 0 where it is not asked for.
+    pub(crate) values: [f64; FORMS],
+    pub(crate) gradient: RowGradient,
+}
+
+/// A gradient in the logits of a row.
+pub(crate) struct RowGradient {
     /// Of the kept logits.
     pub(crate) kept: Vec<f64>,
     /// Of a logit that is not kept: `tail_all q_u + tail_within q_u / q_tail`.
@@ -74,9 +103,9 @@ pub(crate) struct RowDivergence {
     pub(crate) tail_within: f64,
 }
 
-impl RowDivergence {
+impl RowDivergences {
     pub(crate) fn new(
-        divergence: DivergenceForm,
+        divergences: &Divergences,
         row: &TeacherRow,
         kept: &[f32],
         student: &Split,
@@ -84,28 +113,59 @@ impl RowDivergence {
         let tau = row.temperature;
         let of = |z: &f32| f64::from(*z) / tau - student.all;
         let log_q: Vec<f64> = kept.iter().map(of).collect();
-        let mut result = match divergence {
-            DivergenceForm::Forward => forward(row, &log_q, student),
-            DivergenceForm::Reverse => by_terms(row, &log_q, student, |_, q, log_p, log_q| {
-                (q * (log_q - log_p), log_q - log_p)
-            }),
-            DivergenceForm::Jsd(beta) => by_terms(row, &log_q, student, |p, q, log_p, log_q| {
-                let log_m = (beta * p + (1.0 - beta) * q).ln();
-                // 0 ln 0 = 0 on either side.
-                let part = |x: f64, log_x: f64| if x > 0.0 { x * (log_x - log_m) } else { 0.0 };
-                let value = beta * part(p, log_p) + (1.0 - beta) * part(q, log_q);
-                (value, (1.0 - beta) * (log_q - log_m))
-            }),
+        let mut sum = Self {
+            values: [0.0; FORMS],
+            gradient: RowGradient {
+                kept: vec![0.0; kept.len()],
+                tail_all: 0.0,
+                tail_within: 0.0,
+            },
         };
-        result.value *= tau * tau;
-        result.tail_all *= tau;
-        result.tail_within *= tau;
-        result.kept.iter_mut().for_each(|g| *g *= tau);
-        result
+        let forms = divergences.forms().into_iter().zip(divergences.weights);
+        for ((form, weight), to) in forms.zip(&mut sum.values) {
+            if let Some(weight) = weight {
+                let (value, gradient) = divergence(form, row, &log_q, student);
+                *to = tau * tau * value;
+                sum.gradient.add(&gradient, weight * tau);
+            }
+        }
+        sum
     }
 }
 
-fn forward(row: &TeacherRow, log_q: &[f64], student: &Split) -> RowDivergence {
+impl RowGradient {
+    fn add(&mut self, other: &Self, weight: f64) {
+        self.tail_all += weight * other.tail_all;
+        self.tail_within += weight * other.tail_within;
+        for (sum, g) in self.kept.iter_mut().zip(&other.kept) {
+            *sum += weight * g;
+        }
+    }
+}
+
+/// A divergence of a row with its gradient in z / tau.
+fn divergence(
+    form: DivergenceForm,
+    row: &TeacherRow,
+    log_q: &[f64],
+    student: &Split,
+) -> (f64, RowGradient) {
+    match form {
+        DivergenceForm::Forward => forward(row, log_q, student),
+        DivergenceForm::Reverse => by_terms(row, log_q, student, |_, q, log_p, log_q| {
+            (q * (log_q - log_p), log_q - log_p)
+        }),
+        DivergenceForm::Jsd(beta) => by_terms(row, log_q, student, |p, q, log_p, log_q| {
+            let log_m = (beta * p + (1.0 - beta) * q).ln();
+            // 0 ln 0 = 0 on either side.
+            let part = |x: f64, log_x: f64| if x > 0.0 { x * (log_x - log_m) } else { 0.0 };
+            let value = beta * part(p, log_p) + (1.0 - beta) * part(q, log_q);
+            (value, (1.0 - beta) * (log_q - log_m))
+        }),
+    }
+}
+
+fn forward(row: &TeacherRow, log_q: &[f64], student: &Split) -> (f64, RowGradient) {
     let kept_mass: f64 = row.p.iter().sum();
     let entries = row.p.iter().zip(&row.log_p).zip(log_q);
     let mut value: f64 = entries.map(|((p, log_p), log_q)| p * (log_p - log_q)).sum();
@@ -120,12 +180,12 @@ fn forward(row: &TeacherRow, log_q: &[f64], student: &Split) -> RowDivergence {
     }
     let mass = kept_mass + bucket;
     let kept = row.p.iter().zip(log_q);
-    RowDivergence {
-        value,
+    let gradient = RowGradient {
         kept: kept.map(|(p, log_q)| mass * log_q.exp() - p).collect(),
         tail_all: mass,
         tail_within: -bucket,
-    }
+    };
+    (value, gradient)
 }
 
 /// A divergence that is a sum of terms over the kept ids and the bucket; `term(p, q, ln p, ln q)` gives a term and g.
@@ -134,7 +194,7 @@ fn by_terms(
     log_q: &[f64],
     student: &Split,
     term: impl Fn(f64, f64, f64, f64) -> (f64, f64),
-) -> RowDivergence {
+) -> (f64, RowGradient) {
     let kept_mass: f64 = row.p.iter().sum();
     let entries = row.p.iter().zip(&row.log_p).zip(log_q);
     let terms: Vec<(f64, f64)> = entries
@@ -156,12 +216,12 @@ fn by_terms(
         bucket_g = g;
     }
     let kept = terms.iter().zip(log_q);
-    RowDivergence {
-        value,
+    let gradient = RowGradient {
         kept: kept
             .map(|((_, g), log_q)| log_q.exp() * (g - mean))
             .collect(),
         tail_all: bucket_g - mean,
         tail_within: 0.0,
-    }
+    };
+    (value, gradient)
 }

@@ -52,11 +52,11 @@ fn estimate(case: &Case, x: &Matrix, i: usize, j: usize) -> f64 {
 fn slow(case: &Case, hidden: &Matrix, config: &LossConfig) -> f64 {
     let x = hidden.times_transposed(&case.head);
     let kl = (0..SQUARE.n).map(|i| estimate(case, &x, i, i)).sum::<f64>() / SQUARE.n as f64;
-    let cost = match config.ot.cost {
+    let cost = match config.align.cost {
         Cost::Kl => Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
-            estimate(case, &x, i, j) / config.ot.kappa
+            estimate(case, &x, i, j) / config.align.kappa
         }),
-        Cost::SoftmaxSimilarity => {
+        _ => {
             let s = Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
                 let (p, q) = (
                     softmax(case.teacher.logits.row(j), 1.0),
@@ -68,13 +68,13 @@ fn slow(case: &Case, hidden: &Matrix, config: &LossConfig) -> f64 {
                     .map(|(w, &id)| w * (q[id as usize] / p[id as usize]).sqrt())
                     .sum()
             });
-            reference::softmax_cost(&s, config.ot.temperature)
+            reference::softmax_cost(&s, config.align.temperature)
         }
     };
     let prior = Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
-        config.ot.position_prior * ((i as f64 - j as f64) / SQUARE.n as f64).powi(2)
+        config.align.position * ((i as f64 - j as f64) / SQUARE.n as f64).powi(2)
     });
-    let ot = reference::objective(&cost, &cost, &prior, &config.ot);
+    let ot = reference::objective(&cost, &cost, &prior, &config.align);
     config.kl_weight * kl + config.ot_weight * ot
 }
 
@@ -90,13 +90,13 @@ fn losses_of_drawn_rows_match_the_slow_form() {
                 ce_weight: 0.0,
                 kl_weight: 0.6,
                 ot_weight: 0.5,
-                ot: OtConfig {
+                align: AlignConfig {
                     cost,
                     similarity,
                     epsilon: 0.3,
-                    position_prior: 0.5,
+                    position: 0.5,
                     tolerance: 1e-9,
-                    ..OtConfig::default()
+                    ..AlignConfig::default()
                 },
                 ..LossConfig::default()
             };
@@ -110,9 +110,9 @@ fn losses_of_drawn_rows_match_the_slow_form() {
             .unwrap();
             let expected = slow(&case, &case.hidden, &config);
             assert!(
-                (loss.total - expected).abs() < 1e-5 * expected.abs().max(0.1),
+                (loss.values.total - expected).abs() < 1e-5 * expected.abs().max(0.1),
                 "{estimator:?} {cost:?}: {} {expected}",
-                loss.total
+                loss.values.total
             );
             let gradient = central_differences(&case.hidden, 1e-5, |h| slow(&case, h, &config));
             let distance = relative(&widened(&loss.grad_hidden), &gradient.data);

@@ -70,6 +70,8 @@ struct Case {
     top_k: Option<usize>,
     ce: f64,
     kl: f64,
+    reverse_kl: f64,
+    jsd: f64,
     ot: f64,
     total: f64,
     config: LossConfig,
@@ -78,7 +80,7 @@ struct Case {
 #[test]
 fn values_and_gradients_match_torch_and_pot() {
     let fixtures = Fixtures::<Case>::read("losses");
-    assert!(fixtures.cases.len() >= 42);
+    assert!(fixtures.cases.len() >= 46);
     for case in &fixtures.cases {
         let name = &case.name;
         let of = |what: &str| format!("{}.{what}", case.data);
@@ -95,6 +97,8 @@ fn values_and_gradients_match_torch_and_pot() {
         );
         equal(name, "ce", loss.values.ce, case.ce);
         equal(name, "kl", loss.values.kl, case.kl);
+        equal(name, "reverse KL", loss.values.reverse_kl, case.reverse_kl);
+        equal(name, "JSD", loss.values.jsd, case.jsd);
         equal(name, "ot", loss.values.ot, case.ot);
         equal(name, "total", loss.values.total, case.total);
         fixtures.close(&format!("{name}.grad_ot"), &loss.grad_ot.unwrap());
@@ -151,11 +155,11 @@ fn drawn_rows_match_torch() {
         };
         let run = |config| head_loss(&x, &labels, &targets, &geometry, &config).unwrap();
         let transport = run(only(0.0, 1.0));
-        equal(name, "ot", transport.ot, case.ot);
+        equal(name, "ot", transport.values.ot, case.ot);
         fixtures.close(&of("grad_ot"), &transport.grad_hidden);
         if let Some(kl) = case.kl {
             let loss = run(only(1.0, 0.0));
-            equal(name, "kl", loss.kl, kl);
+            equal(name, "kl", loss.values.kl, kl);
             fixtures.close(&of("grad_kl"), &loss.grad_hidden);
         }
     }
@@ -165,7 +169,7 @@ fn drawn_rows_match_torch() {
 struct HiddenCase {
     name: String,
     ot: f64,
-    config: OtConfig,
+    config: AlignConfig,
 }
 
 #[test]
@@ -174,19 +178,29 @@ fn transport_between_hidden_states_matches_torch() {
     let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
     let targets = hidden_targets(fixtures.numbers("teacher"), y.dims()[0]);
     let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
+    // Of its logits nothing is asked.
+    let hidden = Tensor::zeros((x.dims()[0], 1), DType::F32, &Device::Cpu).unwrap();
+    let head = Tensor::ones((1, 1), DType::F32, &Device::Cpu).unwrap();
+    let geometry = HeadGeometry::new(&head, None).unwrap();
     for case in &fixtures.cases {
         let name = &case.name;
         let config = LossConfig {
-            hidden_weight: 1.0,
-            hidden_similarity: case.config.similarity,
-            hidden_temperature: case.config.temperature,
-            ot: case.config.clone(),
+            ce_weight: 0.0,
+            kl_weight: 0.0,
+            ot_weight: 1.0,
+            align: case.config.clone(),
             ..LossConfig::default()
         };
-        let loss = projection.loss(&x, &targets, &config).unwrap();
-        equal(name, "ot", loss.value, case.ot);
-        fixtures.close(&format!("{name}.grad_student"), &loss.grad_hidden);
-        fixtures.close(&format!("{name}.grad_projection"), &loss.grad_projection);
+        let student = Student {
+            hidden: &hidden,
+            states: Some((&x, &projection)),
+        };
+        let labels = vec![0; x.dims()[0]];
+        let loss = head_loss(student, &labels, &targets, &geometry, &config).unwrap();
+        equal(name, "ot", loss.values.ot, case.ot);
+        let (grad_student, grad_projection) = loss.grad_states.unwrap();
+        fixtures.close(&format!("{name}.grad_student"), &grad_student);
+        fixtures.close(&format!("{name}.grad_projection"), &grad_projection);
     }
 }
 

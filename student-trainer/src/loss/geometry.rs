@@ -7,8 +7,9 @@ use distill_model::{head_gradient_dtype, head_rows, head_rows_backward, head_til
 use rayon::prelude::*;
 
 use super::error::{LossError, Result};
-use super::rowwise::with_f32;
-use super::simd::{add_row, vectorized};
+use super::head_pass::chunks;
+use super::rowwise::{each_row, to_host, with_f32};
+use super::simd::{add_row, exp_in_place, max, vectorized};
 use super::sparse::DeviceEntries;
 use super::teacher::Teacher;
 
@@ -125,6 +126,30 @@ impl HeadGeometry {
     /// As [`logits`](Self::logits); on a card rows may be longer, and hold anything past V.
     pub(crate) fn wide_logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(head_rows(hidden, &self.head)?)
+    }
+
+    /// `logsumexp(h W^T)` of every row, `[N]`, a chunk of rows at a time.
+    pub(crate) fn logsumexp(&self, hidden: &Tensor, chunk_rows: usize) -> Result<Vec<f64>> {
+        let mut rows = Vec::with_capacity(hidden.dims()[0]);
+        for (start, count) in chunks(hidden.dims()[0], chunk_rows) {
+            let z = self.logits(&hidden.narrow(0, start, count)?)?;
+            if self.card.is_none() {
+                let row = |_, z: &mut [f32]| {
+                    let largest = max(z);
+                    f64::from(largest) + exp_in_place(z, largest, 1.0).ln()
+                };
+                rows.extend(each_row(z, row)?.1);
+            } else {
+                let largest = z.max_keepdim(D::Minus1)?;
+                let sum = z.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
+                rows.extend(
+                    to_host(&(largest + sum.log()?)?)?
+                        .into_iter()
+                        .map(f64::from),
+                );
+            }
+        }
+        Ok(rows)
     }
 
     /// The type that dL/dZ is multiplied in on its device.

@@ -13,6 +13,7 @@ use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
 use super::head_pass::{Gradients, HeadPass, Wanted};
 use super::head_transport::HeadTransport;
+use super::hidden::HiddenProjection;
 use super::rows::RowValues;
 use super::targets::Targets;
 use super::teacher::Teacher;
@@ -21,53 +22,65 @@ use super::transport::SolverReport;
 /// The losses of a sequence, without weights except in `total`. A part whose weight is 0 is not computed: 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct LossValues {
-    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
+    /// The sum of all parts, each times its weight.
     pub total: f64,
     /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
     /// asked for.
     pub ce: f64,
-    /// `tau^2 KL`, mean over targets.
+    /// `tau^2 KL(teacher || student)`, mean over targets.
     pub kl: f64,
+    /// `tau^2 KL(student || teacher)`, mean over targets.
+    pub reverse_kl: f64,
+    /// `tau^2 JSD`, mean over targets.
+    pub jsd: f64,
     /// The transport objective.
     pub ot: f64,
     /// How the solver fared.
     pub report: SolverReport,
 }
 
+/// What the loss sees of the student.
+#[derive(Clone, Copy, Debug)]
+pub struct Student<'a> {
+    /// H `[N, d]`, the outputs that predict the N targets, in their order.
+    pub hidden: &'a Tensor,
+    /// The states X `[N, d]` of a layer before the same targets, with the projection of the teacher's to them, for costs of
+    /// hidden states.
+    pub states: Option<(&'a Tensor, &'a HiddenProjection)>,
+}
+
+impl<'a> From<&'a Tensor> for Student<'a> {
+    fn from(hidden: &'a Tensor) -> Self {
+        Self {
+            hidden,
+            states: None,
+        }
+    }
+}
+
 /// The losses with their gradient.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
-    /// `ce_weight ce + kl_weight kl + ot_weight ot`.
-    pub total: f64,
-    /// Mean cross-entropy in nats; computed whatever its weight where any other part needs logits, or values alone are
-    /// asked for.
-    pub ce: f64,
-    /// `tau^2 KL`, mean over targets; 0 when its weight is 0.
-    pub kl: f64,
-    /// The transport objective; 0 when its weight is 0.
-    pub ot: f64,
-    /// How the solver fared.
-    pub report: SolverReport,
+    /// The losses.
+    pub values: LossValues,
     /// dtotal/dH `[N, d]`, f32.
     pub grad_hidden: Tensor,
+    /// dtotal/dX `[N, d]`, f32, and dtotal/dP of the projection, where hidden states are compared.
+    pub grad_states: Option<(Tensor, Tensor)>,
 }
 
 impl HeadLoss {
-    fn new(values: LossValues, grad_hidden: Tensor) -> Self {
-        let LossValues {
-            total,
-            ce,
-            kl,
-            ot,
-            report,
-        } = values;
+    fn new(values: LossValues, gradients: &Gradients) -> Self {
+        let Gradients {
+            hidden,
+            states,
+            projection,
+            ..
+        } = gradients;
         Self {
-            total,
-            ce,
-            kl,
-            ot,
-            report,
-            grad_hidden,
+            values,
+            grad_hidden: hidden.clone(),
+            grad_states: states.clone().zip(projection.clone()),
         }
     }
 }
@@ -75,27 +88,22 @@ impl HeadLoss {
 /// The losses of one sequence and dL/dH.
 ///
 /// # Shapes
-/// `hidden`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets;
+/// `student`: H `[N, d]`, the outputs that predict the N targets, in their order; `labels`: `[N]`, the targets;
 /// `targets`: M teacher rows, beside the N as their alignment says, or M = N in the same order for KL.
 ///
 /// # Errors
 /// Settings that these rows cannot feed, shapes that do not fit, and NaN or infinity anywhere.
-pub fn head_loss(
-    hidden: &Tensor,
+pub fn head_loss<'a>(
+    student: impl Into<Student<'a>>,
     labels: &[u32],
     targets: &Targets,
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<HeadLoss> {
-    let (values, gradient) = run(
-        hidden,
-        labels,
-        Some(targets),
-        geometry,
-        config,
-        Wanted::Hidden,
-    )?;
-    Ok(HeadLoss::new(values, gradient.hidden))
+    let student = student.into();
+    let targets = Some(targets);
+    let (values, gradients) = run(student, labels, targets, geometry, config, Wanted::Hidden)?;
+    Ok(HeadLoss::new(values, &gradients))
 }
 
 /// As [`head_loss`], with dtotal/dW `[V, d]` beside it, for a head that is trained too. Without rows only cross-entropy is
@@ -106,8 +114,8 @@ pub fn head_loss(
 ///
 /// # Errors
 /// As [`head_loss`]; and similarities of whole logit rows, whose way to W is not built.
-pub fn head_loss_with_head(
-    hidden: &Tensor,
+pub fn head_loss_with_head<'a>(
+    student: impl Into<Student<'a>>,
     labels: &[u32],
     targets: Option<&Targets>,
     geometry: &HeadGeometry,
@@ -116,15 +124,9 @@ pub fn head_loss_with_head(
     if targets.is_some() {
         config.check_trained_head()?;
     }
-    let (values, gradient) = run(
-        hidden,
-        labels,
-        targets,
-        geometry,
-        config,
-        Wanted::HiddenAndHead,
-    )?;
-    Ok((HeadLoss::new(values, gradient.hidden), gradient.head))
+    let (student, wanted) = (student.into(), Wanted::HiddenAndHead);
+    let (values, gradients) = run(student, labels, targets, geometry, config, wanted)?;
+    Ok((HeadLoss::new(values, &gradients), gradients.head))
 }
 
 /// The losses alone, at half the work: for evaluation. Without rows only cross-entropy is computed.
@@ -141,18 +143,23 @@ pub fn head_values(
     geometry: &HeadGeometry,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    Ok(run(hidden, labels, targets, geometry, config, Wanted::Values)?.0)
+    let student = Student::from(hidden);
+    Ok(run(student, labels, targets, geometry, config, Wanted::Values)?.0)
 }
 
 fn run(
-    hidden: &Tensor,
+    student: Student,
     labels: &[u32],
     targets: Option<&Targets>,
     geometry: &HeadGeometry,
     config: &LossConfig,
     wanted: Wanted,
 ) -> Result<(LossValues, Gradients)> {
-    let hidden = checked_hidden(hidden, labels, geometry)?;
+    let hidden = checked_hidden(student.hidden, labels, geometry)?;
+    let student = Student {
+        hidden: &hidden,
+        ..student
+    };
     let teacher = match targets {
         Some(targets) => {
             config.check_targets(targets, geometry.has_basis())?;
@@ -163,7 +170,7 @@ fn run(
     };
     let ot = match &teacher {
         Some(teacher) if config.ot_weight > 0.0 => Some(HeadTransport::solve(
-            &hidden, teacher, geometry, config, wanted,
+            student, teacher, geometry, config, wanted,
         )?),
         _ => None,
     };
@@ -182,27 +189,30 @@ fn run(
         pass.without_logits(&hidden)?
     };
     if let (true, Some(ot)) = (wanted != Wanted::Values, &ot) {
-        if let Some(direct) = &ot.grad_hidden {
+        if let Some(direct) = &ot.direct.hidden {
             gradients.hidden = (gradients.hidden + direct)?;
         }
-        if let Some(direct) = &ot.grad_head {
+        if let Some(direct) = &ot.direct.head {
             gradients.head = (gradients.head + direct)?;
         }
+        gradients.states = ot.direct.states.clone();
+        gradients.projection = ot.direct.projection.clone();
     }
     let mut made = vec![&gradients.hidden];
     if wanted == Wanted::HiddenAndHead {
         made.push(&gradients.head);
     }
+    made.extend(gradients.states.iter().chain(&gradients.projection));
     let (values, sizes) = values.read(&made)?;
     let mut result = sum_up(&values, targets, counts, config)?;
     if let Some(ot) = ot {
         result.ot = ot.transport.value;
         result.report = ot.transport.report;
-        if ot.row_costs {
+        if let Some(factor) = ot.row_constant {
             let rows = values.iter().zip(&ot.transport.row_mass);
             let constant: f64 = rows.map(|(v, mass)| mass * v.logsumexp).sum();
-            result.ot += constant / config.ot.kappa;
-            result.report.transport_cost += constant / config.ot.kappa;
+            result.ot += factor * constant;
+            result.report.transport_cost += factor * constant;
         }
     }
     result.total += config.ot_weight * result.ot;
@@ -215,14 +225,14 @@ fn run(
     Ok((result, gradients))
 }
 
-/// Means of CE over the rows that have a label, of KL over those that have a pair; the first row that is not finite is named.
+/// Means of CE over the rows that have a label, of divergences over those that have a pair; the first row that is not finite is named.
 pub(crate) fn sum_up(
     values: &[RowValues],
     targets: Option<&Targets>,
     counts: Counts,
     config: &LossConfig,
 ) -> Result<LossValues> {
-    let bad = |v: &RowValues| !(v.ce.is_finite() && v.kl.is_finite() && v.logsumexp.is_finite());
+    let bad = |v: &RowValues| !(v.ce + v.logsumexp + v.divergences.iter().sum::<f64>()).is_finite();
     if let Some(position) = values.iter().position(bad) {
         return Err(LossError::NonFinite {
             what: "student logits",
@@ -232,11 +242,19 @@ pub(crate) fn sum_up(
     let labelled = |i: usize| targets.is_none_or(|targets| targets.is_labelled(i));
     let labelled = values.iter().enumerate().filter(|(i, _)| labelled(*i));
     let ce = labelled.map(|(_, v)| v.ce).sum::<f64>() / counts.labelled.max(1) as f64;
-    let kl = values.iter().map(|v| v.kl).sum::<f64>() / counts.pairs.max(1) as f64;
+    let mean = |form: usize| {
+        values.iter().map(|v| v.divergences[form]).sum::<f64>() / counts.pairs.max(1) as f64
+    };
+    let [kl, reverse_kl, jsd] = [mean(0), mean(1), mean(2)];
     Ok(LossValues {
-        total: config.ce_weight * ce + config.kl_weight * kl,
+        total: config.ce_weight * ce
+            + config.kl_weight * kl
+            + config.reverse_kl_weight * reverse_kl
+            + config.jsd_weight * jsd,
         ce,
         kl,
+        reverse_kl,
+        jsd,
         ..LossValues::default()
     })
 }
@@ -284,7 +302,7 @@ impl Counts {
     }
 }
 
-/// KL pairs row i with row i, or as the alignment says; the alignment must speak of these rows.
+/// Divergences pair row i with row i, or as the alignment says; the alignment must speak of these rows.
 pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> Result<()> {
     let m = targets.rows();
     if let Some(alignment) = &targets.alignment {
@@ -306,14 +324,14 @@ pub(crate) fn check_pairs(n: usize, targets: &Targets, config: &LossConfig) -> R
             format!("{lengths:?}"),
         ));
     }
-    if config.kl_weight == 0.0 || n == m {
+    if config.divergence_weight() == 0.0 || n == m {
         return Ok(());
     }
     Err(LossError::Unsupported {
         what: "KL",
         reason: format!(
-            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight \
-             to 0 (transport takes unequal lengths)"
+            "it pairs position with position, but there are {n} of the student and {m} of the teacher; set kl_weight, \
+             reverse_kl_weight and jsd_weight to 0 (transport takes unequal lengths)"
         ),
     })
 }

@@ -31,13 +31,27 @@ pub(super) enum Wanted {
 pub(super) struct Gradients {
     pub(super) hidden: Tensor,
     pub(super) head: Tensor,
+    /// Of the states that are compared with the teacher's.
+    pub(super) states: Option<Tensor>,
+    pub(super) projection: Option<Tensor>,
+}
+
+impl Gradients {
+    fn of_logits(hidden: Tensor, head: Tensor) -> Self {
+        Self {
+            hidden,
+            head,
+            states: None,
+            projection: None,
+        }
+    }
 }
 
 /// Values of all rows, where they were made.
 #[derive(Default)]
 pub(super) struct PassValues {
     on_host: Vec<RowValues>,
-    /// `[3 c]` of every chunk.
+    /// `[5 c]` of every chunk.
     on_card: Vec<Tensor>,
 }
 
@@ -67,11 +81,14 @@ impl HeadPass<'_> {
     /// Whether anything that is asked for depends on logits: a similarity of `state` alone does not.
     pub(super) fn needs_logits(&self) -> bool {
         let config = self.config;
-        let through_logits = self.ot.is_some_and(|ot| ot.row_costs || ot.roots.is_some());
+        let through_logits = |ot: &HeadTransport| ot.row_weights.is_some() || ot.roots.is_some();
+        let through_logits = self
+            .ot
+            .is_some_and(|ot| through_logits(ot) || ot.row_constant.is_some());
         self.wanted == Wanted::Values
             || config.ce_weight > 0.0
             || self.teacher.is_none()
-            || config.kl_weight > 0.0
+            || config.divergence_weight() > 0.0
             || through_logits
     }
 
@@ -82,7 +99,7 @@ impl HeadPass<'_> {
         };
         let head = Tensor::zeros(1, DType::F32, hidden.device())?;
         let hidden = hidden.zeros_like()?;
-        Ok((values, Gradients { hidden, head }))
+        Ok((values, Gradients::of_logits(hidden, head)))
     }
 
     pub(super) fn run(
@@ -130,7 +147,7 @@ impl HeadPass<'_> {
             _ => Tensor::cat(&grad_hidden, 0)?,
         };
         let head = grad_head.unwrap_or(zero);
-        Ok((values, Gradients { hidden, head }))
+        Ok((values, Gradients::of_logits(hidden, head)))
     }
 
     /// Values of the rows from `start` on and, where a gradient is wanted, dL/dZ.
@@ -185,10 +202,11 @@ impl HeadPass<'_> {
     /// Where a part of the gradient passes through the logits by square roots: what it takes, with dL/dS of these rows.
     fn through_roots(&self, start: usize, count: usize) -> Result<Option<ThroughRoots<'_>>> {
         let ot = self.ot.filter(|_| self.gradient_wanted());
-        let Some((ot, roots)) = ot.and_then(|ot| Some((ot, ot.roots.as_ref()?))) else {
+        let Some((roots, gradient)) = ot.and_then(|ot| ot.roots.as_ref()) else {
             return Ok(None);
         };
-        Ok(Some((roots, ot.transport.gradient_rows(start, count)?)))
+        let m = self.teacher.map_or(0, Teacher::rows);
+        Ok(Some((roots, gradient.rows(start, count, m)?)))
     }
 
     fn gradient_wanted(&self) -> bool {
@@ -198,10 +216,10 @@ impl HeadPass<'_> {
     /// What row i contributes to the loss.
     fn terms(&self, i: usize) -> RowTerms<'_> {
         let (config, teacher) = (self.config, self.teacher);
-        let kl = teacher
-            .filter(|_| config.kl_weight > 0.0)
+        let beside = teacher
+            .filter(|_| config.divergence_weight() > 0.0)
             .and_then(|teacher| teacher.row(teacher.targets.pair(i)?, config.kl_temperature));
-        let costs = self.ot.filter(|ot| ot.row_costs);
+        let row_weights = self.ot.and_then(|ot| ot.row_weights.as_ref());
         RowTerms {
             label: self.labels[i],
             ce: if teacher.is_none_or(|teacher| teacher.targets.is_labelled(i)) {
@@ -209,11 +227,9 @@ impl HeadPass<'_> {
             } else {
                 0.0
             },
-            kl: kl.map(|row| (row, config.kl_weight / self.counts.pairs.max(1) as f64)),
-            divergence: config.divergence(),
-            softmax: costs.map_or(0.0, |ot| {
-                config.ot_weight * ot.transport.row_mass[i] / config.ot.kappa
-            }),
+            teacher: beside,
+            divergences: config.divergences().over(self.counts.pairs),
+            softmax: row_weights.map_or(0.0, |weights| weights[i]),
         }
     }
 }

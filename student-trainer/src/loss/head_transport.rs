@@ -1,170 +1,192 @@
-/*! Provides transport between hidden states and teacher rows: the costs without the V axis, the plan, and the way back.
+/*! Provides transport between the student's positions and teacher rows: matrices over pairs without the V axis, the plan, and
+the way back.
 
 ```text
- kl:                 H E^T ──> C ──> plan ──> gradient E ──> dH (and dE ──> dW)
- softmax-similarity: H P c ──> S ──> plan ──> gradient   ──> dH
+ kl:                 H E^T ──> C ──────> plan ──> gradient E ──> dH (and dE ──> dW)
+ softmax-similarity: H P c ──> S ──> C ──> plan ──> gradient   ──> dH
  bhattacharyya:      one pass over the head for S; its gradient goes through the logits of the pass that follows
+ hidden:             X (Y P)^T ──> C ──────> plan ──> gradient ──> dX, dP
 ```
+
+The plan may be made for one of them while another one is paid: each has its own gradient and its own way back.
 */
 
+use candle_core::{DType, Tensor};
+
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{
-    Cost, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
-};
+use super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Similarity};
 use super::cost::{kl_cost_rows, kl_costs};
 use super::error::Result;
 use super::euclidean::SquaredEuclidean;
 use super::geometry::HeadGeometry;
+use super::head::Student;
 use super::head_pass::{Wanted, chunks};
+use super::hidden::{Comparison, Projected};
+use super::plan::PlanKind;
 use super::rowwise::to_host;
 use super::similarity::Bilinear;
 use super::targets::Targets;
 use super::teacher::Teacher;
-use super::transport::{Problem, Transport, transport};
+use super::transport::{Entries, Problem, Transport, transport};
 use super::transport_card::CardTransport;
-use candle_core::{DType, Tensor};
 
-/// Solved transport, and how its gradient reaches the hidden states.
+/// Solved transport, and how its gradient reaches the student.
 pub(super) struct HeadTransport<'a> {
     pub(super) transport: Transport,
-    /// The part that does not pass through the logits, weighted.
-    pub(super) grad_hidden: Option<Tensor>,
-    /// The same for the head, where it is wanted.
-    pub(super) grad_head: Option<Tensor>,
-    /// Whether logsumexp of the student's rows is part of the cost, and so of the gradient.
-    pub(super) row_costs: bool,
-    /// Under `bhattacharyya`: the way through the logits.
-    pub(super) roots: Option<Bhattacharyya<'a>>,
+    /// The parts of the gradient that do not pass through the logits, weighted.
+    pub(super) direct: Direct,
+    /// `[N]`: weighted d loss / d logsumexp of the student's rows, where that is part of a cost.
+    pub(super) row_weights: Option<Vec<f64>>,
+    /// What logsumexp of the student's rows, weighted with the plan's row masses, adds to the value.
+    pub(super) row_constant: Option<f64>,
+    /// The way through the logits, with the gradient `[N, M]` in what comes of them.
+    pub(super) roots: Option<(Bhattacharyya<'a>, Entries)>,
+}
+
+/// Gradients that are there without the logits.
+#[derive(Default)]
+pub(super) struct Direct {
+    pub(super) hidden: Option<Tensor>,
+    pub(super) head: Option<Tensor>,
+    /// Of the states of another layer, and of the projection to them.
+    pub(super) states: Option<Tensor>,
+    pub(super) projection: Option<Tensor>,
+}
+
+/// A matrix over pairs of positions with its way back.
+enum Measured<'a> {
+    Kl { expectation: Tensor, kappa: f64 },
+    Bilinear { similarity: Bilinear, s: Tensor },
+    Roots(Bhattacharyya<'a>),
+    Distances(SquaredEuclidean),
+    States(Projected),
 }
 
 impl<'a> HeadTransport<'a> {
     pub(super) fn solve(
-        hidden: &Tensor,
+        student: Student,
         teacher: &'a Teacher,
         geometry: &HeadGeometry,
         config: &LossConfig,
         wanted: Wanted,
     ) -> Result<Self> {
-        let distances = match config.ot.plan_cost {
-            PlanCost::Same => None,
-            PlanCost::SquaredEuclidean => Some(SquaredEuclidean::from_state(
-                hidden,
-                teacher.targets,
-                geometry,
-            )?),
-        };
         let pass = TransportPass {
-            hidden,
+            student,
             teacher,
             geometry,
             config,
             wanted,
-            distances: distances.as_ref(),
         };
-        let mut solved = match (config.ot.cost, config.ot.similarity) {
-            (Cost::Kl, _) => pass.kl()?,
-            (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => pass.bhattacharyya()?,
-            (Cost::SoftmaxSimilarity, kind) => pass.bilinear(kind)?,
-        };
-        let m = teacher.rows();
-        let weight = config.ot_weight;
-        let plan_gradient = solved
-            .transport
-            .plan_gradient_tensor(m, weight, hidden.device())?;
-        if let (Some(gradient), Some(distances)) = (plan_gradient, &distances) {
-            let through_plan = distances.backward(&gradient)?;
-            solved.grad_hidden = Some(match solved.grad_hidden {
-                Some(direct) => (direct + through_plan)?,
-                None => through_plan,
-            });
-        }
-        Ok(solved)
+        pass.run()
     }
 }
 
-/// Everything that a transport between hidden states and rows is made from.
+/// Everything that a transport between a student's positions and rows is made from.
 struct TransportPass<'p, 'a> {
-    hidden: &'p Tensor,
+    /// In f32.
+    student: Student<'p>,
     teacher: &'a Teacher<'a>,
     geometry: &'p HeadGeometry,
     config: &'p LossConfig,
     wanted: Wanted,
-    /// What the plan is solved for, where that is not the cost.
-    distances: Option<&'p SquaredEuclidean>,
 }
 
 impl<'a> TransportPass<'_, 'a> {
-    fn solve(&self, matrix: Vec<f32>) -> Result<Transport> {
-        let size = (self.hidden.dims()[0], self.teacher.rows());
-        let alignment = self.teacher.targets.alignment.as_ref();
-        let problem = Problem::new(matrix, self.distances, size, alignment)?;
-        transport(problem, &self.config.ot)
+    fn run(&self) -> Result<HeadTransport<'a>> {
+        let align = &self.config.align;
+        let logsumexp = if align.sees_rows() {
+            let rows = self
+                .geometry
+                .logsumexp(self.student.hidden, self.config.chunk_rows);
+            Some(rows?)
+        } else {
+            None
+        };
+        let logsumexp = logsumexp.as_deref();
+        let (solved, matrix) = self.measure(align.solved(), align.kappa, logsumexp)?;
+        let other = (align.paid() != align.solved())
+            .then(|| self.measure(align.paid(), align.paid_kappa(), logsumexp));
+        let (paid, paid_matrix) = other.transpose()?.unzip();
+        let mut transport = self.transport(matrix, paid_matrix)?;
+        let gradients = [
+            (Some(solved), transport.solved.take()),
+            (paid, transport.paid.take()),
+        ];
+        let mut found = HeadTransport {
+            transport,
+            direct: Direct::default(),
+            row_weights: None,
+            row_constant: align.row_constant(),
+            roots: None,
+        };
+        if self.wanted == Wanted::Values {
+            return Ok(found);
+        }
+        for (measured, gradient) in gradients {
+            if let (Some(measured), Some(gradient)) = (measured, gradient) {
+                self.pull_back(measured, gradient, &mut found)?;
+            }
+        }
+        Ok(found)
     }
 
-    fn bilinear(&self, kind: Similarity) -> Result<HeadTransport<'a>> {
-        let similarity =
-            Bilinear::from_state(kind, self.hidden, self.teacher.targets, self.geometry)?;
-        let s = similarity.forward()?;
-        let transport = match CardTransport::of(&s, &self.config.ot) {
-            Some(card) => card.transport(&s, self.teacher.targets.alignment.as_ref())?,
-            None => self.solve(to_host(&s)?)?,
-        };
-        let weight = self.config.ot_weight;
-        let m = self.teacher.rows();
-        let gradient = transport.gradient_tensor(m, weight, self.hidden.device())?;
-        Ok(HeadTransport {
-            grad_hidden: Some(similarity.backward(&s, &gradient)?),
-            grad_head: None,
-            transport,
-            row_costs: false,
-            roots: None,
-        })
+    /// The matrix of a cost, before what is done within blocks.
+    fn measure(
+        &self,
+        cost: Cost,
+        kappa: f64,
+        logsumexp: Option<&[f64]>,
+    ) -> Result<(Measured<'a>, Entries)> {
+        let similarity = self.config.align.similarity;
+        match cost {
+            Cost::Kl => self.kl(kappa, logsumexp),
+            Cost::Hidden => self.states(Comparison::Centered),
+            Cost::SquaredEuclidean => {
+                let distances = SquaredEuclidean::from_state(
+                    self.student.hidden,
+                    self.teacher.targets,
+                    self.geometry,
+                )?;
+                let matrix = Entries::Tensor(distances.forward()?);
+                Ok((Measured::Distances(distances), matrix))
+            }
+            Cost::SoftmaxSimilarity => match similarity {
+                Similarity::Bhattacharyya => self.bhattacharyya(),
+                Similarity::HiddenScaledDot => self.states(Comparison::ScaledDot),
+                Similarity::HiddenCosine => self.states(Comparison::Cosine),
+                kind => {
+                    let (hidden, targets) = (self.student.hidden, self.teacher.targets);
+                    let similarity = Bilinear::from_state(kind, hidden, targets, self.geometry)?;
+                    let s = similarity.forward()?;
+                    let matrix = Entries::Tensor(s.clone());
+                    Ok((Measured::Bilinear { similarity, s }, matrix))
+                }
+            },
+        }
     }
 
-    /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: the plan needs no logits.
-    fn kl(&self) -> Result<HeadTransport<'a>> {
-        let Self {
-            hidden,
-            teacher,
-            geometry,
-            config,
-            ..
-        } = *self;
-        let expectation = geometry.expectation(teacher)?;
-        let dots = hidden.matmul(&expectation.t()?)?;
-        let transport = match CardTransport::of(&dots, &config.ot) {
-            Some(card) => {
-                let cost = kl_costs(&dots, &teacher.negative_entropy, config.ot.kappa)?;
-                card.transport(&cost, teacher.targets.alignment.as_ref())?
-            }
-            None => {
-                let mut cost = to_host(&dots)?;
-                kl_cost_rows(&mut cost, &teacher.negative_entropy, config.ot.kappa);
-                self.solve(cost)?
-            }
+    /// `C_ij = (sum p ln p - h_i . e_j + lse_i) / kappa`: most plans need no logits.
+    fn kl(&self, kappa: f64, logsumexp: Option<&[f64]>) -> Result<(Measured<'a>, Entries)> {
+        let expectation = self.geometry.expectation(self.teacher)?;
+        let dots = self.student.hidden.matmul(&expectation.t()?)?;
+        let entropy = &self.teacher.negative_entropy;
+        let matrix = if CardTransport::of(&dots, &self.config.align).is_some() {
+            Entries::Tensor(kl_costs(&dots, entropy, kappa)?)
+        } else {
+            let mut cost = to_host(&dots)?;
+            kl_cost_rows(&mut cost, entropy, logsumexp, kappa);
+            Entries::Host(cost)
         };
-        let factor = -config.ot_weight / config.ot.kappa;
-        let gradient = transport.gradient_tensor(teacher.rows(), factor, hidden.device())?;
-        let grad_head = (self.wanted == Wanted::HiddenAndHead)
-            .then(|| geometry.expectation_backward(teacher, &gradient.t()?.matmul(hidden)?))
-            .transpose()?;
-        Ok(HeadTransport {
-            grad_hidden: Some(gradient.matmul(&expectation)?),
-            grad_head,
-            transport,
-            row_costs: true,
-            roots: None,
-        })
+        Ok((Measured::Kl { expectation, kappa }, matrix))
     }
 
     /// One pass over the head for S, before the pass for the gradient.
-    fn bhattacharyya(&self) -> Result<HeadTransport<'a>> {
+    fn bhattacharyya(&self) -> Result<(Measured<'a>, Entries)> {
         let mut roots = Bhattacharyya::new(self.teacher);
         let on_card = self.geometry.card().is_some();
-        for (start, count) in chunks(self.hidden.dims()[0], self.config.chunk_rows) {
-            let z = self
-                .geometry
-                .logits(&self.hidden.narrow(0, start, count)?)?;
+        let hidden = self.student.hidden;
+        for (start, count) in chunks(hidden.dims()[0], self.config.chunk_rows) {
+            let z = self.geometry.logits(&hidden.narrow(0, start, count)?)?;
             if on_card {
                 roots.push_on_device(&z)?;
             } else {
@@ -174,18 +196,104 @@ impl<'a> TransportPass<'_, 'a> {
         if on_card {
             roots.read()?;
         }
-        Ok(HeadTransport {
-            transport: self.solve(roots.s.clone())?,
-            grad_hidden: None,
-            grad_head: None,
-            row_costs: false,
-            roots: Some(roots),
-        })
+        let matrix = Entries::Host(roots.s.clone());
+        Ok((Measured::Roots(roots), matrix))
+    }
+
+    fn states(&self, comparison: Comparison) -> Result<(Measured<'a>, Entries)> {
+        let states = Projected::new(comparison, self.student.states, self.teacher.targets)?;
+        let matrix = Entries::Tensor(states.forward()?);
+        Ok((Measured::States(states), matrix))
+    }
+
+    fn transport(&self, solved: Entries, paid: Option<Entries>) -> Result<Transport> {
+        let (n, m) = (self.student.hidden.dims()[0], self.teacher.rows());
+        let alignment = self.teacher.targets.alignment.as_ref();
+        if let Entries::Tensor(matrix) = &solved
+            && let Some(card) = CardTransport::of(matrix, &self.config.align)
+        {
+            return card.transport(matrix, alignment);
+        }
+        let on_host = |matrix: Entries| match matrix {
+            Entries::Host(matrix) => Ok(matrix),
+            Entries::Tensor(matrix) => to_host(&matrix),
+        };
+        let masses = self.teacher.masses(self.config.align.marginals);
+        let problem = Problem {
+            solved: on_host(solved)?,
+            paid: paid.map(on_host).transpose()?,
+            n,
+            m,
+            alignment,
+            masses: masses.as_deref(),
+        };
+        transport(problem, &self.config.align)
+    }
+
+    fn pull_back(
+        &self,
+        measured: Measured<'a>,
+        gradient: Entries,
+        to: &mut HeadTransport<'a>,
+    ) -> Result<()> {
+        let (m, weight) = (self.teacher.rows(), self.config.ot_weight);
+        let hidden = self.student.hidden;
+        let tensor = |weight: f64| gradient.tensor(m, weight, hidden.device());
+        match measured {
+            Measured::Kl { expectation, kappa } => {
+                let g = tensor(-weight / kappa)?;
+                if self.wanted == Wanted::HiddenAndHead {
+                    let through = g.t()?.matmul(hidden)?;
+                    let head = self.geometry.expectation_backward(self.teacher, &through)?;
+                    add(&mut to.direct.head, head)?;
+                }
+                add(&mut to.direct.hidden, g.matmul(&expectation)?)?;
+                // Where a card solved, rows have their masses.
+                let scale = self.config.align.scale();
+                let of_plan = || {
+                    to.transport
+                        .row_mass
+                        .iter()
+                        .map(|mass| scale * mass)
+                        .collect()
+                };
+                let sums = gradient.row_sums(m).unwrap_or_else(of_plan);
+                let n = sums.len();
+                let weights = to.row_weights.get_or_insert_with(|| vec![0.0; n]);
+                for (sum, row) in weights.iter_mut().zip(sums) {
+                    *sum += weight / kappa * row;
+                }
+            }
+            Measured::Bilinear { similarity, s } => {
+                add(
+                    &mut to.direct.hidden,
+                    similarity.backward(&s, &tensor(weight)?)?,
+                )?;
+            }
+            Measured::Distances(distances) => {
+                add(&mut to.direct.hidden, distances.backward(&tensor(weight)?)?)?;
+            }
+            Measured::States(states) => {
+                let (x, projection) = states.backward(&tensor(weight)?)?;
+                add(&mut to.direct.states, x)?;
+                add(&mut to.direct.projection, projection)?;
+            }
+            Measured::Roots(roots) => to.roots = Some((roots, gradient)),
+        }
+        Ok(())
     }
 }
 
+fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + more)?,
+        None => more,
+    });
+    Ok(())
+}
+
 /// The plan that the `kl` cost finds between the student's and the teacher's positions, without a position prior unless
-/// `ot` has one, to look at: rows sum to 1/N, columns to 1/M.
+/// `align` has one, to look at: rows sum to 1/N, columns to 1/M.
 ///
 /// # Shapes
 /// As [`head_loss`](super::head_loss); the plan is `[N, M]`, row-major.
@@ -196,16 +304,15 @@ pub fn transport_plan(
     hidden: &Tensor,
     targets: &Targets,
     geometry: &HeadGeometry,
-    ot: &OtConfig,
+    align: &AlignConfig,
 ) -> Result<Vec<f32>> {
     let config = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
+            plan: PlanKind::Sinkhorn,
             cost: Cost::Kl,
-            plan_cost: PlanCost::Same,
-            objective: Objective::Entropic,
-            scope: Scope::Row,
-            reduction: Reduction::Mean,
-            ..ot.clone()
+            loss: AlignLoss::Entropic,
+            block_size: 0,
+            ..align.clone()
         },
         kl_weight: 0.0,
         ..LossConfig::default()
@@ -213,8 +320,18 @@ pub fn transport_plan(
     let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
     config.check_targets(targets, geometry.has_basis())?;
     let teacher = Teacher::new(targets, geometry.vocab_size())?;
-    let solved = HeadTransport::solve(&hidden, &teacher, geometry, &config, Wanted::Values)?;
-    // The entropic objective's gradient in the cost is the plan itself.
-    let rows = hidden.dims()[0];
-    Ok(solved.transport.gradient_rows(0, rows)?.into_owned())
+    let pass = TransportPass {
+        student: Student::from(&hidden),
+        teacher: &teacher,
+        geometry,
+        config: &config,
+        wanted: Wanted::Values,
+    };
+    let (_, matrix) = pass.measure(Cost::Kl, config.align.kappa, None)?;
+    // The entropic loss's gradient in the cost is the plan itself.
+    let plan = pass.transport(matrix, None)?.solved;
+    let plan = plan
+        .as_ref()
+        .map(|plan| plan.rows(0, hidden.dims()[0], teacher.rows()));
+    Ok(plan.transpose()?.unwrap_or_default().into_owned())
 }

@@ -1,7 +1,7 @@
-/*! Provides transport between hidden states of student and teacher, through a learned projection P `[D, d]`.
+/*! Provides comparisons of the student's hidden states with the teacher's, through a learned projection P `[D, d]`.
 
 ```text
- Z = Y P,   S = X Z^T / sqrt(d)   or the cosines of X's and Z's rows,   C = 1 - softmax_j(S / temperature)
+ Z = Y P,   S = X Z^T / sqrt(d)   or the cosines of X's and Z's rows;   1 - the cosines of rows less their mean over the sequence
  dX = dS Z / sqrt(d),   dZ = dS^T X / sqrt(d),   dP = Y^T dZ        (cosine: x^ = x / |x|, dx = (dx^ - x^ (x^ . dx^)) / |x|)
 ```
 
@@ -12,33 +12,19 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use distill_proto::StateKind;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::config::{Cost, LossConfig, OtConfig, PlanCost, Similarity};
+use super::config::no_states;
 use super::error::{LossError, Result};
 use super::geometry::row_norms;
-use super::rowwise::{magnitudes, to_host};
 use super::similarity::state_matrix;
 use super::targets::Targets;
-use super::transport::{Problem, SolverReport, transport};
-use super::transport_card::CardTransport;
 use crate::random::normal;
-
-/// The loss of one sequence with its gradients, weighted.
-#[derive(Debug)]
-pub struct HiddenLoss {
-    /// The transport objective, without its weight.
-    pub value: f64,
-    /// How the solver fared.
-    pub report: SolverReport,
-    /// `hidden_weight` dvalue/dX `[N, d]`.
-    pub grad_hidden: Tensor,
-    /// `hidden_weight` dvalue/dP `[D, d]`.
-    pub grad_projection: Tensor,
-}
 
 /// The learned map from the teacher's hidden states to the student's.
 #[derive(Debug)]
 pub struct HiddenProjection {
     projection: Var,
+    /// Which of the capture's layers it takes.
+    teacher_state: usize,
 }
 
 impl HiddenProjection {
@@ -73,104 +59,98 @@ impl HiddenProjection {
     /// A tensor error.
     pub fn from_tensor(projection: &Tensor) -> Result<Self> {
         let projection = Var::from_tensor(&projection.to_dtype(DType::F32)?)?;
-        Ok(Self { projection })
+        Ok(Self {
+            projection,
+            teacher_state: 0,
+        })
+    }
+
+    /// The same, of another of the capture's layers.
+    #[must_use]
+    pub fn of_state(self, teacher_state: usize) -> Self {
+        Self {
+            teacher_state,
+            ..self
+        }
+    }
+
+    /// D and d.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.projection.dims()[0], self.projection.dims()[1])
+    }
+
+    /// Puts another P in its place.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub(crate) fn set(&self, projection: &Tensor) -> Result<()> {
+        let projection = projection.to_device(self.projection.device())?;
+        Ok(self.projection.set(&projection.to_dtype(DType::F32)?)?)
+    }
+
+    /// The teacher's states Y `[M, D]` that it takes.
+    ///
+    /// # Errors
+    /// Rows without hidden states, or with others.
+    pub(crate) fn teacher_states(&self, targets: &Targets, like: &Tensor) -> Result<Tensor> {
+        let state = targets.state.as_ref();
+        let state = state.filter(|state| state.kind != StateKind::Sketch);
+        let state = state.ok_or_else(no_states)?;
+        let size = self.projection.dims()[0];
+        if state.layer_rank() != size || self.teacher_state >= state.layers {
+            return Err(LossError::shape(
+                "teacher state",
+                format!("layer {} of {size} numbers", self.teacher_state),
+                format!("{} layers of {}", state.layers, state.layer_rank()),
+            ));
+        }
+        let all = state_matrix(state, targets.rows(), state.rank, like)?;
+        Ok(all
+            .narrow(1, self.teacher_state * size, size)?
+            .contiguous()?)
     }
 
     /// P, to be trained.
     pub fn parameter(&self) -> (String, Var) {
         (Self::NAME.to_owned(), self.projection.clone())
     }
-
-    /// The loss between hidden states that predict the targets and the teacher's.
-    ///
-    /// # Shapes
-    /// `hidden`: X `[N, d]`; the teacher's states Y `[M, D]` are the targets' `state`.
-    ///
-    /// # Errors
-    /// Rows without hidden states, shapes that do not fit, and NaN or infinity anywhere.
-    pub fn loss(
-        &self,
-        hidden: &Tensor,
-        targets: &Targets,
-        config: &LossConfig,
-    ) -> Result<HiddenLoss> {
-        let x = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
-        let y = self.teacher_states(targets, &x)?;
-        let similarity = Projected::new(config.hidden_similarity, &x, &y, &self.projection)?;
-        let s = similarity.forward()?;
-        let (n, m) = s.dims2()?;
-        let (ot, alignment) = (ot_config(config), targets.alignment.as_ref());
-        let transport = match CardTransport::of(&s, &ot) {
-            Some(card) => card.transport(&s, alignment)?,
-            None => transport(Problem::new(to_host(&s)?, None, (n, m), alignment)?, &ot)?,
-        };
-        let gradient = transport.gradient_tensor(m, config.hidden_weight, x.device())?;
-        let (grad_hidden, grad_projection) = similarity.backward(&gradient)?;
-        let sizes = Tensor::cat(&magnitudes(&[&grad_hidden, &grad_projection])?, 0)?;
-        let sizes: Vec<f64> = sizes.to_vec1()?;
-        if !(transport.value + sizes.iter().sum::<f64>()).is_finite() {
-            return Err(LossError::NonFinite {
-                what: "transport between hidden states",
-                position: 0,
-            });
-        }
-        Ok(HiddenLoss {
-            value: transport.value,
-            report: transport.report,
-            grad_hidden,
-            grad_projection,
-        })
-    }
-
-    fn teacher_states(&self, targets: &Targets, like: &Tensor) -> Result<Tensor> {
-        let state = targets.state.as_ref();
-        let state = state.filter(|state| state.kind != StateKind::Sketch);
-        let Some(state) = state else {
-            return Err(LossError::Unsupported {
-                what: "transport between hidden states",
-                reason: "the rows carry none; capture the teacher with `--state exact` or \
-                         `hidden:LAYER`"
-                    .into(),
-            });
-        };
-        state_matrix(state, targets.rows(), self.projection.dims()[0], like)
-    }
 }
 
-/// The settings of transport, with the hidden states' own cost.
-fn ot_config(config: &LossConfig) -> OtConfig {
-    OtConfig {
-        cost: Cost::SoftmaxSimilarity,
-        plan_cost: PlanCost::Same,
-        similarity: config.hidden_similarity,
-        temperature: config.hidden_temperature,
-        ..config.ot.clone()
-    }
+/// What of hidden states is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// `x_i . z_j / sqrt(d)`.
+    ScaledDot,
+    /// Their cosine.
+    Cosine,
+    /// 1 less the cosine of what they are beside the mean of their sequence.
+    Centered,
 }
 
-/// S between X and Z = Y P, with what its gradient needs.
-struct Projected<'a> {
-    teacher: &'a Tensor,
+/// A comparison of X and Z = Y P, with what its gradient needs.
+pub(crate) struct Projected {
+    comparison: Comparison,
+    /// Y, or beside its mean.
+    teacher: Tensor,
     x: Rows,
     z: Rows,
-    scale: f64,
 }
 
-/// Rows, divided by their norms under `cosine`.
+/// Rows, divided by their norms where cosines are asked for.
 struct Rows {
     rows: Tensor,
     norms: Option<Tensor>,
 }
 
 impl Rows {
-    fn new(rows: &Tensor, normalized: bool) -> Result<Self> {
+    fn new(rows: Tensor, normalized: bool) -> Result<Self> {
         if !normalized {
-            return Ok(Self {
-                rows: rows.clone(),
-                norms: None,
-            });
+            return Ok(Self { rows, norms: None });
         }
-        let norms = row_norms(rows, rows)?;
+        let norms = row_norms(&rows, &rows)?;
+        // A row of zeros, as the only one of a sequence is beside its mean, is like no other and has no gradient.
+        let infinite = (norms.ones_like()? / 0.0)?;
+        let norms = norms.eq(0.0)?.where_cond(&infinite, &norms)?;
         Ok(Self {
             rows: rows.broadcast_div(&norms)?,
             norms: Some(norms),
@@ -188,36 +168,70 @@ impl Rows {
     }
 }
 
-impl<'a> Projected<'a> {
-    fn new(kind: Similarity, x: &Tensor, teacher: &'a Tensor, projection: &Tensor) -> Result<Self> {
-        let d = projection.dims()[1];
+/// Rows beside their mean; also the way back of a gradient.
+fn centered(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.broadcast_sub(&rows.mean_keepdim(0)?)?)
+}
+
+impl Projected {
+    /// Between the student's states X `[N, d]`, with the projection to them, and those of the rows.
+    ///
+    /// # Errors
+    /// Rows without hidden states, and shapes that do not fit.
+    pub(crate) fn new(
+        comparison: Comparison,
+        student: Option<(&Tensor, &HiddenProjection)>,
+        targets: &Targets,
+    ) -> Result<Self> {
+        let (x, projection) = student.ok_or_else(no_states)?;
+        let d = projection.projection.dims()[1];
         if x.dims2()?.1 != d {
             return Err(LossError::shape("hidden size", d, x.dims()[1]));
         }
-        let cosine = kind == Similarity::Cosine;
-        let scale = if cosine {
-            1.0
-        } else {
-            (d as f64).sqrt().recip()
+        let x = x.detach().to_dtype(DType::F32)?.contiguous()?;
+        let teacher = projection.teacher_states(targets, &x)?;
+        let projection = projection.projection.detach();
+        let (x, teacher) = match comparison {
+            Comparison::Centered => (centered(&x)?, centered(&teacher)?),
+            _ => (x, teacher),
         };
+        let normalized = comparison != Comparison::ScaledDot;
         Ok(Self {
-            x: Rows::new(x, cosine)?,
-            z: Rows::new(&teacher.matmul(&projection.detach())?, cosine)?,
+            comparison,
+            x: Rows::new(x, normalized)?,
+            z: Rows::new(teacher.matmul(&projection)?, normalized)?,
             teacher,
-            scale,
         })
     }
 
-    /// `[N, M]`.
-    fn forward(&self) -> Result<Tensor> {
-        Ok((self.x.rows.matmul(&self.z.rows.t()?)? * self.scale)?)
+    /// Factor of the dots.
+    fn scale(&self) -> f64 {
+        match self.comparison {
+            Comparison::ScaledDot => (self.x.rows.dims()[1] as f64).sqrt().recip(),
+            Comparison::Cosine => 1.0,
+            Comparison::Centered => -1.0,
+        }
     }
 
-    /// From dL/dS `[N, M]` to dL/dX and dL/dP.
-    fn backward(&self, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
-        let gradient = (gradient * self.scale)?;
+    /// `[N, M]`.
+    pub(crate) fn forward(&self) -> Result<Tensor> {
+        let one = match self.comparison {
+            Comparison::Centered => 1.0,
+            _ => 0.0,
+        };
+        let dots = self.x.rows.matmul(&self.z.rows.t()?)?;
+        Ok(dots.affine(self.scale(), one)?)
+    }
+
+    /// From the gradient in that to dL/dX and dL/dP.
+    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+        let gradient = (gradient * self.scale())?;
         let x = self.x.backward(gradient.matmul(&self.z.rows)?)?;
         let z = self.z.backward(gradient.t()?.matmul(&self.x.rows)?)?;
+        let x = match self.comparison {
+            Comparison::Centered => centered(&x)?,
+            _ => x,
+        };
         Ok((x, self.teacher.t()?.matmul(&z)?))
     }
 }

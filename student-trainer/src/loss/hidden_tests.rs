@@ -2,7 +2,9 @@
 
 use candle_core::Device;
 
-use super::super::config::Objective;
+use super::super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Similarity};
+use super::super::geometry::HeadGeometry;
+use super::super::head::{HeadLoss, Student, head_loss};
 use super::super::reference::{self, Matrix};
 use super::super::testing::{Random, hidden_targets, relative, tensor, widened};
 use super::*;
@@ -25,58 +27,119 @@ fn targets(states: &Matrix) -> Targets {
     hidden_targets(states.data.iter().map(|&x| x as f32).collect(), M)
 }
 
-fn slow(x: &Matrix, y: &Matrix, p: &Matrix, config: &LossConfig) -> f64 {
+/// The whole loss of a student that is compared by its states alone.
+fn loss(x: &Matrix, y: &Matrix, p: &Matrix, align: &AlignConfig) -> Result<HeadLoss> {
+    let config = LossConfig {
+        ce_weight: 0.0,
+        kl_weight: 0.0,
+        ot_weight: 0.7,
+        align: align.clone(),
+        ..LossConfig::default()
+    };
+    let projection = HiddenProjection::from_tensor(&tensor(p))?;
+    let (hidden, states) = (Tensor::zeros((N, 1), DType::F32, &Device::Cpu)?, tensor(x));
+    let geometry = HeadGeometry::new(&Tensor::ones((1, 1), DType::F32, &Device::Cpu)?, None)?;
+    let student = Student {
+        hidden: &hidden,
+        states: Some((&states, &projection)),
+    };
+    head_loss(student, &[0; N], &targets(y), &geometry, &config)
+}
+
+fn slow(x: &Matrix, y: &Matrix, p: &Matrix, align: &AlignConfig) -> f64 {
     let transposed = Matrix::from_fn(p.columns, p.rows, |i, j| p.at(j, i));
-    let z = y.times_transposed(&transposed);
+    let centered = |rows: &Matrix| {
+        let mean = |k| (0..rows.rows).map(|i| rows.at(i, k)).sum::<f64>() / rows.rows as f64;
+        Matrix::from_fn(rows.rows, rows.columns, |i, k| rows.at(i, k) - mean(k))
+    };
     let norm = |row: &[f64]| row.iter().map(|v| v * v).sum::<f64>().sqrt();
-    let dots = x.times_transposed(&z);
-    let s = Matrix::from_fn(N, M, |i, j| match config.hidden_similarity {
-        Similarity::Cosine => dots.at(i, j) / (norm(x.row(i)) * norm(z.row(j))),
-        _ => dots.at(i, j) / (HIDDEN as f64).sqrt(),
-    });
-    let cost = reference::softmax_cost(&s, config.hidden_temperature);
+    let cosines = |x: &Matrix, y: &Matrix| {
+        let z = y.times_transposed(&transposed);
+        let dots = x.times_transposed(&z);
+        Matrix::from_fn(N, M, |i, j| {
+            dots.at(i, j) / (norm(x.row(i)) * norm(z.row(j)))
+        })
+    };
+    let similarity = || match align.similarity {
+        Similarity::HiddenCosine => cosines(x, y),
+        _ => {
+            let dots = x.times_transposed(&y.times_transposed(&transposed));
+            Matrix::from_fn(N, M, |i, j| dots.at(i, j) / (HIDDEN as f64).sqrt())
+        }
+    };
+    let cost = |kind: Cost| match kind {
+        Cost::Hidden => {
+            let cosines = cosines(&centered(x), &centered(y));
+            Matrix::from_fn(N, M, |i, j| 1.0 - cosines.at(i, j))
+        }
+        _ => reference::softmax_cost(&similarity(), align.temperature),
+    };
     let prior = Matrix::from_fn(N, M, |i, j| {
-        config.ot.position_prior * (i as f64 / N as f64 - j as f64 / M as f64).powi(2)
+        align.position * (i as f64 / N as f64 - j as f64 / M as f64).powi(2)
     });
-    reference::objective(&cost, &cost, &prior, &config.ot)
+    reference::objective(&cost(align.solved()), &cost(align.paid()), &prior, align)
 }
 
 #[test]
 fn values_and_gradients_match_the_slow_form() {
-    for similarity in [Similarity::ScaledDot, Similarity::Cosine] {
-        for objective in [Objective::Entropic, Objective::Sharp] {
-            let config = LossConfig {
-                hidden_weight: 0.7,
-                hidden_similarity: similarity,
-                hidden_temperature: 0.4,
-                ot: OtConfig {
-                    objective,
-                    epsilon: 0.3,
-                    position_prior: 0.5,
-                    tolerance: 1e-9,
-                    ..OtConfig::default()
-                },
-                ..LossConfig::default()
-            };
-            let mut random = Random::new(5);
-            let x = matrix(N, HIDDEN, &mut random);
-            let y = matrix(M, TEACHER, &mut random);
-            let p = matrix(TEACHER, HIDDEN, &mut random);
-            let projection = HiddenProjection::from_tensor(&tensor(&p)).unwrap();
-            let loss = projection.loss(&tensor(&x), &targets(&y), &config).unwrap();
-            let expected = slow(&x, &y, &p, &config);
-            assert!(
-                (loss.value - expected).abs() < 1e-5,
-                "{} {expected}",
-                loss.value
-            );
-            let weighted = |m: Matrix| m.data.iter().map(|g| 0.7 * g).collect::<Vec<_>>();
-            let dx = reference::central_differences(&x, 1e-5, |x| slow(x, &y, &p, &config));
-            assert!(relative(&widened(&loss.grad_hidden), &weighted(dx)) < 1e-4);
-            let dp = reference::central_differences(&p, 1e-5, |p| slow(&x, &y, p, &config));
-            assert!(relative(&widened(&loss.grad_projection), &weighted(dp)) < 1e-4);
-        }
+    let (hidden, similarity) = (Cost::Hidden, Cost::SoftmaxSimilarity);
+    let (cosine, dot) = (Similarity::HiddenCosine, Similarity::HiddenScaledDot);
+    for (cost, similarity, loss_kind) in [
+        (similarity, cosine, AlignLoss::Entropic),
+        (similarity, cosine, AlignLoss::Sharp),
+        (similarity, dot, AlignLoss::Entropic),
+        (similarity, dot, AlignLoss::Sharp),
+        (hidden, cosine, AlignLoss::Entropic),
+        (hidden, cosine, AlignLoss::Sharp),
+        (hidden, cosine, AlignLoss::States),
+        (hidden, dot, AlignLoss::Similarity),
+        (similarity, dot, AlignLoss::States),
+    ] {
+        let align = AlignConfig {
+            cost,
+            similarity,
+            loss: loss_kind,
+            through_plan: true,
+            temperature: 0.4,
+            epsilon: 0.3,
+            position: 0.5,
+            tolerance: 1e-9,
+            ..AlignConfig::default()
+        };
+        let mut random = Random::new(5);
+        let x = matrix(N, HIDDEN, &mut random);
+        let y = matrix(M, TEACHER, &mut random);
+        let p = matrix(TEACHER, HIDDEN, &mut random);
+        let found = loss(&x, &y, &p, &align).unwrap();
+        let expected = slow(&x, &y, &p, &align);
+        let value = found.values.ot;
+        assert!(
+            (value - expected).abs() < 1e-5,
+            "{align:?}: {value} {expected}"
+        );
+        let (grad_x, grad_p) = found.grad_states.unwrap();
+        let weighted = |m: Matrix| m.data.iter().map(|g| 0.7 * g).collect::<Vec<_>>();
+        let dx = reference::central_differences(&x, 1e-5, |x| slow(x, &y, &p, &align));
+        let distance = relative(&widened(&grad_x), &weighted(dx));
+        assert!(distance < 1e-4, "{align:?}: {distance:e}");
+        let dp = reference::central_differences(&p, 1e-5, |p| slow(&x, &y, p, &align));
+        let distance = relative(&widened(&grad_p), &weighted(dp));
+        assert!(distance < 1e-4, "{align:?}: {distance:e}");
     }
+}
+
+/// A sequence of one target is its own mean, and its state beside that is zero.
+#[test]
+fn the_only_state_of_a_sequence_has_no_gradient_and_no_nan() {
+    let projection = HiddenProjection::new(TEACHER, HIDDEN, 3, &Device::Cpu).unwrap();
+    let one = Tensor::ones((1, HIDDEN), DType::F32, &Device::Cpu).unwrap();
+    let targets = hidden_targets(vec![0.5; TEACHER], 1);
+    let student = Some((&one, &projection));
+    let states = Projected::new(Comparison::Centered, student, &targets).unwrap();
+    let cost = states.forward().unwrap();
+    assert_eq!(widened(&cost), [1.0]);
+    let (x, p) = states.backward(&cost).unwrap();
+    assert!(widened(&x).iter().chain(&widened(&p)).all(|g| *g == 0.0));
 }
 
 #[test]
@@ -88,15 +151,19 @@ fn rows_without_hidden_states_are_refused_and_seeds_repeat() {
 
     let mut random = Random::new(6);
     let (x, y) = (
-        matrix(N, HIDDEN, &mut random),
+        tensor(&matrix(N, HIDDEN, &mut random)),
         matrix(M, TEACHER, &mut random),
     );
+    let states = |targets: &Targets| {
+        let states = Projected::new(Comparison::Cosine, Some((&x, &projection)), targets);
+        states.map(drop)
+    };
+    states(&targets(&y)).unwrap();
     let mut without = targets(&y);
     without.state = None;
-    let config = LossConfig::default();
-    let message = projection.loss(&tensor(&x), &without, &config).unwrap_err();
-    assert!(message.to_string().contains("--state"), "{message}");
+    let message = states(&without).unwrap_err().to_string();
+    assert!(message.contains("--state"), "{message}");
     let mut other = targets(&y);
     other.state.as_mut().unwrap().rank = TEACHER + 1;
-    assert!(projection.loss(&tensor(&x), &other, &config).is_err());
+    assert!(states(&other).is_err());
 }

@@ -13,6 +13,9 @@ Every gradient is the exact one of the value it comes with, except under the obj
 the preset `literal`.
 */
 
+mod align_config;
+#[cfg(test)]
+mod align_tests;
 mod bhattacharyya;
 mod card_rows;
 #[cfg(test)]
@@ -36,13 +39,14 @@ mod head;
 mod head_pass;
 mod head_transport;
 mod hidden;
+#[cfg(test)]
+mod labelled_tests;
+mod layers;
 mod objective;
-mod ot_config;
-#[allow(dead_code, reason = "no loss asks for these plans yet")]
 mod plan;
-#[allow(dead_code, reason = "no run fits a projection yet")]
 mod projection;
-pub mod reference;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod rowwise;
 mod schedule;
@@ -65,16 +69,18 @@ mod transport_kernel_tests;
 
 pub(crate) use config::is_positive;
 pub use config::{
-    Cost, Divergence, LossConfig, LossSchedule, Objective, OtConfig, POSITIONS_MAX, PlanCost,
-    Reduction, Scope, Similarity,
+    AlignConfig, AlignLoss, Cost, LossConfig, LossSchedule, Marginals, POSITIONS_MAX, Projection,
+    Reduction, Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
-pub use head::{HeadLoss, LossValues, head_loss, head_loss_with_head, head_values};
+pub use head::{HeadLoss, LossValues, Student, head_loss, head_loss_with_head, head_values};
 pub use head_transport::transport_plan;
-pub use hidden::{HiddenLoss, HiddenProjection};
+pub use hidden::HiddenProjection;
+pub use layers::StateLayer;
 pub use plan::PlanKind;
+pub(crate) use projection::ProjectionFit;
 pub use sinkhorn::Convergence;
 pub(crate) use sparse::TILE_ENTRIES;
 pub use targets::{Alignment, Targets};

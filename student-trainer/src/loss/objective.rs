@@ -1,13 +1,9 @@
-/*! Provides the two objectives of a solved transport problem, each with its exact gradient.
+/*! Provides the way of a gradient through a plan with given marginals.
 
-`entropic`: `F = <T,C> - epsilon H(T)` with `H(T) = -sum T ln T`, C including the position prior. By the envelope
-theorem dF/dC = T.
-
-`sharp`: `L = <T*,C>` without the prior, T* solving the problem with it. T* moves with C, so (implicit
-differentiation of the marginal constraints)
+`L = <T*,C>`, T* solving the problem for C. T* moves with C, so (implicit differentiation of the marginal constraints)
 
 ```text
- dL/dC = G = T o (1 + (alpha + beta^T - C) / epsilon),   W = T o C
+ dL/dC = T + T o (alpha + beta^T - C) / epsilon,   W = T o C
  [diag r, T; T^T, diag c] [alpha; beta] = [W 1; W^T 1]
  (diag c - T^T diag(1/r) T) beta = W^T 1 - T^T (W 1 / r),   alpha = (W 1 - T beta) / r
 ```
@@ -15,13 +11,12 @@ differentiation of the marginal constraints)
 Where the plan is solved for another cost C' than the one that is paid, dL/dC = T and dL/dC' = T o (alpha + beta^T - C) / epsilon.
 
 Here r and c are the plan's actual marginals. Under soft ones (`epsilon / rho = tau`, marginal.rs) their equations read
-`(1 + tau_a) r o alpha + T beta = W 1` and `T^T alpha + (1 + tau_b) c o beta = W^T 1`. Under exact ones adding a constant to a row or a column of C changes neither T nor G.
+`(1 + tau_a) r o alpha + T beta = W 1` and `T^T alpha + (1 + tau_b) c o beta = W^T 1`. Under exact ones adding a constant to a row or a column of C changes neither T nor the gradient.
 */
 
 use rayon::prelude::*;
 
-use super::config::Objective;
-use super::sinkhorn::{CgLimits, CgResult, Kernel, Solution, conjugate_gradients};
+use super::sinkhorn::{CgLimits, CgResult, Kernel, conjugate_gradients};
 
 /// Residual of the adjoint's equations: far below what f32 costs leave of the gradient.
 pub(super) const ADJOINT: CgLimits = CgLimits {
@@ -29,79 +24,13 @@ pub(super) const ADJOINT: CgLimits = CgLimits {
     steps: 1_000,
 };
 
-/// The softness of exact marginals.
-const EXACT: (f64, f64) = (0.0, 0.0);
-
-/// An objective at the solution.
-pub(crate) struct Value {
-    /// F or L.
-    pub(crate) value: f64,
-    /// `<T,C>` without the prior.
-    pub(crate) transport_cost: f64,
-    /// dvalue/dC `[n, m]`.
-    pub(crate) gradient: Vec<f32>,
-    /// Under `sharp` with a plan cost C' of its own: dvalue/dC' `[n, m]`; `gradient` is then T.
-    pub(crate) plan_gradient: Option<Vec<f32>>,
-    /// Whether the adjoint's equations were solved (always, where there are none).
-    pub(crate) converged: bool,
-}
-
-/// The objective of `solution`, whose plan is used up; `cost` is without the prior. `own_plan_cost` says that the plan
-/// was solved for another cost C'.
-pub(crate) fn evaluate(
-    objective: Objective,
-    cost: &[f32],
-    solution: &mut Solution,
-    epsilon: f64,
-    own_plan_cost: bool,
-) -> Value {
-    let plan = std::mem::take(&mut solution.plan);
-    let transport_cost = inner(&plan, cost);
-    match objective {
-        Objective::Entropic => Value {
-            // T = exp((f + g - C)/epsilon) makes <T,C> + epsilon <T, ln T> this sum.
-            value: weighted(&solution.row_mass, &solution.row_potential)
-                + weighted(&solution.column_mass, &solution.column_potential),
-            transport_cost,
-            gradient: plan,
-            plan_gradient: None,
-            converged: true,
-        },
-        Objective::Detached => Value {
-            value: transport_cost,
-            transport_cost,
-            gradient: plan,
-            plan_gradient: None,
-            converged: true,
-        },
-        Objective::Sharp => {
-            let size = (solution.row_mass.len(), solution.column_mass.len());
-            let direct = own_plan_cost.then(|| plan.clone());
-            let (through_plan, converged) =
-                sharp_gradient(cost, plan, size, (epsilon, EXACT), direct.is_none());
-            let (gradient, plan_gradient) = match direct {
-                Some(plan) => (plan, Some(through_plan)),
-                None => (through_plan, None),
-            };
-            Value {
-                value: transport_cost,
-                transport_cost,
-                gradient,
-                plan_gradient,
-                converged,
-            }
-        }
-    }
-}
-
-/// G of the module's text, written over the plan, for a softness of the rows and one of the columns; without its part T,
-/// the direct one, where that is not asked for. Also whether the equations were solved.
+/// What goes through the plan, written over it, for a softness of the rows and one of the columns; also whether the
+/// equations were solved.
 pub(super) fn sharp_gradient(
     cost: &[f32],
     mut plan: Vec<f32>,
     (n, m): (usize, usize),
     (epsilon, softness): (f64, (f64, f64)),
-    direct: bool,
 ) -> (Vec<f32>, bool) {
     let wide: Vec<f64> = plan.iter().map(|&t| f64::from(t)).collect();
     // Of the plan as it is stored: the equations are consistent with these only.
@@ -130,11 +59,10 @@ pub(super) fn sharp_gradient(
     kernel.pass(&beta, &mut rhs, |i, sum| (row_cost[i] - sum) * inverse_r[i]);
     let alpha = kernel.weights;
 
-    let one = if direct { 1.0 } else { 0.0 };
     let rows = plan.par_chunks_mut(m).zip(cost.par_chunks(m)).zip(&alpha);
     rows.for_each(|((plan, cost), alpha)| {
         for ((t, &c), beta) in plan.iter_mut().zip(cost).zip(&beta) {
-            *t *= (one + (alpha + beta - f64::from(c)) / epsilon) as f32;
+            *t *= ((alpha + beta - f64::from(c)) / epsilon) as f32;
         }
     });
     (plan, converged)
@@ -163,15 +91,4 @@ pub(super) fn marginals(
         column[k % m] += entry;
     }
     (row, column)
-}
-
-fn inner(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum()
-}
-
-fn weighted(mass: &[f64], potential: &[f64]) -> f64 {
-    mass.iter().zip(potential).map(|(m, p)| m * p).sum()
 }

@@ -2,9 +2,9 @@
 //!
 //! Everything fast in this module is tested against this file, and gradients against its central differences.
 
-use super::config::{
-    Cost, Divergence, LossConfig, Objective, OtConfig, PlanCost, Reduction, Scope, Similarity,
-};
+use std::ops::Range;
+
+use super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Reduction, Similarity};
 
 /// A dense matrix, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,7 @@ impl Matrix {
     }
 
     /// Rows `i` and columns `j` of the given ranges.
-    fn block(&self, i: std::ops::Range<usize>, j: std::ops::Range<usize>) -> Self {
+    fn block(&self, i: Range<usize>, j: Range<usize>) -> Self {
         Self::from_fn(i.len(), j.len(), |a, b| self.at(i.start + a, j.start + b))
     }
 }
@@ -80,8 +80,8 @@ pub fn cross_entropy(x: &Matrix, labels: &[u32]) -> f64 {
     (0..x.rows).map(row).sum::<f64>() / x.rows as f64
 }
 
-/// `tau^2` times the mean over rows of the divergence on the kept ids and one bucket for all others.
-pub fn divergence(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
+/// `tau^2` times the mean over rows of the weighted divergences on the kept ids and one bucket for all others.
+pub fn divergences(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
     let tau = config.kl_temperature;
     let mut total = 0.0;
     for i in 0..x.rows {
@@ -93,16 +93,13 @@ pub fn divergence(x: &Matrix, teacher: &Teacher, config: &LossConfig) -> f64 {
         };
         let p = buckets(softmax(teacher.logits.row(i), tau));
         let q = buckets(softmax(x.row(i), tau));
-        total += match config.kl_divergence {
-            Divergence::Forward => kullback_leibler(&p, &q),
-            Divergence::Reverse => kullback_leibler(&q, &p),
-            Divergence::Jsd => {
-                let beta = config.jsd_beta;
-                let pairs = p.iter().zip(&q);
-                let m: Vec<f64> = pairs.map(|(p, q)| beta * p + (1.0 - beta) * q).collect();
-                beta * kullback_leibler(&p, &m) + (1.0 - beta) * kullback_leibler(&q, &m)
-            }
-        };
+        let beta = config.jsd_beta;
+        let pairs = p.iter().zip(&q);
+        let m: Vec<f64> = pairs.map(|(p, q)| beta * p + (1.0 - beta) * q).collect();
+        total += config.kl_weight * kullback_leibler(&p, &q);
+        total += config.reverse_kl_weight * kullback_leibler(&q, &p);
+        total += config.jsd_weight
+            * (beta * kullback_leibler(&p, &m) + (1.0 - beta) * kullback_leibler(&q, &m));
     }
     tau * tau * total / x.rows as f64
 }
@@ -131,6 +128,9 @@ pub fn similarity(x: &Matrix, teacher: &Teacher, kind: Similarity) -> Matrix {
             let (q, p) = (softmax(x.row(i), 1.0), softmax(y.row(j), 1.0));
             teacher.kept[j].iter().map(|&v| (p[v] * q[v]).sqrt()).sum()
         }),
+        Similarity::HiddenScaledDot | Similarity::HiddenCosine => {
+            panic!("dense logits have no hidden states")
+        }
     }
 }
 
@@ -188,55 +188,62 @@ pub fn squared_euclidean(x: &Matrix, y: &Matrix) -> Matrix {
     scaled(&distances, 1.0 / mean)
 }
 
-/// `F = <T,C> - epsilon H(T)` or `L = <T*,C>` of one problem, T solved for `plan_cost`, with `prior` added as the
-/// objectives say.
-pub fn objective(cost: &Matrix, plan_cost: &Matrix, prior: &Matrix, config: &OtConfig) -> f64 {
+/// What a problem is worth: the least value of what the plan minimises, or what is paid on it; `solved` and `paid` are the
+/// costs that it is made for and that are paid, `prior` is added to the first.
+pub fn objective(solved: &Matrix, paid: &Matrix, prior: &Matrix, config: &AlignConfig) -> f64 {
     let epsilon = config.epsilon();
-    let solved = Matrix::from_fn(cost.rows, cost.columns, |i, j| {
-        plan_cost.at(i, j) + prior.at(i, j)
+    let solved = Matrix::from_fn(paid.rows, paid.columns, |i, j| {
+        solved.at(i, j) + prior.at(i, j)
     });
     let plan = sinkhorn(&solved, epsilon);
-    match config.objective {
-        Objective::Entropic => {
-            let entropy: f64 = plan.data.iter().map(|t| xlogx(*t)).sum();
-            dot(&plan.data, &solved.data) + epsilon * entropy
+    if config.loss == AlignLoss::Entropic {
+        let entropy: f64 = plan.data.iter().map(|t| xlogx(*t)).sum();
+        return dot(&plan.data, &solved.data) + epsilon * entropy;
+    }
+    dot(&plan.data, &paid.data)
+}
+
+/// The costs of a block of positions `i` and `j`, in the units of what is paid where `kappa` is those of that.
+pub fn cost(
+    x: &Matrix,
+    teacher: &Teacher,
+    (kind, kappa): (Cost, f64),
+    (i, j): (Range<usize>, Range<usize>),
+    config: &AlignConfig,
+) -> Matrix {
+    match kind {
+        Cost::Kl => kl_cost(x, teacher, kappa).block(i, j),
+        Cost::SoftmaxSimilarity => {
+            let whole = similarity(x, teacher, config.similarity);
+            softmax_cost(&whole.block(i, j), config.temperature)
         }
-        Objective::Sharp | Objective::Detached => dot(&plan.data, &cost.data),
+        Cost::SquaredEuclidean => squared_euclidean(
+            &x.block(i, 0..x.columns),
+            &teacher.logits.block(j, 0..x.columns),
+        ),
+        Cost::Hidden => panic!("dense logits have no hidden states"),
     }
 }
 
 /// The optimal-transport loss of dense logits, over all its problems.
-pub fn transport(x: &Matrix, teacher: &Teacher, config: &OtConfig) -> f64 {
+pub fn transport(x: &Matrix, teacher: &Teacher, config: &AlignConfig) -> f64 {
     let (n, m) = (x.rows, teacher.logits.rows);
-    let step = match config.scope {
-        Scope::Row => n.max(m),
-        Scope::Block => config.block_size,
-    };
-    let similarity = || similarity(x, teacher, config.similarity);
-    let whole = match config.cost {
-        Cost::SoftmaxSimilarity => similarity(),
-        Cost::Kl => kl_cost(x, teacher, config.kappa),
+    let step = match config.block_size {
+        0 => n.max(m),
+        size => size,
     };
     let prior = Matrix::from_fn(n, m, |i, j| {
-        config.position_prior * (i as f64 / n as f64 - j as f64 / m as f64).powi(2)
+        config.position * (i as f64 / n as f64 - j as f64 / m as f64).powi(2)
     });
     let mut values = Vec::new();
     for i in (0..n).step_by(step) {
         for j in (0..m).step_by(step) {
-            let (i, j) = (i..(i + step).min(n), j..(j + step).min(m));
-            let block = whole.block(i.clone(), j.clone());
-            let cost = match config.cost {
-                Cost::SoftmaxSimilarity => softmax_cost(&block, config.temperature),
-                Cost::Kl => block,
-            };
-            let plan_cost = match config.plan_cost {
-                PlanCost::Same => cost.clone(),
-                PlanCost::SquaredEuclidean => squared_euclidean(
-                    &x.block(i.clone(), 0..x.columns),
-                    &teacher.logits.block(j.clone(), 0..x.columns),
-                ),
-            };
-            values.push(objective(&cost, &plan_cost, &prior.block(i, j), config));
+            let here = (i..(i + step).min(n), j..(j + step).min(m));
+            let cost = |kind| cost(x, teacher, kind, here.clone(), config);
+            let solved = cost((config.solved(), config.kappa));
+            let paid = cost((config.paid(), config.paid_kappa()));
+            let prior = prior.block(here.0.clone(), here.1.clone());
+            values.push(objective(&solved, &paid, &prior, config));
         }
     }
     let sum: f64 = values.iter().sum();
@@ -248,12 +255,14 @@ pub fn transport(x: &Matrix, teacher: &Teacher, config: &OtConfig) -> f64 {
 
 /// The whole loss of dense logits.
 pub fn total(x: &Matrix, teacher: &Teacher, labels: &[u32], config: &LossConfig) -> f64 {
-    let part = |weight: f64, value: &dyn Fn() -> f64| {
-        if weight > 0.0 { weight * value() } else { 0.0 }
-    };
-    part(config.ce_weight, &|| cross_entropy(x, labels))
-        + part(config.kl_weight, &|| divergence(x, teacher, config))
-        + part(config.ot_weight, &|| transport(x, teacher, &config.ot))
+    let mut total = config.ce_weight * cross_entropy(x, labels);
+    if config.divergence_weight() > 0.0 {
+        total += divergences(x, teacher, config);
+    }
+    if config.ot_weight > 0.0 {
+        total += config.ot_weight * transport(x, teacher, &config.align);
+    }
+    total
 }
 
 /// The gradient of `value` at `x`, by central differences.

@@ -9,7 +9,7 @@
 [`row_pass`] is the CPU's, in place; kernels do the same on a card ([`card_rows`](super::card_rows)).
 */
 
-use super::divergence::{DivergenceForm, RowDivergence, Split};
+use super::divergence::{Divergences, FORMS, RowDivergences, Split};
 use super::simd::{combine_exps, exp_in_place, exp_sums, max, scale_in_place};
 use super::teacher::TeacherRow;
 
@@ -19,10 +19,10 @@ pub(crate) struct RowTerms<'a> {
     pub(crate) label: u32,
     /// Weight of CE over the number of rows.
     pub(crate) ce: f64,
-    /// The teacher's row, with the weight of the divergence over the number of rows that have one.
-    pub(crate) kl: Option<(TeacherRow<'a>, f64)>,
-    /// Which divergence.
-    pub(crate) divergence: DivergenceForm,
+    /// The teacher's row, where one is beside it and a divergence is asked for.
+    pub(crate) teacher: Option<TeacherRow<'a>>,
+    /// The divergences from it, their weights over the number of rows that have one.
+    pub(crate) divergences: Divergences,
     /// Weight of d logsumexp(z) / dz = q, from the transport costs.
     pub(crate) softmax: f64,
 }
@@ -30,12 +30,12 @@ pub(crate) struct RowTerms<'a> {
 impl RowTerms<'_> {
     /// The kept ids; none without a teacher's row.
     pub(crate) fn ids(&self) -> &[u32] {
-        self.kl.as_ref().map_or(&[], |(row, _)| row.ids)
+        self.teacher.as_ref().map_or(&[], |row| row.ids)
     }
 
     /// tau; 1 without a teacher's row.
     pub(crate) fn temperature(&self) -> f64 {
-        self.kl.as_ref().map_or(1.0, |(row, _)| row.temperature)
+        self.teacher.as_ref().map_or(1.0, |row| row.temperature)
     }
 }
 
@@ -44,8 +44,8 @@ impl RowTerms<'_> {
 pub(crate) struct RowValues {
     pub(crate) logsumexp: f64,
     pub(crate) ce: f64,
-    /// tau^2 KL, or the divergence in its place.
-    pub(crate) kl: f64,
+    /// tau^2 times each divergence; 0 where it is not asked for.
+    pub(crate) divergences: [f64; FORMS],
 }
 
 /// Writes dL/dz over z when `gradient` is asked for (z is scratch in any case) and returns the row's values.
@@ -72,23 +72,23 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
     };
     let plain = Split::new(tail_max, sum, &kept, 1.0);
     let tempered = Split::new(tail_max, sum_tempered, &kept, temperature);
-    let divergence = terms.kl.as_ref().map(|(row, weight)| {
-        let divergence = RowDivergence::new(terms.divergence, row, &kept, &tempered);
-        (divergence, *weight)
-    });
+    let teacher = terms.teacher.as_ref();
+    let divergences =
+        teacher.map(|row| RowDivergences::new(&terms.divergences, row, &kept, &tempered));
     if gradient {
         let softmax = terms.ce + terms.softmax;
         // Of the tail: `own exp(z - tail_max) + pulled exp((z - tail_max) / tau)`.
         let own = softmax * (f64::from(tail_max) - plain.all).exp();
-        let pulled = divergence.as_ref().map_or(0.0, |(divergence, weight)| {
+        let through = divergences.as_ref().map(|all| &all.gradient);
+        let pulled = through.map_or(0.0, |through| {
             let top = f64::from(tail_max) / temperature;
             // The tail may be empty, and its logsumexp -inf.
-            let within = if divergence.tail_within == 0.0 {
+            let within = if through.tail_within == 0.0 {
                 0.0
             } else {
-                divergence.tail_within * (top - tempered.tail).exp()
+                through.tail_within * (top - tempered.tail).exp()
             };
-            weight * (divergence.tail_all * (top - tempered.all).exp() + within)
+            through.tail_all * (top - tempered.all).exp() + within
         });
         if temperature == 1.0 {
             scale_in_place(z, (own + pulled) as f32);
@@ -96,9 +96,7 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
             combine_exps(z, tail_max, inverse, [own as f32, pulled as f32]);
         }
         for (k, (&id, &logit)) in ids.iter().zip(&kept).enumerate() {
-            let pulled = divergence
-                .as_ref()
-                .map_or(0.0, |(divergence, weight)| weight * divergence.kept[k]);
+            let pulled = through.map_or(0.0, |through| through.kept[k]);
             z[id as usize] = (softmax * (f64::from(logit) - plain.all).exp() + pulled) as f32;
         }
         z[terms.label as usize] -= terms.ce as f32;
@@ -106,6 +104,6 @@ pub(crate) fn row_pass(z: &mut [f32], terms: &RowTerms, gradient: bool) -> RowVa
     RowValues {
         logsumexp: plain.all,
         ce: plain.all - f64::from(label),
-        kl: divergence.map_or(0.0, |(divergence, _)| divergence.value),
+        divergences: divergences.map_or([0.0; FORMS], |all| all.values),
     }
 }

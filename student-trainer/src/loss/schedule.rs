@@ -12,7 +12,7 @@ use super::error::Result;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossSchedule {
-    /// Steps over which the weights of both transports rise from 0: a weak student's plans pair what does not belong
+    /// Steps over which the weight of transport rises from 0: a weak student's plans pair what does not belong
     /// together.
     pub ot_warmup_steps: usize,
     /// Weight of CE at the last step.
@@ -21,12 +21,15 @@ pub struct LossSchedule {
     /// Weight of KL at the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_weight_end: Option<f64>,
+    /// Weight of reverse KL at the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverse_kl_weight_end: Option<f64>,
+    /// Weight of JSD at the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsd_weight_end: Option<f64>,
     /// Weight of transport at the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ot_weight_end: Option<f64>,
-    /// Weight of transport between hidden states at the last step.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hidden_weight_end: Option<f64>,
     /// Temperature of the similarity's softmax at the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature_end: Option<f64>,
@@ -40,8 +43,9 @@ impl LossSchedule {
         for (key, weight) in [
             ("ce_weight_end", self.ce_weight_end),
             ("kl_weight_end", self.kl_weight_end),
+            ("reverse_kl_weight_end", self.reverse_kl_weight_end),
+            ("jsd_weight_end", self.jsd_weight_end),
             ("ot_weight_end", self.ot_weight_end),
-            ("hidden_weight_end", self.hidden_weight_end),
         ] {
             if weight.is_some_and(|weight| !((weight as f32).is_finite() && weight >= 0.0)) {
                 return Err(setting(key, "is not a number of at least 0".into()));
@@ -67,12 +71,14 @@ impl LossConfig {
         let mut now = self.clone();
         now.ce_weight = linear(self.ce_weight, schedule.ce_weight_end);
         now.kl_weight = linear(self.kl_weight, schedule.kl_weight_end);
+        now.reverse_kl_weight = linear(self.reverse_kl_weight, schedule.reverse_kl_weight_end);
+        now.jsd_weight = linear(self.jsd_weight, schedule.jsd_weight_end);
         now.ot_weight = ramp * linear(self.ot_weight, schedule.ot_weight_end);
-        now.hidden_weight = ramp * linear(self.hidden_weight, schedule.hidden_weight_end);
-        now.ot.temperature = geometric(self.ot.temperature, schedule.temperature_end);
+        let align = &mut now.align;
+        align.temperature = geometric(align.temperature, schedule.temperature_end);
         if schedule.epsilon_end.is_some() {
-            now.ot.epsilon = geometric(self.ot.epsilon(), schedule.epsilon_end);
-            now.ot.lambda = None;
+            align.epsilon = geometric(align.epsilon(), schedule.epsilon_end);
+            align.lambda = None;
         }
         now
     }
@@ -83,8 +89,9 @@ impl LossConfig {
         Self {
             ce_weight: self.ce_weight.max(last.ce_weight),
             kl_weight: self.kl_weight.max(last.kl_weight),
+            reverse_kl_weight: self.reverse_kl_weight.max(last.reverse_kl_weight),
+            jsd_weight: self.jsd_weight.max(last.jsd_weight),
             ot_weight: self.ot_weight.max(last.ot_weight),
-            hidden_weight: self.hidden_weight.max(last.hidden_weight),
             ..self.clone()
         }
     }
@@ -114,7 +121,7 @@ mod tests {
             (at(0).kl_weight, at(5).kl_weight, at(10).kl_weight),
             (1.0, 0.5, 0.0)
         );
-        assert!((at(5).ot.epsilon() - 0.05).abs() < 1e-12);
+        assert!((at(5).align.epsilon() - 0.05).abs() < 1e-12);
         assert_eq!(at(7).ce_weight, config.ce_weight);
         // One step is its own first and last.
         assert_eq!(config.at(0, 1).kl_weight, 1.0);

@@ -52,7 +52,9 @@ impl Bilinear {
                 let std = Tensor::from_slice(&targets.std, (rows, 1), hidden.device())?;
                 anchors.broadcast_div(&(std * root)?)?
             }
-            Similarity::Bhattacharyya => return Err(missing("`bhattacharyya` is not bilinear")),
+            Similarity::Bhattacharyya | Similarity::HiddenScaledDot | Similarity::HiddenCosine => {
+                return Err(missing("this one is none of whole logits"));
+            }
         };
         Ok(Self {
             left: hidden.clone(),

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::config::stored_temperature;
+use super::config::{Marginals, stored_temperature};
 use super::error::{LossError, Result};
 use super::targets::Targets;
 
@@ -85,6 +85,22 @@ impl<'a> Teacher<'a> {
             bucket: !targets.estimator.is_drawn(),
             temperature,
         })
+    }
+
+    /// Masses of the rows, of sum 1; `None` where all have the same.
+    pub(crate) fn masses(&self, marginals: Marginals) -> Option<Vec<f64>> {
+        let of = |mass: fn(f64) -> f64| -> Vec<f64> {
+            let entropy = self.negative_entropy.iter().map(|h| (-h).max(0.0));
+            entropy.map(mass).collect()
+        };
+        let masses = match marginals {
+            Marginals::Uniform => return None,
+            Marginals::Entropy => of(|entropy| entropy),
+            Marginals::Confidence => of(|entropy| (-entropy).exp()),
+        };
+        let sum: f64 = masses.iter().sum();
+        // A teacher that is sure everywhere prefers no position.
+        (sum > 0.0).then(|| masses.iter().map(|mass| mass / sum).collect())
     }
 
     /// What stands for `sqrt(p)` in `sum_v sqrt(p_v q_v)`, one for every entry: with the mass they have in the whole

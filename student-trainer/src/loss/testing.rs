@@ -52,7 +52,7 @@ use candle_core::{DType, Device, Tensor};
 use distill_kernels::{Emulator, MakeCalls, Module};
 use distill_proto::{Estimator, State, StateCoding, StateKind};
 
-use super::config::LossConfig;
+use super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Reduction, Similarity};
 use super::dense;
 use super::geometry::HeadGeometry;
 use super::reference::{self, Matrix};
@@ -107,6 +107,7 @@ pub(crate) fn hidden_targets(states: Vec<f32>, rows: usize) -> Targets {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank: states.len() / rows,
+            layers: 1,
             values: states,
         }),
         alignment: None,
@@ -155,6 +156,7 @@ impl Case {
             kind: StateKind::Exact,
             coding: StateCoding::F16,
             rank,
+            layers: 1,
             values: states.data.iter().map(|&c| c as f32).collect(),
         });
         let kept = rows.ids.chunks(k);
@@ -182,6 +184,74 @@ impl Case {
         let x = hidden.times_transposed(&self.head);
         reference::total(&x, &self.teacher, &self.labels, config)
     }
+}
+
+/// Every cost and similarity, paid in both ways for itself and on the plan of another one, in one problem and in blocks.
+pub(crate) fn transports() -> Vec<AlignConfig> {
+    let similarities = [
+        (Similarity::ScaledDot, 0.5),
+        (Similarity::CenteredDot, 0.5),
+        (Similarity::Cosine, 0.2),
+        (Similarity::Bhattacharyya, 0.1),
+    ];
+    let similarity = |(similarity, temperature)| AlignConfig {
+        cost: Cost::SoftmaxSimilarity,
+        similarity,
+        temperature,
+        ..AlignConfig::default()
+    };
+    let kl = AlignConfig {
+        kappa: 4.0,
+        ..AlignConfig::default()
+    };
+    let cosine = similarity(similarities[2]);
+    let mut all = Vec::new();
+    for own in similarities.map(similarity).into_iter().chain([kl.clone()]) {
+        for loss in [AlignLoss::Entropic, AlignLoss::Sharp] {
+            all.push(AlignConfig {
+                loss,
+                ..own.clone()
+            });
+        }
+    }
+    let squared = |other: &AlignConfig| AlignConfig {
+        cost: Cost::SquaredEuclidean,
+        ..other.clone()
+    };
+    for (plan, loss) in [
+        (squared(&kl), AlignLoss::Entropic),
+        (squared(&kl), AlignLoss::Sharp),
+        (squared(&kl), AlignLoss::Kl),
+        (squared(&cosine), AlignLoss::Similarity),
+        (kl.clone(), AlignLoss::Kl),
+        (cosine.clone(), AlignLoss::Kl),
+        (
+            AlignConfig {
+                similarity: Similarity::Bhattacharyya,
+                ..kl
+            },
+            AlignLoss::Similarity,
+        ),
+    ] {
+        all.push(AlignConfig {
+            loss,
+            through_plan: true,
+            ..plan
+        });
+    }
+    // Blocks of 3 leave ragged ones of 2 and 1.
+    let in_blocks = |align: AlignConfig| {
+        [(0, Reduction::Mean), (3, Reduction::Sum)].map(|(block_size, reduction)| AlignConfig {
+            block_size,
+            reduction,
+            position: 0.5,
+            // Large enough for the reference, which has no Newton, to be quick.
+            epsilon: 0.3,
+            tolerance: 1e-9,
+            ..align.clone()
+        })
+    };
+    all.into_iter().flat_map(in_blocks).collect()
 }
 
 /// What a card would compute, by the emulator.

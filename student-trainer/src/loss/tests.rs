@@ -1,6 +1,6 @@
 //! The fused head and the dense form against the f64 reference: values, and gradients by central differences.
 
-use super::testing::{Case, SQUARE, Sizes, relative, tensor, widened};
+use super::testing::{Case, SQUARE, Sizes, relative, tensor, transports, widened};
 use super::*;
 
 pub(super) const ALL_KEPT: Sizes = Sizes { k: 13, ..SQUARE };
@@ -9,61 +9,6 @@ pub(super) const LONGER_TEACHER: Sizes = Sizes { m: 7, ..SQUARE };
 /// f32 arithmetic on sums of a few dozen terms.
 const VALUE: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
-
-/// Every cost and similarity, under both objectives and scopes.
-pub(super) fn transports() -> Vec<OtConfig> {
-    let mut all = Vec::new();
-    let similarities = [
-        (Similarity::ScaledDot, 0.5),
-        (Similarity::CenteredDot, 0.5),
-        (Similarity::Cosine, 0.2),
-        (Similarity::Bhattacharyya, 0.1),
-    ];
-    let mut costs: Vec<OtConfig> = similarities
-        .map(|(similarity, temperature)| OtConfig {
-            cost: Cost::SoftmaxSimilarity,
-            similarity,
-            temperature,
-            ..OtConfig::default()
-        })
-        .into();
-    costs.push(OtConfig {
-        kappa: 4.0,
-        ..OtConfig::default()
-    });
-    // The plan at a cost of its own, with either cost that is paid.
-    for k in [2, 4] {
-        costs.push(OtConfig {
-            plan_cost: PlanCost::SquaredEuclidean,
-            ..costs[k].clone()
-        });
-    }
-    for cost in costs {
-        for objective in [Objective::Entropic, Objective::Sharp] {
-            if cost.plan_cost != PlanCost::Same && objective == Objective::Entropic {
-                continue;
-            }
-            // Blocks of 3 leave ragged ones of 2 and 1.
-            for (scope, reduction) in [
-                (Scope::Row, Reduction::Mean),
-                (Scope::Block, Reduction::Sum),
-            ] {
-                all.push(OtConfig {
-                    objective,
-                    scope,
-                    reduction,
-                    block_size: 3,
-                    position_prior: 0.5,
-                    // Large enough for the reference, which has no Newton, to be quick.
-                    epsilon: 0.3,
-                    tolerance: 1e-9,
-                    ..cost.clone()
-                });
-            }
-        }
-    }
-    all
-}
 
 fn check(sizes: Sizes, config: &LossConfig) {
     let case = Case::new(sizes, 11);
@@ -76,15 +21,15 @@ fn check(sizes: Sizes, config: &LossConfig) {
     )
     .unwrap();
     assert!(
-        loss.report.convergence.converged || config.ot_weight == 0.0,
+        loss.values.report.convergence.converged || config.ot_weight == 0.0,
         "{config:?} {:?}",
-        loss.report
+        loss.values.report
     );
     let expected = case.value(&case.hidden, config);
     assert!(
-        (loss.total - expected).abs() <= VALUE * expected.abs().max(0.1),
+        (loss.values.total - expected).abs() <= VALUE * expected.abs().max(0.1),
         "{config:?}: {} against {expected}",
-        loss.total
+        loss.values.total
     );
     let slow = reference::central_differences(&case.hidden, 1e-5, |h| case.value(h, config));
     let distance = relative(&widened(&loss.grad_hidden), &slow.data);
@@ -101,7 +46,7 @@ fn check(sizes: Sizes, config: &LossConfig) {
         config,
     )
     .unwrap();
-    assert_eq!(values.total, loss.total);
+    assert_eq!(values.total, loss.values.total);
 }
 
 #[test]
@@ -109,7 +54,7 @@ fn the_head_s_own_gradient_matches_the_reference() {
     for ot in transports() {
         let config = LossConfig {
             chunk_rows: 2,
-            ot,
+            align: ot,
             ..three_parts()
         };
         let case = Case::new(SQUARE, 13);
@@ -148,10 +93,10 @@ fn the_head_s_own_gradient_matches_the_reference() {
 #[test]
 fn the_plan_to_look_at_has_uniform_marginals() {
     let case = Case::new(LONGER_TEACHER, 14);
-    let ot = OtConfig {
+    let ot = AlignConfig {
         epsilon: 0.2,
         tolerance: 1e-7,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     };
     let plan = transport_plan(&tensor(&case.hidden), &case.targets, &case.geometry(), &ot).unwrap();
     let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
@@ -194,7 +139,7 @@ fn check_dense(sizes: Sizes, config: &LossConfig) {
         distance < GRADIENT,
         "{config:?}: gradient off by {distance:e}"
     );
-    if config.ce_weight + config.kl_weight == 0.0 {
+    if config.ce_weight + config.divergence_weight() == 0.0 {
         let unweighted = slow.data.iter().map(|g| g / config.ot_weight);
         let distance = relative(
             &widened(&loss.grad_ot.unwrap()),
@@ -215,12 +160,12 @@ pub(super) fn three_parts() -> LossConfig {
     }
 }
 
-pub(super) fn only_ot(ot: OtConfig) -> LossConfig {
+pub(super) fn only_ot(ot: AlignConfig) -> LossConfig {
     LossConfig {
         ce_weight: 0.0,
         kl_weight: 0.0,
         ot_weight: 0.7,
-        ot,
+        align: ot,
         chunk_rows: 3,
         ..LossConfig::default()
     }
@@ -253,18 +198,20 @@ fn cross_entropy_and_kl_match_the_reference() {
         Sizes { k: 1, ..SQUARE },
     ] {
         for kl_temperature in [1.0, 2.0] {
-            for (ce_weight, kl_weight, kl_divergence) in [
-                (1.0, 0.0, Divergence::Forward),
-                (0.0, 1.0, Divergence::Forward),
-                (0.0, 1.0, Divergence::Reverse),
-                (0.0, 1.0, Divergence::Jsd),
-                (0.3, 0.9, Divergence::Forward),
-                (0.3, 0.9, Divergence::Jsd),
+            for (ce_weight, kl_weight, reverse_kl_weight, jsd_weight) in [
+                (1.0, 0.0, 0.0, 0.0),
+                (0.0, 1.0, 0.0, 0.0),
+                (0.0, 0.0, 1.0, 0.0),
+                (0.0, 0.0, 0.0, 1.0),
+                (0.0, 0.5, 0.5, 0.0),
+                (0.3, 0.9, 0.0, 0.0),
+                (0.3, 0.2, 0.3, 0.4),
             ] {
                 let config = LossConfig {
                     ce_weight,
                     kl_weight,
-                    kl_divergence,
+                    reverse_kl_weight,
+                    jsd_weight,
                     jsd_beta: 0.3,
                     kl_temperature,
                     ot_weight: 0.0,
@@ -330,21 +277,21 @@ fn the_literal_preset_is_uninformative_and_says_so() {
         &LossConfig::literal(),
     )
     .unwrap();
-    assert!(loss.report.uninformative);
+    assert!(loss.values.report.uninformative);
     let expected = 1.0 - 1.0 / 40.0;
-    assert!((loss.ot - expected).abs() < 0.01 * expected);
+    assert!((loss.values.ot - expected).abs() < 0.01 * expected);
     let sharp = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             cost: Cost::SoftmaxSimilarity,
             temperature: 0.2,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..three_parts()
     };
     let case = Case::new(SQUARE, 14);
     let (h, g) = (tensor(&case.hidden), case.geometry());
     let loss = head_loss(&h, &case.labels, &case.targets, &g, &sharp).unwrap();
-    assert!(!loss.report.uninformative);
+    assert!(!loss.values.report.uninformative);
 }
 
 #[test]
@@ -352,19 +299,19 @@ fn nan_in_any_input_is_an_error_that_names_it() {
     let good = Case::new(SQUARE, 15);
     let run = |case: &Case, config: &LossConfig| {
         let (h, g) = (tensor(&case.hidden), case.geometry());
-        head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.total)
+        head_loss(&h, &case.labels, &case.targets, &g, config).map(|loss| loss.values.total)
     };
     let cosine = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             cost: Cost::SoftmaxSimilarity,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..three_parts()
     };
     let bhattacharyya = LossConfig {
-        ot: OtConfig {
+        align: AlignConfig {
             similarity: Similarity::Bhattacharyya,
-            ..cosine.ot.clone()
+            ..cosine.align.clone()
         },
         ..three_parts()
     };
@@ -406,13 +353,13 @@ fn what_the_teacher_cannot_feed_is_refused_with_the_remedy() {
     };
     assert!(refusal(&case, &at_three).contains("[1.0, 2.0]"));
     case.targets.state = None;
-    let cosine = only_ot(OtConfig {
+    let cosine = only_ot(AlignConfig {
         cost: Cost::SoftmaxSimilarity,
-        ..OtConfig::default()
+        ..AlignConfig::default()
     });
     assert!(refusal(&case, &cosine).contains("state"));
     let reverse = LossConfig {
-        kl_divergence: Divergence::Reverse,
+        reverse_kl_weight: 0.5,
         ..three_parts()
     };
     let mut drawn = Case::new(SQUARE, 16);
@@ -444,6 +391,6 @@ fn a_half_precision_head_is_widened_by_tiles() {
         head_loss(&h, &case.labels, &case.targets, &geometry, &three_parts()).unwrap()
     };
     let (half, full) = (run(head), run(widened_head));
-    assert!((half.total / full.total - 1.0).abs() < 1e-6);
+    assert!((half.values.total / full.values.total - 1.0).abs() < 1e-6);
     assert!(relative(&widened(&half.grad_hidden), &widened(&full.grad_hidden)) < 1e-5);
 }

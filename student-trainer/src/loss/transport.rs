@@ -6,15 +6,12 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::config::{Cost, OtConfig, POSITIONS_MAX, Reduction, Scope};
-use super::cost::{
-    PositionPrior, scale_by_mean, scale_by_mean_backward, softmax_backward, softmax_rows,
-};
+use super::config::{AlignConfig, AlignLoss, Cost, POSITIONS_MAX, Reduction};
+use super::cost::{Additions, costs};
 use super::error::{LossError, Result};
-use super::euclidean::SquaredEuclidean;
-use super::objective;
+use super::plan::{PlanOptions, PlanProblem, SolvedPlan, solve_plan};
 use super::rowwise::to_host;
-use super::sinkhorn::{Convergence, SolverOptions, solve};
+use super::sinkhorn::Convergence;
 use super::targets::Alignment;
 
 /// How the solver fared, over all problems of a sequence.
@@ -25,9 +22,9 @@ pub struct SolverReport {
     /// The worst of them.
     #[serde(flatten)]
     pub convergence: Convergence,
-    /// `<T,C>` without the prior, reduced as the loss is.
+    /// `<T,C>` of what is paid, without the prior, reduced as the loss is.
     pub transport_cost: f64,
-    /// `softmax-similarity` within 1 % of 1 - 1/M, the value of a plan that knows nothing: the loss does not teach.
+    /// What is paid is `softmax-similarity`, within 1 % of 1 - 1/M, the value of a plan that knows nothing: the loss does not teach.
     pub uninformative: bool,
 }
 
@@ -35,11 +32,11 @@ pub struct SolverReport {
 pub(crate) struct Transport {
     /// The objective, reduced.
     pub(crate) value: f64,
-    /// `[n, m]`: d value / dS under `softmax-similarity`, d value / dC under `kl`.
-    pub(crate) gradient: Entries,
-    /// `[n, m]`: d value / dD of the distances that the plan was solved for, where it has a cost of its own.
-    pub(crate) plan_gradient: Option<Vec<f32>>,
-    /// `[n]`: row masses of the plans, weighted as the reduction says: d value / d(constant along row i of C).
+    /// `[n, m]`: d value / d(the matrix that the plan was made for); none where the plan is held and pays for another one.
+    pub(crate) solved: Option<Entries>,
+    /// `[n, m]`: d value / d(the matrix that was paid), where that is another one.
+    pub(crate) paid: Option<Entries>,
+    /// `[n]`: row masses of the plans, weighted as the reduction says.
     pub(crate) row_mass: Vec<f64>,
     pub(crate) report: SolverReport,
 }
@@ -48,76 +45,51 @@ pub(crate) struct Transport {
 pub(crate) enum Entries {
     /// Row-major.
     Host(Vec<f32>),
-    Card(Tensor),
+    Tensor(Tensor),
 }
 
-impl Transport {
-    /// The gradient of `count` rows from row `start` on, `[count, m]`.
-    pub(crate) fn gradient_rows(&self, start: usize, count: usize) -> Result<Cow<'_, [f32]>> {
-        Ok(match &self.gradient {
-            Entries::Host(gradient) => {
-                let m = gradient.len() / self.row_mass.len();
-                Cow::Borrowed(&gradient[start * m..(start + count) * m])
-            }
-            Entries::Card(gradient) => Cow::Owned(to_host(&gradient.narrow(0, start, count)?)?),
+impl Entries {
+    /// `count` rows of `m` from row `start` on, `[count, m]`.
+    pub(crate) fn rows(&self, start: usize, count: usize, m: usize) -> Result<Cow<'_, [f32]>> {
+        Ok(match self {
+            Self::Host(entries) => Cow::Borrowed(&entries[start * m..(start + count) * m]),
+            Self::Tensor(entries) => Cow::Owned(to_host(&entries.narrow(0, start, count)?)?),
         })
     }
 
-    /// The gradient as `[n, m]` times a weight.
-    pub(crate) fn gradient_tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
-        match &self.gradient {
-            Entries::Host(gradient) => as_matrix(gradient, m, weight, device),
-            Entries::Card(gradient) => Ok((gradient.to_device(device)? * weight)?),
-        }
+    /// `[n, m]` times a weight.
+    pub(crate) fn tensor(&self, m: usize, weight: f64, device: &Device) -> Result<Tensor> {
+        Ok(match self {
+            Self::Host(entries) => {
+                let size = (entries.len() / m, m);
+                (Tensor::from_slice(entries, size, device)? * weight)?
+            }
+            Self::Tensor(entries) => (entries.to_device(device)? * weight)?,
+        })
     }
 
-    /// The same for the distances that the plan was solved for.
-    pub(crate) fn plan_gradient_tensor(
-        &self,
-        m: usize,
-        weight: f64,
-        device: &Device,
-    ) -> Result<Option<Tensor>> {
-        let gradient = self.plan_gradient.as_ref();
-        gradient
-            .map(|gradient| as_matrix(gradient, m, weight, device))
-            .transpose()
+    /// Sums over the rows where the matrix is on the host.
+    pub(crate) fn row_sums(&self, m: usize) -> Option<Vec<f64>> {
+        let Self::Host(entries) = self else {
+            return None;
+        };
+        let sum = |row: &[f32]| row.iter().map(|&x| f64::from(x)).sum();
+        Some(entries.chunks(m).map(sum).collect())
     }
-}
-
-fn as_matrix(values: &[f32], m: usize, weight: f64, device: &Device) -> Result<Tensor> {
-    Ok((Tensor::from_slice(values, (values.len() / m, m), device)? * weight)?)
 }
 
 /// What a sequence's plan is made from.
 pub(crate) struct Problem<'a> {
-    /// `[n, m]`: similarities under `softmax-similarity`, costs under `kl`.
-    pub(crate) matrix: Vec<f32>,
-    /// `[n, m]`: squared distances, where the plan has a cost of its own.
-    pub(crate) distances: Option<Vec<f32>>,
+    /// `[n, m]`: what the plan is made for.
+    pub(crate) solved: Vec<f32>,
+    /// `[n, m]`: what is paid, where that is something else.
+    pub(crate) paid: Option<Vec<f32>>,
     pub(crate) n: usize,
     pub(crate) m: usize,
-    /// Where the positions lie, if not side by side.
+    /// Where the positions lie, if not side by side, and which belong together.
     pub(crate) alignment: Option<&'a Alignment>,
-}
-
-impl<'a> Problem<'a> {
-    /// Of `(n, m)` positions; `distances` where the plan has a cost of its own.
-    pub(crate) fn new(
-        matrix: Vec<f32>,
-        distances: Option<&SquaredEuclidean>,
-        (n, m): (usize, usize),
-        alignment: Option<&'a Alignment>,
-    ) -> Result<Self> {
-        let distances = distances.map(|distances| to_host(&distances.forward()?));
-        Ok(Self {
-            matrix,
-            distances: distances.transpose()?,
-            n,
-            m,
-            alignment,
-        })
-    }
+    /// `[m]`: masses of the teacher's positions, of sum 1, where they are not all the same.
+    pub(crate) masses: Option<&'a [f64]>,
 }
 
 /// One problem's rows and columns.
@@ -133,21 +105,22 @@ pub(super) struct Outcome {
 
 struct Solved {
     outcome: Outcome,
-    gradient: Vec<f32>,
-    plan_gradient: Option<Vec<f32>>,
+    solved: Option<Vec<f32>>,
+    paid: Option<Vec<f32>>,
 }
 
 /// Solves the problems of a sequence.
 ///
 /// # Errors
 /// NaN or infinity in a matrix; more positions than [`POSITIONS_MAX`].
-pub(crate) fn transport(problem: Problem, config: &OtConfig) -> Result<Transport> {
+pub(crate) fn transport(problem: Problem, config: &AlignConfig) -> Result<Transport> {
     let Problem {
-        matrix,
-        distances,
+        solved,
+        paid,
         n,
         m,
         alignment,
+        masses,
     } = problem;
     if n == 0 || m == 0 || n.max(m) > POSITIONS_MAX {
         return Err(LossError::shape(
@@ -158,16 +131,21 @@ pub(crate) fn transport(problem: Problem, config: &OtConfig) -> Result<Transport
             format!("{n} of the student, {m} of the teacher"),
         ));
     }
-    let prior = PositionPrior::new(config.position_prior, n, m, alignment);
+    let around = Around {
+        additions: Additions::new(config, n, m, alignment),
+        masses,
+        links: alignment.map_or(&[], |alignment| &alignment.links),
+        config,
+    };
     let blocks = blocks(n, m, config);
-    let solved: Vec<Solved> = if let [_] = blocks[..] {
+    let outcomes: Vec<Solved> = if let [_] = blocks[..] {
         let whole = BlockProblem {
-            matrix,
-            distances,
+            solved,
+            paid,
             first: (0, 0),
             m,
         };
-        vec![whole.solve(&prior, config)?]
+        vec![whole.solve(&around)?]
     } else {
         let cut = |whole: &[f32], (i, j): &Block| -> Vec<f32> {
             let rows = i
@@ -177,23 +155,23 @@ pub(crate) fn transport(problem: Problem, config: &OtConfig) -> Result<Transport
         };
         let block = |block: &Block| {
             let problem = BlockProblem {
-                matrix: cut(&matrix, block),
-                distances: distances.as_ref().map(|whole| cut(whole, block)),
+                solved: cut(&solved, block),
+                paid: paid.as_ref().map(|whole| cut(whole, block)),
                 first: (block.0.start, block.1.start),
                 m: block.1.len(),
             };
-            problem.solve(&prior, config)
+            problem.solve(&around)
         };
         blocks.par_iter().map(block).collect::<Result<_>>()?
     };
-    Ok(put_together(solved, &blocks, n, m, config))
+    Ok(put_together(outcomes, &blocks, n, m, config))
 }
 
 /// All problems of a sequence: one, or every pair of blocks.
-pub(super) fn blocks(n: usize, m: usize, config: &OtConfig) -> Vec<Block> {
-    let step = match config.scope {
-        Scope::Row => n.max(m),
-        Scope::Block => config.block_size,
+pub(super) fn blocks(n: usize, m: usize, config: &AlignConfig) -> Vec<Block> {
+    let step = match config.block_size {
+        0 => n.max(m),
+        size => size,
     };
     let ranges = |length: usize| {
         let starts = (0..length).step_by(step);
@@ -204,98 +182,165 @@ pub(super) fn blocks(n: usize, m: usize, config: &OtConfig) -> Vec<Block> {
         .collect()
 }
 
+/// What all problems of a sequence share.
+struct Around<'a> {
+    additions: Additions,
+    masses: Option<&'a [f64]>,
+    links: &'a [(u32, u32)],
+    config: &'a AlignConfig,
+}
+
+impl Around<'_> {
+    /// Masses of some of the teacher's positions, of sum 1.
+    fn masses(&self, columns: Range<usize>) -> Vec<f64> {
+        let uniform = || vec![1.0 / columns.len() as f64; columns.len()];
+        let Some(masses) = self.masses.map(|masses| &masses[columns.clone()]) else {
+            return uniform();
+        };
+        let sum: f64 = masses.iter().sum();
+        if sum > 0.0 {
+            masses.iter().map(|mass| mass / sum).collect()
+        } else {
+            uniform()
+        }
+    }
+
+    fn options(&self) -> PlanOptions {
+        let config = self.config;
+        PlanOptions {
+            kind: config.plan,
+            epsilon: config.epsilon(),
+            rho_student: config.rho_student,
+            rho_teacher: config.rho_teacher,
+            mass: config.mass,
+            tolerance: config.tolerance,
+            max_iterations: config.max_iterations,
+        }
+    }
+}
+
 /// One problem, cut out of a sequence.
 struct BlockProblem {
-    matrix: Vec<f32>,
-    distances: Option<Vec<f32>>,
+    solved: Vec<f32>,
+    paid: Option<Vec<f32>>,
     /// First row and column in the sequence.
     first: (usize, usize),
     m: usize,
 }
 
 impl BlockProblem {
-    fn solve(self, prior: &PositionPrior, config: &OtConfig) -> Result<Solved> {
-        let (n, m) = (self.matrix.len() / self.m, self.m);
-        let (cost, p) = match config.cost {
-            Cost::Kl => (self.matrix, None),
-            Cost::SoftmaxSimilarity => {
-                let mut p = self.matrix;
-                softmax_rows(&mut p, m, config.temperature);
-                (p.iter().map(|p| 1.0 - p).collect(), Some(p))
-            }
-        };
-        let scaled = self.distances.map(|mut distances| {
-            let mean = scale_by_mean(&mut distances);
-            (distances, mean)
-        });
-        let options = SolverOptions::from(config);
-        let plan_cost = scaled.as_ref().map_or(&cost, |(scaled, _)| scaled);
-        let mut solution = if prior.gamma > 0.0 {
-            solve(&prior.added(plan_cost, self.first, m), n, m, &options)?
+    fn solve(self, around: &Around) -> Result<Solved> {
+        let (n, m, config) = (self.solved.len() / self.m, self.m, around.config);
+        let temperature = config.temperature;
+        let (cost, made) = costs(self.solved, m, config.solved(), temperature);
+        let paid = self.paid;
+        let paid = paid.map(|paid| costs(paid, m, config.paid(), temperature));
+        let solved_for = if around.additions.is_any() {
+            Cow::Owned(around.additions.added(&cost, self.first, m))
         } else {
-            solve(plan_cost, n, m, &options)?
+            Cow::Borrowed(cost.as_slice())
         };
-        let mut value = objective::evaluate(
-            config.objective,
-            &cost,
-            &mut solution,
-            options.epsilon,
-            scaled.is_some(),
-        );
-        if let Some(p) = p {
-            softmax_backward(&mut value.gradient, &p, m, config.temperature);
+        let columns = self.first.1..self.first.1 + m;
+        let problem = PlanProblem {
+            cost: &solved_for,
+            a: &vec![1.0 / n as f64; n],
+            b: &around.masses(columns),
+            links: around.links,
+        };
+        let plan = solve_plan(problem, &around.options())?;
+        let paid_costs = paid.as_ref().map_or(&cost, |(costs, _)| costs);
+        let mut value = evaluate(&plan, paid_costs, paid.is_some(), config)?;
+        if let Some(gradient) = &mut value.solved {
+            made.pull_back(gradient, &cost, m, temperature);
         }
-        if let (Some(gradient), Some((scaled, mean))) = (&mut value.plan_gradient, &scaled) {
-            scale_by_mean_backward(gradient, scaled, *mean);
+        if let (Some(gradient), Some((costs, made))) = (&mut value.paid, &paid) {
+            made.pull_back(gradient, costs, m, temperature);
         }
-        Ok(Solved {
-            outcome: Outcome {
-                value: value.value,
-                transport_cost: value.transport_cost,
-                row_mass: solution.row_mass,
-                convergence: Convergence {
-                    converged: solution.convergence.converged && value.converged,
-                    ..solution.convergence
-                },
-            },
-            gradient: value.gradient,
-            plan_gradient: value.plan_gradient,
-        })
+        Ok(value)
     }
 }
 
+/// What is paid on a plan, with its gradients in costs: `other` says that it is not paid for the costs that it was made for.
+fn evaluate(plan: &SolvedPlan, paid: &[f32], other: bool, config: &AlignConfig) -> Result<Solved> {
+    let scale = if other { 1.0 } else { config.scale() };
+    let transport_cost = scale * inner(plan.plan(), paid);
+    let mut convergence = plan.convergence();
+    let times = |factor: f64| -> Vec<f32> {
+        let plan = plan.plan().par_iter();
+        plan.map(|&t| (factor * f64::from(t)) as f32).collect()
+    };
+    let (value, solved, paid) = if config.loss == AlignLoss::Entropic {
+        let entropic = plan.entropic_value().ok_or_else(minimises_nothing)?;
+        (entropic.value, Some(times(entropic.weight)), None)
+    } else {
+        let through = config.goes_through_plan().then(|| plan.pull_back(paid));
+        convergence.converged &= through.as_ref().is_none_or(|(_, solved)| *solved);
+        let through = through.map(|(gradient, _)| gradient);
+        if other {
+            (transport_cost, through, Some(times(1.0)))
+        } else {
+            let mut gradient = times(scale);
+            for (sum, &more) in gradient.iter_mut().zip(through.iter().flatten()) {
+                *sum += scale as f32 * more;
+            }
+            (transport_cost, Some(gradient), None)
+        }
+    };
+    Ok(Solved {
+        outcome: Outcome {
+            value,
+            transport_cost,
+            row_mass: plan.row_mass().to_vec(),
+            convergence,
+        },
+        solved,
+        paid,
+    })
+}
+
+fn minimises_nothing() -> LossError {
+    LossError::Setting {
+        key: "loss",
+        reason: "`entropic` is the least value of a plan that minimises something".into(),
+    }
+}
+
+fn inner(a: &[f32], b: &[f32]) -> f64 {
+    let pairs = a.iter().zip(b);
+    pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
 fn put_together(
-    solved: Vec<Solved>,
+    problems: Vec<Solved>,
     blocks: &[Block],
     n: usize,
     m: usize,
-    config: &OtConfig,
+    config: &AlignConfig,
 ) -> Transport {
     let weight = problem_weight(blocks, config) as f32;
-    let mut gradient = vec![0.0; n * m];
-    let mut plan_gradient: Option<Vec<f32>> = None;
-    for (solved, (i, j)) in solved.iter().zip(blocks) {
-        let paste = |whole: &mut [f32], block: &[f32]| {
+    let (mut solved, mut paid) = (None, None);
+    for (problem, (i, j)) in problems.iter().zip(blocks) {
+        let paste = |whole: &mut Option<Vec<f32>>, block: &Option<Vec<f32>>| {
+            let Some(block) = block else { return };
+            let whole = whole.get_or_insert_with(|| vec![0.0; n * m]);
             for (i, row) in i.clone().zip(block.chunks(j.len())) {
                 for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
                     *to = weight * from;
                 }
             }
         };
-        paste(&mut gradient, &solved.gradient);
-        if let Some(block) = &solved.plan_gradient {
-            paste(plan_gradient.get_or_insert_with(|| vec![0.0; n * m]), block);
-        }
+        paste(&mut solved, &problem.solved);
+        paste(&mut paid, &problem.paid);
     }
-    let outcomes = solved.into_iter().map(|solved| solved.outcome);
+    let outcomes = problems.into_iter().map(|problem| problem.outcome);
     Transport {
-        plan_gradient,
-        ..summed_up(outcomes, blocks, Entries::Host(gradient), config)
+        paid: paid.map(Entries::Host),
+        ..summed_up(outcomes, blocks, solved.map(Entries::Host), config)
     }
 }
 
 /// What a problem counts in the whole.
-pub(super) fn problem_weight(blocks: &[Block], config: &OtConfig) -> f64 {
+pub(super) fn problem_weight(blocks: &[Block], config: &AlignConfig) -> f64 {
     match config.reduction {
         Reduction::Mean => 1.0 / blocks.len() as f64,
         Reduction::Sum => 1.0,
@@ -306,15 +351,15 @@ pub(super) fn problem_weight(blocks: &[Block], config: &OtConfig) -> f64 {
 pub(super) fn summed_up(
     outcomes: impl IntoIterator<Item = Outcome>,
     blocks: &[Block],
-    gradient: Entries,
-    config: &OtConfig,
+    solved: Option<Entries>,
+    config: &AlignConfig,
 ) -> Transport {
     let weight = problem_weight(blocks, config);
     let n = blocks.last().map_or(0, |(i, _)| i.end);
     let mut whole = Transport {
         value: 0.0,
-        gradient,
-        plan_gradient: None,
+        solved,
+        paid: None,
         row_mass: vec![0.0; n],
         report: SolverReport {
             problems: blocks.len(),
@@ -332,7 +377,7 @@ pub(super) fn summed_up(
             *mass += weight * row;
         }
     }
-    whole.report.uninformative = config.cost == Cost::SoftmaxSimilarity
+    whole.report.uninformative = config.paid() == Cost::SoftmaxSimilarity
         && (whole.report.transport_cost - ignorant_cost).abs() <= 0.01 * ignorant_cost;
     whole
 }

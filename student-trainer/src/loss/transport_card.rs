@@ -6,14 +6,14 @@
 ```
 
 What is solved is what [`transport`](super::transport) solves, to the same tolerance. The host does it where a problem's matrices
-would take much of a card's memory, where the plan has a cost of its own, and where epsilon is no f32.
+would take much of a card's memory, where the plan is another than `sinkhorn` between uniform masses or pays for another cost than its own, and where epsilon is no f32.
 */
 
 use candle_core::{DType, Tensor};
 use distill_kernels::sinkhorn::{Ending, Found, Launcher, Problems, Solving};
 
-use super::config::{Cost, Objective, OtConfig, PlanCost};
-use super::cost::{PositionPrior, softmax, softmax_gradient};
+use super::config::{AlignConfig, AlignLoss, Cost};
+use super::cost::{Additions, softmax, softmax_gradient};
 use super::error::{LossError, Result};
 use super::sinkhorn::Convergence;
 use super::targets::Alignment;
@@ -24,7 +24,7 @@ pub(crate) const CARD_ENTRIES_MAX: usize = 1 << 20;
 
 /// The problems of a sequence, and how to solve them on a card.
 pub(crate) struct CardTransport<'a> {
-    config: &'a OtConfig,
+    config: &'a AlignConfig,
     n: usize,
     m: usize,
     blocks: Vec<Block>,
@@ -35,7 +35,7 @@ pub(crate) struct CardTransport<'a> {
 
 impl<'a> CardTransport<'a> {
     /// For a matrix `[n, m]` on a card; `None` where the host is to solve.
-    pub(crate) fn of(matrix: &Tensor, config: &'a OtConfig) -> Option<Self> {
+    pub(crate) fn of(matrix: &Tensor, config: &'a AlignConfig) -> Option<Self> {
         if !matrix.device().is_cuda() {
             return None;
         }
@@ -44,7 +44,7 @@ impl<'a> CardTransport<'a> {
 
     pub(crate) fn new(
         (n, m): (usize, usize),
-        config: &'a OtConfig,
+        config: &'a AlignConfig,
         launcher: Launcher,
     ) -> Option<Self> {
         let blocks = blocks(n, m, config);
@@ -62,7 +62,7 @@ impl<'a> CardTransport<'a> {
         let taken = problems.fits()
             && problems.n * problems.m <= CARD_ENTRIES_MAX
             && how.epsilon.is_normal()
-            && config.plan_cost == PlanCost::Same;
+            && config.is_for_a_card();
         taken.then_some(Self {
             config,
             n,
@@ -77,7 +77,7 @@ impl<'a> CardTransport<'a> {
     /// Solves the problems.
     ///
     /// # Shapes
-    /// `matrix`: `[n, m]`, similarities under `softmax-similarity`, costs under `kl`.
+    /// `matrix`: `[n, m]`, similarities under `softmax-similarity`, else costs.
     ///
     /// # Errors
     /// NaN or infinity in the matrix.
@@ -87,47 +87,46 @@ impl<'a> CardTransport<'a> {
         alignment: Option<&Alignment>,
     ) -> Result<Transport> {
         let (config, whole) = (self.config, self.cut(matrix)?);
-        let (cost, p) = match config.cost {
-            Cost::Kl => (whole, None),
-            Cost::SoftmaxSimilarity => {
-                let p = softmax(&self.without_padding(whole)?, config.temperature)?;
-                (p.affine(-1.0, 1.0)?, Some(p))
-            }
+        let (cost, p) = if config.solved() == Cost::SoftmaxSimilarity {
+            let p = softmax(&self.without_padding(whole)?, config.temperature)?;
+            (p.affine(-1.0, 1.0)?, Some(p))
+        } else {
+            (whole, None)
         };
-        let prior = PositionPrior::new(config.position_prior, self.n, self.m, alignment);
-        let solved_for = if prior.gamma > 0.0 {
-            let prior = self.cut(&prior.tensor(cost.device())?)?;
-            (cost.to_dtype(DType::F64)? + prior)?.to_dtype(DType::F32)?
+        let additions = Additions::new(config, self.n, self.m, alignment);
+        let solved_for = if additions.is_any() {
+            let additions = self.cut(&additions.tensor(cost.device())?)?;
+            (cost.to_dtype(DType::F64)? + additions)?.to_dtype(DType::F32)?
         } else {
             cost.clone()
         };
         let (plan, found) = self.solve(&solved_for, &cost)?;
-        let (gradient, met) = match config.objective {
-            Objective::Entropic | Objective::Detached => (plan, vec![true; found.len()]),
-            Objective::Sharp => {
-                let given = (&cost, &plan);
-                self.problems
-                    .sharp_gradients(&self.launcher, given, &self.how)?
-            }
+        let (gradient, met) = if config.goes_through_plan() {
+            let given = (&cost, &plan);
+            self.problems
+                .sharp_gradients(&self.launcher, given, &self.how)?
+        } else {
+            (plan, vec![true; found.len()])
         };
         let gradient = match p {
             Some(p) => softmax_gradient(&gradient, &p, config.temperature)?,
             None => gradient,
         };
-        let weight = problem_weight(&self.blocks, config);
-        let gradient = Entries::Card((self.put_together(&gradient)? * weight)?);
+        let weight = problem_weight(&self.blocks, config) * config.scale();
+        let gradient = Entries::Tensor((self.put_together(&gradient)? * weight)?);
         let outcomes = found.into_iter().zip(met);
         let outcomes = outcomes.map(|(found, met)| self.outcome(found, met));
-        Ok(summed_up(outcomes, &self.blocks, gradient, config))
+        Ok(summed_up(outcomes, &self.blocks, Some(gradient), config))
     }
 
     fn outcome(&self, found: Found, met: bool) -> Outcome {
+        let transport_cost = self.config.scale() * found.transport_cost;
         Outcome {
-            value: match self.config.objective {
-                Objective::Entropic => found.entropic_value,
-                Objective::Sharp | Objective::Detached => found.transport_cost,
+            value: match self.config.loss {
+                AlignLoss::Entropic => found.entropic_value,
+                _ => transport_cost,
             },
-            transport_cost: found.transport_cost,
+            transport_cost,
             row_mass: found.row_mass,
             convergence: Convergence {
                 iterations: found.passes,

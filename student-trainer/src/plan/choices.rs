@@ -10,9 +10,11 @@ use super::{
 use crate::{
     Result,
     config::{ComputeDtype, Quantize, Tune},
-    loss::Scope,
     optimizer::OptimizerKind,
 };
+
+/// Length of the blocks that transport is offered in.
+const BLOCK_SIZE: usize = 64;
 
 /// One setting that could be another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -140,11 +142,12 @@ fn alternatives(pair: &Pair, config: &PlanConfig) -> Vec<Alternative> {
         c.train.loss.ot_weight = 0.0
     });
     offer(
-        "--scope block".into(),
+        format!("--align-block-size {BLOCK_SIZE}"),
         "transport within blocks: another loss",
         &|c| {
-            if c.train.loss.ot_weight > 0.0 {
-                c.train.loss.ot.scope = Scope::Block;
+            let align = &mut c.train.loss.align;
+            if c.train.loss.ot_weight > 0.0 && align.block_size == 0 {
+                align.block_size = BLOCK_SIZE;
             }
         },
     );
@@ -270,7 +273,7 @@ mod tests {
             "--optimizer adamw8bit",
             "--quantize nf4",
             "--ot-weight 0",
-            "--scope block",
+            "--align-block-size 64",
         ] {
             assert_eq!(bytes(&choices, setting), None, "{setting}");
         }

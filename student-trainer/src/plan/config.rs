@@ -163,7 +163,7 @@ impl PlanConfig {
     /// Coordinates of the state that comes with every row; 0 without one.
     pub fn state_rank(&self, teacher: Option<&ModelConfig>) -> u64 {
         let loss = self.loss();
-        let needed = loss.needs_state() || loss.hidden_weight > 0.0;
+        let needed = loss.needs_state() || loss.needs_states();
         match (self.options.state_rank, teacher) {
             (Some(rank), _) => rank as u64,
             (None, Some(teacher)) if needed => teacher.hidden_size as u64,

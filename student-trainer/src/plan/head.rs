@@ -2,10 +2,7 @@
 
 use distill_model::HEAD_TILE_ROWS;
 
-use crate::loss::{
-    CARD_ENTRIES_MAX, Cost, LossConfig, Objective, OtConfig, PlanCost, Scope, Similarity,
-    TILE_ENTRIES,
-};
+use crate::loss::{AlignConfig, AlignLoss, CARD_ENTRIES_MAX, Cost, LossConfig, TILE_ENTRIES};
 
 use super::config::Place;
 
@@ -56,9 +53,9 @@ impl Head<'_> {
     }
 
     /// What a card is told of a sequence's rows, and their values (loss/card_rows.rs): kept ids and the label, p and ln p in f64, and
-    /// ten numbers beside them.
+    /// fourteen numbers beside them.
     fn terms(&self) -> u64 {
-        let (ids, pairs) = (self.entries + 1, 2 * self.entries + 10);
+        let (ids, pairs) = (self.entries + 1, 2 * self.entries + 14);
         self.rows * (F32 * ids + F64 * pairs)
     }
 
@@ -74,7 +71,7 @@ impl Head<'_> {
         rows * hidden_size * (element + 4 * F32) + tokens * hidden_size * (element + 3 * F32)
     }
 
-    /// Transport over logits, and over hidden states: matrices over pairs of positions, and what they are made from.
+    /// Transport: matrices over pairs of positions, and what they are made from.
     pub fn transport(&self) -> u64 {
         let Self {
             rows,
@@ -82,47 +79,39 @@ impl Head<'_> {
             state_rank,
             ..
         } = *self;
-        let pairs = F32 * rows * rows;
-        let mut sum = 0;
-        let ot = &self.loss.ot;
-        if self.loss.ot_weight > 0.0 {
-            sum += self.matrices(ot) * pairs;
-            if ot.cost == Cost::Kl {
-                sum += F32 * rows * hidden_size;
-            }
-            if ot.needs_logits() {
-                // Coordinates, anchors, and H G.
-                sum += F32 * rows * (state_rank + 2 * hidden_size);
-            }
+        if self.loss.ot_weight == 0.0 {
+            return 0;
         }
-        if self.loss.hidden_weight > 0.0 {
-            let hidden_ot = OtConfig {
-                cost: Cost::SoftmaxSimilarity,
-                plan_cost: PlanCost::Same,
-                similarity: self.loss.hidden_similarity,
-                ..ot.clone()
-            };
+        let align = &self.loss.align;
+        let mut sum = self.matrices() * F32 * rows * rows;
+        if align.uses_kl() {
+            sum += F32 * rows * hidden_size;
+        }
+        if align.needs_logits() {
+            // Coordinates, anchors, and H G.
+            sum += F32 * rows * (state_rank + 2 * hidden_size);
+        }
+        if align.needs_states() {
             // Y, then X, Y P, both divided by their norms, and a gradient of each.
-            sum += self.matrices(&hidden_ot) * pairs + F32 * rows * (state_rank + 6 * hidden_size);
+            sum += F32 * rows * (state_rank + 6 * hidden_size);
         }
         sum
     }
 
     /// f32 matrices over all pairs of positions that exist at one time, wherever they are solved.
-    fn matrices(&self, ot: &OtConfig) -> u64 {
-        let one_block =
-            ot.scope == Scope::Block || self.rows * self.rows <= CARD_ENTRIES_MAX as u64;
+    fn matrices(&self) -> u64 {
+        let align = &self.loss.align;
+        let one_block = align.block_size > 0 || self.rows * self.rows <= CARD_ENTRIES_MAX as u64;
         match self.place {
-            Place::Card if one_block => MATRICES_ON_CARD,
-            _ => matrices(ot),
+            Place::Card if one_block && align.is_for_a_card() => MATRICES_ON_CARD,
+            _ => matrices(align),
         }
     }
 
     /// What of [`transport`](Self::transport) is still there beside the logits: on a card its plan, of all matrices.
     pub fn transport_kept(&self) -> u64 {
-        let ot = &self.loss.ot;
         let solved = match self.place {
-            Place::Card if self.loss.ot_weight > 0.0 => self.matrices(ot).saturating_sub(1),
+            Place::Card if self.loss.ot_weight > 0.0 => self.matrices().saturating_sub(1),
             _ => 0,
         };
         self.transport() - solved * F32 * self.rows * self.rows
@@ -137,7 +126,7 @@ impl Head<'_> {
     /// On a card the rows of the head behind a row's entries are gathered a tile at a time, widened and weighted, and added up;
     /// the CPU reads them in place. Nothing of it is left when the logits are made.
     fn gathered(&self) -> u64 {
-        let is_needed = self.loss.ot_weight > 0.0 && self.loss.ot.cost == Cost::Kl;
+        let is_needed = self.loss.ot_weight > 0.0 && self.loss.align.uses_kl();
         match self.place {
             Place::Card if is_needed => {
                 let entries = self.rows * self.entries;
@@ -159,41 +148,41 @@ impl Head<'_> {
 
     /// Elements of the projection of the teacher's hidden states; 0 without one.
     pub fn projection_elements(&self) -> u64 {
-        match self.loss.hidden_weight > 0.0 {
-            true => self.state_rank * self.hidden_size,
-            false => 0,
+        if self.loss.needs_states() {
+            self.state_rank * self.hidden_size
+        } else {
+            0
         }
     }
 }
 
 /// f32 matrices over all pairs of positions that exist at one time where the host solves.
-fn matrices(ot: &OtConfig) -> u64 {
-    let kernel = if ot.epsilon() < F32_EPSILON_MIN { 2 } else { 1 };
+fn matrices(align: &AlignConfig) -> u64 {
+    let kernel = if align.epsilon() < F32_EPSILON_MIN {
+        2
+    } else {
+        1
+    };
     // The cost, the cost with the prior, the solver's kernel; or the adjoint's cost, plan, and kernel in f64.
-    let solving = match ot.scope {
-        Scope::Row => {
-            let prior = u64::from(ot.position_prior > 0.0);
-            (1 + prior + kernel).max(if ot.objective == Objective::Sharp {
-                4
-            } else {
-                3
-            })
-        }
+    let solving = if align.block_size == 0 {
+        let added = u64::from(align.position + align.bytes + align.links > 0.0);
+        let through_plan = align.loss == AlignLoss::Sharp || align.through_plan;
+        (1 + added + kernel).max(if through_plan { 4 } else { 3 })
+    } else {
         // Block by block: all costs, the blocks' gradients, and those put together.
-        Scope::Block => 3,
+        3
     };
-    let similarity = match (ot.cost, ot.similarity) {
-        (Cost::Kl, _) => 0,
-        (Cost::SoftmaxSimilarity, Similarity::Bhattacharyya) => 2,
-        // S on its device and its softmax.
-        (Cost::SoftmaxSimilarity, _) => 2,
+    let of = |cost: Cost| match cost {
+        Cost::Kl | Cost::Hidden => 0,
+        // S on its device and its softmax; distances, scaled ones and the gradient in them.
+        Cost::SoftmaxSimilarity | Cost::SquaredEuclidean => 2,
     };
-    let distances = match ot.plan_cost {
-        PlanCost::Same => 0,
-        // Scaled distances and the gradient in them.
-        PlanCost::SquaredEuclidean => 2,
+    // What is paid beside it has a matrix and a gradient of its own.
+    let paid = match align.paid() {
+        paid if paid != align.solved() => 2 + of(paid),
+        _ => 0,
     };
-    solving + similarity + distances
+    solving + of(align.solved()) + paid
 }
 
 #[cfg(test)]
@@ -220,8 +209,8 @@ mod tests {
         let card = head(&loss);
         // 128 rows of 151,936 in f32 are 77.8 MB.
         let chunk = 128 * 151_936 * 4;
-        // Of all 512 rows 24 ids and the label, p and ln p of each id, 7 terms and 3 values.
-        let terms = 512 * (25 * 4 + (2 * 24 + 7 + 3) * 8);
+        // Of all 512 rows 24 ids and the label, p and ln p of each id, 9 terms and 5 values.
+        let terms = 512 * (25 * 4 + (2 * 24 + 9 + 5) * 8);
         assert_eq!(card.chunk(), chunk + chunk / 2 + terms);
         let cpu = Head {
             place: Place::Cpu,
@@ -256,13 +245,13 @@ mod tests {
             rows,
             ..head(&loss)
         };
-        assert_eq!(card(512).matrices(&loss.ot), 12);
-        assert_eq!(card(2048).matrices(&loss.ot), 3);
+        assert_eq!(card(512).matrices(), 12);
+        assert_eq!(card(2048).matrices(), 3);
         // Cost, with its prior, kernel; and E.
         assert_eq!(cpu(&loss, 0), (3 * pairs + 4 * 512 * 1536, 0));
-        loss.ot.objective = Objective::Sharp;
+        loss.align.loss = AlignLoss::Sharp;
         assert_eq!(cpu(&loss, 0).0, 4 * pairs + 4 * 512 * 1536);
-        loss.ot.cost = Cost::SoftmaxSimilarity;
+        loss.align.cost = Cost::SoftmaxSimilarity;
         let cosine = 6 * pairs + 4 * 512 * (128 + 2 * 1536);
         assert_eq!(cpu(&loss, 128), (cosine, 4 * 1536 * (2 * 128 + 1536)));
         loss.ot_weight = 0.0;

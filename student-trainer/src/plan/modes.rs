@@ -9,10 +9,7 @@ use super::{
     teacher::teacher,
     trainer::trainer,
 };
-use crate::{
-    Result,
-    loss::{POSITIONS_MAX, Scope},
-};
+use crate::{Result, loss::POSITIONS_MAX};
 
 /// How two processes share one memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -147,7 +144,7 @@ fn longest(pair: &Pair, config: &PlanConfig) -> u64 {
     let positions = teacher.map_or(usize::MAX, |teacher| teacher.model.max_position_embeddings);
     let positions = positions.min(pair.student.model.max_position_embeddings);
     let loss = config.loss();
-    let transport = loss.ot_weight + loss.hidden_weight > 0.0 && loss.ot.scope == Scope::Row;
+    let transport = loss.ot_weight > 0.0 && loss.align.block_size == 0;
     let most = if transport { POSITIONS_MAX } else { usize::MAX };
     positions.min(most) as u64
 }

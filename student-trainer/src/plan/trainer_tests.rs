@@ -160,7 +160,7 @@ fn eight_bit_moments_are_where_the_parameters_are() {
 fn a_state_brings_its_matrices_and_a_projection_its_moments() {
     let mut config = on_cpu();
     config.train.loss.ot_weight = 1.0;
-    config.train.loss.ot.cost = crate::loss::Cost::SoftmaxSimilarity;
+    config.train.loss.align.cost = crate::loss::Cost::SoftmaxSimilarity;
     let exact = of(&config);
     // Without a word about it the state is the teacher's hidden state, of 3584 coordinates.
     assert_eq!(
@@ -173,7 +173,8 @@ fn a_state_brings_its_matrices_and_a_projection_its_moments() {
     assert_eq!(sketch.bytes_of("the teacher's basis"), 4 * 151_936 * 128);
 
     let mut config = PlanConfig::default();
-    config.train.loss.hidden_weight = 0.1;
+    config.train.loss.ot_weight = 0.1;
+    config.train.loss.align.cost = crate::loss::Cost::Hidden;
     let process = of(&config);
     let projection = 3584 * 1536;
     assert_eq!(

@@ -81,10 +81,12 @@ mod tests {
     fn sequences(count: usize) -> Vec<Sequence> {
         let sequence = |i: usize| Sequence {
             id: i as u64,
+            content_id: i as u64,
             text: String::new(),
             token_ids: vec![0; 2 + i * 7 % 11],
             byte_offsets: Vec::new(),
             target_mask: Vec::new(),
+            view: None,
         };
         (0..count).map(sequence).collect()
     }

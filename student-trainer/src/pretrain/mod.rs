@@ -68,7 +68,9 @@ pub fn run(config: &PretrainConfig, shutdown: &Shutdown) -> Result<Summary> {
     let corpus = read_corpus(
         &config.data,
         &tokenizer,
-        &Windowing::new(config.seq_len).strict(config.strict),
+        &Windowing::new(config.seq_len)
+            .strict(config.strict)
+            .of_student(),
         &mut |_| {},
     )?;
     if corpus.skipped.rows > 0 {

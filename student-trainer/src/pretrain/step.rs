@@ -65,6 +65,6 @@ impl<'a> Objective<'a> {
         debug_assert_eq!(grad_hidden.dtype(), DType::F32);
         let grad_hidden = grad_hidden.reshape(tape.hidden().dims())?;
         tape.backward(&grad_hidden, gradients)?;
-        Ok(loss.ce)
+        Ok(loss.values.ce)
     }
 }

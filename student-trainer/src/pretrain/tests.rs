@@ -126,10 +126,12 @@ fn gradients_match_central_differences() {
         let objective = Objective::new(&decoder, WORDS, 4);
         let sequence = |ids: &[u32]| Sequence {
             id: 0,
+            content_id: 0,
             text: String::new(),
             token_ids: ids.to_vec(),
             byte_offsets: Vec::new(),
             target_mask: (0..ids.len()).map(|t| t > 0 && t != 2).collect(),
+            view: None,
         };
         let batch = [sequence(&[1, 5, 9, 30, 2, 7]), sequence(&[4, 4, 8])];
         let batch: Vec<&Sequence> = batch.iter().collect();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use distill_report::{Series, figure, figures, note, page, section, table};
 
 use crate::{Error, Result, files::write_atomically};
-use read::Run;
+pub(crate) use read::Run;
 
 /// Points of a curve: each is the mean over its share of the steps.
 const POINTS_MAX: usize = 120;
@@ -25,12 +25,13 @@ const FINGERPRINT_SHOWN: usize = 16;
 const RUNS_MAX: usize = 10;
 
 /// Curves by step: key of `metrics.jsonl`, caption.
-const CURVES: [(&str, &str); 8] = [
+const CURVES: [(&str, &str); 9] = [
     ("loss", "Loss, the weighted total"),
     ("ce", "Cross-entropy (nats a target)"),
     ("kl", "KL to the teacher (nats a target)"),
+    ("reverse_kl", "Reverse KL to the teacher (nats a target)"),
+    ("jsd", "JSD to the teacher (nats a target)"),
     ("ot", "Optimal transport"),
-    ("hidden_ot", "Optimal transport between hidden states"),
     ("grad_norm", "Norm of the gradient before clipping"),
     ("lr", "Learning rate"),
     ("tokens_per_second", "Tokens a second"),

@@ -17,7 +17,7 @@ use crate::{
 const FILE_BYTES_MAX: u64 = 1 << 29;
 
 /// What a run left behind.
-pub(super) struct Run {
+pub(crate) struct Run {
     /// Its directory's name.
     pub name: String,
     /// The resolved settings, by dotted path, and the defaults of the command that wrote them.

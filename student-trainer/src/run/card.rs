@@ -91,13 +91,19 @@ impl Card<'_> {
 /// Every part of the loss that has a weight at some step.
 fn losses(loss: &LossConfig) -> String {
     let schedule = &loss.schedule;
-    let divergence = loss.kl_divergence.formula();
-    let cost = match loss.ot.cost {
-        Cost::Kl => word(loss.ot.cost),
-        Cost::SoftmaxSimilarity => {
-            format!("{}, {}", word(loss.ot.cost), word(loss.ot.similarity))
-        }
+    let align = &loss.align;
+    let similarity = match align.cost {
+        Cost::SoftmaxSimilarity => format!(", {}", word(align.similarity)),
+        _ => String::new(),
     };
+    let alignment = format!(
+        "{} on the plan {} ({}{similarity})",
+        word(align.loss),
+        word(align.plan),
+        word(align.cost)
+    );
+    let at_temperature =
+        |divergence| format!("{divergence} at temperature {}", loss.kl_temperature);
     let parts = [
         (
             "cross-entropy".to_owned(),
@@ -105,23 +111,21 @@ fn losses(loss: &LossConfig) -> String {
             schedule.ce_weight_end,
         ),
         (
-            format!("{divergence} at temperature {}", loss.kl_temperature),
+            at_temperature("KL(teacher || student)"),
             loss.kl_weight,
             schedule.kl_weight_end,
         ),
         (
-            format!("optimal transport of logits ({cost})"),
-            loss.ot_weight,
-            schedule.ot_weight_end,
+            at_temperature("KL(student || teacher)"),
+            loss.reverse_kl_weight,
+            schedule.reverse_kl_weight_end,
         ),
         (
-            format!(
-                "optimal transport of hidden states ({})",
-                word(loss.hidden_similarity)
-            ),
-            loss.hidden_weight,
-            schedule.hidden_weight_end,
+            at_temperature("JSD"),
+            loss.jsd_weight,
+            schedule.jsd_weight_end,
         ),
+        (alignment, loss.ot_weight, schedule.ot_weight_end),
     ];
     let part = |(what, weight, end): &(String, f64, Option<f64>)| {
         let weights = match end {
@@ -219,7 +223,7 @@ mod tests {
             "head+sampled, 24 entries a row at most, 16 of them drawn, temperatures 1, 2, state sketch:64",
             "100 sequences",
             "14 sequences trained on",
-            "1 x cross-entropy + 1 to 0 x KL(teacher \\|\\| student) at temperature 1 + 0.5 x optimal transport of logits (kl) |",
+            "1 x cross-entropy + 1 to 0 x KL(teacher \\|\\| student) at temperature 1 + 0.5 x entropic on the plan sinkhorn (kl) |",
             "7 steps of 1 sequences",
         ] {
             assert!(body.contains(words), "{words} in {body}");

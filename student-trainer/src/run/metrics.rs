@@ -15,12 +15,14 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Cross-entropy, nats a target.
     pub ce: f64,
-    /// `tau^2 KL(teacher || student)`, nats a target.
+    /// `tau^2 KL(teacher || student)`, nats a target; 0 without a weight.
     pub kl: f64,
-    /// Optimal transport.
+    /// `tau^2 KL(student || teacher)`, nats a target; 0 without a weight.
+    pub reverse_kl: f64,
+    /// `tau^2 JSD`, nats a target; 0 without a weight.
+    pub jsd: f64,
+    /// What is learned between positions: optimal transport unless another plan was asked for.
     pub ot: f64,
-    /// Optimal transport between hidden states.
-    pub hidden_ot: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
     /// Tokens through the model.

@@ -56,7 +56,10 @@ impl TeacherRecord {
             None => "none".to_owned(),
             Some((StateKind::Exact, _)) => "exact".to_owned(),
             Some((StateKind::Sketch, rank)) => format!("sketch:{rank}"),
-            Some((StateKind::Hidden, _)) => format!("hidden:{}", info.state_layer),
+            Some((StateKind::Hidden, _)) => {
+                let layers = info.state_layers.iter().map(u32::to_string);
+                format!("hidden:{}", layers.collect::<Vec<_>>().join(","))
+            }
         };
         Self {
             name: info.model_name.clone(),

@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Identity,
     client::{ConnectOptions, ServerInfo, Teacher, Vocabularies},
     config::{TrainConfig, Tune},
-    loss::LossConfig,
+    loss::{LossConfig, Projection},
     shutdown::Shutdown,
     student::StudentFiles,
 };
@@ -55,7 +55,15 @@ pub(super) async fn agree(
     if config.tune == Tune::Full {
         most.check_trained_head()?;
     }
+    if most.needs_states() && most.align.projection == Projection::Fitted && info.lends_device() {
+        return Err(Error::Config(
+            "align.projection: fitted: the first sequences are read before the first step, while a teacher in swap mode has no \
+             device to compute them on; serve a cache, or use --align-projection random"
+                .into(),
+        ));
+    }
     introduce(&info);
+    check_shared(&info, &most)?;
     Ok(Agreement {
         teacher,
         info,
@@ -63,6 +71,42 @@ pub(super) async fn agree(
         total_steps,
         most,
     })
+}
+
+/// Tokens that the student's side of a pair may have.
+pub(super) fn pair_tokens_max(config: &TrainConfig, info: &ServerInfo) -> usize {
+    config.student_seq_len.unwrap_or(info.seq_len as usize)
+}
+
+/// Refuses a corpus of pairs in which the teacher has no part, and says where it has less than one would think.
+fn check_shared(info: &ServerInfo, loss: &LossConfig) -> Result<()> {
+    let (all, apart) = (info.sequence_count, info.paired_without_shared);
+    if info.paired_sequences > 0 {
+        tracing::info!(
+            "pairs: {} of {all} sequences give the student a text of its own",
+            info.paired_sequences
+        );
+    }
+    if apart == 0 || loss.divergence_weight() == 0.0 {
+        return Ok(());
+    }
+    if apart == all && loss.ot_weight == 0.0 {
+        return Err(Error::Config(format!(
+            "kl_weight: none of the corpus' {all} pairs shares a byte between its sides, so KL has nothing to compare and \
+             the teacher would teach nothing; set ot_weight, as transport needs nothing shared, or give `shared` ranges in \
+             the corpus"
+        )));
+    }
+    tracing::warn!(
+        "KL is taken in {} of {all} sequences: the sides of the other {apart} share nothing{}",
+        all - apart,
+        if loss.ot_weight > 0.0 {
+            ", and transport alone joins them"
+        } else {
+            ", so the teacher has no part in them (ot_weight is 0)"
+        }
+    );
+    Ok(())
 }
 
 fn introduce(info: &ServerInfo) {
@@ -82,8 +126,8 @@ fn introduce(info: &ServerInfo) {
             100.0 * info.state_error
         ),
         Some((StateKind::Hidden, size)) => tracing::info!(
-            "state: the teacher's hidden states after layer {} ({size})",
-            info.state_layer
+            "state: the teacher's hidden states after layers {:?} ({size} numbers a row)",
+            info.state_layers
         ),
         _ => {}
     }

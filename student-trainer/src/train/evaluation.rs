@@ -53,7 +53,7 @@ impl<'a> Evaluation<'a> {
             );
         }
         let limit = config.eval_max_sequences;
-        let windowing = Windowing::new(seq_len).strict(config.strict);
+        let windowing = Windowing::new(seq_len).strict(config.strict).of_student();
         let (sequences, _) = eval::sequences(&config.eval_data, files, &windowing, limit)?;
         if sequences.is_empty() {
             return Err(Error::Config(

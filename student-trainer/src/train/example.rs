@@ -2,7 +2,7 @@
 
 use distill_proto::Frame;
 
-use crate::loss::Targets;
+use crate::loss::{Alignment, Targets};
 
 /// One sequence, ready for a forward pass.
 #[derive(Clone, Debug)]
@@ -25,9 +25,39 @@ impl Example {
         }
     }
 
+    /// With the teacher's rows of another sequence: row j stands where row j of its own stood, as far as there are any.
+    #[must_use]
+    pub(crate) fn with_rows_of_another(self, mut rows: Targets) -> Self {
+        let n = self.target_positions.len();
+        let m = rows.rows();
+        let own = self.targets.alignment.unwrap_or_else(|| Alignment {
+            pairs: (0..n).map(Some).collect(),
+            student_places: evenly(n),
+            ..Alignment::default()
+        });
+        let inside = |j: &usize| *j < m;
+        rows.alignment = Some(Alignment {
+            pairs: own.pairs.into_iter().map(|j| j.filter(inside)).collect(),
+            student_places: own.student_places,
+            teacher_places: evenly(m),
+            labelled: own.labelled,
+            links: Vec::new(),
+            equal: Vec::new(),
+        });
+        Self {
+            targets: rows,
+            ..self
+        }
+    }
+
     /// The ids of the targets, `[N]`.
     pub fn labels(&self) -> Vec<u32> {
         let targets = self.target_positions.iter();
         targets.map(|&t| self.token_ids[t]).collect()
     }
+}
+
+/// Places of `count` positions that lie evenly.
+pub(crate) fn evenly(count: usize) -> Vec<f64> {
+    (0..count).map(|i| i as f64 / count as f64).collect()
 }

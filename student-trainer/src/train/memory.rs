@@ -11,6 +11,8 @@ use crate::{
     student::{Place, StudentFiles},
 };
 
+use super::agreement::pair_tokens_max;
+
 /// Bytes of that file.
 const MEMORY_FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -37,7 +39,7 @@ pub(super) fn plan_ahead(
 ) -> Result<()> {
     let on_cpu = place.device.is_cpu();
     let rows = RunRows {
-        seq_len: info.seq_len as usize,
+        seq_len: pair_tokens_max(config, info).max(info.seq_len as usize),
         entries: Some(info.top_k as usize),
         state_rank: info.state.map(|(_, rank)| rank as usize),
     };

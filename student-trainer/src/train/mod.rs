@@ -14,6 +14,7 @@ from what the one before has handed over, as from a checkpoint.
 mod agreement;
 mod evaluation;
 mod example;
+mod fit;
 mod guard;
 mod keeper;
 mod lora;
@@ -50,13 +51,15 @@ use crate::{
     checkpoint::Checkpoints,
     client::{self, StreamOptions, Vocabularies, fetch_basis},
     config::{TrainConfig, Tune},
+    loss::Projection,
     run::{AdapterConfig, RunDirectory, TeacherRecord},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use agreement::{Agreement, agree, connect, identity};
+use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
+pub(crate) use example::evenly;
 use guard::GradientWatch;
 use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
@@ -166,8 +169,14 @@ fn train(
     } else {
         Some(Place::choose(&config.device, config.dtype)?)
     };
-    let reader = FrameReader::new(agreement.vocabularies, teacher, info, &files);
-    let reader = runtime.block_on(reader)?;
+    let reader = FrameReader::new(
+        agreement.vocabularies,
+        teacher,
+        info,
+        &files,
+        pair_tokens_max(config, info),
+    );
+    let reader = runtime.block_on(reader)?.shuffled(config.shuffle_teacher);
     let frames = (frames_a_step(config) as u64, info.sequence_count);
     let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;
     let lora = match config.tune {
@@ -328,7 +337,7 @@ fn frame_source(setting: &Setting<'_>, runtime: &Handle, keeper: &Keeper) -> Fra
 /// Loads the student, goes on from what was saved, and trains until the run is over or the turn is.
 fn compute(
     setting: &Setting<'_>,
-    host: Host<'_>,
+    mut host: Host<'_>,
     start: Start,
     place: &Place,
     grant: Option<Grant>,
@@ -368,6 +377,14 @@ fn compute(
         GradientWatch::new(&tuned.parameters),
         LossScaler::new(decoder.dtype()),
     );
+    if start.saved.is_none()
+        && let Some(projection) = &projection
+        && config.loss.align.projection == Projection::Fitted
+    {
+        let layer = config.loss.align.layer();
+        let (reader, frames) = (&host.reader, &mut host.frames);
+        fit::fit(projection, layer, &decoder, reader, frames, run_directory)?;
+    }
     if let Some(saved) = start.saved {
         tuned.restore(&*saved)?;
         updates.restore(&*saved)?;

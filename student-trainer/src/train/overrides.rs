@@ -18,8 +18,8 @@ pub(super) fn check(before: &TrainConfig, now: &TrainConfig) -> Result<()> {
     let table = |config: &TrainConfig| {
         let mut config = config.clone();
         // A release before this one wrote lambda beside an epsilon that did not count.
-        config.loss.ot.epsilon = config.loss.ot.epsilon();
-        config.loss.ot.lambda = None;
+        config.loss.align.epsilon = config.loss.align.epsilon();
+        config.loss.align.lambda = None;
         Table::try_from(config)
             .map_err(|e| Error::Config(format!("the configuration cannot be written as TOML: {e}")))
     };
@@ -73,14 +73,16 @@ mod tests {
 
     /// Another value of the same kind that the setting may have.
     fn other(key: &Key, value: Option<&Value>) -> Value {
-        const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot reverse block sum sharp \
+        const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot row entropy sum sharp random \
                              squared-euclidean {\"a\":1}";
         let words = WORDS.split(' ').map(Value::from);
         let candidates = match value {
             Some(Value::Integer(number)) => vec![Value::Integer(number + 1)],
             Some(Value::Float(number)) => vec![Value::Float(number + 0.25)],
             Some(Value::Boolean(on)) => vec![Value::Boolean(!on)],
-            Some(Value::Array(_)) => vec![Value::Array(vec!["y".into()])],
+            Some(Value::Array(_)) => ["y", "0:3"]
+                .map(|entry| Value::Array(vec![entry.into()]))
+                .into(),
             _ => [Value::from(7), Value::from(0.5)]
                 .into_iter()
                 .chain(words)
@@ -114,7 +116,7 @@ mod tests {
         let mut bound = 0;
         for key in TrainConfig::keys() {
             // Is 1 / epsilon.
-            if key.path == "loss.ot.lambda" {
+            if key.path == "loss.align.lambda" {
                 continue;
             }
             let value = other(&key, lookup(&table, &key.path));

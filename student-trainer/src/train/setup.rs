@@ -7,7 +7,7 @@ use super::passes::Passes;
 use crate::{
     Error, Result,
     client::ServerInfo,
-    config::TrainConfig,
+    config::{TrainConfig, Tune},
     loss::{HeadGeometry, HiddenProjection, LossConfig},
 };
 
@@ -28,24 +28,34 @@ pub(super) fn projection(
     info: &ServerInfo,
     decoder: &Decoder,
 ) -> Result<Option<HiddenProjection>> {
-    let (true, Some((_, size))) = (most.hidden_weight > 0.0, info.state) else {
+    let (true, Some((_, size))) = (most.needs_states(), info.state) else {
         return Ok(None);
     };
     let model = decoder.config();
-    if config.loss.hidden_layer >= model.num_hidden_layers {
+    let layer = config.loss.align.layer().student_layer;
+    if let Some(layer) = layer.filter(|layer| *layer >= model.num_hidden_layers) {
         return Err(Error::Config(format!(
-            "hidden_layer: {} is not below the student's {} layers; 0 is the last one's output after the norm",
-            config.loss.hidden_layer, model.num_hidden_layers
+            "layers: {layer} is not below the student's {} layers; `last` is the last one's output after the norm",
+            model.num_hidden_layers
         )));
     }
-    let sizes = (size as usize, model.hidden_size);
+    if layer == Some(0) && config.tune == Tune::Lora {
+        return Err(Error::Config(
+            "layers: no adapter is below the student's layer 0, what its embeddings give; take a layer above it, or --tune full"
+                .into(),
+        ));
+    }
+    let teacher_state = config.loss.align.layer().teacher_state;
+    let states = info.state_layers.len().max(1);
+    if teacher_state >= states {
+        return Err(Error::Config(format!(
+            "layers: state {teacher_state} was asked for, but the capture has {states}, counted from 0 (layers {:?} of the teacher)",
+            info.state_layers
+        )));
+    }
+    let sizes = (size as usize / states, model.hidden_size);
     let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
-    tracing::info!(
-        "hidden states: a learned projection from {} to {}",
-        sizes.0,
-        sizes.1
-    );
-    Ok(Some(projection))
+    Ok(Some(projection.of_state(teacher_state)))
 }
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {

@@ -1,5 +1,7 @@
 //! Provides the frames of all epochs, a step's worth at a time.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
@@ -19,8 +21,8 @@ pub struct FrameSource {
     options: StreamOptions,
     shutdown: Shutdown,
     stream: Option<BlockStream>,
-    /// Received for the next step, and not handed out yet.
-    pending: Vec<Received>,
+    /// Received and not handed out yet, each with the place behind it.
+    pending: VecDeque<(Received, DataCursor)>,
     /// Behind `pending`.
     ahead: DataCursor,
     /// Behind the last frame that was handed out; those held ready by the stream are not counted.
@@ -54,7 +56,7 @@ impl FrameSource {
             options,
             shutdown,
             stream: None,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             ahead: cursor.clone(),
             cursor,
         }
@@ -81,8 +83,16 @@ impl FrameSource {
         })?;
         match there {
             Some(true) => {
-                self.cursor = self.ahead.clone();
-                Ok(Next::Frames(std::mem::take(&mut self.pending)))
+                let taken = self.pending.len().min(count);
+                let mut frames = Vec::with_capacity(taken);
+                for (received, behind) in self.pending.drain(..taken) {
+                    frames.push(received);
+                    self.cursor = behind;
+                }
+                if self.pending.is_empty() {
+                    self.cursor = self.ahead.clone();
+                }
+                Ok(Next::Frames(frames))
             }
             Some(false) => Ok(Next::Stopped),
             None => Ok(Next::GiveBack),
@@ -96,6 +106,16 @@ impl FrameSource {
     pub fn wait(&mut self, count: usize) -> Result<bool> {
         let runtime = self.runtime.clone();
         runtime.block_on(self.fill(count))
+    }
+
+    /// The next frames, `count` at most and of one pass, which stay to be handed out. None after a shutdown.
+    ///
+    /// # Errors
+    /// What ended the stream early.
+    pub fn look(&mut self, count: usize) -> Result<Option<impl Iterator<Item = &Received>>> {
+        let is_there = self.wait(count)?;
+        let pending = self.pending.iter().take(count);
+        Ok(is_there.then(|| pending.map(|(received, _)| received)))
     }
 
     /// Receives what is lacking of `count` frames; may be dropped and called again. False after a shutdown.
@@ -116,7 +136,7 @@ impl FrameSource {
             match received {
                 Some(received) => {
                     self.ahead = behind(&received, &self.ahead);
-                    self.pending.push(received);
+                    self.pending.push_back((received, self.ahead.clone()));
                 }
                 None => {
                     self.stream = None;

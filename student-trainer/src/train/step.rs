@@ -9,8 +9,8 @@ use super::{example::Example, passes::Passes};
 use crate::{
     Error, Result,
     loss::{
-        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, SolverReport, head_loss,
-        head_loss_with_head,
+        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, LossValues,
+        SolverReport, Student, head_loss, head_loss_with_head,
     },
     student::padded_ids,
 };
@@ -40,10 +40,12 @@ pub struct StepLoss {
     pub ce: f64,
     /// KL.
     pub kl: f64,
+    /// Reverse KL.
+    pub reverse_kl: f64,
+    /// JSD.
+    pub jsd: f64,
     /// Optimal transport.
     pub ot: f64,
-    /// Optimal transport between hidden states.
-    pub hidden: f64,
     /// Tokens through the model, without padding.
     pub tokens: usize,
     /// Positions of padding beside them.
@@ -108,7 +110,7 @@ impl Objective<'_> {
         // f32 until it is scaled: half precision loses what is small.
         let mut grad_hidden = hidden.to_dtype(DType::F32)?.zeros_like()?;
         let geometry = self.geometry()?;
-        let mut between = HiddenPass::new(self.projection, config, &tape)?;
+        let mut compared = States::new(self.projection, config, &tape)?;
         for (example, start) in batch.iter().zip(starts) {
             let positions = &example.target_positions;
             let weight = positions.len() as f64 / sum.targets.max(1) as f64;
@@ -116,29 +118,35 @@ impl Objective<'_> {
             let outputs: Vec<u32> = positions.iter().map(|t| (start + t - 1) as u32).collect();
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let rows = hidden.index_select(&outputs, 0)?;
-            let loss = self.head_loss(&rows, example, &geometry, weight, config, gradients)?;
-            sum.total += weight * loss.total;
-            sum.ce += weight * loss.ce;
-            sum.kl += weight * loss.kl;
-            sum.ot += weight * loss.ot;
+            let states = match &compared {
+                Some(compared) => Some(compared.states.index_select(&outputs, 0)?),
+                None => None,
+            };
+            let projection = compared.as_ref().map(|compared| compared.projection);
+            let student = Student {
+                hidden: &rows,
+                states: states.as_ref().zip(projection),
+            };
+            let loss = self.head_loss(student, example, &geometry, weight, config, gradients)?;
+            sum.add(&loss.values, weight);
             if config.ot_weight > 0.0 {
-                sum.note(&loss.report);
+                sum.note(&loss.values.report);
+            }
+            if let Some(compared) = &mut compared {
+                compared.add(&loss, &outputs, weight, gradients)?;
             }
             grad_hidden = grad_hidden.index_add(&outputs, &(loss.grad_hidden * weight)?, 0)?;
-            if let Some(between) = &mut between {
-                between.add(example, &outputs, weight, sum, gradients)?;
-            }
         }
-        let at_layer = match between {
-            Some(HiddenPass {
-                layer: 0, gradient, ..
-            }) => {
+        let at_layer = match compared {
+            Some(States {
+                layer: Some(layer),
+                gradient,
+                ..
+            }) => Some((layer, (gradient.reshape(shape)? * scale)?)),
+            Some(States { gradient, .. }) => {
                 grad_hidden = (grad_hidden + gradient)?;
                 None
             }
-            Some(HiddenPass {
-                layer, gradient, ..
-            }) => Some((layer, (gradient.reshape(shape)? * scale)?)),
             None => None,
         };
         let at_layer = at_layer.as_ref().map(|(layer, grad)| (*layer, grad));
@@ -186,7 +194,7 @@ impl Objective<'_> {
     /// The loss of one sequence; a head that is trained gets its gradient, times `weight`, here.
     fn head_loss(
         &self,
-        rows: &Tensor,
+        student: Student<'_>,
         example: &Example,
         geometry: &HeadGeometry,
         weight: f64,
@@ -195,9 +203,9 @@ impl Objective<'_> {
     ) -> Result<HeadLoss> {
         let (labels, targets) = (example.labels(), &example.targets);
         if !self.trains_head {
-            return Ok(head_loss(rows, &labels, targets, geometry, config)?);
+            return Ok(head_loss(student, &labels, targets, geometry, config)?);
         }
-        let (loss, head) = head_loss_with_head(rows, &labels, Some(targets), geometry, config)?;
+        let (loss, head) = head_loss_with_head(student, &labels, Some(targets), geometry, config)?;
         let padding = self.decoder.config().vocab_size - geometry.vocab_size();
         let head = (head * weight)?.pad_with_zeros(0, 0, padding)?;
         gradients.add(self.decoder.head_name(), &head)?;
@@ -205,67 +213,78 @@ impl Objective<'_> {
     }
 }
 
-/// Transport between hidden states, over the sequences of one pass.
-struct HiddenPass<'a> {
+/// Hidden states that are compared with the teacher's, over the sequences of one pass.
+struct States<'a> {
     projection: &'a HiddenProjection,
-    config: &'a LossConfig,
-    /// Layers below the states; 0 for the last, after its norm.
-    layer: usize,
+    /// Layers below the states; `None` for the last, after its norm.
+    layer: Option<usize>,
     /// `[B T, d]`, f32.
     states: Tensor,
     /// Of the loss in `states`.
     gradient: Tensor,
 }
 
-impl<'a> HiddenPass<'a> {
+impl<'a> States<'a> {
     fn new(
         projection: Option<&'a HiddenProjection>,
-        config: &'a LossConfig,
+        config: &LossConfig,
         tape: &Tape<'_>,
     ) -> Result<Option<Self>> {
-        let Some(projection) = projection.filter(|_| config.hidden_weight > 0.0) else {
+        let Some(projection) = projection.filter(|_| config.needs_states()) else {
             return Ok(None);
         };
-        let layer = config.hidden_layer;
+        let layer = config.align.layer().student_layer;
         let states = match layer {
-            0 => Some(tape.hidden().clone()),
-            layer => tape.layer_output(layer)?,
+            None => Some(tape.hidden().clone()),
+            Some(layer) => tape.layer_output(layer)?,
         };
         let states = states.ok_or_else(|| {
-            Error::Config(format!(
-                "hidden_layer: the student has no layer {layer} below its last; 0 is the last"
-            ))
+            Error::Config(
+                "layers: the output of this layer of the student is not kept; with --checkpoint-every N take a multiple of N, or \
+                 last"
+                    .into(),
+            )
         })?;
         let states = states.flatten_to(1)?.to_dtype(DType::F32)?;
         Ok(Some(Self {
             projection,
-            config,
             layer,
             gradient: states.zeros_like()?,
             states,
         }))
     }
 
+    /// Takes the gradients of one sequence, whose states are `outputs`.
     fn add(
         &mut self,
-        example: &Example,
+        loss: &HeadLoss,
         outputs: &Tensor,
         weight: f64,
-        sum: &mut StepLoss,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let rows = self.states.index_select(outputs, 0)?;
-        let loss = self.projection.loss(&rows, &example.targets, self.config)?;
-        sum.hidden += weight * loss.value;
-        sum.total += weight * self.config.hidden_weight * loss.value;
-        sum.note(&loss.report);
-        let grad = (loss.grad_hidden * weight)?;
-        self.gradient = self.gradient.index_add(outputs, &grad, 0)?;
-        Ok(gradients.add(HiddenProjection::NAME, &(loss.grad_projection * weight)?)?)
+        let Some((states, projection)) = &loss.grad_states else {
+            return Ok(());
+        };
+        let states = (states * weight)?;
+        self.gradient = self.gradient.index_add(outputs, &states, 0)?;
+        Ok(gradients.add(HiddenProjection::NAME, &(projection * weight)?)?)
     }
 }
 
 impl StepLoss {
+    fn add(&mut self, values: &LossValues, weight: f64) {
+        for (sum, value) in [
+            (&mut self.total, values.total),
+            (&mut self.ce, values.ce),
+            (&mut self.kl, values.kl),
+            (&mut self.reverse_kl, values.reverse_kl),
+            (&mut self.jsd, values.jsd),
+            (&mut self.ot, values.ot),
+        ] {
+            *sum += weight * value;
+        }
+    }
+
     fn note(&mut self, report: &SolverReport) {
         let (worst, uninformative) = self.solver.get_or_insert_default();
         worst.add(report.convergence);
@@ -277,8 +296,9 @@ impl StepLoss {
         let parts = [
             ("the loss's cross-entropy", self.ce),
             ("the loss's KL", self.kl),
+            ("the loss's reverse KL", self.reverse_kl),
+            ("the loss's JSD", self.jsd),
             ("the loss's transport", self.ot),
-            ("the loss's transport between hidden states", self.hidden),
             ("the loss", self.total),
         ];
         parts

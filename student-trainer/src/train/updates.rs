@@ -111,7 +111,7 @@ impl ProjectionUpdates {
             return Ok(None);
         };
         let updates = UpdateSettings {
-            lr: config.loss.hidden_lr,
+            lr: config.loss.align.projection_lr(),
             ..config.update_settings()
         };
         Ok(Some(Self {

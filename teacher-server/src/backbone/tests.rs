@@ -170,9 +170,9 @@ fn what_cannot_be_had_is_refused_by_name() {
     assert!(refused(&[]).contains("at least"));
     assert!(refused(&vec![1; 4097]).contains("4096 positions"));
     let ids = Tensor::zeros((1, 3), DType::U32, &Device::Cpu).unwrap();
-    let layer = loaded.hidden_states_and_layer(&ids, 1).unwrap_err();
+    let layer = loaded.hidden_states_and_layers(&ids, &[1]).unwrap_err();
     assert!(
-        layer.to_string().contains("layer 1 of qwen3_moe"),
+        layer.to_string().contains("layers [1] of qwen3_moe"),
         "{layer}"
     );
 

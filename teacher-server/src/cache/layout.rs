@@ -119,7 +119,28 @@ impl Segment {
             token_counts: self.entries.iter().map(|entry| entry.tokens).collect(),
             target_counts: self.entries.iter().map(|entry| entry.targets).collect(),
             shard_sequences: self.shards.iter().copied().map(number).collect(),
+            content_ids: self.unless(|e| e.content_id == e.id, |e| e.content_id),
+            pairs: self.unless(
+                |entry| entry.shared_bytes.is_none(),
+                |entry| {
+                    entry
+                        .shared_bytes
+                        .map_or(0, |bytes| bytes.saturating_add(1))
+                },
+            ),
+            sources: self.unless(
+                |entry| entry.source.is_none(),
+                |entry| entry.source.map_or(0, |source| source + 1),
+            ),
         }
+    }
+
+    /// A number for every entry, or none where all of them are `plain`: such segments are written as they always were.
+    fn unless<T>(&self, plain: impl Fn(&Entry) -> bool, number: impl Fn(&Entry) -> T) -> Vec<T> {
+        if self.entries.iter().all(plain) {
+            return Vec::new();
+        }
+        self.entries.iter().map(number).collect()
     }
 
     /// Reads the segment that follows `before`.
@@ -140,17 +161,7 @@ impl Segment {
             first_index: message.first_index,
             first_shard: message.first_shard,
             batch_size: message.batch_size as usize,
-            entries: message
-                .sequence_ids
-                .iter()
-                .zip(&message.token_counts)
-                .zip(&message.target_counts)
-                .map(|((&id, &tokens), &targets)| Entry {
-                    id,
-                    tokens,
-                    targets,
-                })
-                .collect(),
+            entries: entries(message),
             shards: message
                 .shard_sequences
                 .iter()
@@ -165,6 +176,18 @@ impl Segment {
             && segment.entries.len() == count
             && message.token_counts.len() == count
             && message.target_counts.len() == count
+            && [
+                message.content_ids.len(),
+                message.pairs.len(),
+                message.sources.len(),
+            ]
+            .iter()
+            .all(|&length| length == 0 || length == count)
+            && segment.entries.iter().all(|entry| {
+                entry
+                    .source
+                    .is_none_or(|source| source < segment.first_index)
+            })
             && cut == count as u64
             && segment.first_index.saturating_add(count as u64) <= PLAN_SEQUENCES_MAX
             && segment
@@ -179,6 +202,29 @@ impl Segment {
             "the lists of this segment do not fit together, or not after the segment before; the file is not one that teacher-server wrote",
         ))
     }
+}
+
+/// The sequences of a segment; lists that may be left out are read as far as they go.
+fn entries(message: &v1::CacheSegment) -> Vec<Entry> {
+    let required = message
+        .sequence_ids
+        .iter()
+        .zip(&message.token_counts)
+        .zip(&message.target_counts);
+    required
+        .enumerate()
+        .map(|(at, ((&id, &tokens), &targets))| Entry {
+            id,
+            tokens,
+            targets,
+            content_id: message.content_ids.get(at).copied().unwrap_or(id),
+            shared_bytes: message.pairs.get(at).and_then(|pair| pair.checked_sub(1)),
+            source: message
+                .sources
+                .get(at)
+                .and_then(|source| source.checked_sub(1)),
+        })
+        .collect()
 }
 
 /// A number as it is written. Settings and `SHARD_FRAMES_MAX` bound what is counted here.
@@ -196,6 +242,9 @@ mod tests {
                 id,
                 tokens: 10,
                 targets: 9,
+                content_id: id,
+                shared_bytes: None,
+                source: None,
             })
             .collect()
     }
@@ -232,5 +281,41 @@ mod tests {
         let mut uncut = message;
         uncut.shard_sequences[0] = 1;
         assert!(read(&uncut, Some(&first)).is_err());
+    }
+
+    #[test]
+    fn pairs_and_what_they_take_their_rows_from_come_back_and_plain_segments_are_written_as_before()
+    {
+        let corpus = Fingerprint::of(b"c");
+        let first = Segment::cut(None, corpus, entries(4), 2, (10, 600));
+        let plain = first.to_message();
+        assert!(plain.content_ids.is_empty() && plain.pairs.is_empty() && plain.sources.is_empty());
+        let mut edited = entries(3);
+        edited[1] = Entry {
+            id: 77,
+            content_id: 2,
+            shared_bytes: Some(0),
+            source: Some(0),
+            ..edited[1]
+        };
+        edited[2].shared_bytes = Some(8);
+        let second = Segment::cut(Some(&first), corpus, edited, 2, (10, 600));
+        let message = second.to_message();
+        assert_eq!(message.pairs, [0, 1, 9]);
+        assert_eq!(message.sources, [0, 1, 0]);
+        let read = |message: &v1::CacheSegment| {
+            Segment::from_message(message, Some(&first), "segment".into())
+        };
+        assert_eq!(read(&message).unwrap(), second);
+        for break_it in [
+            (|message: &mut v1::CacheSegment| message.sources[1] = 5) as fn(&mut v1::CacheSegment),
+            |message| message.sources.truncate(2),
+            |message| message.pairs.truncate(2),
+            |message| message.content_ids.push(1),
+        ] {
+            let mut broken = message.clone();
+            break_it(&mut broken);
+            assert!(read(&broken).is_err());
+        }
     }
 }

@@ -52,7 +52,10 @@ use std::{
 use distill_program::lock::{Attempt, Lock};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 
-use crate::{Error, Result, plan::Entry};
+use crate::{
+    Error, Result,
+    plan::{Entry, Pairs},
+};
 pub use contents::Contents;
 use files::{Files, LocalFiles};
 pub use layout::{Segment, ShardPlan};
@@ -304,6 +307,11 @@ impl Cache {
         entries.copied().collect()
     }
 
+    /// Sequences whose record gives the student a view of its own.
+    pub fn pairs(&self) -> Pairs {
+        Pairs::of(self.segments.iter().flat_map(|segment| &segment.entries))
+    }
+
     /// The settings that it was captured with, TOML.
     pub fn settings(&self) -> &str {
         &self.header.settings
@@ -331,6 +339,7 @@ impl Cache {
             info.target_count += u64::from(entry.targets);
             info.seq_len = info.seq_len.max(entry.tokens);
         }
+        self.pairs().tell(&mut info);
         info
     }
 

@@ -119,7 +119,7 @@ settings! {
         /// statistics.
         value_coding: ValueCodingSetting as Text = ValueCodingSetting::default(), changes_bytes: yes, needs: [MODEL],
             value: "CODING";
-        /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L`.
+        /// Hidden states sent along, in `:f16` or `:i8`: `none`, `exact`, `sketch:R`, `hidden:L,L,..` (0 embeddings, `last` after the final norm).
         ///
         /// `exact`: the last hidden state, from which every inner product of logits can be had exactly. `sketch:R`: R
         /// coordinates in the leading directions of the centred logits, made from a sample of the corpus at the start; its

@@ -17,8 +17,8 @@ use crate::{Error, Result, config::StateSetting, production::Tokens};
 pub(crate) struct TargetStates {
     /// After the final norm, in the model's dtype.
     pub last: Tensor,
-    /// After an earlier layer, f32; where the plan keeps it.
-    earlier: Option<Tensor>,
+    /// After the layers that the plan keeps, side by side, f32 `[N, L D]`; where it keeps any.
+    layers: Option<Tensor>,
 }
 
 /// Refuses a state that the model does not have.
@@ -34,12 +34,20 @@ pub(super) fn check(state: StateSetting, model: &ModelConfig) -> Result<()> {
             "{} gives the hidden states after its last layer only; use exact or sketch:R",
             model.model_type.name()
         )),
-        StateSetting::Hidden { layer, .. } if layer == layers => refuse(format!(
-            "layer {layer} is the last one; use exact for its output after the final norm"
-        )),
-        StateSetting::Hidden { layer, .. } if layer > layers => refuse(format!(
-            "layer {layer} was asked for, but the model has {layers}"
-        )),
+        StateSetting::Hidden { layers: asked, .. } => {
+            let numbers = asked.numbered();
+            if let Some(beyond) = numbers.clone().find(|&layer| layer > layers) {
+                return refuse(format!(
+                    "layer {beyond} was asked for, but the model has {layers}"
+                ));
+            }
+            if !numbers.clone().any(|layer| layer == layers) {
+                return Ok(());
+            }
+            refuse(format!(
+                "layer {layers} is the last one; use exact for its output after the final norm, or write `last` in a list"
+            ))
+        }
         _ => Ok(()),
     }
 }
@@ -65,16 +73,22 @@ impl Teacher {
         let ids = Tensor::from_vec(ids, (batch.len(), longest), &Device::Cpu)?;
         let rows = Tensor::new(rows, self.backbone.device())?;
         let of_targets = |hidden: Tensor| hidden.flatten_to(1)?.index_select(&rows, 0);
-        if let StateSetting::Hidden { layer, .. } = self.capture.state {
-            let (last, earlier) = self.backbone.hidden_states_and_layer(&ids, layer)?;
-            return Ok(TargetStates {
-                last: of_targets(last)?,
-                earlier: Some(of_targets(earlier)?),
-            });
+        if let StateSetting::Hidden { layers, .. } = self.capture.state {
+            let earlier: Vec<usize> = layers.numbered().collect();
+            let (last, mut taken) = self.backbone.hidden_states_and_layers(&ids, &earlier)?;
+            let last = of_targets(last)?;
+            for x in &mut taken {
+                *x = of_targets(x.clone())?;
+            }
+            if layers.has_last() {
+                taken.push(last.to_dtype(DType::F32)?);
+            }
+            let layers = Some(Tensor::cat(&taken, 1)?);
+            return Ok(TargetStates { last, layers });
         }
         Ok(TargetStates {
             last: of_targets(self.backbone.hidden_states(&ids)?)?,
-            earlier: None,
+            layers: None,
         })
     }
 
@@ -86,8 +100,8 @@ impl Teacher {
         sequence: u64,
     ) -> Result<Option<State>> {
         let setting = self.capture.state;
-        let (states, coding) = match (setting, &states.earlier) {
-            (StateSetting::Hidden { coding, .. }, Some(earlier)) => (earlier, coding),
+        let (states, coding) = match (setting, &states.layers) {
+            (StateSetting::Hidden { coding, .. }, Some(layers)) => (layers, coding),
             (StateSetting::Exact(coding) | StateSetting::Sketch { coding, .. }, _) => {
                 (&states.last, coding)
             }
@@ -111,6 +125,7 @@ impl Teacher {
             kind,
             coding,
             rank,
+            layers: setting.layers(),
             values,
         }))
     }
@@ -123,7 +138,7 @@ fn check_half_range(values: &[f32], setting: StateSetting, sequence: u64) -> Res
         return Ok(());
     }
     let remedy = match setting {
-        StateSetting::Hidden { layer, .. } => format!("hidden:{layer}:i8"),
+        StateSetting::Hidden { layers, .. } => format!("hidden:{layers}:i8"),
         StateSetting::Sketch { rank, .. } => format!("sketch:{rank}:i8"),
         StateSetting::None | StateSetting::Exact(_) => "exact:i8".to_owned(),
     };
@@ -140,10 +155,7 @@ mod tests {
 
     #[test]
     fn a_state_beyond_half_precision_names_the_coding_that_holds_it() {
-        let hidden = StateSetting::Hidden {
-            layer: 2,
-            coding: StateCoding::F16,
-        };
+        let hidden: StateSetting = "hidden:2:f16".parse().unwrap();
         assert!(check_half_range(&[1.0, -65_504.0], hidden, 1).is_ok());
         let error = check_half_range(&[1.0, -65_600.0], hidden, 0xab).unwrap_err();
         assert!(error.to_string().contains("--state hidden:2:i8"), "{error}");

@@ -231,16 +231,47 @@ fn an_earlier_layer_is_that_of_the_decoder() {
     assert_eq!((state.kind, state.rank), (StateKind::Hidden, 64));
     let ids = Tensor::new(batch[0].0.as_slice(), &Device::Cpu).unwrap();
     let ids = ids.unsqueeze(0).unwrap();
-    let (_, layer) = teacher.backbone.hidden_states_and_layer(&ids, 1).unwrap();
-    let layer: Vec<Vec<f32>> = layer.squeeze(0).unwrap().to_vec2().unwrap();
+    let (_, layers) = teacher
+        .backbone
+        .hidden_states_and_layers(&ids, &[1])
+        .unwrap();
+    let layer: Vec<Vec<f32>> = layers[0].squeeze(0).unwrap().to_vec2().unwrap();
     let positions = (0..batch[0].1.len()).filter(|&t| batch[0].1[t]);
     let expected: Vec<f32> = positions.flat_map(|t| layer[t - 1].clone()).collect();
     assert_eq!(state.values, expected);
 }
 
 #[test]
+fn several_layers_lie_side_by_side_in_a_row() {
+    let batch = batch();
+    let rows = |state: &str| {
+        let capture = Capture {
+            state: state.parse().unwrap(),
+            ..capture(2, 50)
+        };
+        let teacher = Teacher::new(decoder(DType::F32), VOCAB_SIZE, capture).unwrap();
+        let rows = teacher.rows(&tokens(&batch)[..1]).unwrap();
+        rows[0].state.clone().unwrap()
+    };
+    let all = rows("hidden:0,1,last");
+    assert_eq!(
+        (all.kind, all.rank, all.layers),
+        (StateKind::Hidden, 3 * 64, 3)
+    );
+    let each = ["hidden:0", "hidden:1", "exact"].map(rows);
+    for (j, row) in all.values.chunks(3 * 64).enumerate() {
+        let own = each
+            .iter()
+            .flat_map(|one| &one.values[j * 64..(j + 1) * 64]);
+        assert!(row.iter().eq(own), "row {j}");
+    }
+}
+
+#[test]
 fn a_state_that_the_model_does_not_have_is_refused() {
     for (state, reason) in [
+        ("hidden:0,2", "write `last`"),
+        ("hidden:0,3,last", "has 2"),
         ("hidden:2", "use exact"),
         ("hidden:3", "has 2"),
         ("sketch:65", "hidden size of 64"),

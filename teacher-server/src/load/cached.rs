@@ -10,7 +10,10 @@ use candle_core::Tensor;
 use distill_proto::{Fingerprint, Rows, v1};
 use distill_text::Sequence;
 
-use super::{Beginning, Engine, Opened, Origin, States};
+use super::{
+    Beginning, Engine, Opened, Origin, States,
+    taken::{find_sources, take_rows},
+};
 use crate::{
     Error, Result,
     basis::Basis,
@@ -64,7 +67,11 @@ pub(super) fn load(
         Some((mut cache, projection)) => {
             add_sequences(config, &opened, &mut cache, reporter)?;
             let store = cache.store()?;
-            let complete = (0..cache.entries().len() as u64).all(|index| store.contains(index));
+            let sequences = std::mem::take(&mut opened.corpus.sequences);
+            let plan = plan(&cache, sequences)?;
+            let taken = take_rows(&plan, &store, |shard| config.is_mine(shard), stopped)?;
+            reporter.rows_taken(taken);
+            let complete = (0..plan.count()).all(|index| store.contains(index));
             let answers = match complete {
                 true => Answers {
                     origin: None,
@@ -72,8 +79,7 @@ pub(super) fn load(
                 },
                 false => answers(config, &opened, &cache, projection)?,
             };
-            let sequences = std::mem::take(&mut opened.corpus.sequences);
-            start(config, cache, store, sequences, answers, reporter)
+            start(config, (cache, store), plan, answers, reporter)
         }
         None => {
             let (cache, states, sequences) = create(config, path, opened, reporter, stopped)?;
@@ -82,7 +88,8 @@ pub(super) fn load(
                 origin: Some(states.origin),
                 basis: states.basis,
             };
-            start(config, cache, store, sequences, answers, reporter)
+            let plan = plan(&cache, sequences)?;
+            start(config, (cache, store), plan, answers, reporter)
         }
     }
 }
@@ -133,7 +140,8 @@ fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<En
         origin: None,
         basis: cache.basis()?,
     };
-    start(config, cache, store, Vec::new(), answers, reporter)
+    let plan = plan(&cache, Vec::new())?;
+    start(config, (cache, store), plan, answers, reporter)
 }
 
 /// Makes a cache for the corpus.
@@ -237,7 +245,10 @@ fn add_sequences(
     cache: &mut Cache,
     reporter: &Reporter,
 ) -> Result<()> {
-    let new = new_entries(cache, &opened.corpus.sequences, reporter);
+    let store = cache.store()?;
+    let contains = |index| store.contains(index);
+    let new = new_entries(cache, contains, &opened.corpus.sequences, reporter);
+    drop(store);
     if new.is_empty() {
         return Ok(());
     }
@@ -245,19 +256,23 @@ fn add_sequences(
     cache.add(opened.corpus.fingerprint, new, config.batch_size, sizes)
 }
 
-/// The sequences that the cache does not know, in order.
+/// The sequences that the cache does not know, in order, with what they take their rows from.
 pub(super) fn new_entries(
     cache: &Cache,
+    contains: impl Fn(u64) -> bool,
     sequences: &[Sequence],
     reporter: &Reporter,
 ) -> Vec<Entry> {
-    let known: HashSet<u64> = cache.entries().iter().map(|entry| entry.id).collect();
+    let entries = cache.entries();
+    let known: HashSet<u64> = entries.iter().map(|entry| entry.id).collect();
     let new = sequences
         .iter()
         .filter(|sequence| !known.contains(&sequence.id));
-    let new: Vec<Entry> = new.map(Entry::of).collect();
+    let mut new: Vec<Entry> = new.map(Entry::of).collect();
+    find_sources(&entries, contains, &mut new);
+    let taken = new.iter().filter(|entry| entry.source.is_some()).count();
     let gone = known.len() + new.len() - sequences.len();
-    reporter.cache_corpus(known.len(), new.len(), gone);
+    reporter.cache_corpus(known.len(), (new.len(), taken), gone);
     new
 }
 
@@ -285,13 +300,12 @@ fn answers(
 
 fn start(
     config: &Config,
-    cache: Cache,
-    store: CacheStore,
-    sequences: Vec<Sequence>,
+    (cache, store): (Cache, CacheStore),
+    plan: Plan,
     answers: Answers,
     reporter: &Reporter,
 ) -> Result<Engine> {
-    let plan = Arc::new(plan(&cache, sequences)?);
+    let plan = Arc::new(plan);
     let missing = plan
         .entries()
         .iter()

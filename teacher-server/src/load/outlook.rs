@@ -1,6 +1,6 @@
 //! Provides what a capture has before it, without a model in memory.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use distill_model::{ComputeDtype, ModelConfig};
 use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
@@ -9,6 +9,7 @@ use super::{
     cached::{begins_anew, new_entries, sizes},
     check_shape,
     files::Shape,
+    taken::is_to_take,
 };
 use crate::{
     Result,
@@ -58,16 +59,18 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
         let (entries, sizes) = (plan.entries().to_vec(), sizes(config, state_rank));
         let whole = Segment::cut(None, corpus.fingerprint, entries, config.batch_size, sizes);
         return Ok(Outlook {
-            entries: missing(config, &[whole], |_| false),
+            entries: missing(config, &[whole], |_| false, &HashSet::new()),
             state_rank,
         });
     };
     let state_rank = cache.info().state_rank;
     let store = cache.store()?;
     reporter.cache(&cache, store.sealed());
-    let segments = with_new(config, &cache, &corpus, reporter);
+    let contains = |index| store.contains(index);
+    let segments = with_new(config, (&cache, contains), &corpus, reporter);
+    let texts = corpus.sequences.iter().map(|sequence| sequence.id);
     Ok(Outlook {
-        entries: missing(config, &segments, |index| store.contains(index)),
+        entries: missing(config, &segments, contains, &texts.collect()),
         state_rank,
     })
 }
@@ -77,15 +80,22 @@ fn state_rank(config: &Config, model: &ModelConfig) -> u32 {
     let rank = match config.state {
         StateSetting::None => 0,
         StateSetting::Sketch { rank, .. } => rank,
-        StateSetting::Exact(_) | StateSetting::Hidden { .. } => model.hidden_size,
+        StateSetting::Exact(_) | StateSetting::Hidden { .. } => {
+            config.state.layers() * model.hidden_size
+        }
     };
     rank as u32
 }
 
 /// The segments of the cache, and the one that the corpus would add.
-fn with_new(config: &Config, cache: &Cache, corpus: &Corpus, reporter: &Reporter) -> Vec<Segment> {
+fn with_new(
+    config: &Config,
+    (cache, contains): (&Cache, impl Fn(u64) -> bool),
+    corpus: &Corpus,
+    reporter: &Reporter,
+) -> Vec<Segment> {
     let mut segments = cache.segments().to_vec();
-    let new = new_entries(cache, &corpus.sequences, reporter);
+    let new = new_entries(cache, contains, &corpus.sequences, reporter);
     if !new.is_empty() {
         let sizes = sizes(config, cache.info().state_rank);
         let before = segments.last();
@@ -95,15 +105,23 @@ fn with_new(config: &Config, cache: &Cache, corpus: &Corpus, reporter: &Reporter
     segments
 }
 
-/// What is not there of the shards that are this process'.
-fn missing(config: &Config, segments: &[Segment], contains: impl Fn(u64) -> bool) -> Vec<Entry> {
+/// What is not there of the shards that are this process', and is to be computed: whose text is among `texts` may take its rows
+/// from a frame that is there.
+fn missing(
+    config: &Config,
+    segments: &[Segment],
+    contains: impl Fn(u64) -> bool,
+    texts: &HashSet<u64>,
+) -> Vec<Entry> {
     let mut missing = Vec::new();
     for segment in segments {
         let mut entries = (segment.first_index..).zip(&segment.entries);
         for shard in segment.shard_plans() {
             let shard_entries = entries.by_ref().take(shard.count);
-            let lacking = shard_entries
-                .filter(|&(index, _)| config.is_mine(shard.number) && !contains(index));
+            let lacking = shard_entries.filter(|&(index, entry)| {
+                let taken = is_to_take(entry, index, &contains) && texts.contains(&entry.id);
+                config.is_mine(shard.number) && !contains(index) && !taken
+            });
             missing.extend(lacking.map(|(_, entry)| *entry));
         }
     }

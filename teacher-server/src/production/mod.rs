@@ -55,7 +55,7 @@ pub const SCORE_JOBS_MAX: usize = 64;
 pub struct Tokens<'a> {
     /// For messages.
     pub id: u64,
-    /// Names the sequence to its draws: the id within a plan, the content of what a client brings.
+    /// Names the sequence to its draws: by what the teacher reads of it.
     pub draw_id: u64,
     /// T ids below the effective vocabulary.
     pub token_ids: &'a [u32],
@@ -68,7 +68,8 @@ impl<'a> Tokens<'a> {
     pub fn of(sequence: &'a Sequence) -> Self {
         Self {
             id: sequence.id,
-            draw_id: sequence.id,
+            // So that another view of the student's changes no draw.
+            draw_id: sequence.content_id,
             token_ids: &sequence.token_ids,
             target_mask: &sequence.target_mask,
         }

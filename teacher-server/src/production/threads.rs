@@ -23,7 +23,8 @@ const PACKING_QUEUE: usize = 1;
 /// Rows of one batch on their way to the store.
 struct Computed {
     batch: u64,
-    rows: Vec<Rows>,
+    /// Places in the plan's order that the teacher ran on, and its rows for each.
+    rows: Vec<(usize, Rows)>,
 }
 
 /// Where the teacher is.
@@ -109,18 +110,37 @@ fn compute_batch(
     }
 }
 
-/// Rows of a batch of the plan, and its tokens.
-fn plan_batch(shared: &Shared, teacher: &dyn Forward, batch: u64) -> Result<(Vec<Rows>, u64)> {
-    let sequence = |index| {
+/// Rows of a batch of the plan, each with its place, and the tokens of all.
+fn plan_batch(
+    shared: &Shared,
+    teacher: &dyn Forward,
+    batch: u64,
+) -> Result<(Vec<(usize, Rows)>, u64)> {
+    let sequence = |&index: &usize| {
         let missing = || Error::NoText {
             index: index as u64,
         };
         Ok(Tokens::of(shared.plan.sequence(index).ok_or_else(missing)?))
     };
-    let tokens = shared.plan.batch(batch).map(sequence);
+    let places = places_to_compute(shared, batch);
+    let tokens = places.iter().map(sequence);
     let tokens = tokens.collect::<Result<Vec<Tokens<'_>>>>()?;
     let count = tokens.iter().map(|t| t.token_ids.len() as u64).sum();
-    Ok((run(shared, teacher, &tokens)?, count))
+    let rows = run(shared, teacher, &tokens)?;
+    Ok((places.into_iter().zip(rows).collect(), count))
+}
+
+/// The sequences of a batch that the teacher runs on. One that takes its rows from another frame is not among them, unless
+/// that frame was lost: a batch has the same shape whatever was there before.
+fn places_to_compute(shared: &Shared, batch: u64) -> Vec<usize> {
+    let entries = shared.plan.entries();
+    let is_computed = |&index: &usize| {
+        let takes_rows = entries
+            .get(index)
+            .is_some_and(|entry| entry.source.is_some());
+        !takes_rows || !shared.store.contains(index as u64)
+    };
+    shared.plan.batch(batch).filter(is_computed).collect()
 }
 
 /// Waits for something to do. Scores and the plan's batches take turns, so that neither starves those who wait for the other.
@@ -214,14 +234,16 @@ fn run(shared: &Shared, teacher: &dyn Forward, batch: &[Tokens<'_>]) -> Result<V
 fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) {
     while let Ok(Computed { batch, rows }) = computed.recv() {
         let panicked = |_| Error::Internal("packing panicked; see the log".into());
-        let kept = catch_unwind(AssertUnwindSafe(|| keep(shared, batch, rows)))
+        let entries = shared.plan.entries();
+        let done = rows.iter().filter_map(|(index, _)| entries.get(*index));
+        let (count, tokens) = done.fold((0, 0), |(count, tokens), entry| {
+            (count + 1, tokens + u64::from(entry.tokens))
+        });
+        let kept = catch_unwind(AssertUnwindSafe(|| keep(shared, rows)))
             .map_err(panicked)
             .flatten();
         if kept.is_ok() {
-            let range = shared.plan.batch(batch);
-            let done = shared.plan.entries().get(range).unwrap_or_default();
-            let tokens = done.iter().map(|entry| u64::from(entry.tokens)).sum();
-            progress.advance(done.len() as u64, tokens);
+            progress.advance(count, tokens);
         }
         finish(shared, batch, kept);
     }
@@ -230,8 +252,8 @@ fn pack(shared: &Shared, computed: &Receiver<Computed>, mut progress: Progress) 
     }
 }
 
-fn keep(shared: &Shared, batch: u64, rows: Vec<Rows>) -> Result<()> {
-    for (index, rows) in shared.plan.batch(batch).zip(rows) {
+fn keep(shared: &Shared, rows: Vec<(usize, Rows)>) -> Result<()> {
+    for (index, rows) in rows {
         let index = index as u64;
         if !shared.store.contains(index) {
             let frame = encode(&shared.plan, index, shared.store.shard_of(index), rows)?;

@@ -157,9 +157,11 @@ impl TeacherService for Service {
         request: Request<v1::GetBasisRequest>,
     ) -> std::result::Result<Response<Self::GetBasisStream>, Status> {
         let engine = self.agreed(&request.into_inner().plan_fingerprint)?;
-        let none = || match engine.info.state_layer as usize {
-            0 => Error::NoState,
-            layer => Error::NoBasis { layer },
+        let none = || match engine.info.state_kind() {
+            v1::StateKind::Hidden => Error::NoBasis {
+                layers: engine.info.state_layers.clone(),
+            },
+            _ => Error::NoState,
         };
         let basis = engine.basis.clone().ok_or_else(none)?;
         Ok(Response::new(basis::stream(basis)))

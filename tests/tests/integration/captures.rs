@@ -67,7 +67,7 @@ fn drawn_rows_train_and_say_about_what_all_of_them_say() -> Result<()> {
     }
     let teacher = setup.serve(&Listen::Loopback, &["--estimator", "sampled"]);
     let out = setup.work.path().join("refused");
-    let flags = ["--kl-divergence", "reverse"];
+    let flags = ["--reverse-kl-weight", "0.5"];
     let message = trainer_refuses(&setup.train_args(&teacher, &out, &flags));
     assert!(message.contains("top-k"), "{message}");
     Ok(())
@@ -86,16 +86,17 @@ fn sketches_feed_similarities_and_hidden_states_feed_theirs() -> Result<()> {
         "{sketch} for {exact}"
     );
 
-    let hidden = ["--ot-weight", "0", "--hidden-weight", "0.5"];
+    let hidden = ["--ot-weight", "0.5", "--align-cost", "hidden"];
     let lines = train(&setup, "hidden", &["--state", "exact"], &hidden)?;
-    assert!(finite(&lines, "hidden_ot")?);
+    assert!(finite(&lines, "ot")?);
     let middle = [
         &hidden[..],
-        &["--hidden-layer", "1", "--objective", "sharp"],
+        &["--align-layers", "0:1", "--align-plan", "mutual"],
+        &["--align-loss", "states"],
     ]
     .concat();
     let lines = train(&setup, "middle", &["--state", "hidden:1"], &middle)?;
-    assert!(finite(&lines, "hidden_ot")?);
+    assert!(finite(&lines, "ot")?);
     let projection = Path::new("middle/adapter/hidden_projection.safetensors");
     let projection = setup.work.path().join(projection);
     let tensors = candle_core::safetensors::load(projection, &candle_core::Device::Cpu)?;

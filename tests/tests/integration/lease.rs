@@ -27,13 +27,15 @@ use crate::{
 };
 
 /// Several passes and evaluations, so that the device changes hands between, before and after them.
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 16] = [
     "--epochs",
     "3",
     "--grad-accumulation",
     "2",
-    "--hidden-weight",
+    "--ot-weight",
     "0.1",
+    "--align-cost",
+    "hidden",
     "--lr",
     "1e-3",
     "--eval-steps",

@@ -1,6 +1,7 @@
 //! Integration tests.
 #![allow(clippy::print_stdout)]
 
+mod ablate;
 mod cache;
 mod captures;
 mod changed;
@@ -16,6 +17,7 @@ mod http2;
 mod hub;
 mod lease;
 mod outputs;
+mod pairs;
 mod pipeline;
 mod quickstart;
 mod refusals;

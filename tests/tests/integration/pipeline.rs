@@ -15,7 +15,7 @@ use distill_tests::{
 };
 use distill_text::{Sequence, TokenizerFiles, Windowing, read_corpus};
 use serde_json::Value;
-use student_trainer::loss::{Cost, LossConfig, OtConfig, Similarity};
+use student_trainer::loss::{AlignConfig, Cost, LossConfig, Similarity};
 use tempfile::TempDir;
 
 use crate::harness::{Listen, Teacher, send_signal, trainer, trainer_succeeds};
@@ -254,10 +254,10 @@ fn the_first_step_equals_a_dense_reference_over_a_unix_socket_with_logit_similar
     let run = setup.train(&teacher, "run", &[flags.as_slice(), &more].concat());
     let loss = LossConfig {
         kl_temperature: 2.0,
-        ot: OtConfig {
+        align: AlignConfig {
             cost: Cost::SoftmaxSimilarity,
             similarity: Similarity::Cosine,
-            ..OtConfig::default()
+            ..AlignConfig::default()
         },
         ..with_transport()
     };

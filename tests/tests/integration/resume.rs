@@ -18,13 +18,15 @@ use crate::{
 
 /// Every step that may differ between two runs: several passes, more than one forward pass a step, a learned projection,
 /// evaluations, and checkpoints that lie across the ends of passes.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 20] = [
     "--epochs",
     "3",
     "--grad-accumulation",
     "2",
-    "--hidden-weight",
+    "--ot-weight",
     "0.1",
+    "--align-cost",
+    "hidden",
     "--lr",
     "1e-3",
     "--save-steps",

@@ -63,6 +63,12 @@ impl Dialogue {
         Ok(())
     }
 
+    /// The last message of the assistant.
+    pub fn last_turn_of_assistant(&self) -> Option<usize> {
+        let mut messages = self.messages.iter();
+        messages.rposition(|message| role(message) == Some("assistant"))
+    }
+
     /// Takes `tools` and `chat_template_kwargs` out of a row's fields, and checks that there is something to learn.
     pub fn with_extras(mut self, fields: &mut Object) -> Result<Self, String> {
         if !self

@@ -24,7 +24,7 @@ const MARK: &str = "\u{f8d0}\u{f8d1}\u{f8d0}";
 
 /// How a message is marked.
 #[derive(Clone, Copy, Debug)]
-enum Marking {
+pub(super) enum Marking {
     /// Behind its text.
     End,
     /// In the middle of its text, where what a template looks for at both ends stays as it is.
@@ -33,13 +33,15 @@ enum Marking {
     Call,
     /// In place of its text.
     Instead,
+    /// Before this byte of its text.
+    At(usize),
 }
 
 /// A conversation and its rendering.
-pub(super) struct Locator<'a> {
+pub(crate) struct Locator<'a> {
     tokenizer: &'a TokenizerFiles,
     template: &'a ChatTemplate,
-    dialogue: &'a Dialogue,
+    dialogue: Dialogue,
     messages: Vec<Value>,
     tools: Value,
     kwargs: Map<String, Value>,
@@ -52,7 +54,7 @@ impl<'a> Locator<'a> {
     pub fn new(
         tokenizer: &'a TokenizerFiles,
         template: &'a ChatTemplate,
-        dialogue: &'a Dialogue,
+        dialogue: Dialogue,
     ) -> Result<Self> {
         let messages = dialogue.messages.iter().map(json::map);
         let messages: Vec<Value> = messages.map(Value::Object).collect();
@@ -84,8 +86,18 @@ impl<'a> Locator<'a> {
         self.marked.take()
     }
 
+    /// The rendering.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     pub fn into_text(self) -> String {
         self.text
+    }
+
+    /// What is rendered.
+    pub fn dialogue(&self) -> &Dialogue {
+        &self.dialogue
     }
 
     /// The bytes of message `index` that a model generates: behind the generation prompt, up to its end-of-turn token.
@@ -206,7 +218,7 @@ impl<'a> Locator<'a> {
     }
 
     /// Renders the first `count` messages, one of them marked; `None` where the template refuses them.
-    fn render(
+    pub(super) fn render(
         &self,
         count: usize,
         prompt: bool,
@@ -292,7 +304,7 @@ fn tail<'t>(plain: &'t str, marked: &str) -> Option<&'t str> {
 }
 
 /// The text on both sides of the mark, where it is there once.
-fn split_at_mark(marked: &str) -> Option<(&str, &str)> {
+pub(super) fn split_at_mark(marked: &str) -> Option<(&str, &str)> {
     let (before, after) = marked.split_once(MARK)?;
     (!after.contains(MARK)).then_some((before, after))
 }
@@ -302,7 +314,9 @@ fn mark(message: &Object, marking: Marking) -> Option<Object> {
     let mut message = message.clone();
     let place = match marking {
         Marking::Call => called_name(message.get_mut("tool_calls")?)?,
-        Marking::End | Marking::Middle | Marking::Instead => text_of(message.get_mut("content")?)?,
+        Marking::End | Marking::Middle | Marking::Instead | Marking::At(_) => {
+            text_of(message.get_mut("content")?)?
+        }
     };
     match marking {
         Marking::End | Marking::Call => place.push_str(MARK),
@@ -310,6 +324,10 @@ fn mark(message: &Object, marking: Marking) -> Option<Object> {
         Marking::Middle => {
             let middle = (1..=place.len() / 2).rfind(|&at| place.is_char_boundary(at))?;
             place.insert_str(middle, MARK);
+        }
+        Marking::At(at) => {
+            place.get(at..)?;
+            place.insert_str(at, MARK);
         }
     }
     Some(message)

@@ -1,5 +1,6 @@
 //! Provides chat templates as Hugging Face models ship them, and which bytes of a rendering are to be learnt.
 
+mod contents;
 mod dialogue;
 mod engine;
 mod filters;
@@ -17,10 +18,11 @@ mod template;
 mod turns;
 mod values;
 
+pub(crate) use contents::Contents;
 pub(crate) use dialogue::Dialogue;
 pub use kwargs::ChatTemplateKwargs;
 pub use template::{ChatTemplate, RenderInput, Rendering};
-pub(crate) use turns::{Conversation, render_conversation};
+pub(crate) use turns::{Conversation, render_conversation, render_with_contents};
 pub(crate) use values::NUMBER;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{
+    contents::Contents,
     dialogue::{Dialogue, role},
     locate::Locator,
 };
@@ -26,11 +27,35 @@ pub(crate) struct Conversation {
 /// `ChatTemplate` where the template refuses the messages, or where a turn cannot be told apart in the rendering.
 pub(crate) fn render_conversation(
     tokenizer: &TokenizerFiles,
-    dialogue: &Dialogue,
+    dialogue: Dialogue,
 ) -> Result<Conversation> {
-    let template = tokenizer.template()?;
-    let mut locator = Locator::new(tokenizer, template, dialogue)?;
+    let mut locator = Locator::new(tokenizer, tokenizer.template()?, dialogue)?;
+    Ok(Conversation {
+        targets: find_targets(&mut locator)?,
+        text: locator.into_text(),
+    })
+}
+
+/// As [`render_conversation`], with what finds the words of single messages in it.
+///
+/// # Errors
+/// As [`render_conversation`].
+pub(crate) fn render_with_contents(
+    tokenizer: &TokenizerFiles,
+    dialogue: Dialogue,
+) -> Result<(Conversation, Contents<'_>)> {
+    let mut locator = Locator::new(tokenizer, tokenizer.template()?, dialogue)?;
+    let conversation = Conversation {
+        targets: find_targets(&mut locator)?,
+        text: locator.text().to_owned(),
+    };
+    Ok((conversation, Contents::new(locator)))
+}
+
+fn find_targets(locator: &mut Locator<'_>) -> Result<Vec<Range<usize>>> {
     let marked = locator.take_marked();
+    let locator = &*locator;
+    let dialogue = locator.dialogue();
     let turns = |learnt: bool| {
         let messages = dialogue.messages.iter().zip(&dialogue.learnt).enumerate();
         messages.filter(move |(_, (message, is_learnt))| {
@@ -58,8 +83,5 @@ pub(crate) fn render_conversation(
         let reason = "it writes the assistant's turns in another order than they have, so they cannot be told apart";
         return Err(Error::ChatTemplate(reason.to_owned()));
     }
-    Ok(Conversation {
-        text: locator.into_text(),
-        targets,
-    })
+    Ok(targets)
 }

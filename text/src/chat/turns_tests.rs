@@ -61,7 +61,7 @@ fn dialogue(row: &Value) -> Result<Dialogue, String> {
 }
 
 fn render(files: &TokenizerFiles, row: &Value) -> Result<Conversation, String> {
-    render_conversation(files, &dialogue(row)?).map_err(|e| e.to_string())
+    render_conversation(files, dialogue(row)?).map_err(|e| e.to_string())
 }
 
 fn targets(conversation: &Conversation) -> Vec<&str> {

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder};
+use distill_proto::{Fingerprint, View, fingerprint::FingerprintBuilder};
 
 use super::{
-    Progress, Sequence, Skipped, Summary, Windowing,
+    Progress, Reads, Sequence, Skipped, Summary, Windowing,
     document::Document,
     files::{CorpusFile, is_piece},
     masked::Draft,
+    pairs::{Pair, read_side},
     windows::{TextWindows, check_length},
 };
 use crate::{Result, TokenizerFiles, chat::render_conversation};
@@ -86,14 +87,37 @@ impl<'a> Collector<'a> {
                 Draft::completion(self.tokenizer, prompt, &completion)?
             }
             Document::Chat(dialogue) => {
-                let conversation = render_conversation(self.tokenizer, &dialogue)?;
+                let conversation = render_conversation(self.tokenizer, dialogue)?;
                 Draft::conversation(self.tokenizer, conversation)?
             }
+            Document::Pair(pair) => return self.pair(*pair),
         };
         if draft.truncate(self.windowing.seq_len) {
             self.skipped.truncated += 1;
         }
         self.accept(draft)
+    }
+
+    fn pair(&mut self, pair: Pair) -> Result<()> {
+        let limit = self.windowing.seq_len;
+        let (side, view) = match self.windowing.reads {
+            Reads::Teacher => {
+                let (side, view) = pair.read(self.tokenizer, limit)?;
+                (side, Some(view))
+            }
+            Reads::Student => (
+                read_side(&pair.student, false, self.tokenizer, limit)?,
+                None,
+            ),
+        };
+        self.skipped.truncated += u64::from(side.is_truncated);
+        let draft = Draft {
+            text: side.text,
+            ids: side.token_ids,
+            ranges: side.byte_offsets,
+            mask: side.mass_mask,
+        };
+        self.accept_with(draft, view)
     }
 
     /// Counts and names a row that cannot be used and goes on, where the reading is not strict.
@@ -125,6 +149,10 @@ impl<'a> Collector<'a> {
 
     /// Takes a draft that fits the window: drops it, or names it and passes it on.
     pub fn accept(&mut self, draft: Draft) -> Result<()> {
+        self.accept_with(draft, None)
+    }
+
+    fn accept_with(&mut self, draft: Draft, view: Option<View>) -> Result<()> {
         let Draft {
             text,
             ids,
@@ -145,17 +173,25 @@ impl<'a> Collector<'a> {
             return Ok(());
         }
         let content = content_digest(&ids, &mask);
+        let whole = match &view {
+            Some(view) => pair_digest(content, view),
+            None => content,
+        };
         let digest = std::mem::take(&mut self.digest);
-        self.digest = digest.field("sequence", &content.0);
+        self.digest = digest.field("sequence", &whole.0);
+        let (id, occurrence) = self.names.next(whole);
         self.progress.sequences += 1;
         self.progress.tokens += ids.len() as u64;
         self.targets += targets as u64;
         (self.sink)(Sequence {
-            id: self.names.next(content),
+            id,
+            // The n-th pair of equal sides keeps its content's name when both students' sides are edited.
+            content_id: name(content, occurrence),
             text,
             token_ids: ids,
             byte_offsets: ranges,
             target_mask: mask,
+            view,
         })
     }
 
@@ -180,6 +216,27 @@ fn content_digest(ids: &[u32], mask: &[bool]) -> Fingerprint {
         .finish()
 }
 
+/// Digest of a pair: the teacher's side and the student's view of it.
+fn pair_digest(teacher: Fingerprint, view: &View) -> Fingerprint {
+    let builder = FingerprintBuilder::new("pair")
+        .field("teacher", &teacher.0)
+        .field("record", view.record.as_bytes())
+        .field("prompts", &[u8::from(view.prompts)]);
+    let lists = [("shared", &view.shared), ("links", &view.links)];
+    let parts = lists
+        .into_iter()
+        .flat_map(|(name, links)| links.iter().map(move |link| (name, link)));
+    let builder = parts.fold(builder, |builder, (name, link)| {
+        let (first, end) = link.teacher;
+        let bytes = [first, end, link.student.start, link.student.end];
+        let bytes: Vec<u8> = bytes.iter().flat_map(|byte| byte.to_le_bytes()).collect();
+        builder
+            .field(name, &bytes)
+            .field("field", link.student.field.as_bytes())
+    });
+    builder.finish()
+}
+
 /// Names of sequences: equal content gets another name at every occurrence.
 #[derive(Default)]
 struct Names {
@@ -188,20 +245,26 @@ struct Names {
 }
 
 impl Names {
-    fn next(&mut self, content: Fingerprint) -> u64 {
-        let occurrence = self.occurrences.entry(content).or_default();
+    /// A name that none has yet, and the occurrence number in it.
+    fn next(&mut self, content: Fingerprint) -> (u64, u64) {
+        let next = self.occurrences.entry(content).or_default();
         loop {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&content.0);
-            hasher.update(&occurrence.to_le_bytes());
-            *occurrence += 1;
-            let mut bytes = [0; 8];
-            hasher.finalize_xof().fill(&mut bytes);
-            let id = u64::from_le_bytes(bytes);
+            let occurrence = *next;
+            *next += 1;
+            let id = name(content, occurrence);
             // Two contents can share 64 bits; the next occurrence number tells them apart.
             if self.used.insert(id) {
-                return id;
+                return (id, occurrence);
             }
         }
     }
+}
+
+fn name(content: Fingerprint, occurrence: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&content.0);
+    hasher.update(&occurrence.to_le_bytes());
+    let mut bytes = [0; 8];
+    hasher.finalize_xof().fill(&mut bytes);
+    u64::from_le_bytes(bytes)
 }

@@ -1,5 +1,6 @@
 //! Provides the forms that a line of JSONL or a row of Parquet can have.
 
+use super::pairs::Pair;
 use crate::{
     chat::Dialogue,
     json::{self, Json, Object, take},
@@ -7,18 +8,20 @@ use crate::{
 
 /// One document of a corpus.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     /// Running text; every token is a target.
     Text(String),
     /// Only the completion is a target.
     Completion { prompt: String, completion: String },
     /// Only the assistant's turns are targets, without those that the row takes out.
     Chat(Dialogue),
+    /// A view each for teacher and student.
+    Pair(Box<Pair>),
 }
 
 /// What tells the forms apart: which fields there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// Chat messages with `role` and `content`.
     Messages,
     /// ShareGPT: turns with `from` and `value`.
@@ -32,7 +35,7 @@ pub(super) enum Form {
 }
 
 /// What a document must be, for error messages.
-pub(super) const EXPECTED: &str = "expected `messages` (a list), `conversations` (a list), `prompt` and `completion` (texts or \
+pub(crate) const EXPECTED: &str = "expected `messages` (a list), `conversations` (a list), `prompt` and `completion` (texts or \
                                    lists of messages), `instruction` and `output` (texts), or `text` (a text)";
 const OBJECT: &str = "expected a JSON object";
 
@@ -52,6 +55,20 @@ impl Form {
         Self::ALL
             .into_iter()
             .find(|form| form.telling().iter().all(|name| has(name)))
+    }
+
+    /// The form of a record; the error is the reason alone.
+    pub fn of_fields(fields: &Object) -> Result<Self, String> {
+        let form = Self::of(|name| fields.get(name).is_some_and(|value| !value.is_null()));
+        form.ok_or_else(|| {
+            let found: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
+            format!("{EXPECTED}, found the fields {found:?}")
+        })
+    }
+
+    /// The first field that tells it.
+    pub fn name(self) -> &'static str {
+        self.telling().first().copied().unwrap_or_default()
     }
 
     fn telling(self) -> &'static [&'static str] {
@@ -91,12 +108,14 @@ impl Document {
         let Json::Object(fields) = value else {
             return Err(format!("{OBJECT}, and in it {EXPECTED}"));
         };
-        match Form::of(|name| fields.get(name).is_some_and(|value| !value.is_null())) {
-            Some(form) => Self::read(form, fields),
-            None => {
-                let found: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
-                Err(format!("{EXPECTED}, found the fields {found:?}"))
-            }
+        Self::of_fields(fields)
+    }
+
+    /// Reads the fields of a line or row; the error is the reason alone.
+    pub fn of_fields(mut fields: Object) -> Result<Self, String> {
+        match Pair::find(&mut fields)? {
+            Some(pair) => Ok(Self::Pair(Box::new(pair))),
+            None => Self::read(Form::of_fields(&fields)?, fields),
         }
     }
 

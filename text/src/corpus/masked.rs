@@ -7,7 +7,7 @@ use crate::{Encoded, Result, TokenizerFiles, chat::Conversation, tokenizer::offs
 
 /// A sequence before it is counted and named.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Draft {
+pub(crate) struct Draft {
     pub text: String,
     pub ids: Vec<u32>,
     pub ranges: Vec<(u32, u32)>,
@@ -33,6 +33,21 @@ impl Draft {
             ranges,
             mask,
         })
+    }
+
+    /// All of a text is a target.
+    pub fn text(tokenizer: &TokenizerFiles, text: String) -> Result<Self> {
+        let whole = 0..text.len();
+        let mut draft = Self::masked(tokenizer, text, &[whole])?;
+        draft.put_before(tokenizer.prefix_ids());
+        Ok(draft)
+    }
+
+    /// A question whose answer is not there: nothing is a target, and nothing ends.
+    pub fn prompt(tokenizer: &TokenizerFiles, prompt: String) -> Result<Self> {
+        let mut draft = Self::masked(tokenizer, prompt, &[])?;
+        draft.put_before(tokenizer.prefix_ids());
+        Ok(draft)
     }
 
     /// The completion and the end-of-sequence token after it are targets.

@@ -6,13 +6,14 @@ mod files;
 mod guarded;
 mod lines;
 mod masked;
+pub mod pairs;
 mod parquet;
 mod skipped;
 mod windows;
 
 use std::path::PathBuf;
 
-use distill_proto::Fingerprint;
+use distill_proto::{Fingerprint, View};
 
 use crate::{
     Error, Result, TokenizerFiles,
@@ -24,8 +25,10 @@ pub use skipped::Skipped;
 /// One window of text with everything that a teacher or an evaluation needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// First eight bytes of blake3 over token ids, mask and an occurrence number; unique within a corpus.
+    /// First eight bytes of blake3 over token ids, mask, the student's view and an occurrence number; unique within a corpus.
     pub id: u64,
+    /// The same without the view: names what the teacher reads, and so what it says. Equal to `id` where there is no view.
+    pub content_id: u64,
     /// The window's text.
     pub text: String,
     /// T token ids.
@@ -35,6 +38,8 @@ pub struct Sequence {
     pub byte_offsets: Vec<(u32, u32)>,
     /// T flags; true where the token is a target. The first never is, and at least one is.
     pub target_mask: Vec<bool>,
+    /// What the student reads instead, where the record is a pair; all of the above is the teacher's then.
+    pub view: Option<View>,
 }
 
 impl Sequence {
@@ -42,6 +47,15 @@ impl Sequence {
     pub fn targets(&self) -> usize {
         self.target_mask.iter().filter(|&&target| target).count()
     }
+}
+
+/// Whose side of a pair becomes a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// The teacher's, with the student's view beside it.
+    Teacher,
+    /// The student's alone.
+    Student,
 }
 
 /// How documents become sequences.
@@ -54,6 +68,8 @@ pub struct Windowing {
     pub min_tokens: usize,
     /// Whether a line or row that cannot be used ends the reading; else it is skipped, counted and named.
     pub strict: bool,
+    /// Whose side of a pair is read.
+    pub reads: Reads,
 }
 
 impl Windowing {
@@ -63,6 +79,16 @@ impl Windowing {
             seq_len,
             min_tokens: 2,
             strict: false,
+            reads: Reads::Teacher,
+        }
+    }
+
+    /// The same for a student: of a pair its own side is read, as an ordinary record.
+    #[must_use]
+    pub fn of_student(self) -> Self {
+        Self {
+            reads: Reads::Student,
+            ..self
         }
     }
 
@@ -113,7 +139,7 @@ pub struct Progress {
 /// What a corpus amounts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Digest over all sequences (ids and masks) in order.
+    /// Digest over all sequences (ids, masks and views) in order.
     pub fingerprint: Fingerprint,
     /// Text files, lines of JSONL and rows of Parquet that were used.
     pub documents: u64,
@@ -132,7 +158,7 @@ pub struct Summary {
 pub struct Corpus {
     /// All sequences in order of the files.
     pub sequences: Vec<Sequence>,
-    /// Digest over all sequences (ids and masks) in order.
+    /// Digest over all sequences (ids, masks and views) in order.
     pub fingerprint: Fingerprint,
     /// Text files, lines of JSONL and rows of Parquet that were used.
     pub documents: u64,
@@ -197,6 +223,9 @@ pub fn read_corpus(
 ///   as a conversation of two turns; `text` is a document as above. The first of these forms that a line has is taken, other
 ///   fields are ignored, and null counts as absent. Conversations may have `tools` (a list, or one as JSON text) and
 ///   `chat_template_kwargs`; `weight: 0`, `train: false` or `loss: false` in a message takes it out of the targets.
+/// - a line with `teacher` and `student`, a record of one of these forms each, is a pair ([`pairs`]): the sequence is the
+///   teacher's, with the student's view of it. `teacher_prompt` or `teacher_messages` beside a record make it one too. Running
+///   text in a pair is one sequence.
 /// - `.parquet`: the same forms by the names of columns; the sequences are those that the same rows give as JSONL. Nulls in
 ///   structs count as absent. Pages are read one after the other, row groups need not fit in memory.
 /// - a directory: its files with these endings, in order of name.

@@ -26,6 +26,7 @@ use super::{
     collector::Collector,
     document::{Document, EXPECTED, Form},
     guarded::guarded,
+    pairs,
 };
 use crate::{
     Error, Result,
@@ -152,22 +153,28 @@ fn projection(schema: &Type) -> std::result::Result<Type, String> {
     let columns = schema.get_fields().iter();
     let names: Vec<&str> = columns.clone().map(|field| field.name()).collect();
     let first = Form::of(|name| names.contains(&name));
-    let first = first.ok_or_else(|| {
+    let sides = columns
+        .clone()
+        .filter(|field| pairs::SIDES.contains(&field.name()) && !field.is_primitive());
+    let is_pair = sides.count() == pairs::SIDES.len();
+    if first.is_none() && !is_pair {
         let found = names.get(..8).unwrap_or(&names);
-        format!("{EXPECTED}, found the columns {found:?}")
-    })?;
+        return Err(format!("{EXPECTED}, found the columns {found:?}"));
+    }
     let mut fields = Vec::new();
     for field in columns {
         let is_read = |form: &Form| form.fields().contains(&field.name());
-        if !Form::ALL.iter().any(is_read) {
+        let is_of_pair = pairs::FIELDS.contains(&field.name());
+        if !is_of_pair && !Form::ALL.iter().any(is_read) {
             continue;
         }
+        let is_needed = first.as_ref().is_some_and(is_read) || (is_pair && is_of_pair);
         match check_type(field, 0) {
             Ok(()) => fields.push(field.clone()),
-            Err(reason) if is_read(&first) => {
+            Err(reason) if is_needed => {
                 return Err(format!("column `{}`: {reason}", field.name()));
             }
-            // What the first form does not need is no reason to refuse the file.
+            // What neither a pair nor the first form needs is no reason to refuse the file.
             Err(_) => {}
         }
     }
@@ -217,16 +224,25 @@ fn document(row: Row) -> std::result::Result<Document, String> {
         let mut columns = columns.iter();
         columns.any(|(column, field)| column == name && !matches!(field, Field::Null))
     };
-    let form = Form::of(there).ok_or_else(|| format!("{EXPECTED}, but all of them are null"))?;
-    let mut fields = Object::new();
-    for (name, field) in &columns {
-        if form.fields().contains(&name.as_str()) {
-            let value = json(field, &mut room);
-            let value = value.map_err(|reason| format!("column `{name}` {reason}"))?;
-            fields.insert(name.clone(), value);
-        }
+    let form = Form::of(there);
+    if form.is_none() && !pairs::FIELDS.into_iter().any(there) {
+        return Err(format!("{EXPECTED}, but all of them are null"));
     }
-    Document::read(form, fields)
+    let is_read = |name: &str| form.is_some_and(|form| form.fields().contains(&name));
+    let mut fields = Object::new();
+    for (name, field) in columns.iter().filter(|(name, _)| is_read(name)) {
+        let value = json(field, &mut room);
+        let value = value.map_err(|reason| format!("column `{name}` {reason}"))?;
+        fields.insert(name.clone(), value);
+    }
+    let of_pair = |name: &str| pairs::FIELDS.contains(&name);
+    for (name, field) in columns.iter().filter(|(name, _)| of_pair(name)) {
+        // In an ordinary row it is somebody's column of the same name.
+        let unusable = "a value that is no text, list or struct, or too long";
+        let value = json(field, &mut room).unwrap_or(Json::Unusable(unusable));
+        fields.insert(name.clone(), value);
+    }
+    Document::of_fields(fields)
 }
 
 /// A value as JSON has it. Nulls of a struct are left out: a column has every key, a line of JSONL only those in use.

@@ -293,6 +293,7 @@ fn settings_outside_their_limits_are_refused() {
             seq_len,
             min_tokens,
             strict: false,
+            ..Windowing::new(16)
         };
         let error = read(&files, "c.txt", "hello", &windowing).unwrap_err();
         assert!(matches!(error, Error::Windowing(_)), "{error}");
@@ -399,4 +400,30 @@ proptest! {
             corpus.sequences.iter().for_each(|sequence| check(sequence, 16));
         }
     }
+}
+
+#[test]
+fn a_student_reads_its_own_side_of_a_pair_as_an_ordinary_record() {
+    let student = json!({"prompt": "hello ", "completion": "there"});
+    let pair = json!({
+        "teacher": {"prompt": "say hello: ", "completion": "hello there"},
+        "student": student,
+        "targets": "all",
+    });
+    let windowing = Windowing::new(64).of_student();
+    let own = |line: &serde_json::Value| {
+        read(shared(), "c.jsonl", format!("{line}\n"), &windowing)
+            .unwrap()
+            .sequences
+    };
+    assert_eq!(own(&pair), own(&student));
+    let teacher = read(
+        shared(),
+        "c.jsonl",
+        format!("{pair}\n"),
+        &Windowing::new(64),
+    )
+    .unwrap();
+    assert_ne!(teacher.sequences[0].text, own(&pair)[0].text);
+    assert!(teacher.sequences[0].view.is_some());
 }

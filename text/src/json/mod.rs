@@ -4,6 +4,7 @@
 //! whole line for a lone surrogate in a field that nobody reads.
 
 mod parse;
+mod write;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Number, Value};

@@ -166,6 +166,13 @@ impl TokenizerFiles {
         tokens.map(|token| Some(token?.bytes)).collect()
     }
 
+    /// Whether a token is special: the end of a completion, or one that is marked so.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.tokenizer().get_added_vocabulary();
+        let token = added.get_added_tokens_decoder().get(&id);
+        self.eos_id() == Some(id) || token.is_some_and(|token| token.special)
+    }
+
     /// Id of the token that ends a completion: `eos_token` of the configuration, else the first `eos_token_id` of
     /// `generation_config.json` or `config.json`.
     pub fn eos_id(&self) -> Option<u32> {

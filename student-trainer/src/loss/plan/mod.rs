@@ -28,7 +28,7 @@ mod fixed;
 mod monotone;
 mod partial;
 #[cfg(test)]
-mod reference;
+pub(super) mod reference;
 mod softmax;
 mod support;
 #[cfg(test)]
@@ -113,7 +113,6 @@ pub(crate) struct SolvedPlan<'a> {
     support: Support,
     plan: Vec<f32>,
     row_mass: Vec<f64>,
-    column_mass: Vec<f64>,
     convergence: Convergence,
     entropic: Option<Entropic>,
     dependence: Dependence<'a>,
@@ -281,12 +280,11 @@ impl<'a> SolvedPlan<'a> {
     fn new(support: Support, made: Made<'a>) -> Self {
         let plan = support.spread(made.plan);
         let (n, m) = support.size();
-        let (row_mass, column_mass) = marginals(plan.iter().map(|&t| f64::from(t)), n, m);
+        let (row_mass, _) = marginals(plan.iter().map(|&t| f64::from(t)), n, m);
         Self {
             support,
             plan,
             row_mass,
-            column_mass,
             convergence: made.convergence,
             entropic: made.entropic,
             dependence: made.dependence,
@@ -304,8 +302,10 @@ impl<'a> SolvedPlan<'a> {
     }
 
     /// Column sums of T.
-    pub(crate) fn column_mass(&self) -> &[f64] {
-        &self.column_mass
+    #[cfg(test)]
+    pub(crate) fn column_mass(&self) -> Vec<f64> {
+        let (n, m) = self.support.size();
+        marginals(self.plan.iter().map(|&t| f64::from(t)), n, m).1
     }
 
     /// How it was found; of a plan without a solver, that of no problem.
@@ -314,6 +314,7 @@ impl<'a> SolvedPlan<'a> {
     }
 
     /// Whether T is 0 everywhere: the record joins nothing, or all costs are far above what marginals are worth.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.plan.iter().all(|&t| t == 0.0)
     }
@@ -332,7 +333,7 @@ impl<'a> SolvedPlan<'a> {
         let (gradient, solved) = match &self.dependence {
             Dependence::None => return (vec![0.0; self.plan.len()], true),
             Dependence::Scalings { epsilon, softness } => {
-                sharp_gradient(&paid, plan.into_owned(), size, (*epsilon, *softness), false)
+                sharp_gradient(&paid, plan.into_owned(), size, (*epsilon, *softness))
             }
             Dependence::Capped { epsilon, full } => capped::pull_back(&plan, &paid, full, *epsilon),
             Dependence::Row { epsilon } => {

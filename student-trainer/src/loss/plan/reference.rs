@@ -4,18 +4,18 @@ use super::{PlanKind, PlanOptions};
 use crate::loss::reference::{Matrix, logsumexp};
 
 /// A problem in f64.
-pub(super) struct Problem {
-    pub(super) cost: Matrix,
-    pub(super) a: Vec<f64>,
-    pub(super) b: Vec<f64>,
-    pub(super) links: Vec<(u32, u32)>,
+pub(in crate::loss) struct Problem {
+    pub(in crate::loss) cost: Matrix,
+    pub(in crate::loss) a: Vec<f64>,
+    pub(in crate::loss) b: Vec<f64>,
+    pub(in crate::loss) links: Vec<(u32, u32)>,
 }
 
 /// Most rounds of any iteration here.
 const ROUNDS_MAX: usize = 400_000;
 
 /// T.
-pub(super) fn plan(problem: &Problem, options: &PlanOptions) -> Matrix {
+pub(in crate::loss) fn plan(problem: &Problem, options: &PlanOptions) -> Matrix {
     let Problem { cost, a, b, links } = problem;
     let (n, m, epsilon) = (cost.rows, cost.columns, options.epsilon);
     let exponent = |i: usize, j: usize| -cost.at(i, j) / epsilon;
@@ -43,7 +43,7 @@ pub(super) fn plan(problem: &Problem, options: &PlanOptions) -> Matrix {
 }
 
 /// What the plan minimises, term by term; for `monotone` soft-DTW's value over the longer side.
-pub(super) fn value(problem: &Problem, options: &PlanOptions) -> f64 {
+pub(in crate::loss) fn value(problem: &Problem, options: &PlanOptions) -> f64 {
     let Problem { cost, a, b, .. } = problem;
     let epsilon = options.epsilon;
     if options.kind == PlanKind::Monotone {

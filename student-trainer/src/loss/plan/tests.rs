@@ -144,7 +144,10 @@ fn plans_agree_with_the_slow_reference() {
                 let distance = relative(&widen(plan.plan()), &expected.data);
                 assert!(distance < 1e-6, "{options:?}: {distance:e}");
                 assert!(relative(plan.row_mass(), &rows) < 1e-6, "{options:?}");
-                assert!(relative(plan.column_mass(), &columns) < 1e-6, "{options:?}");
+                assert!(
+                    relative(&plan.column_mass(), &columns) < 1e-6,
+                    "{options:?}"
+                );
             });
         }
     }

@@ -27,7 +27,6 @@ use scaling::Scaling;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::config::OtConfig;
 use super::error::{LossError, Result};
 use super::simd::{lanes_fold, vectorized};
 use kernel::PART_ROWS;
@@ -52,17 +51,6 @@ pub struct SolverOptions {
     pub max_iterations: usize,
     /// Whether Newton may take over where Sinkhorn is slow.
     pub newton: bool,
-}
-
-impl From<&OtConfig> for SolverOptions {
-    fn from(config: &OtConfig) -> Self {
-        Self {
-            epsilon: config.epsilon(),
-            tolerance: config.tolerance,
-            max_iterations: config.max_iterations,
-            newton: true,
-        }
-    }
 }
 
 /// What the solver found.

@@ -162,8 +162,9 @@ fn step_scalars(metrics: &StepMetrics) -> Vec<(&'static str, f64)> {
     ];
     let parts = [
         ("loss/kl", metrics.kl),
+        ("loss/reverse_kl", metrics.reverse_kl),
+        ("loss/jsd", metrics.jsd),
         ("loss/ot", metrics.ot),
-        ("loss/hidden_ot", metrics.hidden_ot),
     ];
     scalars.extend(parts.into_iter().filter(|(_, value)| *value != 0.0));
     let solver = [

@@ -157,7 +157,7 @@ fn a_four_bit_base_and_similarities_of_logits_are_refused_by_name() {
     let bench = Bench::new(1);
     let mut config = bench.full("run");
     config.loss.ot_weight = 1.0;
-    config.loss.ot.cost = crate::loss::Cost::SoftmaxSimilarity;
+    config.loss.align.cost = crate::loss::Cost::SoftmaxSimilarity;
     let message = train(&config).unwrap_err().to_string();
     assert!(message.contains("full-parameter"), "{message}");
 

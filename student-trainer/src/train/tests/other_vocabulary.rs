@@ -61,6 +61,7 @@ fn frame(index: u64, ids: &[u32]) -> Frame {
         token_ids: ids.to_vec(),
         byte_offsets: offsets,
         target_mask: (0..ids.len()).map(|t| t > 0).collect(),
+        view: None,
         rows: Rows {
             rows,
             k: 3,
@@ -127,7 +128,7 @@ fn a_student_with_another_tokenizer_learns_from_the_same_frames() {
         ..bench.config("run")
     };
     config.loss.ot_weight = 0.1;
-    config.loss.ot.cost = Cost::Kl;
+    config.loss.align.cost = Cost::Kl;
     let summary = train(&config).unwrap();
     assert_eq!((summary.steps, summary.interrupted), (8, false));
     let lines = metrics(&config);
@@ -177,8 +178,8 @@ fn what_needs_the_teachers_logits_is_refused_by_name() {
     fs::remove_file(bench.dir.path().join("student/model.safetensors")).unwrap();
     let mut config = bench.config("run");
     config.loss.ot_weight = 0.1;
-    config.loss.ot.cost = Cost::SoftmaxSimilarity;
-    config.loss.ot.similarity = Similarity::Cosine;
+    config.loss.align.cost = Cost::SoftmaxSimilarity;
+    config.loss.align.similarity = Similarity::Cosine;
     let message = train(&config).unwrap_err().to_string();
     assert!(
         message.contains("--cost kl") && message.contains("similarity"),

@@ -117,11 +117,16 @@ async fn an_earlier_layer_is_served_without_a_basis() {
     assert_eq!(info.state_error, 0.0);
     let state = frames(&server).await.remove(0).rows.state.unwrap();
     assert_eq!((state.kind, state.rank), (StateKind::Hidden, 64));
+    assert_eq!((info.state_layers, state.layers), (vec![1], 1));
     let plan_fingerprint = server.plan();
     let request = v1::GetBasisRequest { plan_fingerprint };
     let status = server.client(None).get_basis(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(reason(&status), "NO_BASIS");
-    assert!(status.message().contains("layer 1"), "{}", status.message());
+    assert!(
+        status.message().contains("layers [1]"),
+        "{}",
+        status.message()
+    );
     server.stop().await;
 }

@@ -1,0 +1,282 @@
+//! Provides the arms of an ablation: what their file says, the controls that go with them, and each one's settings.
+
+use std::path::Path;
+
+use clap::Command;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{
+    Error, Result,
+    cli::all_keys,
+    config::{FILE_BYTES_MAX, TrainConfig, resolve_over, with_flags},
+    files::{self, write_atomically},
+};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Share of held-out prompts whose answer is exactly the corpus's.
+    ExactMatch,
+    /// Cross-entropy on held-out text.
+    Ce,
+    /// KL to the teacher there.
+    Kl,
+    /// Share of targets with the teacher's favourite.
+    Top1Agreement,
+}
+
+impl Metric {
+    /// Its key in `eval.jsonl`.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::ExactMatch => "exact_match",
+            Self::Ce => "ce",
+            Self::Kl => "kl",
+            Self::Top1Agreement => "top1_agreement",
+        }
+    }
+
+    /// 1 where more is better, else -1.
+    pub(super) fn sign(self) -> f64 {
+        match self {
+            Self::ExactMatch | Self::Top1Agreement => 1.0,
+            Self::Ce | Self::Kl => -1.0,
+        }
+    }
+}
+
+/// The file of an ablation.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ArmsFile {
+    /// Seeds that count; every one trains every arm.
+    pub seeds: Vec<u64>,
+    /// Seeds that are looked at first and do not count.
+    #[serde(default)]
+    pub screening: Vec<u64>,
+    /// What is compared at the end of a run.
+    #[serde(default = "exact_match")]
+    pub metric: Metric,
+    /// The arm that differences are taken from; unset: the first.
+    pub baseline: Option<String>,
+    /// Whether a teacher's term of weight 1 is given the gradient of KL at the first step.
+    #[serde(default = "yes")]
+    pub equal_gradients: bool,
+    /// Settings of `train` that all arms have.
+    #[serde(default)]
+    pub base: Table,
+    pub arm: Vec<Arm>,
+}
+
+/// One arm as its file gives it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(super) struct Arm {
+    pub name: String,
+    /// What it has otherwise than the others.
+    #[serde(flatten)]
+    pub settings: Table,
+}
+
+fn exact_match() -> Metric {
+    Metric::ExactMatch
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One arm, or a control of it, as it is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Trial {
+    pub name: String,
+    /// The arm that this is a control of.
+    pub control_of: Option<String>,
+    /// Resolved settings of `train`.
+    pub settings: Table,
+}
+
+/// Plans that a transport has to beat: no constraint on columns, none at all, and the product of both softmaxes.
+const CONTROL_PLANS: [&str; 3] = ["row", "uniform", "mutual"];
+/// Where the plan is set, and what is paid on it.
+const PLAN: &str = "plan";
+const LOSS: &str = "loss";
+
+impl ArmsFile {
+    pub fn read(path: &Path) -> Result<Self> {
+        let file: Self = files::read_toml(path, FILE_BYTES_MAX)?;
+        file.check().map_err(|reason| Error::file(path, reason))?;
+        Ok(file)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.arm.is_empty() {
+            return Err("there is no [[arm]]".to_owned());
+        }
+        if self.seeds.len() < 2 {
+            let reason = "a difference has no error without at least two";
+            return Err(format!("seeds: {:?}; {reason}", self.seeds));
+        }
+        let mut seeds: Vec<u64> = [&self.seeds[..], &self.screening].concat();
+        seeds.sort_unstable();
+        if let Some(twice) = seeds.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("seeds, screening: {} is there twice", twice[0]));
+        }
+        for (at, arm) in self.arm.iter().enumerate() {
+            if arm.name.trim().is_empty() || arm.name.contains('|') {
+                return Err(format!("arm {at}: `{}` is no name of a row", arm.name));
+            }
+            if self.arm[..at]
+                .iter()
+                .any(|other| slug(&other.name) == slug(&arm.name))
+            {
+                return Err(format!(
+                    "arm {at}: there is another `{}` before it",
+                    arm.name
+                ));
+            }
+        }
+        if let Some(baseline) = &self.baseline
+            && !self.arm.iter().any(|arm| arm.name == *baseline)
+        {
+            return Err(format!("baseline: there is no arm `{baseline}`"));
+        }
+        Ok(())
+    }
+
+    pub fn baseline(&self) -> &str {
+        let first = self.arm.first().map(|arm| arm.name.as_str());
+        self.baseline.as_deref().or(first).unwrap_or_default()
+    }
+
+    /// Every arm with its controls, each with all its settings. Their files are written into `directory`.
+    ///
+    /// # Errors
+    /// A setting that `train` does not take, with the arm's name.
+    pub fn trials(&self, directory: &Path) -> Result<Vec<Trial>> {
+        files::create_directory(directory)?;
+        let mut trials: Vec<Trial> = Vec::new();
+        for arm in &self.arm {
+            let mut settings = self.base.clone();
+            overlay(&mut settings, &arm.settings);
+            let own = trial(directory, &arm.name, None, settings.clone())?;
+            let has_transport = weight(&own.settings, "ot_weight") > 0.0;
+            let has_teacher = super::scale::TERMS
+                .iter()
+                .any(|term| weight(&own.settings, term) > 0.0);
+            let plan = align(&own.settings)
+                .and_then(|align| align.get(PLAN))
+                .cloned();
+            let held = held_loss(&own.settings);
+            trials.push(own);
+            for control in CONTROL_PLANS.into_iter().filter(|_| has_transport) {
+                if plan == Some(Value::from(control)) {
+                    continue;
+                }
+                let mut settings = settings.clone();
+                let mut align = Table::from_iter([(PLAN.to_owned(), Value::from(control))]);
+                if let Some(held) = held {
+                    align.insert(LOSS.to_owned(), Value::from(held));
+                }
+                overlay(&mut settings, &nested(["loss", "align"], align));
+                let name = format!("{}, plan {control}", arm.name);
+                trials.push(trial(directory, &name, Some(&arm.name), settings)?);
+            }
+            if has_teacher {
+                let mut settings = settings;
+                settings.insert("shuffle_teacher".to_owned(), Value::from(true));
+                let name = format!("{}, another text's teacher", arm.name);
+                trials.push(trial(directory, &name, Some(&arm.name), settings)?);
+            }
+        }
+        Ok(trials)
+    }
+}
+
+fn trial(directory: &Path, name: &str, of: Option<&str>, settings: Table) -> Result<Trial> {
+    let path = directory.join(format!("{}.toml", slug(name)));
+    write_settings(&path, &settings)?;
+    let in_arm = |error: Error| Error::Config(format!("arm `{name}`: {error}"));
+    let matches = with_flags::<TrainConfig>(Command::new("train")).get_matches_from(["train"]);
+    let resolved = resolve_over::<TrainConfig>(Some(&path), &matches, &all_keys());
+    let mut config = resolved.map_err(in_arm)?.config;
+    // Every run gets one of its own.
+    config.out = directory.to_owned();
+    config.validate().map_err(in_arm)?;
+    if config.eval_data.is_empty() {
+        return Err(in_arm(Error::Config(
+            "eval_data: name the held-out text that the arms are compared on, in [base]".into(),
+        )));
+    }
+    let settings = Table::try_from(&config)
+        .map_err(|e| Error::Config(format!("arm `{name}` cannot be written as TOML: {e}")))?;
+    Ok(Trial {
+        name: name.to_owned(),
+        control_of: of.map(str::to_owned),
+        settings,
+    })
+}
+
+/// Writes settings of `train` as a file.
+pub(super) fn write_settings(path: &Path, settings: &Table) -> Result<()> {
+    write_atomically(path, settings.to_string().as_bytes())
+}
+
+/// A weight of the loss; 0 where there is none.
+pub(super) fn weight(settings: &Table, name: &str) -> f64 {
+    let loss = settings.get("loss").and_then(Value::as_table);
+    match loss.and_then(|loss| loss.get(name)) {
+        Some(Value::Float(weight)) => *weight,
+        Some(Value::Integer(weight)) => *weight as f64,
+        _ => 0.0,
+    }
+}
+
+fn align(settings: &Table) -> Option<&Table> {
+    settings.get("loss")?.as_table()?.get("align")?.as_table()
+}
+
+/// What a control pays in place of `entropic`, which is the least value of what its plan would have to minimise: the same cost
+/// with the plan held, whose gradient is that of `entropic` with another plan. None where the loss can stay.
+fn held_loss(settings: &Table) -> Option<&'static str> {
+    let word = |key: &str| align(settings)?.get(key)?.as_str();
+    if word(LOSS) != Some("entropic") {
+        return None;
+    }
+    match word("cost") {
+        Some("kl") => Some("kl"),
+        Some("hidden") => Some("states"),
+        Some("softmax-similarity") => Some("similarity"),
+        _ => Some("sharp"),
+    }
+}
+
+/// `inner` at a path of tables.
+fn nested<const N: usize>(path: [&str; N], inner: Table) -> Table {
+    path.into_iter().rev().fold(inner, |inner, name| {
+        Table::from_iter([(name.to_owned(), Value::Table(inner))])
+    })
+}
+
+/// Puts settings over others, table by table.
+pub(super) fn overlay(under: &mut Table, over: &Table) {
+    for (name, value) in over {
+        match (under.get_mut(name), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            _ => {
+                under.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// A name as that of a file.
+pub(super) fn slug(name: &str) -> String {
+    let word = |c: char| if c.is_alphanumeric() { c } else { '-' };
+    name.to_lowercase().chars().map(word).collect()
+}
+
+#[cfg(test)]
+#[path = "arms_tests.rs"]
+mod tests;

@@ -1,0 +1,254 @@
+/*! Provides the judge of losses: arms, with the controls that go with them, over seeds and one teacher.
+
+```text
+ ARMS.toml ──> arms: settings of `train`, controls ──> scale: teacher's terms of equal gradient ──> runs: a process each
+                                                                                                      │ eval.jsonl
+ table.md, report.html, results.json <── table: paired differences, standard errors, what may be claimed <┘
+```
+
+Every run is a run directory of its own that goes on where it stopped, so the whole does too.
+*/
+
+mod arms;
+mod runs;
+mod scale;
+mod table;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use distill_report::{Series, figure, note, page, section};
+use serde::Serialize;
+
+use crate::{
+    Error, Result,
+    files::{self, write_atomically, write_json},
+    shutdown::Shutdown,
+};
+use arms::{ArmsFile, Metric, Trial};
+use runs::Planned;
+use scale::Scale;
+use table::{Results, Row, Verdict, markdown};
+
+/// What `ablate` is asked for.
+#[derive(Clone, Debug)]
+pub struct AblateArgs {
+    /// The file with the arms.
+    pub arms: PathBuf,
+    /// Where the runs and the table go.
+    pub out: PathBuf,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ablation {
+    metric: Metric,
+    baseline: String,
+    rows: Vec<Row>,
+    verdicts: Vec<Verdict>,
+    /// Whether every run was done.
+    pub complete: bool,
+    #[serde(skip)]
+    table: String,
+}
+
+impl std::fmt::Display for Ablation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.table)
+    }
+}
+
+/// Runs what is not there yet, and writes `table.md`, `results.json` and `report.html`.
+///
+/// # Errors
+/// A file of arms that cannot be followed; a run that fails.
+pub fn run(args: &AblateArgs, shutdown: &Shutdown) -> Result<Ablation> {
+    let file = ArmsFile::read(&args.arms)?;
+    let trials = file.trials(&args.out.join("arms"))?;
+    let judge = Judge {
+        file: &file,
+        out: &args.out,
+        shutdown,
+    };
+    judge.run(&trials)
+}
+
+struct Judge<'a> {
+    file: &'a ArmsFile,
+    out: &'a Path,
+    shutdown: &'a Shutdown,
+}
+
+/// Learning curves of a trial: step and value, of every run.
+type Curves = Vec<Vec<(f64, f64)>>;
+
+impl Judge<'_> {
+    fn run(&self, trials: &[Trial]) -> Result<Ablation> {
+        let seeds = [&self.file.screening[..], &self.file.seeds].concat();
+        let count = trials.len() * seeds.len();
+        tracing::info!(
+            "{} arms with {} controls, {} seeds ({} to look at first): {count} runs",
+            self.file.arm.len(),
+            trials.len() - self.file.arm.len(),
+            seeds.len(),
+            self.file.screening.len()
+        );
+        let Some(settings) = self.settings(trials, seeds.first().copied().unwrap_or_default())?
+        else {
+            return self.conclude(&[], &[], false);
+        };
+        let row = |trial: &Trial| Row {
+            name: trial.name.clone(),
+            control_of: trial.control_of.clone(),
+            values: table::Values::new(),
+        };
+        let mut rows: Vec<Row> = trials.iter().map(row).collect();
+        let mut curves: Vec<Curves> = vec![Vec::new(); trials.len()];
+        let directory = self.out.join("runs");
+        files::create_directory(&directory)?;
+        let (begun, mut done, mut trained) = (Instant::now(), 0, 0);
+        for &seed in &seeds {
+            let counts = self.file.seeds.contains(&seed);
+            for (at, (trial, settings)) in trials.iter().zip(&settings).enumerate() {
+                let planned = Planned::new(&directory, &trial.name, seed, settings)?;
+                let is_new = !planned.is_done()?;
+                let Some(run) = planned.train(self.shutdown)? else {
+                    return self.conclude(&rows, &curves, false);
+                };
+                let curve = run.eval_curve(self.file.metric.key());
+                let Some(&(_, value)) = curve.last() else {
+                    return Err(self.without_metric(&planned.name));
+                };
+                done += 1;
+                trained += usize::from(is_new);
+                let seconds = begun.elapsed().as_secs_f64();
+                let left = (count - done) as f64 * seconds / trained.max(1) as f64;
+                tracing::info!(
+                    "run {done} of {count}: {}: {} {value:.4}{}{}",
+                    planned.name,
+                    self.file.metric.key(),
+                    if counts { "" } else { " (does not count)" },
+                    if is_new {
+                        format!(", {:.0} min to go", left / 60.0)
+                    } else {
+                        ", was there".into()
+                    }
+                );
+                if counts {
+                    rows[at].values.insert(seed, value);
+                    curves[at].push(curve);
+                }
+            }
+            self.conclude(&rows, &curves, false)?;
+        }
+        self.conclude(&rows, &curves, true)
+    }
+
+    /// Of every trial, with its terms as they are trained.
+    fn settings(&self, trials: &[Trial], seed: u64) -> Result<Option<Vec<toml::Table>>> {
+        let Some(first) = trials.first().filter(|_| self.file.equal_gradients) else {
+            return Ok(Some(
+                trials.iter().map(|trial| trial.settings.clone()).collect(),
+            ));
+        };
+        let directory = self.out.join("scale");
+        files::create_directory(&directory)?;
+        let Some(scale) = Scale::new(&directory, first, seed, self.shutdown)? else {
+            return Ok(None);
+        };
+        trials.iter().map(|trial| scale.apply(trial)).collect()
+    }
+
+    fn without_metric(&self, run: &str) -> Error {
+        let needs = match self.file.metric {
+            Metric::ExactMatch => "set eval_exact_match = true in [base]; eval_data needs prompts",
+            Metric::Kl | Metric::Top1Agreement => "leave eval_kl on, with a teacher that scores",
+            Metric::Ce => "name eval_data in [base]",
+        };
+        Error::Config(format!(
+            "{run}: its evaluations have no {}; {needs}",
+            self.file.metric.key()
+        ))
+    }
+
+    /// Writes what is known so far.
+    fn conclude(&self, rows: &[Row], curves: &[Curves], complete: bool) -> Result<Ablation> {
+        let metric = self.file.metric;
+        let results = Results {
+            rows,
+            baseline: self.file.baseline(),
+            sign: metric.sign(),
+            is_share: matches!(metric, Metric::ExactMatch | Metric::Top1Agreement),
+        };
+        let (heads, cells) = results.cells(metric.key());
+        let sentences = results.sentences();
+        let errors = "± one paired standard error over seeds; bold: more than three above zero";
+        let text = format!(
+            "{}\n{errors}.\n\n{}\n",
+            markdown(&heads, &cells),
+            sentences.join("\n")
+        );
+        write_atomically(&self.out.join("table.md"), text.as_bytes())?;
+        let ablation = Ablation {
+            metric,
+            baseline: results.baseline.to_owned(),
+            verdicts: results.verdicts(),
+            rows: rows.to_vec(),
+            complete,
+            table: text,
+        };
+        write_json(&self.out.join("results.json"), &ablation)?;
+        let arms = rows
+            .iter()
+            .zip(curves)
+            .filter(|(row, _)| row.control_of.is_none());
+        let series: Vec<Series> = arms
+            .map(|(row, curves)| Series::new(&row.name, mean_curve(curves)))
+            .collect();
+        let plain: Vec<Vec<String>> = cells
+            .iter()
+            .map(|row| row.iter().map(|cell| cell.replace("**", "")).collect())
+            .collect();
+        let html = page(
+            "Ablation",
+            &self.out.display().to_string(),
+            &[
+                section(
+                    "Arms and controls",
+                    &(distill_report::table(&heads, &plain) + &note(errors)),
+                ),
+                section(
+                    "What may be claimed",
+                    &note(&distill_report::escape(&sentences.join(" "))),
+                ),
+                section(
+                    "While training",
+                    &figure(
+                        &format!("{} on held-out text, mean over seeds", metric.key()),
+                        &series,
+                    ),
+                ),
+            ],
+        );
+        write_atomically(&self.out.join("report.html"), html.as_bytes())?;
+        Ok(ablation)
+    }
+}
+
+/// Means over runs at the steps that all of them have.
+fn mean_curve(curves: &Curves) -> Vec<(f64, f64)> {
+    let Some(first) = curves.first() else {
+        return Vec::new();
+    };
+    let at = |step: f64| {
+        let values = curves.iter().map(|curve| {
+            let point = curve.iter().find(|point| point.0 == step);
+            point.map(|point| point.1)
+        });
+        let values: Option<Vec<f64>> = values.collect();
+        values.map(|values| (step, values.iter().sum::<f64>() / values.len() as f64))
+    };
+    first.iter().filter_map(|&(step, _)| at(step)).collect()
+}

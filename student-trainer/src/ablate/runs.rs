@@ -1,0 +1,149 @@
+//! Provides the runs of an ablation: each a process of `train` in a directory of its own, gone on with where it stopped.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use distill_program::Signal;
+use toml::{Table, Value};
+
+use super::arms::{slug, write_settings};
+use crate::{Error, Result, config::FILE_BYTES_MAX, files, report::Run, shutdown::Shutdown};
+
+/// This program, also where its file has been replaced since.
+const PROGRAM: &str = "/proc/self/exe";
+/// Time between two looks at a run.
+const POLL: Duration = Duration::from_millis(50);
+/// Lines of a failed run's log that are shown.
+const LOG_LINES_SHOWN: usize = 5;
+
+/// One run to do: settings of `train` with a place.
+pub(super) struct Planned {
+    /// For messages.
+    pub name: String,
+    pub directory: PathBuf,
+    pub settings: Table,
+}
+
+impl Planned {
+    /// `name` with `seed` below `parent`.
+    pub fn new(parent: &Path, name: &str, seed: u64, settings: &Table) -> Result<Self> {
+        let seed_value = i64::try_from(seed)
+            .map_err(|_| Error::Config(format!("seeds: {seed} is above {}", i64::MAX)))?;
+        let directory = parent.join(format!("{}-{seed}", slug(name)));
+        let mut settings = settings.clone();
+        settings.insert("seed".to_owned(), Value::Integer(seed_value));
+        let out = directory.display().to_string();
+        settings.insert("out".to_owned(), Value::String(out));
+        Ok(Self {
+            name: format!("{name}, seed {seed}"),
+            directory,
+            settings,
+        })
+    }
+
+    /// Whether there is nothing left to do.
+    ///
+    /// # Errors
+    /// A run of other settings is there.
+    pub fn is_done(&self) -> Result<bool> {
+        let config = self.directory.join("config.toml");
+        if !config.is_file() {
+            return Ok(false);
+        }
+        let there: Table = files::read_toml(&config, FILE_BYTES_MAX)?;
+        let keys = there.keys().chain(self.settings.keys());
+        let other = keys
+            .filter(|key| key.as_str() != "out")
+            .find(|&key| there.get(key) != self.settings.get(key));
+        match other {
+            Some(key) => Err(Error::file(
+                &self.directory,
+                format!(
+                    "is a run with another `{key}` than the arm has now; move it away, or name another --out"
+                ),
+            )),
+            None => Ok(self.directory.join("summary.json").is_file()),
+        }
+    }
+
+    /// Trains, or goes on; `None` where someone asked to stop before the run was over.
+    ///
+    /// # Errors
+    /// The run failed: with the end of its log.
+    pub fn train(&self, shutdown: &Shutdown) -> Result<Option<Run>> {
+        if !self.is_done()? {
+            if shutdown.is_requested() {
+                return Ok(None);
+            }
+            let status = self.start(shutdown)?;
+            if shutdown.is_requested() && !self.is_done()? {
+                return Ok(None);
+            }
+            if !status.success() {
+                return Err(self.failure(status));
+            }
+        }
+        Run::read(&self.directory).map(Some)
+    }
+
+    fn file(&self, ending: &str) -> PathBuf {
+        let mut name = self.directory.clone().into_os_string();
+        name.push(ending);
+        name.into()
+    }
+
+    fn start(&self, shutdown: &Shutdown) -> Result<ExitStatus> {
+        let (log, settings) = (self.file(".log"), self.file(".toml"));
+        let to = File::create(&log).map_err(Error::io("create", &log))?;
+        let also = to.try_clone().map_err(Error::io("open", &log))?;
+        let mut command = Command::new(PROGRAM);
+        command.arg("train");
+        if self.directory.join("config.toml").is_file() {
+            command.arg("--resume").arg(&self.directory);
+        } else {
+            write_settings(&settings, &self.settings)?;
+            command.arg("--config").arg(&settings);
+        }
+        let child = command.stdin(Stdio::null()).stdout(to).stderr(also);
+        let child = child
+            .spawn()
+            .map_err(Error::io("start", Path::new(PROGRAM)))?;
+        wait(child, shutdown).map_err(Error::io("wait for", &self.directory))
+    }
+
+    fn failure(&self, status: ExitStatus) -> Error {
+        let log = self.file(".log");
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = lines.len().saturating_sub(LOG_LINES_SHOWN);
+        Error::Config(format!(
+            "{}: train ended with {status}; {} ends with\n{}",
+            self.name,
+            log.display(),
+            lines.get(shown..).unwrap_or_default().join("\n")
+        ))
+    }
+}
+
+/// Waits for a run, and passes a wish to stop on.
+fn wait(mut child: Child, shutdown: &Shutdown) -> std::io::Result<ExitStatus> {
+    let mut is_told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if shutdown.is_requested() && !is_told {
+            is_told = true;
+            // A terminal tells both; a second signal would end the run at once, without its checkpoint.
+            if shutdown.signal() != Some(Signal::Interrupt) {
+                Signal::Terminate.send(child.id())?;
+            }
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,128 @@
+//! Runs the judge of losses with real processes: arms, controls, a kill in the middle, and what it says.
+
+use std::{fs, path::Path, process::Stdio};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::{
+    harness::{Listen, ending, text, trainer, trainer_refuses, trainer_succeeds, wait_until},
+    pipeline::{Setup, path_text},
+};
+
+fn arms(setup: &Setup, teacher: &str, steps: usize) -> String {
+    let student = path_text(setup.student.path());
+    let held_out = path_text(&setup.corpus);
+    format!(
+        r#"
+seeds = [1, 2]
+screening = [9]
+metric = "ce"
+[base]
+teacher = "{teacher}"
+student = "{student}"
+steps = {steps}
+eval_data = ["{held_out}"]
+eval_kl = false
+eval_max_sequences = 1
+[[arm]]
+name = "CE"
+loss = {{ kl_weight = 0.0 }}
+[[arm]]
+name = "KL + OT"
+loss = {{ ot_weight = 0.5 }}
+"#
+    )
+}
+
+fn results(out: &Path) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(
+        out.join("results.json"),
+    )?)?)
+}
+
+#[test]
+fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let (file, out) = (
+        setup.work.path().join("arms.toml"),
+        setup.work.path().join("judged"),
+    );
+    fs::write(&file, arms(&setup, teacher.address(), 3))?;
+    let command = ["ablate", path_text(&file), "--out", path_text(&out)];
+
+    // Killed in the middle of its second run of an arm, it goes on where it was.
+    let mut child = trainer(&command)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let second = out.join("runs/kl---ot-9/config.toml");
+    wait_until("the second run", || second.exists());
+    child.kill()?;
+    ending(&mut child)?;
+    // Its run may go on for a moment.
+    wait_until("the end of that run", || {
+        out.join("runs/kl---ot-9/summary.json").exists()
+    });
+
+    let said = text(&trainer_succeeds(&command));
+    // CE, the arm, row, uniform, mutual, another text's teacher; three seeds.
+    assert!(
+        said.contains("2 arms with 4 controls, 3 seeds (1 to look at first): 18 runs"),
+        "{said}"
+    );
+    assert!(
+        said.contains("run 18 of 18: KL + OT, another text's teacher, seed 2: ce "),
+        "{said}"
+    );
+    assert!(said.contains("| KL + OT, plan uniform |"), "{said}");
+    let found = results(&out)?;
+    assert_eq!(found["complete"], true);
+    let rows = found["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        let values = row["values"].as_object().expect("values");
+        assert_eq!(values.keys().collect::<Vec<_>>(), ["1", "2"], "{row}");
+    }
+    // Terms of a teacher have the length of KL's gradient: of transport that takes another weight than 0.5.
+    let config = fs::read_to_string(out.join("runs/kl---ot-1/config.toml"))?;
+    let weight = |name: &str| -> f64 {
+        let mut lines = config.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+        value.expect("a weight").parse().expect("a number")
+    };
+    assert!((weight("kl_weight") - 1.0).abs() < 1e-9);
+    assert!(weight("ot_weight") > 0.0 && (weight("ot_weight") - 0.5).abs() > 1e-6);
+    assert!(out.join("report.html").exists() && out.join("table.md").exists());
+
+    let again = text(&trainer_succeeds(&[&command[..], &["--json"]].concat()));
+    assert_eq!(again.matches(", was there").count(), 18, "{again}");
+
+    // Other settings are other runs.
+    fs::write(&file, arms(&setup, teacher.address(), 4))?;
+    let refused = trainer_refuses(&command);
+    assert!(
+        refused.contains("another `steps` than the arm has now"),
+        "{refused}"
+    );
+    Ok(())
+}
+
+#[test]
+fn arms_that_cannot_be_trained_are_refused_before_any_is() -> Result<()> {
+    let setup = Setup::new()?;
+    let (file, out) = (
+        setup.work.path().join("arms.toml"),
+        setup.work.path().join("judged"),
+    );
+    let text = arms(&setup, "http://127.0.0.1:1", 3).replace("ot_weight = 0.5", "ot_wieght = 0.5");
+    fs::write(&file, text)?;
+    let refused = trainer_refuses(&["ablate", path_text(&file), "--out", path_text(&out)]);
+    assert!(
+        refused.contains("arm `KL + OT`") && refused.contains("ot_weight"),
+        "{refused}"
+    );
+    assert!(!out.join("runs").exists());
+    Ok(())
+}

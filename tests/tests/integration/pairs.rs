@@ -1,0 +1,502 @@
+//! Runs pairs, records whose sides differ, through both real programs: live and cached, resumed, swapped, with another tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::{D, Device, Tensor};
+use candle_nn::ops::log_softmax;
+use distill_model::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, Weights};
+use distill_tests::fixtures;
+use distill_text::TokenizerFiles;
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Listen, Teacher, teacher_succeeds, text, trainer_refuses, trainer_succeeds},
+    pipeline::{Setup, another_vocabulary, metrics, number, path_text},
+};
+
+/// Ids that the fixtures' tokenizer knows.
+const VOCAB_SIZE: usize = 384;
+
+/// A teacher that reads a chain where the student reads a question, and both end alike.
+fn pair(number: usize) -> Value {
+    json!({
+        "teacher": {"prompt": "say hello: ", "completion": format!("hello {number} and so hello there the end {number}")},
+        "student": {"prompt": format!("hello {number}? "), "completion": format!("so hello there the end {number}")},
+        "links": [{"teacher": "prompt[4:9]", "student": "prompt[0:5]"}],
+    })
+}
+
+/// A setup whose corpus is these records.
+fn setup_with(records: &[Value]) -> Result<Setup> {
+    let mut setup = Setup::new()?;
+    setup.corpus = setup.work.path().join("pairs.jsonl");
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    std::fs::write(&setup.corpus, lines.join("\n") + "\n")?;
+    Ok(setup)
+}
+
+fn setup() -> Result<Setup> {
+    setup_with(&(0..6).map(pair).collect::<Vec<_>>())
+}
+
+fn precompute(setup: &Setup, cache: &str, flags: &[&str]) -> Result<(PathBuf, String)> {
+    let cache = setup.work.path().join(cache);
+    let base = [
+        "precompute",
+        "--model",
+        path_text(setup.teacher.path()),
+        "--corpus",
+        path_text(&setup.corpus),
+    ];
+    let out = ["--seq-len", "64", "--out", path_text(&cache)];
+    let output = teacher_succeeds(&[&base, out.as_slice(), flags].concat());
+    Ok((cache.clone(), text(&output)))
+}
+
+fn serve_cache(setup: &Setup, cache: &Path) -> Teacher {
+    Teacher::serve(
+        setup.work.path(),
+        &Listen::Loopback,
+        &["--cache", path_text(cache)],
+    )
+}
+
+/// What one side's tokens are: ids, where each begins, and the first that the completion has a byte of.
+struct Read {
+    ids: Vec<u32>,
+    begin: Vec<usize>,
+    first: usize,
+}
+
+fn read(tokenizer: &TokenizerFiles, side: &Value) -> Result<(Read, String)> {
+    let field = |name: &str| side[name].as_str().context("a text");
+    let (prompt, completion) = (field("prompt")?, field("completion")?);
+    let whole = format!("{prompt}{completion}");
+    let mut encoded = tokenizer.encode(&whole)?;
+    encoded.ids.extend(tokenizer.eos_id());
+    let end = whole.len() as u32;
+    encoded.ranges.push((end, end));
+    let first = encoded
+        .ranges
+        .iter()
+        .position(|range| range.1 as usize > prompt.len());
+    let read = Read {
+        begin: encoded
+            .ranges
+            .iter()
+            .map(|range| range.0 as usize)
+            .collect(),
+        ids: encoded.ids,
+        first: first.context("a completion")?,
+    };
+    Ok((read, whole))
+}
+
+/// Log-probabilities of every token after the first, `[T - 1, V]`.
+fn log_probabilities(decoder: &Decoder, ids: &[u32]) -> Result<Tensor> {
+    let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+    let logits = fixtures::dense_logits(decoder, &ids)?.squeeze(0)?;
+    let logits = logits
+        .narrow(0, 0, logits.dim(0)? - 1)?
+        .narrow(1, 0, VOCAB_SIZE)?;
+    Ok(log_softmax(&logits, D::Minus1)?)
+}
+
+/// CE on the student's completion, and KL where a token of both begins at the same byte from the end, in what both end with.
+fn reference(setup: &Setup, record: &Value) -> Result<(f64, f64)> {
+    let tokenizer = TokenizerFiles::open(setup.teacher.path())?;
+    let (ours, our_text) = read(&tokenizer, &record["teacher"])?;
+    let (theirs, their_text) = read(&tokenizer, &record["student"])?;
+    let completion = record["student"]["completion"].as_str().context("a text")?;
+    assert!(
+        our_text.ends_with(completion),
+        "the student's completion is shared whole"
+    );
+    let student = Decoder::load(
+        &ModelConfig::load(setup.student.path())?,
+        &Weights::open(setup.student.path())?,
+        &LoadOptions {
+            base: Base::QuantizeNf4,
+            lora: Some(LoraConfig {
+                seed: 7,
+                ..LoraConfig::default()
+            }),
+            ..LoadOptions::reference()
+        },
+    )?;
+    let teacher = fixtures::decoder(setup.teacher.path(), candle_core::DType::F32)?;
+    let p = log_probabilities(&teacher, &ours.ids)?;
+    let q = log_probabilities(&student, &theirs.ids)?;
+    let (mut ce, mut labels, mut kl, mut pairs) = (0.0, 0.0, 0.0, 0.0);
+    for t in theirs.first..theirs.ids.len() {
+        let row = q.get(t - 1)?;
+        let log_q = row.get(theirs.ids[t] as usize)?.to_scalar::<f32>()?;
+        (ce, labels) = (ce - f64::from(log_q), labels + 1.0);
+        let from_end = their_text.len() - theirs.begin[t];
+        let same =
+            (ours.first..ours.ids.len()).find(|&s| our_text.len() - ours.begin[s] == from_end);
+        // A token that begins before the completion has a byte that is not shared.
+        let inside = from_end <= completion.len();
+        if let Some(s) = same.filter(|_| inside) {
+            let log_p = p.get(s - 1)?;
+            let term = (log_p.exp()? * (&log_p - &row)?)?
+                .sum_all()?
+                .to_scalar::<f32>()?;
+            (kl, pairs) = (kl + f64::from(term), pairs + 1.0);
+        }
+    }
+    assert!(pairs >= 3.0, "{pairs}");
+    Ok((ce / labels, kl / pairs))
+}
+
+#[test]
+fn the_first_step_of_a_pair_equals_a_dense_reference() -> Result<()> {
+    let setup = setup_with(&[pair(1)])?;
+    let all = VOCAB_SIZE.to_string();
+    let capture = [
+        "--estimator",
+        "top-k",
+        "--top-k",
+        &all,
+        "--value-coding",
+        "f16",
+    ];
+    let teacher = setup.serve(&Listen::Loopback, &capture);
+    let run = setup.train(&teacher, "run", &["--steps", "1"]);
+    let (ce, kl) = reference(&setup, &pair(1))?;
+    let first = &metrics(&run)?[0];
+    for (key, expected) in [("ce", ce), ("kl", kl), ("loss", ce + kl)] {
+        let found = number(first, key)?;
+        assert!(
+            (found - expected).abs() < 1e-3 * expected.max(1.0),
+            "{key}: {found}, not {expected}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pair_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
+    let setup = setup()?;
+    let flags = ["--steps", "6", "--ot-weight", "0.5", "--save-steps", "2"];
+    let live = {
+        let teacher = setup.serve(&Listen::Loopback, &[]);
+        setup.train(&teacher, "live", &flags)
+    };
+    let adapter = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors"));
+    let expected = adapter(&live)?;
+    let lines = metrics(&live)?;
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["kl"].as_f64() > Some(0.0) && line["ot"].as_f64() != Some(0.0))
+    );
+
+    let (cache, _) = precompute(&setup, "cache", &[])?;
+    let teacher = serve_cache(&setup, &cache);
+    let cached = setup.train(&teacher, "cached", &flags);
+    assert!(adapter(&cached)? == expected, "from a cache");
+
+    let half = setup.work.path().join("half");
+    trainer_succeeds(&setup.train_args(&teacher, &half, &flags));
+    let newest = half.join("checkpoints");
+    let last = std::fs::read_dir(&newest)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let last = last.max().context("a checkpoint")?;
+    std::fs::remove_dir_all(last)?;
+    std::fs::remove_file(half.join("summary.json"))?;
+    std::fs::remove_dir_all(half.join("adapter"))?;
+    trainer_succeeds(&["train", "--resume", path_text(&half)]);
+    assert!(adapter(&half)? == expected, "resumed");
+    drop(teacher);
+
+    let teacher = setup.serve(&Listen::Loopback, &["--vram-mode", "swap", "--window", "2"]);
+    let swapped = setup.train(&teacher, "swapped", &flags);
+    assert!(adapter(&swapped)? == expected, "swapped");
+    Ok(())
+}
+
+#[test]
+fn a_student_with_another_tokenizer_reads_its_own_side() -> Result<()> {
+    let mut setup = setup()?;
+    setup.student = another_vocabulary()?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let run = setup.train(&teacher, "other", &["--steps", "6", "--ot-weight", "0.5"]);
+    let lines = metrics(&run)?;
+    assert!(lines.iter().all(|line| line["kl"].as_f64() > Some(0.0)));
+    Ok(())
+}
+
+#[test]
+fn another_text_s_teacher_is_another_run() -> Result<()> {
+    let setup = setup()?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let own = setup.train(&teacher, "own", &["--steps", "5"]);
+    let other = setup.train(
+        &teacher,
+        "other",
+        &["--steps", "5", "--shuffle-teacher", "true"],
+    );
+    let sum =
+        |run: &Path| -> Result<f64> { metrics(run)?.iter().map(|line| number(line, "kl")).sum() };
+    assert!(sum(&own)? != sum(&other)?);
+    Ok(())
+}
+
+#[test]
+fn pairs_that_share_nothing_need_transport() -> Result<()> {
+    let apart = |number: usize| {
+        json!({
+            "teacher": {"prompt": "say hello: ", "completion": format!("hello {number}a")},
+            "student": {"prompt": "there? ", "completion": format!("the end {number}b")},
+        })
+    };
+    let setup = setup_with(&(0..4).map(apart).collect::<Vec<_>>())?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("refused");
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &["--steps", "2"]));
+    assert!(
+        said.contains("none of the corpus' 4 pairs shares a byte"),
+        "{said}"
+    );
+    assert!(!out.join("config.toml").exists());
+    let run = setup.train(&teacher, "joined", &["--steps", "2", "--ot-weight", "1"]);
+    let lines = metrics(&run)?;
+    assert!(lines.iter().all(|line| line["kl"].as_f64() == Some(0.0)));
+    assert!(
+        lines
+            .iter()
+            .all(|line| number(line, "ot").is_ok_and(|ot| ot != 0.0))
+    );
+    drop(teacher);
+
+    let mixed: Vec<Value> = (0..3).map(apart).chain((0..3).map(pair)).collect();
+    let setup = setup_with(&mixed)?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("mixed");
+    let said = text(&trainer_succeeds(&setup.train_args(
+        &teacher,
+        &out,
+        &["--steps", "2"],
+    )));
+    assert!(said.contains("KL is taken in 3 of 6 sequences"), "{said}");
+    Ok(())
+}
+
+/// A teacher's long chain and a student's few tokens, and the other way around.
+#[test]
+fn sides_of_unlike_length_are_one_step() -> Result<()> {
+    let long = "hello there and so on ".repeat(700);
+    let sides = |teacher: &str, student: &str| {
+        json!({
+            "teacher": {"prompt": "say ", "completion": format!("{teacher}end")},
+            "student": {"prompt": "so ", "completion": format!("{student}end")},
+        })
+    };
+    let setup = setup_with(&[sides(&long, ""), sides("", &long)])?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let out = setup.work.path().join("long");
+    let flags = [
+        "--steps",
+        "2",
+        "--ot-weight",
+        "0.5",
+        "--student-seq-len",
+        "40",
+    ];
+    let said = text(&trainer_succeeds(&setup.train_args(&teacher, &out, &flags)));
+    assert!(
+        said.contains("has more than 40 tokens: the end is cut off"),
+        "{said}"
+    );
+    assert_eq!(metrics(&out)?.len(), 2);
+    Ok(())
+}
+
+/// The rows come from the cache: a teacher that is gone is not missed.
+#[test]
+fn an_edited_view_takes_the_rows_that_are_there() -> Result<()> {
+    let mut setup = setup()?;
+    let (cache, _) = precompute(&setup, "cache", &[])?;
+    let edited: Vec<String> = (0..6)
+        .map(|number| {
+            let mut pair = pair(number);
+            pair["student"]["prompt"] = format!("so {number}? ").into();
+            pair.to_string()
+        })
+        .collect();
+    setup.corpus = setup.work.path().join("edited.jsonl");
+    std::fs::write(&setup.corpus, edited.join("\n") + "\n")?;
+    let (_, said) = precompute(&setup, "cache", &[])?;
+    assert!(
+        said.contains("6 sequences took their rows from frames that are there"),
+        "{said}"
+    );
+    // What was there stays and is served, which is said.
+    assert!(
+        said.contains("6 are not in this corpus: they stay, are served"),
+        "{said}"
+    );
+    let teacher = serve_cache(&setup, &cache);
+    let run = setup.train(&teacher, "both", &["--epochs", "1"]);
+    assert_eq!(metrics(&run)?.len(), 12);
+    Ok(())
+}
+
+/// The method's own formula, and every plan, on sides of unlike length.
+#[test]
+fn the_literal_formula_and_every_plan_take_pairs_as_they_are() -> Result<()> {
+    let setup = setup()?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "exact"]);
+    let literal = setup.train(
+        &teacher,
+        "literal",
+        &["--steps", "2", "--preset", "literal"],
+    );
+    let plans = [
+        "sinkhorn",
+        "unbalanced",
+        "partial",
+        "mutual",
+        "row",
+        "uniform",
+        "monotone",
+    ];
+    let mut values = vec![metrics(&literal)?[0]["ot"].to_string()];
+    for plan in plans {
+        let flags = [
+            "--steps",
+            "2",
+            "--ot-weight",
+            "0.5",
+            "--align-cost",
+            "hidden",
+            "--align-loss",
+            "states",
+            "--align-position",
+            "0",
+        ];
+        let run = setup.train(
+            &teacher,
+            plan,
+            &[&flags[..], &["--align-plan", plan]].concat(),
+        );
+        let ot = number(&metrics(&run)?[0], "ot")?;
+        assert!(ot.is_finite() && ot > 0.0, "{plan}: {ot}");
+        values.push(ot.to_string());
+    }
+    values.sort();
+    values.dedup();
+    assert_eq!(
+        values.len(),
+        plans.len() + 1,
+        "each is another value: {values:?}"
+    );
+    Ok(())
+}
+
+/// Links of the record are a plan of their own, and prompts carry it.
+#[test]
+fn links_of_the_record_are_a_plan() -> Result<()> {
+    let mut record = pair(3);
+    record["targets"] = "all".into();
+    let setup = setup_with(&[record, pair(4)])?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
+    let flags = [
+        "--steps",
+        "2",
+        "--ot-weight",
+        "1",
+        "--align-plan",
+        "links",
+        "--align-loss",
+        "kl",
+    ];
+    let run = setup.train(&teacher, "links", &flags);
+    let values: Vec<f64> = metrics(&run)?
+        .iter()
+        .map(|line| number(line, "ot"))
+        .collect::<Result<_>>()?;
+    // Without prompts nothing of the second record's link carries mass.
+    assert!(
+        values.contains(&0.0) && values.iter().any(|&ot| ot > 0.0),
+        "{values:?}"
+    );
+    Ok(())
+}
+
+/// P is fitted on what both sides share before the first step, of the layer that is asked for, and a run that goes on keeps it.
+#[test]
+fn a_projection_is_fitted_once_and_held() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
+    let hidden = [
+        "--ot-weight",
+        "0.5",
+        "--align-cost",
+        "hidden",
+        "--align-loss",
+        "states",
+    ];
+    let flags = [
+        &hidden[..],
+        &["--steps", "4", "--save-steps", "2", "--align-layers", "1:1"],
+    ]
+    .concat();
+    let run = setup.train(&teacher, "fitted", &flags);
+    let report: Value = serde_json::from_slice(&std::fs::read(run.join("projection.json"))?)?;
+    assert!(
+        report["rows"].as_u64() > Some(200) && report["held_out"].as_u64() > Some(10),
+        "{report}"
+    );
+    assert!(report["r_squared"].as_f64() < Some(1.0), "{report}");
+    let projection =
+        |run: &Path, of: &str| std::fs::read(run.join(of).join("hidden_projection.safetensors"));
+    let first = std::fs::read_dir(run.join("checkpoints"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .min();
+    let first = first.context("a checkpoint")?;
+    assert!(
+        projection(&first, "")? == projection(&run, "adapter")?,
+        "P was held"
+    );
+
+    let expected = std::fs::read(run.join("adapter/adapter_model.safetensors"))?;
+    let last = std::fs::read_dir(run.join("checkpoints"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .max();
+    std::fs::remove_dir_all(last.context("a checkpoint")?)?;
+    std::fs::remove_file(run.join("summary.json"))?;
+    std::fs::remove_file(run.join("projection.json"))?;
+    trainer_succeeds(&["train", "--resume", path_text(&run)]);
+    assert!(
+        std::fs::read(run.join("adapter/adapter_model.safetensors"))? == expected,
+        "resumed"
+    );
+    assert!(!run.join("projection.json").exists(), "not fitted again");
+
+    let moving = [&flags[..], &["--align-projection", "random"]].concat();
+    let moved = setup.train(&teacher, "random", &moving);
+    assert!(!moved.join("projection.json").exists());
+    assert!(projection(&moved, "adapter")? != projection(&run, "adapter")?);
+
+    let out = setup.work.path().join("absent");
+    let absent = [&hidden[..], &["--steps", "1", "--align-layers", "3:last"]].concat();
+    let said = trainer_refuses(&setup.train_args(&teacher, &out, &absent));
+    assert!(
+        said.contains("state 3 was asked for, but the capture has 3"),
+        "{said}"
+    );
+    drop(teacher);
+    let swapping = setup.serve(
+        &Listen::Loopback,
+        &["--state", "exact", "--vram-mode", "swap", "--window", "2"],
+    );
+    let said = trainer_refuses(&setup.train_args(
+        &swapping,
+        &out,
+        &[&hidden[..], &["--steps", "1"]].concat(),
+    ));
+    assert!(said.contains("align.projection: fitted"), "{said}");
+    Ok(())
+}

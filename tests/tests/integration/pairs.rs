@@ -260,7 +260,15 @@ fn pairs_that_share_nothing_need_transport() -> Result<()> {
         "{said}"
     );
     assert!(!out.join("config.toml").exists());
-    let run = setup.train(&teacher, "joined", &["--steps", "2", "--ot-weight", "1"]);
+    let joined = ["--steps", "2", "--ot-weight", "1"];
+    let run = setup.work.path().join("joined");
+    let said = text(&trainer_succeeds(
+        &setup.train_args(&teacher, &run, &joined),
+    ));
+    assert!(
+        said.contains("align.position is 1000: plans stay near the diagonal"),
+        "{said}"
+    );
     let lines = metrics(&run)?;
     assert!(lines.iter().all(|line| line["kl"].as_f64() == Some(0.0)));
     assert!(

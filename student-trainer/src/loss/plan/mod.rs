@@ -218,13 +218,14 @@ const MASS_ERROR_MAX: f64 = 1e-6;
 
 fn check_masses(what: &'static str, masses: &[f64]) -> Result<()> {
     let expected = "numbers of at least 0 that sum to 1";
-    // NaN is neither.
-    if let Some(i) = masses.iter().position(|mass| !(*mass >= 0.0)) {
+    let is_none = |mass: &f64| mass.is_nan() || *mass < 0.0;
+    if let Some(i) = masses.iter().position(is_none) {
         let found = format!("{} at position {i}", masses[i]);
         return Err(LossError::shape(what, expected, found));
     }
     let sum: f64 = masses.iter().sum();
-    if !((sum - 1.0).abs() <= MASS_ERROR_MAX) {
+    // An infinite mass is far from 1 as well.
+    if (sum - 1.0).abs() > MASS_ERROR_MAX {
         return Err(LossError::shape(what, expected, format!("a sum of {sum}")));
     }
     Ok(())

@@ -120,13 +120,13 @@ fn scaled(problem: &Problem, epsilon: f64, rho: (f64, f64)) -> Matrix {
     let (mut f, mut g) = (vec![0.0; a.len()], vec![0.0; b.len()]);
     for _ in 0..ROUNDS_MAX {
         let before = (f.clone(), g.clone());
-        for i in 0..a.len() {
+        for (i, f) in f.iter_mut().enumerate() {
             let term = |j: usize| b[j].ln() + g[j] - cost.at(i, j) / epsilon;
-            f[i] = -phi(rho.0) * logsumexp(&(0..b.len()).map(term).collect::<Vec<_>>());
+            *f = -phi(rho.0) * logsumexp(&(0..b.len()).map(term).collect::<Vec<_>>());
         }
-        for j in 0..b.len() {
+        for (j, g) in g.iter_mut().enumerate() {
             let term = |i: usize| a[i].ln() + f[i] - cost.at(i, j) / epsilon;
-            g[j] = -phi(rho.1) * logsumexp(&(0..a.len()).map(term).collect::<Vec<_>>());
+            *g = -phi(rho.1) * logsumexp(&(0..a.len()).map(term).collect::<Vec<_>>());
         }
         if moved(&before.0, &f) + moved(&before.1, &g) < 1e-13 {
             break;

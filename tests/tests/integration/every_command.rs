@@ -102,6 +102,20 @@ impl Place {
         trainer(&[&["report", path_text(&self.run)], flags].concat())
     }
 
+    /// `ablate` of one arm into a fresh directory.
+    pub fn ablate(&self, flags: &[&str]) -> Command {
+        let (arms, out) = (self.fresh(), self.fresh());
+        let (teacher, corpus) = (self.server.address(), path_text(&self.setup.corpus));
+        let student = path_text(self.setup.student.path());
+        let text = format!(
+            "seeds = [1, 2]\nmetric = \"ce\"\nequal_gradients = false\n[base]\nteacher = \"{teacher}\"\nstudent = \"{student}\"\n\
+             steps = 1\neval_data = [\"{corpus}\"]\neval_kl = false\neval_max_sequences = 1\n[[arm]]\nname = \"CE\"\n\
+             loss = {{ kl_weight = 0.0 }}\n"
+        );
+        std::fs::write(&arms, text).expect("a file in a directory that is there");
+        trainer(&[&["ablate", &arms, "--out", &out], flags].concat())
+    }
+
     /// `precompute` into a fresh directory.
     pub fn capture(&self, flags: &[&str]) -> Command {
         let out = self.fresh();
@@ -173,6 +187,8 @@ impl Place {
             result("report", self.report(&[])),
             result("losses", self.losses(&[])),
             result("losses", self.losses(&["--json"])),
+            result("ablate", self.ablate(&[])),
+            result("ablate", self.ablate(&["--json"])),
         ]
     }
 

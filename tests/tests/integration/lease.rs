@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Several passes and evaluations, so that the device changes hands between, before and after them.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 18] = [
     "--epochs",
     "3",
     "--grad-accumulation",
@@ -36,6 +36,8 @@ const SETTINGS: [&str; 16] = [
     "0.1",
     "--align-cost",
     "hidden",
+    "--align-projection",
+    "random",
     "--lr",
     "1e-3",
     "--eval-steps",

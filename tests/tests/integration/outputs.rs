@@ -22,7 +22,7 @@ const OUTPUTS: [(&str, &str); 6] = [
     ("report", "out"),
 ];
 /// Flags with such a name that are read, and those that name a directory to make.
-const OTHERS: [(&str, &str); 15] = [
+const OTHERS: [(&str, &str); 16] = [
     ("serve", "token-file"),
     ("precompute", "token-file"),
     // Precompute takes the settings of serve, and listens nowhere.
@@ -36,6 +36,7 @@ const OTHERS: [(&str, &str); 15] = [
     ("pretrain", "out"),
     ("quantize", "out"),
     ("export", "out"),
+    ("ablate", "out"),
     // Plan takes the settings of train, and writes nothing.
     ("plan", "token-file"),
     ("plan", "out"),

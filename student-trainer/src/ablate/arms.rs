@@ -38,6 +38,28 @@ impl Metric {
         }
     }
 
+    /// Checks before anything is trained that evaluations will have it.
+    fn check(self, config: &TrainConfig) -> Result<()> {
+        let missing = |what: &str| Err(Error::Config(what.to_owned()));
+        if config.eval_data.is_empty() {
+            return missing(
+                "eval_data: name the held-out text that the arms are compared on, in [base]",
+            );
+        }
+        for path in &config.eval_data {
+            std::fs::metadata(path).map_err(Error::io("read", path))?;
+        }
+        match self {
+            Self::ExactMatch if !config.eval_exact_match => {
+                missing("metric: exact_match needs eval_exact_match = true in [base]")
+            }
+            Self::Kl | Self::Top1Agreement if !config.eval_kl => {
+                missing("metric: kl and top1_agreement need eval_kl = true in [base]")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// 1 where more is better, else -1.
     pub(super) fn sign(self) -> f64 {
         match self {
@@ -137,12 +159,26 @@ impl ArmsFile {
                 ));
             }
         }
+        for (place, settings) in self.tables() {
+            for (key, instead) in [("seed", "`seeds`"), ("out", "--out")] {
+                if settings.contains_key(key) {
+                    return Err(format!("{place}: `{key}` comes from {instead}"));
+                }
+            }
+        }
         if let Some(baseline) = &self.baseline
             && !self.arm.iter().any(|arm| arm.name == *baseline)
         {
             return Err(format!("baseline: there is no arm `{baseline}`"));
         }
         Ok(())
+    }
+
+    /// Every table of settings, by what it is.
+    fn tables(&self) -> impl Iterator<Item = (String, &Table)> {
+        let arms = self.arm.iter();
+        let arms = arms.map(|arm| (format!("arm `{}`", arm.name), &arm.settings));
+        std::iter::once(("base".to_owned(), &self.base)).chain(arms)
     }
 
     pub fn baseline(&self) -> &str {
@@ -160,7 +196,7 @@ impl ArmsFile {
         for arm in &self.arm {
             let mut settings = self.base.clone();
             overlay(&mut settings, &arm.settings);
-            let own = trial(directory, &arm.name, None, settings.clone())?;
+            let own = trial((directory, self.metric), &arm.name, None, settings.clone())?;
             let has_transport = weight(&own.settings, "ot_weight") > 0.0;
             let has_teacher = super::scale::TERMS
                 .iter()
@@ -181,20 +217,35 @@ impl ArmsFile {
                 }
                 overlay(&mut settings, &nested(["loss", "align"], align));
                 let name = format!("{}, plan {control}", arm.name);
-                trials.push(trial(directory, &name, Some(&arm.name), settings)?);
+                trials.push(trial(
+                    (directory, self.metric),
+                    &name,
+                    Some(&arm.name),
+                    settings,
+                )?);
             }
             if has_teacher {
                 let mut settings = settings;
                 settings.insert("shuffle_teacher".to_owned(), Value::from(true));
                 let name = format!("{}, another text's teacher", arm.name);
-                trials.push(trial(directory, &name, Some(&arm.name), settings)?);
+                trials.push(trial(
+                    (directory, self.metric),
+                    &name,
+                    Some(&arm.name),
+                    settings,
+                )?);
             }
         }
         Ok(trials)
     }
 }
 
-fn trial(directory: &Path, name: &str, of: Option<&str>, settings: Table) -> Result<Trial> {
+fn trial(
+    (directory, metric): (&Path, Metric),
+    name: &str,
+    of: Option<&str>,
+    settings: Table,
+) -> Result<Trial> {
     let path = directory.join(format!("{}.toml", slug(name)));
     write_settings(&path, &settings)?;
     let in_arm = |error: Error| Error::Config(format!("arm `{name}`: {error}"));
@@ -204,11 +255,7 @@ fn trial(directory: &Path, name: &str, of: Option<&str>, settings: Table) -> Res
     // Every run gets one of its own.
     config.out = directory.to_owned();
     config.validate().map_err(in_arm)?;
-    if config.eval_data.is_empty() {
-        return Err(in_arm(Error::Config(
-            "eval_data: name the held-out text that the arms are compared on, in [base]".into(),
-        )));
-    }
+    metric.check(&config).map_err(in_arm)?;
     let settings = Table::try_from(&config)
         .map_err(|e| Error::Config(format!("arm `{name}` cannot be written as TOML: {e}")))?;
     Ok(Trial {

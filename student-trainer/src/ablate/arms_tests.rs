@@ -8,7 +8,8 @@ const BASE: &str = r#"
 seeds = [1, 2]
 [base]
 student = "s"
-eval_data = ["held.jsonl"]
+eval_data = ["Cargo.toml"]
+eval_exact_match = true
 "#;
 
 fn read(text: &str) -> Result<(ArmsFile, Vec<Trial>)> {
@@ -131,6 +132,26 @@ fn what_cannot_be_judged_is_refused() {
             "arm `A`",
         ),
         (format!("{BASE}{arm}sedes = 3\n"), "sedes"),
+        (
+            format!("{BASE}seed = 3\n{arm}"),
+            "base: `seed` comes from `seeds`",
+        ),
+        (
+            format!("{BASE}{arm}out = \"x\"\n"),
+            "arm `A`: `out` comes from --out",
+        ),
+        (
+            format!("metric = \"kl\"\n{BASE}eval_kl = false\n{arm}"),
+            "need eval_kl",
+        ),
+        (
+            format!("{BASE}{arm}eval_exact_match = false\n"),
+            "needs eval_exact_match",
+        ),
+        (
+            format!("{BASE}{arm}eval_data = [\"none.jsonl\"]\n"),
+            "none.jsonl",
+        ),
     ] {
         let refused = read(&text)
             .map(|(_, trials)| trials)

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -99,6 +100,7 @@ impl Planned {
 
     fn start(&self, shutdown: &Shutdown) -> Result<ExitStatus> {
         let (log, settings) = (self.file(".log"), self.file(".toml"));
+        tracing::info!("{}: training; its log is {}", self.name, log.display());
         let to = File::create(&log).map_err(Error::io("create", &log))?;
         let also = to.try_clone().map_err(Error::io("open", &log))?;
         let mut command = Command::new(PROGRAM);
@@ -109,6 +111,8 @@ impl Planned {
             write_settings(&settings, &self.settings)?;
             command.arg("--config").arg(&settings);
         }
+        // In a group of its own: a terminal's signal reaches it once, through this process, and it saves what it has.
+        command.process_group(0);
         let child = command.stdin(Stdio::null()).stdout(to).stderr(also);
         let child = child
             .spawn()
@@ -139,10 +143,7 @@ fn wait(mut child: Child, shutdown: &Shutdown) -> std::io::Result<ExitStatus> {
         }
         if shutdown.is_requested() && !is_told {
             is_told = true;
-            // A terminal tells both; a second signal would end the run at once, without its checkpoint.
-            if shutdown.signal() != Some(Signal::Interrupt) {
-                Signal::Terminate.send(child.id())?;
-            }
+            Signal::Terminate.send(child.id())?;
         }
         thread::sleep(POLL);
     }

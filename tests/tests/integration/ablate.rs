@@ -6,7 +6,9 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    harness::{Listen, ending, text, trainer, trainer_refuses, trainer_succeeds, wait_until},
+    harness::{
+        Listen, ending, send_signal, text, trainer, trainer_refuses, trainer_succeeds, wait_until,
+    },
     pipeline::{Setup, path_text},
 };
 
@@ -124,5 +126,33 @@ fn arms_that_cannot_be_trained_are_refused_before_any_is() -> Result<()> {
         "{refused}"
     );
     assert!(!out.join("runs").exists());
+    Ok(())
+}
+
+/// A signal that reaches the judge alone stops the run under way too, which keeps a checkpoint.
+#[test]
+fn a_stop_ends_the_run_under_way_with_a_checkpoint() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let (file, out) = (
+        setup.work.path().join("arms.toml"),
+        setup.work.path().join("judged"),
+    );
+    let endless = arms(&setup, teacher.address(), 100_000);
+    fs::write(&file, format!("equal_gradients = false\n{endless}"))?;
+    let mut child = trainer(&["ablate", path_text(&file), "--out", path_text(&out)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let run = out.join("runs/ce-9");
+    wait_until("the first steps", || {
+        fs::metadata(run.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0)
+    });
+    send_signal(&child, libc::SIGINT);
+    assert_eq!(ending(&mut child)?.code(), Some(130));
+    assert_eq!(results(&out)?["complete"], false);
+    assert!(run.join("checkpoints").read_dir()?.next().is_some());
+    let log = fs::read_to_string(out.join("runs/ce-9.log"))?;
+    assert!(log.contains("stopped (go on with --resume)"), "{log}");
     Ok(())
 }

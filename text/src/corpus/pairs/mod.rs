@@ -171,6 +171,15 @@ fn side(name: &str, found: Option<Json>, other: &str) -> Result<Record, String> 
             "`{name}` has `{inner}` in it: a pair within a pair is not possible"
         ));
     }
+    // Its author means something by them.
+    if let Some(list) = [SHARED, LINKS]
+        .into_iter()
+        .find(|list| lists_parts(&record, list))
+    {
+        return Err(format!(
+            "`{name}` has `{list}` in it, which belongs beside `{TEACHER}` and `{STUDENT}`"
+        ));
+    }
     Record::read(record).map_err(|reason| format!("`{name}`: {reason}"))
 }
 

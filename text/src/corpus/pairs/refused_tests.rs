@@ -338,3 +338,16 @@ fn words_that_the_chat_template_changes_are_refused_by_name() {
     );
     assert!(read(" OK ", "0:3").is_err());
 }
+
+#[test]
+fn parts_inside_a_side_are_refused_and_not_forgotten() {
+    let side = json!({"prompt": "a", "completion": "b", "links": [{"teacher": "prompt[0:1]", "student": "prompt[0:1]"}]});
+    let line = json!({"teacher": {"prompt": "a", "completion": "b"}, "student": side});
+    refused(
+        &line,
+        &[
+            "`student` has `links` in it",
+            "beside `teacher` and `student`",
+        ],
+    );
+}

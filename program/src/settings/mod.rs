@@ -29,7 +29,7 @@ pub use flags::{FileFlags, Flags, with_flags};
 pub(crate) use key::flag_of;
 pub use key::{Key, Kind, Setting, check, limits, section, with_defaults};
 pub use needs::{Is, Need, number};
-pub use resolve::{FILE_BYTES_MAX, Resolved, Scheme, lookup, overlay, resolve};
+pub use resolve::{FILE_BYTES_MAX, Resolved, Scheme, insert, lookup, overlay, resolve};
 
 /// Settings by name.
 pub trait Keys {

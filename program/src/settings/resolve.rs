@@ -143,7 +143,8 @@ pub fn lookup<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     }
 }
 
-pub(super) fn insert(table: &mut Table, path: &str, value: Value) {
+/// Puts a value at a dotted path, and makes the tables on the way.
+pub fn insert(table: &mut Table, path: &str, value: Value) {
     match path.split_once('.') {
         None => {
             table.insert(path.to_owned(), value);

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use clap::Command;
+use distill_program::settings::{insert, lookup, number, overlay};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::scale::TERMS;
 use crate::{
     Error, Result,
     cli::all_keys,
@@ -122,8 +124,8 @@ pub(super) struct Trial {
 /// Plans that a transport has to beat: no constraint on columns, none at all, and the product of both softmaxes.
 const CONTROL_PLANS: [&str; 3] = ["row", "uniform", "mutual"];
 /// Where the plan is set, and what is paid on it.
-const PLAN: &str = "plan";
-const LOSS: &str = "loss";
+const PLAN: &str = "loss.align.plan";
+const LOSS: &str = "loss.align.loss";
 
 impl ArmsFile {
     pub fn read(path: &Path) -> Result<Self> {
@@ -195,49 +197,42 @@ impl ArmsFile {
         let mut trials: Vec<Trial> = Vec::new();
         for arm in &self.arm {
             let mut settings = self.base.clone();
-            overlay(&mut settings, &arm.settings);
-            let own = trial((directory, self.metric), &arm.name, None, settings.clone())?;
-            let has_transport = weight(&own.settings, "ot_weight") > 0.0;
-            let has_teacher = super::scale::TERMS
-                .iter()
-                .any(|term| weight(&own.settings, term) > 0.0);
-            let plan = align(&own.settings)
-                .and_then(|align| align.get(PLAN))
-                .cloned();
-            let held = held_loss(&own.settings);
+            overlay(&mut settings, arm.settings.clone());
+            let place = (directory, self.metric);
+            let own = trial(place, &arm.name, None, settings.clone())?;
+            let controls = controls(&own.settings);
             trials.push(own);
-            for control in CONTROL_PLANS.into_iter().filter(|_| has_transport) {
-                if plan == Some(Value::from(control)) {
-                    continue;
-                }
+            for (what, changes) in controls {
                 let mut settings = settings.clone();
-                let mut align = Table::from_iter([(PLAN.to_owned(), Value::from(control))]);
-                if let Some(held) = held {
-                    align.insert(LOSS.to_owned(), Value::from(held));
+                for (path, value) in changes {
+                    insert(&mut settings, path, value);
                 }
-                overlay(&mut settings, &nested(["loss", "align"], align));
-                let name = format!("{}, plan {control}", arm.name);
-                trials.push(trial(
-                    (directory, self.metric),
-                    &name,
-                    Some(&arm.name),
-                    settings,
-                )?);
-            }
-            if has_teacher {
-                let mut settings = settings;
-                settings.insert("shuffle_teacher".to_owned(), Value::from(true));
-                let name = format!("{}, another text's teacher", arm.name);
-                trials.push(trial(
-                    (directory, self.metric),
-                    &name,
-                    Some(&arm.name),
-                    settings,
-                )?);
+                let name = format!("{}, {what}", arm.name);
+                trials.push(trial(place, &name, Some(&arm.name), settings)?);
             }
         }
         Ok(trials)
     }
+}
+
+/// What each control of an arm with these settings is called, and has otherwise.
+fn controls(arm: &Table) -> Vec<(String, Vec<(&'static str, Value)>)> {
+    let plan = lookup(arm, PLAN).and_then(Value::as_str);
+    let has_transport = weight(arm, "ot_weight") > 0.0;
+    let others = CONTROL_PLANS.into_iter();
+    let others = others.filter(|control| has_transport && plan != Some(control));
+    let mut controls: Vec<_> = others
+        .map(|control| {
+            let mut changes = vec![(PLAN, Value::from(control))];
+            changes.extend(held_loss(arm).map(|held| (LOSS, Value::from(held))));
+            (format!("plan {control}"), changes)
+        })
+        .collect();
+    if TERMS.iter().any(|term| weight(arm, term) > 0.0) {
+        let shuffled = vec![("shuffle_teacher", Value::from(true))];
+        controls.push(("another text's teacher".to_owned(), shuffled));
+    }
+    controls
 }
 
 fn trial(
@@ -272,49 +267,22 @@ pub(super) fn write_settings(path: &Path, settings: &Table) -> Result<()> {
 
 /// A weight of the loss; 0 where there is none.
 pub(super) fn weight(settings: &Table, name: &str) -> f64 {
-    let loss = settings.get("loss").and_then(Value::as_table);
-    match loss.and_then(|loss| loss.get(name)) {
-        Some(Value::Float(weight)) => *weight,
-        Some(Value::Integer(weight)) => *weight as f64,
-        _ => 0.0,
-    }
-}
-
-fn align(settings: &Table) -> Option<&Table> {
-    settings.get("loss")?.as_table()?.get("align")?.as_table()
+    let weight = lookup(settings, &format!("loss.{name}"));
+    weight.and_then(number).unwrap_or_default()
 }
 
 /// What a control pays in place of `entropic`, which is the least value of what its plan would have to minimise: the same cost
 /// with the plan held, whose gradient is that of `entropic` with another plan. None where the loss can stay.
 fn held_loss(settings: &Table) -> Option<&'static str> {
-    let word = |key: &str| align(settings)?.get(key)?.as_str();
+    let word = |path: &str| lookup(settings, path)?.as_str();
     if word(LOSS) != Some("entropic") {
         return None;
     }
-    match word("cost") {
+    match word("loss.align.cost") {
         Some("kl") => Some("kl"),
         Some("hidden") => Some("states"),
         Some("softmax-similarity") => Some("similarity"),
         _ => Some("sharp"),
-    }
-}
-
-/// `inner` at a path of tables.
-fn nested<const N: usize>(path: [&str; N], inner: Table) -> Table {
-    path.into_iter().rev().fold(inner, |inner, name| {
-        Table::from_iter([(name.to_owned(), Value::Table(inner))])
-    })
-}
-
-/// Puts settings over others, table by table.
-pub(super) fn overlay(under: &mut Table, over: &Table) {
-    for (name, value) in over {
-        match (under.get_mut(name), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
-            _ => {
-                under.insert(name.clone(), value.clone());
-            }
-        }
     }
 }
 

@@ -58,12 +58,12 @@ epsilon = 0.05
             ("OT, another text's teacher", of_ot),
         ]
     );
-    let plan = |trial: &Trial| align(&trial.settings).unwrap()["plan"].clone();
+    let plan = |trial: &Trial| lookup(&trial.settings, PLAN).unwrap().clone();
     let plans: Vec<Value> = trials[3..].iter().map(plan).collect();
     let expected = ["sinkhorn", "row", "uniform", "mutual", "sinkhorn"];
     assert_eq!(plans, expected.map(Value::from));
     // `entropic` is the value of a problem that these plans do not solve.
-    let loss = |trial: &Trial| align(&trial.settings).unwrap()["loss"].clone();
+    let loss = |trial: &Trial| lookup(&trial.settings, LOSS).unwrap().clone();
     let losses: Vec<Value> = trials[3..].iter().map(loss).collect();
     let expected = ["entropic", "kl", "kl", "kl", "entropic"];
     assert_eq!(losses, expected.map(Value::from));
@@ -82,7 +82,9 @@ epsilon = 0.05
             0.1
         };
         assert_eq!(
-            align(&trial.settings).unwrap()["epsilon"],
+            lookup(&trial.settings, "loss.align.epsilon")
+                .unwrap()
+                .clone(),
             Value::from(epsilon)
         );
     }

@@ -13,10 +13,16 @@ use distill_program::Signal;
 use toml::{Table, Value};
 
 use super::arms::{slug, write_settings};
-use crate::{Error, Result, config::FILE_BYTES_MAX, files, report::Run, shutdown::Shutdown};
+use crate::{
+    Error, Result,
+    config::FILE_BYTES_MAX,
+    files,
+    report::Run,
+    run::{CONFIG_FILE, SUMMARY_FILE},
+    shutdown::Shutdown,
+    train::PROGRAM,
+};
 
-/// This program, also where its file has been replaced since.
-const PROGRAM: &str = "/proc/self/exe";
 /// Time between two looks at a run.
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of a failed run's log that are shown.
@@ -52,7 +58,7 @@ impl Planned {
     /// # Errors
     /// A run of other settings is there.
     pub fn is_done(&self) -> Result<bool> {
-        let config = self.directory.join("config.toml");
+        let config = self.directory.join(CONFIG_FILE);
         if !config.is_file() {
             return Ok(false);
         }
@@ -68,7 +74,7 @@ impl Planned {
                     "is a run with another `{key}` than the arm has now; move it away, or name another --out"
                 ),
             )),
-            None => Ok(self.directory.join("summary.json").is_file()),
+            None => Ok(self.directory.join(SUMMARY_FILE).is_file()),
         }
     }
 
@@ -105,7 +111,7 @@ impl Planned {
         let also = to.try_clone().map_err(Error::io("open", &log))?;
         let mut command = Command::new(PROGRAM);
         command.arg("train");
-        if self.directory.join("config.toml").is_file() {
+        if self.directory.join(CONFIG_FILE).is_file() {
             command.arg("--resume").arg(&self.directory);
         } else {
             write_settings(&settings, &self.settings)?;

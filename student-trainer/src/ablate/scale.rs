@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use distill_program::settings::insert;
 use distill_proto::Fingerprint;
 use toml::{Table, Value};
 
 use super::{
-    arms::{Trial, overlay, weight},
+    arms::{Trial, weight},
     runs::Planned,
 };
 use crate::{Error, Result, loss::LossSchedule, shutdown::Shutdown};
@@ -102,17 +103,13 @@ impl<'a> Scale<'a> {
             ("early_stopping_patience", Value::Integer(0)),
             ("warmup_ratio", Value::Float(0.0)),
         ];
-        let over: Table = over
-            .map(|(key, value)| (key.to_owned(), value))
-            .into_iter()
-            .collect();
-        overlay(&mut alone, &over);
-        if let Some(loss) = alone.get_mut("loss").and_then(Value::as_table_mut) {
-            // Weights that change over a run would begin elsewhere.
-            let constant = Table::try_from(LossSchedule::default());
-            let constant = constant.map_err(|e| Error::Config(format!("loss.schedule: {e}")))?;
-            loss.insert("schedule".to_owned(), Value::Table(constant));
+        for (key, value) in over {
+            insert(&mut alone, key, value);
         }
+        // Weights that change over a run would begin elsewhere.
+        let constant = Table::try_from(LossSchedule::default());
+        let constant = constant.map_err(|e| Error::Config(format!("loss.schedule: {e}")))?;
+        insert(&mut alone, "loss.schedule", Value::Table(constant));
         for other in TERMS.into_iter().chain([CE]) {
             set_weight(&mut alone, other, f64::from(u8::from(other == term)));
         }
@@ -131,7 +128,5 @@ impl<'a> Scale<'a> {
 }
 
 fn set_weight(settings: &mut Table, name: &str, weight: f64) {
-    if let Some(loss) = settings.get_mut("loss").and_then(Value::as_table_mut) {
-        loss.insert(name.to_owned(), Value::Float(weight));
-    }
+    insert(settings, &format!("loss.{name}"), Value::Float(weight));
 }

@@ -18,12 +18,12 @@ use crate::{
     files::{self, write_atomically, write_json},
 };
 
-pub(super) const CONFIG_FILE: &str = "config.toml";
+pub(crate) const CONFIG_FILE: &str = "config.toml";
 pub(super) const LOCK_FILE: &str = ".lock";
 /// What was planned of the run's memory.
 pub(crate) const MEMORY_FILE: &str = "memory.json";
 /// There once a run is finished.
-pub(super) const SUMMARY_FILE: &str = "summary.json";
+pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 
 /// One run's directory, locked for as long as this lives. Dropped before the run has begun, it leaves what it found.

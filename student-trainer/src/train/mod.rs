@@ -72,6 +72,7 @@ use trainer::{Handover, Pause, Trainer, frames_a_step};
 use tuned::Tuned;
 use turn::{Grant, HANDED_OVER};
 pub use turn::{Turn, is_turn};
+pub(crate) use turns::PROGRAM;
 use updates::Updates;
 
 /// How a run ended.

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// This program, also where its file has been replaced since.
-const PROGRAM: &str = "/proc/self/exe";
+pub(crate) const PROGRAM: &str = "/proc/self/exe";
 /// The student's files were looked for already.
 const OFFLINE: (&str, &str) = ("HF_HUB_OFFLINE", "1");
 /// A shell's exit status for a process that ended by signal N is this and N.

@@ -89,22 +89,10 @@ impl Frame {
     fn write(&self, codes: &body::Codes, context: &FrameContext) -> Result<Vec<u8>> {
         let view = self.view.as_ref().map(View::to_bytes).unwrap_or_default();
         let mut header = Header::new(self, codes.statistics(), &view)?;
-        let compression = |e: std::io::Error| Error::Compression {
-            index: self.index,
-            reason: e.to_string(),
-        };
         let planes = body::planes(self, &view, codes);
-        let compressed = zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(compression)?;
-        header.compressed_bytes = length("compressed planes", compressed.len())?;
         let coded = body::coded(self, &header, codes);
         header.coded_bytes = length("coded rows", coded.len())?;
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + header.stored_bytes() + 128);
-        header.write(&mut bytes);
-        bytes.extend(compressed);
-        bytes.extend(coded);
-        bytes.extend(checksum(&bytes, context));
-        check_length(bytes.len())?;
-        Ok(bytes)
+        seal(header, &planes, &coded, context)
     }
 
     /// Reads a frame, checking every length, id and the checksum against `context`.
@@ -174,6 +162,28 @@ impl FrameSummary {
             bytes,
         }
     }
+}
+
+/// The bytes of a frame, from its planes and its coded part.
+fn seal(
+    mut header: Header,
+    planes: &[u8],
+    coded: &[u8],
+    context: &FrameContext,
+) -> Result<Vec<u8>> {
+    let compression = |e: std::io::Error| Error::Compression {
+        index: header.index,
+        reason: e.to_string(),
+    };
+    let compressed = zstd::bulk::compress(planes, ZSTD_LEVEL).map_err(compression)?;
+    header.compressed_bytes = length("compressed planes", compressed.len())?;
+    let mut bytes = Vec::with_capacity(HEADER_BYTES_MAX + header.stored_bytes() + CHECKSUM_BYTES);
+    header.write(&mut bytes);
+    bytes.extend(compressed);
+    bytes.extend(coded);
+    bytes.extend(checksum(&bytes, context));
+    check_length(bytes.len())?;
+    Ok(bytes)
 }
 
 fn check_length(bytes: usize) -> Result<()> {

@@ -1,9 +1,6 @@
 //! Provides a frame for another sequence of the same text, tokens and targets: its rows move over, bit for bit.
 
-use super::{
-    CHECKSUM_BYTES, Frame, FrameContext, HEADER_BYTES, ZSTD_LEVEL, check_length, checksum,
-    decompress, header::length, open, sections,
-};
+use super::{Frame, FrameContext, decompress, header::length, open, seal, sections};
 use crate::{Error, Fingerprint, Result, View};
 
 /// The sequence that a frame's rows are to stand for.
@@ -61,19 +58,7 @@ impl Frame {
         header.index = index;
         header.view_bytes = length("view", view.len())?;
         header.body_bytes = header.checked_body_bytes()?;
-        let compressed =
-            zstd::bulk::compress(&planes, ZSTD_LEVEL).map_err(|e| Error::Compression {
-                index,
-                reason: e.to_string(),
-            })?;
-        header.compressed_bytes = length("compressed planes", compressed.len())?;
-        let mut moved = Vec::with_capacity(HEADER_BYTES + header.stored_bytes() + CHECKSUM_BYTES);
-        header.write(&mut moved);
-        moved.extend(compressed);
-        moved.extend(coded);
-        moved.extend(checksum(&moved, to.context));
-        check_length(moved.len())?;
-        Ok(moved)
+        seal(header, &planes, coded, to.context)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Provides what `inspect` shows of a frame whose record gives the student a view of its own.
 
 use distill_proto::{Frame, Link, View};
+use distill_text::pairs;
 use serde::Serialize;
 
 /// Characters of a text that are shown.
@@ -58,8 +59,8 @@ impl PairShown {
         Some(Self {
             sequence_id: format!("{:016x}", frame.sequence_id),
             index: frame.index,
-            teacher: shorten(&frame.text),
-            student: shorten(record),
+            teacher: pairs::shorten(&frame.text, SHOWN_CHARS_MAX),
+            student: pairs::shorten(record, SHOWN_CHARS_MAX),
             prompts: *prompts,
             shared_count: shared.len(),
             shared: shown(shared),
@@ -112,7 +113,7 @@ impl LinkShown {
         let bytes = text.get(start as usize..end as usize);
         Self {
             teacher: link.teacher,
-            text: shorten(bytes.unwrap_or_default()),
+            text: pairs::shorten(bytes.unwrap_or_default(), SHOWN_CHARS_MAX),
             student: link.student.to_string(),
         }
     }
@@ -128,13 +129,6 @@ fn visible(text: &str) -> String {
         }
     }
     out
-}
-
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use ranges::{Parts, check_equal, common_end, read_list};
 use record::Record;
 
 pub(crate) use ranges::Shared;
+pub use ranges::shorten;
 pub use side::{Side, read_side};
 
 /// A record whose sides differ.

@@ -83,8 +83,8 @@ pub(super) fn check_equal(
             return Err(format!(
                 "`shared[{at}]`: {ours} is {:?} and {theirs} is {:?}, which are not the same bytes; use `links` for what \
                  corresponds without being equal",
-                shorten(one),
-                shorten(other)
+                shorten(one, SHOWN_CHARS_MAX),
+                shorten(other, SHOWN_CHARS_MAX)
             ));
         }
     }
@@ -182,7 +182,10 @@ fn read_range(value: Option<Json>) -> Result<FieldRange, String> {
             start,
             end,
         }),
-        _ => Err(format!("{expected}, but is {:?}", shorten(&text))),
+        _ => Err(format!(
+            "{expected}, but is {:?}",
+            shorten(&text, SHOWN_CHARS_MAX)
+        )),
     }
 }
 
@@ -192,9 +195,9 @@ fn number(text: &str) -> Option<u32> {
     digits.then(|| text.parse().ok())?
 }
 
-/// The beginning of a text, for messages.
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+/// The first `chars_max` characters of a text, for people.
+pub fn shorten(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }

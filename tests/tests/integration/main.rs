@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)]
 
 mod ablate;
+mod alignments;
 mod cache;
 mod captures;
 mod changed;

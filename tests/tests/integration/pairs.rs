@@ -19,7 +19,7 @@ use crate::{
 const VOCAB_SIZE: usize = 384;
 
 /// A teacher that reads a chain where the student reads a question, and both end alike.
-fn pair(number: usize) -> Value {
+pub fn pair(number: usize) -> Value {
     json!({
         "teacher": {"prompt": "say hello: ", "completion": format!("hello {number} and so hello there the end {number}")},
         "student": {"prompt": format!("hello {number}? "), "completion": format!("so hello there the end {number}")},
@@ -28,7 +28,7 @@ fn pair(number: usize) -> Value {
 }
 
 /// A setup whose corpus is these records.
-fn setup_with(records: &[Value]) -> Result<Setup> {
+pub fn setup_with(records: &[Value]) -> Result<Setup> {
     let mut setup = Setup::new()?;
     setup.corpus = setup.work.path().join("pairs.jsonl");
     let lines: Vec<String> = records.iter().map(Value::to_string).collect();
@@ -36,7 +36,7 @@ fn setup_with(records: &[Value]) -> Result<Setup> {
     Ok(setup)
 }
 
-fn setup() -> Result<Setup> {
+pub fn setup() -> Result<Setup> {
     setup_with(&(0..6).map(pair).collect::<Vec<_>>())
 }
 
@@ -60,6 +60,16 @@ fn serve_cache(setup: &Setup, cache: &Path) -> Teacher {
         &Listen::Loopback,
         &["--cache", path_text(cache)],
     )
+}
+
+/// Makes a finished run one that was stopped after its checkpoint before the last.
+pub fn forget_the_end(run: &Path) -> Result<()> {
+    let checkpoints = std::fs::read_dir(run.join("checkpoints"))?;
+    let last = checkpoints
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .max();
+    std::fs::remove_dir_all(last.context("a checkpoint")?)?;
+    Ok(std::fs::remove_file(run.join("summary.json"))?)
 }
 
 /// What one side's tokens are: ids, where each begins, and the first that the completion has a byte of.
@@ -200,11 +210,7 @@ fn a_pair_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
 
     let half = setup.work.path().join("half");
     trainer_succeeds(&setup.train_args(&teacher, &half, &flags));
-    let newest = half.join("checkpoints");
-    let last = std::fs::read_dir(&newest)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let last = last.max().context("a checkpoint")?;
-    std::fs::remove_dir_all(last)?;
-    std::fs::remove_file(half.join("summary.json"))?;
+    forget_the_end(&half)?;
     std::fs::remove_dir_all(half.join("adapter"))?;
     trainer_succeeds(&["train", "--resume", path_text(&half)]);
     assert!(adapter(&half)? == expected, "resumed");
@@ -348,163 +354,5 @@ fn an_edited_view_takes_the_rows_that_are_there() -> Result<()> {
     let teacher = serve_cache(&setup, &cache);
     let run = setup.train(&teacher, "both", &["--epochs", "1"]);
     assert_eq!(metrics(&run)?.len(), 12);
-    Ok(())
-}
-
-/// The method's own formula, and every plan, on sides of unlike length.
-#[test]
-fn the_literal_formula_and_every_plan_take_pairs_as_they_are() -> Result<()> {
-    let setup = setup()?;
-    let teacher = setup.serve(&Listen::Loopback, &["--state", "exact"]);
-    let literal = setup.train(
-        &teacher,
-        "literal",
-        &["--steps", "2", "--preset", "literal"],
-    );
-    let plans = [
-        "sinkhorn",
-        "unbalanced",
-        "partial",
-        "mutual",
-        "row",
-        "uniform",
-        "monotone",
-    ];
-    let mut values = vec![metrics(&literal)?[0]["ot"].to_string()];
-    for plan in plans {
-        let flags = [
-            "--steps",
-            "2",
-            "--ot-weight",
-            "0.5",
-            "--align-cost",
-            "hidden",
-            "--align-loss",
-            "states",
-            "--align-position",
-            "0",
-        ];
-        let run = setup.train(
-            &teacher,
-            plan,
-            &[&flags[..], &["--align-plan", plan]].concat(),
-        );
-        let ot = number(&metrics(&run)?[0], "ot")?;
-        assert!(ot.is_finite() && ot > 0.0, "{plan}: {ot}");
-        values.push(ot.to_string());
-    }
-    values.sort();
-    values.dedup();
-    assert_eq!(
-        values.len(),
-        plans.len() + 1,
-        "each is another value: {values:?}"
-    );
-    Ok(())
-}
-
-/// Links of the record are a plan of their own, and prompts carry it.
-#[test]
-fn links_of_the_record_are_a_plan() -> Result<()> {
-    let mut record = pair(3);
-    record["targets"] = "all".into();
-    let setup = setup_with(&[record, pair(4)])?;
-    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
-    let flags = [
-        "--steps",
-        "2",
-        "--ot-weight",
-        "1",
-        "--align-plan",
-        "links",
-        "--align-loss",
-        "kl",
-    ];
-    let run = setup.train(&teacher, "links", &flags);
-    let values: Vec<f64> = metrics(&run)?
-        .iter()
-        .map(|line| number(line, "ot"))
-        .collect::<Result<_>>()?;
-    // Without prompts nothing of the second record's link carries mass.
-    assert!(
-        values.contains(&0.0) && values.iter().any(|&ot| ot > 0.0),
-        "{values:?}"
-    );
-    Ok(())
-}
-
-/// P is fitted on what both sides share before the first step, of the layer that is asked for, and a run that goes on keeps it.
-#[test]
-fn a_projection_is_fitted_once_and_held() -> Result<()> {
-    let setup = Setup::new()?;
-    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
-    let hidden = [
-        "--ot-weight",
-        "0.5",
-        "--align-cost",
-        "hidden",
-        "--align-loss",
-        "states",
-    ];
-    let flags = [
-        &hidden[..],
-        &["--steps", "4", "--save-steps", "2", "--align-layers", "1:1"],
-    ]
-    .concat();
-    let run = setup.train(&teacher, "fitted", &flags);
-    let report: Value = serde_json::from_slice(&std::fs::read(run.join("projection.json"))?)?;
-    assert!(
-        report["rows"].as_u64() > Some(200) && report["held_out"].as_u64() > Some(10),
-        "{report}"
-    );
-    assert!(report["r_squared"].as_f64() < Some(1.0), "{report}");
-    let projection =
-        |run: &Path, of: &str| std::fs::read(run.join(of).join("hidden_projection.safetensors"));
-    let first = std::fs::read_dir(run.join("checkpoints"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .min();
-    let first = first.context("a checkpoint")?;
-    assert!(
-        projection(&first, "")? == projection(&run, "adapter")?,
-        "P was held"
-    );
-
-    let expected = std::fs::read(run.join("adapter/adapter_model.safetensors"))?;
-    let last = std::fs::read_dir(run.join("checkpoints"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .max();
-    std::fs::remove_dir_all(last.context("a checkpoint")?)?;
-    std::fs::remove_file(run.join("summary.json"))?;
-    std::fs::remove_file(run.join("projection.json"))?;
-    trainer_succeeds(&["train", "--resume", path_text(&run)]);
-    assert!(
-        std::fs::read(run.join("adapter/adapter_model.safetensors"))? == expected,
-        "resumed"
-    );
-    assert!(!run.join("projection.json").exists(), "not fitted again");
-
-    let moving = [&flags[..], &["--align-projection", "random"]].concat();
-    let moved = setup.train(&teacher, "random", &moving);
-    assert!(!moved.join("projection.json").exists());
-    assert!(projection(&moved, "adapter")? != projection(&run, "adapter")?);
-
-    let out = setup.work.path().join("absent");
-    let absent = [&hidden[..], &["--steps", "1", "--align-layers", "3:last"]].concat();
-    let said = trainer_refuses(&setup.train_args(&teacher, &out, &absent));
-    assert!(
-        said.contains("state 3 was asked for, but the capture has 3"),
-        "{said}"
-    );
-    drop(teacher);
-    let swapping = setup.serve(
-        &Listen::Loopback,
-        &["--state", "exact", "--vram-mode", "swap", "--window", "2"],
-    );
-    let said = trainer_refuses(&setup.train_args(
-        &swapping,
-        &out,
-        &[&hidden[..], &["--steps", "1"]].concat(),
-    ));
-    assert!(said.contains("align.projection: fitted"), "{said}");
     Ok(())
 }

@@ -123,6 +123,10 @@ pub(super) struct Trial {
 
 /// Plans that a transport has to beat: no constraint on columns, none at all, and the product of both softmaxes.
 const CONTROL_PLANS: [&str; 3] = ["row", "uniform", "mutual"];
+/// The order of a run's sequences comes from its seed, where nothing else is said: without it, seeds of `tune = "full"` would be
+/// one run many times.
+const SHUFFLE: &str = "shuffle_buffer";
+const SHUFFLED: i64 = 4096;
 /// Where the plan is set, and what is paid on it.
 const PLAN: &str = "loss.align.plan";
 const LOSS: &str = "loss.align.loss";
@@ -196,7 +200,8 @@ impl ArmsFile {
         files::create_directory(directory)?;
         let mut trials: Vec<Trial> = Vec::new();
         for arm in &self.arm {
-            let mut settings = self.base.clone();
+            let mut settings = Table::from_iter([(SHUFFLE.to_owned(), Value::from(SHUFFLED))]);
+            overlay(&mut settings, self.base.clone());
             overlay(&mut settings, arm.settings.clone());
             let place = (directory, self.metric);
             let own = trial(place, &arm.name, None, settings.clone())?;

@@ -16,6 +16,7 @@ fn full_state(step: usize) -> RunState {
         cursor: "00ff".into(),
         sequence: "a1".into(),
         frames: 20,
+        taken: 13,
     };
     full.log.metrics_bytes = 1234;
     full.evals.evaluated = 10;
@@ -101,8 +102,8 @@ fn every_number_of_a_state_that_was_edited_is_refused_by_field() {
         }
         edited += 1;
     }
-    // format, step, total_steps; three of data; two of log; two of evals, two of the best; three of the loss's scale.
-    assert_eq!(edited, 3 + 3 + 2 + 2 + 2 + 3, "{whole}");
+    // format, step, total_steps; four of data; two of log; two of evals, two of the best; three of the loss's scale.
+    assert_eq!(edited, 3 + 4 + 2 + 2 + 2 + 3, "{whole}");
 }
 
 #[test]

@@ -53,6 +53,9 @@ pub struct DataCursor {
     pub sequence: String,
     /// Frames of all passes so far.
     pub frames: u64,
+    /// Of those behind the cursor that are put into order together, the ones that were trained on.
+    #[serde(default)]
+    pub taken: u64,
 }
 
 /// What evaluations during training have found.

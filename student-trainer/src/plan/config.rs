@@ -96,6 +96,7 @@ impl PlanConfig {
             ("batch_size", train.batch_size, BATCH_SIZE_MAX),
             ("grad_accumulation", train.grad_accumulation, BATCH_SIZE_MAX),
             ("prefetch_frames", train.prefetch_frames, ROWS_MAX),
+            ("shuffle_buffer", train.shuffle_buffer, ROWS_MAX),
         ];
         for (name, size, most) in sizes {
             if !(1..=most).contains(&size) {

@@ -65,7 +65,7 @@ use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
 use setup::{checkpointing, head_geometry, passes, projection};
-use source::FrameSource;
+use source::{FrameSource, Order};
 use start::Start;
 pub use step::{Objective, StepLoss};
 use trainer::{Handover, Pause, Trainer, frames_a_step};
@@ -330,6 +330,10 @@ fn frame_source(setting: &Setting<'_>, runtime: &Handle, keeper: &Keeper) -> Fra
         agreement.teacher.clone(),
         agreement.info.clone(),
         options,
+        Order {
+            buffer: config.shuffle_buffer,
+            seed: config.seed,
+        },
         setting.shutdown.clone(),
         keeper.state.data.clone(),
     )

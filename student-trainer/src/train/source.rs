@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::runtime::Handle;
 
 use super::turn::Turn;
@@ -13,18 +14,32 @@ use crate::{
     shutdown::Shutdown,
 };
 
+/// In which order the frames of a pass are trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Frames that are taken together and put into an order of the seed's; 1 keeps the teacher's.
+    pub buffer: usize,
+    /// With pass and place, it decides the order.
+    pub seed: u64,
+}
+
 /// The frames of pass after pass over the teacher's plan; the teacher computes only the first.
 pub struct FrameSource {
     runtime: Handle,
     teacher: Teacher,
     info: ServerInfo,
     options: StreamOptions,
+    order: Order,
     shutdown: Shutdown,
     stream: Option<BlockStream>,
     /// Received and not handed out yet, each with the place behind it.
     pending: VecDeque<(Received, DataCursor)>,
-    /// Behind `pending`.
+    /// Received after `pending`, while there are fewer than are put into order together.
+    buffer: Vec<Received>,
+    /// Behind `pending`, before `buffer`.
     ahead: DataCursor,
+    /// Behind `buffer`.
+    read: DataCursor,
     /// Behind the last frame that was handed out; those held ready by the stream are not counted.
     cursor: DataCursor,
 }
@@ -46,18 +61,26 @@ impl FrameSource {
         teacher: Teacher,
         info: ServerInfo,
         options: StreamOptions,
+        order: Order,
         shutdown: Shutdown,
         cursor: DataCursor,
     ) -> Self {
+        let start = DataCursor {
+            frames: cursor.frames - cursor.taken.min(cursor.frames),
+            ..cursor.clone()
+        };
         Self {
             runtime,
             teacher,
             info,
             options,
+            order,
             shutdown,
             stream: None,
             pending: VecDeque::new(),
-            ahead: cursor.clone(),
+            buffer: Vec::new(),
+            ahead: start.clone(),
+            read: DataCursor { taken: 0, ..start },
             cursor,
         }
     }
@@ -125,7 +148,7 @@ impl FrameSource {
                 Some(stream) => stream,
                 None if !self.pending.is_empty() => break,
                 None => {
-                    let stream = self.start_pass(&self.ahead)?;
+                    let stream = self.start_pass(&self.read)?;
                     self.stream.insert(stream)
                 }
             };
@@ -135,16 +158,48 @@ impl FrameSource {
             }
             match received {
                 Some(received) => {
-                    self.ahead = behind(&received, &self.ahead);
-                    self.pending.push_back((received, self.ahead.clone()));
+                    self.read = behind(&received, &self.read);
+                    self.buffer.push(received);
+                    if self.buffer.len() >= self.order.buffer {
+                        self.put_in_order();
+                    }
                 }
                 None => {
+                    self.put_in_order();
                     self.stream = None;
-                    self.ahead = next_pass(&self.ahead);
+                    self.read = next_pass(&self.read);
+                    self.ahead = self.read.clone();
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Hands what was taken together on, in the order of its place, without those that were trained on before a resume.
+    fn put_in_order(&mut self) {
+        let start = self.ahead.clone();
+        let mut frames = std::mem::take(&mut self.buffer);
+        let place = [self.order.seed, start.pass, start.next_index];
+        let mut random = StdRng::from_seed(*hash_of(place).as_bytes());
+        frames.shuffle(&mut random);
+        let count = frames.len() as u64;
+        for (taken, received) in (1..).zip(frames) {
+            if taken <= start.taken {
+                continue;
+            }
+            let cursor = if taken == count {
+                self.read.clone()
+            } else {
+                DataCursor {
+                    taken,
+                    sequence: sequence(&received),
+                    frames: start.frames + taken,
+                    ..start.clone()
+                }
+            };
+            self.pending.push_back((received, cursor));
+        }
+        self.ahead = self.read.clone();
     }
 
     /// Behind the last frame that was handed out.
@@ -177,9 +232,19 @@ fn behind(received: &Received, before: &DataCursor) -> DataCursor {
         pass: before.pass,
         next_index: received.context.index + 1,
         cursor: hex::encode(&received.cursor),
-        sequence: format!("{:016x}", received.frame.sequence_id),
+        sequence: sequence(received),
         frames: before.frames + 1,
+        taken: 0,
     }
+}
+
+fn sequence(received: &Received) -> String {
+    format!("{:016x}", received.frame.sequence_id)
+}
+
+fn hash_of(numbers: [u64; 3]) -> blake3::Hash {
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+    blake3::hash(&bytes)
 }
 
 fn next_pass(before: &DataCursor) -> DataCursor {
@@ -187,6 +252,7 @@ fn next_pass(before: &DataCursor) -> DataCursor {
         pass: before.pass + 1,
         next_index: 0,
         cursor: String::new(),
+        taken: 0,
         ..before.clone()
     }
 }
@@ -201,8 +267,9 @@ mod tests {
     use super::*;
     use crate::client::{self, mock::MockTeacher};
 
-    /// Indices of the frames of two passes over five, two at a time, with a new source after `stop_after` takes.
-    fn indices(stop_after: Option<usize>) -> (Vec<Vec<u64>>, DataCursor) {
+    /// Indices of the frames of two passes over five, two at a time, put into order `buffer` at a time, with a new source after
+    /// `stop_after` takes.
+    fn indices(buffer: usize, stop_after: Option<usize>) -> (Vec<Vec<u64>>, DataCursor) {
         let runtime = client::runtime().unwrap();
         let mock = runtime.block_on(MockTeacher::start(5));
         let connect = || {
@@ -223,7 +290,8 @@ mod tests {
                 ..StreamOptions::default()
             };
             let handle = runtime.handle().clone();
-            FrameSource::new(handle, teacher, info, options, shutdown, cursor)
+            let order = Order { buffer, seed: 7 };
+            FrameSource::new(handle, teacher, info, options, order, shutdown, cursor)
         };
         let mut frames = source(DataCursor::default());
         let mut all = Vec::new();
@@ -243,13 +311,39 @@ mod tests {
 
     #[test]
     fn a_source_that_starts_behind_a_cursor_loses_and_repeats_nothing() {
-        let whole = indices(None);
+        let whole = indices(1, None);
         let pass = [vec![0, 1], vec![2, 3], vec![4]];
         assert_eq!(whole.0, [pass.clone(), pass].concat());
         assert_eq!(whole.1.frames, 10);
-        for stop_after in 0..6 {
-            assert_eq!(indices(Some(stop_after)), whole, "after {stop_after} takes");
+        for buffer in [1, 2, 3, 5, 100] {
+            let whole = indices(buffer, None);
+            for stop_after in 0..6 {
+                assert_eq!(
+                    indices(buffer, Some(stop_after)),
+                    whole,
+                    "{buffer}, after {stop_after} takes"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn every_pass_has_every_frame_in_an_order_of_its_own() {
+        let (taken, cursor) = indices(100, None);
+        let passes: Vec<Vec<u64>> = taken.chunks(3).map(<[_]>::concat).collect();
+        assert!(passes[0] != passes[1], "{passes:?}");
+        for mut pass in passes {
+            assert!(pass != [0, 1, 2, 3, 4], "{pass:?}");
+            pass.sort_unstable();
+            assert_eq!(pass, [0, 1, 2, 3, 4]);
+        }
+        assert_eq!((cursor.frames, cursor.taken), (10, 0));
+        // Those that are not taken together stay in the teacher's order among each other.
+        let (taken, _) = indices(2, None);
+        let mut first: Vec<u64> = taken[0].clone();
+        first.sort_unstable();
+        assert_eq!(first, [0, 1]);
+        assert_eq!(taken[2], [4]);
     }
 
     #[test]

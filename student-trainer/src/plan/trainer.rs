@@ -310,7 +310,9 @@ impl Trainer<'_> {
         let row = ENTRY_BYTES * head.entries + TOKEN_BYTES + F32 * head.state_rank;
         let step = train.batch_size as u64 * train.grad_accumulation as u64;
         // Those of a step are there twice: as they came, and as examples.
-        let frames = (train.prefetch_frames as u64 + train.shuffle_buffer as u64 + 2 * step)
+        let frames = (train.prefetch_frames as u64
+            + (train.shuffle_buffer as u64).saturating_sub(1)
+            + 2 * step)
             * head.rows
             * row;
         let basis = match head.loss.needs_state() {

@@ -63,7 +63,7 @@ const LOSS_KEYS: &[LossKey] = table! {
     "align.marginals": Text needs [OT, MASSES] = "Mass of the teacher's positions: uniform, entropy or confidence";
     "align.block_size": Integer alias "block-size" needs [OT] = "Length of the blocks whose pairs are problems of their own; 0: one problem of all positions";
     "align.reduction": Text alias "reduction" needs [OT, BLOCKS] = "Over block pairs: mean or sum";
-    "align.position": Float alias "position-prior" needs [OT, COSTED] = "gamma of gamma (i/N - j/M)^2, added to the cost when the plan is made; 0 is off";
+    "align.position": Float alias "position-prior" needs [OT, COSTED] = "gamma of gamma (i/N - j/M)^2, added to the cost when the plan is made; 0 is off; unset: 1000, and 0 for the two texts of a pair";
     "align.bytes": Float needs [OT, COSTED] = "Taken from the cost then, where both sides have the same number or name";
     "align.links": Float needs [OT, COSTED] = "Taken from the cost then, where the record joins both sides";
     "align.layers": List needs [OT, HIDDEN] = "Hidden states that are compared, TEACHER_STATE:STUDENT_LAYER[:WEIGHT]: state 0 is the capture's, layer 0 the embeddings, last the last after its norm";
@@ -117,6 +117,7 @@ mod tests {
         let full = LossConfig {
             align: AlignConfig {
                 lambda: Some(10.0),
+                position: Some(10.0),
                 projection_lr: Some(1e-3),
                 ..AlignConfig::default()
             },

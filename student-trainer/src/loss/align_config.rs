@@ -104,9 +104,12 @@ pub enum Reduction {
 
 /// Default of [`AlignConfig::epsilon`].
 pub const EPSILON_DEFAULT: f64 = 0.1;
-/// Default of [`AlignConfig::position`]: at epsilon 0.1 a hundredth of the sequence costs one nat, so that a weak student's
-/// plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does (docs/losses.md).
+/// Default of [`AlignConfig::position`] between two readings of one text: at epsilon 0.1 a hundredth of the sequence costs one
+/// nat, so that a weak student's plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does
+/// (docs/losses.md).
 const POSITION_DEFAULT: f64 = 1000.0;
+/// Default between the two texts of a pair, which may tell things in any order.
+const POSITION_DEFAULT_OF_PAIRS: f64 = 0.0;
 /// Default of both [`AlignConfig::rho_student`] and [`AlignConfig::rho_teacher`].
 const RHO_DEFAULT: f64 = 0.3;
 /// Default of [`AlignConfig::projection_lr`] for a projection that is not fitted.
@@ -151,8 +154,10 @@ pub struct AlignConfig {
     pub block_size: usize,
     /// Over block pairs.
     pub reduction: Reduction,
-    /// gamma of `gamma (i/N - j/M)^2`, added to C when the plan is made; 0 switches it off.
-    pub position: f64,
+    /// gamma of `gamma (i/N - j/M)^2`, added to C when the plan is made; 0 switches it off. Unset: 1000, and 0 for a sequence
+    /// whose sides are two texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<f64>,
     /// Taken from C then, where both sides have the same number or name.
     pub bytes: f64,
     /// Taken from C then, where the record joins both sides.
@@ -188,7 +193,7 @@ impl Default for AlignConfig {
             marginals: Marginals::Uniform,
             block_size: 0,
             reduction: Reduction::Mean,
-            position: POSITION_DEFAULT,
+            position: None,
             bytes: 0.0,
             links: 0.0,
             layers: vec![StateLayer::default()],
@@ -204,6 +209,15 @@ impl AlignConfig {
     /// Entropic regularisation, by whichever name.
     pub fn epsilon(&self) -> f64 {
         self.lambda.map_or(self.epsilon, |lambda| 1.0 / lambda)
+    }
+
+    /// gamma of the position prior, for a sequence whose sides are two texts or for another one.
+    pub fn position(&self, is_pair: bool) -> f64 {
+        self.position.unwrap_or(if is_pair {
+            POSITION_DEFAULT_OF_PAIRS
+        } else {
+            POSITION_DEFAULT
+        })
     }
 
     /// What the plan is made for. One that looks at no cost is taken to be made for what is paid.
@@ -318,7 +332,7 @@ impl AlignConfig {
             && self.cost == Cost::SoftmaxSimilarity
             && self.similarity == Similarity::ScaledDot
             && self.block_size > 0
-            && self.position + self.bytes + self.links == 0.0
+            && self.position(false) + self.bytes + self.links == 0.0
             && self.marginals == Marginals::Uniform
     }
 
@@ -350,7 +364,7 @@ impl AlignConfig {
             ));
         }
         for (key, added) in [
-            ("position", self.position),
+            ("position", self.position(false)),
             ("bytes", self.bytes),
             ("links", self.links),
         ] {

@@ -72,7 +72,7 @@ impl LossConfig {
                 temperature: 1.0,
                 epsilon: 10.0,
                 block_size: 64,
-                position: 0.0,
+                position: Some(0.0),
                 ..AlignConfig::default()
             },
             ..Self::default()

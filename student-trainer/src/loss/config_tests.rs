@@ -22,7 +22,7 @@ fn settings_without_meaning_are_refused_by_key() {
     for plan in [PlanKind::Mutual, PlanKind::Uniform, PlanKind::Links] {
         assert_eq!(key(&|c| c.align.plan = plan), "loss");
     }
-    assert_eq!(key(&|c| c.align.position = -1.0), "position");
+    assert_eq!(key(&|c| c.align.position = Some(-1.0)), "position");
     assert_eq!(key(&|c| c.align.bytes = f64::NAN), "bytes");
     assert_eq!(key(&|c| c.align.rho_teacher = 0.0), "rho_teacher");
     assert_eq!(key(&|c| c.align.mass = 1.5), "mass");

@@ -75,7 +75,7 @@ fn slow(x: &Matrix, y: &Matrix, p: &Matrix, align: &AlignConfig) -> f64 {
         _ => reference::softmax_cost(&similarity(), align.temperature),
     };
     let prior = Matrix::from_fn(N, M, |i, j| {
-        align.position * (i as f64 / N as f64 - j as f64 / M as f64).powi(2)
+        align.position(false) * (i as f64 / N as f64 - j as f64 / M as f64).powi(2)
     });
     reference::objective(&cost(align.solved()), &cost(align.paid()), &prior, align)
 }
@@ -102,7 +102,7 @@ fn values_and_gradients_match_the_slow_form() {
             through_plan: true,
             temperature: 0.4,
             epsilon: 0.3,
-            position: 0.5,
+            position: Some(0.5),
             tolerance: 1e-9,
             ..AlignConfig::default()
         };

@@ -165,7 +165,7 @@ fn matrices(align: &AlignConfig) -> u64 {
     };
     // The cost, the cost with the prior, the solver's kernel; or the adjoint's cost, plan, and kernel in f64.
     let solving = if align.block_size == 0 {
-        let added = u64::from(align.position + align.bytes + align.links > 0.0);
+        let added = u64::from(align.position(false) + align.bytes + align.links > 0.0);
         let through_plan = align.loss == AlignLoss::Sharp || align.through_plan;
         (1 + added + kernel).max(if through_plan { 4 } else { 3 })
     } else {

@@ -3,104 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::align_choices::{
+    AlignLoss, Centering, Cost, Marginals, Projection, Reduction, Similarity,
+};
 use super::config::{positive, setting};
 use super::error::Result;
 use super::layers::StateLayer;
 use super::plan::PlanKind;
-
-/// What it costs that a student's position learns from a teacher's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cost {
-    /// `C_ij = KL(p_j || q_i) / kappa` over the teacher's kept entries.
-    Kl,
-    /// `C_ij = 1 - cos(x_i, P y_j)` of hidden states, each side less its mean over the sequence.
-    Hidden,
-    /// `C_ij = 1 - softmax_j(S_ij / temperature)` of a similarity S.
-    SoftmaxSimilarity,
-    /// `C_ij = |x_i - y_j|^2` of raw logits over the mean of all pairs.
-    SquaredEuclidean,
-}
-
-/// How alike student position i and teacher position j are, for [`Cost::SoftmaxSimilarity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Similarity {
-    /// `X Y^T / sqrt(V)` of raw logits: what the formula says; it changes when a row of logits is shifted.
-    ScaledDot,
-    /// `Xc Yc^T / sqrt(V)` of centred logits.
-    CenteredDot,
-    /// The cosine of centred logits.
-    Cosine,
-    /// `sum_v sqrt(p_jv q_iv)` over the kept ids; needs no logits beyond those kept.
-    Bhattacharyya,
-    /// `X P(Y)^T / sqrt(d)` of hidden states.
-    HiddenScaledDot,
-    /// The cosine of hidden states x_i and P(y_j).
-    HiddenCosine,
-}
-
-impl Similarity {
-    /// Whether whole logit rows are needed (the `state` field, or dense teacher logits).
-    pub fn needs_logits(self) -> bool {
-        matches!(self, Self::ScaledDot | Self::CenteredDot | Self::Cosine)
-    }
-
-    /// Whether hidden states are compared.
-    pub fn is_hidden(self) -> bool {
-        matches!(self, Self::HiddenScaledDot | Self::HiddenCosine)
-    }
-}
-
-/// What is paid on the plan T, and so which gradient is exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AlignLoss {
-    /// The least value of what the plan minimises, `<T,C> - epsilon H(T)` for `sinkhorn`; its gradient is T.
-    Entropic,
-    /// `<T,C>` with the gradient through the plan.
-    Sharp,
-    /// Value of `sharp`, with T held fixed in the gradient. Not a gradient of anything: only in the `literal` preset.
-    Detached,
-    /// `sum_ij T_ij KL(p_j || q_i)` in nats.
-    Kl,
-    /// `sum_ij T_ij (1 - softmax_j(S_ij / temperature))`.
-    Similarity,
-    /// `sum_ij T_ij (1 - cos(x_i, P y_j))`, as the cost `hidden`.
-    States,
-}
-
-/// How the mass of a sequence is spread over the teacher's positions; the student's is uniform.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Marginals {
-    /// 1/M each.
-    Uniform,
-    /// As the entropy of what the teacher says there.
-    Entropy,
-    /// As `exp(-entropy)`.
-    Confidence,
-}
-
-/// Where the projection P of hidden states comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Projection {
-    /// Ridge regression on what both sides share, before the first step.
-    Fitted,
-    /// Normal numbers, trained along.
-    Random,
-}
-
-/// How the values of several problems become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reduction {
-    /// Average over the problems.
-    Mean,
-    /// Sum over the problems.
-    Sum,
-}
 
 /// Default of [`AlignConfig::epsilon`].
 pub const EPSILON_DEFAULT: f64 = 0.1;
@@ -162,10 +71,15 @@ pub struct AlignConfig {
     pub bytes: f64,
     /// Taken from C then, where the record joins both sides.
     pub links: f64,
-    /// Which hidden states are compared: `TEACHER_STATE:STUDENT_LAYER`, or with `:WEIGHT`.
+    /// Which hidden states are compared: `TEACHER_STATE:STUDENT_LAYER`, or with `:WEIGHT`. Of several pairs of layers the
+    /// weighted mean counts.
     pub layers: Vec<StateLayer>,
     /// Where the projection P of hidden states comes from.
     pub projection: Projection,
+    /// Which means states are compared beside under the cost `hidden`; unset: the fitted ones of a fitted projection, the
+    /// sequence's under a random one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub centering: Option<Centering>,
     /// Peak learning rate of P; unset: 0 for a fitted one, which is held, and 0.001 for a random one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection_lr: Option<f64>,
@@ -198,6 +112,7 @@ impl Default for AlignConfig {
             links: 0.0,
             layers: vec![StateLayer::default()],
             projection: Projection::Fitted,
+            centering: None,
             projection_lr: None,
             max_iterations: 10_000,
             tolerance: 1e-6,
@@ -313,17 +228,20 @@ impl AlignConfig {
         similarity || self.uses(Cost::Hidden)
     }
 
+    /// Which means states are compared beside.
+    pub fn centering(&self) -> Centering {
+        self.centering.unwrap_or(match self.projection {
+            Projection::Fitted => Centering::Fitted,
+            Projection::Random => Centering::Sequence,
+        })
+    }
+
     /// Peak learning rate of the projection.
     pub fn projection_lr(&self) -> f64 {
         self.projection_lr.unwrap_or(match self.projection {
             Projection::Fitted => 0.0,
             Projection::Random => PROJECTION_LR_DEFAULT,
         })
-    }
-
-    /// Which hidden states are compared.
-    pub fn layer(&self) -> StateLayer {
-        self.layers.first().copied().unwrap_or_default()
     }
 
     /// Whether this is the formula of the method; its free numbers may differ from the preset's.
@@ -344,6 +262,13 @@ impl AlignConfig {
         let held = self.projection == Projection::Fitted && self.projection_lr() == 0.0;
         if !held {
             positive("projection_lr", self.projection_lr())?;
+        }
+        if self.projection == Projection::Random && self.centering() == Centering::Fitted {
+            return Err(setting(
+                "centering",
+                "a random projection knows no means: use centering sequence, or projection fitted"
+                    .into(),
+            ));
         }
         if let Some(lambda) = self.lambda {
             positive("lambda", lambda)?;
@@ -380,13 +305,26 @@ impl AlignConfig {
         }
         self.check_blocks()?;
         self.check_loss()?;
-        match self.layers[..] {
-            [_] => Ok(()),
-            _ => Err(setting(
+        self.check_layers()
+    }
+
+    fn check_layers(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            return Err(setting(
                 "layers",
-                "one pair of layers is compared: give one entry such as 0:last".into(),
-            )),
+                "no pair of layers is named; give one such as 0:last".into(),
+            ));
         }
+        for (at, layer) in self.layers.iter().enumerate() {
+            let ends = layer.ends();
+            if self.layers[..at].iter().any(|other| other.ends() == ends) {
+                return Err(setting(
+                    "layers",
+                    format!("{ends} is there twice; give it one weight"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn check_blocks(&self) -> Result<()> {

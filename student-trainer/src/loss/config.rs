@@ -4,8 +4,8 @@ use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
 pub use super::align_config::{
-    AlignConfig, AlignLoss, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Projection, Reduction,
-    Similarity,
+    AlignConfig, AlignLoss, Centering, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Projection,
+    Reduction, Similarity,
 };
 use super::divergence::Divergences;
 use super::error::{LossError, Result};

@@ -37,7 +37,7 @@ trait Recorded: std::fmt::Debug {
     fn backward(
         self: Box<Self>,
         grad: &Tensor,
-        at_layer: Option<(usize, &Tensor)>,
+        at_layers: &[(usize, Tensor)],
         gradients: &mut Gradients,
     ) -> Result<()>;
 }
@@ -107,28 +107,28 @@ impl<'a> Tape<'a> {
     /// # Errors
     /// When `grad_hidden` has another shape.
     pub fn backward(self, grad_hidden: &Tensor, gradients: &mut Gradients) -> Result<()> {
-        self.backward_with(grad_hidden, None, gradients)
+        self.backward_with(grad_hidden, &[], gradients)
     }
 
     /// As [`backward`](Self::backward), for a loss that also sees the residual stream after some layers.
     ///
     /// # Shapes
-    /// at_layer: a number of layers and the loss's gradient in their [`layer_output`](Self::layer_output), [B, T, d].
+    /// at_layers: numbers of layers, each with the loss's gradient in their [`layer_output`](Self::layer_output), [B, T, d].
     ///
     /// # Errors
-    /// When a gradient has another shape, or the tape does not keep that layer's output.
+    /// When a gradient has another shape, or the tape does not keep a layer's output.
     pub fn backward_with(
         self,
         grad_hidden: &Tensor,
-        at_layer: Option<(usize, &Tensor)>,
+        at_layers: &[(usize, Tensor)],
         gradients: &mut Gradients,
     ) -> Result<()> {
         if grad_hidden.dims() != self.hidden.dims() {
             let what = "the gradient of the hidden states";
             return Err(Error::shape(what, self.hidden.dims(), grad_hidden.dims()));
         }
-        if let Some((layer, grad)) = at_layer {
-            let kept = self.layer_output(layer)?;
+        for (layer, grad) in at_layers {
+            let kept = self.layer_output(*layer)?;
             let kept = kept.as_ref().map(Tensor::dims).unwrap_or(&[]);
             if grad.dims() != kept {
                 return Err(Error::shape(
@@ -138,7 +138,7 @@ impl<'a> Tape<'a> {
                 ));
             }
         }
-        self.record.backward(grad_hidden, at_layer, gradients)
+        self.record.backward(grad_hidden, at_layers, gradients)
     }
 }
 
@@ -277,7 +277,7 @@ impl<O: Ops> Recorded for Record<'_, O> {
     fn backward(
         self: Box<Self>,
         grad: &Tensor,
-        at_layer: Option<(usize, &Tensor)>,
+        at_layers: &[(usize, Tensor)],
         gradients: &mut Gradients,
     ) -> Result<()> {
         let Self {
@@ -308,7 +308,7 @@ impl<O: Ops> Recorded for Record<'_, O> {
                 // Nothing below is trained.
                 None => return Ok(()),
             }
-            if let Some((_, own)) = at_layer.filter(|(layer, _)| *layer == first) {
+            for (_, own) in at_layers.iter().filter(|(layer, _)| *layer == first) {
                 let sum = (pass.ops.tensor(&grad, &dims)? + stream(own)?)?;
                 grad = pass.ops.array(&sum)?;
             }
@@ -357,7 +357,7 @@ pub(crate) fn gradients_on<O: Ops>(
     };
     let (record, hidden) = Record::new(decoder, ops, ids, angles, checkpointing)?;
     let mut gradients = Gradients::new();
-    Box::new(record).backward(grad, None, &mut gradients)?;
+    Box::new(record).backward(grad, &[], &mut gradients)?;
     Ok((hidden, gradients))
 }
 

@@ -370,29 +370,41 @@ fn a_gradient_of_another_shape_is_refused() {
 
 #[test]
 fn a_loss_on_a_layer_s_output_reaches_what_is_below_it() {
-    check_layer(&load(TinyModel::qwen2(), &lora(Base::QuantizeNf4)), 2);
-    // What the embeddings give is layer 0.
-    check_layer(&load(TinyModel::llama(), &everything()), 0);
+    check_layers(&load(TinyModel::qwen2(), &lora(Base::QuantizeNf4)), &[2]);
+    // What the embeddings give is layer 0, below which no adapter is.
+    check_layers(&load(TinyModel::qwen2(), &lora(Base::QuantizeNf4)), &[2, 0]);
+    check_layers(&load(TinyModel::llama(), &everything()), &[0]);
+    check_layers(&load(TinyModel::llama(), &everything()), &[0, 2]);
 }
 
-fn check_layer(decoder: &Decoder, layer: usize) {
-    let own = random(&[2, 70, 64], 8);
+/// A loss in the hidden states and in the outputs of some layers, each with another upstream gradient.
+fn check_layers(decoder: &Decoder, layers: &[usize]) {
+    let at_layers = |layers: &[usize]| -> Vec<(usize, Tensor)> {
+        let own = |&layer: &usize| (layer, random(&[2, 70, 64], 8 + layer as u64));
+        layers.iter().map(own).collect()
+    };
+    let own = at_layers(layers);
     let angles = decoder.angles(&ids(), 0).unwrap();
     let x = decoder
         .embedding_rows(&ids().flatten_all().unwrap())
         .unwrap();
     let mut x = x.reshape((2, 70, 64)).unwrap();
-    let of_layer = |x: &Tensor| (x * &own).unwrap().sum_all().unwrap();
-    let mut loss = (layer == 0).then(|| of_layer(&x));
+    let mut terms = Vec::new();
+    let mut take = |number: usize, x: &Tensor| {
+        let of_layer = own.iter().filter(|(layer, _)| *layer == number);
+        terms.extend(of_layer.map(|(_, own)| (x * own).unwrap().sum_all().unwrap()));
+    };
+    take(0, &x);
     for (i, one) in decoder.layers().iter().enumerate() {
         x = reference::layer(one, &x, &angles, DType::F32).unwrap();
-        if i + 1 == layer {
-            loss = Some(of_layer(&x));
-        }
+        take(i + 1, &x);
     }
+    assert_eq!(terms.len(), layers.len());
     let last = reference::rms_norm(decoder.norm(), &x).unwrap();
     let last = (last * upstream()).unwrap();
-    let loss = (last.sum_all().unwrap() + loss.unwrap()).unwrap();
+    let loss = terms
+        .iter()
+        .fold(last.sum_all().unwrap(), |sum, term| (sum + term).unwrap());
     let store = loss.backward().unwrap();
     let mut expected = Gradients::new();
     expected.add_from(&store, &decoder.parameters()).unwrap();
@@ -403,8 +415,7 @@ fn check_layer(decoder: &Decoder, layer: usize) {
     ] {
         let tape = decoder.tape(&ids(), checkpointing).unwrap();
         let mut gradients = Gradients::new();
-        let at_layer = Some((layer, &own));
-        tape.backward_with(&upstream(), at_layer, &mut gradients)
+        tape.backward_with(&upstream(), &own, &mut gradients)
             .unwrap();
         for (name, gradient) in gradients.iter() {
             let expected = expected.get(name).unwrap();
@@ -421,7 +432,7 @@ fn check_layer(decoder: &Decoder, layer: usize) {
     assert!(tape.layer_output(1).unwrap().is_none());
     let mut gradients = Gradients::new();
     assert!(
-        tape.backward_with(&upstream(), Some((1, &own)), &mut gradients)
+        tape.backward_with(&upstream(), &at_layers(&[1]), &mut gradients)
             .is_err()
     );
 }

@@ -96,7 +96,7 @@ fn main() -> Result<()> {
         decoder: &decoder,
         geometry: &geometry,
         trains_head: false,
-        projection: None,
+        projections: &[],
         checkpointing,
         passes,
     };

@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     // As on the other side.
     let mut config = LossConfig {
         align: AlignConfig {
-            position: 10.0,
+            position: Some(10.0),
             ..AlignConfig::default()
         },
         ..LossConfig::default()

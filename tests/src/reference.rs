@@ -131,7 +131,7 @@ fn transport(y: &Tensor, x: &Tensor, kept: &Tensor, config: &AlignConfig) -> Res
     let (n, m) = cost.dims2()?;
     let prior = |i: usize, j: usize| {
         let gap = i as f64 / n as f64 - j as f64 / m as f64;
-        config.position * gap * gap
+        config.position(false) * gap * gap
     };
     let values = cost.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let full: Vec<Vec<f64>> = (0..n)

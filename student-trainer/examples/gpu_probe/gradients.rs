@@ -137,7 +137,7 @@ fn outcome(
         decoder: &decoder,
         geometry: &geometry,
         trains_head: false,
-        projection: None,
+        projections: &[],
         checkpointing: Checkpointing::Every(1),
         passes: Passes::Packed {
             sequences: 1,

@@ -92,6 +92,7 @@ pub(super) fn example(
         labelled: tokens.iter().map(is_labelled).collect(),
         links: joins.by_links(&links),
         equal: joins.by_words(),
+        is_pair: true,
     });
     Ok(Some(Example {
         token_ids: side.token_ids,

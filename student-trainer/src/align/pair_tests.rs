@@ -69,6 +69,7 @@ fn kl_is_taken_where_both_sides_begin_at_the_same_byte_of_what_they_share() {
         let begin = side.ranges.iter().map(|range| range.0);
         let begin: Vec<u32> = begin.chain([side.ranges.last().unwrap().1]).collect();
         let answer = "Ann \u{6709} 3: ".len() as u32;
+        assert!(alignment(&example).is_pair);
         let rows = frame.target_positions();
         let shift = (TEACHER_PROMPT.len() + CHAIN.len() - ANSWER.len()) as u32;
         let mut paired = 0;

@@ -4,7 +4,7 @@ use distill_program::settings::{Key, Kind, Need};
 
 use super::needs::{
     BLOCKS, COST_KL, COSTED, DIVERGENCE, HELD, HIDDEN, JSD, MASSES, OT, PARTIAL, SIMILARITY,
-    SOLVED, UNBALANCED,
+    SOLVED, STATES, UNBALANCED,
 };
 
 /// One line a key.
@@ -63,11 +63,12 @@ const LOSS_KEYS: &[LossKey] = table! {
     "align.marginals": Text needs [OT, MASSES] = "Mass of the teacher's positions: uniform, entropy or confidence";
     "align.block_size": Integer alias "block-size" needs [OT] = "Length of the blocks whose pairs are problems of their own; 0: one problem of all positions";
     "align.reduction": Text alias "reduction" needs [OT, BLOCKS] = "Over block pairs: mean or sum";
-    "align.position": Float alias "position-prior" needs [OT, COSTED] = "gamma of gamma (i/N - j/M)^2, added to the cost when the plan is made; 0 is off";
+    "align.position": Float alias "position-prior" needs [OT, COSTED] = "gamma of gamma (i/N - j/M)^2, added to the cost when the plan is made; 0 is off; unset: 1000, and 0 for the two texts of a pair";
     "align.bytes": Float needs [OT, COSTED] = "Taken from the cost then, where both sides have the same number or name";
     "align.links": Float needs [OT, COSTED] = "Taken from the cost then, where the record joins both sides";
-    "align.layers": List needs [OT, HIDDEN] = "Hidden states that are compared, TEACHER_STATE:STUDENT_LAYER[:WEIGHT]: state 0 is the capture's, layer 0 the embeddings, last the last after its norm";
+    "align.layers": List needs [OT, HIDDEN] = "Hidden states that are compared, TEACHER_STATE:STUDENT_LAYER[:WEIGHT] each, their weighted mean in one plan: state 0 is the capture's, layer 0 the embeddings, last the last after its norm";
     "align.projection": Text needs [OT, HIDDEN] = "Where the projection of hidden states comes from: fitted (on what both sides share, then held) or random (and trained)";
+    "align.centering": Text needs [OT, STATES] = "Which means states are compared beside under cost hidden: fitted (those of the rows that the projection was fitted on) or sequence; unset: as the projection";
     "align.projection_lr": Float needs [OT, HIDDEN] = "Peak learning rate of that projection; unset: 0 for a fitted one, 0.001 for a random one";
     "align.max_iterations": Integer alias "max-iterations" needs [OT, SOLVED] = "Most passes of the solver over the kernel";
     "align.tolerance": Float alias "tolerance" needs [OT, SOLVED] = "L1 marginal error at which the solver stops";
@@ -98,7 +99,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::loss::{AlignConfig, LossConfig, LossSchedule};
+    use crate::loss::{AlignConfig, Centering, LossConfig, LossSchedule};
 
     fn paths(table: &toml::Table, prefix: &str, out: &mut BTreeSet<String>) {
         for (name, value) in table {
@@ -117,6 +118,8 @@ mod tests {
         let full = LossConfig {
             align: AlignConfig {
                 lambda: Some(10.0),
+                position: Some(10.0),
+                centering: Some(Centering::Sequence),
                 projection_lr: Some(1e-3),
                 ..AlignConfig::default()
             },

@@ -40,6 +40,11 @@ pub const HIDDEN: Need = &[
         Is::One(&["hidden-cosine", "hidden-scaled-dot"]),
     ),
 ];
+/// Hidden states beside their means.
+pub const STATES: Need = &[
+    ("loss.align.cost", Is::One(&["hidden"])),
+    ("loss.align.loss", Is::One(&["states"])),
+];
 /// A plan that looks at costs.
 pub const COSTED: Need = &[(
     "loss.align.plan",

@@ -26,7 +26,7 @@ pub(super) fn plan(
     geometry: &HeadGeometry,
 ) -> Result<Plan> {
     let align = AlignConfig {
-        position: 0.0,
+        position: Some(0.0),
         ..AlignConfig::default()
     };
     let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &align)?;

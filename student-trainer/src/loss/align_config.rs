@@ -3,110 +3,22 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::align_choices::{
+    AlignLoss, Centering, Cost, Marginals, Projection, Reduction, Similarity,
+};
 use super::config::{positive, setting};
 use super::error::Result;
 use super::layers::StateLayer;
 use super::plan::PlanKind;
 
-/// What it costs that a student's position learns from a teacher's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cost {
-    /// `C_ij = KL(p_j || q_i) / kappa` over the teacher's kept entries.
-    Kl,
-    /// `C_ij = 1 - cos(x_i, P y_j)` of hidden states, each side less its mean over the sequence.
-    Hidden,
-    /// `C_ij = 1 - softmax_j(S_ij / temperature)` of a similarity S.
-    SoftmaxSimilarity,
-    /// `C_ij = |x_i - y_j|^2` of raw logits over the mean of all pairs.
-    SquaredEuclidean,
-}
-
-/// How alike student position i and teacher position j are, for [`Cost::SoftmaxSimilarity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Similarity {
-    /// `X Y^T / sqrt(V)` of raw logits: what the formula says; it changes when a row of logits is shifted.
-    ScaledDot,
-    /// `Xc Yc^T / sqrt(V)` of centred logits.
-    CenteredDot,
-    /// The cosine of centred logits.
-    Cosine,
-    /// `sum_v sqrt(p_jv q_iv)` over the kept ids; needs no logits beyond those kept.
-    Bhattacharyya,
-    /// `X P(Y)^T / sqrt(d)` of hidden states.
-    HiddenScaledDot,
-    /// The cosine of hidden states x_i and P(y_j).
-    HiddenCosine,
-}
-
-impl Similarity {
-    /// Whether whole logit rows are needed (the `state` field, or dense teacher logits).
-    pub fn needs_logits(self) -> bool {
-        matches!(self, Self::ScaledDot | Self::CenteredDot | Self::Cosine)
-    }
-
-    /// Whether hidden states are compared.
-    pub fn is_hidden(self) -> bool {
-        matches!(self, Self::HiddenScaledDot | Self::HiddenCosine)
-    }
-}
-
-/// What is paid on the plan T, and so which gradient is exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AlignLoss {
-    /// The least value of what the plan minimises, `<T,C> - epsilon H(T)` for `sinkhorn`; its gradient is T.
-    Entropic,
-    /// `<T,C>` with the gradient through the plan.
-    Sharp,
-    /// Value of `sharp`, with T held fixed in the gradient. Not a gradient of anything: only in the `literal` preset.
-    Detached,
-    /// `sum_ij T_ij KL(p_j || q_i)` in nats.
-    Kl,
-    /// `sum_ij T_ij (1 - softmax_j(S_ij / temperature))`.
-    Similarity,
-    /// `sum_ij T_ij (1 - cos(x_i, P y_j))`, as the cost `hidden`.
-    States,
-}
-
-/// How the mass of a sequence is spread over the teacher's positions; the student's is uniform.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Marginals {
-    /// 1/M each.
-    Uniform,
-    /// As the entropy of what the teacher says there.
-    Entropy,
-    /// As `exp(-entropy)`.
-    Confidence,
-}
-
-/// Where the projection P of hidden states comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Projection {
-    /// Ridge regression on what both sides share, before the first step.
-    Fitted,
-    /// Normal numbers, trained along.
-    Random,
-}
-
-/// How the values of several problems become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reduction {
-    /// Average over the problems.
-    Mean,
-    /// Sum over the problems.
-    Sum,
-}
-
 /// Default of [`AlignConfig::epsilon`].
 pub const EPSILON_DEFAULT: f64 = 0.1;
-/// Default of [`AlignConfig::position`]: at epsilon 0.1 a hundredth of the sequence costs one nat, so that a weak student's
-/// plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does (docs/losses.md).
+/// Default of [`AlignConfig::position`] between two readings of one text: at epsilon 0.1 a hundredth of the sequence costs one
+/// nat, so that a weak student's plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does
+/// (docs/losses.md).
 const POSITION_DEFAULT: f64 = 1000.0;
+/// Default between the two texts of a pair, which may tell things in any order.
+const POSITION_DEFAULT_OF_PAIRS: f64 = 0.0;
 /// Default of both [`AlignConfig::rho_student`] and [`AlignConfig::rho_teacher`].
 const RHO_DEFAULT: f64 = 0.3;
 /// Default of [`AlignConfig::projection_lr`] for a projection that is not fitted.
@@ -151,16 +63,23 @@ pub struct AlignConfig {
     pub block_size: usize,
     /// Over block pairs.
     pub reduction: Reduction,
-    /// gamma of `gamma (i/N - j/M)^2`, added to C when the plan is made; 0 switches it off.
-    pub position: f64,
+    /// gamma of `gamma (i/N - j/M)^2`, added to C when the plan is made; 0 switches it off. Unset: 1000, and 0 for a sequence
+    /// whose sides are two texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<f64>,
     /// Taken from C then, where both sides have the same number or name.
     pub bytes: f64,
     /// Taken from C then, where the record joins both sides.
     pub links: f64,
-    /// Which hidden states are compared: `TEACHER_STATE:STUDENT_LAYER`, or with `:WEIGHT`.
+    /// Which hidden states are compared: `TEACHER_STATE:STUDENT_LAYER`, or with `:WEIGHT`. Of several pairs of layers the
+    /// weighted mean counts.
     pub layers: Vec<StateLayer>,
     /// Where the projection P of hidden states comes from.
     pub projection: Projection,
+    /// Which means states are compared beside under the cost `hidden`; unset: the fitted ones of a fitted projection, the
+    /// sequence's under a random one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub centering: Option<Centering>,
     /// Peak learning rate of P; unset: 0 for a fitted one, which is held, and 0.001 for a random one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection_lr: Option<f64>,
@@ -188,11 +107,12 @@ impl Default for AlignConfig {
             marginals: Marginals::Uniform,
             block_size: 0,
             reduction: Reduction::Mean,
-            position: POSITION_DEFAULT,
+            position: None,
             bytes: 0.0,
             links: 0.0,
             layers: vec![StateLayer::default()],
             projection: Projection::Fitted,
+            centering: None,
             projection_lr: None,
             max_iterations: 10_000,
             tolerance: 1e-6,
@@ -204,6 +124,15 @@ impl AlignConfig {
     /// Entropic regularisation, by whichever name.
     pub fn epsilon(&self) -> f64 {
         self.lambda.map_or(self.epsilon, |lambda| 1.0 / lambda)
+    }
+
+    /// gamma of the position prior, for a sequence whose sides are two texts or for another one.
+    pub fn position(&self, is_pair: bool) -> f64 {
+        self.position.unwrap_or(if is_pair {
+            POSITION_DEFAULT_OF_PAIRS
+        } else {
+            POSITION_DEFAULT
+        })
     }
 
     /// What the plan is made for. One that looks at no cost is taken to be made for what is paid.
@@ -299,6 +228,14 @@ impl AlignConfig {
         similarity || self.uses(Cost::Hidden)
     }
 
+    /// Which means states are compared beside.
+    pub fn centering(&self) -> Centering {
+        self.centering.unwrap_or(match self.projection {
+            Projection::Fitted => Centering::Fitted,
+            Projection::Random => Centering::Sequence,
+        })
+    }
+
     /// Peak learning rate of the projection.
     pub fn projection_lr(&self) -> f64 {
         self.projection_lr.unwrap_or(match self.projection {
@@ -307,18 +244,13 @@ impl AlignConfig {
         })
     }
 
-    /// Which hidden states are compared.
-    pub fn layer(&self) -> StateLayer {
-        self.layers.first().copied().unwrap_or_default()
-    }
-
     /// Whether this is the formula of the method; its free numbers may differ from the preset's.
     pub(super) fn is_literal(&self) -> bool {
         self.plan == PlanKind::Sinkhorn
             && self.cost == Cost::SoftmaxSimilarity
             && self.similarity == Similarity::ScaledDot
             && self.block_size > 0
-            && self.position + self.bytes + self.links == 0.0
+            && self.position(false) + self.bytes + self.links == 0.0
             && self.marginals == Marginals::Uniform
     }
 
@@ -330,6 +262,13 @@ impl AlignConfig {
         let held = self.projection == Projection::Fitted && self.projection_lr() == 0.0;
         if !held {
             positive("projection_lr", self.projection_lr())?;
+        }
+        if self.projection == Projection::Random && self.centering() == Centering::Fitted {
+            return Err(setting(
+                "centering",
+                "a random projection knows no means: use centering sequence, or projection fitted"
+                    .into(),
+            ));
         }
         if let Some(lambda) = self.lambda {
             positive("lambda", lambda)?;
@@ -350,7 +289,7 @@ impl AlignConfig {
             ));
         }
         for (key, added) in [
-            ("position", self.position),
+            ("position", self.position(false)),
             ("bytes", self.bytes),
             ("links", self.links),
         ] {
@@ -366,13 +305,26 @@ impl AlignConfig {
         }
         self.check_blocks()?;
         self.check_loss()?;
-        match self.layers[..] {
-            [_] => Ok(()),
-            _ => Err(setting(
+        self.check_layers()
+    }
+
+    fn check_layers(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            return Err(setting(
                 "layers",
-                "one pair of layers is compared: give one entry such as 0:last".into(),
-            )),
+                "no pair of layers is named; give one such as 0:last".into(),
+            ));
         }
+        for (at, layer) in self.layers.iter().enumerate() {
+            let ends = layer.ends();
+            if self.layers[..at].iter().any(|other| other.ends() == ends) {
+                return Err(setting(
+                    "layers",
+                    format!("{ends} is there twice; give it one weight"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn check_blocks(&self) -> Result<()> {

@@ -53,7 +53,7 @@ fn settings(plan: PlanKind, loss: AlignLoss, cost: Cost) -> AlignConfig {
         rho_teacher: 0.7,
         mass: 0.6,
         marginals: Marginals::Entropy,
-        position: 0.5,
+        position: Some(0.5),
         bytes: 0.2,
         links: 0.3,
         tolerance: 1e-9,
@@ -112,7 +112,7 @@ impl Slow<'_> {
         };
         let cost = Matrix::from_fn(SIZES.n, SIZES.m, |i, j| {
             let gap = alignment.student_places[i] - alignment.teacher_places[j];
-            cost.at(i, j) + align.position * gap * gap
+            cost.at(i, j) + align.position(false) * gap * gap
                 - align.bytes * joined(&alignment.equal, i, j)
                 - align.links * joined(&alignment.links, i, j)
         });
@@ -253,6 +253,32 @@ fn plans_of_whole_logits_match_the_slow_form() {
 }
 
 /// A record that joins nothing pays nothing.
+/// Two texts may tell things in any order, two readings of one text do not.
+#[test]
+fn pairs_were_held_near_the_diagonal_unless_told_otherwise() {
+    let value = |is_pair: bool, position: Option<f64>| {
+        let mut case = case();
+        case.targets.alignment.as_mut().unwrap().is_pair = is_pair;
+        let align = AlignConfig {
+            position,
+            ..settings(PlanKind::Sinkhorn, AlignLoss::Sharp, Cost::Kl)
+        };
+        let config = LossConfig {
+            kl_weight: 0.0,
+            ot_weight: 1.0,
+            align,
+            ..LossConfig::default()
+        };
+        let (hidden, geometry) = (tensor(&case.hidden), case.geometry());
+        let loss = head_loss(&hidden, &case.labels, &case.targets, &geometry, &config);
+        loss.unwrap().values.ot
+    };
+    assert_eq!(value(true, None), value(true, Some(0.0)));
+    assert_eq!(value(false, None), value(false, Some(1000.0)));
+    assert_eq!(value(true, Some(1000.0)), value(false, Some(1000.0)));
+    assert!(value(true, None) != value(false, None));
+}
+
 #[test]
 fn no_links_are_no_loss() {
     let mut case = case();

@@ -4,8 +4,8 @@ use distill_proto::{Estimator, StateKind};
 use serde::{Deserialize, Serialize};
 
 pub use super::align_config::{
-    AlignConfig, AlignLoss, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Projection, Reduction,
-    Similarity,
+    AlignConfig, AlignLoss, Centering, Cost, EPSILON_DEFAULT, Marginals, POSITIONS_MAX, Projection,
+    Reduction, Similarity,
 };
 use super::divergence::Divergences;
 use super::error::{LossError, Result};
@@ -72,7 +72,7 @@ impl LossConfig {
                 temperature: 1.0,
                 epsilon: 10.0,
                 block_size: 64,
-                position: 0.0,
+                position: Some(0.0),
                 ..AlignConfig::default()
             },
             ..Self::default()

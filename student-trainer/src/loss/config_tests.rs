@@ -22,7 +22,7 @@ fn settings_without_meaning_are_refused_by_key() {
     for plan in [PlanKind::Mutual, PlanKind::Uniform, PlanKind::Links] {
         assert_eq!(key(&|c| c.align.plan = plan), "loss");
     }
-    assert_eq!(key(&|c| c.align.position = -1.0), "position");
+    assert_eq!(key(&|c| c.align.position = Some(-1.0)), "position");
     assert_eq!(key(&|c| c.align.bytes = f64::NAN), "bytes");
     assert_eq!(key(&|c| c.align.rho_teacher = 0.0), "rho_teacher");
     assert_eq!(key(&|c| c.align.mass = 1.5), "mass");
@@ -31,8 +31,18 @@ fn settings_without_meaning_are_refused_by_key() {
     };
     assert_eq!(key(&monotone_blocks), "block_size");
     assert_eq!(key(&|c| c.align.layers.clear()), "layers");
-    let second = |c: &mut LossConfig| c.align.layers.push(StateLayer::default());
-    assert_eq!(key(&second), "layers");
+    let twice = |c: &mut LossConfig| {
+        let weighted = StateLayer {
+            weight: 2.0,
+            ..StateLayer::default()
+        };
+        c.align.layers.push(weighted);
+    };
+    assert_eq!(key(&twice), "layers");
+    let without_fit = |c: &mut LossConfig| {
+        (c.align.projection, c.align.centering) = (Projection::Random, Some(Centering::Fitted));
+    };
+    assert_eq!(key(&without_fit), "centering");
     assert_eq!(key(&|c| c.jsd_beta = 1.0), "jsd_beta");
     // 0, infinity or 1 in f32.
     assert_eq!(key(&|c| c.align.epsilon = 1e-50), "epsilon");

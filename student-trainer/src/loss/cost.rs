@@ -95,7 +95,7 @@ impl Additions {
         let even = |of: usize| (0..of).map(|k| k as f64 / of as f64).collect();
         let Some(alignment) = alignment else {
             return Self {
-                gamma: config.position,
+                gamma: config.position(false),
                 places: even(n),
                 teacher_places: even(m),
                 bonuses: Vec::new(),
@@ -111,7 +111,7 @@ impl Additions {
         bonuses.extend(bonus(&alignment.links, config.links));
         bonuses.sort_by_key(|&(i, j, _)| (i, j));
         Self {
-            gamma: config.position,
+            gamma: config.position(alignment.is_pair),
             places: alignment.student_places.clone(),
             teacher_places: alignment.teacher_places.clone(),
             bonuses,

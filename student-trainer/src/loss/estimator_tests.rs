@@ -72,7 +72,7 @@ fn slow(case: &Case, hidden: &Matrix, config: &LossConfig) -> f64 {
         }
     };
     let prior = Matrix::from_fn(SQUARE.n, SQUARE.m, |i, j| {
-        config.align.position * ((i as f64 - j as f64) / SQUARE.n as f64).powi(2)
+        config.align.position(false) * ((i as f64 - j as f64) / SQUARE.n as f64).powi(2)
     });
     let ot = reference::objective(&cost, &cost, &prior, &config.align);
     config.kl_weight * kl + config.ot_weight * ot
@@ -94,7 +94,7 @@ fn losses_of_drawn_rows_match_the_slow_form() {
                     cost,
                     similarity,
                     epsilon: 0.3,
-                    position: 0.5,
+                    position: Some(0.5),
                     tolerance: 1e-9,
                     ..AlignConfig::default()
                 },

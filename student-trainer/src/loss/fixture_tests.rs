@@ -177,7 +177,12 @@ fn transport_between_hidden_states_matches_torch() {
     let fixtures = Fixtures::<HiddenCase>::read("hidden");
     let (x, y) = (fixtures.tensor("student"), fixtures.tensor("teacher"));
     let targets = hidden_targets(fixtures.numbers("teacher"), y.dims()[0]);
-    let projection = HiddenProjection::from_tensor(&fixtures.tensor("projection")).unwrap();
+    let projection = fixtures.tensor("projection");
+    let projection = HiddenProjection::from_tensor(&projection, StateLayer::default()).unwrap();
+    let states = [LayerStates {
+        states: &x,
+        projection: &projection,
+    }];
     // Of its logits nothing is asked.
     let hidden = Tensor::zeros((x.dims()[0], 1), DType::F32, &Device::Cpu).unwrap();
     let head = Tensor::ones((1, 1), DType::F32, &Device::Cpu).unwrap();
@@ -193,14 +198,14 @@ fn transport_between_hidden_states_matches_torch() {
         };
         let student = Student {
             hidden: &hidden,
-            states: Some((&x, &projection)),
+            states: &states,
         };
         let labels = vec![0; x.dims()[0]];
         let loss = head_loss(student, &labels, &targets, &geometry, &config).unwrap();
         equal(name, "ot", loss.values.ot, case.ot);
-        let (grad_student, grad_projection) = loss.grad_states.unwrap();
-        fixtures.close(&format!("{name}.grad_student"), &grad_student);
-        fixtures.close(&format!("{name}.grad_projection"), &grad_projection);
+        let found = &loss.grad_states[0];
+        fixtures.close(&format!("{name}.grad_student"), &found.states);
+        fixtures.close(&format!("{name}.grad_projection"), &found.projection);
     }
 }
 

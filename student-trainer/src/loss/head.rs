@@ -13,7 +13,7 @@ use super::error::{LossError, Result};
 use super::geometry::HeadGeometry;
 use super::head_pass::{Gradients, HeadPass, Wanted};
 use super::head_transport::HeadTransport;
-use super::hidden::HiddenProjection;
+use super::hidden::{HiddenProjection, StatesGradient};
 use super::rows::RowValues;
 use super::targets::Targets;
 use super::teacher::Teacher;
@@ -44,16 +44,24 @@ pub struct LossValues {
 pub struct Student<'a> {
     /// H `[N, d]`, the outputs that predict the N targets, in their order.
     pub hidden: &'a Tensor,
-    /// The states X `[N, d]` of a layer before the same targets, with the projection of the teacher's to them, for costs of
-    /// hidden states.
-    pub states: Option<(&'a Tensor, &'a HiddenProjection)>,
+    /// For costs of hidden states: those before the same targets, of every pair of layers.
+    pub states: &'a [LayerStates<'a>],
+}
+
+/// Hidden states of one of the student's layers, with the map from the teacher's to them.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerStates<'a> {
+    /// X `[N, d]`.
+    pub states: &'a Tensor,
+    /// P, and which layers it is between.
+    pub projection: &'a HiddenProjection,
 }
 
 impl<'a> From<&'a Tensor> for Student<'a> {
     fn from(hidden: &'a Tensor) -> Self {
         Self {
             hidden,
-            states: None,
+            states: &[],
         }
     }
 }
@@ -65,22 +73,16 @@ pub struct HeadLoss {
     pub values: LossValues,
     /// dtotal/dH `[N, d]`, f32.
     pub grad_hidden: Tensor,
-    /// dtotal/dX `[N, d]`, f32, and dtotal/dP of the projection, where hidden states are compared.
-    pub grad_states: Option<(Tensor, Tensor)>,
+    /// dtotal/dX and dtotal/dP of every pair of layers whose states are compared.
+    pub grad_states: Vec<StatesGradient>,
 }
 
 impl HeadLoss {
     fn new(values: LossValues, gradients: &Gradients) -> Self {
-        let Gradients {
-            hidden,
-            states,
-            projection,
-            ..
-        } = gradients;
         Self {
             values,
-            grad_hidden: hidden.clone(),
-            grad_states: states.clone().zip(projection.clone()),
+            grad_hidden: gradients.hidden.clone(),
+            grad_states: gradients.states.clone(),
         }
     }
 }
@@ -196,13 +198,12 @@ fn run(
             gradients.head = (gradients.head + direct)?;
         }
         gradients.states = ot.direct.states.clone();
-        gradients.projection = ot.direct.projection.clone();
     }
     let mut made = vec![&gradients.hidden];
     if wanted == Wanted::HiddenAndHead {
         made.push(&gradients.head);
     }
-    made.extend(gradients.states.iter().chain(&gradients.projection));
+    made.extend(gradients.states.iter().flat_map(StatesGradient::tensors));
     let (values, sizes) = values.read(&made)?;
     let mut result = sum_up(&values, targets, counts, config)?;
     if let Some(ot) = ot {

@@ -15,6 +15,7 @@ use super::error::Result;
 use super::geometry::HeadGeometry;
 use super::head::Counts;
 use super::head_transport::HeadTransport;
+use super::hidden::StatesGradient;
 use super::rows::{RowTerms, RowValues, row_pass};
 use super::rowwise::{each_row, magnitudes};
 use super::teacher::Teacher;
@@ -31,9 +32,8 @@ pub(super) enum Wanted {
 pub(super) struct Gradients {
     pub(super) hidden: Tensor,
     pub(super) head: Tensor,
-    /// Of the states that are compared with the teacher's.
-    pub(super) states: Option<Tensor>,
-    pub(super) projection: Option<Tensor>,
+    /// Of the states that are compared with the teacher's, and of the projections to them.
+    pub(super) states: Vec<StatesGradient>,
 }
 
 impl Gradients {
@@ -41,8 +41,7 @@ impl Gradients {
         Self {
             hidden,
             head,
-            states: None,
-            projection: None,
+            states: Vec::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::euclidean::SquaredEuclidean;
 use super::geometry::HeadGeometry;
 use super::head::Student;
 use super::head_pass::{Wanted, chunks};
-use super::hidden::{Comparison, Projected};
+use super::hidden::{Comparison, Comparisons, StatesGradient};
 use super::plan::PlanKind;
 use super::rowwise::to_host;
 use super::similarity::Bilinear;
@@ -48,9 +48,8 @@ pub(super) struct HeadTransport<'a> {
 pub(super) struct Direct {
     pub(super) hidden: Option<Tensor>,
     pub(super) head: Option<Tensor>,
-    /// Of the states of another layer, and of the projection to them.
-    pub(super) states: Option<Tensor>,
-    pub(super) projection: Option<Tensor>,
+    /// Of the states of layers, and of the projections to them.
+    pub(super) states: Vec<StatesGradient>,
 }
 
 /// A matrix over pairs of positions with its way back.
@@ -59,7 +58,7 @@ enum Measured<'a> {
     Bilinear { similarity: Bilinear, s: Tensor },
     Roots(Bhattacharyya<'a>),
     Distances(SquaredEuclidean),
-    States(Projected),
+    States(Comparisons),
 }
 
 impl<'a> HeadTransport<'a> {
@@ -201,7 +200,7 @@ impl<'a> TransportPass<'_, 'a> {
     }
 
     fn states(&self, comparison: Comparison) -> Result<(Measured<'a>, Entries)> {
-        let states = Projected::new(comparison, self.student.states, self.teacher.targets)?;
+        let states = Comparisons::new(comparison, self.student.states, self.teacher.targets)?;
         let matrix = Entries::Tensor(states.forward()?);
         Ok((Measured::States(states), matrix))
     }
@@ -274,9 +273,15 @@ impl<'a> TransportPass<'_, 'a> {
                 add(&mut to.direct.hidden, distances.backward(&tensor(weight)?)?)?;
             }
             Measured::States(states) => {
-                let (x, projection) = states.backward(&tensor(weight)?)?;
-                add(&mut to.direct.states, x)?;
-                add(&mut to.direct.projection, projection)?;
+                let found = states.backward(&tensor(weight)?)?;
+                let sum = &mut to.direct.states;
+                *sum = if sum.is_empty() {
+                    found
+                } else {
+                    let both = sum.iter().zip(&found);
+                    both.map(|(sum, more)| sum.plus(more))
+                        .collect::<Result<_>>()?
+                };
             }
             Measured::Roots(roots) => to.roots = Some((roots, gradient)),
         }

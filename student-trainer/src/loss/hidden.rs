@@ -1,8 +1,10 @@
-/*! Provides comparisons of the student's hidden states with the teacher's, through a learned projection P `[D, d]`.
+/*! Provides comparisons of the student's hidden states with the teacher's, through a learned projection P `[D, d]` for each
+pair of layers.
 
 ```text
- Z = Y P,   S = X Z^T / sqrt(d)   or the cosines of X's and Z's rows;   1 - the cosines of rows less their mean over the sequence
+ Z = Y P,   S = X Z^T / sqrt(d)   or the cosines of X's and Z's rows;   1 - the cosines of rows less their mean
  dX = dS Z / sqrt(d),   dZ = dS^T X / sqrt(d),   dP = Y^T dZ        (cosine: x^ = x / |x|, dx = (dx^ - x^ (x^ . dx^)) / |x|)
+ of several pairs of layers k: S = sum_k w_k S_k / sum_k w_k
 ```
 
 Hidden sizes need not agree and no vocabulary is involved, so it works between any two models and any two layers.
@@ -15,63 +17,90 @@ use rand::{SeedableRng, rngs::StdRng};
 use super::config::no_states;
 use super::error::{LossError, Result};
 use super::geometry::row_norms;
+use super::head::LayerStates;
+use super::layers::StateLayer;
+use super::projection::FittedProjection;
 use super::similarity::state_matrix;
 use super::targets::Targets;
 use crate::random::normal;
 
-/// The learned map from the teacher's hidden states to the student's.
+/// The learned map from one of the teacher's hidden states to those of a layer of the student.
 #[derive(Debug)]
 pub struct HiddenProjection {
     projection: Var,
-    /// Which of the capture's layers it takes.
-    teacher_state: usize,
+    layer: StateLayer,
+    /// What both sides are compared beside; `None`: each sequence's own means.
+    means: Option<Means>,
+}
+
+/// Means over the rows that a projection was fitted on.
+#[derive(Debug)]
+struct Means {
+    /// `[D]`.
+    teacher: Var,
+    /// `[d]`.
+    student: Var,
 }
 
 impl HiddenProjection {
-    /// Its name as a parameter.
-    pub const NAME: &'static str = "hidden_projection";
-
-    /// Normal numbers of deviation 1 / sqrt(D), so that a projected row is about as long as the row; the same for a seed.
+    /// One for each pair of layers: normal numbers of deviation 1 / sqrt(D), so that a projected row is about as long as the
+    /// row; the same for a seed.
     ///
     /// # Errors
     /// A tensor error.
-    pub fn new(
-        teacher_size: usize,
-        hidden_size: usize,
+    pub fn random(
+        layers: &[StateLayer],
+        (teacher_size, hidden_size): (usize, usize),
         seed: u64,
         device: &Device,
-    ) -> Result<Self> {
+    ) -> Result<Vec<Self>> {
         let mut random = StdRng::seed_from_u64(seed);
         let deviation = (teacher_size as f64).sqrt().recip();
-        let values: Vec<f32> = (0..teacher_size * hidden_size)
-            .map(|_| (normal(&mut random) * deviation) as f32)
-            .collect();
-        Self::from_tensor(&Tensor::from_vec(
-            values,
-            (teacher_size, hidden_size),
-            device,
-        )?)
+        let mut one = |&layer: &StateLayer| {
+            let values: Vec<f32> = (0..teacher_size * hidden_size)
+                .map(|_| (normal(&mut random) * deviation) as f32)
+                .collect();
+            let values = Tensor::from_vec(values, (teacher_size, hidden_size), device)?;
+            Self::from_tensor(&values, layer)
+        };
+        layers.iter().map(&mut one).collect()
     }
 
     /// From P `[D, d]`.
     ///
     /// # Errors
     /// A tensor error.
-    pub fn from_tensor(projection: &Tensor) -> Result<Self> {
+    pub fn from_tensor(projection: &Tensor, layer: StateLayer) -> Result<Self> {
         let projection = Var::from_tensor(&projection.to_dtype(DType::F32)?)?;
         Ok(Self {
             projection,
-            teacher_state: 0,
+            layer,
+            means: None,
         })
     }
 
-    /// The same, of another of the capture's layers.
-    #[must_use]
-    pub fn of_state(self, teacher_state: usize) -> Self {
-        Self {
-            teacher_state,
+    /// The same, to compare states beside fitted means in place of each sequence's own.
+    ///
+    /// # Shapes
+    /// `teacher`: `[D]`; `student`: `[d]`.
+    ///
+    /// # Errors
+    /// A tensor error.
+    pub fn with_means(self, teacher: &Tensor, student: &Tensor) -> Result<Self> {
+        let var = |mean: &Tensor| Var::from_tensor(&mean.to_dtype(DType::F32)?);
+        let means = Means {
+            teacher: var(teacher)?,
+            student: var(student)?,
+        };
+        Ok(Self {
+            means: Some(means),
             ..self
-        }
+        })
+    }
+
+    /// Which layers it is between.
+    pub fn layer(&self) -> StateLayer {
+        self.layer
     }
 
     /// D and d.
@@ -79,13 +108,21 @@ impl HiddenProjection {
         (self.projection.dims()[0], self.projection.dims()[1])
     }
 
-    /// Puts another P in its place.
+    /// Becomes what was fitted.
     ///
     /// # Errors
     /// Another shape.
-    pub(crate) fn set(&self, projection: &Tensor) -> Result<()> {
-        let projection = projection.to_device(self.projection.device())?;
-        Ok(self.projection.set(&projection.to_dtype(DType::F32)?)?)
+    pub(crate) fn set(&self, fitted: &FittedProjection) -> Result<()> {
+        let set = |var: &Var, value: &Tensor| {
+            let value = value.to_device(var.device())?;
+            var.set(&value.to_dtype(DType::F32)?)
+        };
+        set(&self.projection, &fitted.projection)?;
+        if let Some(means) = &self.means {
+            set(&means.teacher, &fitted.teacher_mean)?;
+            set(&means.student, &fitted.student_mean)?;
+        }
+        Ok(())
     }
 
     /// The teacher's states Y `[M, D]` that it takes.
@@ -97,22 +134,36 @@ impl HiddenProjection {
         let state = state.filter(|state| state.kind != StateKind::Sketch);
         let state = state.ok_or_else(no_states)?;
         let size = self.projection.dims()[0];
-        if state.layer_rank() != size || self.teacher_state >= state.layers {
+        let layer = self.layer.teacher_state;
+        if state.layer_rank() != size || layer >= state.layers {
             return Err(LossError::shape(
                 "teacher state",
-                format!("layer {} of {size} numbers", self.teacher_state),
+                format!("layer {layer} of {size} numbers"),
                 format!("{} layers of {}", state.layers, state.layer_rank()),
             ));
         }
         let all = state_matrix(state, targets.rows(), state.rank, like)?;
-        Ok(all
-            .narrow(1, self.teacher_state * size, size)?
-            .contiguous()?)
+        Ok(all.narrow(1, layer * size, size)?.contiguous()?)
+    }
+
+    /// Its name as a parameter: the layers that it is between are in it.
+    pub fn name(&self) -> String {
+        format!("hidden_projection.{}", self.layer.ends())
     }
 
     /// P, to be trained.
     pub fn parameter(&self) -> (String, Var) {
-        (Self::NAME.to_owned(), self.projection.clone())
+        (self.name(), self.projection.clone())
+    }
+
+    /// All that a checkpoint holds of it: P, and the means where there are any.
+    pub fn saved(&self) -> Vec<(String, Var)> {
+        let mut saved = vec![self.parameter()];
+        if let Some(Means { teacher, student }) = &self.means {
+            saved.push((format!("{}.teacher_mean", self.name()), teacher.clone()));
+            saved.push((format!("{}.student_mean", self.name()), student.clone()));
+        }
+        saved
     }
 }
 
@@ -123,13 +174,15 @@ pub(crate) enum Comparison {
     ScaledDot,
     /// Their cosine.
     Cosine,
-    /// 1 less the cosine of what they are beside the mean of their sequence.
+    /// 1 less the cosine of what they are beside their means.
     Centered,
 }
 
 /// A comparison of X and Z = Y P, with what its gradient needs.
 pub(crate) struct Projected {
     comparison: Comparison,
+    /// Whether the student's mean is that of its rows, which moves with them.
+    own_mean: bool,
     /// Y, or beside its mean.
     teacher: Tensor,
     x: Rows,
@@ -174,30 +227,31 @@ fn centered(rows: &Tensor) -> Result<Tensor> {
 }
 
 impl Projected {
-    /// Between the student's states X `[N, d]`, with the projection to them, and those of the rows.
-    ///
-    /// # Errors
-    /// Rows without hidden states, and shapes that do not fit.
-    pub(crate) fn new(
-        comparison: Comparison,
-        student: Option<(&Tensor, &HiddenProjection)>,
-        targets: &Targets,
-    ) -> Result<Self> {
-        let (x, projection) = student.ok_or_else(no_states)?;
+    fn new(comparison: Comparison, student: LayerStates<'_>, targets: &Targets) -> Result<Self> {
+        let LayerStates {
+            states: x,
+            projection,
+        } = student;
         let d = projection.projection.dims()[1];
         if x.dims2()?.1 != d {
             return Err(LossError::shape("hidden size", d, x.dims()[1]));
         }
         let x = x.detach().to_dtype(DType::F32)?.contiguous()?;
         let teacher = projection.teacher_states(targets, &x)?;
-        let projection = projection.projection.detach();
-        let (x, teacher) = match comparison {
-            Comparison::Centered => (centered(&x)?, centered(&teacher)?),
+        let own_mean = comparison == Comparison::Centered && projection.means.is_none();
+        let (x, teacher) = match (comparison, &projection.means) {
+            (Comparison::Centered, Some(means)) => (
+                x.broadcast_sub(&means.student.detach())?,
+                teacher.broadcast_sub(&means.teacher.detach())?,
+            ),
+            (Comparison::Centered, None) => (centered(&x)?, centered(&teacher)?),
             _ => (x, teacher),
         };
+        let projection = projection.projection.detach();
         let normalized = comparison != Comparison::ScaledDot;
         Ok(Self {
             comparison,
+            own_mean,
             x: Rows::new(x, normalized)?,
             z: Rows::new(teacher.matmul(&projection)?, normalized)?,
             teacher,
@@ -214,7 +268,7 @@ impl Projected {
     }
 
     /// `[N, M]`.
-    pub(crate) fn forward(&self) -> Result<Tensor> {
+    fn forward(&self) -> Result<Tensor> {
         let one = match self.comparison {
             Comparison::Centered => 1.0,
             _ => 0.0,
@@ -224,15 +278,93 @@ impl Projected {
     }
 
     /// From the gradient in that to dL/dX and dL/dP.
-    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn backward(&self, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
         let gradient = (gradient * self.scale())?;
         let x = self.x.backward(gradient.matmul(&self.z.rows)?)?;
         let z = self.z.backward(gradient.t()?.matmul(&self.x.rows)?)?;
-        let x = match self.comparison {
-            Comparison::Centered => centered(&x)?,
-            _ => x,
-        };
+        let x = if self.own_mean { centered(&x)? } else { x };
         Ok((x, self.teacher.t()?.matmul(&z)?))
+    }
+}
+
+/// The weighted mean of a comparison over pairs of layers.
+pub(crate) struct Comparisons {
+    /// Each with its share; the shares' sum is 1.
+    pairs: Vec<(f64, Projected)>,
+}
+
+impl Comparisons {
+    /// Between the student's states and those of the rows.
+    ///
+    /// # Errors
+    /// No hidden states on either side, and shapes that do not fit.
+    pub(crate) fn new(
+        comparison: Comparison,
+        student: &[LayerStates<'_>],
+        targets: &Targets,
+    ) -> Result<Self> {
+        if student.is_empty() {
+            return Err(no_states());
+        }
+        let weight = |states: &LayerStates<'_>| states.projection.layer.weight;
+        let all: f64 = student.iter().map(weight).sum();
+        let pair = |states: &LayerStates<'_>| {
+            let projected = Projected::new(comparison, *states, targets)?;
+            Ok((weight(states) / all, projected))
+        };
+        let pairs = student.iter().map(pair).collect::<Result<_>>()?;
+        Ok(Self { pairs })
+    }
+
+    /// `[N, M]`.
+    pub(crate) fn forward(&self) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (share, pair) in &self.pairs {
+            let part = (pair.forward()? * *share)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+        sum.ok_or_else(no_states)
+    }
+
+    /// From the gradient in that to dL/dX and dL/dP of each pair.
+    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Vec<StatesGradient>> {
+        let pairs = self.pairs.iter();
+        pairs
+            .map(|(share, pair)| {
+                let (states, projection) = pair.backward(&(gradient * *share)?)?;
+                Ok(StatesGradient { states, projection })
+            })
+            .collect()
+    }
+}
+
+/// Gradients of what is compared in one pair of layers.
+#[derive(Clone, Debug)]
+pub struct StatesGradient {
+    /// dL/dX `[N, d]`, f32.
+    pub states: Tensor,
+    /// dL/dP `[D, d]`.
+    pub projection: Tensor,
+}
+
+impl StatesGradient {
+    /// The sum with another one of the same pair.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub(crate) fn plus(&self, other: &Self) -> Result<Self> {
+        Ok(Self {
+            states: (&self.states + &other.states)?,
+            projection: (&self.projection + &other.projection)?,
+        })
+    }
+
+    /// Both tensors.
+    pub(crate) fn tensors(&self) -> [&Tensor; 2] {
+        [&self.states, &self.projection]
     }
 }
 

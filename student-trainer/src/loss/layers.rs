@@ -30,6 +30,17 @@ impl Default for StateLayer {
     }
 }
 
+impl StateLayer {
+    /// The layers without their weight, `TEACHER_STATE:STUDENT_LAYER`.
+    pub fn ends(&self) -> String {
+        let unweighted = Self {
+            weight: 1.0,
+            ..*self
+        };
+        unweighted.to_string()
+    }
+}
+
 impl FromStr for StateLayer {
     type Err = String;
 

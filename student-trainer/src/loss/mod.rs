@@ -13,6 +13,7 @@ Every gradient is the exact one of the value it comes with, except under the obj
 the preset `literal`.
 */
 
+mod align_choices;
 mod align_config;
 #[cfg(test)]
 mod align_tests;
@@ -69,18 +70,20 @@ mod transport_kernel_tests;
 
 pub(crate) use config::is_positive;
 pub use config::{
-    AlignConfig, AlignLoss, Cost, LossConfig, LossSchedule, Marginals, POSITIONS_MAX, Projection,
-    Reduction, Similarity,
+    AlignConfig, AlignLoss, Centering, Cost, LossConfig, LossSchedule, Marginals, POSITIONS_MAX,
+    Projection, Reduction, Similarity,
 };
 pub use dense::{DenseLoss, dense_loss};
 pub use error::{LossError, Result};
 pub use geometry::HeadGeometry;
-pub use head::{HeadLoss, LossValues, Student, head_loss, head_loss_with_head, head_values};
+pub use head::{
+    HeadLoss, LayerStates, LossValues, Student, head_loss, head_loss_with_head, head_values,
+};
 pub use head_transport::transport_plan;
-pub use hidden::HiddenProjection;
+pub use hidden::{HiddenProjection, StatesGradient};
 pub use layers::StateLayer;
 pub use plan::PlanKind;
-pub(crate) use projection::ProjectionFit;
+pub(crate) use projection::{FittedProjection, ProjectionFit};
 pub use sinkhorn::Convergence;
 pub(crate) use sparse::TILE_ENTRIES;
 pub use targets::{Alignment, Targets};

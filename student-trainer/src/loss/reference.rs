@@ -233,7 +233,7 @@ pub fn transport(x: &Matrix, teacher: &Teacher, config: &AlignConfig) -> f64 {
         size => size,
     };
     let prior = Matrix::from_fn(n, m, |i, j| {
-        config.position * (i as f64 / n as f64 - j as f64 / m as f64).powi(2)
+        config.position(false) * (i as f64 / n as f64 - j as f64 / m as f64).powi(2)
     });
     let mut values = Vec::new();
     for i in (0..n).step_by(step) {

@@ -52,6 +52,8 @@ pub struct Alignment {
     pub links: Vec<(u32, u32)>,
     /// `(i, j)` with the same number or name as bytes, in increasing order.
     pub equal: Vec<(u32, u32)>,
+    /// Whether the sides are two texts: of what lies where in them nothing is known.
+    pub is_pair: bool,
 }
 
 impl Targets {

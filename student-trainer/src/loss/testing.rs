@@ -244,7 +244,7 @@ pub(crate) fn transports() -> Vec<AlignConfig> {
         [(0, Reduction::Mean), (3, Reduction::Sum)].map(|(block_size, reduction)| AlignConfig {
             block_size,
             reduction,
-            position: 0.5,
+            position: Some(0.5),
             // Large enough for the reference, which has no Newton, to be quick.
             epsilon: 0.3,
             tolerance: 1e-9,

@@ -40,7 +40,7 @@ fn whole_transports_are_the_host_s() {
             block_size: 4,
             cost: Cost::SoftmaxSimilarity,
             similarity: Similarity::Cosine,
-            position: 0.0,
+            position: Some(0.0),
             tolerance: 1e-9,
             ..AlignConfig::default()
         };

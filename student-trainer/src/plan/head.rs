@@ -68,7 +68,20 @@ impl Head<'_> {
             hidden_size,
             ..
         } = *self;
-        rows * hidden_size * (element + 4 * F32) + tokens * hidden_size * (element + 3 * F32)
+        let one =
+            rows * hidden_size * (element + 4 * F32) + tokens * hidden_size * (element + 3 * F32);
+        // The states of further layers, with the gradient in them.
+        let further = self.pairs_of_layers().saturating_sub(1);
+        one + further * 2 * F32 * hidden_size * (rows + tokens)
+    }
+
+    /// Pairs of layers whose hidden states are compared.
+    fn pairs_of_layers(&self) -> u64 {
+        if self.loss.needs_states() {
+            self.loss.align.layers.len() as u64
+        } else {
+            0
+        }
     }
 
     /// Transport: matrices over pairs of positions, and what they are made from.
@@ -91,10 +104,8 @@ impl Head<'_> {
             // Coordinates, anchors, and H G.
             sum += F32 * rows * (state_rank + 2 * hidden_size);
         }
-        if align.needs_states() {
-            // Y, then X, Y P, both divided by their norms, and a gradient of each.
-            sum += F32 * rows * (state_rank + 6 * hidden_size);
-        }
+        // Y, then X, Y P, both divided by their norms, and a gradient of each.
+        sum += self.pairs_of_layers() * F32 * rows * (state_rank + 6 * hidden_size);
         sum
     }
 
@@ -146,13 +157,9 @@ impl Head<'_> {
         }
     }
 
-    /// Elements of the projection of the teacher's hidden states; 0 without one.
+    /// Elements of the projections of the teacher's hidden states; 0 without one.
     pub fn projection_elements(&self) -> u64 {
-        if self.loss.needs_states() {
-            self.state_rank * self.hidden_size
-        } else {
-            0
-        }
+        self.pairs_of_layers() * self.state_rank * self.hidden_size
     }
 }
 
@@ -165,7 +172,7 @@ fn matrices(align: &AlignConfig) -> u64 {
     };
     // The cost, the cost with the prior, the solver's kernel; or the adjoint's cost, plan, and kernel in f64.
     let solving = if align.block_size == 0 {
-        let added = u64::from(align.position + align.bytes + align.links > 0.0);
+        let added = u64::from(align.position(false) + align.bytes + align.links > 0.0);
         let through_plan = align.loss == AlignLoss::Sharp || align.through_plan;
         (1 + added + kernel).max(if through_plan { 4 } else { 3 })
     } else {

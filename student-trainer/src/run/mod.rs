@@ -11,7 +11,7 @@ mod teacher;
 mod tensorboard;
 
 pub use adapter::{
-    AdapterConfig, load_adapter, refuse_unused, save_adapter, save_projection, warn_of_unused,
+    AdapterConfig, load_adapter, refuse_unused, save_adapter, save_projections, warn_of_unused,
 };
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,

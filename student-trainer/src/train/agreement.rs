@@ -86,13 +86,6 @@ fn check_shared(info: &ServerInfo, loss: &LossConfig) -> Result<()> {
             "pairs: {} of {all} sequences give the student a text of its own",
             info.paired_sequences
         );
-        if loss.ot_weight > 0.0 && loss.align.position > 0.0 {
-            tracing::warn!(
-                "align.position is {}: plans stay near the diagonal, as for two readings of one text; where the sides tell \
-                 things in another order, set it to 0",
-                loss.align.position
-            );
-        }
     }
     if apart == 0 || loss.divergence_weight() == 0.0 {
         return Ok(());

@@ -43,6 +43,7 @@ impl Example {
             labelled: own.labelled,
             links: Vec::new(),
             equal: Vec::new(),
+            is_pair: own.is_pair,
         });
         Self {
             targets: rows,

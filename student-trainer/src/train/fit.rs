@@ -1,4 +1,4 @@
-//! Provides the projection of hidden states, fitted before the first step on what both sides share.
+//! Provides the projections of hidden states, fitted before the first step on what both sides share.
 
 use candle_core::{DType, Device, Tensor};
 use distill_model::Decoder;
@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     align::FrameReader,
     files,
-    loss::{HiddenProjection, ProjectionFit, StateLayer},
+    loss::{FittedProjection, HiddenProjection, ProjectionFit},
     run::RunDirectory,
     train::Example,
 };
@@ -19,25 +19,33 @@ const SEQUENCES_MAX: usize = 256;
 /// What is known of the fit, in the run's directory.
 const PROJECTION_REPORT: &str = "projection.json";
 
-/// How well P takes the teacher's states to the student's.
+/// What the fits were made of, and how well each P takes the teacher's states to the student's.
 #[derive(Serialize)]
 struct Report {
-    /// Share of the variance of held-out rows that is explained.
-    r_squared: f64,
+    sequences: usize,
+    /// Rows that were fitted, and those held out.
     rows: usize,
     held_out: usize,
-    /// Strength of the ridge, relative to the mean of the diagonal.
-    lambda: f64,
-    sequences: usize,
+    pairs: Vec<PairReport>,
 }
 
-/// Fits P on the first sequences, which stay to be trained on. False after a shutdown.
+/// Of one pair of layers.
+#[derive(Serialize)]
+struct PairReport {
+    /// TEACHER_STATE:STUDENT_LAYER.
+    layers: String,
+    /// Share of the variance of held-out rows that is explained.
+    r_squared: f64,
+    /// Strength of the ridge, relative to the mean of the diagonal.
+    lambda: f64,
+}
+
+/// Fits every P on the first sequences, which stay to be trained on. False after a shutdown.
 ///
 /// # Errors
 /// Too few positions that both sides share.
 pub(super) fn fit(
-    projection: &HiddenProjection,
-    layer: StateLayer,
+    projections: &[HiddenProjection],
     decoder: &Decoder,
     reader: &FrameReader<'_>,
     frames: &mut FrameSource,
@@ -46,8 +54,11 @@ pub(super) fn fit(
     let Some(found) = frames.look(SEQUENCES_MAX)? else {
         return Ok(false);
     };
-    let (teacher_size, student_size) = projection.sizes();
-    let mut fit = ProjectionFit::new(teacher_size, student_size)?;
+    let begin = |projection: &HiddenProjection| {
+        let (teacher_size, student_size) = projection.sizes();
+        Ok(ProjectionFit::new(teacher_size, student_size)?)
+    };
+    let mut fits: Vec<ProjectionFit> = projections.iter().map(begin).collect::<Result<_>>()?;
     let mut sequences = 0;
     for received in found {
         let Some(example) = reader.read(&received.frame)? else {
@@ -58,33 +69,53 @@ pub(super) fn fit(
             continue;
         }
         sequences += 1;
-        let x = states(decoder, layer, &example)?.index_select(&indices(&outputs, decoder)?, 0)?;
-        let y = projection.teacher_states(&example.targets, &x)?;
-        fit.add(&y.index_select(&indices(&rows, decoder)?, 0)?, &x)?;
+        let (outputs, rows) = (indices(&outputs, decoder)?, indices(&rows, decoder)?);
+        let states = states(decoder, projections, &example)?;
+        for ((projection, fit), x) in projections.iter().zip(&mut fits).zip(states) {
+            let x = x.index_select(&outputs, 0)?;
+            let y = projection.teacher_states(&example.targets, &x)?;
+            fit.add(&y.index_select(&rows, 0)?, &x)?;
+        }
     }
-    let fitted = fit.solve().map_err(|error| {
-        Error::Config(format!(
-            "align.projection: fitted: {error}; a projection that is trained along needs nothing shared: --align-projection random"
-        ))
-    })?;
-    projection.set(&fitted.projection)?;
-    tracing::info!(
-        "hidden states: P from {teacher_size} to {student_size} numbers, fitted on {} positions of {sequences} sequences; it explains \
-         {:.1} % of the variance of {} held-out ones (R^2 {:.4})",
-        fitted.rows,
-        100.0 * fitted.r_squared.max(0.0),
-        fitted.held_out,
-        fitted.r_squared
-    );
-    let report = Report {
-        r_squared: fitted.r_squared,
-        rows: fitted.rows,
-        held_out: fitted.held_out,
-        lambda: fitted.lambda,
+    let mut report = Report {
         sequences,
+        rows: 0,
+        held_out: 0,
+        pairs: Vec::new(),
     };
+    for (projection, fit) in projections.iter().zip(fits) {
+        let fitted = fit.solve().map_err(|error| {
+            Error::Config(format!(
+                "align.projection: fitted: {error}; a projection that is trained along needs nothing shared: --align-projection random"
+            ))
+        })?;
+        projection.set(&fitted)?;
+        report.add(projection, &fitted);
+    }
     files::write_json(&run_directory.join(PROJECTION_REPORT), &report)?;
     Ok(true)
+}
+
+impl Report {
+    fn add(&mut self, projection: &HiddenProjection, fitted: &FittedProjection) {
+        let (teacher_size, student_size) = projection.sizes();
+        let layers = projection.layer().ends();
+        tracing::info!(
+            "hidden states {layers}: P from {teacher_size} to {student_size} numbers, fitted on {} positions of {} sequences; it \
+             explains {:.1} % of the variance of {} held-out ones (R^2 {:.4})",
+            fitted.rows,
+            self.sequences,
+            100.0 * fitted.r_squared.max(0.0),
+            fitted.held_out,
+            fitted.r_squared
+        );
+        (self.rows, self.held_out) = (fitted.rows, fitted.held_out);
+        self.pairs.push(PairReport {
+            layers,
+            r_squared: fitted.r_squared,
+            lambda: fitted.lambda,
+        });
+    }
 }
 
 /// Outputs that predict the targets with a teacher's row beside them, and these rows.
@@ -98,15 +129,24 @@ fn indices(of: &[u32], decoder: &Decoder) -> Result<Tensor> {
     Ok(Tensor::new(of, decoder.device())?)
 }
 
-/// The student's states `[T, d]` of a layer, f32.
-fn states(decoder: &Decoder, layer: StateLayer, example: &Example) -> Result<Tensor> {
+/// The student's states `[T, d]` of each pair's layer, f32, from one forward pass.
+fn states(
+    decoder: &Decoder,
+    projections: &[HiddenProjection],
+    example: &Example,
+) -> Result<Vec<Tensor>> {
     let ids = Tensor::new(example.token_ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-    let states = match layer.student_layer {
-        None => decoder.hidden_states(&ids)?,
-        Some(layer) => {
-            let (_, mut taken) = decoder.hidden_states_and_layers(&ids, &[layer])?;
-            taken.remove(0)
-        }
-    };
-    Ok(states.squeeze(0)?.to_dtype(DType::F32)?)
+    let pairs = projections.iter().map(HiddenProjection::layer);
+    let numbers: Vec<usize> = pairs
+        .clone()
+        .filter_map(|pair| pair.student_layer)
+        .collect();
+    let (last, taken) = decoder.hidden_states_and_layers(&ids, &numbers)?;
+    let mut taken = taken.into_iter();
+    let states = pairs.map(|pair| {
+        let of_layer = pair.student_layer.and_then(|_| taken.next());
+        let states = of_layer.unwrap_or_else(|| last.clone());
+        Ok(states.squeeze(0)?.to_dtype(DType::F32)?)
+    });
+    states.collect()
 }

@@ -64,7 +64,7 @@ use guard::GradientWatch;
 use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
-use setup::{checkpointing, head_geometry, passes, projection};
+use setup::{checkpointing, head_geometry, passes, projections};
 use source::{FrameSource, Order};
 use start::Start;
 pub use step::{Objective, StepLoss};
@@ -369,26 +369,25 @@ fn compute(
         Vocabularies::Other => files.tokenizer.size(),
     };
     let geometry = head_geometry(&decoder, vocab_size, setting.basis.clone())?;
-    let projection = projection(config, &agreement.most, &agreement.info, &decoder)?;
+    let projections = projections(config, &agreement.most, &agreement.info, &decoder)?;
     let tuned = Tuned {
         adapter: lora.as_ref().map(|lora| adapter_config(lora, files)),
         files,
         parameters: decoder.parameters(),
-        projection: projection.as_ref(),
+        projections: &projections,
     };
     let (parameters, steps) = (tuned.parameters.clone(), agreement.total_steps);
-    let mut updates = Updates::new(config, parameters, projection.as_ref(), steps)?;
+    let mut updates = Updates::new(config, parameters, &projections, steps)?;
     let (mut watch, mut scaler) = (
         GradientWatch::new(&tuned.parameters),
         LossScaler::new(decoder.dtype()),
     );
     if start.saved.is_none()
-        && let Some(projection) = &projection
+        && !projections.is_empty()
         && config.loss.align.projection == Projection::Fitted
     {
-        let layer = config.loss.align.layer();
         let (reader, frames) = (&host.reader, &mut host.frames);
-        fit::fit(projection, layer, &decoder, reader, frames, run_directory)?;
+        fit::fit(&projections, &decoder, reader, frames, run_directory)?;
     }
     if let Some(saved) = start.saved {
         tuned.restore(&*saved)?;
@@ -403,7 +402,7 @@ fn compute(
             decoder: &decoder,
             geometry: &geometry,
             trains_head: config.tune == Tune::Full,
-            projection: projection.as_ref(),
+            projections: &projections,
             checkpointing: checkpointing(config),
             passes: passes(config),
         },

@@ -73,7 +73,7 @@ mod tests {
 
     /// Another value of the same kind that the setting may have.
     fn other(key: &Key, value: Option<&Value>) -> Value {
-        const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot row entropy sum sharp random \
+        const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot row entropy sum sharp random sequence \
                              squared-euclidean {\"a\":1}";
         let words = WORDS.split(' ').map(Value::from);
         let candidates = match value {

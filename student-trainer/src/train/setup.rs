@@ -1,6 +1,6 @@
-//! Provides what a run needs beside the decoder: the head's geometry and the projection.
+//! Provides what a run needs beside the decoder: the head's geometry and the projections of hidden states.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use distill_model::{Checkpointing, Decoder};
 
 use super::passes::Passes;
@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     client::ServerInfo,
     config::{TrainConfig, Tune},
-    loss::{HeadGeometry, HiddenProjection, LossConfig},
+    loss::{Centering, HeadGeometry, HiddenProjection, LossConfig},
 };
 
 /// The effective rows of the head, with what the loss makes of them once.
@@ -21,41 +21,74 @@ pub(super) fn head_geometry(
     Ok(HeadGeometry::new(&head, basis.as_ref())?)
 }
 
-/// The projection of the teacher's hidden states, where the loss uses them at some step.
-pub(super) fn projection(
+/// The projections of the teacher's hidden states, where the loss uses them at some step: one for each pair of layers.
+pub(super) fn projections(
     config: &TrainConfig,
     most: &LossConfig,
     info: &ServerInfo,
     decoder: &Decoder,
-) -> Result<Option<HiddenProjection>> {
+) -> Result<Vec<HiddenProjection>> {
     let (true, Some((_, size))) = (most.needs_states(), info.state) else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
-    let model = decoder.config();
-    let layer = config.loss.align.layer().student_layer;
-    if let Some(layer) = layer.filter(|layer| *layer >= model.num_hidden_layers) {
-        return Err(Error::Config(format!(
-            "layers: {layer} is not below the student's {} layers; `last` is the last one's output after the norm",
-            model.num_hidden_layers
-        )));
+    let (model, layers) = (decoder.config(), &config.loss.align.layers);
+    let refuse = |what: String| Err(Error::Config(format!("layers: {what}")));
+    let (states, piece) = (info.state_layers.len().max(1), piece(config));
+    for layer in layers {
+        if layer.teacher_state >= states {
+            return refuse(format!(
+                "state {} was asked for, but the capture has {states}, counted from 0 (layers {:?} of the teacher)",
+                layer.teacher_state, info.state_layers
+            ));
+        }
+        let Some(number) = layer.student_layer else {
+            continue;
+        };
+        if number >= model.num_hidden_layers {
+            return refuse(format!(
+                "{number} is not below the student's {} layers; `last` is the last one's output after the norm",
+                model.num_hidden_layers
+            ));
+        }
+        if !number.is_multiple_of(piece) {
+            return refuse(format!(
+                "the output of the student's layer {number} is not kept with checkpoint_every {piece}; take a multiple of {piece}, \
+                 `last`, or --checkpoint-every 1"
+            ));
+        }
     }
-    if layer == Some(0) && config.tune == Tune::Lora {
-        return Err(Error::Config(
-            "layers: no adapter is below the student's layer 0, what its embeddings give; take a layer above it, or --tune full"
-                .into(),
-        ));
+    // Beside others the embeddings shape the plan.
+    let trains_nothing = layers.iter().all(|layer| layer.student_layer == Some(0));
+    if trains_nothing && config.tune == Tune::Lora {
+        return refuse(
+            "no adapter is below the student's layer 0, what its embeddings give; take a layer above it too, or --tune full"
+                .to_owned(),
+        );
     }
-    let teacher_state = config.loss.align.layer().teacher_state;
-    let states = info.state_layers.len().max(1);
-    if teacher_state >= states {
-        return Err(Error::Config(format!(
-            "layers: state {teacher_state} was asked for, but the capture has {states}, counted from 0 (layers {:?} of the teacher)",
-            info.state_layers
-        )));
+    let (sizes, device) = (
+        (size as usize / states, model.hidden_size),
+        decoder.device(),
+    );
+    let projections = HiddenProjection::random(layers, sizes, config.seed, device)?;
+    if config.loss.align.centering() == Centering::Sequence {
+        return Ok(projections);
     }
-    let sizes = (size as usize / states, model.hidden_size);
-    let projection = HiddenProjection::new(sizes.0, sizes.1, config.seed, decoder.device())?;
-    Ok(Some(projection.of_state(teacher_state)))
+    // Known when they are fitted, or from a checkpoint.
+    let mean = |size: usize| Tensor::zeros(size, DType::F32, device);
+    let (teacher, student) = (mean(sizes.0)?, mean(sizes.1)?);
+    let projections = projections.into_iter();
+    projections
+        .map(|one| Ok(one.with_means(&teacher, &student)?))
+        .collect()
+}
+
+/// Layers between two outputs that a pass keeps.
+fn piece(config: &TrainConfig) -> usize {
+    if config.checkpointing {
+        config.checkpoint_every
+    } else {
+        1
+    }
 }
 
 pub(super) fn checkpointing(config: &TrainConfig) -> Checkpointing {

@@ -9,8 +9,8 @@ use super::{example::Example, passes::Passes};
 use crate::{
     Error, Result,
     loss::{
-        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LossConfig, LossValues,
-        SolverReport, Student, head_loss, head_loss_with_head,
+        Convergence, HeadGeometry, HeadLoss, HiddenProjection, LayerStates, LossConfig, LossValues,
+        SolverReport, StatesGradient, Student, head_loss, head_loss_with_head,
     },
     student::padded_ids,
 };
@@ -23,8 +23,8 @@ pub struct Objective<'a> {
     pub geometry: &'a HeadGeometry,
     /// Whether the head moves with every step.
     pub trains_head: bool,
-    /// The way from the teacher's hidden states to the student's, where the loss uses them.
-    pub projection: Option<&'a HiddenProjection>,
+    /// The ways from the teacher's hidden states to the student's, one for each pair of layers; none where the loss uses none.
+    pub projections: &'a [HiddenProjection],
     /// What the forward pass keeps.
     pub checkpointing: Checkpointing,
     /// How sequences share a pass.
@@ -110,7 +110,7 @@ impl Objective<'_> {
         // f32 until it is scaled: half precision loses what is small.
         let mut grad_hidden = hidden.to_dtype(DType::F32)?.zeros_like()?;
         let geometry = self.geometry()?;
-        let mut compared = States::new(self.projection, config, &tape)?;
+        let mut compared = States::new(self.projections, config, &tape)?;
         for (example, start) in batch.iter().zip(starts) {
             let positions = &example.target_positions;
             let weight = positions.len() as f64 / sum.targets.max(1) as f64;
@@ -118,40 +118,32 @@ impl Objective<'_> {
             let outputs: Vec<u32> = positions.iter().map(|t| (start + t - 1) as u32).collect();
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
             let rows = hidden.index_select(&outputs, 0)?;
-            let states = match &compared {
-                Some(compared) => Some(compared.states.index_select(&outputs, 0)?),
-                None => None,
-            };
-            let projection = compared.as_ref().map(|compared| compared.projection);
+            let at_outputs = compared.at(&outputs)?;
+            let states: Vec<LayerStates<'_>> = compared.pairs(&at_outputs).collect();
             let student = Student {
                 hidden: &rows,
-                states: states.as_ref().zip(projection),
+                states: &states,
             };
             let loss = self.head_loss(student, example, &geometry, weight, config, gradients)?;
             sum.add(&loss.values, weight);
             if config.ot_weight > 0.0 {
                 sum.note(&loss.values.report);
             }
-            if let Some(compared) = &mut compared {
-                compared.add(&loss, &outputs, weight, gradients)?;
-            }
+            compared.add(&loss.grad_states, &outputs, weight, gradients)?;
             grad_hidden = grad_hidden.index_add(&outputs, &(loss.grad_hidden * weight)?, 0)?;
         }
-        let at_layer = match compared {
-            Some(States {
-                layer: Some(layer),
-                gradient,
-                ..
-            }) => Some((layer, (gradient.reshape(shape)? * scale)?)),
-            Some(States { gradient, .. }) => {
-                grad_hidden = (grad_hidden + gradient)?;
-                None
+        let mut at_layers = Vec::new();
+        for Layer {
+            number, gradient, ..
+        } in compared.layers
+        {
+            match number {
+                Some(layer) => at_layers.push((layer, (gradient.reshape(shape)? * scale)?)),
+                None => grad_hidden = (grad_hidden + gradient)?,
             }
-            None => None,
-        };
-        let at_layer = at_layer.as_ref().map(|(layer, grad)| (*layer, grad));
+        }
         let grad_hidden = (grad_hidden.reshape(shape)? * scale)?.to_dtype(hidden.dtype())?;
-        Ok(tape.backward_with(&grad_hidden, at_layer, scaled)?)
+        Ok(tape.backward_with(&grad_hidden, &at_layers, scaled)?)
     }
 
     /// The forward pass over some sequences, packed or padded to the longest, and the row of the first token of each.
@@ -215,9 +207,15 @@ impl Objective<'_> {
 
 /// Hidden states that are compared with the teacher's, over the sequences of one pass.
 struct States<'a> {
-    projection: &'a HiddenProjection,
+    projections: &'a [HiddenProjection],
+    /// Each of the student's layers once, whatever the number of pairs that it is in.
+    layers: Vec<Layer>,
+}
+
+/// One of the student's layers.
+struct Layer {
     /// Layers below the states; `None` for the last, after its norm.
-    layer: Option<usize>,
+    number: Option<usize>,
     /// `[B T, d]`, f32.
     states: Tensor,
     /// Of the loss in `states`.
@@ -226,49 +224,86 @@ struct States<'a> {
 
 impl<'a> States<'a> {
     fn new(
-        projection: Option<&'a HiddenProjection>,
+        projections: &'a [HiddenProjection],
         config: &LossConfig,
         tape: &Tape<'_>,
-    ) -> Result<Option<Self>> {
-        let Some(projection) = projection.filter(|_| config.needs_states()) else {
-            return Ok(None);
+    ) -> Result<Self> {
+        let projections = if config.needs_states() {
+            projections
+        } else {
+            &[]
         };
-        let layer = config.align.layer().student_layer;
-        let states = match layer {
-            None => Some(tape.hidden().clone()),
-            Some(layer) => tape.layer_output(layer)?,
-        };
-        let states = states.ok_or_else(|| {
-            Error::Config(
-                "layers: the output of this layer of the student is not kept; with --checkpoint-every N take a multiple of N, or \
-                 last"
-                    .into(),
-            )
-        })?;
-        let states = states.flatten_to(1)?.to_dtype(DType::F32)?;
-        Ok(Some(Self {
-            projection,
-            layer,
-            gradient: states.zeros_like()?,
-            states,
-        }))
+        let mut layers: Vec<Layer> = Vec::new();
+        for projection in projections {
+            let number = projection.layer().student_layer;
+            if layers.iter().any(|layer| layer.number == number) {
+                continue;
+            }
+            let states = match number {
+                None => Some(tape.hidden().clone()),
+                Some(layer) => tape.layer_output(layer)?,
+            };
+            let states = states.ok_or_else(|| not_kept(projection))?;
+            let states = states.flatten_to(1)?.to_dtype(DType::F32)?;
+            layers.push(Layer {
+                number,
+                gradient: states.zeros_like()?,
+                states,
+            });
+        }
+        Ok(Self {
+            projections,
+            layers,
+        })
+    }
+
+    /// The states of every layer at some outputs.
+    fn at(&self, outputs: &Tensor) -> Result<Vec<Tensor>> {
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| Ok(layer.states.index_select(outputs, 0)?))
+            .collect()
+    }
+
+    /// Those of every pair of layers.
+    fn pairs<'s>(&'s self, at_outputs: &'s [Tensor]) -> impl Iterator<Item = LayerStates<'s>> {
+        self.projections.iter().filter_map(|projection| {
+            let states = at_outputs.get(self.layer_of(projection)?)?;
+            Some(LayerStates { states, projection })
+        })
+    }
+
+    fn layer_of(&self, projection: &HiddenProjection) -> Option<usize> {
+        let number = projection.layer().student_layer;
+        self.layers.iter().position(|layer| layer.number == number)
     }
 
     /// Takes the gradients of one sequence, whose states are `outputs`.
     fn add(
         &mut self,
-        loss: &HeadLoss,
+        pairs: &[StatesGradient],
         outputs: &Tensor,
         weight: f64,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let Some((states, projection)) = &loss.grad_states else {
-            return Ok(());
-        };
-        let states = (states * weight)?;
-        self.gradient = self.gradient.index_add(outputs, &states, 0)?;
-        Ok(gradients.add(HiddenProjection::NAME, &(projection * weight)?)?)
+        for (projection, found) in self.projections.iter().zip(pairs) {
+            let states = (&found.states * weight)?;
+            if let Some(at) = self.layer_of(projection) {
+                let gradient = &mut self.layers[at].gradient;
+                *gradient = gradient.index_add(outputs, &states, 0)?;
+            }
+            gradients.add(&projection.name(), &(&found.projection * weight)?)?;
+        }
+        Ok(())
     }
+}
+
+/// A run checks this before its first step; the step itself may be called by others.
+fn not_kept(projection: &HiddenProjection) -> Error {
+    Error::Config(format!(
+        "layers: {}: the output of this layer of the student is not kept; with --checkpoint-every N take a multiple of N, or last",
+        projection.layer()
+    ))
 }
 
 impl StepLoss {

@@ -13,7 +13,7 @@ use crate::{
     pretrain::save_model,
     run::{
         ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterConfig, PROJECTION_FILE, RunDirectory,
-        save_adapter, save_projection,
+        save_adapter, save_projections,
     },
     student::StudentFiles,
 };
@@ -26,7 +26,7 @@ pub(super) struct Tuned<'a> {
     /// Of the adapters; none where every weight is trained.
     pub adapter: Option<AdapterConfig>,
     pub parameters: Vec<(String, Var)>,
-    pub projection: Option<&'a HiddenProjection>,
+    pub projections: &'a [HiddenProjection],
 }
 
 impl Tuned<'_> {
@@ -66,9 +66,9 @@ impl Tuned<'_> {
                 files
             }
         };
-        if let Some(projection) = self.projection {
-            let projection = tensors(&[projection.parameter()]);
-            files.push((PROJECTION_FILE, Content::Tensors(projection)));
+        if !self.projections.is_empty() {
+            let projections = tensors(&self.saved_projections());
+            files.push((PROJECTION_FILE, Content::Tensors(projections)));
         }
         Ok(files)
     }
@@ -81,10 +81,15 @@ impl Tuned<'_> {
     /// Takes all values from a checkpoint, or as they were carried over.
     pub fn restore(&self, saved: &dyn Saved) -> Result<()> {
         saved.restore(Self::weights_file(self.adapter.is_some()), &self.parameters)?;
-        match self.projection {
-            Some(projection) => saved.restore(PROJECTION_FILE, &[projection.parameter()]),
-            None => Ok(()),
+        if self.projections.is_empty() {
+            return Ok(());
         }
+        saved.restore(PROJECTION_FILE, &self.saved_projections())
+    }
+
+    fn saved_projections(&self) -> Vec<(String, Var)> {
+        let projections = self.projections.iter();
+        projections.flat_map(HiddenProjection::saved).collect()
     }
 
     /// Writes the result of a run: `adapter`, or `model`.
@@ -98,8 +103,8 @@ impl Tuned<'_> {
                 save_model(&directory, &self.parameters, config.save_dtype.for_files())?;
             }
         }
-        if let Some(projection) = self.projection {
-            save_projection(&directory, projection)?;
+        if !self.projections.is_empty() {
+            save_projections(&directory, self.projections)?;
         }
         self.files.tokenizer.copy_to(&directory)?;
         Ok(directory)

@@ -1,5 +1,5 @@
 //! Provides the updates of everything that is trained: clipping, schedule and AdamW, for the student and, apart, for the
-//! projection of hidden states.
+//! projections of hidden states.
 
 use candle_core::Var;
 use distill_model::{Gradients, Squares};
@@ -32,14 +32,14 @@ impl Updates {
     pub fn new(
         config: &TrainConfig,
         parameters: Vec<(String, Var)>,
-        projection: Option<&HiddenProjection>,
+        projections: &[HiddenProjection],
         total_steps: usize,
     ) -> Result<Self> {
         let settings = config.update_settings();
         Ok(Self {
             optimizer: Optimizer::new(parameters, settings.optimizer)?,
             schedule: settings.schedule(config.warmup_steps, total_steps),
-            projection: ProjectionUpdates::new(config, projection, total_steps)?,
+            projection: ProjectionUpdates::new(config, projections, total_steps)?,
             settings,
         })
     }
@@ -93,9 +93,10 @@ impl Updates {
     }
 }
 
-/// Updates of the projection of hidden states, with a learning rate and a clipping of their own: its gradient must not
+/// Updates of the projections of hidden states, with a learning rate and a clipping of their own: their gradient must not
 /// shorten the adapter's.
 struct ProjectionUpdates {
+    names: Vec<String>,
     optimizer: Optimizer,
     schedule: Schedule,
     updates: UpdateSettings,
@@ -104,32 +105,39 @@ struct ProjectionUpdates {
 impl ProjectionUpdates {
     fn new(
         config: &TrainConfig,
-        projection: Option<&HiddenProjection>,
+        projections: &[HiddenProjection],
         total_steps: usize,
     ) -> Result<Option<Self>> {
-        let Some(projection) = projection else {
+        if projections.is_empty() {
             return Ok(None);
-        };
+        }
+        let parameters = projections
+            .iter()
+            .map(HiddenProjection::parameter)
+            .collect();
         let updates = UpdateSettings {
             lr: config.loss.align.projection_lr(),
             ..config.update_settings()
         };
         Ok(Some(Self {
-            optimizer: Optimizer::new(vec![projection.parameter()], updates.optimizer)?,
+            names: projections.iter().map(HiddenProjection::name).collect(),
+            optimizer: Optimizer::new(parameters, updates.optimizer)?,
             schedule: updates.schedule(config.warmup_steps, total_steps),
             updates,
         }))
     }
 
-    /// Uses the projection's gradient, and takes it out of `squares`; there is none while its weight is 0.
+    /// Uses the projections' gradients, and takes them out of `squares`; there are none while their weight is 0.
     fn update(&mut self, step: usize, gradients: &Gradients, squares: &mut Squares) -> Result<()> {
-        let name = HiddenProjection::NAME;
-        let (Some(gradient), Some(norm)) = (gradients.get(name), squares.remove_norm(name)) else {
+        let norms = self.names.iter();
+        let norms: Vec<f64> = norms.filter_map(|name| squares.remove_norm(name)).collect();
+        if norms.is_empty() {
             return Ok(());
-        };
+        }
+        let norm = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
         let clip = clip_factor(norm, self.updates.max_grad_norm);
         let learning_rate = self.schedule.learning_rate(step);
         self.optimizer
-            .update(learning_rate, clip, |_| Some(gradient))
+            .update(learning_rate, clip, |name| gradients.get(name))
     }
 }

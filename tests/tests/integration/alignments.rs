@@ -108,7 +108,11 @@ fn a_projection_is_fitted_once_and_held() -> Result<()> {
         report["rows"].as_u64() > Some(200) && report["held_out"].as_u64() > Some(10),
         "{report}"
     );
-    assert!(report["r_squared"].as_f64() < Some(1.0), "{report}");
+    let pair = &report["pairs"][0];
+    assert!(
+        pair["layers"] == "1:1" && pair["r_squared"].as_f64() < Some(1.0),
+        "{report}"
+    );
     let projection =
         |run: &Path, of: &str| std::fs::read(run.join(of).join("hidden_projection.safetensors"));
     let first = std::fs::read_dir(run.join("checkpoints"))?
@@ -153,5 +157,72 @@ fn a_projection_is_fitted_once_and_held() -> Result<()> {
         &[&HIDDEN[..], &["--steps", "1"]].concat(),
     ));
     assert!(said.contains("align.projection: fitted"), "{said}");
+    Ok(())
+}
+
+/// Embeddings, a layer between and the last one in one plan: a P, its means and an R^2 for each, and a gradient into every layer, whatever
+/// is kept of a pass.
+#[test]
+fn several_pairs_of_layers_make_one_plan() -> Result<()> {
+    let setup = setup()?;
+    let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:0,1,last"]);
+    let layers = "0:0,1:1:0.5,2:last";
+    let flags = [
+        &HIDDEN[..],
+        &["--steps", "4", "--save-steps", "2", "--kl-weight", "0"],
+        &["--ce-weight", "0", "--align-layers", layers],
+    ]
+    .concat();
+    let run = setup.train(&teacher, "several", &flags);
+    let report: Value = serde_json::from_slice(&std::fs::read(run.join("projection.json"))?)?;
+    let pairs = report["pairs"].as_array().context("pairs")?;
+    let named: Vec<&Value> = pairs.iter().map(|pair| &pair["layers"]).collect();
+    assert_eq!(named, ["0:0", "1:1", "2:last"]);
+    assert!(pairs.iter().all(|pair| pair["r_squared"].is_f64()));
+    let saved = candle_core::safetensors::load(
+        run.join("adapter/hidden_projection.safetensors"),
+        &candle_core::Device::Cpu,
+    )?;
+    let mut names: Vec<&str> = saved.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    let all = ["0:0", "1:1", "2:last"].map(|pair| {
+        ["", ".student_mean", ".teacher_mean"].map(|what| format!("hidden_projection.{pair}{what}"))
+    });
+    assert_eq!(names, all.concat());
+
+    let weights = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors"));
+    let kept = [&flags[..], &["--checkpointing", "false"]].concat();
+    let kept = setup.train(&teacher, "kept", &kept);
+    assert!(weights(&run)? == weights(&kept)?, "without recomputation");
+    let expected = weights(&run)?;
+    forget_the_end(&run)?;
+    trainer_succeeds(&["train", "--resume", path_text(&run)]);
+    assert!(weights(&run)? == expected, "resumed");
+
+    let full = [
+        &flags[..],
+        &["--tune", "full", "--align-projection", "random"],
+    ]
+    .concat();
+    let full = setup.train(&teacher, "full", &full);
+    for line in metrics(&full)? {
+        let (ot, norm) = (number(&line, "ot")?, number(&line, "grad_norm")?);
+        assert!(ot > 0.0 && norm > 0.0, "{line}");
+    }
+
+    let refuse = |flags: &[&str]| {
+        let out = setup.work.path().join("refused");
+        let flags = [&HIDDEN[..], &["--steps", "1"], flags].concat();
+        trainer_refuses(&setup.train_args(&teacher, &out, &flags))
+    };
+    let said = refuse(&["--align-layers", "0:0,1:0"]);
+    assert!(said.contains("no adapter is below"), "{said}");
+    let said = refuse(&["--align-layers", "0:1,2:last", "--checkpoint-every", "2"]);
+    assert!(
+        said.contains("layer 1 is not kept with checkpoint_every 2"),
+        "{said}"
+    );
+    let said = refuse(&["--align-layers", "0:1,0:1:2"]);
+    assert!(said.contains("0:1 is there twice"), "{said}");
     Ok(())
 }

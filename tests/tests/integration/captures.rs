@@ -100,7 +100,9 @@ fn sketches_feed_similarities_and_hidden_states_feed_theirs() -> Result<()> {
     let projection = Path::new("middle/adapter/hidden_projection.safetensors");
     let projection = setup.work.path().join(projection);
     let tensors = candle_core::safetensors::load(projection, &candle_core::Device::Cpu)?;
-    let projection = tensors.get("hidden_projection").context("a projection")?;
+    let projection = tensors
+        .get("hidden_projection.0:1")
+        .context("a projection")?;
     assert_eq!(projection.dims().len(), 2);
 
     let teacher = setup.serve(&Listen::Loopback, &["--state", "hidden:1"]);

@@ -268,13 +268,7 @@ fn pairs_that_share_nothing_need_transport() -> Result<()> {
     assert!(!out.join("config.toml").exists());
     let joined = ["--steps", "2", "--ot-weight", "1"];
     let run = setup.work.path().join("joined");
-    let said = text(&trainer_succeeds(
-        &setup.train_args(&teacher, &run, &joined),
-    ));
-    assert!(
-        said.contains("align.position is 1000: plans stay near the diagonal"),
-        "{said}"
-    );
+    trainer_succeeds(&setup.train_args(&teacher, &run, &joined));
     let lines = metrics(&run)?;
     assert!(lines.iter().all(|line| line["kl"].as_f64() == Some(0.0)));
     assert!(
@@ -282,6 +276,17 @@ fn pairs_that_share_nothing_need_transport() -> Result<()> {
             .iter()
             .all(|line| number(line, "ot").is_ok_and(|ot| ot != 0.0))
     );
+    // Nothing is known of what lies where in two texts.
+    let first_ot = |name: &str, position: &str| -> Result<f64> {
+        let run = setup.train(
+            &teacher,
+            name,
+            &[&joined[..], &["--align-position", position]].concat(),
+        );
+        number(&metrics(&run)?[0], "ot")
+    };
+    let unset = number(&lines[0], "ot")?;
+    assert!(unset == first_ot("free", "0")? && unset != first_ot("held", "1000")?);
     drop(teacher);
 
     let mixed: Vec<Value> = (0..3).map(apart).chain((0..3).map(pair)).collect();

@@ -36,12 +36,9 @@ const ROWS_MIN: usize = 2;
 pub(crate) struct FittedProjection {
     /// P `[D, d]` in f32.
     pub(crate) projection: Tensor,
-    /// `[D]` in f32: the mean of the teacher's rows. Who predicts needs both means; costs of hidden states look at each
-    /// sequence beside its own.
-    #[cfg_attr(not(test), expect(dead_code))]
+    /// `[D]` in f32: the mean of the teacher's rows.
     pub(crate) teacher_mean: Tensor,
     /// `[d]` in f32: the mean of the student's rows.
-    #[cfg_attr(not(test), expect(dead_code))]
     pub(crate) student_mean: Tensor,
     /// The chosen one of [`LAMBDAS`].
     pub(crate) lambda: f64,

@@ -11,7 +11,7 @@ mod weights;
 
 pub use config::AdapterConfig;
 pub use unused::{refuse_unused, warn_of_unused};
-pub use weights::{load_adapter, save_adapter, save_projection};
+pub use weights::{load_adapter, save_adapter, save_projections};
 
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";

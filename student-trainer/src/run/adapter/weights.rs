@@ -1,4 +1,4 @@
-//! Provides the weights of an adapter on disk, under PEFT's names, and of the projection of hidden states beside them.
+//! Provides the weights of an adapter on disk, under PEFT's names, and of the projections of hidden states beside them.
 
 use std::path::Path;
 
@@ -33,13 +33,14 @@ pub fn save_adapter(
     write_atomically(&directory.join(CONFIG_FILE), &config.to_json()?)
 }
 
-/// Writes the learned projection of hidden states beside an adapter; PEFT does not look at it.
+/// Writes the projections of hidden states beside an adapter; PEFT does not look at them.
 ///
 /// # Errors
 /// A tensor error, or a file that cannot be written.
-pub fn save_projection(directory: &Path, projection: &HiddenProjection) -> Result<()> {
-    let (name, var) = projection.parameter();
-    write_tensors(&directory.join(PROJECTION_FILE), [(name, var.as_tensor())])
+pub fn save_projections(directory: &Path, projections: &[HiddenProjection]) -> Result<()> {
+    let saved = projections.iter().flat_map(HiddenProjection::saved);
+    let tensors = saved.map(|(name, var)| (name, var.into_inner()));
+    write_tensors(&directory.join(PROJECTION_FILE), tensors)
 }
 
 /// Fills `parameters` with the values of a saved adapter, whatever float type it was saved in.

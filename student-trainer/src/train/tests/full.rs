@@ -34,7 +34,7 @@ fn step(decoder: &distill_model::Decoder, gradients: &mut Gradients) -> StepLoss
         decoder,
         geometry: &geometry,
         trains_head: true,
-        projection: None,
+        projections: &[],
         checkpointing: distill_model::Checkpointing::Every(1),
         passes: crate::train::Passes::Padded { sequences: 1 },
     };

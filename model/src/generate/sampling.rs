@@ -112,8 +112,8 @@ struct Token {
     weight: f64,
 }
 
-/// Takes the least likely tokens away whose mass together is at most `1 - top_p`; of equally likely ones those with smaller ids, as
-/// transformers' sorting does.
+/// Takes the least likely tokens away whose mass together is at most `1 - top_p`; of equally likely ones those with larger ids, so that
+/// the last one is the greedy choice. (transformers leaves that to torch's sorting, which is not stable.)
 fn keep_top_p(kept: &mut Vec<Token>, top_p: f64) {
     let allowed = (1.0 - top_p) * kept.iter().map(|token| token.weight).sum::<f64>();
     // Even if all were as light as this they could go: only the heavier ones need to be sorted.
@@ -124,7 +124,7 @@ fn keep_top_p(kept: &mut Vec<Token>, top_p: f64) {
         .filter(|weight| *weight < light)
         .sum();
     kept.retain(|token| token.weight >= light);
-    let order = |a: &Token, b: &Token| a.score.total_cmp(&b.score).then(a.id.cmp(&b.id));
+    let order = |a: &Token, b: &Token| a.score.total_cmp(&b.score).then(b.id.cmp(&a.id));
     let mut sorted = kept.clone();
     sorted.sort_unstable_by(order);
     let first = sorted.iter().find(|token| {

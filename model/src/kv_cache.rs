@@ -166,6 +166,16 @@ impl Decoder {
     /// As [`hidden_states`](Self::hidden_states), and when a slot has no room, pieces are not in the order of their slots, or the cache
     /// belongs to a model with another number of layers.
     pub fn extend(&self, pieces: &[Piece<'_>], cache: &mut KvCache) -> Result<Tensor> {
+        with_ops!(self, ops => self.extend_by(ops, pieces, cache))
+    }
+
+    /// As [`extend`](Self::extend), by these operations.
+    pub(crate) fn extend_by<O: Ops>(
+        &self,
+        mut ops: O,
+        pieces: &[Piece<'_>],
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
         if cache.layers.len() != self.layers().len() {
             let (expected, actual) = (self.layers().len(), cache.layers.len());
             let what = "the key-value cache's layers";
@@ -181,18 +191,20 @@ impl Decoder {
             past..span.keys
         });
         let angles = self.angles_at(positions)?;
-        let hidden = with_ops!(self, ops => {
-            if rows == pieces.len() {
-                ops.keep_rows_apart();
-            }
-            let (mut x, dims) = self.embed_for(&mut ops, &ids)?;
-            let mut pass = Pass { ops, angles: &angles, spans: &spans };
-            for (layer, cache) in self.layers().iter().zip(&cache.layers) {
-                let out = layer.forward(&mut pass, &x, Some(cache))?;
-                pass.ops.recycle([std::mem::replace(&mut x, out)]);
-            }
-            self.finish(&mut pass.ops, &x, &dims)?
-        });
+        if rows == pieces.len() {
+            ops.keep_rows_apart();
+        }
+        let (mut x, dims) = self.embed_for(&mut ops, &ids)?;
+        let mut pass = Pass {
+            ops,
+            angles: &angles,
+            spans: &spans,
+        };
+        for (layer, cache) in self.layers().iter().zip(&cache.layers) {
+            let out = layer.forward(&mut pass, &x, Some(cache))?;
+            pass.ops.recycle([std::mem::replace(&mut x, out)]);
+        }
+        let hidden = self.finish(&mut pass.ops, &x, &dims)?;
         for (piece, span) in pieces.iter().zip(&spans) {
             cache.held[piece.slot] = span.keys;
         }

@@ -222,7 +222,7 @@ impl<'a> Generator<'a> {
     fn choose(&self, hidden: &Tensor, random: &[f64]) -> Result<Vec<u32>> {
         let sampling = self.options.sampling;
         let logits = self.logits(hidden)?;
-        if sampling == Sampling::GREEDY && !logits.device().is_cpu() {
+        if sampling.temperature == 0.0 && !logits.device().is_cpu() {
             return Ok(logits.argmax(1)?.to_vec1()?);
         }
         // On a card rows come to the host to be drawn from.

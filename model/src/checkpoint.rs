@@ -168,7 +168,6 @@ impl<'a, O: Ops> Record<'a, O> {
             ops,
             angles: &angles,
             spans: &spans,
-            batch: dims[0],
         };
         let mut segments = Vec::with_capacity(count.div_ceil(every));
         for start in (0..count).step_by(every) {
@@ -299,7 +298,6 @@ impl<O: Ops> Recorded for Record<'_, O> {
             ops,
             angles: &angles,
             spans: &spans,
-            batch: dims[0],
         };
         for segment in segments.into_iter().rev() {
             let first = segment.layers.start;

@@ -3,7 +3,6 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::checkpoint::{Checkpointing, Tape};
-use crate::kv_cache::KvCache;
 use crate::layer::{DecoderLayer, Pass};
 use crate::norm::RmsNorm;
 use crate::ops::{Ops, Span, with_ops};
@@ -201,10 +200,10 @@ impl Decoder {
         mut seen: impl FnMut(usize, &dyn Fn() -> Result<Tensor>) -> Result<()>,
     ) -> Result<Tensor> {
         let angles = self.angles(ids, 0)?;
-        let (spans, batch) = (spans_of(&angles, ids)?, ids.dim(0)?);
+        let spans = spans_of(&angles, ids)?;
         with_ops!(self, ops => {
             let (mut x, dims) = self.embed_for(&mut ops, ids)?;
-            let mut pass = Pass { ops, angles: &angles, spans: &spans, batch };
+            let mut pass = Pass { ops, angles: &angles, spans: &spans };
             seen(0, &|| pass.ops.tensor(&x, &dims))?;
             for (index, layer) in self.layers.iter().enumerate() {
                 let out = layer.forward(&mut pass, &x, None)?;
@@ -213,49 +212,6 @@ impl Decoder {
             }
             self.finish(&mut pass.ops, &x, &dims)
         })
-    }
-
-    /// As [`hidden_states`](Self::hidden_states), for the positions that follow those in `cache`,
-    /// which then holds these too.
-    ///
-    /// # Shapes
-    /// ids [B, T] u32 -> [B, T, d]
-    ///
-    /// # Errors
-    /// As [`hidden_states`](Self::hidden_states), and when B is not the batch that `cache` holds or
-    /// the cache belongs to a model with another number of layers.
-    pub fn extend(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        if cache.layers.len() != self.layers.len() {
-            let (expected, actual) = (self.layers.len(), cache.layers.len());
-            return Err(Error::shape(
-                "the key-value cache's layers",
-                &[expected],
-                &[actual],
-            ));
-        }
-        let batch = ids.dim(0)?;
-        if let Some(held) = cache.batch().filter(|held| *held != batch) {
-            let what = "sequences to extend the key-value cache with";
-            return Err(Error::shape(what, &[held], &[batch]));
-        }
-        let angles = self.angles(ids, cache.positions)?;
-        let len = ids.dim(1)?;
-        let spans = Span::batch(batch, len, cache.positions + len);
-        let hidden = with_ops!(self, ops => {
-            let (mut x, dims) = self.embed_for(&mut ops, ids)?;
-            let mut pass = Pass { ops, angles: &angles, spans: &spans, batch };
-            for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-                x = layer.forward(&mut pass, &x, Some(cache))?;
-            }
-            self.finish(&mut pass.ops, &x, &dims)?
-        });
-        cache.positions += len;
-        Ok(hidden)
-    }
-
-    /// An empty cache for [`extend`](Self::extend).
-    pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.layers.len())
     }
 
     /// Hidden states that can be differentiated layer by layer, keeping only each layer's input.
@@ -377,6 +333,11 @@ impl Decoder {
         }
         self.config.check_ids(ids)?;
         self.rotary.packed_angles(lengths, &self.device)
+    }
+
+    /// As [`angles`](Self::angles), for rows at these positions.
+    pub(crate) fn angles_at(&self, positions: impl Iterator<Item = usize>) -> Result<Angles> {
+        self.rotary.at(positions, &self.device)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::reference;
-use crate::test_support::{largest_difference, values};
+use crate::test_support::{largest_difference, through_a_cache, values};
 use crate::testing::{TinyModel, write_tiny_model};
+use crate::{KvCache, Piece};
 use candle_nn::VarBuilder;
 use tempfile::TempDir;
 
@@ -185,25 +186,33 @@ fn a_cache_continues_where_it_stopped() {
     let Model { decoder, .. } = load(&TinyModel::qwen2(), &LoadOptions::reference());
     let ids = ids(2, 12);
     let whole = decoder.hidden_states(&ids).unwrap();
-    let mut cache = decoder.new_cache();
-    let mut pieces = Vec::new();
-    for (start, len) in [(0, 7), (7, 1), (8, 1), (9, 3)] {
-        assert_eq!(cache.positions(), start);
-        let piece = ids.narrow(1, start, len).unwrap();
-        pieces.push(decoder.extend(&piece, &mut cache).unwrap());
-    }
-    assert!(decoder.extend(&self::ids(3, 1), &mut cache).is_err());
-    let other = load(
-        &TinyModel {
-            num_hidden_layers: 1,
-            ..TinyModel::qwen2()
-        },
-        &LoadOptions::reference(),
-    );
-    assert!(other.decoder.extend(&self::ids(2, 1), &mut cache).is_err());
-    let pieces = Tensor::cat(&pieces, 1).unwrap();
+    let cached = through_a_cache(&decoder, &ids, &[7, 1, 1, 3]);
     // The same sums, over pieces of other size.
-    assert!(largest_difference(&whole, &pieces) < 1e-5);
+    assert!(largest_difference(&whole, &cached) < 1e-5);
+    let mut cache = decoder.new_cache(2, 3).unwrap();
+    let piece = |slot, ids| Piece { slot, ids };
+    let refused = |decoder: &Decoder, pieces: &[Piece<'_>], cache: &mut KvCache, part: &str| {
+        let error = decoder.extend(pieces, cache).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    for (pieces, part) in [
+        (&[][..], "must be some"),
+        (&[piece(1, &[1][..]), piece(0, &[1])], "in the order"),
+        (&[piece(0, &[1]), piece(0, &[1])], "in the order"),
+        (&[piece(2, &[1])], "slot 2"),
+        (&[piece(0, &[])], "0 tokens"),
+        (&[piece(0, &[1; 4])], "room for 3"),
+        (&[piece(0, &[1]), piece(1, &[96])], "token id 96"),
+    ] {
+        refused(&decoder, pieces, &mut cache, part);
+    }
+    assert_eq!((cache.held(0), cache.held(1)), (0, 0));
+    let other = TinyModel {
+        num_hidden_layers: 1,
+        ..TinyModel::qwen2()
+    };
+    let other = load(&other, &LoadOptions::reference()).decoder;
+    refused(&other, &[piece(0, &[1])], &mut cache, "layers");
 }
 
 #[test]

@@ -171,17 +171,30 @@ pub fn check_weights_fit(
     budget_bytes: Option<u64>,
     remedy: &str,
 ) -> Result<()> {
+    let what = format!("the model in {}", weights.path().display());
     let need_bytes = weight_bytes(config, weights, options)?;
     let room = Room::of(&options.device, budget_bytes)?;
+    check_room(what, need_bytes, room, remedy)
+}
+
+fn check_room(what: String, need_bytes: u64, room: Room, remedy: &str) -> Result<()> {
     if need_bytes <= room.bytes() {
         return Ok(());
     }
     Err(Error::OutOfMemory {
-        what: format!("the model in {}", weights.path().display()),
+        what,
         need_bytes: Some(need_bytes),
         room,
         remedy: remedy.to_owned(),
     })
+}
+
+/// Refuses what takes more than is free on the device now.
+///
+/// # Errors
+/// [`Error::OutOfMemory`], as [`check_weights_fit`].
+pub(crate) fn check_fits(what: &str, need_bytes: u64, device: &Device, remedy: &str) -> Result<()> {
+    check_room(what.to_owned(), need_bytes, Room::of(device, None)?, remedy)
 }
 
 /// An error of the tensor library as one of this crate: [`Error::OutOfMemory`] where the device had no room for `what`,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
-use crate::test_support::largest_difference;
+use crate::test_support::{largest_difference, through_a_cache};
 use crate::{Base, Decoder, LoadOptions, LoraConfig, ModelConfig, RopeScaling, Weights};
 
 /// Two attention implementations of PyTorch differ by up to 9e-6 on these logits (-10..10); what the script tries as mistakes
@@ -73,16 +73,10 @@ fn assert_every_way(fixture: &Fixture, kind: &str) {
     let graph = decoder.forward_graph(ids).unwrap();
     assert_logits(fixture, &format!("{kind}, forward_graph"), &graph);
 
-    let mut cache = decoder.new_cache();
-    let mut pieces = Vec::new();
-    for (start, len) in [(0, 7), (7, 1), (8, 30), (38, 1), (39, 31)] {
-        let piece = ids.narrow(1, start, len).unwrap();
-        pieces.push(decoder.extend(&piece, &mut cache).unwrap());
-    }
-    let pieces = Tensor::cat(&pieces, 1).unwrap();
-    assert_logits(fixture, &format!("{kind}, through a cache"), &pieces);
-
     let (batch, len) = ids.dims2().unwrap();
+    let cached = through_a_cache(decoder, ids, &[7, 1, 30, 1, 31]);
+    assert_logits(fixture, &format!("{kind}, through a cache"), &cached);
+
     let row = ids.reshape((1, batch * len)).unwrap();
     let packed = decoder
         .packed_forward_graph(&row, &vec![len; batch])

@@ -73,7 +73,7 @@ impl DecoderLayer {
         &self,
         pass: &mut Pass<'_, O>,
         x: &O::Array,
-        cache: Option<&mut LayerCache>,
+        cache: Option<&LayerCache>,
     ) -> Result<O::Array> {
         let kept = self.activations(pass, x, cache)?;
         let gated = pass.ops.swiglu(&kept.gate_up)?;
@@ -113,16 +113,16 @@ impl DecoderLayer {
         &self,
         pass: &mut Pass<'_, O>,
         x: &O::Array,
-        cache: Option<&mut LayerCache>,
+        cache: Option<&LayerCache>,
     ) -> Result<Activations<O>> {
         let attention = &self.self_attn;
         let (dims, ops) = (attention.dims(), &mut pass.ops);
         let (normed, mut middle) = ops.rms_norm_and_copy(&self.input_layernorm, x)?;
-        let mut projected = ops.project(attention, &normed, pass.angles)?;
-        if let Some(cache) = cache {
-            projected.heads = ops.extend(cache, dims, pass.batch, projected.heads)?;
-        }
-        let (attended, softmax) = ops.attention(dims, pass.spans, &projected.heads)?;
+        let projected = ops.project(attention, &normed, pass.angles)?;
+        let (attended, softmax) = match cache {
+            None => ops.attention(dims, pass.spans, &projected.heads)?,
+            Some(cache) => ops.attention_in_cache(dims, pass.spans, &projected.heads, cache)?,
+        };
         let low_o = ops.add_linear(attention.output(), &attended, &mut middle)?;
         ops.recycle([normed]);
         let normed = ops.rms_norm(&self.post_attention_layernorm, &middle)?;
@@ -247,8 +247,6 @@ pub(crate) struct Pass<'a, O> {
     pub(crate) ops: O,
     pub(crate) angles: &'a Angles,
     pub(crate) spans: &'a [Span],
-    /// Sequences.
-    pub(crate) batch: usize,
 }
 
 /// What the way back of one layer needs beside its input.

@@ -47,6 +47,7 @@ mod rope;
 
 mod checkpoint;
 mod decoder;
+mod generate;
 mod gradients;
 
 #[cfg(test)]
@@ -69,9 +70,10 @@ pub use device_memory::{
 pub use device_pool::hand_back;
 pub use element::{Element, Lent, lend};
 pub use error::{Error, Result};
+pub use generate::{Finish, Generator, Options, Prompt, Sampling, Written, uniform};
 pub use gguf::{Gguf, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, Piece};
 pub use layer::load_parameter;
 pub use linear::{Linear, Weight, dequantized};
 pub use lora::{

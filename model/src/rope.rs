@@ -60,7 +60,12 @@ impl Rotary {
         self.at(offset..offset + len, device)
     }
 
-    fn at(&self, positions: impl Iterator<Item = usize>, device: &Device) -> Result<Angles> {
+    /// As [`angles`](Self::angles), for one row at each of these positions.
+    pub(crate) fn at(
+        &self,
+        positions: impl Iterator<Item = usize>,
+        device: &Device,
+    ) -> Result<Angles> {
         let half = self.inverse_frequencies.len();
         let angles = positions
             .flat_map(|position| {

@@ -7,7 +7,7 @@ use candle_core::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::Result;
+use crate::{Decoder, Piece, Result};
 
 /// Uniform in -1..1.
 pub(crate) fn random(shape: &[usize], seed: u64) -> Tensor {
@@ -113,6 +113,24 @@ pub(crate) fn assert_central_differences(
             );
         }
     }
+}
+
+/// Hidden states of `ids` [B, T] in pieces of these lengths, each a pass for the whole batch.
+pub(crate) fn through_a_cache(decoder: &Decoder, ids: &Tensor, lengths: &[usize]) -> Tensor {
+    let ids = ids.to_vec2::<u32>().unwrap();
+    let mut cache = decoder.new_cache(ids.len(), ids[0].len()).unwrap();
+    let mut made = Vec::new();
+    for &length in lengths {
+        let start = cache.held(0);
+        let piece = |(slot, ids): (usize, &Vec<u32>)| (slot, ids[start..start + length].to_vec());
+        let pieces: Vec<_> = ids.iter().enumerate().map(piece).collect();
+        let pieces = pieces.iter().map(|(slot, ids)| Piece { slot: *slot, ids });
+        let rows = decoder
+            .extend(&pieces.collect::<Vec<_>>(), &mut cache)
+            .unwrap();
+        made.push(rows.reshape((ids.len(), length, ())).unwrap());
+    }
+    Tensor::cat(&made, 1).unwrap()
 }
 
 /// A function with a gradient of its own as one of candle's operations, so that it can be compared with what candle's autograd makes

@@ -5,14 +5,26 @@
 
 use std::{
     fmt::Display,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     process::ExitCode,
     sync::OnceLock,
 };
 
 use clap::error::{ContextKind, ContextValue, Error as Usage};
+use console::Term;
 
 use crate::settings::flag_of;
+
+/// Columns of the terminal that standard output is; `None` where it is none.
+pub fn columns() -> Option<usize> {
+    let terminal = io::stdout().is_terminal().then(Term::stdout)?;
+    terminal.size_checked().map(|(_, columns)| columns.into())
+}
+
+/// Columns that a text takes on a terminal.
+pub fn columns_of(text: &str) -> usize {
+    console::measure_text_width(text)
+}
 
 /// Says something on standard error, with a line's end.
 pub fn say(line: impl Display) {
@@ -27,14 +39,22 @@ pub fn say(line: impl Display) {
 /// # Errors
 /// The result cannot be written, as on a full disk.
 pub fn print(text: impl Display) -> io::Result<()> {
-    write_to(&mut io::stdout().lock(), &text.to_string())
+    stream(text).map(|_| ())
 }
 
-fn write_to(out: &mut impl Write, text: &str) -> io::Result<()> {
+/// Prints a part of a result on standard output as soon as it is there. False where the reader has gone away, who wants no more.
+///
+/// # Errors
+/// It cannot be written.
+pub fn stream(text: impl Display) -> io::Result<bool> {
+    stream_to(&mut io::stdout().lock(), &text.to_string())
+}
+
+fn stream_to(out: &mut impl Write, text: &str) -> io::Result<bool> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
     }
 }
 
@@ -138,8 +158,9 @@ mod tests {
 
     #[test]
     fn a_reader_that_left_has_seen_enough_and_a_full_disk_is_an_error() {
-        let write = |kind| write_to(&mut Refusing(kind), "result");
-        write(ErrorKind::BrokenPipe).unwrap();
+        let write = |kind| stream_to(&mut Refusing(kind), "result");
+        assert!(!write(ErrorKind::BrokenPipe).unwrap());
+        assert!(stream_to(&mut Vec::new(), "result").unwrap());
         for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
             assert_eq!(write(kind).unwrap_err().kind(), kind);
         }

@@ -78,6 +78,8 @@ struct State {
     requested: bool,
     /// The latest one.
     signal: Option<Signal>,
+    /// Whether the next SIGINT or SIGTERM ends the process at once.
+    is_impatient: bool,
 }
 
 /// A flag that many wait for and one raises.
@@ -94,6 +96,18 @@ impl Shutdown {
     /// Asks everyone to stop.
     pub fn request(&self) {
         self.0.send_modify(|state| state.requested = true);
+    }
+
+    /// Takes Ctrl-C back that asked to stop, and was meant for what has stopped alone: the next one is the first again. Other
+    /// signals stay.
+    pub fn withdraw_interrupt(&self) {
+        self.0.send_if_modified(|state| {
+            let is_ours = state.signal == Some(Signal::Interrupt);
+            if is_ours {
+                *state = State::default();
+            }
+            is_ours
+        });
     }
 
     /// Whether someone asked.
@@ -151,19 +165,23 @@ impl Shutdown {
         };
         let shutdown = self.clone();
         let listen = async move {
-            let mut is_impatient = false;
             loop {
                 let signal = signals.next().await;
                 let may_exit = signal != Signal::Hangup;
+                let State {
+                    requested,
+                    is_impatient,
+                    ..
+                } = *shutdown.0.borrow();
                 if may_exit && is_impatient {
                     std::process::exit(signal.exit_status().into());
                 }
-                is_impatient |= may_exit;
-                let is_first = !shutdown.is_requested();
+                let is_first = !requested;
                 shutdown.0.send_modify(|state| {
                     *state = State {
                         requested: true,
                         signal: Some(signal),
+                        is_impatient: is_impatient || may_exit,
                     };
                 });
                 if is_first {
@@ -240,6 +258,21 @@ mod tests {
         assert_eq!(shutdown.outcome(true), Outcome::Complete);
         assert_eq!(shutdown.outcome(false), Outcome::Interrupted);
         assert!(shutdown.is_requested() && shutdown.signal().is_none());
+    }
+
+    #[test]
+    fn a_withdrawn_interrupt_asks_nobody_to_stop_and_other_signals_stay() {
+        let shutdown = Shutdown::default();
+        for (signal, stays) in [(Signal::Interrupt, false), (Signal::Terminate, true)] {
+            shutdown.0.send_replace(State {
+                requested: true,
+                signal: Some(signal),
+                is_impatient: true,
+            });
+            shutdown.withdraw_interrupt();
+            assert_eq!(shutdown.is_requested(), stays);
+            assert_eq!(shutdown.0.borrow().is_impatient, stays);
+        }
     }
 
     #[test]

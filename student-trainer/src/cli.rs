@@ -14,6 +14,7 @@ use crate::{
     config::{Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
+    generate::{self, ChatConfig, GenerateConfig, chat},
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
@@ -38,6 +39,14 @@ pub fn command() -> Command {
         .subcommand(with_flags::<EvalConfig>(about(
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
+        )))
+        .subcommand(with_flags::<GenerateConfig>(about(
+            "generate",
+            "Answer prompts with a student, its base or both",
+        )))
+        .subcommand(with_flags::<ChatConfig>(about(
+            "chat",
+            "Talk with a student, its base or both, on the terminal",
         )))
         .subcommand(
             about(
@@ -117,6 +126,11 @@ pub fn stops_in_order(matches: &ArgMatches) -> bool {
     )
 }
 
+/// Whether Ctrl-C ends what the command does at the moment, and not the command.
+pub fn survives_interrupts(matches: &ArgMatches) -> bool {
+    matches.subcommand_name() == Some("chat")
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
@@ -132,6 +146,12 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
                 print(format_args!("{report}\n"))?;
             }
             Ok(shutdown.outcome(report.complete))
+        }),
+        Some(("generate", matches)) => with_config(matches, |config: &GenerateConfig| {
+            Ok(shutdown.outcome(generate::run(config, shutdown)?))
+        }),
+        Some(("chat", matches)) => with_config(matches, |config: &ChatConfig| {
+            Ok(shutdown.outcome(chat::run(config, shutdown)?))
         }),
         Some(("pretrain", matches)) => with_config(matches, |config| {
             let summary = pretrain::run(config, shutdown)?;
@@ -333,6 +353,8 @@ pub fn all_keys() -> Vec<Key> {
     [
         TrainConfig::keys(),
         EvalConfig::keys(),
+        GenerateConfig::keys(),
+        ChatConfig::keys(),
         PretrainConfig::keys(),
         QuantizeConfig::keys(),
         ExportConfig::keys(),

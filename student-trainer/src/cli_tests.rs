@@ -268,6 +268,8 @@ fn check_needs<C: Settings>() {
 fn every_need_is_one_of_the_same_command() {
     check_needs::<TrainConfig>();
     check_needs::<EvalConfig>();
+    check_needs::<GenerateConfig>();
+    check_needs::<ChatConfig>();
     check_needs::<PretrainConfig>();
     check_needs::<QuantizeConfig>();
     check_needs::<ExportConfig>();

@@ -7,7 +7,7 @@ use distill_program::{FileError, settings};
 use crate::loss::LossError;
 
 /// This crate's result.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong while a student is trained, evaluated or planned.
 ///

@@ -9,7 +9,8 @@
                                     │           └──────── adapters <── optimizer <── guards <─────┘
                                     ├──> run: metrics.jsonl, progress, adapter/ ──> export: base + adapter as one model
                                     ├──> checkpoint: what --resume goes on from
-                                    └──> eval: CE, perplexity, KL to the teacher
+                                    ├──> eval: CE, perplexity, KL to the teacher
+                                    └──> generate: answers to prompts, chat
  config.json, text ──> pretrain: a whole small model, by cross-entropy alone
  safetensors, GGUF ──> quantize: a 4-bit base, with all or some of the layers
  run directories ──> report: report.html
@@ -39,6 +40,7 @@ pub mod train;
 pub mod ablate;
 pub mod eval;
 pub mod export;
+pub mod generate;
 pub mod loss_command;
 mod model_files;
 pub mod plan;

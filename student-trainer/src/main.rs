@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use distill_program::{Outcome, Shutdown, console, log};
+use distill_program::{Outcome, Shutdown, Signal, console, log};
 use student_trainer::{cli, config::with_our_name, train};
 
 fn main() -> ExitCode {
@@ -13,13 +13,15 @@ fn main() -> ExitCode {
         Err(usage) => return console::answer(&with_our_name(usage)),
     };
     let stops_in_order = cli::stops_in_order(&matches);
+    let survives = cli::survives_interrupts(&matches);
     let shutdown = Shutdown::default();
     let signals = shutdown.on_signals(move |signal| {
-        if !stops_in_order {
+        // Who talks waits for a line most of the time, and looks out for nothing then.
+        if !stops_in_order || (survives && signal != Signal::Interrupt) {
             std::process::exit(signal.exit_status().into());
         }
-        if train::is_turn() {
-            // The process that started this one says so, and tells it.
+        if survives || train::is_turn() {
+            // Of a turn, the process that started this one says so, and tells it.
             return;
         }
         console::say(format_args!(

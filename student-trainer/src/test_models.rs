@@ -6,8 +6,18 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use distill_model::testing::{TinyModel, write_tiny_model};
+use candle_core::Tensor;
+use distill_model::{
+    LoraConfig,
+    testing::{TinyModel, write_tiny_model},
+};
 use serde_json::{Map, Value, json};
+
+use crate::{
+    config::{ComputeDtype, Quantize},
+    run::{AdapterConfig, save_adapter},
+    student::{Place, StudentFiles},
+};
 
 /// Writes a random model of `words` tokens with a tokenizer of as many words, w0 to the last; w0 ends a text.
 pub(crate) fn write_student(directory: &Path, model: TinyModel, words: usize) {
@@ -26,6 +36,22 @@ pub(crate) fn write_student(directory: &Path, model: TinyModel, words: usize) {
     fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let config = json!({"eos_token": "w0"}).to_string();
     fs::write(directory.join("tokenizer_config.json"), config).unwrap();
+}
+
+/// Writes an adapter of the student in `directory` that changes what it says.
+pub(crate) fn write_adapter(directory: &Path, adapter: &Path) {
+    let files = StudentFiles::open(directory).unwrap();
+    let place = Place::choose("cpu", ComputeDtype::F32).unwrap();
+    let lora = LoraConfig::default();
+    let decoder = files.load(Quantize::None, &place, Some(lora.clone()));
+    let parameters = decoder.unwrap().parameters();
+    for (_, var) in &parameters {
+        let values = (0..var.elem_count()).map(|i| (i as f32 * 0.7).sin() * 0.2);
+        let values = Tensor::from_iter(values, var.device()).unwrap();
+        var.set(&values.reshape(var.shape()).unwrap()).unwrap();
+    }
+    let config = AdapterConfig::new(&lora, &files.base);
+    save_adapter(adapter, &config, &parameters).unwrap();
 }
 
 /// Changes one key of a model's config.json.

@@ -55,4 +55,4 @@ pub use corpus::{
 pub use error::{Error, Result};
 pub use foreign::{FOREIGN, Foreign, foreign};
 pub use nearest::nearest;
-pub use tokenizer::{Encoded, Token, TokenizerFiles, Vocabulary};
+pub use tokenizer::{Encoded, TextStream, Token, TokenizerFiles, Vocabulary};

@@ -39,8 +39,13 @@ fn tiles_of_every_height_give_the_dense_product_forward_and_backward() {
             Tensor::from_vec(out, shape, &Device::Cpu).unwrap()
         };
         let forward = run(Side::Forward, &x, (5, matrix.rows()));
+        let each_row = run(Side::EachRow, &x, (5, matrix.rows()));
         let backward = run(Side::Backward, &grad, (5, matrix.columns()));
-        for (name, actual, expected) in [("y", forward, &y), ("dx", backward, &dx)] {
+        for (name, actual, expected) in [
+            ("y", forward, &y),
+            ("y by rows", each_row, &y),
+            ("dx", backward, &dx),
+        ] {
             let error = (actual - expected).unwrap().abs().unwrap();
             let error = error.max_all().unwrap().to_scalar::<f32>().unwrap();
             // f32 sums of 250 products of size 0.1 in another order.
@@ -67,12 +72,13 @@ fn a_product_is_the_same_bit_for_bit_whatever_the_number_of_threads() {
     };
     let forward = (Side::Forward, input(rows, matrix.columns()), matrix.rows());
     let backward = (Side::Backward, input(rows, matrix.rows()), matrix.columns());
-    for (side, x, out_width) in [forward, backward] {
+    let each_row = (Side::EachRow, forward.1.clone(), forward.2);
+    for (side, x, out_width) in [forward, each_row, backward] {
         let alone = run(1, side, &x, out_width);
         assert_eq!(alone, run(3, side, &x, out_width), "{side:?}");
         let dense = matrix.dequantize(DType::F32, &Device::Cpu).unwrap();
         let right = match side {
-            Side::Forward => dense.t().unwrap(),
+            Side::Forward | Side::EachRow => dense.t().unwrap(),
             Side::Backward => dense,
         };
         let product = x.matmul(&right).unwrap().flatten_all().unwrap();

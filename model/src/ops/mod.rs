@@ -116,11 +116,12 @@ pub(crate) trait Ops: std::fmt::Debug {
     /// What attention keeps of its softmax.
     type Softmax: std::fmt::Debug;
 
+    /// From now on a row's numbers are summed in an order that does not depend on how many rows there are, where this backend can:
+    /// for passes forward.
+    fn keep_rows_apart(&mut self);
+
     /// Takes over a tensor [.., d].
     fn array(&mut self, x: &Tensor) -> Result<Self::Array>;
-
-    /// How many rows of `width` there are.
-    fn rows(&self, x: &Self::Array, width: usize) -> usize;
 
     /// The numbers as a tensor of these dimensions.
     fn tensor(&self, x: &Self::Array, dims: &[usize]) -> Result<Tensor>;
@@ -188,15 +189,6 @@ pub(crate) trait Ops: std::fmt::Debug {
         gradients: &mut Gradients,
     ) -> Result<Option<Self::Array>>;
 
-    /// Keys and values of `cache` before these, which it then holds too: [B, T, ..] for `batch` sequences.
-    fn extend(
-        &mut self,
-        cache: &mut LayerCache,
-        dims: Dims,
-        batch: usize,
-        heads: Heads<Self::Array>,
-    ) -> Result<Heads<Self::Array>>;
-
     /// Each query's average of the values that it sees, by the softmax of `q k / sqrt(head_dim)`: the keys of its span up to its
     /// own position, within the window. Query head h reads key head `h / (H / KV)`.
     ///
@@ -207,6 +199,16 @@ pub(crate) trait Ops: std::fmt::Debug {
         dims: Dims,
         spans: &[Span],
         heads: &Heads<Self::Array>,
+    ) -> Result<(Self::Array, Self::Softmax)>;
+
+    /// As [`attention`](Self::attention), over the keys and values that `cache` holds, to which those of `heads` are added first.
+    /// Spans count keys in the cache, and are in its order.
+    fn attention_in_cache(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        heads: &Heads<Self::Array>,
+        cache: &LayerCache,
     ) -> Result<(Self::Array, Self::Softmax)>;
 
     /// The way back of [`attention`](Self::attention), from its output and dL/d output.

@@ -118,3 +118,7 @@ pub const DRAWN: Need = &[("temperature", Is::Above0)];
 pub const PLANS_OUT: Need = &[("plans_out", Is::Set)];
 /// Weights in four bits.
 pub const FOUR_BITS: Need = &[("weights", Is::One(&["4bit", "nf4"]))];
+/// An adapter over the student.
+pub const ADAPTER: Need = &[("adapter", Is::Set)];
+/// Conversations of `generate`.
+pub const CHAT: Need = &[("chat", Is::On), ("prompts", Is::Set)];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use distill_model::{ComputeDtype, LORA_TARGETS};
+use distill_model::{ComputeDtype, LORA_TARGETS, Sampling};
 use distill_program::settings;
 use distill_text::{ChatTemplateKwargs, limits::SEQ_LEN_MIN};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    eval::Decoding,
+    generate::Decoding,
     loss::LossConfig,
     optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
@@ -276,8 +276,11 @@ impl TrainConfig {
     pub fn eval_decoding(&self) -> Decoding {
         Decoding {
             max_new_tokens: self.eval_max_new_tokens,
-            temperature: self.eval_temperature,
-            top_p: self.eval_top_p,
+            sampling: Sampling {
+                temperature: self.eval_temperature,
+                top_p: self.eval_top_p,
+                ..Sampling::GREEDY
+            },
             seed: self.eval_sample_seed,
         }
     }

@@ -1,27 +1,19 @@
-//! Provides exact answers: the student writes its completion of every prompt, and the last line is compared.
+//! Provides exact answers: the student writes its answer to every prompt, and the last line is compared.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use candle_core::{DType, Device, Tensor};
 use distill_model::Decoder;
 use distill_text::{Sequence, TokenizerFiles};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{
-    decoding::{Chooser, Decoding},
-    ends::end_ids,
-};
 use crate::{
-    Error, Result, files::write_atomically, loss::HeadGeometry, shutdown::Shutdown,
+    Error, Result,
+    files::write_atomically,
+    generate::{Asked, Decoding, Finish, Heard, Writer},
+    shutdown::Shutdown,
     student::StudentFiles,
 };
-
-/// Prompts of equal length that are continued together.
-const PROMPTS_A_BATCH: usize = 32;
 
 /// One answered prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,20 +26,28 @@ pub struct Answer {
     pub generated: String,
     /// Whether the last lines agree.
     pub correct: bool,
+    /// What the base writes without the adapter, where both are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<OfBase>,
+    /// Which sequence it is of.
+    #[serde(skip)]
+    pub index: usize,
 }
 
-/// Writes completions with a model.
-pub struct Generator<'a> {
-    decoder: &'a Decoder,
-    /// Its head's effective rows.
-    geometry: &'a HeadGeometry,
-    /// Text to ids and back.
+/// The base's answer to the same prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OfBase {
+    /// The base's completion.
+    pub generated: String,
+    /// Whether its last line agrees.
+    pub correct: bool,
+}
+
+/// Answers the prompts of sequences with a model.
+pub struct Answerer<'a> {
+    writer: Writer<'a>,
     tokenizer: &'a TokenizerFiles,
-    /// Ids that end an answer.
-    ends: BTreeSet<u32>,
-    /// How tokens are chosen.
-    decoding: Decoding,
-    shutdown: &'a Shutdown,
+    seed: u64,
 }
 
 /// The answers to prompts.
@@ -58,29 +58,39 @@ pub struct Answers {
     pub complete: bool,
 }
 
-impl<'a> Generator<'a> {
+impl Answers {
+    /// Puts what the base answered beside each.
+    pub(super) fn compare(&mut self, base: Self) {
+        let base = base.given.into_iter().map(|one| (one.index, one));
+        let mut base: BTreeMap<usize, Answer> = base.collect();
+        for answer in &mut self.given {
+            answer.base = base.remove(&answer.index).map(|one| OfBase {
+                generated: one.generated,
+                correct: one.correct,
+            });
+        }
+    }
+}
+
+impl<'a> Answerer<'a> {
     /// Of the student in `files`.
     ///
     /// # Errors
     /// A configuration that does not say at which tokens an answer ends.
     pub fn new(
         decoder: &'a Decoder,
-        geometry: &'a HeadGeometry,
         files: &'a StudentFiles,
         decoding: Decoding,
         shutdown: &'a Shutdown,
     ) -> Result<Self> {
         Ok(Self {
-            decoder,
-            geometry,
+            writer: Writer::new(decoder, files, decoding, &[], shutdown)?,
             tokenizer: &files.tokenizer,
-            ends: end_ids(&files.dir, &files.tokenizer)?,
-            decoding,
-            shutdown,
+            seed: decoding.seed,
         })
     }
 
-    /// Answers every sequence that is a prompt with a completion, in their order, up to a shutdown; others are passed over.
+    /// Answers every sequence that has a prompt with an answer, in their order, up to a shutdown; others are passed over.
     ///
     /// `progress` hears of every answer.
     ///
@@ -91,112 +101,81 @@ impl<'a> Generator<'a> {
         sequences: &[Sequence],
         progress: &mut dyn FnMut(&Answer),
     ) -> Result<Answers> {
-        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (i, sequence) in sequences.iter().enumerate() {
-            if let Some(prompt) = prompt_length(sequence) {
-                by_length.entry(prompt).or_default().push(i);
-            }
+        let answered = sequences
+            .iter()
+            .enumerate()
+            .filter_map(|(index, sequence)| Some((index, answered(sequence, self.tokenizer)?)));
+        let (mut asked, mut places) = (Vec::new(), Vec::new());
+        for (index, answer) in answered {
+            asked.push(Asked {
+                ids: sequences[index].token_ids[..answer.start].to_vec(),
+                // Every prompt draws for itself.
+                seed: self.seed.wrapping_add(index as u64),
+            });
+            places.push((index, answer));
         }
-        let prompts: usize = by_length.values().map(Vec::len).sum();
-        let mut answers = BTreeMap::new();
-        'all: for (length, indices) in by_length {
-            for batch in indices.chunks(PROMPTS_A_BATCH) {
-                let prompts: Vec<&[u32]> = batch
-                    .iter()
-                    .map(|&i| &sequences[i].token_ids[..length])
-                    .collect();
-                let choosers = batch.iter().map(|&i| self.decoding.chooser(i)).collect();
-                let Some(completions) = self.complete(&prompts, choosers)? else {
-                    break 'all;
+        let mut given = BTreeMap::new();
+        let mut hear = |heard: Heard<'_>| {
+            if let Heard::Whole(number, written) = heard {
+                let (index, answer) = &places[number];
+                let ids = &sequences[*index].token_ids;
+                let answer = Answer {
+                    index: *index,
+                    ..self.judge(ids, answer.clone(), &written.text)?
                 };
-                for (&i, generated) in batch.iter().zip(completions) {
-                    let answer = self.answer(&sequences[i].token_ids, length, &generated)?;
-                    progress(&answer);
-                    answers.insert(i, answer);
-                }
+                progress(&answer);
+                given.insert(*index, answer);
             }
-        }
+            Ok(true)
+        };
+        let written = self.writer.write(&asked, &mut hear)?;
         Ok(Answers {
-            complete: answers.len() == prompts,
-            given: answers.into_values().collect(),
+            complete: written.iter().all(|one| one.finish != Finish::Interrupted),
+            given: given.into_values().collect(),
         })
     }
 
-    /// A token after the prompt, then after that, up to a token that ends it, which is left out. `None` after a shutdown.
-    ///
-    /// # Shapes
-    /// `prompts`: B of T ids each, `choosers`: one for each.
-    ///
-    /// # Errors
-    /// A tensor error; prompts of different lengths.
-    fn complete(
-        &self,
-        prompts: &[&[u32]],
-        mut choosers: Vec<Chooser>,
-    ) -> Result<Option<Vec<Vec<u32>>>> {
-        let length = prompts.first().map_or(0, |prompt| prompt.len());
-        let room = self.decoder.config().max_position_embeddings;
-        let steps = self
-            .decoding
-            .max_new_tokens
-            .min(room.saturating_sub(length));
-        let mut cache = self.decoder.new_cache();
-        let mut ids = Tensor::from_vec(prompts.concat(), (prompts.len(), length), &Device::Cpu)?;
-        let mut written = vec![Vec::new(); prompts.len()];
-        let mut done = vec![false; prompts.len()];
-        for _ in 0..steps {
-            if self.shutdown.is_requested() {
-                return Ok(None);
-            }
-            let hidden = self.decoder.extend(&ids, &mut cache)?;
-            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
-            let logits = self
-                .geometry
-                .logits(&last.contiguous()?.to_dtype(DType::F32)?)?;
-            let mut next = logits.argmax(1)?.to_vec1::<u32>()?;
-            for (row, (id, chooser)) in next.iter_mut().zip(&mut choosers).enumerate() {
-                *id = chooser.next(&logits.get(row)?, *id)?;
-            }
-            for ((id, written), done) in next.iter().zip(&mut written).zip(&mut done) {
-                *done |= self.ends.contains(id);
-                if !*done {
-                    written.push(*id);
-                }
-            }
-            if done.iter().all(|done| *done) {
-                break;
-            }
-            ids = Tensor::new(next, &Device::Cpu)?.unsqueeze(1)?;
-        }
-        Ok(Some(written))
-    }
-
-    fn answer(&self, ids: &[u32], prompt: usize, generated: &[u32]) -> Result<Answer> {
+    fn judge(&self, ids: &[u32], answer: Range<usize>, generated: &str) -> Result<Answer> {
         let text = |ids: &[u32]| {
             let decoded = self.tokenizer.tokenizer().decode(ids, true);
             decoded.map_err(|e| Error::Config(format!("ids cannot be turned into text: {e}")))
         };
-        let (question, reference) = ids.split_at(prompt);
-        let (reference, generated) = (text(reference)?, text(generated)?);
+        let reference = text(&ids[answer.clone()])?;
         Ok(Answer {
-            prompt: text(question)?,
-            correct: last_line(&reference) == last_line(&generated),
+            prompt: text(&ids[..answer.start])?,
+            correct: last_line(&reference) == last_line(generated),
             reference,
-            generated,
+            generated: generated.to_owned(),
+            base: None,
+            index: 0,
         })
     }
 }
 
-/// Tokens before the first target, where all from there on are targets and something comes before.
-fn prompt_length(sequence: &Sequence) -> Option<usize> {
-    let first = sequence.target_mask.iter().position(|&target| target)?;
-    let suffix = sequence
-        .target_mask
-        .iter()
-        .skip(first)
-        .all(|&target| target);
-    // Running text has its first target at 1: one token is no prompt.
-    (suffix && first > 1).then_some(first)
+/// The tokens of a sequence's last answer, what comes before them being its prompt: the completion, or the assistant's last turn.
+/// `None` where nothing was asked.
+fn answered(sequence: &Sequence, tokenizer: &TokenizerFiles) -> Option<Range<usize>> {
+    let mask = &sequence.target_mask;
+    let end = mask.iter().rposition(|&target| target)? + 1;
+    let before = mask[..end].iter().rposition(|&target| !target)?;
+    // Running text has a token before its first target that is no prompt, or those that the tokenizer puts before every text.
+    let none = tokenizer.prefix_ids().len().max(1);
+    (before + 1 > none).then_some(before + 1..end)
+}
+
+/// Refuses data in which nothing is asked, before any work.
+///
+/// # Errors
+/// That, with what would be right.
+pub(crate) fn check_prompts(sequences: &[Sequence], tokenizer: &TokenizerFiles) -> Result<()> {
+    let mut answers = sequences.iter().map(|one| answered(one, tokenizer));
+    if answers.any(|answer| answer.is_some()) {
+        return Ok(());
+    }
+    Err(Error::Config(
+        "exact_match: there is no prompt with an answer in the data; use JSON Lines with `prompt` and `completion`, or with `messages`"
+            .into(),
+    ))
 }
 
 fn last_line(text: &str) -> &str {
@@ -225,28 +204,38 @@ pub(super) fn incomplete() -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_models::write_student;
 
-    fn sequence(mask: &[bool]) -> Sequence {
+    fn sequence(mask: &[u8]) -> Sequence {
         Sequence {
             id: 0,
             content_id: 0,
             text: String::new(),
             token_ids: vec![1; mask.len()],
             byte_offsets: Vec::new(),
-            target_mask: mask.to_vec(),
+            target_mask: mask.iter().map(|&target| target == 1).collect(),
             view: None,
         }
     }
 
     #[test]
-    fn only_a_prompt_with_a_completion_is_asked() {
-        assert_eq!(
-            prompt_length(&sequence(&[false, false, true, true])),
-            Some(2)
-        );
-        assert_eq!(prompt_length(&sequence(&[false, true, true])), None);
-        assert_eq!(prompt_length(&sequence(&[false, false, true, false])), None);
-        assert_eq!(prompt_length(&sequence(&[false, false])), None);
+    fn the_last_answer_is_asked_for_and_running_text_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        write_student(dir.path(), distill_model::testing::TinyModel::qwen2(), 40);
+        let tokenizer = TokenizerFiles::open(dir.path()).unwrap();
+        for (mask, expected) in [
+            (&[0, 0, 1, 1][..], Some(2..4)),
+            // Two turns, and what a template writes behind the last.
+            (&[0, 0, 1, 1, 0, 0, 1, 1, 1, 0], Some(6..9)),
+            (&[0, 1, 1], None),
+            (&[0, 0], None),
+            (&[0, 0, 1], Some(2..3)),
+        ] {
+            let sequence = sequence(mask);
+            assert_eq!(answered(&sequence, &tokenizer), expected, "{mask:?}");
+            let checked = check_prompts(&[sequence], &tokenizer);
+            assert_eq!(checked.is_ok(), expected.is_some());
+        }
     }
 
     #[test]

@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
+use distill_model::Sampling;
 use distill_program::settings;
 use distill_text::ChatTemplateKwargs;
 
-use super::Decoding;
 use crate::{
     Error, Result,
     config::{
         ComputeDtype, Quantize,
-        needs::{ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
+        needs::{ADAPTER, ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
     },
+    generate::{Decoding, check_compare},
 };
 
 settings! {
@@ -22,6 +23,8 @@ settings! {
         student: PathBuf = PathBuf::new();
         /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None;
+        /// Measure the base without the adapter as well, and set both beside each other.
+        compare: bool = false, needs: [ADAPTER];
         /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
         data: Vec<PathBuf> = Vec::new();
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
@@ -51,17 +54,22 @@ settings! {
         dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned();
-        /// Let the student complete every prompt, and count the answers whose last line is the corpus's.
+        /// Let the student complete every prompt, or answer what a conversation's last turn of the assistant answers, and count the
+        /// answers whose last line is the corpus's.
         exact_match: bool = false;
         /// Longest answer in tokens.
         max_new_tokens: usize = 256, needs: [ANSWERS];
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
         temperature: f64 = 0.0, needs: [ANSWERS];
+        /// Tokens that sampling draws from, the likeliest first; 0 is all.
+        top_k: usize = 0, needs: [ANSWERS, DRAWN];
         /// Share of the mass that sampling draws from, the likeliest tokens first.
         top_p: f64 = 1.0, needs: [ANSWERS, DRAWN];
+        /// Share of the likeliest token's probability that others need to be drawn.
+        min_p: f64 = 0.0, needs: [ANSWERS, DRAWN];
         /// Seed of the sampling: the same seed gives the same answers.
         sample_seed: u64 = 42, needs: [ANSWERS, DRAWN];
-        /// JSON Lines file for the answers: prompt, reference, generated, correct; of a stopped run, `complete` false at its end.
+        /// JSON Lines file for the answers: prompt, reference, generated, correct, and with `compare` the base's; of a stopped run, `complete` false at its end.
         answers_out: Option<PathBuf> = None;
         /// JSON file for the transport plans of a few sequences; needs a teacher.
         plans_out: Option<PathBuf> = None;
@@ -89,6 +97,7 @@ impl EvalConfig {
                 "plans_out: a plan is between a student and a teacher; name one with --teacher",
             ),
         ];
+        check_compare(self.compare, self.adapter.is_some())?;
         match checks.into_iter().find(|(fine, _)| !fine) {
             Some((_, message)) => Err(Error::Config(message.into())),
             None => self.decoding().validate(""),
@@ -99,9 +108,18 @@ impl EvalConfig {
     pub(super) fn decoding(&self) -> Decoding {
         Decoding {
             max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_p: self.top_p,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+            },
             seed: self.sample_seed,
         }
+    }
+
+    /// Whether prompts are answered.
+    pub(super) fn wants_answers(&self) -> bool {
+        self.exact_match || self.answers_out.is_some()
     }
 }

@@ -3,14 +3,12 @@
 ```text
  files ──> windows ──> hidden states ──> loss::head_values: CE (and KL)   [N, V] never exists
                 └──> teacher: ScoreTokens ──> rows ──┘
- prompts ──> answers: greedy or sampled decoding ──> exact match of the last line
+ prompts ──> answers: what `generate` writes ──> exact match of the last line
 ```
 */
 
 pub mod answers;
 mod config;
-mod decoding;
-mod ends;
 mod measure;
 mod plans;
 mod report;
@@ -31,14 +29,15 @@ use crate::{
     Error, Result,
     client::{self, ConnectOptions, DeviceLease, Teacher},
     files::write_atomically,
+    generate::{Switch, find_student, load},
     loss::{HeadGeometry, LossConfig},
-    run::{AdapterConfig, load_adapter, progress, warn_of_unused},
+    run::progress,
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-use answers::{Answers, Generator, incomplete, write_answers};
+pub(crate) use answers::check_prompts;
+use answers::{Answerer, Answers, incomplete, write_answers};
 pub use config::EvalConfig;
-pub use decoding::Decoding;
 pub(crate) use measure::Measure;
 use measure::Measured;
 use plans::plan;
@@ -61,7 +60,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     );
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let mut files = StudentFiles::find(&student(config)?, shutdown)?;
+    let mut files = find_student(&config.student, config.adapter.as_deref(), shutdown)?;
     files
         .tokenizer
         .set_chat_template_kwargs(&config.chat_template_kwargs);
@@ -82,6 +81,9 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
         return Err(Error::Config(
             "data: there is no sequence with a target in these files".into(),
         ));
+    }
+    if config.wants_answers() {
+        check_prompts(&sequences, &files.tokenizer)?;
     }
     let mut lease = None;
     if let Some(scorer) = scorer.as_mut().filter(|scorer| scorer.info.lends_device()) {
@@ -116,7 +118,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     Ok(report)
 }
 
-/// Loads the student and measures it.
+/// Loads the student and measures it, and before it its base, where both are compared.
 fn measure(
     config: &EvalConfig,
     files: &StudentFiles,
@@ -126,7 +128,8 @@ fn measure(
     sequences: &[Sequence],
     shutdown: &Shutdown,
 ) -> Result<EvalReport> {
-    let decoder = load(config, files, place)?;
+    let adapter = config.adapter.as_deref();
+    let (decoder, switch) = load(files, adapter, config.quantize, place)?;
     let geometry = geometry(&decoder, files)?;
     let measure = Measure {
         decoder: &decoder,
@@ -134,24 +137,96 @@ fn measure(
         loss,
         scorer,
     };
-    let mut report = EvalReport::default();
-    report.complete = read(config, &measure, sequences, &mut report, shutdown)?;
-    if config.exact_match || config.answers_out.is_some() {
-        let decoding = config.decoding();
-        let generator = Generator::new(&decoder, &geometry, files, decoding, shutdown)?;
-        report.complete &= answer(config, &generator, sequences, &mut report)?;
-    }
-    Ok(report)
+    let side = Side {
+        config,
+        files,
+        measure,
+        sequences,
+        shutdown,
+    };
+    let Some(switch) = switch.filter(|_| config.compare) else {
+        let (report, answers) = side.evaluate(config.plans_out.as_deref())?;
+        side.write(answers)?;
+        return Ok(report);
+    };
+    side.compare(&switch)
 }
 
-/// The student's directory: the one named, or the base that the adapter names.
-fn student(config: &EvalConfig) -> Result<PathBuf> {
-    match &config.adapter {
-        Some(adapter) if config.student.as_os_str().is_empty() => {
-            let base = AdapterConfig::read(adapter)?.base_model_name_or_path;
-            Ok(base.map(PathBuf::from).unwrap_or_default())
+/// A student with its adapter on or off, and all that is measured of it.
+struct Side<'a> {
+    config: &'a EvalConfig,
+    files: &'a StudentFiles,
+    measure: Measure<'a>,
+    sequences: &'a [Sequence],
+    shutdown: &'a Shutdown,
+}
+
+impl Side<'_> {
+    fn compare(&self, switch: &Switch) -> Result<EvalReport> {
+        switch.put(false)?;
+        tracing::info!("the base alone:");
+        let (base, base_answers) = self.evaluate(None)?;
+        switch.put(true)?;
+        tracing::info!("with the adapter:");
+        let (mut report, mut answers) = self.evaluate(self.config.plans_out.as_deref())?;
+        if let (Some(answers), Some(base)) = (&mut answers, base_answers) {
+            answers.compare(base);
         }
-        _ => Ok(config.student.clone()),
+        self.write(answers)?;
+        report.complete &= base.complete;
+        report.base = Some(Box::new(base));
+        Ok(report)
+    }
+
+    fn evaluate(&self, plans_out: Option<&Path>) -> Result<(EvalReport, Option<Answers>)> {
+        let mut report = EvalReport::default();
+        report.complete = self.read(plans_out, &mut report)?;
+        if !self.config.wants_answers() {
+            return Ok((report, None));
+        }
+        let (decoder, decoding) = (self.measure.decoder, self.config.decoding());
+        let answerer = Answerer::new(decoder, self.files, decoding, self.shutdown)?;
+        let mut progress = progress(self.sequences.len(), "answer");
+        let each = &mut |asked, correct| {
+            progress.advance(|| format!("{:.1} % exact", 100.0 * correct as f64 / asked as f64));
+        };
+        let answers = exact_answers(&answerer, self.sequences, &mut report, each)?;
+        progress.finish();
+        report.complete &= answers.complete;
+        Ok((report, Some(answers)))
+    }
+
+    fn write(&self, answers: Option<Answers>) -> Result<()> {
+        match (&self.config.answers_out, answers) {
+            (Some(path), Some(answers)) => write_answers(path, &answers),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads all sequences, and writes the plans of the first ones where they were asked for. False after a shutdown in between.
+    fn read(&self, plans_out: Option<&Path>, report: &mut EvalReport) -> Result<bool> {
+        let mut plans = Vec::new();
+        let mut progress = progress(self.sequences.len(), "sequence");
+        let start = Instant::now();
+        let each = &mut |measured: Measured<'_>, report: &EvalReport| -> Result<()> {
+            let wanted = plans_out.is_some() && plans.len() < self.config.plans;
+            if let Some(rows) = measured.rows.filter(|_| wanted) {
+                let (sequence, hidden) = (measured.sequence, measured.hidden);
+                plans.push(plan(sequence, hidden, rows, self.measure.geometry)?);
+            }
+            progress.advance(|| format!("CE {:.4}", report.ce()));
+            Ok(())
+        };
+        let complete = self
+            .measure
+            .all(self.sequences, report, self.shutdown, each)?;
+        progress.finish();
+        report.seconds = start.elapsed().as_secs_f64();
+        if let Some(path) = plans_out {
+            let whole = complete || plans.len() == self.config.plans;
+            write_plans(path, &plans, whole)?;
+        }
+        Ok(complete)
     }
 }
 
@@ -192,36 +267,6 @@ pub(crate) fn loss_config(has_teacher: bool, kl_temperature: f64, chunk_rows: us
     }
 }
 
-/// Reads all sequences, and writes the plans of the first ones where they were asked for. False after a shutdown in between.
-fn read(
-    config: &EvalConfig,
-    measure: &Measure<'_>,
-    sequences: &[Sequence],
-    report: &mut EvalReport,
-    shutdown: &Shutdown,
-) -> Result<bool> {
-    let mut plans = Vec::new();
-    let mut progress = progress(sequences.len(), "sequence");
-    let start = Instant::now();
-    let each = &mut |measured: Measured<'_>, report: &EvalReport| -> Result<()> {
-        let wanted = config.plans_out.is_some() && plans.len() < config.plans;
-        if let Some(rows) = measured.rows.filter(|_| wanted) {
-            let (sequence, hidden) = (measured.sequence, measured.hidden);
-            plans.push(plan(sequence, hidden, rows, measure.geometry)?);
-        }
-        progress.advance(|| format!("CE {:.4}", report.ce()));
-        Ok(())
-    };
-    let complete = measure.all(sequences, report, shutdown, each)?;
-    progress.finish();
-    report.seconds = start.elapsed().as_secs_f64();
-    if let Some(path) = &config.plans_out {
-        let whole = complete || plans.len() == config.plans;
-        write_plans(path, &plans, whole)?;
-    }
-    Ok(complete)
-}
-
 /// Writes a JSON list of plans; where it is not `whole`, its last entry says so, as in answers.
 fn write_plans(path: &Path, plans: &[plans::Plan], whole: bool) -> Result<()> {
     let plans = plans.iter().map(serde_json::to_value);
@@ -231,62 +276,26 @@ fn write_plans(path: &Path, plans: &[plans::Plan], whole: bool) -> Result<()> {
     write_atomically(path, &json.map_err(|e| Error::file(path, e))?)
 }
 
-/// Lets every prompt be answered. False after a shutdown in between.
-fn answer(
-    config: &EvalConfig,
-    generator: &Generator<'_>,
-    sequences: &[Sequence],
-    report: &mut EvalReport,
-) -> Result<bool> {
-    let mut progress = progress(sequences.len(), "answer");
-    let answers = exact_answers(generator, sequences, report, &mut |asked, correct| {
-        progress.advance(|| format!("{:.1} % exact", 100.0 * correct as f64 / asked as f64));
-    })?;
-    progress.finish();
-    if let Some(path) = &config.answers_out {
-        write_answers(path, &answers)?;
-    }
-    Ok(answers.complete)
-}
-
 /// Answers every prompt and counts the exact ones into the report; `each` hears of the counts so far.
 ///
 /// # Errors
-/// A tensor error; data without a prompt.
+/// A tensor error.
 pub(crate) fn exact_answers(
-    generator: &Generator<'_>,
+    answerer: &Answerer<'_>,
     sequences: &[Sequence],
     report: &mut EvalReport,
     each: &mut dyn FnMut(usize, usize),
 ) -> Result<Answers> {
     let start = Instant::now();
     let (mut asked, mut correct) = (0_usize, 0_usize);
-    let answers = generator.answers(sequences, &mut |answer| {
+    let answers = answerer.answers(sequences, &mut |answer| {
         asked += 1;
         correct += usize::from(answer.correct);
         each(asked, correct);
     })?;
-    if answers.given.is_empty() && answers.complete {
-        return Err(Error::Config(
-            "exact_match: there is no prompt with a completion in the data; use JSON Lines with `prompt` and `completion`"
-                .into(),
-        ));
-    }
     report.answered = Some((asked, correct));
     report.answer_seconds = start.elapsed().as_secs_f64();
     Ok(answers)
-}
-
-fn load(config: &EvalConfig, files: &StudentFiles, place: &Place) -> Result<Decoder> {
-    let Some(directory) = &config.adapter else {
-        return files.load(config.quantize, place, None);
-    };
-    let adapter = AdapterConfig::read(directory)?;
-    let lora = adapter.lora();
-    warn_of_unused(directory, &lora, &files.config)?;
-    let decoder = files.load(config.quantize, place, Some(lora))?;
-    load_adapter(directory, &decoder.parameters())?;
-    Ok(decoder)
 }
 
 fn connect(

@@ -29,6 +29,8 @@ pub struct EvalReport {
     pub answer_seconds: f64,
     /// What of the data was left out.
     pub skipped: Skipped,
+    /// The same of the base without the adapter, where both are compared.
+    pub base: Option<Box<EvalReport>>,
 }
 
 impl EvalReport {
@@ -88,7 +90,7 @@ impl EvalReport {
 
     /// For programs.
     pub fn to_json(&self) -> serde_json::Value {
-        json!({
+        let mut object = json!({
             "complete": self.complete,
             "ce": self.ce(),
             "perplexity": self.perplexity(),
@@ -105,7 +107,59 @@ impl EvalReport {
             "seconds": self.seconds,
             "skipped": self.skipped.rows,
             "skipped_rows": self.skipped.named,
-        })
+        });
+        if let Some(base) = &self.base {
+            object["base"] = base.to_json();
+        }
+        object
+    }
+
+    /// What was measured, by name, each as a text with its unit apart.
+    fn figures(&self) -> Vec<(&'static str, String, String)> {
+        let mut figures = Vec::new();
+        let mut add = |name, value: Option<String>, unit: &str| {
+            figures.extend(value.map(|value| (name, value, unit.to_owned())));
+        };
+        let measured = self.targets > 0;
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let nats = |nats: f64| format!("{nats:.4}");
+        add(
+            "cross-entropy",
+            measured.then(|| nats(self.ce())),
+            "nats a target",
+        );
+        add(
+            "perplexity",
+            measured.then(|| format!("{:.3}", self.perplexity())),
+            "",
+        );
+        add("KL to teacher", self.kl().map(nats), "nats a target");
+        add("top-1 agreement", self.top1_agreement().map(percent), "");
+        add("top-5 agreement", self.top5_agreement().map(percent), "");
+        let counts = self.answered.map_or(String::new(), |(asked, correct)| {
+            format!("({correct} of {asked}, {:.1} s)", self.answer_seconds)
+        });
+        add("exact answers", self.exact_match().map(percent), &counts);
+        figures
+    }
+
+    /// The figures of the base and of this one, line by line.
+    fn write_compared(&self, base: &Self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:17}{:>10}  {:>10}", "", "base", "adapter")?;
+        let of_base = base.figures();
+        for (name, value, unit) in self.figures() {
+            let found = of_base.iter().find(|(other, ..)| *other == name);
+            let (before, counts) = found.map_or(("", ""), |(_, value, unit)| (value, unit));
+            // Counts are each one's own, units are the same.
+            let unit = if counts == unit {
+                unit
+            } else {
+                format!("{counts} {unit}")
+            };
+            let line = format!("{name:17}{before:>10}  {value:>10}  {unit}");
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
     }
 }
 
@@ -114,24 +168,13 @@ impl fmt::Display for EvalReport {
         if !self.complete {
             writeln!(f, "stopped: this is not the result of all sequences")?;
         }
-        if self.targets > 0 {
-            writeln!(f, "cross-entropy    {:.4} nats a target", self.ce())?;
-            writeln!(f, "perplexity       {:.3}", self.perplexity())?;
-        }
-        if let (Some(kl), Some(agreement)) = (self.kl(), self.top1_agreement()) {
-            writeln!(f, "KL to teacher    {kl:.4} nats a target")?;
-            writeln!(f, "top-1 agreement  {:.1} %", 100.0 * agreement)?;
-        }
-        if let Some(agreement) = self.top5_agreement() {
-            writeln!(f, "top-5 agreement  {:.1} %", 100.0 * agreement)?;
-        }
-        if let (Some(exact), Some((asked, correct))) = (self.exact_match(), self.answered) {
-            writeln!(
-                f,
-                "exact answers    {:.1} % ({correct} of {asked}, {:.1} s)",
-                100.0 * exact,
-                self.answer_seconds
-            )?;
+        match &self.base {
+            Some(base) => self.write_compared(base, f)?,
+            None => {
+                for (name, value, unit) in self.figures() {
+                    writeln!(f, "{}", format!("{name:17}{value} {unit}").trim_end())?;
+                }
+            }
         }
         write!(
             f,
@@ -186,6 +229,38 @@ mod tests {
         report.complete = true;
         assert_eq!(report.to_json()["complete"], true);
         assert!(report.to_string().starts_with("cross-entropy    1.0000"));
+    }
+
+    #[test]
+    fn base_and_adapter_stand_beside_each_other() {
+        let mut report = EvalReport::default();
+        report.add(10, 2, 1.0);
+        report.add_teacher(2, 0.25, Agreements { top1: 1, top5: 2 });
+        report.answered = Some((4, 3));
+        let mut base = EvalReport::default();
+        base.add(10, 2, 2.0);
+        base.add_teacher(2, 0.5, Agreements { top1: 0, top5: 1 });
+        base.answered = Some((4, 0));
+        report.base = Some(Box::new(base));
+        report.complete = true;
+        let text = report.to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "                       base     adapter");
+        assert_eq!(
+            lines[1],
+            "cross-entropy        2.0000      1.0000  nats a target"
+        );
+        assert_eq!(
+            lines[3],
+            "KL to teacher        0.5000      0.2500  nats a target"
+        );
+        assert_eq!(lines[4], "top-1 agreement       0.0 %      50.0 %");
+        assert_eq!(
+            lines[6],
+            "exact answers         0.0 %      75.0 %  (0 of 4, 0.0 s) (3 of 4, 0.0 s)"
+        );
+        assert_eq!(report.to_json()["base"]["ce"], 2.0);
+        assert!(report.base.unwrap().to_json().get("base").is_none());
     }
 
     #[test]

@@ -142,6 +142,8 @@ fn answers_of_a_stopped_evaluation_passed_for_all() {
         reference: text.into(),
         generated: text.into(),
         correct: true,
+        base: None,
+        index: 0,
     };
     let some = Answers {
         given: vec![given("a"), given("b")],
@@ -167,7 +169,7 @@ fn a_stop_after_the_last_sequence_takes_nothing_away() {
     let config = config(dir.path());
     let files = StudentFiles::open(dir.path()).unwrap();
     let place = Place::choose("cpu", config.dtype).unwrap();
-    let decoder = load(&config, &files, &place).unwrap();
+    let (decoder, _) = load(&files, None, config.quantize, &place).unwrap();
     let (geometry, loss) = (
         geometry(&decoder, &files).unwrap(),
         loss_config(false, 1.0, 8),
@@ -191,6 +193,114 @@ fn a_stop_after_the_last_sequence_takes_nothing_away() {
         assert_eq!(found.unwrap(), whole);
         assert_eq!(report.counts().0, stop_at);
     }
+}
+
+#[test]
+fn data_without_a_prompt_was_refused_after_all_of_the_work() {
+    let dir = student();
+    let running = dir.path().join("running.jsonl");
+    fs::write(&running, json!({"text": "w1 w2 w3 w4"}).to_string()).unwrap();
+    // No weights, so nothing can have been measured.
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let config = EvalConfig {
+        data: vec![running],
+        exact_match: true,
+        ..config(dir.path())
+    };
+    let error = run(&config, &Shutdown::default()).unwrap_err().to_string();
+    for part in ["exact_match", "no prompt", "`messages`"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn chat_rows_were_refused_and_are_answered_from_the_last_turn() {
+    let dir = student();
+    let template = "{% for m in messages %}w1 {{ m.role[:1] | replace('u', 'w2') | replace('a', 'w3') | replace('s', 'w4') }} \
+                    {{ m.content }} w5 {% endfor %}{% if add_generation_prompt %}w1 w3 {% endif %}";
+    fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let first = [
+        turn("system", "w9"),
+        turn("user", "w10 w11"),
+        turn("assistant", "w12"),
+    ];
+    let second = [turn("user", "w13"), turn("assistant", "w14 w15")];
+    let both = [&first[..], &second].concat();
+    let rows = [
+        json!({"messages": first}),
+        json!({"messages": both}),
+        json!({"text": "w1 w2 w3"}),
+    ];
+    let rows = rows.map(|row| row.to_string()).join("\n");
+    fs::write(dir.path().join("corpus.jsonl"), rows).unwrap();
+    let answers = dir.path().join("answers.jsonl");
+    let config = EvalConfig {
+        answers_out: Some(answers.clone()),
+        ..config(dir.path())
+    };
+    let report = run(&config, &Shutdown::default()).unwrap();
+    assert_eq!(report.answered.unwrap().0, 2);
+    let answers = fs::read_to_string(&answers).unwrap();
+    let answers: Vec<serde_json::Value> = answers
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    // The template's rendering of what comes before the last turn, with its generation prompt.
+    let before = "w1 w4 w9 w5 w1 w2 w10 w11 w5 w1 w3";
+    assert_eq!(answers[0]["prompt"], before);
+    assert!(answers[0]["reference"].as_str().unwrap().starts_with("w12"));
+    let before = format!("{before} w12 w5 w1 w2 w13 w5 w1 w3");
+    assert_eq!(answers[1]["prompt"], before);
+    assert!(
+        answers[1]["reference"]
+            .as_str()
+            .unwrap()
+            .starts_with("w14 w15")
+    );
+    // As `generate` reads the same conversation.
+    let files = StudentFiles::open(dir.path()).unwrap();
+    let messages = serde_json::Value::Array([&first[..], &second[..1]].concat());
+    let rendered = files.tokenizer.render_chat(&messages, true).unwrap();
+    assert_eq!(rendered.trim_end(), before);
+}
+
+#[test]
+fn one_evaluation_sets_base_and_adapter_beside_each_other() {
+    let dir = student();
+    let adapter = dir.path().join("adapter");
+    crate::test_models::write_adapter(dir.path(), &adapter);
+    let alone = config(dir.path());
+    let adapted = EvalConfig {
+        adapter: Some(adapter),
+        exact_match: true,
+        ..alone.clone()
+    };
+    let both = EvalConfig {
+        compare: true,
+        answers_out: Some(dir.path().join("answers.jsonl")),
+        ..adapted.clone()
+    };
+    let report = run(&both, &Shutdown::default()).unwrap();
+    let base = report.base.clone().unwrap();
+    // The same numbers as of each alone, and not of one another.
+    assert_eq!(base.ce(), run(&alone, &Shutdown::default()).unwrap().ce());
+    let adapted = run(&adapted, &Shutdown::default()).unwrap();
+    assert_eq!(report.ce(), adapted.ce());
+    assert_ne!(report.ce(), base.ce());
+    assert_eq!(report.answered, adapted.answered);
+    assert!(report.complete && base.complete && base.answered.is_some());
+    let answers = fs::read_to_string(dir.path().join("answers.jsonl")).unwrap();
+    assert_eq!(answers.matches("\"base\":{\"generated\":").count(), 3);
+    let nothing = EvalConfig {
+        compare: true,
+        ..alone
+    };
+    let error = run(&nothing, &Shutdown::default()).unwrap_err().to_string();
+    assert!(
+        error.starts_with("compare: ") && error.contains("--adapter"),
+        "{error}"
+    );
 }
 
 #[test]

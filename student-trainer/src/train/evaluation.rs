@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     client::Vocabularies,
     config::{BestMetric, TrainConfig},
-    eval::{self, EvalReport, Measure, Scorer, answers::Generator, write_answer},
+    eval::{self, EvalReport, Measure, Scorer, answers::Answerer, write_answer},
     loss::LossConfig,
     run::EvalMetrics,
     shutdown::Shutdown,
@@ -59,6 +59,9 @@ impl<'a> Evaluation<'a> {
             return Err(Error::Config(
                 "eval_data: there is no sequence with a target in these files".into(),
             ));
+        }
+        if config.eval_exact_match {
+            eval::check_prompts(&sequences, &files.tokenizer)?;
         }
         let mut evaluation = Self {
             loss: eval::loss_config(true, config.loss.kl_temperature, config.loss.chunk_rows),
@@ -168,9 +171,9 @@ impl<'a> Evaluation<'a> {
         }
         if self.config.eval_exact_match {
             let decoding = self.config.eval_decoding();
-            let generator = Generator::new(decoder, &geometry, self.files, decoding, shutdown)?;
+            let answerer = Answerer::new(decoder, self.files, decoding, shutdown)?;
             let each = &mut |_, _| {};
-            if !eval::exact_answers(&generator, &self.sequences, &mut report, each)?.complete {
+            if !eval::exact_answers(&answerer, &self.sequences, &mut report, each)?.complete {
                 return Ok(None);
             }
         }

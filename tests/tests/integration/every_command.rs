@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     collections::HashMap,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::Result;
@@ -91,6 +91,23 @@ impl Place {
         trainer(&[&base, more.as_slice(), flags].concat())
     }
 
+    /// `generate` after two prompts.
+    pub fn generate(&self, flags: &[&str]) -> Command {
+        let student = path_text(self.setup.student.path());
+        let base = ["generate", "--student", student, "--max-new-tokens", "2"];
+        let prompts = ["--prompt", "one two", "three"];
+        trainer(&[&base, prompts.as_slice(), flags].concat())
+    }
+
+    /// `chat` with what comes from `input`.
+    pub fn chat(&self, flags: &[&str], input: Stdio) -> Command {
+        let student = path_text(self.setup.student.path());
+        let base = ["chat", "--student", student, "--max-new-tokens", "2"];
+        let mut command = trainer(&[base.as_slice(), flags].concat());
+        command.stdin(input);
+        command
+    }
+
     /// `losses` of some logits.
     pub fn losses(&self, flags: &[&str]) -> Command {
         let logits = path_text(&self.logits);
@@ -170,6 +187,10 @@ impl Place {
             result("train", self.train(&["--print-config"])),
             result("eval", self.eval(&["--json"])),
             result("eval", self.eval(&[])),
+            result("generate", self.generate(&[])),
+            result("generate", self.generate(&["--json"])),
+            // Nothing is said.
+            work("chat", self.chat(&[], Stdio::null())),
             work("pretrain", trainer(&pretrain)),
             work(
                 "quantize",

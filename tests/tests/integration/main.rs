@@ -11,6 +11,7 @@ mod every_command;
 mod fixtures_models;
 mod fixtures_text;
 mod fuzzed;
+mod generate;
 mod gguf;
 mod harness;
 mod hostile_client;

@@ -11,6 +11,7 @@ mod normalize;
 mod origin;
 mod prefix;
 mod special;
+mod stream;
 
 use std::{
     fs,
@@ -35,6 +36,7 @@ use guard::within;
 use load::Built;
 pub(crate) use origin::Origin;
 use special::SpecialTokens;
+pub use stream::TextStream;
 
 /// Files that make up a tokenizer; what is there of them is copied beside an adapter.
 const FILES: [&str; 9] = [

@@ -6,6 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::each_row;
 use super::matmul::{Matrix, Store, Threads, product};
 use super::tiles::{self, Quantised, Side};
 use crate::element::{Element, for_element, lend};
@@ -20,7 +21,7 @@ const BIAS_ROWS: usize = 32;
 pub(crate) struct LowRank(Vec<f32>);
 
 /// A dense matrix in 16 bits.
-struct Half<'a>(&'a Tensor);
+pub(super) struct Half<'a>(pub(super) &'a Tensor);
 
 impl Quantised for Half<'_> {
     fn height(&self) -> usize {
@@ -47,6 +48,32 @@ impl Quantised for Half<'_> {
     }
 }
 
+/// A dense matrix in f32.
+pub(super) struct Whole<'a> {
+    pub(super) numbers: &'a [f32],
+    pub(super) width: usize,
+}
+
+impl Quantised for Whole<'_> {
+    fn height(&self) -> usize {
+        self.numbers.len() / self.width
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn dequantize_rows(&self, rows: Range<usize>, _: Threads, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&self.numbers[rows.start * self.width..rows.end * self.width]);
+        Ok(())
+    }
+
+    fn lend_rows(&self, rows: Range<usize>) -> Option<&[f32]> {
+        self.numbers
+            .get(rows.start * self.width..rows.end * self.width)
+    }
+}
+
 /// `x W^T + bias + scale (x A^T) B^T` into `out`, or added to it.
 ///
 /// # Shapes
@@ -54,10 +81,15 @@ impl Quantised for Half<'_> {
 ///
 /// # Errors
 /// Weights that are not on the CPU.
-pub(super) fn apply(linear: &Linear, x: &[f32], out: &mut [f32], store: Store) -> Result<LowRank> {
-    let (width, height) = (linear.in_features(), linear.out_features());
-    let rows = x.len() / width.max(1);
-    weight_product(linear, Side::Forward, x, rows, out, store)?;
+pub(super) fn apply(
+    linear: &Linear,
+    x: &[f32],
+    out: &mut [f32],
+    store: Store,
+    side: Side,
+) -> Result<LowRank> {
+    let rows = x.len() / linear.in_features().max(1);
+    weight_product(linear, side, x, rows, out, store)?;
     if let Some(bias) = linear.bias() {
         let bias = bias.tensor().to_dtype(DType::F32)?;
         let bias = lend(&bias);
@@ -72,26 +104,43 @@ pub(super) fn apply(linear: &Linear, x: &[f32], out: &mut [f32], store: Store) -
         return Ok(LowRank::default());
     };
     let _part = tracing::trace_span!("adapters, forward").entered();
-    let low = low_rank(lora, x)?;
+    let low = low_rank(lora, x, side)?;
     let b = lend(&lora.b);
     let rank = low.0.len() / rows.max(1);
-    let right = Matrix::new(b.numbers()?, height, rank, rank).transpose();
-    let left = Matrix::new(&low.0, rows, rank, rank);
-    product(out, height, Store::Add, 1.0, Threads::All, left, right);
+    times(side, out, Store::Add, 1.0, &low.0, (b.numbers()?, rank));
     Ok(low)
 }
 
 /// `scale x A^T`.
-fn low_rank(lora: &Lora, x: &[f32]) -> Result<LowRank> {
+fn low_rank(lora: &Lora, x: &[f32], side: Side) -> Result<LowRank> {
     let (rank, width) = lora.a.dims2()?;
     let rows = x.len() / width.max(1);
     let mut low = vec![0f32; rows * rank];
-    let a = lend(&lora.a);
-    let a = Matrix::new(a.numbers()?, rank, width, width).transpose();
-    let x = Matrix::new(x, rows, width, width);
-    let scale = lora.scale as f32;
-    product(&mut low, rank, Store::Replace, scale, Threads::All, x, a);
+    let (a, scale) = (lend(&lora.a), lora.scale as f32);
+    let right = (a.numbers()?, width);
+    times(side, &mut low, Store::Replace, scale, x, right);
     Ok(LowRank(low))
+}
+
+/// `scale x W^T` of a matrix in f32.
+///
+/// # Shapes
+/// x [rows, width], w [height, width], out [rows, height]
+fn times(
+    side: Side,
+    out: &mut [f32],
+    store: Store,
+    scale: f32,
+    x: &[f32],
+    (w, width): (&[f32], usize),
+) {
+    if side == Side::EachRow {
+        return each_row::product(out, store, scale, x, w, width);
+    }
+    let (rows, height) = (x.len() / width.max(1), w.len() / width.max(1));
+    let right = Matrix::new(w, height, width, width).transpose();
+    let left = Matrix::new(x, rows, width, width);
+    product(out, height, store, scale, Threads::All, left, right);
 }
 
 /// A product of its own.
@@ -154,7 +203,7 @@ pub(super) fn pull_back(
     let _part = tracing::trace_span!("adapters, backward").entered();
     let low = match low {
         Some(low) => low,
-        None => low_rank(lora, x)?,
+        None => low_rank(lora, x, Side::Forward)?,
     };
     let rank = lora.a.dims2()?.0;
     let (a, b) = (lend(&lora.a), lend(&lora.b));
@@ -196,7 +245,7 @@ fn weight_product(
     store: Store,
 ) -> Result<()> {
     let _part = match side {
-        Side::Forward => tracing::trace_span!("frozen weights, forward"),
+        Side::Forward | Side::EachRow => tracing::trace_span!("frozen weights, forward"),
         Side::Backward => tracing::trace_span!("frozen weights, backward"),
     }
     .entered();
@@ -213,8 +262,13 @@ fn weight_product(
     };
     let (width, height) = (linear.in_features(), linear.out_features());
     let weight = lend(weight);
-    let weight = Matrix::new(weight.numbers()?, height, width, width);
+    let numbers = weight.numbers()?;
+    let weight = Matrix::new(numbers, height, width, width);
     let (right, inner, outer) = match side {
+        Side::EachRow => {
+            let whole = Whole { numbers, width };
+            return tiles::multiply(&whole, side, x, rows, out, store);
+        }
         Side::Forward => (weight.transpose(), width, height),
         Side::Backward => (weight, height, width),
     };

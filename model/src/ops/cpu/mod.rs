@@ -4,6 +4,7 @@
 //! is there.
 
 pub(crate) mod attention;
+mod each_row;
 mod linear;
 mod matmul;
 mod norm;
@@ -21,7 +22,7 @@ use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::ops::{BeforeNorms, Dims, Heads, Ops, Projected, Span};
 use crate::rope::Angles;
-use crate::{Gradients, Linear, Result};
+use crate::{Gradients, Linear, Result, TokenMatrix};
 use linear::LowRank;
 pub(crate) use matmul::{Store, Threads};
 #[cfg(test)]
@@ -35,6 +36,8 @@ use workspace::Workspace;
 pub(crate) struct Cpu {
     /// The activations' type: they are held in f32 and rounded to it.
     dtype: DType,
+    /// How products forward are computed.
+    side: Side,
     space: Workspace,
 }
 
@@ -42,6 +45,7 @@ impl Cpu {
     pub(crate) fn new(dtype: DType) -> Self {
         Self {
             dtype,
+            side: Side::Forward,
             space: Workspace::default(),
         }
     }
@@ -57,7 +61,7 @@ impl Cpu {
         for (out, linear) in made.iter_mut().zip(linears) {
             let rows = x.len() / linear.in_features().max(1);
             *out = self.space.take(rows * linear.out_features());
-            low.push(linear::apply(linear, x, out, Store::Replace)?);
+            low.push(linear::apply(linear, x, out, Store::Replace, self.side)?);
             round_all(self.dtype, out);
         }
         Ok((made, low))
@@ -101,6 +105,33 @@ impl Cpu {
     }
 }
 
+/// `h W^T` in f32 of a head, where no row's sums depend on the other rows.
+///
+/// # Shapes
+/// hidden [n, d] -> [n, V]
+pub(crate) fn head_logits(head: &TokenMatrix, hidden: &Tensor) -> Result<Tensor> {
+    let (rows, width) = hidden.dims2()?;
+    let x = hidden.to_dtype(DType::F32)?.contiguous()?;
+    let x = lend(&x);
+    let mut out = vec![0f32; rows * head.rows()];
+    let (x, to) = (x.numbers()?, (&mut out[..], Store::Replace));
+    match head {
+        TokenMatrix::Packed(head) => multiply(head, Side::EachRow, x, rows, to.0, to.1)?,
+        TokenMatrix::Dense(head) if head.tensor().dtype() == DType::F32 => {
+            let head = head.tensor().contiguous()?;
+            let numbers = lend(&head);
+            let numbers = numbers.numbers()?;
+            let whole = linear::Whole { numbers, width };
+            multiply(&whole, Side::EachRow, x, rows, to.0, to.1)?;
+        }
+        TokenMatrix::Dense(head) => {
+            let half = linear::Half(head.tensor());
+            multiply(&half, Side::EachRow, x, rows, to.0, to.1)?;
+        }
+    }
+    Ok(Tensor::from_vec(out, (rows, head.rows()), &Device::Cpu)?)
+}
+
 /// Calls `f` with the norm's weight in f32.
 fn with_weight<T>(norm: &RmsNorm, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let weight = norm.weight().to_dtype(DType::F32)?;
@@ -115,13 +146,13 @@ impl Ops for Cpu {
     type Low = Vec<LowRank>;
     type Softmax = ();
 
+    fn keep_rows_apart(&mut self) {
+        self.side = Side::EachRow;
+    }
+
     fn array(&mut self, x: &Tensor) -> Result<Vec<f32>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
         Ok(lend(&x).numbers()?.to_vec())
-    }
-
-    fn rows(&self, x: &Vec<f32>, width: usize) -> usize {
-        x.len() / width
     }
 
     fn tensor(&self, x: &Vec<f32>, dims: &[usize]) -> Result<Tensor> {
@@ -249,18 +280,6 @@ impl Ops for Cpu {
         self.linears_gradient([q, k, v], x, low, grads, wanted, gradients)
     }
 
-    fn extend(
-        &mut self,
-        cache: &mut LayerCache,
-        dims: Dims,
-        batch: usize,
-        heads: Heads<Vec<f32>>,
-    ) -> Result<Heads<Vec<f32>>> {
-        let Heads { q, k, v } = heads;
-        let (k, v) = cache.append(self, dims, batch, (&k, &v))?;
-        Ok(Heads { q, k, v })
-    }
-
     fn attention(
         &mut self,
         dims: Dims,
@@ -270,6 +289,24 @@ impl Ops for Cpu {
         let _part = tracing::trace_span!("attention, forward").entered();
         let mut out = self.space.take(q.len());
         attention::forward(dims, spans, (q, k, v), &mut out);
+        round_all(self.dtype, &mut out);
+        Ok((out, ()))
+    }
+
+    fn attention_in_cache(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        Heads { q, k, v }: &Heads<Vec<f32>>,
+        cache: &LayerCache,
+    ) -> Result<(Vec<f32>, ())> {
+        let _part = tracing::trace_span!("attention, forward").entered();
+        let width = dims.key_value_heads * dims.head_dim;
+        let rows = |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu);
+        cache.write(spans, &rows(k)?, &rows(v)?)?;
+        let (k, v) = (lend(&cache.k), lend(&cache.v));
+        let mut out = self.space.take(q.len());
+        attention::forward(dims, spans, (q, k.numbers()?, v.numbers()?), &mut out);
         round_all(self.dtype, &mut out);
         Ok((out, ()))
     }
@@ -292,7 +329,8 @@ impl Ops for Cpu {
         x: &Vec<f32>,
         stream: &mut Vec<f32>,
     ) -> Result<Vec<LowRank>> {
-        Ok(vec![linear::apply(linear, x, stream, Store::Add)?])
+        let low = linear::apply(linear, x, stream, Store::Add, self.side)?;
+        Ok(vec![low])
     }
 
     fn add_linear_gradient(

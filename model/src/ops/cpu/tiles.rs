@@ -3,6 +3,7 @@
 //! y = x W^T: every core dequantises a tile of its own and fills its columns of y, so cores wait for each other once a product.
 //! dX = dY W sums over tiles: there is one at a time, and all cores share its work. The gradient of W does not exist.
 
+use super::each_row;
 use super::matmul::{Matrix, Store, Threads, product};
 use crate::Result;
 use rayon::prelude::*;
@@ -31,6 +32,11 @@ pub(crate) trait Quantised: Sync {
 
     /// Dequantises rows into `out` [rows.len(), width].
     fn dequantize_rows(&self, rows: Range<usize>, threads: Threads, out: &mut [f32]) -> Result<()>;
+
+    /// The rows, where they are f32 already.
+    fn lend_rows(&self, _rows: Range<usize>) -> Option<&[f32]> {
+        None
+    }
 }
 
 /// Bytes at most of the tile of f32 weights that a thread has at a time in a product with a quantised matrix [rows, columns] on
@@ -48,6 +54,8 @@ fn tile_rows(columns: usize) -> usize {
 pub(crate) enum Side {
     /// x [N, in] -> x W^T [N, out].
     Forward,
+    /// The same, where no row's sums depend on the other rows: for few of them.
+    EachRow,
     /// dY [N, out] -> dY W [N, in].
     Backward,
 }
@@ -84,7 +92,7 @@ pub(crate) fn multiply_in_tiles<W: Quantised>(
     out: &mut [f32],
 ) -> Result<()> {
     let width = match side {
-        Side::Forward => weight.width(),
+        Side::Forward | Side::EachRow => weight.width(),
         Side::Backward => weight.height(),
     };
     let rows = x.len() / width;
@@ -130,17 +138,24 @@ impl<W: Quantised> Tiles<'_, W> {
     ) -> Result<()> {
         match (rows, side) {
             (0, _) => Ok(()),
-            (_, Side::Forward) => self.forward(x, rows, out, store),
+            (_, Side::Forward | Side::EachRow) => self.forward(side, x, rows, out, store),
             (_, Side::Backward) => self.backward(x, rows, out, store),
         }
     }
 
     /// A task for each tile: its columns come to be in a buffer of the task's thread, and go to `out` from there.
-    fn forward(&self, x: &[f32], rows: usize, out: &mut [f32], store: Store) -> Result<()> {
+    fn forward(
+        &self,
+        side: Side,
+        x: &[f32],
+        rows: usize,
+        out: &mut [f32],
+        store: Store,
+    ) -> Result<()> {
         let (height, columns) = (self.weight.height(), self.weight.width());
         let tile_rows = height.div_ceil(TILES_MIN).max(TILE_ROWS_MIN);
         let tile_rows = tile_rows.min(self.tile_rows);
-        let x = Matrix::new(x, rows, columns, columns);
+        let x = &x[..rows * columns];
         let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
         tasks.resize_with(height.div_ceil(tile_rows), || Vec::with_capacity(rows));
         for row in out[..rows * height].chunks_exact_mut(height) {
@@ -152,7 +167,7 @@ impl<W: Quantised> Tiles<'_, W> {
         tasks.try_for_each(|(task, parts)| {
             let first = task * tile_rows;
             let end = height.min(first + tile_rows);
-            self.columns_of(first..end, x, rows, |y| {
+            self.columns_of(first..end, side, x, |y| {
                 for (part, y) in parts.into_iter().zip(y.chunks_exact(end - first)) {
                     match store {
                         Store::Replace => part.copy_from_slice(y),
@@ -167,18 +182,31 @@ impl<W: Quantised> Tiles<'_, W> {
     fn columns_of(
         &self,
         tile: Range<usize>,
-        x: Matrix<'_>,
-        rows: usize,
+        side: Side,
+        x: &[f32],
         take: impl FnOnce(&[f32]),
     ) -> Result<()> {
         let (height, columns) = (tile.len(), self.weight.width());
-        with_kept(&TILE, height * columns, |values| {
-            self.weight.dequantize_rows(tile, Threads::One, values)?;
-            let values = Matrix::new(values, height, columns, columns).transpose();
+        let rows = x.len() / columns;
+        let multiply = |values: &[f32]| {
             with_kept(&COLUMNS, rows * height, |y| {
-                product(y, height, Store::Replace, 1.0, Threads::One, x, values);
+                if side == Side::EachRow {
+                    each_row::product(y, Store::Replace, 1.0, x, values, columns);
+                } else {
+                    let x = Matrix::new(x, rows, columns, columns);
+                    let values = Matrix::new(values, height, columns, columns).transpose();
+                    product(y, height, Store::Replace, 1.0, Threads::One, x, values);
+                }
                 take(y);
             });
+        };
+        if let Some(values) = self.weight.lend_rows(tile.clone()) {
+            multiply(values);
+            return Ok(());
+        }
+        with_kept(&TILE, height * columns, |values| {
+            self.weight.dequantize_rows(tile, Threads::One, values)?;
+            multiply(values);
             Ok(())
         })
     }

@@ -158,13 +158,12 @@ impl Ops for Cuda {
     /// logsumexp [H, N].
     type Softmax = Tensor;
 
+    // cuBLAS chooses a product's order by its shape.
+    fn keep_rows_apart(&mut self) {}
+
     fn array(&mut self, x: &Tensor) -> Result<Tensor> {
         let width = x.dims().last().copied().unwrap_or(1);
         Ok(x.reshape(((), width))?.contiguous()?)
-    }
-
-    fn rows(&self, x: &Tensor, width: usize) -> usize {
-        x.elem_count() / width
     }
 
     fn tensor(&self, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
@@ -315,31 +314,24 @@ impl Ops for Cuda {
         self.linears_gradient(&linears, (x, low), &dy, to, gradients)
     }
 
-    fn extend(
-        &mut self,
-        cache: &mut LayerCache,
-        dims: Dims,
-        batch: usize,
-        heads: Heads<Tensor>,
-    ) -> Result<Heads<Tensor>> {
-        let Heads { q, k, v } = heads;
-        let (k, v) = cache.append(self, dims, batch, (&k, &v))?;
-        Ok(Heads { q, k, v })
-    }
-
     fn attention(
         &mut self,
         dims: Dims,
         spans: &[Span],
         Heads { q, k, v }: &Heads<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        let (machine, dtype) = (self.machine, self.dtype);
-        let plan = self.plan(dims, spans, q.device())?;
-        let mut inputs = vec![q, k, v];
-        inputs.extend(plan.ranges());
-        let outputs = plan.forward_outputs(dtype);
-        let made = (machine.compute)(&inputs, &outputs, &|x, out| plan.forward(x, out))?;
-        Ok((made[0].reshape(q.shape())?, made[1].clone()))
+        self.attention_of(dims, spans, [q, k, v])
+    }
+
+    fn attention_in_cache(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        Heads { q, k, v }: &Heads<Tensor>,
+        cache: &LayerCache,
+    ) -> Result<(Tensor, Tensor)> {
+        cache.write(spans, k, v)?;
+        self.attention_of(dims, spans, [q, &cache.k, &cache.v])
     }
 
     fn attention_gradient(
@@ -444,6 +436,21 @@ impl Ops for Cuda {
 }
 
 impl Cuda {
+    fn attention_of(
+        &mut self,
+        dims: Dims,
+        spans: &[Span],
+        heads: [&Tensor; 3],
+    ) -> Result<(Tensor, Tensor)> {
+        let (machine, dtype) = (self.machine, self.dtype);
+        let [q, ..] = heads;
+        let plan = self.plan(dims, spans, q.device())?;
+        let inputs = [&heads[..], &plan.ranges()].concat();
+        let outputs = plan.forward_outputs(dtype);
+        let made = (machine.compute)(&inputs, &outputs, &|x, out| plan.forward(x, out))?;
+        Ok((made[0].reshape(q.shape())?, made[1].clone()))
+    }
+
     /// Heads turned by their positions, or back.
     fn turned(
         &self,

@@ -11,7 +11,9 @@ use crate::ops::Ops;
 use crate::ops::cpu::Cpu;
 use crate::test_support::{largest_difference, random, values};
 use crate::testing::{TinyModel, write_tiny_model};
-use crate::{Base, Decoder, Gradients, LoadOptions, LoraConfig, ModelConfig, Parameter, Weights};
+use crate::{
+    Base, Decoder, Gradients, LoadOptions, LoraConfig, ModelConfig, Parameter, Piece, Weights,
+};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -328,5 +330,29 @@ fn sixteen_bits_differ_from_the_cpu_by_their_rounding() {
     for (dtype, tolerance) in [(DType::BF16, 0.04), (DType::F16, 0.005)] {
         let decoder = model(&TinyModel::qwen2(), &options(Base::QuantizeNf4, dtype));
         check(&decoder, None, Checkpointing::Every(1), tolerance);
+    }
+}
+
+#[test]
+fn sequences_of_unlike_length_in_a_cache_are_those_of_the_cpu() {
+    for shape in [TinyModel::qwen2(), TinyModel::mistral(), TinyModel::qwen3()] {
+        let decoder = &model(&shape, &options(Base::QuantizeNf4, DType::F32));
+        let cache = || decoder.new_cache(3, 40).unwrap();
+        let (mut on_card, mut on_cpu) = (cache(), cache());
+        let mut check = |pieces: &[(usize, &[u32])]| {
+            let pieces: Vec<Piece<'_>> = pieces
+                .iter()
+                .map(|&(slot, ids)| Piece { slot, ids })
+                .collect();
+            let card = Cuda::on(EMULATED, decoder).unwrap();
+            let made = decoder.extend_by(card, &pieces, &mut on_card).unwrap();
+            let cpu = Cpu::new(DType::F32);
+            let expected = decoder.extend_by(cpu, &pieces, &mut on_cpu).unwrap();
+            assert_near(&made, &expected, NEAR);
+        };
+        check(&[(1, &[5; 33])]);
+        check(&[(0, &[3, 4]), (2, &[7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8])]);
+        check(&[(0, &[1]), (1, &[2]), (2, &[3])]);
+        check(&[(1, &[6]), (2, &[6])]);
     }
 }

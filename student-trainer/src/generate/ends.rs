@@ -17,7 +17,7 @@ const BYTES_MAX: u64 = 1 << 20;
 ///
 /// # Errors
 /// A file that cannot be read, or an `eos_token_id` that is neither.
-pub(super) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BTreeSet<u32>> {
+pub(crate) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BTreeSet<u32>> {
     let mut ends: BTreeSet<u32> = tokenizer.eos_id().into_iter().collect();
     let mut paths = FILES.iter().map(|name| directory.join(name));
     if let Some(path) = paths.find(|path| path.is_file()) {

@@ -1,0 +1,96 @@
+//! Provides a student with its adapter, which can be taken off and put on again: what base and adapter write is compared with one
+//! model in memory.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Tensor, Var};
+use distill_model::Decoder;
+
+use crate::{
+    Error, Result,
+    config::Quantize,
+    run::{AdapterConfig, load_adapter, warn_of_unused},
+    shutdown::Shutdown,
+    student::{Place, StudentFiles},
+};
+
+/// Where an adapter says what it belongs to.
+const CONFIG_FILE: &str = "adapter_config.json";
+
+/// Opens the student that is named, or the base that the adapter names.
+///
+/// # Errors
+/// Neither is named, or what is named cannot be opened.
+pub(crate) fn find_student(
+    student: &Path,
+    adapter: Option<&Path>,
+    shutdown: &Shutdown,
+) -> Result<StudentFiles> {
+    if !student.as_os_str().is_empty() {
+        return StudentFiles::find(student, shutdown);
+    }
+    let Some(adapter) = adapter else {
+        return Err(Error::Config(
+            "student: name the model with --student DIR, or an adapter that names its base with --adapter DIR"
+                .into(),
+        ));
+    };
+    let file = adapter.join(CONFIG_FILE);
+    let base = AdapterConfig::read(adapter)?.base_model_name_or_path;
+    let base = base.filter(|base| !base.is_empty()).ok_or_else(|| {
+        let problem = "base_model_name_or_path: names no base; name it with --student DIR";
+        Error::file(&file, problem)
+    })?;
+    StudentFiles::find(&PathBuf::from(&base), shutdown).map_err(|error| {
+        if error.is_stop() {
+            return error;
+        }
+        let problem = format!(
+            "base_model_name_or_path: the base `{base}` cannot be opened: {error}; where it is somewhere else now, name it with \
+             --student DIR"
+        );
+        Error::file(&file, problem)
+    })
+}
+
+/// What makes an adapter add nothing: the values of every B, which are kept here while they are zero.
+pub(crate) struct Switch(Vec<(Var, Tensor)>);
+
+impl Switch {
+    /// Takes the adapter off, or puts it on again.
+    ///
+    /// # Errors
+    /// A tensor error.
+    pub fn put(&self, on: bool) -> Result<()> {
+        for (var, value) in &self.0 {
+            let value = if on { value } else { &value.zeros_like()? };
+            var.set(value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the weights, with the adapter where there is one.
+///
+/// # Errors
+/// Weights or an adapter that cannot be used.
+pub(crate) fn load(
+    files: &StudentFiles,
+    adapter: Option<&Path>,
+    quantize: Quantize,
+    place: &Place,
+) -> Result<(Decoder, Option<Switch>)> {
+    let Some(directory) = adapter else {
+        return Ok((files.load(quantize, place, None)?, None));
+    };
+    let adapter = AdapterConfig::read(directory)?;
+    let lora = adapter.lora();
+    warn_of_unused(directory, &lora, &files.config)?;
+    let decoder = files.load(quantize, place, Some(lora))?;
+    let parameters = decoder.parameters();
+    load_adapter(directory, &parameters)?;
+    let raised = parameters.into_iter();
+    let raised = raised.filter(|(name, _)| name.ends_with(".lora_B.weight"));
+    let kept = raised.map(|(_, var)| Ok((var.clone(), var.copy()?)));
+    Ok((decoder, Some(Switch(kept.collect::<Result<_>>()?))))
+}

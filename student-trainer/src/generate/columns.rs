@@ -1,0 +1,96 @@
+//! Provides two texts beside each other on a terminal.
+
+use distill_program::console::columns_of;
+
+/// Between the columns.
+const GAP: &str = " │ ";
+/// Columns of a terminal with room for two texts.
+const COLUMNS_MIN: usize = 40;
+
+/// Two texts under their titles: beside each other on a terminal of so many columns that has room for both, else one after the other.
+pub(super) fn beside([left, right]: [(&str, &str); 2], columns: Option<usize>) -> String {
+    let Some(columns) = columns.filter(|columns| *columns >= COLUMNS_MIN) else {
+        let block = |(title, text): (&str, &str)| format!("[{title}]\n{}\n", text.trim_end());
+        return [left, right].map(block).concat();
+    };
+    let width = (columns - columns_of(GAP)) / 2;
+    let lines = |(title, text): (&str, &str)| {
+        let mut lines = vec![title.to_owned(), "─".repeat(width)];
+        lines.extend(text.trim_end().lines().flat_map(|line| wrap(line, width)));
+        lines
+    };
+    let (left, right) = (lines(left), lines(right));
+    let mut out = String::new();
+    for row in 0..left.len().max(right.len()) {
+        let cell = |lines: &[String]| lines.get(row).cloned().unwrap_or_default();
+        let (left, right) = (cell(&left), cell(&right));
+        let padding = " ".repeat(width.saturating_sub(columns_of(&left)));
+        out += format!("{left}{padding}{GAP}{right}").trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// A line in pieces of at most `width` columns, between words where it can.
+fn wrap(line: &str, width: usize) -> Vec<String> {
+    // What moves the cursor would break the columns.
+    let clean = |c: char| if c == '\t' { ' ' } else { c };
+    let line: String = line
+        .chars()
+        .map(clean)
+        .filter(|c| !c.is_control())
+        .collect();
+    let mut pieces = vec![String::new()];
+    for word in line.split_inclusive(' ') {
+        let last = pieces.last().map_or(0, |piece| columns_of(piece));
+        if last > 0 && last + columns_of(word.trim_end()) > width {
+            pieces.push(String::new());
+        }
+        for letter in word.chars() {
+            let mut buffer = [0; 4];
+            let letter = letter.encode_utf8(&mut buffer);
+            let used = pieces.last().map_or(0, |piece| columns_of(piece));
+            if used > 0 && used + columns_of(letter) > width && letter != " " {
+                pieces.push(String::new());
+            }
+            if let Some(piece) = pieces.last_mut() {
+                piece.push_str(letter);
+            }
+        }
+    }
+    pieces
+        .iter()
+        .map(|piece| piece.trim_end().to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_stand_beside_each_other_where_there_is_room() {
+        let texts = [
+            ("base", "one two three four five six\n\nseven"),
+            ("adapter", "你好世界你好世界你好世界"),
+        ];
+        let blocks =
+            "[base]\none two three four five six\n\nseven\n[adapter]\n你好世界你好世界你好世界\n";
+        assert_eq!(beside(texts, None), blocks);
+        assert_eq!(beside(texts, Some(20)), blocks);
+        let text = beside(texts, Some(43));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 6, "{text}");
+        assert!(lines.iter().all(|line| columns_of(line) <= 43), "{text}");
+        assert_eq!(lines[2], "one two three four   │ 你好世界你好世界你好");
+        assert_eq!(lines[3], "five six             │ 世界");
+        assert_eq!(lines[5], "seven                │");
+    }
+
+    #[test]
+    fn a_word_longer_than_a_column_is_divided_and_nothing_is_lost() {
+        assert_eq!(wrap("abcdefgh ij", 3), ["abc", "def", "gh", "ij"]);
+        assert_eq!(wrap("", 3), [""]);
+        assert_eq!(wrap("a\tb\u{1b}[31mc", 9), ["a b[31mc"]);
+    }
+}

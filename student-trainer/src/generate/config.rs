@@ -1,0 +1,168 @@
+//! Provides what `generate` and `chat` can be told, with the defaults, and the checks that it makes sense before any work.
+
+use std::path::PathBuf;
+
+use distill_model::Sampling;
+use distill_program::settings;
+use distill_text::ChatTemplateKwargs;
+
+use super::Decoding;
+use crate::{
+    Error, Result,
+    config::{
+        ComputeDtype, Quantize,
+        needs::{ADAPTER, CHAT, DRAWN},
+    },
+};
+
+settings! {
+    /// Everything `generate` can be told.
+    pub struct GenerateConfig: once {
+        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
+        /// (org/name, org/name@revision).
+        student: PathBuf = PathBuf::new();
+        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None;
+        /// Answer with the base and with the adapter, beside each other.
+        compare: bool = false, needs: [ADAPTER];
+        /// Texts to continue, one answer each.
+        prompt: Vec<String> as Words = Vec::new(), value: "TEXT";
+        /// JSON Lines file of prompts: `prompt`, a text or a list of messages, or `messages`, which a last turn of the assistant
+        /// is left out of.
+        prompts: Option<PathBuf> = None, value: "FILE";
+        /// Take every text as a user's turn, through the model's chat template.
+        chat: bool = false;
+        /// What every conversation begins with.
+        system: Option<String> = None, needs: [CHAT], value: "TEXT";
+        /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        /// Longest answer in tokens.
+        max_new_tokens: usize = 256, limits: 1..;
+        /// Texts that end an answer and are no part of it.
+        stop: Vec<String> as Words = Vec::new(), value: "TEXT";
+        /// Temperature of the sampling; 0 takes the likeliest token every time.
+        temperature: f64 = 0.0;
+        /// Tokens that sampling draws from, the likeliest first; 0 is all.
+        top_k: usize = 0, needs: [DRAWN];
+        /// Share of the mass that sampling draws from, the likeliest tokens first.
+        top_p: f64 = 1.0, needs: [DRAWN];
+        /// Share of the likeliest token's probability that others need to be drawn.
+        min_p: f64 = 0.0, needs: [DRAWN];
+        /// Seed of the sampling: the same seed gives the same answers.
+        sample_seed: u64 = 42, needs: [DRAWN];
+        /// How a full-precision student is held: nf4 or none.
+        quantize: Quantize as Text = Quantize::Nf4;
+        /// Compute type: auto, f32, bf16 or f16.
+        dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        /// Where to compute: auto, cpu, cuda or cuda:N.
+        device: String = "auto".to_owned();
+        /// Print a JSON object a line for every prompt.
+        json: bool = false;
+    }
+}
+
+settings! {
+    /// Everything `chat` can be told.
+    pub struct ChatConfig: once {
+        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
+        /// (org/name, org/name@revision).
+        student: PathBuf = PathBuf::new();
+        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None;
+        /// Answer with the base and with the adapter, beside each other; each has a conversation of its own.
+        compare: bool = false, needs: [ADAPTER];
+        /// What the conversation begins with.
+        system: Option<String> = None, value: "TEXT";
+        /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        /// Longest answer in tokens.
+        max_new_tokens: usize = 1024, limits: 1..;
+        /// Texts that end an answer and are no part of it.
+        stop: Vec<String> as Words = Vec::new(), value: "TEXT";
+        /// Temperature of the sampling; 0 takes the likeliest token every time.
+        temperature: f64 = 0.7;
+        /// Tokens that sampling draws from, the likeliest first; 0 is all.
+        top_k: usize = 0, needs: [DRAWN];
+        /// Share of the mass that sampling draws from, the likeliest tokens first.
+        top_p: f64 = 0.9, needs: [DRAWN];
+        /// Share of the likeliest token's probability that others need to be drawn.
+        min_p: f64 = 0.0, needs: [DRAWN];
+        /// Seed of the sampling: the same seed gives the same answers to the same messages.
+        sample_seed: u64 = 42, needs: [DRAWN];
+        /// How a full-precision student is held: nf4 or none.
+        quantize: Quantize as Text = Quantize::Nf4;
+        /// Compute type: auto, f32, bf16 or f16.
+        dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        /// Where to compute: auto, cpu, cuda or cuda:N.
+        device: String = "auto".to_owned();
+    }
+}
+
+/// The decoding that a command's settings describe.
+macro_rules! decoding {
+    ($config:expr) => {
+        Decoding {
+            max_new_tokens: $config.max_new_tokens,
+            sampling: Sampling {
+                temperature: $config.temperature,
+                top_k: $config.top_k,
+                top_p: $config.top_p,
+                min_p: $config.min_p,
+            },
+            seed: $config.sample_seed,
+        }
+    };
+}
+
+impl GenerateConfig {
+    /// Checks what can be checked without reading anything.
+    ///
+    /// # Errors
+    /// The first setting that is missing or outside its meaning, by name, with what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        settings::check_limits(self)?;
+        if self.prompt.is_empty() && self.prompts.is_none() {
+            return Err(Error::Config(
+                "prompt: name what to continue with --prompt TEXT, or a file of prompts with --prompts FILE"
+                    .into(),
+            ));
+        }
+        check_compare(self.compare, self.adapter.is_some())?;
+        self.decoding().validate("")
+    }
+
+    /// How answers are written.
+    pub(super) fn decoding(&self) -> Decoding {
+        decoding!(self)
+    }
+}
+
+impl ChatConfig {
+    /// As [`GenerateConfig::validate`].
+    ///
+    /// # Errors
+    /// As [`GenerateConfig::validate`].
+    pub fn validate(&self) -> Result<()> {
+        settings::check_limits(self)?;
+        check_compare(self.compare, self.adapter.is_some())?;
+        self.decoding().validate("")
+    }
+
+    /// How answers are written.
+    pub(super) fn decoding(&self) -> Decoding {
+        decoding!(self)
+    }
+}
+
+/// Refuses a comparison of a base with nothing.
+///
+/// # Errors
+/// That, with what to do.
+pub(crate) fn check_compare(compare: bool, has_adapter: bool) -> Result<()> {
+    if compare && !has_adapter {
+        return Err(Error::Config(
+            "compare: sets the base beside its adapter; name one with --adapter DIR".into(),
+        ));
+    }
+    Ok(())
+}

@@ -91,14 +91,26 @@ impl HeadPass<'_> {
             || through_logits
     }
 
-    pub(super) fn without_logits(&self, hidden: &Tensor) -> Result<(PassValues, Gradients)> {
+    pub(super) fn without_logits(
+        &self,
+        hidden: &Tensor,
+        geometry: &HeadGeometry,
+    ) -> Result<(PassValues, Gradients)> {
         let values = PassValues {
             on_host: vec![RowValues::default(); self.labels.len()],
             ..PassValues::default()
         };
-        let head = Tensor::zeros(1, DType::F32, hidden.device())?;
-        let hidden = hidden.zeros_like()?;
-        Ok((values, Gradients::of_logits(hidden, head)))
+        let head = self.no_head_gradient(geometry)?;
+        Ok((values, Gradients::of_logits(hidden.zeros_like()?, head)))
+    }
+
+    /// Zeros where someone wants the head's gradient.
+    fn no_head_gradient(&self, geometry: &HeadGeometry) -> Result<Tensor> {
+        let dims = match self.wanted {
+            Wanted::HiddenAndHead => [geometry.vocab_size(), geometry.hidden_size()],
+            _ => [1, 1],
+        };
+        Ok(Tensor::zeros(&dims, DType::F32, geometry.device())?)
     }
 
     pub(super) fn run(
@@ -107,7 +119,6 @@ impl HeadPass<'_> {
         geometry: &HeadGeometry,
     ) -> Result<(PassValues, Gradients)> {
         let n = hidden.dims()[0];
-        let zero = Tensor::zeros(1, DType::F32, hidden.device())?;
         let on_card = geometry.card().map(|compute| {
             let terms: Vec<RowTerms> = (0..n).into_par_iter().map(|i| self.terms(i)).collect();
             CardRows::new(&terms, geometry.vocab_size(), hidden.device(), compute)
@@ -142,10 +153,13 @@ impl HeadPass<'_> {
             }
         }
         let hidden = match self.wanted {
-            Wanted::Values => zero.clone(),
+            Wanted::Values => Tensor::zeros(1, DType::F32, geometry.device())?,
             _ => Tensor::cat(&grad_hidden, 0)?,
         };
-        let head = grad_head.unwrap_or(zero);
+        let head = match grad_head {
+            Some(head) => head,
+            None => self.no_head_gradient(geometry)?,
+        };
         Ok((values, Gradients::of_logits(hidden, head)))
     }
 

@@ -91,6 +91,22 @@ fn the_head_s_own_gradient_matches_the_reference() {
 }
 
 #[test]
+fn a_head_that_no_term_reaches_has_a_gradient_of_its_own_shape() {
+    let case = Case::new(SQUARE, 13);
+    let geometry = HeadGeometry::new(&tensor(&case.head), None).unwrap();
+    let config = LossConfig {
+        ce_weight: 0.0,
+        kl_weight: 0.0,
+        ..LossConfig::default()
+    };
+    let hidden = tensor(&case.hidden);
+    let (labels, targets) = (&case.labels, Some(&case.targets));
+    let (_, head) = head_loss_with_head(&hidden, labels, targets, &geometry, &config).unwrap();
+    assert_eq!(head.dims(), tensor(&case.head).dims());
+    assert!(widened(&head).iter().all(|&value| value == 0.0));
+}
+
+#[test]
 fn the_plan_to_look_at_has_uniform_marginals() {
     let case = Case::new(LONGER_TEACHER, 14);
     let ot = AlignConfig {

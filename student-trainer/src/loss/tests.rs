@@ -93,12 +93,18 @@ fn the_head_s_own_gradient_matches_the_reference() {
 #[test]
 fn the_plan_to_look_at_has_uniform_marginals() {
     let case = Case::new(LONGER_TEACHER, 14);
-    let ot = AlignConfig {
-        epsilon: 0.2,
-        tolerance: 1e-7,
-        ..AlignConfig::default()
+    let config = LossConfig {
+        kl_weight: 0.0,
+        align: AlignConfig {
+            epsilon: 0.2,
+            position: Some(0.0),
+            tolerance: 1e-7,
+            ..AlignConfig::default()
+        },
+        ..LossConfig::default()
     };
-    let plan = transport_plan(&tensor(&case.hidden), &case.targets, &case.geometry(), &ot).unwrap();
+    let (hidden, geometry) = (tensor(&case.hidden), case.geometry());
+    let plan = transport_plan(&hidden, &case.targets, &geometry, &config).unwrap();
     let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
     assert_eq!(plan.len(), n * m);
     for row in plan.chunks(m) {

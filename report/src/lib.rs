@@ -1,8 +1,9 @@
-/*! Provides pages that stand alone: one HTML file with tables and line charts, no scripts, no network, light and dark.
+/*! Provides pages that stand alone: one HTML file with tables, line charts and heat maps, no scripts, no network, light and dark.
 
 ```text
  rows ──> table ──────────────┐
  series ──> chart (SVG lines) ├──> section ──> page
+ plan ──> heatmap (SVG cells) │
  whatever else is HTML ───────┘
 ```
 
@@ -10,11 +11,13 @@ The quickstart's report and that of every run are made of these pieces.
 */
 
 pub mod chart;
+pub mod heatmap;
 mod style;
 
 use std::fmt::Write;
 
 pub use chart::Series;
+pub use heatmap::HeatMap;
 
 /// A whole page. `subtitle` is text; `sections` are HTML.
 pub fn page(title: &str, subtitle: &str, sections: &[String]) -> String {

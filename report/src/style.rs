@@ -24,7 +24,7 @@ figure { margin: 0; flex: 1 1 30rem; min-width: 0; } .wide figure { flex: 0 0 au
 figcaption { font-size: .9rem; color: var(--muted); margin-bottom: .4rem; }
 svg { display: block; max-width: 100%; height: auto; } .wide svg { max-width: none; }
 svg text { fill: var(--muted); font: 11px system-ui, sans-serif; } svg text.token { font: 8px ui-monospace, monospace; }
-svg .grid { stroke: var(--grid); stroke-width: 1; } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .mark { fill: none; stroke: var(--s1); } svg .grid { stroke: var(--grid); stroke-width: 1; } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; padding: 0; margin: .4rem 0 0;
   list-style: none; } .legend i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem;
   vertical-align: middle; }

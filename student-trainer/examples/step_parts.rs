@@ -157,6 +157,7 @@ fn example(index: usize, tokens: usize, vocab: usize) -> Example {
             .map(|t| ((t * t * 31 + index * 7 + t) % vocab) as u32)
             .collect(),
         target_positions: (1..tokens).collect(),
+        row_positions: (1..tokens).collect(),
         targets: Targets {
             vocab_size: vocab as u32,
             estimator: Estimator::TopK,

@@ -8,12 +8,10 @@
 ```
 */
 
-mod heatmap;
-
 use std::{fmt::Write, path::Path};
 
 use distill_program::output;
-use distill_report::{Series, escape, figure, figures, note, section};
+use distill_report::{HeatMap, Series, escape, figure, figures, note, section};
 
 use crate::{
     Result,
@@ -104,17 +102,30 @@ fn plans(summary: &Summary) -> String {
         html += "<div class=\"pair wide\">";
         for column in &columns {
             let plan = column[i];
+            let map = HeatMap {
+                rows: &plan.tokens,
+                columns: &plan.tokens,
+                cells: &plan.plan,
+                marked: &[],
+            };
             let _ = write!(
                 html,
                 "<figure><figcaption>{}: {:.0} % on the diagonal</figcaption>{}</figure>",
                 escape(&plan.title),
-                100.0 * heatmap::on_diagonal(&plan.plan),
-                heatmap::draw(plan)
+                100.0 * on_diagonal(&plan.plan),
+                map.draw()
             );
         }
         html += "</div>\n";
     }
     html
+}
+
+/// Share of the mass that stays at its position.
+fn on_diagonal(plan: &[Vec<f32>]) -> f32 {
+    let diagonal = plan.iter().enumerate().filter_map(|(i, row)| row.get(i));
+    let all: f32 = plan.iter().flatten().sum();
+    diagonal.sum::<f32>() / all.max(f32::MIN_POSITIVE)
 }
 
 fn answers(samples: &[Sample]) -> String {

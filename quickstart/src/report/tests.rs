@@ -76,3 +76,9 @@ fn the_table_says_when_transport_does_not_help() {
     summary.rows.truncate(1);
     assert_eq!(summary.verdict(), "");
 }
+
+#[test]
+fn the_diagonal_s_share_is_of_all_mass() {
+    let plan = [vec![0.4, 0.1], vec![0.0, 0.5]];
+    assert!((on_diagonal(&plan) - 0.9).abs() < 1e-6);
+}

@@ -172,6 +172,7 @@ fn example(tokens: usize, vocab_size: usize) -> Example {
             .map(|_| random.random_range(0..vocab_size as u32))
             .collect(),
         target_positions: (1..tokens).collect(),
+        row_positions: (1..tokens).collect(),
         targets: Targets {
             vocab_size: vocab_size as u32,
             estimator: Estimator::TopK,

@@ -10,6 +10,7 @@ Every run is a run directory of its own that goes on where it stopped, so the wh
 */
 
 mod arms;
+mod page;
 mod runs;
 mod scale;
 mod table;
@@ -19,7 +20,6 @@ use std::{
     time::Instant,
 };
 
-use distill_report::{Series, figure, note, page, section};
 use serde::Serialize;
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     shutdown::Shutdown,
 };
 use arms::{ArmsFile, Metric, Trial};
+use page::{Page, Seen};
 use runs::Planned;
 use scale::Scale;
 use table::{Results, Row, Verdict, markdown};
@@ -81,9 +82,6 @@ struct Judge<'a> {
     shutdown: &'a Shutdown,
 }
 
-/// Learning curves of a trial: step and value, of every run.
-type Curves = Vec<Vec<(f64, f64)>>;
-
 impl Judge<'_> {
     fn run(&self, trials: &[Trial]) -> Result<Ablation> {
         let seeds = [&self.file.screening[..], &self.file.seeds].concat();
@@ -102,10 +100,10 @@ impl Judge<'_> {
         let row = |trial: &Trial| Row {
             name: trial.name.clone(),
             control_of: trial.control_of.clone(),
-            values: table::Values::new(),
+            ..Row::default()
         };
         let mut rows: Vec<Row> = trials.iter().map(row).collect();
-        let mut curves: Vec<Curves> = vec![Vec::new(); trials.len()];
+        let mut seen = vec![Seen::default(); trials.len()];
         let directory = self.out.join("runs");
         files::create_directory(&directory)?;
         let (begun, mut done, mut trained) = (Instant::now(), 0, 0);
@@ -115,7 +113,7 @@ impl Judge<'_> {
                 let planned = Planned::new(&directory, &trial.name, seed, settings)?;
                 let is_new = !planned.is_done()?;
                 let Some(run) = planned.train(self.shutdown)? else {
-                    return self.conclude(&rows, &curves, false);
+                    return self.conclude(&rows, &seen, false);
                 };
                 let curve = run.eval_curve(self.file.metric.key());
                 let Some(&(_, value)) = curve.last() else {
@@ -138,12 +136,19 @@ impl Judge<'_> {
                 );
                 if counts {
                     rows[at].values.insert(seed, value);
-                    curves[at].push(curve);
+                    seen[at].curves.push(curve);
+                    if let Some(plans) = planned.plans()? {
+                        rows[at].on_links.insert(seed, plans.on_links);
+                        rows[at].on_links_by_chance = Some(plans.by_chance);
+                        if seen[at].maps.is_empty() {
+                            seen[at].maps = plans.maps;
+                        }
+                    }
                 }
             }
-            self.conclude(&rows, &curves, false)?;
+            self.conclude(&rows, &seen, false)?;
         }
-        self.conclude(&rows, &curves, true)
+        self.conclude(&rows, &seen, true)
     }
 
     /// Of every trial, with its terms as they are trained.
@@ -174,7 +179,7 @@ impl Judge<'_> {
     }
 
     /// Writes what is known so far.
-    fn conclude(&self, rows: &[Row], curves: &[Curves], complete: bool) -> Result<Ablation> {
+    fn conclude(&self, rows: &[Row], seen: &[Seen], complete: bool) -> Result<Ablation> {
         let metric = self.file.metric;
         let results = Results {
             rows,
@@ -200,55 +205,17 @@ impl Judge<'_> {
             table: text,
         };
         write_json(&self.out.join("results.json"), &ablation)?;
-        let arms = rows
-            .iter()
-            .zip(curves)
-            .filter(|(row, _)| row.control_of.is_none());
-        let series: Vec<Series> = arms
-            .map(|(row, curves)| Series::new(&row.name, mean_curve(curves)))
-            .collect();
-        let plain: Vec<Vec<String>> = cells
-            .iter()
-            .map(|row| row.iter().map(|cell| cell.replace("**", "")).collect())
-            .collect();
-        let html = page(
-            "Ablation",
-            &self.out.display().to_string(),
-            &[
-                section(
-                    "Arms and controls",
-                    &(distill_report::table(&heads, &plain) + &note(errors)),
-                ),
-                section(
-                    "What may be claimed",
-                    &note(&distill_report::escape(&sentences.join(" "))),
-                ),
-                section(
-                    "While training",
-                    &figure(
-                        &format!("{} on held-out text, mean over seeds", metric.key()),
-                        &series,
-                    ),
-                ),
-            ],
-        );
-        write_atomically(&self.out.join("report.html"), html.as_bytes())?;
+        let page = Page {
+            place: self.out.display().to_string(),
+            metric: metric.key(),
+            heads: &heads,
+            cells: &cells,
+            errors,
+            sentences: &sentences,
+            rows,
+            seen,
+        };
+        write_atomically(&self.out.join("report.html"), page.html().as_bytes())?;
         Ok(ablation)
     }
-}
-
-/// Means over runs at the steps that all of them have.
-fn mean_curve(curves: &Curves) -> Vec<(f64, f64)> {
-    let Some(first) = curves.first() else {
-        return Vec::new();
-    };
-    let at = |step: f64| {
-        let values = curves.iter().map(|curve| {
-            let point = curve.iter().find(|point| point.0 == step);
-            point.map(|point| point.1)
-        });
-        let values: Option<Vec<f64>> = values.collect();
-        values.map(|values| (step, values.iter().sum::<f64>() / values.len() as f64))
-    };
-    first.iter().filter_map(|&(step, _)| at(step)).collect()
 }

@@ -18,11 +18,13 @@ use crate::{
     config::FILE_BYTES_MAX,
     files,
     report::Run,
-    run::{CONFIG_FILE, SUMMARY_FILE},
+    run::{CONFIG_FILE, PLANS_FILE, SUMMARY_FILE},
     shutdown::Shutdown,
-    train::PROGRAM,
+    train::{PROGRAM, Plans},
 };
 
+/// Bytes of a run's plans: three of 128 positions squared take a twentieth of it.
+const PLANS_BYTES_MAX: u64 = 1 << 24;
 /// Time between two looks at a run.
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of a failed run's log that are shown.
@@ -96,6 +98,14 @@ impl Planned {
             }
         }
         Run::read(&self.directory).map(Some)
+    }
+
+    /// What it left of its plans; none where its records have no links, or a release before wrote it.
+    ///
+    /// # Errors
+    /// A file with something else in it.
+    pub fn plans(&self) -> Result<Option<Plans>> {
+        files::read_json_if_there(&self.directory.join(PLANS_FILE), PLANS_BYTES_MAX)
     }
 
     fn file(&self, ending: &str) -> PathBuf {

@@ -63,12 +63,31 @@ impl Mean {
 }
 
 /// One trial with its numbers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Row {
     pub name: String,
     pub control_of: Option<String>,
     /// By seed, those that count.
     pub values: Values,
+    /// Share of the plan's mass, over rows with links, that lies on them at the end; where records have links.
+    #[serde(skip_serializing_if = "Values::is_empty")]
+    pub on_links: Values,
+    /// The same of a plan that spreads every row evenly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_links_by_chance: Option<f64>,
+}
+
+impl Row {
+    /// Percent of the mass on links, and what chance would give.
+    fn links_cell(&self) -> String {
+        let percent: Vec<f64> = self.on_links.values().map(|share| 100.0 * share).collect();
+        match (Mean::of(&percent), self.on_links_by_chance) {
+            (Some(mean), Some(chance)) => {
+                format!("{} (chance {:.1})", mean.plain(1), 100.0 * chance)
+            }
+            _ => String::new(),
+        }
+    }
 }
 
 /// Every trial's numbers, and how they are read.
@@ -148,13 +167,17 @@ impl Results<'_> {
             ..mean
         };
         let unit = if self.is_share { " (%)" } else { "" };
-        let heads = [
+        let has_links = self.rows.iter().any(|row| !row.on_links.is_empty());
+        let mut heads = vec![
             "arm".to_owned(),
             format!("{metric}{unit}"),
             format!("better than {}", self.baseline),
             "arm better than this control".to_owned(),
             "seeds".to_owned(),
         ];
+        if has_links {
+            heads.push("mass on links (%)".to_owned());
+        }
         let find = |name: &str| self.rows.iter().find(|row| row.name == name);
         let baseline = find(self.baseline);
         let cell = |gain: Option<Mean>| match gain {
@@ -169,15 +192,17 @@ impl Results<'_> {
                 .filter(|_| !is_baseline)
                 .and_then(|b| self.gain(row, b));
             let arm = row.control_of.as_deref().and_then(find);
-            vec![
+            let mut cells = vec![
                 row.name.clone(),
                 Mean::of(&values).map_or(String::new(), |mean| scaled(mean).plain(digits)),
                 cell(over_baseline),
                 cell(arm.and_then(|arm| self.gain(arm, row))),
                 values.len().to_string(),
-            ]
+            ];
+            cells.extend(has_links.then(|| row.links_cell()));
+            cells
         };
-        (heads.to_vec(), self.rows.iter().map(row).collect())
+        (heads, self.rows.iter().map(row).collect())
     }
 
     /// What may be claimed, a sentence an arm that beats anything.
@@ -231,6 +256,7 @@ mod tests {
             name: name.to_owned(),
             control_of: of.map(str::to_owned),
             values: (1..).zip(values.iter().copied()).collect(),
+            ..Row::default()
         }
     }
 
@@ -309,5 +335,22 @@ mod tests {
             lines[4],
             "| kl, another text's teacher | 46.0 ± 6.0 | -4.5 ± 5.5 | +14.5 ± 5.5 | 2 |"
         );
+    }
+
+    #[test]
+    fn mass_on_links_is_a_column_beside_chance_where_there_are_links() {
+        let mut rows = [row("ce", None, &[0.5, 0.6]), row("ot", None, &[0.5, 0.6])];
+        assert_eq!(results(&rows, 1.0).cells("exact_match").0.len(), 5);
+        rows[1].on_links = [(1, 0.42), (2, 0.44)].into();
+        rows[1].on_links_by_chance = Some(0.125);
+        let (heads, cells) = results(&rows, 1.0).cells("exact_match");
+        assert_eq!(heads[5], "mass on links (%)");
+        assert_eq!(
+            (cells[0][5].as_str(), cells[1][5].as_str()),
+            ("", "43.0 ± 1.0 (chance 12.5)")
+        );
+        let json = serde_json::to_value(&rows).unwrap();
+        assert!(json[0].get("on_links").is_none());
+        assert_eq!(json[1]["on_links"]["2"], 0.44);
     }
 }

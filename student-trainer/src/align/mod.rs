@@ -112,6 +112,7 @@ impl<'a> Aligner<'a> {
         Ok(Some(Example {
             token_ids: tokens.ids,
             target_positions,
+            row_positions: kept,
             targets,
         }))
     }

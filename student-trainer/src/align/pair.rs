@@ -97,6 +97,7 @@ pub(super) fn example(
     Ok(Some(Example {
         token_ids: side.token_ids,
         target_positions: tokens,
+        row_positions: rows,
         targets,
     }))
 }

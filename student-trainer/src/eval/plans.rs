@@ -6,7 +6,7 @@ use distill_text::Sequence;
 
 use crate::{
     Result,
-    loss::{AlignConfig, HeadGeometry, Targets, transport_plan},
+    loss::{AlignConfig, HeadGeometry, LossConfig, Targets, transport_plan},
 };
 
 /// A transport plan with what its rows and columns stand for.
@@ -25,11 +25,15 @@ pub(super) fn plan(
     rows: &Rows,
     geometry: &HeadGeometry,
 ) -> Result<Plan> {
-    let align = AlignConfig {
-        position: Some(0.0),
-        ..AlignConfig::default()
+    let config = LossConfig {
+        kl_weight: 0.0,
+        align: AlignConfig {
+            position: Some(0.0),
+            ..AlignConfig::default()
+        },
+        ..LossConfig::default()
     };
-    let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &align)?;
+    let plan = transport_plan(hidden, &Targets::from_rows(rows), geometry, &config)?;
     let targets = (0..sequence.token_ids.len()).filter(|&t| sequence.target_mask[t]);
     let text = |t: usize| {
         let (start, end) = sequence.byte_offsets[t];

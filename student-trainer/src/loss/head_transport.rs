@@ -14,7 +14,7 @@ The plan may be made for one of them while another one is paid: each has its own
 use candle_core::{DType, Tensor};
 
 use super::bhattacharyya::Bhattacharyya;
-use super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Similarity};
+use super::config::{Cost, LossConfig, Similarity};
 use super::cost::{kl_cost_rows, kl_costs};
 use super::error::Result;
 use super::euclidean::SquaredEuclidean;
@@ -22,12 +22,11 @@ use super::geometry::HeadGeometry;
 use super::head::Student;
 use super::head_pass::{Wanted, chunks};
 use super::hidden::{Comparison, Comparisons, StatesGradient};
-use super::plan::PlanKind;
 use super::rowwise::to_host;
 use super::similarity::Bilinear;
 use super::targets::Targets;
 use super::teacher::Teacher;
-use super::transport::{Entries, Problem, Transport, transport};
+use super::transport::{Entries, Problem, Transport, plans, transport};
 use super::transport_card::CardTransport;
 
 /// Solved transport, and how its gradient reaches the student.
@@ -93,14 +92,7 @@ struct TransportPass<'p, 'a> {
 impl<'a> TransportPass<'_, 'a> {
     fn run(&self) -> Result<HeadTransport<'a>> {
         let align = &self.config.align;
-        let logsumexp = if align.sees_rows() {
-            let rows = self
-                .geometry
-                .logsumexp(self.student.hidden, self.config.chunk_rows);
-            Some(rows?)
-        } else {
-            None
-        };
+        let logsumexp = self.logsumexp()?;
         let logsumexp = logsumexp.as_deref();
         let (solved, matrix) = self.measure(align.solved(), align.kappa, logsumexp)?;
         let other = (align.paid() != align.solved())
@@ -127,6 +119,17 @@ impl<'a> TransportPass<'_, 'a> {
             }
         }
         Ok(found)
+    }
+
+    /// Of the student's rows, where the plan or its gradient needs it.
+    fn logsumexp(&self) -> Result<Option<Vec<f64>>> {
+        if !self.config.align.sees_rows() {
+            return Ok(None);
+        }
+        let rows = self
+            .geometry
+            .logsumexp(self.student.hidden, self.config.chunk_rows);
+        rows.map(Some)
     }
 
     /// The matrix of a cost, before what is done within blocks.
@@ -206,27 +209,35 @@ impl<'a> TransportPass<'_, 'a> {
     }
 
     fn transport(&self, solved: Entries, paid: Option<Entries>) -> Result<Transport> {
-        let (n, m) = (self.student.hidden.dims()[0], self.teacher.rows());
-        let alignment = self.teacher.targets.alignment.as_ref();
         if let Entries::Tensor(matrix) = &solved
             && let Some(card) = CardTransport::of(matrix, &self.config.align)
         {
-            return card.transport(matrix, alignment);
+            return card.transport(matrix, self.teacher.targets.alignment.as_ref());
         }
+        let masses = self.teacher.masses(self.config.align.marginals);
+        let problem = self.problem(solved, paid, masses.as_deref())?;
+        transport(problem, &self.config.align)
+    }
+
+    /// What the host solves.
+    fn problem<'s>(
+        &'s self,
+        solved: Entries,
+        paid: Option<Entries>,
+        masses: Option<&'s [f64]>,
+    ) -> Result<Problem<'s>> {
         let on_host = |matrix: Entries| match matrix {
             Entries::Host(matrix) => Ok(matrix),
             Entries::Tensor(matrix) => to_host(&matrix),
         };
-        let masses = self.teacher.masses(self.config.align.marginals);
-        let problem = Problem {
+        Ok(Problem {
             solved: on_host(solved)?,
             paid: paid.map(on_host).transpose()?,
-            n,
-            m,
-            alignment,
-            masses: masses.as_deref(),
-        };
-        transport(problem, &self.config.align)
+            n: self.student.hidden.dims()[0],
+            m: self.teacher.rows(),
+            alignment: self.teacher.targets.alignment.as_ref(),
+            masses,
+        })
     }
 
     fn pull_back(
@@ -297,46 +308,37 @@ fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The plan that the `kl` cost finds between the student's and the teacher's positions, without a position prior unless
-/// `align` has one, to look at: rows sum to 1/N, columns to 1/M.
+/// The plan of an alignment between the student's and the teacher's positions, as the loss makes it.
 ///
 /// # Shapes
 /// As [`head_loss`](super::head_loss); the plan is `[N, M]`, row-major.
 ///
 /// # Errors
 /// As [`head_loss`](super::head_loss).
-pub fn transport_plan(
-    hidden: &Tensor,
+pub fn transport_plan<'a>(
+    student: impl Into<Student<'a>>,
     targets: &Targets,
     geometry: &HeadGeometry,
-    align: &AlignConfig,
+    config: &LossConfig,
 ) -> Result<Vec<f32>> {
-    let config = LossConfig {
-        align: AlignConfig {
-            plan: PlanKind::Sinkhorn,
-            cost: Cost::Kl,
-            loss: AlignLoss::Entropic,
-            block_size: 0,
-            ..align.clone()
-        },
-        kl_weight: 0.0,
-        ..LossConfig::default()
-    };
-    let hidden = hidden.detach().to_dtype(DType::F32)?.contiguous()?;
+    let student = student.into();
+    let hidden = student.hidden.detach().to_dtype(DType::F32)?.contiguous()?;
     config.check_targets(targets, geometry.has_basis())?;
     let teacher = Teacher::new(targets, geometry.vocab_size())?;
     let pass = TransportPass {
-        student: Student::from(&hidden),
+        student: Student {
+            hidden: &hidden,
+            ..student
+        },
         teacher: &teacher,
         geometry,
-        config: &config,
+        config,
         wanted: Wanted::Values,
     };
-    let (_, matrix) = pass.measure(Cost::Kl, config.align.kappa, None)?;
-    // The entropic loss's gradient in the cost is the plan itself.
-    let plan = pass.transport(matrix, None)?.solved;
-    let plan = plan
-        .as_ref()
-        .map(|plan| plan.rows(0, hidden.dims()[0], teacher.rows()));
-    Ok(plan.transpose()?.unwrap_or_default().into_owned())
+    let logsumexp = pass.logsumexp()?;
+    let (cost, kappa) = (config.align.solved(), config.align.kappa);
+    let (_, matrix) = pass.measure(cost, kappa, logsumexp.as_deref())?;
+    let masses = teacher.masses(config.align.marginals);
+    let problem = pass.problem(matrix, None, masses.as_deref())?;
+    plans(problem, &config.align)
 }

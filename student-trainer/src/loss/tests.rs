@@ -109,12 +109,18 @@ fn a_head_that_no_term_reaches_has_a_gradient_of_its_own_shape() {
 #[test]
 fn the_plan_to_look_at_has_uniform_marginals() {
     let case = Case::new(LONGER_TEACHER, 14);
-    let ot = AlignConfig {
-        epsilon: 0.2,
-        tolerance: 1e-7,
-        ..AlignConfig::default()
+    let config = LossConfig {
+        kl_weight: 0.0,
+        align: AlignConfig {
+            epsilon: 0.2,
+            position: Some(0.0),
+            tolerance: 1e-7,
+            ..AlignConfig::default()
+        },
+        ..LossConfig::default()
     };
-    let plan = transport_plan(&tensor(&case.hidden), &case.targets, &case.geometry(), &ot).unwrap();
+    let (hidden, geometry) = (tensor(&case.hidden), case.geometry());
+    let plan = transport_plan(&hidden, &case.targets, &geometry, &config).unwrap();
     let (n, m) = (LONGER_TEACHER.n, LONGER_TEACHER.m);
     assert_eq!(plan.len(), n * m);
     for row in plan.chunks(m) {

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::{AlignConfig, AlignLoss, Cost, POSITIONS_MAX, Reduction};
-use super::cost::{Additions, costs};
+use super::cost::{Additions, Made, costs};
 use super::error::{LossError, Result};
 use super::plan::{PlanOptions, PlanProblem, SolvedPlan, solve_plan};
 use super::rowwise::to_host;
@@ -114,6 +114,34 @@ struct Solved {
 /// # Errors
 /// NaN or infinity in a matrix; more positions than [`POSITIONS_MAX`].
 pub(crate) fn transport(problem: Problem, config: &AlignConfig) -> Result<Transport> {
+    let (n, m) = (problem.n, problem.m);
+    let blocks = blocks(n, m, config);
+    let outcomes = each_problem(problem, &blocks, config, BlockProblem::solve)?;
+    Ok(put_together(outcomes, &blocks, n, m, config))
+}
+
+/// The plans alone, put together `[n, m]`, row-major; of blocks as if each were the whole.
+///
+/// # Errors
+/// As [`transport`].
+pub(crate) fn plans(problem: Problem, config: &AlignConfig) -> Result<Vec<f32>> {
+    let (n, m) = (problem.n, problem.m);
+    let blocks = blocks(n, m, config);
+    let plans = each_problem(problem, &blocks, config, BlockProblem::plan)?;
+    let mut whole = None;
+    for (plan, block) in plans.iter().zip(&blocks) {
+        paste(&mut whole, (n, m), plan, block, 1.0);
+    }
+    Ok(whole.unwrap_or_default())
+}
+
+/// Cuts a sequence into its problems, and does with each of them what is asked for.
+fn each_problem<T: Send>(
+    problem: Problem,
+    blocks: &[Block],
+    config: &AlignConfig,
+    solve: impl Fn(BlockProblem, &Around) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     let Problem {
         solved,
         paid,
@@ -137,15 +165,14 @@ pub(crate) fn transport(problem: Problem, config: &AlignConfig) -> Result<Transp
         links: alignment.map_or(&[], |alignment| &alignment.links),
         config,
     };
-    let blocks = blocks(n, m, config);
-    let outcomes: Vec<Solved> = if let [_] = blocks[..] {
+    if let [_] = blocks[..] {
         let whole = BlockProblem {
             solved,
             paid,
             first: (0, 0),
             m,
         };
-        vec![whole.solve(&around)?]
+        Ok(vec![solve(whole, &around)?])
     } else {
         let cut = |whole: &[f32], (i, j): &Block| -> Vec<f32> {
             let rows = i
@@ -160,11 +187,10 @@ pub(crate) fn transport(problem: Problem, config: &AlignConfig) -> Result<Transp
                 first: (block.0.start, block.1.start),
                 m: block.1.len(),
             };
-            problem.solve(&around)
+            solve(problem, &around)
         };
-        blocks.par_iter().map(block).collect::<Result<_>>()?
-    };
-    Ok(put_together(outcomes, &blocks, n, m, config))
+        blocks.par_iter().map(block).collect()
+    }
 }
 
 /// All problems of a sequence: one, or every pair of blocks.
@@ -228,13 +254,22 @@ struct BlockProblem {
     m: usize,
 }
 
+/// The costs that a plan was made for, and the matrix that is paid where that is another one.
+struct Costs<'a> {
+    solved: &'a [f32],
+    made: Made,
+    paid: Option<Vec<f32>>,
+}
+
 impl BlockProblem {
-    fn solve(self, around: &Around) -> Result<Solved> {
+    /// Makes the plan, and does with it what is asked for.
+    fn with_plan<T>(
+        self,
+        around: &Around,
+        then: impl FnOnce(&SolvedPlan, Costs) -> Result<T>,
+    ) -> Result<T> {
         let (n, m, config) = (self.solved.len() / self.m, self.m, around.config);
-        let temperature = config.temperature;
-        let (cost, made) = costs(self.solved, m, config.solved(), temperature);
-        let paid = self.paid;
-        let paid = paid.map(|paid| costs(paid, m, config.paid(), temperature));
+        let (cost, made) = costs(self.solved, m, config.solved(), config.temperature);
         let solved_for = if around.additions.is_any() {
             Cow::Owned(around.additions.added(&cost, self.first, m))
         } else {
@@ -248,15 +283,33 @@ impl BlockProblem {
             links: around.links,
         };
         let plan = solve_plan(problem, &around.options())?;
-        let paid_costs = paid.as_ref().map_or(&cost, |(costs, _)| costs);
-        let mut value = evaluate(&plan, paid_costs, paid.is_some(), config)?;
-        if let Some(gradient) = &mut value.solved {
-            made.pull_back(gradient, &cost, m, temperature);
-        }
-        if let (Some(gradient), Some((costs, made))) = (&mut value.paid, &paid) {
-            made.pull_back(gradient, costs, m, temperature);
-        }
-        Ok(value)
+        let costs = Costs {
+            solved: &cost,
+            made,
+            paid: self.paid,
+        };
+        then(&plan, costs)
+    }
+
+    fn plan(self, around: &Around) -> Result<Vec<f32>> {
+        self.with_plan(around, |plan, _| Ok(plan.plan().to_vec()))
+    }
+
+    fn solve(self, around: &Around) -> Result<Solved> {
+        let (m, config) = (self.m, around.config);
+        let temperature = config.temperature;
+        self.with_plan(around, |plan, Costs { solved, made, paid }| {
+            let paid = paid.map(|paid| costs(paid, m, config.paid(), temperature));
+            let paid_costs = paid.as_ref().map_or(solved, |(costs, _)| costs);
+            let mut value = evaluate(plan, paid_costs, paid.is_some(), config)?;
+            if let Some(gradient) = &mut value.solved {
+                made.pull_back(gradient, solved, m, temperature);
+            }
+            if let (Some(gradient), Some((costs, made))) = (&mut value.paid, &paid) {
+                made.pull_back(gradient, costs, m, temperature);
+            }
+            Ok(value)
+        })
     }
 }
 
@@ -319,23 +372,33 @@ fn put_together(
 ) -> Transport {
     let weight = problem_weight(blocks, config) as f32;
     let (mut solved, mut paid) = (None, None);
-    for (problem, (i, j)) in problems.iter().zip(blocks) {
-        let paste = |whole: &mut Option<Vec<f32>>, block: &Option<Vec<f32>>| {
-            let Some(block) = block else { return };
-            let whole = whole.get_or_insert_with(|| vec![0.0; n * m]);
-            for (i, row) in i.clone().zip(block.chunks(j.len())) {
-                for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
-                    *to = weight * from;
-                }
+    for (problem, block) in problems.iter().zip(blocks) {
+        for (whole, part) in [(&mut solved, &problem.solved), (&mut paid, &problem.paid)] {
+            if let Some(part) = part {
+                paste(whole, (n, m), part, block, weight);
             }
-        };
-        paste(&mut solved, &problem.solved);
-        paste(&mut paid, &problem.paid);
+        }
     }
     let outcomes = problems.into_iter().map(|problem| problem.outcome);
     Transport {
         paid: paid.map(Entries::Host),
         ..summed_up(outcomes, blocks, solved.map(Entries::Host), config)
+    }
+}
+
+/// Puts a block's matrix, times a weight, in its place in the whole `[n, m]`.
+fn paste(
+    whole: &mut Option<Vec<f32>>,
+    (n, m): (usize, usize),
+    part: &[f32],
+    (i, j): &Block,
+    weight: f32,
+) {
+    let whole = whole.get_or_insert_with(|| vec![0.0; n * m]);
+    for (i, row) in i.clone().zip(part.chunks(j.len())) {
+        for (to, &from) in whole[i * m + j.start..].iter_mut().zip(row) {
+            *to = weight * from;
+        }
     }
 }
 

@@ -22,6 +22,10 @@ pub(crate) const CONFIG_FILE: &str = "config.toml";
 pub(super) const LOCK_FILE: &str = ".lock";
 /// What was planned of the run's memory.
 pub(crate) const MEMORY_FILE: &str = "memory.json";
+/// What is known of the projections of hidden states that were fitted.
+pub(crate) const PROJECTION_REPORT: &str = "projection.json";
+/// What a finished run's plans have to do with the links of its records.
+pub(crate) const PLANS_FILE: &str = "plans.json";
 /// There once a run is finished.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;
@@ -300,6 +304,8 @@ mod tests {
             "metrics.jsonl",
             "eval.jsonl",
             "report.html",
+            "projection.json",
+            "plans.json",
             "tensorboard/events",
             "checkpoints/.tmp-step-000001/state.toml",
             "model/config.json",

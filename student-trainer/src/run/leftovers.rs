@@ -8,15 +8,17 @@ use std::{
 
 use super::{
     MEMORY_FILE, TEACHER_FILE,
-    directory::{CONFIG_FILE, LOCK_FILE, SUMMARY_FILE},
+    directory::{CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE},
 };
 use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
-const BESIDE: [&str; 8] = [
+const BESIDE: [&str; 10] = [
     CONFIG_FILE,
     MEMORY_FILE,
     TEACHER_FILE,
+    PROJECTION_REPORT,
+    PLANS_FILE,
     "metrics.jsonl",
     "eval.jsonl",
     "tensorboard",

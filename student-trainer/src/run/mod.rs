@@ -19,7 +19,9 @@ pub(crate) use adapter::{
 pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
-pub(crate) use directory::{CONFIG_FILE, MEMORY_FILE, SUMMARY_FILE, config_text};
+pub(crate) use directory::{
+    CONFIG_FILE, MEMORY_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE, config_text,
+};
 pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};
 pub use metrics::{EvalMetrics, StepMetrics};

@@ -11,6 +11,8 @@ pub struct Example {
     pub token_ids: Vec<u32>,
     /// Positions of the N targets, increasing, none of them 0: the output at t - 1 speaks of the token at t.
     pub target_positions: Vec<usize>,
+    /// The teacher's tokens that its M rows speak of, in the frame that the example was made of.
+    pub row_positions: Vec<usize>,
     /// The teacher's M rows.
     pub targets: Targets,
 }
@@ -21,6 +23,7 @@ impl Example {
         Self {
             token_ids: frame.token_ids.clone(),
             target_positions: frame.target_positions(),
+            row_positions: frame.target_positions(),
             targets: Targets::from_rows(&frame.rows),
         }
     }
@@ -46,6 +49,8 @@ impl Example {
             is_pair: own.is_pair,
         });
         Self {
+            // They are in another frame.
+            row_positions: Vec::new(),
             targets: rows,
             ..self
         }

@@ -1,23 +1,21 @@
 //! Provides the projections of hidden states, fitted before the first step on what both sides share.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use distill_model::Decoder;
 use serde::Serialize;
 
-use super::source::FrameSource;
+use super::{source::FrameSource, states::hidden_states};
 use crate::{
     Error, Result,
     align::FrameReader,
     files,
     loss::{FittedProjection, HiddenProjection, ProjectionFit},
-    run::RunDirectory,
+    run::{PROJECTION_REPORT, RunDirectory},
     train::Example,
 };
 
 /// Sequences that are looked at, at most.
 const SEQUENCES_MAX: usize = 256;
-/// What is known of the fit, in the run's directory.
-const PROJECTION_REPORT: &str = "projection.json";
 
 /// What the fits were made of, and how well each P takes the teacher's states to the student's.
 #[derive(Serialize)]
@@ -70,7 +68,7 @@ pub(super) fn fit(
         }
         sequences += 1;
         let (outputs, rows) = (indices(&outputs, decoder)?, indices(&rows, decoder)?);
-        let states = states(decoder, projections, &example)?;
+        let (_, states) = hidden_states(decoder, projections, &example)?;
         for ((projection, fit), x) in projections.iter().zip(&mut fits).zip(states) {
             let x = x.index_select(&outputs, 0)?;
             let y = projection.teacher_states(&example.targets, &x)?;
@@ -127,26 +125,4 @@ fn shared(example: &Example) -> (Vec<u32>, Vec<u32>) {
 
 fn indices(of: &[u32], decoder: &Decoder) -> Result<Tensor> {
     Ok(Tensor::new(of, decoder.device())?)
-}
-
-/// The student's states `[T, d]` of each pair's layer, f32, from one forward pass.
-fn states(
-    decoder: &Decoder,
-    projections: &[HiddenProjection],
-    example: &Example,
-) -> Result<Vec<Tensor>> {
-    let ids = Tensor::new(example.token_ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-    let pairs = projections.iter().map(HiddenProjection::layer);
-    let numbers: Vec<usize> = pairs
-        .clone()
-        .filter_map(|pair| pair.student_layer)
-        .collect();
-    let (last, taken) = decoder.hidden_states_and_layers(&ids, &numbers)?;
-    let mut taken = taken.into_iter();
-    let states = pairs.map(|pair| {
-        let of_layer = pair.student_layer.and_then(|_| taken.next());
-        let states = of_layer.unwrap_or_else(|| last.clone());
-        Ok(states.squeeze(0)?.to_dtype(DType::F32)?)
-    });
-    states.collect()
 }

@@ -85,6 +85,22 @@ impl FrameSource {
         }
     }
 
+    /// Another one of the same teacher, at the start of the first pass, which does not wait long for a teacher that is gone.
+    pub fn from_the_start(&self) -> Self {
+        let options = StreamOptions {
+            reconnect_attempts: 1,
+            ..self.options.clone()
+        };
+        Self::new(
+            self.runtime.clone(),
+            self.teacher.clone(),
+            self.info.clone(),
+            options,
+            self.shutdown.clone(),
+            DataCursor::default(),
+        )
+    }
+
     /// Up to `count` frames; fewer at the end of a pass. Does not wait any longer once `turn` is over.
     ///
     /// # Errors

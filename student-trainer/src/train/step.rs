@@ -174,7 +174,7 @@ impl Objective<'_> {
 
 impl Objective<'_> {
     /// The effective rows of the head as they are now.
-    fn geometry(&self) -> Result<Cow<'_, HeadGeometry>> {
+    pub(super) fn geometry(&self) -> Result<Cow<'_, HeadGeometry>> {
         if !self.trains_head {
             return Ok(Cow::Borrowed(self.geometry));
         }

@@ -9,6 +9,7 @@ use crate::{
     harness::{
         Listen, ending, send_signal, text, trainer, trainer_refuses, trainer_succeeds, wait_until,
     },
+    pairs::{pair, setup_with},
     pipeline::{Setup, path_text},
 };
 
@@ -108,6 +109,46 @@ fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
         refused.contains("another `steps` than the arm has now"),
         "{refused}"
     );
+    Ok(())
+}
+
+/// Plans of an arm stand beside the links of its records, and the share of their mass that lies there beside chance.
+#[test]
+fn plans_of_arms_are_shown_beside_the_links_of_their_records() -> Result<()> {
+    let linked = |number: usize| {
+        let mut record = pair(number);
+        record["targets"] = "all".into();
+        record
+    };
+    let setup = setup_with(&(0..4).map(linked).collect::<Vec<_>>())?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let (file, out, held_out) = (
+        setup.work.path().join("arms.toml"),
+        setup.work.path().join("judged"),
+        setup.work.path().join("held-out.jsonl"),
+    );
+    let record = serde_json::json!({"prompt": "hello ", "completion": "there the end"});
+    fs::write(&held_out, format!("{record}\n"))?;
+    let arms = arms(&setup, teacher.address(), 2).replace("screening = [9]", "screening = []");
+    let eval = path_text(&setup.corpus).to_owned();
+    fs::write(&file, arms.replace(&eval, path_text(&held_out)))?;
+    trainer_succeeds(&["ablate", path_text(&file), "--out", path_text(&out)]);
+    let found = results(&out)?;
+    let rows = found["rows"].as_array().expect("rows");
+    let row = |name: &str| rows.iter().find(|row| row["name"] == name).expect("a row");
+    assert!(row("CE").get("on_links").is_none());
+    let chance = row("KL + OT")["on_links_by_chance"].as_f64();
+    let chance = chance.expect("a share");
+    assert!(chance > 0.0 && chance < 0.5, "{chance}");
+    for seed in ["1", "2"] {
+        let share = |name: &str| row(name)["on_links"][seed].as_f64().expect("a share");
+        assert!((0.0..=1.0).contains(&share("KL + OT")));
+        let uniform = share("KL + OT, plan uniform");
+        assert!((uniform - chance).abs() < 1e-6, "{uniform} {chance}");
+    }
+    let html = fs::read_to_string(out.join("report.html"))?;
+    assert!(html.contains("links of the record") && html.contains("class=\"mark\""));
+    assert!(fs::read_to_string(out.join("table.md"))?.contains("mass on links (%)"));
     Ok(())
 }
 

@@ -7,9 +7,9 @@ student's X at the same positions, through both means.
 ```
 
 One pass over pairs of rows adds up `Y^T Y`, `Y^T X` and the sums of the rows in f64, for the rows that are fitted and
-apart from them for those held out: every tenth on average, by a hash of its number, so that the same rows are held out
-in every run. Lambda is the one of [`LAMBDAS`] with the best R^2 on those; the R^2 that is reported is this one, and
-so better than on rows never seen by what a choice among four is worth.
+apart from them for those held out: whole sequences, since rows of one sequence are alike, that have a tenth of all rows; which
+ones a hash of their number decides, so that they are the same in every run. Lambda is the one of [`LAMBDAS`] with the best
+R^2 on those; the R^2 that is reported is this one, and so better than on rows never seen by what a choice among four is worth.
 */
 
 mod cholesky;
@@ -27,7 +27,7 @@ use super::rowwise::to_host;
 /// Strengths of the ridge, relative to the mean of the diagonal of S.
 const LAMBDAS: [f64; 4] = [1e-6, 1e-4, 1e-2, 1.0];
 /// One row in this many is held out.
-const HELD_OUT_ONE_IN: u64 = 10;
+const HELD_OUT_ONE_IN: usize = 10;
 /// Fewest rows of either part: a variance needs two.
 const ROWS_MIN: usize = 2;
 
@@ -53,7 +53,7 @@ pub(crate) struct FittedProjection {
 /// Sums over pairs of rows, on their way to a projection.
 pub(crate) struct ProjectionFit {
     sizes: (usize, usize),
-    seen: u64,
+    sequences: u64,
     fitted: Moments,
     held_out: Moments,
 }
@@ -67,13 +67,13 @@ impl ProjectionFit {
         let sizes = (teacher_size, student_size);
         Ok(Self {
             sizes,
-            seen: 0,
+            sequences: 0,
             fitted: Moments::new(sizes)?,
             held_out: Moments::new(sizes)?,
         })
     }
 
-    /// Takes pairs of rows.
+    /// Takes the pairs of rows of one sequence.
     ///
     /// # Shapes
     /// `teacher`: Y `[rows, D]`; `student`: X `[rows, d]`, the same positions.
@@ -91,6 +91,12 @@ impl ProjectionFit {
             ));
         }
         let (y, x) = (to_host(teacher)?, to_host(student)?);
+        let part = if self.holds_out_next() {
+            &mut self.held_out
+        } else {
+            &mut self.fitted
+        };
+        self.sequences += 1;
         for (row, (y, x)) in y.chunks(d).zip(x.chunks(e)).enumerate() {
             if !y.iter().chain(x).all(|value| value.is_finite()) {
                 return Err(LossError::NonFinite {
@@ -98,15 +104,16 @@ impl ProjectionFit {
                     position: row,
                 });
             }
-            let part = if is_held_out(self.seen) {
-                &mut self.held_out
-            } else {
-                &mut self.fitted
-            };
             part.add(y, x)?;
-            self.seen += 1;
         }
         Ok(())
+    }
+
+    /// Whether the next sequence is held out: some rows of those so far are lacking, and its number is one of every second.
+    fn holds_out_next(&self) -> bool {
+        let (held_out, fitted) = (self.held_out.rows, self.fitted.rows);
+        let is_lacking = held_out * HELD_OUT_ONE_IN < held_out + fitted;
+        is_lacking && (held_out < ROWS_MIN || mixed(self.sequences).is_multiple_of(2))
     }
 
     /// The projection of all rows so far.
@@ -120,7 +127,7 @@ impl ProjectionFit {
                 what: "a fitted projection",
                 reason: format!(
                     "{rows} rows to fit and {held_out} held out are too few; give it at least some hundred positions \
-                     that student and teacher share"
+                     that student and teacher share, in several sequences"
                 ),
             });
         }
@@ -159,10 +166,10 @@ impl ProjectionFit {
     }
 }
 
-/// Whether a row is held out, by its number (SplitMix64).
-fn is_held_out(row: u64) -> bool {
-    let mut z = row.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+/// A hash of a number (SplitMix64).
+fn mixed(number: u64) -> u64 {
+    let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)).is_multiple_of(HELD_OUT_ONE_IN)
+    z ^ (z >> 31)
 }

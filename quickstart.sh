@@ -12,22 +12,37 @@ cd "$(dirname "$0")"
 
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
-real=false teacher='' args=()
+real=false teacher='' effort='' texts=() args=()
+refuse() { echo "quickstart.sh: $1" >&2; exit 2; }
 while (($#)); do
   case $1 in
     --real) real=true ;;
     --teacher) teacher=${2:?--teacher needs a directory or a .gguf file}; shift ;;
-    --fast | --full) args+=("$1") ;;
-    --text | --out) args+=("$1" "${2:?$1 needs a path}"); shift ;;
+    --fast | --full) effort=$1; args+=("$1") ;;
+    --text) texts+=("${2:?$1 needs a path}"); args+=("$1" "$2"); shift ;;
+    --out) args+=("$1" "${2:?$1 needs a path}"); shift ;;
     -h | --help) usage; exit ;;
-    *) echo "quickstart.sh: $1 is not known; see --help" >&2; exit 2 ;;
+    *) refuse "$1 is not known; see --help" ;;
   esac
   shift
 done
+# All that can be refused is refused here: building, fetching and converting take minutes.
 if [[ $real == false && -n $teacher ]]; then
-  echo "quickstart.sh: --teacher belongs to --real" >&2
-  exit 2
+  refuse "--teacher belongs to --real"
+elif [[ $real == false && ${#texts[@]} -gt 0 ]]; then
+  refuse "--text belongs to --real"
+elif [[ $real == true && -n $effort ]]; then
+  refuse "$effort belongs to the embedded models; leave it out: --real compares two losses with one seed"
 fi
+case $teacher in
+  '') ;;
+  *.gguf) [[ -f $teacher ]] || refuse "there is no file $teacher; name a .gguf file or a model's directory with --teacher" ;;
+  *) [[ -f $teacher/config.json ]] \
+    || refuse "$teacher is no model's directory: there is no config.json in it; name one, or a .gguf file, with --teacher" ;;
+esac
+for text in "${texts[@]}"; do
+  [[ -f $text ]] || refuse "there is no file $text; name a text with --text"
+done
 
 cargo build --release --locked -p teacher-server -p student-trainer -p quickstart
 # Where a user has one target directory for all projects, it is not target/.

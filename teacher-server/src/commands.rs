@@ -140,6 +140,12 @@ fn told(report: &Report) -> String {
         report.sealed_shards,
         report.shards
     );
+    if report.not_in_corpus > 0 {
+        lines += &format!(
+            "{} of these sequences are not in the corpus any more: they stay here and are not served\n",
+            report.not_in_corpus
+        );
+    }
     lines += &format!(
         "{:.1} MB, {:.1} bytes a token, up to {} entries a row holding {:.2} % of the mass ({} sequences sampled)\n",
         report.bytes as f64 / 1e6,

@@ -2,7 +2,7 @@
 
 use distill_proto::{Fingerprint, Frame, FrameContext, Rows, frame::Destination};
 
-use crate::{Error, Result, plan::Plan, production::OwnedTokens};
+use crate::{Error, Result, plan::Plan, production::OwnedTokens, store::StoredBlock};
 
 /// The bytes of the plan's frame at `index` with the rows of another one, in `frame`, of the same text and targets.
 ///
@@ -30,6 +30,28 @@ pub fn move_rows(
     };
     Ok(Frame::move_to(frame, &context(from), &to)?)
 }
+
+/// The block that is served at `position`, of the one that is kept: as it is where it stands there already, else as a live
+/// server would send it.
+///
+/// # Errors
+/// What does not fit of the frame.
+pub fn address(plan: Fingerprint, kept: StoredBlock, position: u64) -> Result<StoredBlock> {
+    if kept.index == position {
+        return Ok(kept);
+    }
+    let context = |shard, index| FrameContext { plan, shard, index };
+    let from = context(kept.shard, kept.index);
+    let frame = Frame::move_place(&kept.frame, &from, &context(LIVE_SHARD, position))?;
+    Ok(StoredBlock {
+        shard: LIVE_SHARD,
+        index: position,
+        frame: frame.into(),
+    })
+}
+
+/// Shard that frames name which are in none.
+const LIVE_SHARD: u32 = 0;
 
 /// Shard that frames of `ScoreTokens` name, so that none can be taken for a frame of the plan.
 pub const SCORED_SHARD: u32 = u32::MAX;

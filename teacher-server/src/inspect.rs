@@ -69,6 +69,8 @@ pub struct Report {
     pub settings: String,
     /// Sequences of the plan.
     pub sequences: u64,
+    /// Of these the ones that are not in the corpus any more, and are not served.
+    pub not_in_corpus: u64,
     /// Their tokens.
     pub tokens: u64,
     /// Their targets.
@@ -136,7 +138,7 @@ pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report
     Ok(Report {
         path: question.cache.clone(),
         settings: cache.settings().to_owned(),
-        pairs: cache.pairs(),
+        pairs: Pairs::of(&entries),
         pair: sample.iter().find_map(PairShown::of),
         segments: cache.segments().len() as u64,
         done: there.len() as u64,
@@ -154,9 +156,10 @@ pub fn inspect(question: &Question, stopped: &dyn Fn() -> bool) -> Result<Report
         model_fingerprint: info.model_fingerprint,
         tokenizer_fingerprint: info.tokenizer_fingerprint,
         corpus_fingerprint: info.corpus_fingerprint,
-        sequences: info.sequence_count,
-        tokens: info.token_count,
-        targets: info.target_count,
+        sequences: cache.count(),
+        not_in_corpus: cache.count() - cache.served().count(cache.count()),
+        tokens: entries.iter().map(|entry| u64::from(entry.tokens)).sum(),
+        targets: entries.iter().map(|entry| u64::from(entry.targets)).sum(),
         entries: info.top_k,
     })
 }

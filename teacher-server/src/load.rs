@@ -1,18 +1,16 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
+#[cfg(test)]
+mod bench;
 mod cached;
 mod files;
 mod outlook;
 mod swapped;
 mod taken;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use distill_hub::{Options, Wanted};
 use distill_model::{Base, Decoder, LoadOptions, ModelConfig, Weights, backend, check_weights_fit};
 use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
@@ -25,7 +23,6 @@ use crate::{
     config::{Config, StateSetting, VramMode},
     forward::{Capture, Teacher},
     lease::{Lease, LeaseOptions, Record},
-    load::files::TeacherFiles,
     plan::{self, Identity, Pairs, Plan},
     production::Production,
     progress::Progress,
@@ -33,6 +30,8 @@ use crate::{
     sketch::{Sketch, Summary},
     store::{BlockStore, Spool},
 };
+use files::TeacherFiles;
+pub(crate) use files::located;
 pub(crate) use outlook::look_ahead;
 use swapped::Swapped;
 
@@ -92,17 +91,6 @@ impl Engine {
             positions_max: opened.model.max_position_embeddings,
             cache: None,
         })
-    }
-}
-
-/// The path that was given, or the repository of this name on the hub, fetched as far as `wanted` asks.
-///
-/// # Errors
-/// `Hub`, or `ShuttingDown` once `stopped` says so.
-pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
-    match distill_hub::resolve(given, &Options { wanted, stopped }) {
-        Err(distill_hub::Error::Stopped) => Err(Error::ShuttingDown),
-        located => Ok(located?.path),
     }
 }
 

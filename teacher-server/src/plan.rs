@@ -2,6 +2,7 @@
 
 mod bound;
 mod pairs;
+mod served;
 
 use std::{collections::HashMap, ops::Range};
 
@@ -11,6 +12,7 @@ use distill_text::Sequence;
 use crate::{Error, Result};
 pub use bound::{captured_settings, differences, fingerprint, settings, target_bytes};
 pub use pairs::Pairs;
+pub use served::Served;
 
 /// What the plan depends on beside the settings and the corpus.
 #[derive(Debug, Clone)]
@@ -75,6 +77,7 @@ pub struct Plan {
     /// First sequence of every batch.
     batch_starts: Vec<usize>,
     indices: HashMap<u64, u64>,
+    served: Served,
 }
 
 impl Plan {
@@ -129,7 +132,13 @@ impl Plan {
             batch_size,
             batch_starts,
             indices,
+            served: Served::default(),
         })
+    }
+
+    /// The same plan, of which only these sequences are served.
+    pub fn serving(self, served: Served) -> Self {
+        Self { served, ..self }
     }
 
     /// Number of sequences.
@@ -157,9 +166,24 @@ impl Plan {
         self.batch_size
     }
 
-    /// Position in the order of the sequence with this id.
-    pub fn index_of(&self, id: u64) -> Option<u64> {
-        self.indices.get(&id).copied()
+    /// How many sequences are served.
+    pub fn served_count(&self) -> u64 {
+        self.served.count(self.count())
+    }
+
+    /// Place in the order of the sequence that is served at `position`.
+    pub fn place(&self, position: u64) -> Option<u64> {
+        self.served.place(position, self.count())
+    }
+
+    /// Whether the sequence at `place` is served.
+    pub fn is_served(&self, place: u64) -> bool {
+        self.served.position(place).is_some()
+    }
+
+    /// Where the sequence with this id is served.
+    pub fn position_of(&self, id: u64) -> Option<u64> {
+        self.served.position(*self.indices.get(&id)?)
     }
 
     /// The batch that computes the sequence at `index`.

@@ -66,7 +66,7 @@ async fn compute(engine: &Engine, config: &Config, cache: &Path, reporter: Repor
     let entries = engine.plan.entries();
     let lacking = missing
         .iter()
-        .filter_map(|&index| entries.get(index as usize));
+        .filter_map(|&position| entries.get(engine.plan.place(position)? as usize));
     let mut work = work(config, cache, engine.info.state_rank, lacking);
     reporter.work(work);
     let started = Instant::now();

@@ -204,7 +204,7 @@ impl Reporter {
         }
         if gone > 0 {
             line += &format!(
-                "; {gone} are not in this corpus: they stay, are served, and can be computed with the corpus they came from only"
+                "; {gone} are not in this corpus: they stay in the cache and are not served"
             );
         }
         self.say(
@@ -227,22 +227,22 @@ impl Reporter {
 
     /// What there is of a cache.
     pub fn cache(&self, cache: &Cache, sealed: Sealed) {
-        let info = cache.info();
+        let count = cache.count();
         let done = sealed.frames + sealed.partial_frames;
         self.say(
             "cache",
             json!({
                 "path": cache.path(),
-                "sequences": info.sequence_count,
+                "sequences": count,
+                "served": cache.served().count(count),
                 "done": done,
                 "sealed_shards": sealed.shards,
                 "bytes": sealed.bytes + sealed.partial_bytes,
-                "plan_fingerprint": info.plan_fingerprint,
+                "plan_fingerprint": cache.plan().to_hex(),
             }),
             &format!(
-                "cache {}: {done} of {} sequences, {} sealed shards, {:.1} MB",
+                "cache {}: {done} of {count} sequences, {} sealed shards, {:.1} MB",
                 cache.path().display(),
-                info.sequence_count,
                 sealed.shards,
                 (sealed.bytes + sealed.partial_bytes) as f64 / 1e6
             ),
@@ -355,7 +355,7 @@ impl Reporter {
         };
         self.say(
             "captured",
-            json!({ "path": path, "sequences": plan.count(), "complete": complete }),
+            json!({ "path": path, "sequences": plan.served_count(), "complete": complete }),
             &format!("cache {}: {rest}", path.display()),
         );
     }

@@ -44,7 +44,9 @@ pub const JSON_INTEGER_DIGITS_MAX: usize = 4300;
 /// Characters of a part of a pair that a message shows.
 pub const SHOWN_CHARS_MAX: usize = 40;
 /// Skipped rows that are named; the others are counted.
-pub const SKIPPED_NAMED_MAX: usize = 20;
+pub const SKIPPED_NAMED_MAX: usize = 10_000;
+/// Of these the ones that a message to people lists.
+pub const SKIPPED_SHOWN_MAX: usize = 20;
 /// Characters of a skipped row's name and reason.
 pub const SKIPPED_REASON_CHARS_MAX: usize = 400;
 /// Metadata of a Parquet file: its schema and where every column of every row group lies.

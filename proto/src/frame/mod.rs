@@ -177,6 +177,16 @@ fn seal(
     };
     let compressed = zstd::bulk::compress(planes, ZSTD_LEVEL).map_err(compression)?;
     header.compressed_bytes = length("compressed planes", compressed.len())?;
+    join(&header, &compressed, coded, context)
+}
+
+/// The bytes of a frame, from its header and the parts whose lengths that says.
+fn join(
+    header: &Header,
+    compressed: &[u8],
+    coded: &[u8],
+    context: &FrameContext,
+) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES_MAX + header.stored_bytes() + CHECKSUM_BYTES);
     header.write(&mut bytes);
     bytes.extend(compressed);

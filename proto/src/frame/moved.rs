@@ -1,6 +1,7 @@
-//! Provides a frame for another sequence of the same text, tokens and targets: its rows move over, bit for bit.
+//! Provides a frame at another place, and for another sequence of the same text, tokens and targets: its rows move over, bit
+//! for bit.
 
-use super::{Frame, FrameContext, decompress, header::length, open, seal, sections};
+use super::{Frame, FrameContext, decompress, header::length, join, open, seal, sections};
 use crate::{Error, Fingerprint, Result, View};
 
 /// The sequence that a frame's rows are to stand for.
@@ -19,6 +20,16 @@ pub struct Destination<'a> {
 }
 
 impl Frame {
+    /// The bytes of the same frame at another place; nothing is compressed anew.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn move_place(bytes: &[u8], from: &FrameContext, to: &FrameContext) -> Result<Vec<u8>> {
+        let (mut header, compressed, coded) = open(bytes, from)?;
+        header.index = to.index;
+        join(&header, compressed, coded, to)
+    }
+
     /// The bytes of the frame that [`encode`](Self::encode) would give for `to` with the rows of the frame in `bytes`.
     /// Tokens are not looked at: they follow from the text, for one tokenizer.
     ///
@@ -132,6 +143,29 @@ mod tests {
                 };
                 assert_eq!(Frame::move_to(&moved, &there, &back).unwrap(), bytes);
             }
+        }
+    }
+
+    #[test]
+    fn a_frame_at_another_place_is_the_one_that_is_written_there() {
+        for view in [None, Some(view("{}"))] {
+            let frame = Frame {
+                view,
+                ..sample(3, 4, 40, ValueCoding::GRADED, None)
+            };
+            let bytes = frame.encode(&context(5)).unwrap();
+            let there = FrameContext {
+                shard: 0,
+                ..context(77)
+            };
+            let moved = Frame::move_place(&bytes, &context(5), &there).unwrap();
+            let expected = Frame { index: 77, ..frame };
+            assert_eq!(moved, expected.encode(&there).unwrap());
+            // Not from a place that it is not at, or with a bit turned.
+            assert!(Frame::move_place(&bytes, &context(6), &there).is_err());
+            let mut damaged = bytes.clone();
+            *damaged.last_mut().unwrap() ^= 1;
+            assert!(Frame::move_place(&damaged, &context(5), &there).is_err());
         }
     }
 

@@ -171,9 +171,11 @@ impl Summary {
             Some(_) => (100.0 * (score(best) - score(without)), "points of accuracy"),
             None => (score(best) - score(without), "nats of KL"),
         };
-        let seeds = match without.ce.deviation {
-            None => " One seed: differences of a few points are noise; --full runs three.",
-            Some(_) => "",
+        let seeds = match (&without.ce.deviation, &best.accuracy_numbers) {
+            (Some(_), _) => "",
+            (None, Some(_)) => " One seed: differences of a few points are noise; --full runs three.",
+            // Models that somebody named are compared with one seed only.
+            (None, None) => " One seed: small differences are noise.",
         };
         let name = &best.name;
         if gain.abs() < 0.005 {

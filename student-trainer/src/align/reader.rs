@@ -80,7 +80,7 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// The same, but every example has the teacher's rows of the one before it; the first is left out.
+    /// The same, but every example has the teacher's rows of the one before it; the first is left out, which is said.
     #[must_use]
     pub fn shuffled(self, is_shuffled: bool) -> Self {
         Self {
@@ -99,6 +99,11 @@ impl<'a> FrameReader<'a> {
             (Some(before), Some(example)) => {
                 let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = before.replace(example.targets.clone());
+                if before.is_none() {
+                    tracing::info!(
+                        "the first sequence is left out: --shuffle-teacher gives every sequence the teacher's rows of the one before it"
+                    );
+                }
                 before.map(|rows| example.with_rows_of_another(rows))
             }
             (_, example) => example,

@@ -166,7 +166,10 @@ impl Trainer<'_> {
         let (step, total) = (self.keeper.state.step, self.keeper.state.total_steps);
         self.keeper.state.step += 1;
         let examples = self.examples(batch)?;
-        self.warnings.look_at_examples(&examples, batch);
+        // The reader leaves out the first one and says so.
+        let left_out = usize::from(self.config.shuffle_teacher);
+        self.warnings
+            .look_at_examples(examples.len(), batch.len(), left_out);
         if examples.is_empty() {
             return Ok(None);
         }

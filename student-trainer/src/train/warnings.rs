@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{example::Example, step::StepLoss};
-use crate::client::Received;
+use super::step::StepLoss;
 
 /// Remembers what was said.
 #[derive(Default, Serialize, Deserialize)]
@@ -14,13 +13,13 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
-    pub fn look_at_examples(&mut self, examples: &[Example], batch: &[Received]) {
-        let skipped = batch.len() - examples.len();
+    /// `left_out` frames of the batch may be missing without a word: somebody else has said why.
+    pub fn look_at_examples(&mut self, examples: usize, batch: usize, left_out: usize) {
+        let skipped = batch.saturating_sub(examples + left_out);
         if skipped > 0 && !std::mem::replace(&mut self.skipped, true) {
             tracing::warn!(
-                "{skipped} of {} frames hold nothing for this student (no target of its own within its positions, or no \
-                 token that it knows); they are skipped, and so are others like them",
-                batch.len()
+                "{skipped} of {batch} frames hold nothing for this student (no target of its own within its positions, or no \
+                 token that it knows); they are skipped, and so are others like them"
             );
         }
     }

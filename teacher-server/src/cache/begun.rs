@@ -1,9 +1,10 @@
 //! Provides what becomes of a cache that was begun and never filled: whoever wants other settings may begin it anew.
 
 use super::{
-    Access, Cache, HEADER, SEGMENTS,
+    Access, Cache, HEADER, MEMBERS, SEGMENTS,
     contents::SHARDS,
     files::Files,
+    members,
     partial::PARTIAL,
     segment_name,
     storage::DAMAGED,
@@ -31,8 +32,8 @@ impl Cache {
     }
 
     /// Removes what makes it a cache, so that one can be made in its place. A crash in between leaves a cache without frames
-    /// or none: segments go from the last one on, since they are read up to the first that is missing, and the header goes
-    /// after them.
+    /// or none: what lists sequences goes before the segments that have them, segments from the last one on, since they are
+    /// read up to the first that is missing, and the header goes after them.
     ///
     /// # Errors
     /// `Io` naming the place.
@@ -40,6 +41,9 @@ impl Cache {
         let files = self.files.as_ref();
         for name in files.list(PARTIAL)? {
             remove(files, PARTIAL, &format!("{PARTIAL}/{name}"))?;
+        }
+        for number in members::numbers(files)? {
+            remove(files, MEMBERS, &members::name(number))?;
         }
         for segment in self.segments.iter().rev() {
             remove(files, SEGMENTS, &segment_name(segment.number))?;

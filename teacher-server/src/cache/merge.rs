@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, Cache, Contents, HEADER, LocalFiles, SEGMENTS,
+    Access, Cache, Contents, HEADER, LocalFiles, MEMBERS, SEGMENTS,
     contents::sealed_name,
     files::Files,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
-    place, sealed, segment_name,
+    members, place, sealed, segment_name,
     storage::Storage,
     take_lock,
 };
@@ -63,7 +63,13 @@ fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
         .iter()
         .map(|segment| segment_name(segment.number));
     let single = [VOCABULARY, PROJECTION].map(str::to_owned);
-    let names = single.into_iter().chain(pieces).chain(segments);
+    let latest = members::latest(from.files.as_ref(), &from.storage)?;
+    let members = latest.map(|(number, _)| members::name(number));
+    let names = single
+        .into_iter()
+        .chain(pieces)
+        .chain(segments)
+        .chain(members);
     for name in names.chain([HEADER.to_owned()]) {
         if let Some(bytes) = sealed::get_bytes(&from.storage, &name)? {
             sealed::put_bytes(to, &name, bytes)?;
@@ -78,6 +84,8 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
         "plans"
     } else if merged.segments != input.segments {
         SEGMENTS
+    } else if merged.members != input.members {
+        MEMBERS
     } else if merged.header.basis_pieces != input.header.basis_pieces {
         BASIS
     } else {

@@ -4,6 +4,7 @@
  header      how it was captured: the handshake, the settings
  vocabulary  the bytes behind every id           projection, basis/NNN   of a sketch; of the exact state the basis
  segments/N  which sequences came together, cut into batches and shards: the static plan
+ members/N   which of them are the corpus' of today, where these are not all in their order: what is served
  shards/N    sealed: all frames of a shard, FORMAT.md
  partial/N   frames of a shard that is not complete, in the order in which they came
  tmp/        objects being written            damaged/  shards that were set aside            LOCK  the writer's
@@ -31,6 +32,7 @@ mod contents;
 mod files;
 mod layout;
 mod matrices;
+mod members;
 mod merge;
 mod partial;
 mod place;
@@ -54,12 +56,13 @@ use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
 
 use crate::{
     Error, Result,
-    plan::{Entry, Pairs},
+    plan::{Entry, Pairs, Served},
 };
 pub use contents::Contents;
 use files::{Files, LocalFiles};
 pub use layout::{Segment, ShardPlan};
 pub use matrices::{Matrices, projection_digest};
+use members::Members;
 pub use merge::{Merged, merge};
 use storage::Storage;
 pub use store::{Access, CacheStore, Sealed};
@@ -69,6 +72,7 @@ pub use verify::{Damage, Verdict};
 const VERSION: u32 = 1;
 const HEADER: &str = "header";
 const SEGMENTS: &str = "segments";
+const MEMBERS: &str = "members";
 const LOCK: &str = "LOCK";
 
 /// An open cache.
@@ -80,6 +84,7 @@ pub struct Cache {
     info: v1::GetServerInfoResponse,
     plan: Fingerprint,
     segments: Vec<Segment>,
+    members: Members,
     access: Access,
     _lock: Option<Lock>,
 }
@@ -152,10 +157,26 @@ impl Cache {
             info,
             plan,
             segments: Vec::new(),
+            members: Members::default(),
             access,
             _lock: lock,
         };
+        // Before the segments: a list that is written meanwhile may name what a later one holds.
+        let members = members::latest(cache.files.as_ref(), &cache.storage)?;
         cache.read_segments()?;
+        if let Some((number, message)) = members {
+            let members = Members::from_message(&message, cache.count());
+            let path = || cache.storage.path(&members::name(number));
+            let refused = |reason| {
+                Error::cache(
+                    path(),
+                    format!(
+                        "{reason}; bring the file back from a copy, or remove it and run `teacher-server precompute` again"
+                    ),
+                )
+            };
+            cache.members = members.map_err(refused)?;
+        }
         Ok(Some(cache))
     }
 
@@ -192,7 +213,7 @@ impl Cache {
         if storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
         }
-        let strangers = [SEGMENTS, contents::SHARDS, partial::PARTIAL];
+        let strangers = [SEGMENTS, MEMBERS, contents::SHARDS, partial::PARTIAL];
         for directory in strangers {
             if !files.list(directory)?.is_empty() {
                 return Err(refuse(
@@ -282,11 +303,12 @@ impl Cache {
         self.plan
     }
 
-    /// Names the corpus: that of the only segment, or all of them.
+    /// Names the corpus that is served: that of the only segment, or all of them, or the one whose members are listed.
     pub fn corpus(&self) -> Fingerprint {
-        match self.segments.as_slice() {
-            [only] => only.corpus,
-            all => {
+        match (self.members.corpus, self.segments.as_slice()) {
+            (Some(corpus), _) => corpus,
+            (None, [only]) => only.corpus,
+            (None, all) => {
                 let builder = FingerprintBuilder::new("corpora");
                 let builder = all.iter().fold(builder, |builder, segment| {
                     builder.field("corpus", &segment.corpus.0)
@@ -301,15 +323,20 @@ impl Cache {
         &self.segments
     }
 
+    /// How many sequences it knows.
+    pub fn count(&self) -> u64 {
+        self.segments.last().map_or(0, Segment::end_index)
+    }
+
+    /// What of it is served: the corpus that it was last filled for.
+    pub fn served(&self) -> &Served {
+        &self.members.served
+    }
+
     /// All sequences in order.
     pub fn entries(&self) -> Vec<Entry> {
         let entries = self.segments.iter().flat_map(|segment| &segment.entries);
         entries.copied().collect()
-    }
-
-    /// Sequences whose record gives the student a view of its own.
-    pub fn pairs(&self) -> Pairs {
-        Pairs::of(self.segments.iter().flat_map(|segment| &segment.entries))
     }
 
     /// The settings that it was captured with, TOML.
@@ -322,9 +349,15 @@ impl Cache {
         self.header.positions_max as usize
     }
 
-    /// The handshake of all that is in it.
+    /// The handshake of what is served of it.
     pub fn info(&self) -> v1::GetServerInfoResponse {
-        let entries = self.segments.iter().flat_map(|segment| &segment.entries);
+        let mut entries = self.entries();
+        if let Some(places) = self.served().places() {
+            let served = places
+                .iter()
+                .filter_map(|&place| entries.get(place as usize));
+            entries = served.copied().collect();
+        }
         let mut info = v1::GetServerInfoResponse {
             corpus_fingerprint: self.corpus().to_hex(),
             sequence_count: 0,
@@ -333,13 +366,13 @@ impl Cache {
             seq_len: 0,
             ..self.info.clone()
         };
-        for entry in entries {
+        for entry in &entries {
             info.sequence_count += 1;
             info.token_count += u64::from(entry.tokens);
             info.target_count += u64::from(entry.targets);
             info.seq_len = info.seq_len.max(entry.tokens);
         }
-        self.pairs().tell(&mut info);
+        Pairs::of(&entries).tell(&mut info);
         info
     }
 

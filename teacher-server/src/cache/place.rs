@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::Path};
 use distill_program::files;
 
 use super::{
-    HEADER, LOCK, SEGMENTS,
+    HEADER, LOCK, MEMBERS, SEGMENTS,
     contents::SHARDS,
     matrices::{BASIS, PROJECTION, VOCABULARY},
     partial::PARTIAL,
@@ -14,8 +14,9 @@ use super::{
 use crate::{Error, Result};
 
 /// All that a cache puts into its directory.
-const OWN: [&str; 10] = [
-    HEADER, SEGMENTS, SHARDS, LOCK, BASIS, PROJECTION, VOCABULARY, PARTIAL, DAMAGED, TEMPORARY,
+const OWN: [&str; 11] = [
+    HEADER, SEGMENTS, MEMBERS, SHARDS, LOCK, BASIS, PROJECTION, VOCABULARY, PARTIAL, DAMAGED,
+    TEMPORARY,
 ];
 /// What the root of a disk holds.
 const OF_A_DISK: &str = "lost+found";

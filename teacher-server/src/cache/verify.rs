@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{Cache, Contents, ShardPlan, partial::Partial};
 use crate::{
     Error, Result,
+    plan::Served,
     progress::{Progress, Words},
 };
 
@@ -33,7 +34,7 @@ pub struct Verdict {
     pub shards: u64,
     /// Of these sealed.
     pub sealed: u64,
-    /// Of these not there, or only in part.
+    /// Of these the ones that lack a frame of the corpus.
     pub missing: u64,
     /// Frames that were read.
     pub frames: u64,
@@ -70,7 +71,7 @@ impl Cache {
             if stopped() {
                 return Ok(verdict);
             }
-            verify_shard(&contents, shard, &mut verdict)?;
+            verify_shard(&contents, shard, self.served(), &mut verdict)?;
             progress.advance(1, shard.count as u64);
         }
         verdict.complete = verdict.missing == 0;
@@ -78,14 +79,23 @@ impl Cache {
     }
 }
 
-fn verify_shard(contents: &Contents, shard: ShardPlan, verdict: &mut Verdict) -> Result<()> {
+fn verify_shard(
+    contents: &Contents,
+    shard: ShardPlan,
+    served: &Served,
+    verdict: &mut Verdict,
+) -> Result<()> {
     let header = match contents.sealed_header(shard) {
         Ok(Some(header)) => header,
         Ok(None) => {
-            verdict.missing += 1;
             let expected = contents.expected(shard);
             let partial = Partial::scan(contents.files.as_ref(), &expected)?;
-            verdict.partial_frames += partial.map_or(0, |found| found.extents.len() as u64);
+            let found = partial.unwrap_or_default().extents;
+            let lacks = (shard.first_index..)
+                .zip(0..shard.count)
+                .any(|(place, at)| served.position(place).is_some() && !found.contains_key(&at));
+            verdict.missing += u64::from(lacks);
+            verdict.partial_frames += found.len() as u64;
             return Ok(());
         }
         Err(error) => return verdict.note(error),

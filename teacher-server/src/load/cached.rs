@@ -66,12 +66,14 @@ pub(super) fn load(
     match found {
         Some((mut cache, projection)) => {
             add_sequences(config, &opened, &mut cache, reporter)?;
+            let ids = opened.corpus.sequences.iter().map(|sequence| sequence.id);
+            cache.set_members(opened.corpus.fingerprint, &ids.collect::<Vec<u64>>())?;
             let store = cache.store()?;
             let sequences = std::mem::take(&mut opened.corpus.sequences);
             let plan = plan(&cache, sequences)?;
             let taken = take_rows(&plan, &store, |shard| config.is_mine(shard), stopped)?;
             reporter.rows_taken(taken);
-            let complete = (0..plan.count()).all(|index| store.contains(index));
+            let complete = missing(&plan, &store).next().is_none();
             let answers = match complete {
                 true => Answers {
                     origin: None,
@@ -119,20 +121,16 @@ fn go_on(
 
 /// Serves a complete cache; nothing is written.
 fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<Engine> {
-    let missing = || Error::Cache {
-        path: path.to_owned(),
-        reason: "there is no cache here; make one with `teacher-server precompute`".into(),
-    };
-    let cache = Cache::open(path, Access::Read)?.ok_or_else(missing)?;
+    let cache = Cache::find(path, Access::Read)?;
     let store = cache.store()?;
-    let count = cache.entries().len() as u64;
-    let there = (0..count).filter(|&index| store.contains(index)).count() as u64;
-    if there < count {
+    let plan = plan(&cache, Vec::new())?;
+    let missing = missing(&plan, &store).count();
+    if missing > 0 {
         return Err(Error::Cache {
             path: path.to_owned(),
             reason: format!(
-                "{} of {count} sequences are missing; finish `teacher-server precompute`, or give --model and --corpus to compute them when they are asked for",
-                count - there
+                "{missing} of {} sequences are missing; finish `teacher-server precompute`, or give --model and --corpus to compute them when they are asked for",
+                plan.served_count()
             ),
         });
     }
@@ -140,7 +138,6 @@ fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<En
         origin: None,
         basis: cache.basis()?,
     };
-    let plan = plan(&cache, Vec::new())?;
     start(config, (cache, store), plan, answers, reporter)
 }
 
@@ -306,12 +303,9 @@ fn start(
     reporter: &Reporter,
 ) -> Result<Engine> {
     let plan = Arc::new(plan);
-    let missing = plan
-        .entries()
-        .iter()
-        .zip(0..)
-        .filter(|&(_, index)| !store.contains(index) && config.is_mine(store.shard_of(index)));
-    let (sequences, tokens) = missing.fold((0, 0), |(count, tokens), (entry, _)| {
+    let missing = missing(&plan, &store).filter(|&place| config.is_mine(store.shard_of(place)));
+    let missing = missing.filter_map(|place| plan.entries().get(place as usize));
+    let (sequences, tokens) = missing.fold((0, 0), |(count, tokens), entry| {
         (count + 1, tokens + u64::from(entry.tokens))
     });
     reporter.cache(&cache, store.sealed());
@@ -356,5 +350,16 @@ fn plan(cache: &Cache, sequences: Vec<Sequence>) -> Result<Plan> {
         .collect();
     let part = |segment: &Segment| (segment.batch_size, segment.entries.len());
     let parts: Vec<(usize, usize)> = cache.segments().iter().map(part).collect();
-    Plan::of_parts(cache.plan(), cache.corpus(), entries, sequences, &parts)
+    let plan = Plan::of_parts(cache.plan(), cache.corpus(), entries, sequences, &parts)?;
+    Ok(plan.serving(cache.served().clone()))
 }
+
+/// Places of the sequences that are to be served and are not there.
+fn missing(plan: &Plan, store: &CacheStore) -> impl Iterator<Item = u64> {
+    let served = (0..plan.served_count()).filter_map(|position| plan.place(position));
+    served.filter(|&place| !store.contains(place))
+}
+
+#[cfg(test)]
+#[path = "served_tests.rs"]
+mod tests;

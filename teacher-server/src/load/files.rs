@@ -2,12 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_hub::Wanted;
+use distill_hub::{Options, Wanted};
 use distill_model::{ModelConfig, Nf4Matrix, Weights};
 use distill_text::TokenizerFiles;
 
-use super::located;
 use crate::{Error, Result, config::Config};
+
+/// The path that was given, or the repository of this name on the hub, fetched as far as `wanted` asks.
+///
+/// # Errors
+/// `Hub`, or `ShuttingDown` once `stopped` says so.
+pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
+    match distill_hub::resolve(given, &Options { wanted, stopped }) {
+        Err(distill_hub::Error::Stopped) => Err(Error::ShuttingDown),
+        located => Ok(located?.path),
+    }
+}
 
 /// The files of a teacher, open; no weight is in memory.
 pub(super) struct TeacherFiles {

@@ -48,6 +48,8 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
             cache = None;
         }
     }
+    let texts = corpus.sequences.iter().map(|sequence| sequence.id);
+    let texts: HashSet<u64> = texts.collect();
     let Some(cache) = cache else {
         let state_rank = state_rank(config, &model);
         let plan = Plan::of_sequences(
@@ -59,7 +61,7 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
         let (entries, sizes) = (plan.entries().to_vec(), sizes(config, state_rank));
         let whole = Segment::cut(None, corpus.fingerprint, entries, config.batch_size, sizes);
         return Ok(Outlook {
-            entries: missing(config, &[whole], |_| false, &HashSet::new()),
+            entries: missing(config, &[whole], |_| false, &texts),
             state_rank,
         });
     };
@@ -68,9 +70,8 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
     reporter.cache(&cache, store.sealed());
     let contains = |index| store.contains(index);
     let segments = with_new(config, (&cache, contains), &corpus, reporter);
-    let texts = corpus.sequences.iter().map(|sequence| sequence.id);
     Ok(Outlook {
-        entries: missing(config, &segments, contains, &texts.collect()),
+        entries: missing(config, &segments, contains, &texts),
         state_rank,
     })
 }
@@ -105,8 +106,8 @@ fn with_new(
     segments
 }
 
-/// What is not there of the shards that are this process', and is to be computed: whose text is among `texts` may take its rows
-/// from a frame that is there.
+/// What is not there of the shards that are this process', and is to be computed: of the corpus, whose `texts` these are, what
+/// takes no rows from a frame that is there.
 fn missing(
     config: &Config,
     segments: &[Segment],
@@ -119,8 +120,10 @@ fn missing(
         for shard in segment.shard_plans() {
             let shard_entries = entries.by_ref().take(shard.count);
             let lacking = shard_entries.filter(|&(index, entry)| {
-                let taken = is_to_take(entry, index, &contains) && texts.contains(&entry.id);
-                config.is_mine(shard.number) && !contains(index) && !taken
+                config.is_mine(shard.number)
+                    && texts.contains(&entry.id)
+                    && !contains(index)
+                    && !is_to_take(entry, index, &contains)
             });
             missing.extend(lacking.map(|(_, entry)| *entry));
         }

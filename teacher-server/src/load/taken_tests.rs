@@ -1,146 +1,29 @@
 //! Tests of rows that are taken from frames that are there: no teacher is asked, and a capture ends in the same bytes.
 
 use std::{
-    collections::BTreeMap,
     fs,
     future::{pending, ready},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use distill_program::Outcome;
 use distill_proto::{Fingerprint, Frame, FrameContext, Rows, v1};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::*;
 use crate::{
-    cache::{Access, Cache, Verdict},
     config::Config,
     inspect,
-    load::Engine,
+    load::{
+        Engine,
+        bench::{Bench, corpus, files},
+    },
     precompute,
     production::{Forward, Order, Production, Tokens},
     report::Reporter,
     store::Spool,
-    testing::{FakeTeacher, sequence, serve, write_model},
+    testing::{FakeTeacher, sequence},
 };
-
-struct Bench {
-    dir: tempfile::TempDir,
-}
-
-/// Pairs of every length, some of which share nothing, and ordinary records between them.
-fn corpus(count: usize, edited: &str) -> Vec<Value> {
-    let lines = (0..count).map(|at| {
-        let answer = format!("{at} cups");
-        match at % 5 {
-            4 => json!({"prompt": format!("How many, {at}?"), "completion": answer}),
-            3 => json!({
-                "teacher": {"text": format!("It is said that there were {at} cups.")},
-                "student": {"text": format!("{edited} said {at}")}, "shared": [], "targets": "all",
-            }),
-            rest => json!({
-                "teacher": {"prompt": "long ".repeat(rest * 3 + 1), "completion": format!("So: {answer}")},
-                "student": {"prompt": format!("{edited}短{at}"), "completion": answer},
-                "links": [{"teacher": "prompt[0:4]", "student": format!("prompt[{}:{}]", edited.len(), edited.len() + 3)}],
-            }),
-        }
-    });
-    lines.collect()
-}
-
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        write_model(dir.path());
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, lines: &[Value]) {
-        let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-        fs::write(self.path("corpus.jsonl"), lines.join("\n")).unwrap();
-    }
-
-    fn config(&self, cache: &str, batch_size: &str) -> Config {
-        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-        let (model, corpus) = (text(self.path("")), text(self.path("corpus.jsonl")));
-        serve(&[
-            "--model",
-            &model,
-            "--corpus",
-            &corpus,
-            "--cache",
-            &text(self.path(cache)),
-            "--device",
-            "cpu",
-            "--seq-len",
-            "64",
-            "--batch-size",
-            batch_size,
-            "--shard-bytes",
-            "2000",
-            "--strict",
-        ])
-        .unwrap()
-    }
-
-    fn run(&self, config: Config) {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let outcome = runtime.block_on(precompute::run(config, pending()));
-        assert_eq!(outcome.unwrap(), Outcome::Complete);
-    }
-
-    fn copy(&self, from: &str, to: &str) {
-        let files = files(&self.path(from));
-        for (name, bytes) in files {
-            let path = self.path(to).join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
-        }
-    }
-
-    fn verify(&self, cache: &str) -> Verdict {
-        inspect::verify(&self.path(cache), &|| false).unwrap()
-    }
-
-    /// All frames by sequence id.
-    fn frames(&self, cache: &str) -> BTreeMap<u64, Frame> {
-        let cache = Cache::find(&self.path(cache), Access::Read).unwrap();
-        let store = cache.store().unwrap();
-        let frames = (0..cache.entries().len() as u64).map(|index| {
-            let block = store.get(index).unwrap().unwrap();
-            let context = FrameContext {
-                plan: cache.plan(),
-                shard: block.shard,
-                index,
-            };
-            let frame = Frame::decode(&block.frame, &context).unwrap();
-            (frame.sequence_id, frame)
-        });
-        frames.collect()
-    }
-}
-
-/// Every file below a directory, by its name, but the lock.
-fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let (mut found, mut open) = (BTreeMap::new(), vec![root.to_owned()]);
-    while let Some(directory) = open.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else if !path.ends_with("LOCK") {
-                let name = path.strip_prefix(root).unwrap().to_owned();
-                found.insert(name, fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
 
 #[test]
 fn an_edit_of_the_students_side_alone_asks_no_teacher() {
@@ -158,10 +41,10 @@ fn an_edit_of_the_students_side_alone_asks_no_teacher() {
     assert_eq!(engine.production.sequences_computed(), 0);
     // Not even the weights were brought in.
     assert_eq!(engine.info.vram_mode, i32::from(v1::VramMode::Cached));
-    // The old views stay; 12 of 15 records are pairs, 3 of these share nothing.
+    // The old views stay and are not served; 12 of 15 records are pairs, 3 of these share nothing.
     let info = &engine.info;
-    assert_eq!((info.sequence_count, info.format_version), (27, 3));
-    assert_eq!((info.paired_sequences, info.paired_without_shared), (24, 6));
+    assert_eq!((info.sequence_count, info.format_version), (15, 3));
+    assert_eq!((info.paired_sequences, info.paired_without_shared), (12, 3));
     drop(engine);
     assert!(bench.verify("cache").complete);
     let asked = inspect::Question {
@@ -173,6 +56,7 @@ fn an_edit_of_the_students_side_alone_asks_no_teacher() {
     };
     let found = inspect::inspect(&asked, &|| false).unwrap();
     assert_eq!((found.pairs.sequences, found.pairs.without_shared), (24, 6));
+    assert_eq!((found.sequences, found.not_in_corpus), (27, 12));
     assert!(found.pairs.shared_bytes > 0);
     let shown = found.pair.unwrap();
     assert!(
@@ -206,7 +90,7 @@ fn an_edit_of_the_students_side_alone_asks_no_teacher() {
     // A second start finds nothing left to do.
     let engine = Engine::load(&config, &Reporter::new(true), &|| false).unwrap();
     assert!(engine.production.complete());
-    assert_eq!(engine.plan.count(), 27);
+    assert_eq!((engine.plan.count(), engine.plan.served_count()), (27, 15));
 }
 
 #[tokio::test]

@@ -5,24 +5,27 @@ use std::sync::Arc;
 
 use crate::{Error, plan::Plan};
 
-/// What a reader asks for, in its order.
+/// What a reader asks for of what is served, in its order.
 #[derive(Debug, Clone)]
 pub enum Order {
-    /// Every frame of the plan from this index on.
+    /// Every frame from this position on.
     From(u64),
-    /// These indices.
+    /// Those at these positions.
     List(Arc<[u64]>),
 }
 
 impl Order {
-    /// Index of the `position`-th frame asked for.
-    pub fn at(&self, position: usize, count: u64) -> Option<u64> {
+    /// Position in what is served of the `nth` frame asked for; past the end it may be of none.
+    pub fn position(&self, nth: usize) -> Option<u64> {
         match self {
-            Self::From(first) => first
-                .checked_add(position as u64)
-                .filter(|index| *index < count),
-            Self::List(indices) => indices.get(position).copied(),
+            Self::From(first) => first.checked_add(nth as u64),
+            Self::List(positions) => positions.get(nth).copied(),
         }
+    }
+
+    /// Place in the plan of the `nth` frame asked for.
+    pub fn at(&self, nth: usize, plan: &Plan) -> Option<u64> {
+        plan.place(self.position(nth)?)
     }
 }
 
@@ -134,7 +137,7 @@ impl Demand {
         }
         let places = self.readers.values();
         let ahead = places.flat_map(|place| {
-            (0..window).map_while(|ahead| place.order.at(place.position + ahead, plan.count()))
+            (0..window).map_while(|ahead| place.order.at(place.position + ahead, plan))
         });
         let missing = ahead.filter(|&index| !contains(index));
         let batches = missing.map(|index| plan.batch_of(index)).collect();
@@ -175,7 +178,7 @@ impl Demand {
         contains: impl Fn(u64) -> bool,
     ) -> Option<(usize, u64)> {
         (0..within.max(1)).find_map(|ahead| {
-            let index = place.order.at(place.position + ahead, plan.count())?;
+            let index = place.order.at(place.position + ahead, plan)?;
             let batch = plan.batch_of(index);
             let open = !contains(index)
                 && !self.in_flight.contains(&batch)

@@ -31,11 +31,11 @@ use distill_text::Sequence;
 use tokio::sync::watch;
 
 use crate::{
-    Error, Result,
+    Error, Result, frames,
     lease::{self, Grant, Lease},
     plan::Plan,
     progress::Progress,
-    store::{BlockStore, OrderDigest},
+    store::{BlockStore, OrderDigest, StoredBlock},
 };
 use demand::Demand;
 pub use demand::Order;
@@ -101,7 +101,7 @@ struct Shared {
     work: Condvar,
     /// Wakes readers: a batch is done, failed, or the server stops. The value only counts.
     changes: watch::Sender<u64>,
-    /// Over the plan in order, made when the first reader comes to its end.
+    /// Over what is served in order, made when the first reader comes to its end.
     digest: Mutex<OrderDigest>,
     sequences_done: AtomicU64,
     sequences_computed: AtomicU64,
@@ -170,6 +170,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The block that is served at `position`; `None` where it is not kept.
+    fn block(&self, position: u64) -> Result<Option<StoredBlock>> {
+        let Some(place) = self.plan.place(position) else {
+            return Ok(None);
+        };
+        let kept = self.store.get(place)?;
+        let address = |kept| frames::address(self.plan.fingerprint, kept, position);
+        kept.map(address).transpose()
+    }
+
     fn changed(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
@@ -221,9 +231,8 @@ impl Production {
         queue: usize,
         progress: Progress,
     ) -> Result<Self> {
-        let done = (0..plan.count())
-            .filter(|&index| store.contains(index))
-            .count();
+        let served = (0..plan.served_count()).filter_map(|position| plan.place(position));
+        let done = served.filter(|&place| store.contains(place)).count();
         let state = State {
             lease,
             ..State::default()
@@ -309,19 +318,23 @@ impl Production {
         Ok(outcome)
     }
 
-    /// Places of the frames that are not kept, of the shards that `mine` says.
+    /// Positions of the frames that are to be served and are not kept, of the shards that `mine` says, in the plan's order.
     pub fn missing(&self, mine: impl Fn(u32) -> bool) -> Vec<u64> {
-        let store = &self.shared.store;
-        let missing = |&index: &u64| !store.contains(index) && mine(store.shard_of(index));
-        (0..self.shared.plan.count()).filter(missing).collect()
+        let Shared { plan, store, .. } = self.shared.as_ref();
+        let served = (0..plan.served_count()).filter_map(|at| Some((plan.place(at)?, at)));
+        let missing =
+            |&(place, _): &(u64, u64)| !store.contains(place) && mine(store.shard_of(place));
+        let mut missing: Vec<(u64, u64)> = served.filter(missing).collect();
+        missing.sort_unstable();
+        missing.into_iter().map(|(_, position)| position).collect()
     }
 
-    /// Whether every frame is kept.
+    /// Whether every frame that is to be served is kept.
     pub fn complete(&self) -> bool {
         self.missing(|_| true).is_empty()
     }
 
-    /// Sequences kept so far.
+    /// Sequences kept so far of those that are served.
     pub fn sequences_done(&self) -> u64 {
         self.shared.sequences_done.load(Ordering::Relaxed)
     }

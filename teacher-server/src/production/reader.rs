@@ -29,9 +29,9 @@ impl Reader {
         }
     }
 
-    /// Index of the next frame; `None` at the end.
+    /// Place in the plan of the next frame; `None` at the end.
     pub fn upcoming(&self) -> Option<u64> {
-        self.order.at(self.position, self.shared.plan.count())
+        self.order.at(self.position, &self.shared.plan)
     }
 
     /// Waits until the next frame is kept; true at the end of the order. May be dropped and called again.
@@ -69,11 +69,11 @@ impl Reader {
     /// # Errors
     /// What the store says.
     pub async fn take(&mut self) -> Result<Option<StoredBlock>> {
-        let Some(index) = self.upcoming() else {
+        let Some(position) = self.order.position(self.position) else {
             return Ok(None);
         };
         let shared = self.shared.clone();
-        let block = tokio::task::spawn_blocking(move || shared.store.get(index))
+        let block = tokio::task::spawn_blocking(move || shared.block(position))
             .await
             .map_err(|e| Error::Internal(e.to_string()))?
             .inspect_err(tell)?;
@@ -92,20 +92,20 @@ impl Reader {
         self.shared.work.notify_all();
     }
 
-    /// The digest over the whole plan; `None` where not all of it is kept.
+    /// The digest over all that is served; `None` where not all of it is kept.
     ///
     /// # Errors
     /// What the store says.
     pub async fn digest(&self) -> Result<Option<Fingerprint>> {
         let shared = self.shared.clone();
-        let count = shared.plan.count();
+        let count = shared.plan.served_count();
         if shared.sequences_done.load(Ordering::Acquire) < count {
             return Ok(None);
         }
         // Reading all of a long plan takes its time, once.
         let advance = move || {
             let mut digest = shared.digest.lock().unwrap_or_else(PoisonError::into_inner);
-            digest.advance(shared.store.as_ref(), count)
+            digest.advance(|position| shared.block(position), count)
         };
         tokio::task::spawn_blocking(advance)
             .await

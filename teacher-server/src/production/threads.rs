@@ -131,14 +131,16 @@ fn plan_batch(
 }
 
 /// The sequences of a batch that the teacher runs on. One that takes its rows from another frame is not among them, unless
-/// that frame was lost: a batch has the same shape whatever was there before.
+/// that frame was lost: a batch has the same shape whatever was there before. Nor is one that is not in the corpus any more,
+/// so that its text is gone.
 fn places_to_compute(shared: &Shared, batch: u64) -> Vec<usize> {
     let entries = shared.plan.entries();
     let is_computed = |&index: &usize| {
         let takes_rows = entries
             .get(index)
             .is_some_and(|entry| entry.source.is_some());
-        !takes_rows || !shared.store.contains(index as u64)
+        let index = index as u64;
+        shared.plan.is_served(index) && (!takes_rows || !shared.store.contains(index))
     };
     shared.plan.batch(batch).filter(is_computed).collect()
 }

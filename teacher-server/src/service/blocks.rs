@@ -19,14 +19,14 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 /// Sequences of one FetchBlocks request.
 pub const FETCH_IDS_MAX: usize = 1 << 16;
 
-/// Every frame of the plan after `cursor`.
+/// Every frame that is served after `cursor`.
 pub(super) fn stream(
     engine: &Engine,
     cursor: &[u8],
     ticket: Ticket,
 ) -> Result<Messages<v1::StreamBlocksResponse>> {
     let plan = engine.plan.fingerprint;
-    let count = engine.plan.count();
+    let count = engine.plan.served_count();
     let cursor = Cursor::decode(cursor, plan)?;
     if cursor.next > count {
         let reason = format!("goes on at frame {}, but the plan has {count}", cursor.next);
@@ -60,11 +60,11 @@ pub(super) fn fetch(
     }
     let plan = engine.plan.fingerprint;
     let unknown = |id| move || Error::UnknownSequence { id, plan };
-    let indices = ids
+    let positions = ids
         .iter()
-        .map(|&id| engine.plan.index_of(id).ok_or_else(unknown(id)))
+        .map(|&id| engine.plan.position_of(id).ok_or_else(unknown(id)))
         .collect::<Result<Vec<u64>>>()?;
-    let reader = engine.production.reader(Order::List(indices.into()))?;
+    let reader = engine.production.reader(Order::List(positions.into()))?;
     Ok(messages(Listed(Blocks {
         reader,
         plan,

@@ -2,7 +2,7 @@
 
 use distill_proto::Fingerprint;
 
-use super::BlockStore;
+use super::StoredBlock;
 use crate::Result;
 
 /// blake3 over the bytes of the frames 0, 1, 2, ... as far as they are there.
@@ -16,10 +16,14 @@ impl OrderDigest {
     /// Takes in what has arrived since the last call; the digest once the last of `count` frames is in.
     ///
     /// # Errors
-    /// What reading the store gives.
-    pub fn advance(&mut self, store: &dyn BlockStore, count: u64) -> Result<Option<Fingerprint>> {
+    /// What `get` gives.
+    pub fn advance(
+        &mut self,
+        get: impl Fn(u64) -> Result<Option<StoredBlock>>,
+        count: u64,
+    ) -> Result<Option<Fingerprint>> {
         while self.next < count {
-            let Some(block) = store.get(self.next)? else {
+            let Some(block) = get(self.next)? else {
                 return Ok(None);
             };
             self.hasher.update(&block.frame);
@@ -32,7 +36,7 @@ impl OrderDigest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Spool;
+    use crate::store::{BlockStore, Spool};
 
     #[test]
     fn does_not_depend_on_the_order_of_arrival() {
@@ -40,11 +44,11 @@ mod tests {
         let mut digest = OrderDigest::default();
         for (index, frame) in [(1, "b"), (0, "a")] {
             spool.put(index, frame.as_bytes()).unwrap();
-            assert_eq!(digest.advance(&spool, 3).unwrap(), None);
+            assert_eq!(digest.advance(|at| spool.get(at), 3).unwrap(), None);
         }
         spool.put(2, b"c").unwrap();
         assert_eq!(
-            digest.advance(&spool, 3).unwrap(),
+            digest.advance(|at| spool.get(at), 3).unwrap(),
             Some(Fingerprint::of(b"abc"))
         );
     }

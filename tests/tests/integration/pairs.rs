@@ -351,13 +351,16 @@ fn an_edited_view_takes_the_rows_that_are_there() -> Result<()> {
         said.contains("6 sequences took their rows from frames that are there"),
         "{said}"
     );
-    // What was there stays and is served, which is said.
+    // What was there stays and is not served, which is said.
+    let kept = "6 are not in this corpus: they stay in the cache and are not served";
+    assert!(said.contains(kept), "{said}");
+    let said = text(&teacher_succeeds(&["inspect", path_text(&cache)]));
     assert!(
-        said.contains("6 are not in this corpus: they stay, are served"),
+        said.contains("6 of these sequences are not in the corpus any more"),
         "{said}"
     );
     let teacher = serve_cache(&setup, &cache);
-    let run = setup.train(&teacher, "both", &["--epochs", "1"]);
-    assert_eq!(metrics(&run)?.len(), 12);
+    let run = setup.train(&teacher, "edited", &["--epochs", "1"]);
+    assert_eq!(metrics(&run)?.len(), 6);
     Ok(())
 }

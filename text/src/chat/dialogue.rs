@@ -114,15 +114,18 @@ fn put_right(message: Json) -> Result<(Object, bool), String> {
     };
     // Of OpenAI's and pydantic's messages, and of a column of structs, which has every key in every row.
     fields.retain(|_, value| !value.is_null());
+    let mut unusable = fields
+        .iter()
+        .filter_map(|(name, value)| Some((name, value.unusable()?)));
+    if let Some((name, reason)) = unusable.next() {
+        return Err(format!("has in `{name}` {reason}"));
+    }
     let mut learnt = true;
     for name in Dialogue::SWITCHES {
         if let Some(value) = fields.shift_remove(name) {
             learnt &= is_on(&value)
                 .ok_or_else(|| format!("has a `{name}` that is neither 0 nor 1, true nor false"))?;
         }
-    }
-    if let Some(reason) = fields.values().find_map(Json::unusable) {
-        return Err(format!("has {reason}"));
     }
     match role(&fields) {
         Some(role) => {

@@ -81,6 +81,16 @@ impl Form {
         }
     }
 
+    /// A field that some form reads and that is there.
+    pub fn field_of_any(fields: &Object) -> Option<&str> {
+        let there = |name: &&str| fields.get(*name).is_some_and(|value| !value.is_null());
+        Self::ALL
+            .into_iter()
+            .flat_map(Self::fields)
+            .copied()
+            .find(there)
+    }
+
     /// The fields that are read; the others are ignored.
     pub fn fields(self) -> &'static [&'static str] {
         match self {

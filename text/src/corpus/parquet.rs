@@ -168,6 +168,9 @@ fn projection(schema: &Type) -> std::result::Result<Type, String> {
         if !is_of_pair && !Form::ALL.iter().any(is_read) {
             continue;
         }
+        if names.iter().filter(|&&name| name == field.name()).count() > 1 {
+            return Err(format!("has two columns `{}`", field.name()));
+        }
         let is_needed = first.as_ref().is_some_and(is_read) || (is_pair && is_of_pair);
         match check_type(field, 0) {
             Ok(()) => fields.push(field.clone()),

@@ -9,7 +9,7 @@ use super::{
     rows_tests::{read, read_strictly, refusal, user_and_assistant},
 };
 use crate::{
-    limits::{LINE_BYTES_MAX, SKIPPED_NAMED_MAX, SKIPPED_REASON_CHARS_MAX},
+    limits::{LINE_BYTES_MAX, SKIPPED_NAMED_MAX, SKIPPED_REASON_CHARS_MAX, SKIPPED_SHOWN_MAX},
     testing::{CHATML, shared, tokenizer_json, tokenizer_with},
 };
 
@@ -71,24 +71,36 @@ fn a_row_that_cannot_be_used_is_skipped_counted_and_named() {
 #[test]
 fn names_of_skipped_rows_are_bounded() {
     let long = json!({"conversations": [{"from": "x".repeat(10_000), "value": ""}]});
-    let content = format!(
-        "{long}\n{}{{\"text\": \"hello there\"}}\n",
-        "{}\n".repeat(99)
-    );
-    let skipped = read_strictly(shared(), content, false).unwrap().skipped;
-    assert_eq!(
-        (skipped.rows, skipped.named.len()),
-        (100, SKIPPED_NAMED_MAX)
-    );
+    let with_others = |others: usize| {
+        let content = format!(
+            "{long}\n{}{{\"text\": \"hello there\"}}\n",
+            "{}\n".repeat(others)
+        );
+        read_strictly(shared(), content, false).unwrap().skipped
+    };
+    let skipped = with_others(99);
+    assert_eq!((skipped.rows, skipped.named.len()), (100, 100));
     assert_eq!(
         skipped.named[0].chars().count(),
         SKIPPED_REASON_CHARS_MAX + 1
     );
     let shown = skipped.to_string();
     assert!(
-        shown.starts_with("100 rows skipped") && shown.ends_with("and 80 more"),
+        shown.starts_with("100 rows skipped")
+            && shown.ends_with("and 80 more; --json names all of them"),
         "{shown}"
     );
+    assert_eq!(shown.lines().count(), 1 + SKIPPED_SHOWN_MAX + 1);
+    let few = with_others(SKIPPED_SHOWN_MAX - 1).to_string();
+    assert_eq!(few.lines().count(), 1 + SKIPPED_SHOWN_MAX);
+    assert!(!few.contains("more") && !few.contains("--json"), "{few}");
+    let many = with_others(SKIPPED_NAMED_MAX + 5);
+    assert_eq!(many.named.len(), SKIPPED_NAMED_MAX);
+    let more = format!(
+        "and {} more; --json names the first {SKIPPED_NAMED_MAX}",
+        many.rows - 20
+    );
+    assert!(many.to_string().ends_with(&more), "{more}");
 }
 
 #[test]
@@ -125,7 +137,6 @@ fn a_lone_surrogate_or_a_nan_in_a_field_that_nobody_reads_does_not_matter() {
         r#"{"score": NaN, "text": "hello there", "most": [-Infinity, Infinity, 1e999]}"#,
         r#"{"\ud800": 1, "text": "hello there"}"#,
         r#"{"id": 99999999999999999999999999999999999999999999999999, "text": "hello there"}"#,
-        r#"{"text": "other", "text": "hello there"}"#,
         "\u{feff}{\"text\": \"hello there\"}\r\n",
         "\n\n \t\n{\"text\": \"hello there\"}\n\n\n",
         " {\"text\"\t: \"hello there\"} ",
@@ -158,11 +169,11 @@ fn a_lone_surrogate_that_is_read_refuses_its_row_by_name() {
         ),
         (
             r#"{"messages": [{"role": "assistant", "content": "\ud800"}]}"#,
-            "`messages[0]` has a text with a lone surrogate",
+            "`messages[0]` has in `content` a text with a lone surrogate",
         ),
         (
             r#"{"messages": [{"role": "assistant", "content": [{"text": "\ud800"}]}]}"#,
-            "`messages[0]` has a text with",
+            "`messages[0]` has in `content` a text with",
         ),
         (
             r#"{"conversations": [{"from": "gpt", "value": "\ud800"}]}"#,
@@ -196,4 +207,62 @@ fn a_text_file_that_is_no_utf8_is_refused_as_a_whole() {
         error.contains("c.txt:2: not UTF-8 from byte 7 on"),
         "{error}"
     );
+}
+
+/// Python's `json` takes the last of two values without a word; one of them was not meant.
+#[test]
+fn a_field_that_is_given_twice_is_refused_by_name_where_it_is_read() {
+    let answer = r#"{"role": "assistant", "content": "x"}"#;
+    for (line, expected) in [
+        (
+            r#"{"text": "hello", "text": "hello there"}"#.to_owned(),
+            "`text` must be a text, but is a field that is given twice",
+        ),
+        (
+            r#"{"prompt": "a", "completion": "b", "prompt": null}"#.to_owned(),
+            "`prompt` and `completion` must be",
+        ),
+        (
+            format!(r#"{{"messages": [{answer}], "messages": [{answer}]}}"#),
+            "`messages` must be a list of objects with `role` and `content`, but is a field that is given twice",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": "x", "content": "y"}]}"#.to_owned(),
+            "`messages[0]` has in `content` a field that is given twice",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": "x", "weight": 1, "weight": 0}]}"#
+                .to_owned(),
+            "`messages[0]` has in `weight` a field that is given twice",
+        ),
+        (
+            format!(r#"{{"messages": [{answer}], "tools": [], "tools": []}}"#),
+            "`tools` has a field that is given twice",
+        ),
+        (
+            r#"{"conversations": [{"from": "gpt", "value": "x", "value": "y"}]}"#.to_owned(),
+            "`conversations[0]` has a `value` that is no text but a field that is given twice",
+        ),
+        (
+            r#"{"teacher": {"text": "a b"}, "student": {"text": "a b"}, "teacher": {"text": "c d"}}"#
+                .to_owned(),
+            "`teacher` must be a record, an object, but is a field that is given twice",
+        ),
+        (
+            r#"{"teacher": {"text": "a b"}, "student": {"text": "a b", "text": "a b"}}"#.to_owned(),
+            "`student`: `text` must be a text, but is a field that is given twice",
+        ),
+        (
+            r#"{"teacher": {"text": "a b"}, "student": {"text": "a b"}, "targets": "all", "targets": "all"}"#
+                .to_owned(),
+            "`targets` must be",
+        ),
+    ] {
+        let error = refusal(shared(), line.as_bytes());
+        assert!(error.contains("c.jsonl:1: ") && error.contains(expected), "{error}");
+        assert!(error.contains("given twice"), "{error}");
+    }
+    // What nobody reads may stand twice.
+    let fine = br#"{"id": 1, "id": 2, "meta": {"a": 1, "a": 2}, "text": "hello there"}"#;
+    assert_eq!(read(shared(), fine).sequences.len(), 1);
 }

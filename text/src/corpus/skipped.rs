@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     Error,
-    limits::{SKIPPED_NAMED_MAX, SKIPPED_REASON_CHARS_MAX},
+    limits::{SKIPPED_NAMED_MAX, SKIPPED_REASON_CHARS_MAX, SKIPPED_SHOWN_MAX},
 };
 
 /// What was left out or shortened.
@@ -36,7 +36,7 @@ impl Skipped {
     }
 }
 
-/// The rows that cannot be used, a line each; nothing where there are none.
+/// The rows that cannot be used, a line each, and where those are named that would be too many; nothing where there are none.
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rows == 0 {
@@ -48,12 +48,20 @@ impl fmt::Display for Skipped {
             "{} {rows} skipped (--strict stops at the first one):",
             self.rows
         )?;
-        for name in &self.named {
+        for name in self.named.iter().take(SKIPPED_SHOWN_MAX) {
             write!(f, "\n  {}", name.replace('\n', " "))?;
         }
-        match self.rows - self.named.len() as u64 {
-            0 => Ok(()),
-            more => write!(f, "\n  and {more} more"),
+        let named = self.named.len() as u64;
+        let more = self.rows - named.min(SKIPPED_SHOWN_MAX as u64);
+        if more > 0 {
+            write!(f, "\n  and {more} more")?;
+        }
+        if named <= SKIPPED_SHOWN_MAX as u64 {
+            Ok(())
+        } else if named == self.rows {
+            f.write_str("; --json names all of them")
+        } else {
+            write!(f, "; --json names the first {named}")
         }
     }
 }

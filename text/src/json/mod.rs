@@ -1,7 +1,8 @@
 //! Provides JSON as Python's `json` reads it, which is what corpora are written for.
 //!
 //! `serde_json` differs where it matters: it refuses `NaN` and `Infinity`, rounds integers above 64 bits, and refuses a
-//! whole line for a lone surrogate in a field that nobody reads.
+//! whole line for a lone surrogate in a field that nobody reads. Of a name that stands twice in an object Python takes the last
+//! value without a word; here none is taken, since one of the two was not meant.
 
 mod parse;
 mod write;
@@ -12,7 +13,7 @@ use serde_json::{Map, Number, Value};
 use crate::chat::NUMBER;
 pub(crate) use parse::parse;
 
-/// Fields in the order of the text; of equal names the last value counts, at the place of the first.
+/// Fields in the order of the text; a name that stands twice has no usable value.
 pub(crate) type Object = IndexMap<String, Json>;
 
 /// A value.
@@ -28,7 +29,7 @@ pub(crate) enum Json {
     String(String),
     Array(Vec<Json>),
     Object(Object),
-    /// What Python can hold and a program of UTF-8 texts cannot, and why. It may stand where nobody reads it.
+    /// What is not taken for a value, and why. It may stand where nobody reads it.
     Unusable(&'static str),
 }
 

@@ -3,6 +3,8 @@
 use super::{Json, Object};
 use crate::limits::{JSON_DEPTH_MAX, JSON_INTEGER_DIGITS_MAX};
 
+/// What a name has that stands twice in one object.
+const TWICE: &str = "a field that is given twice";
 const SURROGATE: &str = "a text with a lone surrogate, which UTF-8 cannot hold";
 
 /// Parses one value with nothing but white space around it; the error is the reason alone.
@@ -105,12 +107,18 @@ impl<'a> Parser<'a> {
             }
             let value = self.value(depth + 1)?;
             match name {
-                Some(name) => fields.insert(name, value),
-                None => fields.insert(
-                    char::REPLACEMENT_CHARACTER.into(),
-                    Json::Unusable(SURROGATE),
-                ),
-            };
+                Some(name) => {
+                    let at = fields.entry(name);
+                    at.and_modify(|first| *first = Json::Unusable(TWICE))
+                        .or_insert(value);
+                }
+                None => {
+                    fields.insert(
+                        char::REPLACEMENT_CHARACTER.into(),
+                        Json::Unusable(SURROGATE),
+                    );
+                }
+            }
             self.skip_white_space();
             if self.eat("}") {
                 return Ok(Json::Object(fields));

@@ -93,15 +93,19 @@ fn a_lone_surrogate_spoils_the_text_that_it_is_in_and_no_other() {
 }
 
 #[test]
-fn of_equal_names_the_last_value_counts_at_the_first_place() {
-    let Ok(Json::Object(fields)) = parse(r#"{"a": 1, "b": 2, "a": 3}"#) else {
-        panic!("no object")
-    };
-    let fields: Vec<(&str, &Json)> = fields
-        .iter()
-        .map(|(name, value)| (name.as_str(), value))
-        .collect();
-    assert_eq!(fields, [("a", &Json::Integer(3)), ("b", &Json::Integer(2))]);
+fn a_name_that_stands_twice_has_no_usable_value() {
+    for written in [
+        r#"{"a": 1, "b": 2, "a": 3}"#,
+        r#"{"a": 1, "b": 2, "\u0061": 1}"#,
+        r#"{"a": null, "b": 2, "a": 1, "a": 2}"#,
+    ] {
+        let Ok(Json::Object(fields)) = parse(written) else {
+            panic!("no object")
+        };
+        let found: Vec<_> = fields.iter().map(|(name, v)| (&**name, v.kind())).collect();
+        let expected = [("a", "a field that is given twice"), ("b", "a number")];
+        assert_eq!(found, expected, "{written}");
+    }
 }
 
 #[test]

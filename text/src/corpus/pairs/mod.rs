@@ -83,9 +83,9 @@ impl Pair {
             (STUDENT, &student, "so there is nothing to learn"),
         ] {
             // Where prompts carry mass, a student learns from a question without its answer too.
-            if !prompts && !record.teaches() {
+            if let Some(flaw) = record.teaches_nothing().filter(|_| !prompts) {
                 return Err(format!(
-                    "`{side}`: its completion is empty, {gives}; give one, or `{TARGETS}`: \"all\" for prompts to carry mass"
+                    "`{side}`: {flaw}, {gives}; give one, or `{TARGETS}`: \"all\" for prompts to carry mass"
                 ));
             }
         }
@@ -124,7 +124,14 @@ fn sides(fields: &mut Object) -> Result<Option<(Record, Record)>, String> {
         [] => {
             let teacher = side(TEACHER, take(fields, TEACHER), STUDENT)?;
             let student = side(STUDENT, take(fields, STUDENT), TEACHER)?;
-            Ok(Some((teacher, student)))
+            // Its author means it for one side or both.
+            match Form::field_of_any(fields) {
+                None => Ok(Some((teacher, student))),
+                Some(name) => Err(format!(
+                    "`{name}` stands beside `{TEACHER}` and `{STUDENT}`, where no side reads it; put it into the sides that it is meant \
+                     for, or take it out"
+                )),
+            }
         }
         [name] if whole => Err(both(name, TEACHER)),
         [name] => beside(name, fields).map(Some),

@@ -174,25 +174,26 @@ fn read_range(value: Option<Json>) -> Result<FieldRange, String> {
     let parts = text.strip_suffix(']').and_then(|text| {
         let (field, range) = text.rsplit_once('[')?;
         let (start, end) = range.split_once(':')?;
-        Some((field, number(start)?, number(end)?))
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let is_range = is_number(start) && is_number(end) && field.len() <= FIELD_NAME_BYTES_MAX;
+        is_range.then_some((field, start, end))
     });
-    match parts {
-        Some((field, start, end)) if field.len() <= FIELD_NAME_BYTES_MAX => Ok(FieldRange {
+    match parts.map(|(field, start, end)| (field, start.parse(), end.parse())) {
+        Some((field, Ok(start), Ok(end))) => Ok(FieldRange {
             field: field.to_owned(),
             start,
             end,
         }),
+        Some(_) => Err(format!(
+            "is out of bounds: {:?} goes beyond byte {}, and no field is as long",
+            shorten(&text, SHOWN_CHARS_MAX),
+            u32::MAX
+        )),
         _ => Err(format!(
             "{expected}, but is {:?}",
             shorten(&text, SHOWN_CHARS_MAX)
         )),
     }
-}
-
-/// Digits alone, without the sign that `parse` takes.
-fn number(text: &str) -> Option<u32> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().ok())?
 }
 
 /// The first `chars_max` characters of a text, for people.

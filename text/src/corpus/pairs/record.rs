@@ -75,23 +75,32 @@ impl Record {
         }
     }
 
-    /// Whether it has words that a student could learn.
-    pub fn teaches(&self) -> bool {
-        match &self.document {
-            Document::Text(text) => !text.is_empty(),
-            Document::Completion { completion, .. } => !completion.is_empty(),
+    /// Why it has no words that a student could learn; `None` where it has.
+    pub fn teaches_nothing(&self) -> Option<&'static str> {
+        let is_empty = match &self.document {
+            Document::Text(text) => text.is_empty(),
+            Document::Completion { completion, .. } => completion.is_empty(),
             Document::Chat(dialogue) => {
                 let empty = Json::from("");
-                let mut messages = dialogue.messages.iter().zip(&dialogue.learnt);
-                messages.any(|(message, &learnt)| {
-                    let says_more = |(name, value): (&String, &Json)| {
+                let says_more = |message: &Object| {
+                    message.iter().any(|(name, value)| {
                         !["role", "name"].contains(&name.as_str()) && *value != empty
-                    };
-                    learnt && message.iter().any(says_more)
-                })
+                    })
+                };
+                let mut answers = dialogue.messages.iter().zip(&dialogue.learnt);
+                let is_learnt = answers.any(|(message, &learnt)| learnt && says_more(message));
+                let last = dialogue.last_turn_of_assistant();
+                let last = last.and_then(|last| dialogue.messages.get(last));
+                if !is_learnt && last.is_some_and(says_more) {
+                    return Some(
+                        "its answers are taken out of the targets by `weight`, `train` or `loss`",
+                    );
+                }
+                !is_learnt
             }
-            Document::Pair(_) => false,
-        }
+            Document::Pair(_) => true,
+        };
+        is_empty.then_some("its completion is empty")
     }
 }
 

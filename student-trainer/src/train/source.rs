@@ -96,6 +96,7 @@ impl FrameSource {
             self.teacher.clone(),
             self.info.clone(),
             options,
+            self.order,
             self.shutdown.clone(),
             DataCursor::default(),
         )

@@ -19,7 +19,7 @@ pub(crate) use adapter::{
 pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
-pub(crate) use directory::{CONFIG_FILE, MEMORY_FILE, SUMMARY_FILE, config_text};
+pub(crate) use directory::{CONFIG_FILE, MEMORY_FILE, SUMMARY_FILE, config_text, require_run};
 pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};
 pub use metrics::{EvalMetrics, StepMetrics};

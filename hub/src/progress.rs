@@ -7,11 +7,11 @@ use distill_program::{
 use indicatif::BinaryBytes;
 
 const STYLE: Style<'_> = Style {
-    bar: "{prefix} {bar:30} {binary_bytes}/{binary_total_bytes}  {msg}  {binary_bytes_per_sec}  ETA {eta}",
+    bar: "{prefix} {bar:30} {binary_bytes}/{binary_total_bytes}  {msg}  {binary_bytes_per_sec}",
     line: |now| {
         let (done, total) = (BinaryBytes(now.done), BinaryBytes(now.total));
         let (rate, eta) = (BinaryBytes(now.whole_rate()), now.eta());
-        format!("{}: {done} of {total}, {rate}/s, ETA {eta}", now.label)
+        format!("{}: {done} of {total}, {rate}/s{eta}", now.label)
     },
 };
 
@@ -59,8 +59,8 @@ impl Progress {
     /// Everything is there.
     pub fn finish(&self) {
         let Bytes { label, total, .. } = &self.bytes;
-        if let Some(bar) = self.bytes.bar() {
-            bar.finish_and_clear();
+        if self.bytes.bar().is_some() {
+            self.bytes.clear();
         } else if *total > 0 {
             let (size, seconds) = (BinaryBytes(*total), self.bytes.seconds());
             console::say(format_args!("{label}: fetched {size} in {seconds:.1} s"));

@@ -7,11 +7,15 @@ use std::{
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
     process::ExitCode,
-    sync::OnceLock,
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use clap::error::{ContextKind, ContextValue, Error as Usage};
 use console::Term;
+use indicatif::{MultiProgress, ProgressBar};
 
 use crate::settings::flag_of;
 
@@ -28,8 +32,37 @@ pub fn columns_of(text: &str) -> usize {
 
 /// Says something on standard error, with a line's end.
 pub fn say(line: impl Display) {
-    // In one piece, so that the lines of two processes are not mixed. There is nowhere left to report an error to.
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    write_beside_bars(format!("{line}\n").as_bytes());
+}
+
+/// The bars that stand on the terminal, in the lines below all others.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// How many of them are under way.
+static SHOWN: AtomicUsize = AtomicUsize::new(0);
+
+/// Brings a bar to the terminal.
+pub(crate) fn show(bar: &ProgressBar) {
+    SHOWN.fetch_add(1, Ordering::Relaxed);
+    BARS.add(bar.clone());
+}
+
+/// Ends a bar: it stays where it is, unless it is to go, or stands below one that is under way.
+pub(crate) fn put_away(bar: &ProgressBar, goes: bool) {
+    let is_below = SHOWN.fetch_sub(1, Ordering::Relaxed) > 1;
+    if goes || is_below {
+        bar.finish_and_clear();
+        BARS.remove(bar);
+    } else {
+        bar.abandon();
+    }
+}
+
+/// Writes to standard error in one piece, so that the lines of two processes are not mixed. Bars would stay behind, half
+/// written over, so they are taken away meanwhile.
+fn write_beside_bars(bytes: &[u8]) {
+    // There is nowhere left to report an error to.
+    BARS.suspend(|| drop(io::stderr().write_all(bytes)));
 }
 
 /// Prints the result of a command on standard output as it is.
@@ -131,7 +164,7 @@ pub struct Log;
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A line that is lost is no error of who logs.
-        let _ = io::stderr().write_all(bytes);
+        write_beside_bars(bytes);
         Ok(bytes.len())
     }
 

@@ -34,6 +34,7 @@ pub mod memory;
 pub mod output;
 pub mod progress;
 pub mod settings;
+pub mod units;
 
 pub use error::FileError;
 pub use lock::Lock;

@@ -1,8 +1,14 @@
 //! Provides the log of a program: lines on standard error, which may be lost and never end it.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{format::Writer, time::FormatTime},
+};
 
 use crate::console;
 
@@ -16,5 +22,42 @@ pub fn start(level: &str) {
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        .with_timer(WallClock)
         .init();
+}
+
+/// The time of day where the program runs, to the second.
+struct WallClock;
+
+impl FormatTime for WallClock {
+    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let (hour, minute, second) = time_of_day();
+        write!(out, "{hour:02}:{minute:02}:{second:02}")
+    }
+}
+
+#[expect(unsafe_code, reason = "the standard library knows no time zone")]
+fn time_of_day() -> (i32, i32, i32) {
+    // SAFETY: both calls write to the place that they are given, for whose type zeros are valid.
+    let now = unsafe {
+        let mut now = std::mem::zeroed();
+        let seconds = libc::time(std::ptr::null_mut());
+        libc::localtime_r(&raw const seconds, &raw mut now);
+        now
+    };
+    (now.tm_hour, now.tm_min, now.tm_sec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_begins_with_the_time_of_day_to_the_second() {
+        let mut text = String::new();
+        WallClock.format_time(&mut Writer::new(&mut text)).unwrap();
+        let parts: Vec<u32> = text.split(':').map(|part| part.parse().unwrap()).collect();
+        assert!(text.len() == 8 && parts.len() == 3, "{text}");
+        assert!(parts[0] < 24 && parts[1] < 60 && parts[2] <= 60, "{text}");
+    }
 }

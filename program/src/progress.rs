@@ -5,16 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::console;
+use crate::{console, units::Time};
 
 /// Between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How progress is shown.
 pub struct Style<'a> {
-    /// On a terminal, as indicatif reads it; the label is its prefix.
+    /// On a terminal, as indicatif reads it; the label is its prefix, the message ends with the time that is left.
     pub bar: &'a str,
     /// Elsewhere.
     pub line: fn(&Progress) -> String,
@@ -43,9 +43,13 @@ impl Progress {
     pub fn start(style: &Style<'_>, label: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(style.bar);
-            ProgressBar::new(total)
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_prefix(label.to_owned())
+                .with_prefix(label.to_owned());
+            if total > 0 {
+                console::show(&bar);
+            }
+            bar
         });
         Self {
             bar,
@@ -70,6 +74,10 @@ impl Progress {
         self.total += more;
         if let Some(bar) = &self.bar {
             bar.set_length(self.total);
+            // There was nothing to show before.
+            if bar.is_hidden() && self.total > 0 {
+                console::show(bar);
+            }
         }
     }
 
@@ -94,23 +102,22 @@ impl Progress {
 
     /// How the next unit goes.
     pub fn tell(&mut self, message: String) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(message.clone());
-        }
         self.message = message;
+        self.refresh();
     }
 
     /// One more unit is done; `message` is how it went. The first and the last unit always get their line.
     pub fn advance(&mut self, message: impl FnOnce() -> String) {
+        self.done += 1;
         self.tell(message());
-        self.reach(self.done + 1, self.done + 1 == self.total);
+        self.reach(self.done, self.done == self.total);
     }
 
     /// So many units are done now. A line is said where it is time for one, and of the last ones.
     pub fn reach(&mut self, done: u64, is_last: bool) {
         self.done = done;
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
+        if self.bar.is_some() {
+            self.refresh();
             return;
         }
         let last = self.last_line;
@@ -121,18 +128,32 @@ impl Progress {
         }
     }
 
+    fn refresh(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+            bar.set_message(format!("{}{}", self.message, self.eta()));
+        }
+    }
+
     /// Says something in between.
     pub fn note(&self, message: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(message),
-            None => console::say(message),
-        }
+        console::say(message);
     }
 
     /// Ends the bar and leaves it where it is.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
+        self.end(false);
+    }
+
+    /// Ends the bar and takes it away.
+    pub fn clear(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, goes: bool) {
+        let shown = |bar: &&ProgressBar| !bar.is_finished() && !bar.is_hidden();
+        if let Some(bar) = self.bar.as_ref().filter(shown) {
+            console::put_away(bar, goes);
         }
     }
 
@@ -156,9 +177,48 @@ impl Progress {
         self.rate() as u64
     }
 
-    /// The time that is left at this rate, in words.
-    pub fn eta(&self) -> HumanDuration {
-        let left = self.total.saturating_sub(self.done) as f64 / self.rate().max(1e-9);
-        HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX))
+    /// The time that is left at this rate, in words that end a message; nothing where no rate is known yet, or nothing is left.
+    pub fn eta(&self) -> String {
+        let left = self.total.saturating_sub(self.done);
+        if left == 0 || self.done == self.before {
+            return String::new();
+        }
+        let seconds = left as f64 / self.rate().max(1e-9);
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        format!(", {} left", Time(time.max(Duration::from_secs(1))))
+    }
+}
+
+/// Work that ends in an error leaves its bar as it was.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STYLE: Style<'_> = Style {
+        bar: "",
+        line: |_| String::new(),
+    };
+
+    #[test]
+    fn the_time_that_is_left_is_told_once_it_is_known_and_until_nothing_is_left() {
+        let mut progress = Progress::start(&STYLE, "step", 3);
+        assert_eq!(progress.eta(), "");
+        progress.skip(1);
+        assert_eq!(
+            progress.eta(),
+            "",
+            "what was there says nothing of the rate"
+        );
+        progress.advance(String::new);
+        // However fast it goes.
+        assert_eq!(progress.eta(), ", 1 second left");
+        progress.advance(String::new);
+        assert_eq!(progress.eta(), "");
     }
 }

@@ -2,6 +2,14 @@
 
 use std::fmt;
 
+/// Digits of a fingerprint that tell two apart by eye.
+const SHORT_DIGITS: usize = 12;
+
+/// Of a fingerprint's hex digits, as many as a message shows.
+pub fn short(hex: &str) -> &str {
+    hex.get(..SHORT_DIGITS).unwrap_or(hex)
+}
+
 /// A blake3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Fingerprint(pub [u8; 32]);
@@ -51,9 +59,10 @@ impl Fingerprint {
     }
 }
 
+/// As many digits as tell two apart by eye; all of them are [`to_hex`](Fingerprint::to_hex).
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_hex())
+        f.write_str(short(&self.to_hex()))
     }
 }
 

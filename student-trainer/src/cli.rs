@@ -20,6 +20,7 @@ use crate::{
     pretrain::{self, PretrainConfig},
     quantize::{self, QuantizeConfig},
     report,
+    run::require_run,
     shutdown::{Outcome, Shutdown},
     train::{self, Ending, Turn},
 };
@@ -257,7 +258,7 @@ fn ablate(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
         print(&ablation)?;
     }
     if !ablation.complete {
-        tracing::info!("stopped; the same command goes on");
+        tracing::info!("stopped; run the same command to go on");
     }
     Ok(shutdown.outcome(ablation.complete))
 }
@@ -282,6 +283,7 @@ fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     if let Some(turn) = Turn::of_this_process(shutdown)? {
         return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
     }
+    require_run(run)?;
     let file = run.join("config.toml");
     let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
     // The directory may have been moved since.
@@ -304,7 +306,7 @@ fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {
         Ending::Elsewhere(status) => return Outcome::Status(*status),
     };
     let how = match (summary.interrupted, summary.stopped_early) {
-        (true, _) => "stopped (go on with --resume)",
+        (true, _) => "stopped",
         (false, true) => "stopped early, as evaluations got no better,",
         (false, false) => "done",
     };
@@ -319,6 +321,12 @@ fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {
         summary.steps,
         summary.adapter.display()
     );
+    if summary.interrupted {
+        tracing::info!(
+            "run `student-trainer train --resume {}` to go on",
+            run.display()
+        );
+    }
     shutdown.outcome(!summary.interrupted)
 }
 

@@ -174,7 +174,8 @@ pub struct PrecomputeArgs {
     /// that `merge` puts together.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Part>,
-    /// Say what there is to compute and how much room it takes, and exit.
+    /// Say what there is to compute and how much room it takes, and exit; how long it takes, only the work's own first batch
+    /// shows.
     #[arg(long)]
     pub dry_run: bool,
     /// Settings, as for `serve`.

@@ -3,7 +3,11 @@
 use std::fmt::Display;
 
 use anyhow::{Context, bail};
-use distill_program::console;
+use distill_program::{
+    console,
+    units::{Bytes, Digits},
+};
+use distill_proto::fingerprint::short;
 use teacher_server::{
     cache::{self, Verdict},
     cli::{InspectArgs, MergeArgs, PrecomputeArgs, ServeArgs, VerifyArgs},
@@ -128,7 +132,7 @@ fn told(report: &Report) -> String {
         report.path.display(),
         report.settings.trim_end(),
         report.model,
-        report.plan_fingerprint
+        short(&report.plan_fingerprint)
     );
     lines += &format!(
         "{} of {} sequences ({} tokens, {} targets, {} segments), {} of {} shards sealed\n",
@@ -147,9 +151,9 @@ fn told(report: &Report) -> String {
         );
     }
     lines += &format!(
-        "{:.1} MB, {:.1} bytes a token, up to {} entries a row holding {:.2} % of the mass ({} sequences sampled)\n",
-        report.bytes as f64 / 1e6,
-        report.bytes_per_token,
+        "{}, {} bytes a token, up to {} entries a row holding {:.2} % of the mass ({} sequences sampled)\n",
+        Bytes(report.bytes),
+        Digits(report.bytes_per_token),
         report.entries,
         100.0 * report.covered_mass,
         report.sampled_sequences
@@ -188,11 +192,11 @@ fn told(report: &Report) -> String {
 
 fn judged(verdict: &Verdict) -> String {
     let mut lines = format!(
-        "{} of {} shards are sealed: {} frames, {:.1} MB; {} frames in partial shards\n",
+        "{} of {} shards are sealed: {} frames, {}; {} frames in partial shards\n",
         verdict.sealed,
         verdict.shards,
         verdict.frames,
-        verdict.bytes as f64 / 1e6,
+        Bytes(verdict.bytes),
         verdict.partial_frames
     );
     if verdict.missing > 0 {

@@ -10,7 +10,7 @@ use std::{
 use distill_hub::Wanted;
 use distill_model::{ComputeDtype, DeviceChoice, Weights};
 use distill_program::Outcome;
-use distill_proto::{Frame, FrameContext, StateKind, v1};
+use distill_proto::{Frame, FrameContext, StateKind, fingerprint::short, v1};
 use serde::Serialize;
 
 use crate::{
@@ -221,13 +221,13 @@ fn fidelity(
     stopped: &dyn Fn() -> bool,
 ) -> Result<Option<(Fidelity, usize)>> {
     let weights = Weights::open(model)?;
-    let found = crate::load::model_fingerprint(&weights)?.to_hex();
-    if found != info.model_fingerprint {
+    let found = crate::load::model_fingerprint(&weights)?;
+    if found.to_hex() != info.model_fingerprint {
         return Err(Error::config(
             "model",
             format!(
                 "its fingerprint is {found}, the cache was captured from {}; name the directory of that model",
-                info.model_fingerprint
+                short(&info.model_fingerprint)
             ),
         ));
     }

@@ -1,6 +1,9 @@
 //! Provides the progress of what a teacher computes: parts of it, and the rate of the units in them.
 
-use distill_program::progress::{Progress as Units, Style};
+use distill_program::{
+    progress::{Progress as Units, Style},
+    units::Digits,
+};
 
 /// Shows how much of the plan, or of something before it, has been computed.
 pub struct Progress {
@@ -35,19 +38,17 @@ impl Progress {
 
     /// As `new`, for something that is not the plan.
     pub fn of(words: Words, parts: u64, units: u64) -> Self {
-        let rate = format!("{}, {{per_sec}}, ETA {{eta}}", words.units);
         let style = Style {
-            bar: &format!("{{prefix}} {{bar:30}} {{human_pos}}/{{human_len}} {rate}"),
-            line: |now| {
-                let (label, message) = (&now.label, &now.message);
-                format!("{label}: {message}, ETA {}", now.eta())
-            },
+            bar: "{prefix} {bar:30} {msg}",
+            line: |now| format!("{}: {}{}", now.label, now.message, now.eta()),
         };
+        let mut shown = Units::start(&style, words.label, units);
+        shown.tell(format!("0/{parts} {}", words.parts));
         Self {
             words,
             parts,
             parts_done: 0,
-            units: Some(Units::start(&style, words.label, units)),
+            units: Some(shown),
         }
     }
 
@@ -75,12 +76,12 @@ impl Progress {
         } else {
             progress.done += units;
             let (done, all, Words { parts, units, .. }) = (self.parts_done, self.parts, self.words);
-            let rate = progress.rate();
-            progress.tell(format!("{done}/{all} {parts}, {rate:.0} {units}/s"));
+            let rate = Digits(progress.rate());
+            progress.tell(format!("{done}/{all} {parts}, {rate} {units}/s"));
             progress.reach(progress.done, done >= all);
         }
-        if let Some(bar) = progress.bar().filter(|_| self.parts_done >= self.parts) {
-            bar.finish();
+        if self.parts_done >= self.parts {
+            progress.finish();
         }
     }
 }

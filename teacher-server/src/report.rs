@@ -6,10 +6,12 @@ use std::{
 };
 
 use distill_model::ModelConfig;
-use distill_program::console;
-use distill_proto::v1::GetServerInfoResponse;
+use distill_program::{
+    console,
+    units::{Bytes, Digits, Time},
+};
+use distill_proto::{fingerprint::short, v1::GetServerInfoResponse};
 use distill_text::{Corpus, Skipped};
-use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
 use crate::{
@@ -106,8 +108,8 @@ impl Reporter {
             "weights",
             json!({ "parameters": parameters, "quantisation": quantisation }),
             &format!(
-                "weights: {:.1} M parameters{}; reading them",
-                parameters as f64 / 1e6,
+                "weights: {} M parameters{}; reading them",
+                Digits(parameters as f64 / 1e6),
                 blocks.unwrap_or_default(),
             ),
         );
@@ -175,13 +177,13 @@ impl Reporter {
                 "plan_fingerprint": info.plan_fingerprint,
             }),
             &format!(
-                "model: {} ({}, {} layers, hidden size {}, {}), {:.1} MB of weights; {vocabulary}\nplan: {} K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
+                "model: {} ({}, {} layers, hidden size {}, {}), {} of weights; {vocabulary}\nplan: {} K={}, temperatures {:?}, values {}, state {}\nfingerprints: model {}, tokenizer {}, plan {}",
                 info.model_name,
                 model.model_type.name(),
                 model.num_hidden_layers,
                 model.hidden_size,
                 config.dtype,
-                weight_bytes as f64 / 1e6,
+                Bytes(weight_bytes),
                 config.estimator,
                 info.top_k,
                 info.temperatures,
@@ -241,10 +243,10 @@ impl Reporter {
                 "plan_fingerprint": cache.plan().to_hex(),
             }),
             &format!(
-                "cache {}: {done} of {count} sequences, {} sealed shards, {:.1} MB",
+                "cache {}: {done} of {count} sequences, {} sealed shards, {}",
                 cache.path().display(),
                 sealed.shards,
-                (sealed.bytes + sealed.partial_bytes) as f64 / 1e6
+                Bytes(sealed.bytes + sealed.partial_bytes)
             ),
         );
     }
@@ -303,8 +305,10 @@ impl Reporter {
                 "bytes_per_token": size,
             }),
             &format!(
-                "computed {} tokens at {rate:.0} tokens/s; {size:.0} bytes a token",
-                totals.tokens
+                "computed {} tokens at {} tokens/s; {} bytes a token",
+                totals.tokens,
+                Digits(rate),
+                Digits(size)
             ),
         );
     }
@@ -320,10 +324,10 @@ impl Reporter {
         } = work;
         let mut line = format!(
             "to compute: {sequences} sequences, {tokens} tokens, about {} on disk",
-            HumanBytes(bytes)
+            Bytes(bytes)
         );
         if let Some(free) = free_bytes {
-            line += &format!(" ({} free)", HumanBytes(free));
+            line += &format!(" ({} free)", Bytes(free));
             if free < bytes {
                 line += "; it will not fit: make room, or name another place";
             }
@@ -342,7 +346,7 @@ impl Reporter {
         self.say(
             "work_time",
             json!({ "seconds": seconds }),
-            &format!("about {} by the first batch", HumanDuration(time)),
+            &format!("about {} by the first batch", Time(time)),
         );
     }
 
@@ -366,7 +370,7 @@ impl Reporter {
             "interrupted",
             json!({ "path": path, "complete": false }),
             &format!(
-                "cache {}: stopped; the same command goes on",
+                "cache {}: stopped; run the same command to go on",
                 path.display()
             ),
         );
@@ -395,11 +399,6 @@ fn name_skipped(skipped: &Skipped) -> String {
     } else {
         String::new()
     }
-}
-
-/// Enough of a fingerprint to tell two apart by eye.
-fn short(hex: &str) -> &str {
-    hex.get(..16).unwrap_or(hex)
 }
 
 #[cfg(test)]

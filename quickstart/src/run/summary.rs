@@ -173,7 +173,9 @@ impl Summary {
         };
         let seeds = match (&without.ce.deviation, &best.accuracy_numbers) {
             (Some(_), _) => "",
-            (None, Some(_)) => " One seed: differences of a few points are noise; --full runs three.",
+            (None, Some(_)) => {
+                " One seed: differences of a few points are noise; --full runs three."
+            }
             // Models that somebody named are compared with one seed only.
             (None, None) => " One seed: small differences are noise.",
         };

@@ -24,8 +24,11 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
+    config::TrainConfig,
     files::{self, write_atomically, write_json},
+    run::SUMMARY_FILE,
     shutdown::Shutdown,
+    train::look_for_teacher,
 };
 use arms::{ArmsFile, Metric, Trial};
 use page::{Page, Seen};
@@ -93,6 +96,9 @@ impl Judge<'_> {
             seeds.len(),
             self.file.screening.len()
         );
+        if !self.is_all_done(trials, &seeds)? {
+            self.look_for_teacher(trials)?;
+        }
         let Some(settings) = self.settings(trials, seeds.first().copied().unwrap_or_default())?
         else {
             return self.conclude(&[], &[], false);
@@ -149,6 +155,29 @@ impl Judge<'_> {
             self.conclude(&rows, &seen, false)?;
         }
         self.conclude(&rows, &seen, true)
+    }
+
+    /// Whether every run is there, so that nothing is left but the table.
+    fn is_all_done(&self, trials: &[Trial], seeds: &[u64]) -> Result<bool> {
+        let parent = self.out.join("runs");
+        for trial in trials {
+            for &seed in seeds {
+                let run = Planned::new(&parent, &trial.name, seed, &trial.settings)?;
+                if !run.directory.join(SUMMARY_FILE).is_file() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn look_for_teacher(&self, trials: &[Trial]) -> Result<()> {
+        let Some(first) = trials.first() else {
+            return Ok(());
+        };
+        let config = first.settings.clone().try_into::<TrainConfig>();
+        let config = config.map_err(|e| Error::Config(e.to_string()))?;
+        look_for_teacher(&config, self.shutdown)
     }
 
     /// Of every trial, with its terms as they are trained.

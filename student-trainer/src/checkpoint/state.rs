@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use distill_proto::fingerprint::short;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -220,8 +221,8 @@ impl Identity {
         match pairs.into_iter().find(|(_, before, now, _)| before != now) {
             Some((what, before, now, remedy)) => Err(Error::Resume {
                 what,
-                before: before.clone(),
-                now: now.clone(),
+                before: short(before).to_owned(),
+                now: short(now).to_owned(),
                 remedy,
             }),
             None => Ok(()),

@@ -265,9 +265,9 @@ impl ServerInfo {
             server_version: _,
         } = self;
         [
-            ("model fingerprint", model.to_string()),
-            ("tokenizer fingerprint", tokenizer.to_string()),
-            ("vocabulary fingerprint", vocabulary.to_string()),
+            ("model fingerprint", model.to_hex()),
+            ("tokenizer fingerprint", tokenizer.to_hex()),
+            ("vocabulary fingerprint", vocabulary.to_hex()),
             (
                 "vocabulary",
                 format!("{vocab_size} ids, {head_rows} head rows"),

@@ -17,7 +17,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{handshake::ServerInfo, retry};
+use super::{absence::Absence, handshake::ServerInfo, retry};
 use crate::{Error, Result, files, shutdown::Shutdown};
 
 /// Name that the teacher's health is asked by.
@@ -30,7 +30,7 @@ const PEM_BYTES_MAX: u64 = 16 << 20;
 /// Between two questions whether the teacher is ready.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two messages that it is not.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// One attempt at a connection, and one short call.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Neither answer nor message for this long: the connection counts as lost.
@@ -94,17 +94,28 @@ impl Teacher {
     /// # Errors
     /// An address, certificate or token that cannot be used; a teacher that is not ready in time; a shutdown.
     pub async fn connect(options: &ConnectOptions, shutdown: &Shutdown) -> Result<Self> {
-        let teacher = Self {
+        let teacher = Self::at(options)?;
+        teacher.wait_until_serving(shutdown).await?;
+        Ok(teacher)
+    }
+
+    /// Looks for the options' timeout whether anybody is there, be it ready or not.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), with how to start a teacher.
+    pub async fn look(options: &ConnectOptions, shutdown: &Shutdown) -> Result<()> {
+        Self::at(options)?.find(options.timeout, shutdown).await
+    }
+
+    /// A teacher that was not reached yet.
+    fn at(options: &ConnectOptions) -> Result<Self> {
+        let variable = std::env::var_os(TOKEN_VARIABLE);
+        Ok(Self {
             address: options.address.clone(),
             timeout: options.timeout,
             channel: endpoint(options)?.connect_lazy(),
-            token: BearerToken(read_token(
-                options,
-                std::env::var_os(TOKEN_VARIABLE).as_deref(),
-            )?),
-        };
-        teacher.wait_until_serving(shutdown).await?;
-        Ok(teacher)
+            token: BearerToken(read_token(options, variable.as_deref())?),
+        })
     }
 
     /// What the teacher says about itself.
@@ -126,29 +137,49 @@ impl Teacher {
         let start = Instant::now();
         let mut reported: Option<Instant> = None;
         loop {
-            let reason = match self.health().await {
-                Ok(ServingStatus::Serving) => return Ok(()),
-                Ok(_) => "it is up but not ready yet (loading its weights?)".to_owned(),
-                Err(status) if retry::is_transient(status.code()) => retry::describe(&status),
-                Err(status) => return Err(self.failed("the health check", &status)),
+            let Some(absence) = self.absence().await? else {
+                return Ok(());
             };
-            let (waited, limit) = (start.elapsed().as_secs(), self.timeout.as_secs());
             if start.elapsed() >= self.timeout {
-                return Err(self.error(format!(
-                    "not ready after {limit} s: {reason}; is teacher-server running there? --connect-timeout-seconds waits longer"
-                )));
+                return Err(self.error(absence.given_up(self.timeout)));
             }
             if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-                tracing::info!(
-                    "waiting for the teacher at {}: {reason} ({waited} s, giving up after {limit} s)",
-                    self.address
-                );
+                let limit = reported.is_none().then_some(self.timeout);
+                tracing::info!("{}", absence.wait(&self.address, start.elapsed(), limit));
                 reported = Some(Instant::now());
             }
-            tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
-                () = shutdown.requested() => return Err(Error::Stopped("while waiting for the teacher")),
+            poll(shutdown).await?;
+        }
+    }
+
+    /// Looks for `patience` whether anybody answers, be it ready or not.
+    ///
+    /// # Errors
+    /// Nobody does, or it refuses for good; a shutdown.
+    async fn find(&self, patience: Duration, shutdown: &Shutdown) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let absence = match self.absence().await? {
+                None | Some(Absence::Loading) => return Ok(()),
+                Some(absence) => absence,
+            };
+            if start.elapsed() >= patience {
+                return Err(self.error(absence.nobody_answers()));
             }
+            poll(shutdown).await?;
+        }
+    }
+
+    /// Why the teacher is not serving; `None` where it is.
+    ///
+    /// # Errors
+    /// It refuses for good.
+    async fn absence(&self) -> Result<Option<Absence>> {
+        let answer = self.health().await;
+        let absence = Absence::of(&answer);
+        match answer {
+            Err(status) if absence.is_none() => Err(self.failed("the health check", &status)),
+            _ => Ok(absence),
         }
     }
 
@@ -196,6 +227,14 @@ impl Teacher {
 
     pub(super) fn failed(&self, call: &str, status: &Status) -> Error {
         self.error(format!("{call} failed: {}", retry::describe(status)))
+    }
+}
+
+/// Until the next question.
+async fn poll(shutdown: &Shutdown) -> Result<()> {
+    tokio::select! {
+        () = tokio::time::sleep(POLL_INTERVAL) => Ok(()),
+        () = shutdown.requested() => Err(Error::Stopped("while waiting for the teacher")),
     }
 }
 
@@ -360,5 +399,13 @@ mod tests {
             message.contains("teacher-server") && message.contains("127.0.0.1:1"),
             "{message}"
         );
+        assert!(message.contains("nobody listens there"), "{message}");
+        let message = Teacher::look(&options, &Shutdown::default()).await;
+        let message = message.unwrap_err().to_string();
+        assert!(
+            message.contains("no teacher answers") && message.contains("start it with"),
+            "{message}"
+        );
+        assert!(!message.contains("transport"), "{message}");
     }
 }

@@ -17,6 +17,7 @@
     )
 )]
 
+mod absence;
 mod basis;
 mod checks;
 mod connect;

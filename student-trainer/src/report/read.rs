@@ -10,7 +10,7 @@ use crate::{
     config::TrainConfig,
     files,
     pretrain::PretrainConfig,
-    run::{MEMORY_FILE, TeacherRecord},
+    run::{MEMORY_FILE, TeacherRecord, require_run},
 };
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
@@ -39,6 +39,7 @@ impl Run {
     /// # Errors
     /// A directory without `config.toml` or `metrics.jsonl`, or with something else in them.
     pub fn read(directory: &Path) -> Result<Self> {
+        require_run(directory)?;
         let config: Table = files::read_toml(&directory.join("config.toml"), FILE_BYTES_MAX)?;
         let defaults = if config.contains_key("teacher") {
             Table::try_from(TrainConfig::default())

@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
 };
@@ -92,14 +93,7 @@ impl RunDirectory {
     /// # Errors
     /// There is none, or another process is training in it.
     pub fn reopen(path: &Path) -> Result<Self> {
-        if !path.join(CONFIG_FILE).is_file() {
-            return Err(Error::file(
-                path,
-                format!(
-                    "holds no {CONFIG_FILE}, so no run that could be resumed; start one with --out DIR"
-                ),
-            ));
-        }
+        require_run(path)?;
         Ok(Self {
             path: path.to_owned(),
             lock: Some(take_lock(path)?),
@@ -131,6 +125,13 @@ impl RunDirectory {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What people call the run: the directory's name.
+    pub fn name(&self) -> OsString {
+        let whole = fs::canonicalize(&self.path);
+        let whole = whole.as_deref().unwrap_or(&self.path);
+        whole.file_name().unwrap_or(OsStr::new("run")).to_owned()
     }
 
     /// A path inside.
@@ -213,6 +214,29 @@ impl Drop for RunDirectory {
             }
         }
     }
+}
+
+/// Refuses a directory that holds no run.
+///
+/// # Errors
+/// It does not; with what one is.
+pub(crate) fn require_run(path: &Path) -> Result<()> {
+    let reason = if path.join(CONFIG_FILE).is_file() {
+        return Ok(());
+    } else if path.is_dir() {
+        format!("holds no {CONFIG_FILE}, so it is no run directory")
+    } else if path.exists() {
+        "is no directory, so it is no run directory".to_owned()
+    } else {
+        "is not there".to_owned()
+    };
+    Err(Error::file(
+        path,
+        format!(
+            "{reason}; a run directory is what `student-trainer train --out DIR` makes, with {CONFIG_FILE}, metrics.jsonl and \
+             checkpoints/ in it: name that one"
+        ),
+    ))
 }
 
 /// Keeps a second trainer out of `directory`.
@@ -329,6 +353,23 @@ mod tests {
         // What people may still read, beside the new run's own.
         let expected = [".lock", CONFIG_FILE, "failed-step-2", "train.log"];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn what_is_no_run_is_refused_with_what_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (path, reason) in [
+            (dir.path().to_owned(), "holds no config.toml"),
+            (file, "is no directory"),
+            (dir.path().join("gone"), "is not there"),
+        ] {
+            let message = RunDirectory::reopen(&path).unwrap_err().to_string();
+            for expected in [reason, "train --out DIR", &path.display().to_string()] {
+                assert!(message.contains(expected), "{message}");
+            }
+        }
     }
 
     #[test]

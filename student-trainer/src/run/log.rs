@@ -44,7 +44,7 @@ impl RunLog {
         let mut log = Self {
             metrics: JsonLines::at(run.join("metrics.jsonl"), position.metrics_bytes)?,
             evals: JsonLines::at(run.join("eval.jsonl"), position.eval_bytes)?,
-            board: TensorBoard::open(&run.join("tensorboard"), steps_done)?,
+            board: TensorBoard::open(&run.join("tensorboard"), &run.name(), steps_done)?,
         };
         // Seen at once by whoever watches the run; most runs have no evaluation.
         log.metrics.open()?;

@@ -4,10 +4,10 @@ pub use distill_program::progress::Progress;
 use distill_program::progress::Style;
 
 const STYLE: Style<'_> = Style {
-    bar: "{bar:30} {pos}/{len}  {msg}  ETA {eta}",
+    bar: "{bar:30} {pos}/{len}  {msg}",
     line: |now| {
         let (unit, message, eta) = (&now.label, &now.message, now.eta());
-        format!("{unit} {}/{}  {message}  ETA {eta}", now.done, now.total)
+        format!("{unit} {}/{}  {message}{eta}", now.done, now.total)
     },
 };
 

@@ -8,12 +8,15 @@ use crate::{
     Error, Result,
     align::check_loss,
     checkpoint::Identity,
-    client::{ConnectOptions, ServerInfo, Teacher, Vocabularies},
+    client::{self, ConnectOptions, ServerInfo, Teacher, Vocabularies},
     config::{TrainConfig, Tune},
     loss::{LossConfig, Projection},
     shutdown::Shutdown,
     student::StudentFiles,
 };
+
+/// How long a teacher is looked for that has to be there.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a run is about, agreed with the teacher.
 pub(super) struct Agreement {
@@ -27,13 +30,26 @@ pub(super) struct Agreement {
 
 /// Reaches the teacher.
 pub(super) async fn connect(config: &TrainConfig, shutdown: &Shutdown) -> Result<Teacher> {
-    let options = ConnectOptions {
+    let timeout = Duration::from_secs(config.connect_timeout_seconds);
+    Teacher::connect(&way_in(config, timeout), shutdown).await
+}
+
+/// Looks for some seconds whether a teacher is there, before runs are begun that would each wait for it for long.
+///
+/// # Errors
+/// As [`Teacher::look`].
+pub fn look_for_teacher(config: &TrainConfig, shutdown: &Shutdown) -> Result<()> {
+    let options = way_in(config, PATIENCE);
+    client::runtime()?.block_on(Teacher::look(&options, shutdown))
+}
+
+fn way_in(config: &TrainConfig, timeout: Duration) -> ConnectOptions {
+    ConnectOptions {
         address: config.teacher.clone(),
         ca_cert: config.ca_cert.clone(),
         token_file: config.token_file.clone(),
-        timeout: Duration::from_secs(config.connect_timeout_seconds),
-    };
-    Teacher::connect(&options, shutdown).await
+        timeout,
+    }
 }
 
 /// Checks everything that can be checked before any weight is read.

@@ -58,6 +58,7 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
+pub(crate) use agreement::look_for_teacher;
 use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;

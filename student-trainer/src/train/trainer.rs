@@ -8,6 +8,7 @@ use std::{
 
 use candle_core::Tensor;
 use distill_model::{Gradients, Squares};
+use distill_program::units::{Bytes, Digits};
 
 use super::{
     evaluation::{self, Evaluation},
@@ -140,9 +141,9 @@ impl Trainer<'_> {
             let wait_seconds = waiting.elapsed().as_secs_f64();
             match self.step(&batch, wait_seconds)? {
                 Some(line) => progress.advance(|| {
-                    let (loss, rate) = (line.loss, line.tokens_per_second);
-                    let gigabytes = line.rss_bytes as f64 / 1e9;
-                    format!("loss {loss:.4}  {rate:.1} tokens/s  {gigabytes:.1} GB")
+                    let (loss, rate) = (line.loss, Digits(line.tokens_per_second));
+                    let memory = Bytes(line.rss_bytes);
+                    format!("loss {loss:.4}  {rate} tokens/s  {memory}")
                 }),
                 None => progress.advance(|| "no update".to_owned()),
             }

@@ -63,7 +63,8 @@ pub fn get_bytes(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
 }
 
 fn damaged(storage: &Storage, name: &str, reason: String) -> Error {
-    let remedy = "it is damaged, or from another build; start a new cache, or bring the file back from a copy";
+    let remedy = "it is damaged, or from another build. `verify --repair` mends shards alone: bring this file back from a copy of the \
+                  cache, or begin a new cache in another directory";
     Error::cache(storage.path(name), format!("{reason}: {remedy}"))
 }
 

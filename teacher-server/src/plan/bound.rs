@@ -9,7 +9,10 @@
 use std::collections::HashMap;
 
 use distill_program::settings::{Key, Keys, lookup, table};
-use distill_proto::{Estimator, Fingerprint, ValueCoding, fingerprint::FingerprintBuilder};
+use distill_proto::{
+    Estimator, Fingerprint, ValueCoding,
+    fingerprint::{FingerprintBuilder, short},
+};
 use toml::{Table, Value};
 
 use super::Identity;
@@ -141,9 +144,17 @@ pub fn differences(before: &str, now: &str, unknown: &[&str]) -> Vec<String> {
     let changed = lines(now).into_iter().filter_map(|(key, value)| {
         let old = before.get(&key).map_or("unset", String::as_str);
         let differs = old != value && !unknown.contains(&key.as_str());
-        differs.then(|| format!("{key}: {old} -> {value}"))
+        differs.then(|| format!("{key}: {} -> {}", shown(&key, old), shown(&key, &value)))
     });
     changed.collect()
+}
+
+/// A value in a message.
+fn shown<'a>(key: &str, value: &'a str) -> &'a str {
+    if key.ends_with("_fingerprint") {
+        return short(value.trim_matches('"'));
+    }
+    value
 }
 
 /// Bytes that a target takes in a frame, about: text, tokens and statistics, what is kept of the logits, and a state of

@@ -194,6 +194,9 @@ fn a_stop_ends_the_run_under_way_with_a_checkpoint() -> Result<()> {
     assert_eq!(results(&out)?["complete"], false);
     assert!(run.join("checkpoints").read_dir()?.next().is_some());
     let log = fs::read_to_string(out.join("runs/ce-9.log"))?;
-    assert!(log.contains("stopped (go on with --resume)"), "{log}");
+    assert!(
+        log.contains("train --resume") && log.contains("to go on"),
+        "{log}"
+    );
     Ok(())
 }

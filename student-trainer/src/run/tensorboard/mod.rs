@@ -1,9 +1,10 @@
 /*! Provides TensorBoard's event files: the run's numbers by step, for `tensorboard --logdir`.
 
 ```text
- StepMetrics, EvalMetrics ──> event: protobuf ──> record: length, crc32c ──> RUN/tensorboard/events.out.tfevents.*
+ StepMetrics, EvalMetrics ──> event: protobuf ──> record: length, crc32c ──> RUN/tensorboard/NAME/events.out.tfevents.*
 ```
 
+TensorBoard calls a run by the directory below `--logdir` that its files are in, so they are in one of the run's name.
 A process writes a file of its own. A resumed run says in its first records from which step on older files do not count, so
 that steps which were lost and done again are shown once.
 */
@@ -11,6 +12,7 @@ that steps which were lost and done again are shown once.
 mod event;
 
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -35,12 +37,21 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts a file in `directory` for a run that has done `steps_done` steps.
+    /// Starts a file below `root` for the run `name` that has done `steps_done` steps; beside its earlier files, which a directory
+    /// that was renamed meanwhile has under its name of before.
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn open(directory: &Path, steps_done: usize) -> Result<Self> {
-        Self::open_at(directory, steps_done, now())
+    pub fn open(root: &Path, name: &OsStr, steps_done: usize) -> Result<Self> {
+        files::create_directory(root)?;
+        let below = files::list(root)?;
+        let begun = below.into_iter().filter(|path| path.is_dir());
+        for directory in [root.to_owned()].into_iter().chain(begun) {
+            if !earlier_files(&directory)?.is_empty() {
+                return Self::open_at(&directory, steps_done, now());
+            }
+        }
+        Self::open_at(&root.join(name), steps_done, now())
     }
 
     fn open_at(directory: &Path, steps_done: usize, wall_time: f64) -> Result<Self> {

@@ -51,6 +51,28 @@ fn files_are_those_that_tensorboard_was_seen_to_read() {
 }
 
 #[test]
+fn a_run_goes_by_its_own_name_and_goes_on_beside_its_earlier_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| {
+        let board = TensorBoard::open(dir.path(), OsStr::new(name), 0).unwrap();
+        let place = board.path.parent().unwrap().strip_prefix(dir.path());
+        place.unwrap().to_owned()
+    };
+    // TensorBoard would call it "." without a directory of its own.
+    assert_eq!(place("ce-kl"), Path::new("ce-kl"));
+    assert_eq!(place("renamed"), Path::new("ce-kl"));
+    let files = fs::read_dir(dir.path().join("ce-kl")).unwrap().count();
+    assert_eq!(files, 2);
+    // Of a release that wrote no such directory.
+    fs::write(
+        dir.path().join("events.out.tfevents.0000001000.x.00000"),
+        "",
+    )
+    .unwrap();
+    assert_eq!(place("ce-kl"), Path::new(""));
+}
+
+#[test]
 fn checksums_are_tfrecords() {
     // RFC 3720, B.4: crc32c of 32 zeros is 0x8a9136aa.
     assert_eq!(

@@ -188,7 +188,7 @@ fn run(
     let (values, mut gradients) = if pass.needs_logits() {
         pass.run(&hidden, geometry)?
     } else {
-        pass.without_logits(&hidden)?
+        pass.without_logits(&hidden, geometry)?
     };
     if let (true, Some(ot)) = (wanted != Wanted::Values, &ot) {
         if let Some(direct) = &ot.direct.hidden {

@@ -91,12 +91,22 @@ impl HeadPass<'_> {
             || through_logits
     }
 
-    pub(super) fn without_logits(&self, hidden: &Tensor) -> Result<(PassValues, Gradients)> {
+    pub(super) fn without_logits(
+        &self,
+        hidden: &Tensor,
+        geometry: &HeadGeometry,
+    ) -> Result<(PassValues, Gradients)> {
         let values = PassValues {
             on_host: vec![RowValues::default(); self.labels.len()],
             ..PassValues::default()
         };
-        let head = Tensor::zeros(1, DType::F32, hidden.device())?;
+        let (dtype, device) = (DType::F32, hidden.device());
+        let head = if self.wanted == Wanted::HiddenAndHead {
+            let size = (geometry.vocab_size(), geometry.hidden_size());
+            Tensor::zeros(size, dtype, device)?
+        } else {
+            Tensor::zeros(1, dtype, device)?
+        };
         let hidden = hidden.zeros_like()?;
         Ok((values, Gradients::of_logits(hidden, head)))
     }

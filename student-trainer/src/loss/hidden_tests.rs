@@ -4,7 +4,7 @@
 use candle_core::Device;
 
 use super::super::config::{AlignConfig, AlignLoss, Cost, LossConfig, Similarity};
-use super::super::head::{HeadLoss, Student, head_loss};
+use super::super::head::{HeadLoss, Student, head_loss_with_head};
 use super::super::plan::PlanKind;
 use super::super::reference::{self, Matrix};
 use super::super::testing::{
@@ -85,6 +85,11 @@ fn projection(k: usize, pair: &Pair) -> HiddenProjection {
 
 /// The whole loss of a student that pays for transport alone.
 fn loss(pairs: &[Pair], align: &AlignConfig) -> Result<HeadLoss> {
+    Ok(loss_and_head(pairs, align)?.0)
+}
+
+/// Also its gradient in the head.
+fn loss_and_head(pairs: &[Pair], align: &AlignConfig) -> Result<(HeadLoss, Tensor)> {
     let config = LossConfig {
         ce_weight: 0.0,
         kl_weight: 0.0,
@@ -108,13 +113,8 @@ fn loss(pairs: &[Pair], align: &AlignConfig) -> Result<HeadLoss> {
         hidden: &hidden,
         states: &states,
     };
-    head_loss(
-        student,
-        &case.labels,
-        &case.targets,
-        &case.geometry(),
-        &config,
-    )
+    let (labels, targets, geometry) = (&case.labels, Some(&case.targets), case.geometry());
+    head_loss_with_head(student, labels, targets, &geometry, &config)
 }
 
 /// Rows less a mean: their own, or `[1, columns]`.
@@ -250,6 +250,19 @@ fn values_and_gradients_match_the_slow_form() {
             check(&pairs(2, true), &align);
         }
     }
+}
+
+/// Nothing of it passes through logits, but whoever trains the head adds its gradient to others.
+#[test]
+fn a_head_that_states_alone_are_paid_beside_had_a_gradient_of_another_shape() {
+    let align = AlignConfig {
+        cost: Cost::Hidden,
+        loss: AlignLoss::States,
+        ..AlignConfig::default()
+    };
+    let (_, head) = loss_and_head(&pairs(1, true), &align).unwrap();
+    assert_eq!(head.dims(), [SIZES.vocab, SIZES.d]);
+    assert!(widened(&head).iter().all(|g| *g == 0.0));
 }
 
 /// Twice the same pair is that pair, whatever the weights; and a weight shifts the mean.

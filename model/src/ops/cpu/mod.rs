@@ -114,19 +114,18 @@ pub(crate) fn head_logits(head: &TokenMatrix, hidden: &Tensor) -> Result<Tensor>
     let x = hidden.to_dtype(DType::F32)?.contiguous()?;
     let x = lend(&x);
     let mut out = vec![0f32; rows * head.rows()];
-    let (x, to) = (x.numbers()?, (&mut out[..], Store::Replace));
+    let (x, store) = (x.numbers()?, Store::Replace);
     match head {
-        TokenMatrix::Packed(head) => multiply(head, Side::EachRow, x, rows, to.0, to.1)?,
+        TokenMatrix::Packed(head) => multiply(head, Side::EachRow, x, rows, &mut out, store)?,
         TokenMatrix::Dense(head) if head.tensor().dtype() == DType::F32 => {
-            let head = head.tensor().contiguous()?;
-            let numbers = lend(&head);
-            let numbers = numbers.numbers()?;
+            let head = lend(head.tensor());
+            let numbers = head.numbers()?;
             let whole = linear::Whole { numbers, width };
-            multiply(&whole, Side::EachRow, x, rows, to.0, to.1)?;
+            multiply(&whole, Side::EachRow, x, rows, &mut out, store)?;
         }
         TokenMatrix::Dense(head) => {
             let half = linear::Half(head.tensor());
-            multiply(&half, Side::EachRow, x, rows, to.0, to.1)?;
+            multiply(&half, Side::EachRow, x, rows, &mut out, store)?;
         }
     }
     Ok(Tensor::from_vec(out, (rows, head.rows()), &Device::Cpu)?)

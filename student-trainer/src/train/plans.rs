@@ -73,7 +73,7 @@ fn find(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Option<Plans>> {
         ot_weight: 1.0,
         ..setting.config.loss.at(total.saturating_sub(1), total)
     };
-    let mut frames = trainer.frames.from_the_start();
+    let mut frames = trainer.frames.another_from_the_start();
     let Some(found) = frames.look(SEQUENCES_MAX)? else {
         return Ok(None);
     };

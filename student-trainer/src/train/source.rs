@@ -86,7 +86,7 @@ impl FrameSource {
     }
 
     /// Another one of the same teacher, at the start of the first pass, which does not wait long for a teacher that is gone.
-    pub fn from_the_start(&self) -> Self {
+    pub fn another_from_the_start(&self) -> Self {
         let options = StreamOptions {
             reconnect_attempts: 1,
             ..self.options.clone()

@@ -103,7 +103,7 @@ fn rows_of_one_sequence_were_fitted_and_held_out() {
         fit.add(&repeated(d), &repeated(e)).unwrap();
     }
     let found = fit.solve().unwrap();
-    assert!(found.held_out >= 2 * length && found.held_out % length == 0);
+    assert!(found.held_out >= 2 * length && found.held_out.is_multiple_of(length));
     // Nothing is to be known of a point from others.
     assert!(found.r_squared < 0.3, "{}", found.r_squared);
 }

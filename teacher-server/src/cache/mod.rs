@@ -355,7 +355,7 @@ impl Cache {
         if let Some(places) = self.served().places() {
             let served = places
                 .iter()
-                .filter_map(|&place| entries.get(place as usize));
+                .filter_map(|&place| entries.get(usize::try_from(place).ok()?));
             entries = served.copied().collect();
         }
         let mut info = v1::GetServerInfoResponse {

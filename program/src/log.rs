@@ -7,7 +7,10 @@ use std::{
 
 use tracing_subscriber::{
     EnvFilter,
-    fmt::{format::Writer, time::FormatTime},
+    fmt::{
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
 };
 
 use crate::console;
@@ -22,15 +25,23 @@ pub fn start(level: &str) {
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        .with_timer(WallClock)
+        .with_timer(Clock {
+            is_watched: io::stderr().is_terminal(),
+        })
         .init();
 }
 
-/// The time of day where the program runs, to the second.
-struct WallClock;
+/// What a line begins with: for who watches it the time of day where the program runs, to the second; in a file, which is read
+/// another day and beside others, date and time of UTC.
+struct Clock {
+    is_watched: bool,
+}
 
-impl FormatTime for WallClock {
+impl FormatTime for Clock {
     fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        if !self.is_watched {
+            return SystemTime.format_time(out);
+        }
         let (hour, minute, second) = time_of_day();
         write!(out, "{hour:02}:{minute:02}:{second:02}")
     }
@@ -53,9 +64,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_begins_with_the_time_of_day_to_the_second() {
-        let mut text = String::new();
-        WallClock.format_time(&mut Writer::new(&mut text)).unwrap();
+    fn a_line_begins_with_the_time_of_day_on_a_terminal_and_with_the_date_in_a_file() {
+        let begin = |is_watched: bool| {
+            let mut text = String::new();
+            let mut writer = Writer::new(&mut text);
+            Clock { is_watched }.format_time(&mut writer).unwrap();
+            text
+        };
+        let text = begin(false);
+        assert!(text.contains('T') && text.ends_with('Z'), "{text}");
+        let text = begin(true);
         let parts: Vec<u32> = text.split(':').map(|part| part.parse().unwrap()).collect();
         assert!(text.len() == 8 && parts.len() == 3, "{text}");
         assert!(parts[0] < 24 && parts[1] < 60 && parts[2] <= 60, "{text}");

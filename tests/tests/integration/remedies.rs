@@ -9,7 +9,7 @@ use std::{
 use clap::{Command, CommandFactory};
 
 /// Beginnings of source paths, and the commands that say what is in there; the first that fits counts.
-const SPEAKERS: [(&str, &[&str]); 18] = [
+const SPEAKERS: [(&str, &[&str]); 20] = [
     ("student-trainer/src/train/", &["train"]),
     ("student-trainer/src/checkpoint/", &["train"]),
     ("student-trainer/src/config/train.rs", &["train"]),
@@ -19,6 +19,8 @@ const SPEAKERS: [(&str, &[&str]); 18] = [
     ("student-trainer/src/client/", &["train", "eval"]),
     ("student-trainer/src/align/", &["train"]),
     ("student-trainer/src/eval/", &["eval"]),
+    ("student-trainer/src/generate/chat.rs", &["chat"]),
+    ("student-trainer/src/generate/", &["generate"]),
     ("student-trainer/src/pretrain/", &["pretrain"]),
     ("student-trainer/src/quantize/", &["quantize"]),
     ("student-trainer/src/export/", &["export"]),
@@ -30,10 +32,13 @@ const SPEAKERS: [(&str, &[&str]); 18] = [
     ("teacher-server/src/", &["serve", "precompute"]),
 ];
 /// Flags of the other program or of another command, which the message names with it.
-const ELSEWHERE: [(&str, &str); 7] = [
+const ELSEWHERE: [(&str, &str); 10] = [
     ("student-trainer/src/loss/", "state"),
     ("student-trainer/src/plan/", "state"),
     ("student-trainer/src/plan/", "cache"),
+    ("student-trainer/src/client/absence.rs", "model"),
+    ("student-trainer/src/client/absence.rs", "corpus"),
+    ("student-trainer/src/generate/chat.rs", "prompts"),
     ("student-trainer/src/run/", "resume"),
     ("student-trainer/src/run/", "logdir"),
     ("student-trainer/src/student.rs", "from"),

@@ -58,11 +58,16 @@ pub(crate) fn put_away(bar: &ProgressBar, goes: bool) {
     }
 }
 
-/// Writes to standard error in one piece, so that the lines of two processes are not mixed. Bars would stay behind, half
-/// written over, so they are taken away meanwhile.
+/// Writes lines to standard error in one piece, so that those of two processes are not mixed, above the bars that stand there. There is
+/// nowhere left to report an error to: the terminal may be gone.
 fn write_beside_bars(bytes: &[u8]) {
-    // There is nowhere left to report an error to.
-    BARS.suspend(|| drop(io::stderr().write_all(bytes)));
+    let is_alone = SHOWN.load(Ordering::Relaxed) == 0 || BARS.is_hidden();
+    let _ = if is_alone {
+        io::stderr().write_all(bytes)
+    } else {
+        // `suspend` would panic where the terminal is gone.
+        BARS.println(String::from_utf8_lossy(bytes).trim_end_matches('\n'))
+    };
 }
 
 /// Prints the result of a command on standard output as it is.

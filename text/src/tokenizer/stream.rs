@@ -121,7 +121,8 @@ mod tests {
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
             "added_tokens": [{"id": 256, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-            "post_processor": null, "decoder": {"type": "ByteLevel"},
+            "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
             "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
         });
         let dir = tempfile::tempdir().unwrap();

@@ -63,7 +63,7 @@ fn a_run_without_a_checkpoint_starts_anew_and_a_finished_one_stays_as_it_is() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("no run that could be resumed"),
+        message.contains("is not there; a run directory is what"),
         "{message}"
     );
 }

@@ -163,15 +163,17 @@ impl RunState {
         frames_a_pass: u64,
     ) -> std::result::Result<(), String> {
         let (step, data) = (self.step as u64, &self.data);
+        let in_pass = data.next_index.saturating_add(data.taken);
         let steps = |frames: u64| frames.div_ceil(frames_a_step.max(1));
         let steps_done = data.pass.checked_mul(steps(frames_a_pass));
-        let steps_done = steps_done.and_then(|done| done.checked_add(steps(data.next_index)));
+        let steps_done = steps_done.and_then(|done| done.checked_add(steps(in_pass)));
         let frames = data.pass.checked_mul(frames_a_pass);
-        let frames = frames.and_then(|frames| frames.checked_add(data.next_index));
+        let frames = frames.and_then(|frames| frames.checked_add(in_pass));
         let checks = [
             ("total_steps", self.total_steps == total_steps),
             ("step", self.step <= total_steps),
             ("data.next_index", data.next_index <= frames_a_pass),
+            ("data.taken", in_pass <= frames_a_pass),
             ("data.frames", frames == Some(data.frames)),
             ("step", steps_done == Some(step)),
             ("evals.evaluated", self.evals.evaluated <= self.step),
@@ -185,7 +187,7 @@ impl RunState {
             Some((name, _)) => Err(format!(
                 "{name} does not agree with the run: {step} of {} steps done, {} frames, {} of them in pass {}, where the settings \
                  and the corpus make {total_steps} steps of {frames_a_step} frames, and passes of {frames_a_pass}",
-                self.total_steps, data.frames, data.next_index, data.pass
+                self.total_steps, data.frames, in_pass, data.pass
             )),
         }
     }

@@ -103,7 +103,7 @@ settings! {
         /// Longest student's side of a pair in the student's tokens, the rest is cut off; unset: as long as the teacher's sequences.
         student_seq_len: Option<usize> = None, may_resume: no, limits: SEQ_LEN_MIN..;
         /// Sequences that are taken from the teacher together and put into random order, another in every pass; 1 keeps the order of the corpus.
-        shuffle_buffer: usize = 1, may_resume: no, limits: 1..;
+        shuffle_buffer: usize = 1, may_resume: no, limits: 1..=1 << 16;
         /// Give every sequence the teacher's rows of the one before it: the control that must not work.
         shuffle_teacher: bool = false, may_resume: no;
         /// Recompute layers in the backward pass instead of keeping their activations.

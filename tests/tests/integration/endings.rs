@@ -185,7 +185,7 @@ fn a_closed_terminal_ended_a_run_without_a_checkpoint() -> Result<()> {
     wait_for_steps(&out, 2);
     let screen = String::from_utf8_lossy(&terminal.close()).into_owned();
     assert!(
-        screen.contains("step "),
+        screen.contains(" left"),
         "no progress on the terminal: {screen}"
     );
     assert_eq!(ending(&mut child)?.code(), Some(129));

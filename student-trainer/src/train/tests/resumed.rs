@@ -99,6 +99,40 @@ fn a_checkpoint_goes_on_at_every_step_with_accumulation_and_at_the_ends_of_passe
 }
 
 #[test]
+fn a_checkpoint_amid_frames_that_are_in_order_together_goes_on_to_the_same_bits() {
+    let bench = Bench::new(5);
+    let whole = TrainConfig {
+        epochs: 2,
+        save_steps: 1,
+        keep_last: 100,
+        shuffle_buffer: 3,
+        ..bench.config("whole")
+    };
+    train(&whole).unwrap();
+    let result = |config: &TrainConfig| {
+        let adapter = fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap();
+        let losses: Vec<_> = metrics(config)
+            .iter()
+            .map(|line| line["loss"].clone())
+            .collect();
+        (adapter, losses)
+    };
+    let expected = result(&whole);
+    assert_eq!(expected.1.len(), 10);
+    for step in (1..10).rev() {
+        // As if it had been killed after that step.
+        let checkpoints = whole.out.join("checkpoints");
+        for later in step + 1..=10 {
+            let _ = fs::remove_dir_all(checkpoints.join(format!("step-{later:06}")));
+        }
+        fs::remove_dir_all(whole.out.join("adapter")).unwrap();
+        let ending = resume(&whole, &Shutdown::default()).unwrap();
+        assert!(matches!(ending, Ending::Trained(Summary { steps: 10, .. })));
+        assert!(result(&whole) == expected, "after step {step}");
+    }
+}
+
+#[test]
 fn a_finished_run_without_its_result_had_nothing_to_do() {
     let bench = Bench::new(3);
     let config = bench.config("run");

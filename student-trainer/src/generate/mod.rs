@@ -164,8 +164,8 @@ impl Printer<'_> {
 
     /// What there is of answers that were not completed.
     fn end(&mut self, written: &[Written]) -> Result<()> {
-        for number in self.current..written.len() {
-            if !self.hear(Heard::Whole(number, &written[number]))? {
+        for (number, one) in written.iter().enumerate().skip(self.current) {
+            if !self.hear(Heard::Whole(number, one))? {
                 break;
             }
         }

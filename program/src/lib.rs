@@ -10,6 +10,8 @@
                                                         └──> inherited: what it shares with processes that it starts
 ```
 
+`random` is the generator whose numbers are part of captures, corpora and answers.
+
 Nothing here ends a program because something cannot be printed, and nothing that is no file is replaced by one.
 */
 #![cfg_attr(
@@ -33,6 +35,7 @@ pub mod log;
 pub mod memory;
 pub mod output;
 pub mod progress;
+pub mod random;
 pub mod settings;
 pub mod units;
 

@@ -1,21 +1,14 @@
 //! Provides the random numbers of sampling: each a function of a seed and a place, so that none depends on how many were drawn
 //! before or beside it.
 
-/// The golden ratio's fraction, which SplitMix64 counts in.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+use distill_program::random::{GOLDEN_GAMMA, fraction, split_mix};
 
 /// A number in [0, 1) of 53 bits: the `place`-th of the sequence with this seed.
 pub fn uniform(seed: u64, place: u64) -> f64 {
-    let mixed = mix(mix(seed).wrapping_add(place.wrapping_mul(STEP)));
-    (mixed >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators", 2014).
-fn mix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(STEP);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    let start = split_mix(seed);
+    fraction(split_mix(
+        start.wrapping_add(place.wrapping_mul(GOLDEN_GAMMA)),
+    ))
 }
 
 #[cfg(test)]
@@ -41,6 +34,6 @@ mod tests {
             );
         }
         // The reference implementation's first number of state 0.
-        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(split_mix(0), 0xe220_a839_7b1d_cdaf);
     }
 }

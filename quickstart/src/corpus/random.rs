@@ -1,6 +1,9 @@
-//! Provides the generator's source of randomness: its numbers are part of the corpus, so no library may change them.
+//! Provides the generator's source of randomness, whose numbers are part of the corpus.
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+pub(super) use distill_program::random::mix;
+use distill_program::random::{GOLDEN_GAMMA, split_mix};
+
+/// SplitMix64.
 #[derive(Clone, Debug)]
 pub(super) struct Random {
     state: u64,
@@ -12,8 +15,9 @@ impl Random {
     }
 
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        mix(self.state)
+        let number = split_mix(self.state);
+        self.state = self.state.wrapping_add(GOLDEN_GAMMA);
+        number
     }
 
     /// A number in `0..bound`; 0 where the bound is 0. The bias of the product is below 2^-32 here.
@@ -41,11 +45,4 @@ impl Random {
             })
             .collect()
     }
-}
-
-/// SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit.
-pub(super) fn mix(mut word: u64) -> u64 {
-    word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    word ^ (word >> 31)
 }

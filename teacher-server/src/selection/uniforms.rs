@@ -1,7 +1,6 @@
 //! Provides the random numbers behind drawn rows: a stream for every row, which nothing but the row's name decides.
 
-/// Increment of SplitMix64: 2^64 over the golden ratio, made odd.
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+use distill_program::random::{GOLDEN_GAMMA, fraction, mix, split_mix};
 
 /// Which row it is: its draws depend on this and the sample seed, so that batches, chunks and threads change nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,9 +11,7 @@ pub struct RowKey {
     pub position: u64,
 }
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-///
-/// Written out here because draws are part of what a plan's fingerprint names: a library may change its generator.
+/// SplitMix64 from a state of its own: draws are part of what a plan's fingerprint names.
 #[derive(Debug, Clone)]
 pub(crate) struct Uniforms(u64);
 
@@ -23,15 +20,17 @@ impl Uniforms {
     pub fn new(seed: u64, key: RowKey) -> Self {
         // Every part goes through the finaliser, so that neighbouring rows start far apart.
         let parts = [seed, key.sequence, key.position];
-        Self(parts.into_iter().fold(0, |state, part| {
-            finalise(state.wrapping_add(GOLDEN_GAMMA) ^ part)
-        }))
+        Self(parts.into_iter().fold(
+            0,
+            |state, part| mix(state.wrapping_add(GOLDEN_GAMMA) ^ part),
+        ))
     }
 
     /// A number in [0, 1), a multiple of 2^-53.
     pub fn next(&mut self) -> f64 {
+        let number = fraction(split_mix(self.0));
         self.0 = self.0.wrapping_add(GOLDEN_GAMMA);
-        (finalise(self.0) >> 11) as f64 * (0.5f64).powi(53)
+        number
     }
 
     /// Fills `out` with `count` numbers in ascending order.
@@ -40,13 +39,6 @@ impl Uniforms {
         out.extend((0..count).map(|_| self.next()));
         out.sort_unstable_by(f64::total_cmp);
     }
-}
-
-/// The mixing function of SplitMix64: every bit of the input reaches every bit of the output.
-fn finalise(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }
 
 #[cfg(test)]

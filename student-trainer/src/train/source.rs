@@ -85,7 +85,8 @@ impl FrameSource {
         }
     }
 
-    /// Another one of the same teacher, at the start of the first pass, which does not wait long for a teacher that is gone.
+    /// Another one of the same teacher, at the start of the first pass and in its order, so that nothing is read that is not looked at;
+    /// it does not wait long for a teacher that is gone.
     pub fn another_from_the_start(&self) -> Self {
         let options = StreamOptions {
             reconnect_attempts: 1,
@@ -96,7 +97,10 @@ impl FrameSource {
             self.teacher.clone(),
             self.info.clone(),
             options,
-            self.order,
+            Order {
+                buffer: 1,
+                ..self.order
+            },
             self.shutdown.clone(),
             DataCursor::default(),
         )

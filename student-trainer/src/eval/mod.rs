@@ -60,10 +60,8 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     );
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let mut files = find_student(&config.student, config.adapter.as_deref(), shutdown)?;
-    files
-        .tokenizer
-        .set_chat_template_kwargs(&config.chat_template_kwargs);
+    let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
+    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
     let runtime = client::runtime()?;
     let mut scorer = match &config.teacher {
         Some(address) => {

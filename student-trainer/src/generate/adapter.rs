@@ -5,27 +5,32 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
 use distill_model::Decoder;
+use distill_text::ChatTemplateKwargs;
 
 use crate::{
     Error, Result,
     config::Quantize,
-    run::{AdapterConfig, load_adapter, warn_of_unused},
+    run::{ADAPTER_CONFIG_FILE, AdapterConfig, load_adapter, warn_of_unused},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
 
-/// Where an adapter says what it belongs to.
-const CONFIG_FILE: &str = "adapter_config.json";
-
-/// Opens the student that is named, or the base that the adapter names.
+/// Opens the student that is named, or the base that the adapter names, whose chat template has these variables.
 ///
 /// # Errors
 /// Neither is named, or what is named cannot be opened.
 pub(crate) fn find_student(
     student: &Path,
     adapter: Option<&Path>,
+    kwargs: &ChatTemplateKwargs,
     shutdown: &Shutdown,
 ) -> Result<StudentFiles> {
+    let mut files = find_files(student, adapter, shutdown)?;
+    files.tokenizer.set_chat_template_kwargs(kwargs);
+    Ok(files)
+}
+
+fn find_files(student: &Path, adapter: Option<&Path>, shutdown: &Shutdown) -> Result<StudentFiles> {
     if !student.as_os_str().is_empty() {
         return StudentFiles::find(student, shutdown);
     }
@@ -35,7 +40,7 @@ pub(crate) fn find_student(
                 .into(),
         ));
     };
-    let file = adapter.join(CONFIG_FILE);
+    let file = adapter.join(ADAPTER_CONFIG_FILE);
     let base = AdapterConfig::read(adapter)?.base_model_name_or_path;
     let base = base.filter(|base| !base.is_empty()).ok_or_else(|| {
         let problem = "base_model_name_or_path: names no base; name it with --student DIR";

@@ -25,11 +25,8 @@ const HELP: &str = "/reset forgets the conversation, /exit or Ctrl-D ends the pr
 pub fn run(config: &ChatConfig, shutdown: &Shutdown) -> Result<bool> {
     config.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let mut files = find_student(&config.student, config.adapter.as_deref(), shutdown)?;
-    files
-        .tokenizer
-        .set_chat_template_kwargs(&config.chat_template_kwargs);
-    let adapter = config.adapter.as_deref();
+    let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
+    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
     let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
     if shutdown.is_requested() {
         return Err(Error::Stopped("before the conversation began"));

@@ -50,12 +50,9 @@ const SIDES: [(&str, bool); 2] = [("base", false), ("adapter", true)];
 pub fn run(config: &GenerateConfig, shutdown: &Shutdown) -> Result<bool> {
     config.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
-    let mut files = find_student(&config.student, config.adapter.as_deref(), shutdown)?;
-    files
-        .tokenizer
-        .set_chat_template_kwargs(&config.chat_template_kwargs);
+    let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
+    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
     let questions = read(config, &files)?;
-    let adapter = config.adapter.as_deref();
     let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
     if shutdown.is_requested() {
         return Err(Error::Stopped("before there was an answer"));

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use distill_model::{Decoder, Sampling, testing::TinyModel};
+use distill_text::ChatTemplateKwargs;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -171,8 +172,10 @@ fn a_base_that_an_adapter_does_not_have_is_asked_for() {
     let dir = student();
     let adapter = dir.path().join("adapter");
     write_adapter(dir.path(), &adapter);
+    let kwargs = ChatTemplateKwargs::default();
     let find = |student: &str| {
-        let found = find_student(Path::new(student), Some(&adapter), &Shutdown::default());
+        let shutdown = Shutdown::default();
+        let found = find_student(Path::new(student), Some(&adapter), &kwargs, &shutdown);
         found
             .map(|files| files.dir)
             .map_err(|error| error.to_string())
@@ -194,7 +197,7 @@ fn a_base_that_an_adapter_does_not_have_is_asked_for() {
         }
         find(dir.path().to_str().unwrap()).unwrap();
     }
-    let error = find_student(Path::new(""), None, &Shutdown::default());
+    let error = find_student(Path::new(""), None, &kwargs, &Shutdown::default());
     assert!(error.err().unwrap().to_string().contains("--student DIR"));
 }
 

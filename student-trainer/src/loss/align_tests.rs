@@ -252,7 +252,16 @@ fn plans_of_whole_logits_match_the_slow_form() {
     }
 }
 
-/// A record that joins nothing pays nothing.
+/// Transport alone beside cross-entropy.
+fn paying(align: AlignConfig) -> LossConfig {
+    LossConfig {
+        kl_weight: 0.0,
+        ot_weight: 1.0,
+        align,
+        ..LossConfig::default()
+    }
+}
+
 /// Two texts may tell things in any order, two readings of one text do not.
 #[test]
 fn pairs_were_held_near_the_diagonal_unless_told_otherwise() {
@@ -263,12 +272,7 @@ fn pairs_were_held_near_the_diagonal_unless_told_otherwise() {
             position,
             ..settings(PlanKind::Sinkhorn, AlignLoss::Sharp, Cost::Kl)
         };
-        let config = LossConfig {
-            kl_weight: 0.0,
-            ot_weight: 1.0,
-            align,
-            ..LossConfig::default()
-        };
+        let config = paying(align);
         let (hidden, geometry) = (tensor(&case.hidden), case.geometry());
         let loss = head_loss(&hidden, &case.labels, &case.targets, &geometry, &config);
         loss.unwrap().values.ot
@@ -279,17 +283,12 @@ fn pairs_were_held_near_the_diagonal_unless_told_otherwise() {
     assert!(value(true, None) != value(false, None));
 }
 
+/// A record that joins nothing pays nothing.
 #[test]
 fn no_links_are_no_loss() {
     let mut case = case();
     case.targets.alignment.as_mut().unwrap().links.clear();
-    let align = settings(PlanKind::Links, AlignLoss::Kl, Cost::Kl);
-    let config = LossConfig {
-        kl_weight: 0.0,
-        ot_weight: 1.0,
-        align,
-        ..LossConfig::default()
-    };
+    let config = paying(settings(PlanKind::Links, AlignLoss::Kl, Cost::Kl));
     let (hidden, geometry) = (tensor(&case.hidden), case.geometry());
     let run = |config| head_loss(&hidden, &case.labels, &case.targets, &geometry, config).unwrap();
     let found = run(&config);

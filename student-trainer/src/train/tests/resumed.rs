@@ -28,6 +28,11 @@ pub(super) fn interrupted(
     config
 }
 
+/// The weights that a run has left.
+fn adapter(config: &TrainConfig) -> Vec<u8> {
+    fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
+}
+
 #[test]
 fn a_run_without_a_checkpoint_starts_anew_and_a_finished_one_stays_as_it_is() {
     let bench = Bench::new(4);
@@ -37,9 +42,6 @@ fn a_run_without_a_checkpoint_starts_anew_and_a_finished_one_stays_as_it_is() {
         ..bench.config("whole")
     };
     train(&whole).unwrap();
-    let adapter = |config: &TrainConfig| {
-        fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
-    };
 
     let parts = interrupted(&whole, &bench, "parts", 3);
     assert!(!parts.out.join("checkpoints").exists());
@@ -78,9 +80,6 @@ fn a_checkpoint_goes_on_at_every_step_with_accumulation_and_at_the_ends_of_passe
         ..bench.config("whole")
     };
     train(&whole).unwrap();
-    let adapter = |config: &TrainConfig| {
-        fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
-    };
     let values = |config: &TrainConfig| -> Vec<_> {
         let lines = metrics(config).into_iter();
         lines
@@ -110,12 +109,11 @@ fn a_checkpoint_amid_frames_that_are_in_order_together_goes_on_to_the_same_bits(
     };
     train(&whole).unwrap();
     let result = |config: &TrainConfig| {
-        let adapter = fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap();
         let losses: Vec<_> = metrics(config)
             .iter()
             .map(|line| line["loss"].clone())
             .collect();
-        (adapter, losses)
+        (adapter(config), losses)
     };
     let expected = result(&whole);
     assert_eq!(expected.1.len(), 10);
@@ -260,9 +258,6 @@ fn a_damaged_newest_checkpoint_is_refused_and_the_one_before_it_ends_in_the_same
     }
     fs::remove_dir_all(newest).unwrap();
     resume(&parts, &Shutdown::default()).unwrap();
-    let adapter = |config: &TrainConfig| {
-        fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
-    };
     assert_eq!(adapter(&parts), adapter(&whole));
 }
 

@@ -8,7 +8,9 @@ use std::{
 
 use super::{
     MEMORY_FILE, TEACHER_FILE,
-    directory::{CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE},
+    directory::{
+        ADAPTER_DIRECTORY, CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE,
+    },
 };
 use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
@@ -26,7 +28,7 @@ const BESIDE: [&str; 10] = [
     "best",
 ];
 /// Where checkpoints and results are.
-const PRECIOUS: [&str; 3] = ["checkpoints", "adapter", "model"];
+const PRECIOUS: [&str; 3] = ["checkpoints", ADAPTER_DIRECTORY, "model"];
 /// Batches that failed runs left for people; they stay.
 const DUMP_PREFIX: &str = "failed-step-";
 /// Of files that were being written.

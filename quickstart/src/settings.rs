@@ -83,8 +83,8 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
     )?;
     let pairs = task(
         "pairs",
-        "Two languages: the teacher reads English, the student learns Chinese from 50 solved problems and 300 unsolved ones; percent of \
-         others solved.",
+        "Two languages: the teacher reads English, the student learns Chinese from 50 solved problems and 300 unsolved ones; cross-entropy \
+         of other solutions, less is better.",
         Arms {
             text: include_str!("../tasks/pairs.toml"),
             first: 2,

@@ -401,7 +401,6 @@ fn what_the_student_is_to_learn_it_has_not_read() {
             .map(|field| line[field].as_str().unwrap_or_default().to_owned())
             .concat()
     };
-    let read: HashSet<String> = student.iter().map(text_of).collect();
     let is_solved = |text: &str| is_chinese(text) && text.contains("a=");
     let texts: Vec<String> = student.iter().map(text_of).collect();
     let questions = texts

@@ -19,16 +19,22 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 table.small { width: auto; } th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--grid); text-align: right;
   white-space: nowrap; } th { font-weight: 600; color: var(--muted); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-bottom: 1rem; }
-figure { margin: 0; flex: 1 1 30rem; min-width: 0; } .wide figure { flex: 0 0 auto; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem;
+  margin-bottom: 1rem; } .pair.wide { display: flex; flex-wrap: wrap; }
+figure { margin: 0; min-width: 0; max-width: 38rem; } .wide figure { flex: 0 0 auto; max-width: none; }
 figcaption { font-size: .9rem; color: var(--muted); margin-bottom: .4rem; }
 svg { display: block; max-width: 100%; height: auto; } .wide svg { max-width: none; }
-svg text { fill: var(--muted); font: 11px system-ui, sans-serif; } svg text.token { font: 8px ui-monospace, monospace; }
-svg .mark { fill: none; stroke: var(--s1); } svg .grid { stroke: var(--grid); stroke-width: 1; } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg text { fill: var(--muted); font: 12px system-ui, sans-serif; } svg text.token { font: 11px ui-monospace, monospace; }
+svg .mark { fill: none; stroke: var(--s1); } svg .grid { stroke: var(--grid); stroke-width: 1; }
+svg .zero { stroke: var(--muted); } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; padding: 0; margin: .4rem 0 0;
-  list-style: none; } .legend i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem;
+  list-style: none; } .legend i { display: inline-block; width: 1.2rem; border-top: .2rem solid; margin-right: .35rem;
   vertical-align: middle; }
 article { background: var(--raised); border-radius: .5rem; padding: .9rem 1rem; margin-bottom: .8rem; }
-.prompt { margin: 0 0 .6rem; font-weight: 600; } .answers { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-pre { margin: 0; font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; }
+.prompt { margin: 0 0 .6rem; font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; } .answers { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
+.answers div { flex: 1 1 16rem; min-width: 0; }
+pre { margin: 0; font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.code { background: var(--raised); border-radius: .5rem; padding: .6rem .8rem; }
+@media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } svg text { font-size: 19px; }
+  .pair, .pair.wide { display: block; } figure { margin-bottom: 1.5rem; } }
 ";

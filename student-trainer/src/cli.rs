@@ -101,7 +101,7 @@ pub fn command() -> Command {
         .subcommand(
             about(
                 "report",
-                "Write report.html of a run anew, or compare several runs",
+                "Write report.html and report.md of a run anew, or compare several runs",
             )
             .arg(
                 Arg::new("runs")
@@ -116,7 +116,7 @@ pub fn command() -> Command {
                     .long("out")
                     .value_name("FILE")
                     .value_parser(clap::value_parser!(PathBuf))
-                    .help("Page to write; unset: report.html in the run's directory, where there is one run"),
+                    .help("Page to write, Markdown where it ends in .md; unset: report.html and report.md in the run's directory, where there is one run"),
             ),
         )
         .subcommand(settings::<LossesConfig>(about(

@@ -11,7 +11,7 @@
 use std::{fmt::Write, path::Path};
 
 use distill_program::output;
-use distill_report::{HeatMap, Series, escape, figure, figures, note, section};
+use distill_report::{Answer, Answered, HeatMap, Series, escape, figure, figures, note, section};
 
 use crate::{
     Result,
@@ -61,12 +61,12 @@ fn verdict(summary: &Summary) -> String {
 
 fn curves(summary: &Summary) -> String {
     let draw = |title: &str, of: fn(&crate::run::Curve) -> &Vec<f64>| {
-        let curves = summary.curves.iter();
-        let lines = curves.filter(|curve| of(curve).iter().any(|&value| value != 0.0));
-        let lines = lines.map(|curve| {
+        let curves = summary.curves.iter().enumerate();
+        let lines = curves.filter(|(_, curve)| of(curve).iter().any(|&value| value != 0.0));
+        let lines = lines.map(|(place, curve)| {
             let values = of(curve).iter().enumerate();
             let points = values.map(|(i, &value)| ((i + 1) as f64, value));
-            Series::new(curve.name.clone(), points.collect()).averaged(POINTS_MAX)
+            Series::new(place, curve.name.clone(), points.collect()).averaged(POINTS_MAX)
         });
         figure(title, &lines.collect::<Vec<_>>())
     };
@@ -129,30 +129,23 @@ fn on_diagonal(plan: &[Vec<f32>]) -> f32 {
 }
 
 fn answers(samples: &[Sample]) -> String {
-    let mut html = String::new();
-    for sample in samples {
-        let _ = write!(
-            html,
-            "<article><p class=\"prompt\">{}</p>\n<div class=\"answers\">\n<div><h3>reference</h3><pre>{}</pre></div>\n",
-            escape(sample.prompt.trim()),
-            escape(sample.reference.trim())
-        );
-        for (name, text, correct) in &sample.answers {
-            let (class, mark) = if *correct {
-                ("right", "right")
-            } else {
-                ("wrong", "wrong")
-            };
-            let _ = writeln!(
-                html,
-                "<div class=\"{class}\"><h3>{} <span>{mark}</span></h3><pre>{}</pre></div>",
-                escape(name),
-                escape(text.trim())
-            );
+    let asked = samples.iter().map(|sample| {
+        let reference = Answer {
+            name: "reference".to_owned(),
+            text: sample.reference.clone(),
+            is_right: None,
+        };
+        let given = sample.answers.iter().map(|(name, text, is_right)| Answer {
+            name: name.clone(),
+            text: text.clone(),
+            is_right: Some(*is_right),
+        });
+        Answered {
+            prompt: sample.prompt.clone(),
+            answers: std::iter::once(reference).chain(given).collect(),
         }
-        html += "</div></article>\n";
-    }
-    html
+    });
+    distill_report::answers(&asked.collect::<Vec<_>>())
 }
 
 fn memory(summary: &Summary) -> String {

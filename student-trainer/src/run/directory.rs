@@ -328,6 +328,7 @@ mod tests {
             "metrics.jsonl",
             "eval.jsonl",
             "report.html",
+            "report.md",
             "projection.json",
             "plans.json",
             "tensorboard/events",

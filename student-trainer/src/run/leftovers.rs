@@ -13,7 +13,7 @@ use super::{
 use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 11] = [
     CONFIG_FILE,
     MEMORY_FILE,
     TEACHER_FILE,
@@ -23,6 +23,7 @@ const BESIDE: [&str; 10] = [
     "eval.jsonl",
     "tensorboard",
     "report.html",
+    "report.md",
     "best",
 ];
 /// Where checkpoints and results are.

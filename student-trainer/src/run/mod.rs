@@ -28,3 +28,4 @@ pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::{Progress, progress};
 pub(crate) use teacher::TEACHER_FILE;
 pub use teacher::TeacherRecord;
+pub(crate) use tensorboard::TensorBoard;

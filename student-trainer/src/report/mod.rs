@@ -1,11 +1,12 @@
-/*! Provides the report of any run, and of several side by side: curves, settings, memory; as a page, and as Markdown.
+/*! Provides the report of any run, and of several side by side: curves, answers, settings, memory; as a page, and as Markdown.
 
 ```text
- RUN/config.toml, teacher.json, metrics.jsonl, eval.jsonl, memory.json
-      └──> read ──> curves, tables ──> distill_report::Document ──> report.html, report.md
+ RUN/config.toml, teacher.json, metrics.jsonl, eval.jsonl, answers.json, memory.json
+      └──> read ──> curves, tables, answers ──> distill_report::Document ──> report.html, report.md
 ```
 */
 
+mod answers;
 mod command;
 mod memory;
 mod read;
@@ -120,6 +121,7 @@ fn document(runs: &[Run]) -> Document {
         sections: vec![
             Section::new("", runs.iter().flat_map(origin).collect()),
             Section::new("Results", results(runs)),
+            Section::new("Answers before and after", answers::answers(runs)),
             Section::new("Evaluations", evaluations.into_iter().flatten().collect()),
             Section::new(
                 "By step",

@@ -12,6 +12,7 @@ use crate::{
     files,
     pretrain::PretrainConfig,
     run::{MEMORY_FILE, TeacherRecord, TensorBoard, require_run},
+    train::Sample,
 };
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
@@ -32,6 +33,8 @@ pub(crate) struct Run {
     pub memory: Map<String, Value>,
     /// Its teacher; none where there was none, or a release before wrote the run.
     pub teacher: Option<TeacherRecord>,
+    /// What the student answered; empty where it was not asked.
+    pub samples: Vec<Sample>,
     /// When it began, in seconds since 1970, where that is known.
     pub began: Option<u64>,
     /// The command that its settings come to.
@@ -70,6 +73,7 @@ impl Run {
             },
             memory: files::read_json_if_there(&memory, FILE_BYTES_MAX)?.unwrap_or_default(),
             teacher: TeacherRecord::read(directory)?,
+            samples: Sample::read(directory)?,
             began: TensorBoard::begun(&directory.join("tensorboard"))?,
         })
     }

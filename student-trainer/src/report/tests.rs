@@ -153,6 +153,35 @@ fn the_markdown_twin_has_the_tables_of_the_page() {
 }
 
 #[test]
+fn answers_of_several_runs_stand_under_their_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    for (path, after) in [(&a, "four"), (&b, "5")] {
+        run(path, 1e-3);
+        let written = |text: &str, finish: &str| serde_json::json!({"text": text, "finish": finish, "tokens": 1});
+        let samples = serde_json::json!([{
+            "prompt": "2 + 2?", "prompt_ids": [1], "reference": "4",
+            "before": written("zzz", "length"), "after": written(after, "end"),
+        }]);
+        std::fs::write(path.join("answers.json"), samples.to_string()).unwrap();
+    }
+    let html = std::fs::read_to_string(write(&a).unwrap()).unwrap();
+    assert!(
+        html.contains("<h3>before training</h3><pre>zzz …</pre>"),
+        "{html}"
+    );
+    assert!(html.contains("<h3>expected</h3><pre>4</pre>"));
+    let out = dir.path().join("both.html");
+    write_to(&[&a, &b], &out).unwrap();
+    let html = std::fs::read_to_string(out).unwrap();
+    assert_eq!(html.matches("2 + 2?").count(), 1);
+    assert!(
+        html.contains("<h3>b, after training</h3><pre>5</pre>"),
+        "{html}"
+    );
+}
+
+#[test]
 fn the_plan_of_memory_is_shown_part_by_part() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");

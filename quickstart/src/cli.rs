@@ -8,7 +8,6 @@ use std::{
 use crate::{
     Result,
     corpus::{self, Sizes},
-    report,
     run::programs,
     settings::{self, Effort},
     tokenizer,
@@ -26,12 +25,12 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Distils with several losses side by side; prints a table, writes summary.json and report.html.
+    /// Distils with several losses side by side, each with several seeds and its controls; prints what the judge says of them.
     Run {
-        /// About two minutes: fewer losses, fewer problems.
+        /// A minute and a half: one task, two seeds.
         #[arg(long, conflicts_with = "full")]
         fast: bool,
-        /// Three seeds with their spread.
+        /// Five seeds instead of three.
         #[arg(long)]
         full: bool,
         /// Directory of the embedded models.
@@ -74,6 +73,13 @@ enum Command {
         /// The same seed makes the same problems.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Writes what the embedded models are trained on, teacher-reads.jsonl and student-reads.jsonl, and what shows whether they have
+    /// learned it.
+    Readings {
+        /// Directory to write into.
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Trains the small tokenizer on problems and writes its files.
     Tokenizer {
@@ -123,11 +129,7 @@ pub fn run(args: Args) -> Result<()> {
                 }
                 _ => settings::embedded(effort, &assets, programs, out)?,
             };
-            let summary = crate::run::run(&job)?;
-            summary.write(&job.out.join("summary.json"))?;
-            let page = job.out.join("report.html");
-            report::write(&summary, &page)?;
-            print(format_args!("{summary}\n\n{}\n", page.display()))?;
+            print(format_args!("{}\n", crate::run::run(&job)?))?;
         }
         Command::Corpus {
             out,
@@ -149,6 +151,11 @@ pub fn run(args: Args) -> Result<()> {
                 steps_max,
             };
             for path in corpus::write_corpus(&out, sizes, seed)? {
+                print(format_args!("{}\n", path.display()))?;
+            }
+        }
+        Command::Readings { out } => {
+            for path in corpus::write_readings(&out)? {
                 print(format_args!("{}\n", path.display()))?;
             }
         }

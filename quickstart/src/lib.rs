@@ -4,7 +4,7 @@
  template ──> story (numbers, steps) ──> wording (English | Chinese) ──> problem ──> train / held-out JSONL
                                                                            │
                                                        tokenizer (BPE) <───┘
- teacher, student, problems ──> run: both programs, side by side ──> table, summary.json, report.html
+ teacher, student, lessons ──> run: both programs, the judge over several losses ──> tables, pages, summary.json
 ```
 
 Nothing is downloaded and nothing is copied: the problems come from [`corpus`], seeded, and the small tokenizer of the
@@ -17,7 +17,6 @@ pub mod corpus;
 mod error;
 pub mod tokenizer;
 
-pub mod report;
 pub mod run;
 pub mod settings;
 

@@ -2,19 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_program::files;
+use toml::{Table, Value};
 
 use crate::{
     Error, Result,
-    corpus::{Sizes, write_corpus},
-    run::{Job, NUMBERS, Programs, TEMPLATES, Training, check_out, variants},
+    corpus::{Sizes, write_corpus, write_few, write_lesson_pairs},
+    run::{CORPUS, Job, Programs, Task, check_out},
 };
 
-/// Seed of the problems that students distil on. The embedded models were trained on those of seed 1, whose held-out
-/// problems are what everything is evaluated on.
-const DISTIL_SEED: u64 = 2;
-const HELD_OUT_SEED: u64 = 1;
-/// Longer than any problem.
+/// Seed of the problems for models that someone names.
+const PROBLEMS_SEED: u64 = 2;
+/// Longer than any problem and its solution.
 const PROBLEM_TOKENS_MAX: usize = 160;
 /// Of both the generated problems and a named text, for models of a size that people use.
 const REAL_SEQ_LEN: usize = 256;
@@ -24,12 +22,23 @@ const RUNS_MAX: usize = 1000;
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// Two minutes: fewer losses, fewer problems.
+    /// A minute and a half: two seeds of two losses.
     Fast,
-    /// All losses, one seed.
+    /// Three seeds.
     Default,
-    /// All losses, three seeds.
+    /// Five seeds.
     Full,
+}
+
+impl Effort {
+    fn seeds(self) -> Value {
+        let count = match self {
+            Self::Fast => 2,
+            Self::Default => 3,
+            Self::Full => 5,
+        };
+        Value::Array((1..=count).map(Value::Integer).collect())
+    }
 }
 
 /// The job on the embedded models.
@@ -38,7 +47,8 @@ pub enum Effort {
 /// The assets are not there, or the problems cannot be written.
 pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf) -> Result<Job> {
     check_out(&out)?;
-    let (teacher, student) = (assets.join("teacher"), assets.join("student"));
+    let corpus = out.join(CORPUS);
+    let [teacher, student] = ["teacher", "student"].map(|name| assets.join(name));
     for directory in [&teacher, &student] {
         if !directory.join("model.safetensors").is_file() {
             return Err(Error::Job(format!(
@@ -47,43 +57,46 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
             )));
         }
     }
-    let (steps, evaluation_sequences) = match effort {
-        Effort::Fast => (80, 60),
-        Effort::Default | Effort::Full => (150, 120),
+    let task = |name, question: &str, arms, files: [PathBuf; 2], serve: &str| -> Result<Task> {
+        let [corpus, held_out] = files;
+        Ok(Task {
+            name,
+            question: question.to_owned(),
+            teacher: teacher.clone(),
+            student: student.clone(),
+            corpus: vec![corpus],
+            serve: words(&format!(
+                "--seq-len {PROBLEM_TOKENS_MAX} --batch-size 16 {serve}"
+            )),
+            arms: arms_of(arms, effort.seeds(), &[held_out])?,
+        })
     };
-    let batch_size = 16;
-    let corpus = problems(&out, steps * batch_size, evaluation_sequences)?;
-    let mut variants = variants();
-    if effort == Effort::Fast {
-        variants.retain(|variant| ["ce-kl", "ot-kl"].contains(&variant.id));
-    }
+    let few = task(
+        "few",
+        "Few examples: 400 texts, read eight times; cross-entropy on others, less is better.",
+        include_str!("../tasks/few.toml"),
+        write_few(&corpus, [400, 200])?,
+        "--estimator top-k --top-k 64",
+    )?;
+    let pairs = task(
+        "pairs",
+        "Two languages: the teacher reads English, the student learns Chinese from 50 solved problems and 900 unsolved ones; percent of \
+         others solved.",
+        include_str!("../tasks/pairs.toml"),
+        write_lesson_pairs(&corpus, [50, 900, 200])?,
+        "--estimator top-k --top-k 64 --state hidden:0,1",
+    )?;
     Ok(Job {
-        title: "ot-distill quickstart: embedded models".into(),
         out,
         programs,
-        teacher,
-        student,
-        corpus: vec![corpus.join("train.jsonl")],
-        teacher_batch_size: 16,
-        evaluation: held_out(&corpus),
-        evaluation_sequences,
-        exact_match: true,
-        evaluate_teacher: true,
-        training: Training {
-            seq_len: PROBLEM_TOKENS_MAX,
-            steps,
-            batch_size,
-            lr: 2e-3,
-            seeds: match effort {
-                Effort::Full => vec![1, 2, 3],
-                _ => vec![1],
-            },
+        tasks: match effort {
+            Effort::Fast => vec![few],
+            Effort::Default | Effort::Full => vec![few, pairs],
         },
-        variants,
     })
 }
 
-/// The job on models of a size that people use: `texts` beside the generated problems, cross-entropy and KL before and after.
+/// The job on models of a size that people use: `texts` beside the generated problems.
 ///
 /// # Errors
 /// A directory without a model, or problems that cannot be written.
@@ -103,59 +116,50 @@ pub fn real(
             )));
         }
     }
-    let steps = 40;
     // Half of the steps are problems where there is a text for the other half.
     let share = if texts.is_empty() { 1 } else { 2 };
-    let corpus = problems(&out, steps / share, 12)?;
-    let files = [vec![corpus.join("train.jsonl")], texts].concat();
-    let chosen = ["ce-kl", "ot-kl"];
-    let variants = variants().into_iter().filter(|v| chosen.contains(&v.id));
+    let sizes = Sizes {
+        train: 40 / share,
+        held_out: 24,
+        steps_max: usize::MAX,
+    };
+    let [train, numbers, _] = write_corpus(&out.join(CORPUS), sizes, PROBLEMS_SEED)?;
     Ok(Job {
-        title: "ot-distill quickstart: real weights".into(),
         out,
         programs,
-        teacher,
-        student,
-        corpus: files,
-        teacher_batch_size: 1,
-        evaluation: held_out(&corpus),
-        evaluation_sequences: 12,
-        exact_match: false,
-        evaluate_teacher: false,
-        training: Training {
-            seq_len: REAL_SEQ_LEN,
-            steps,
-            batch_size: 1,
-            lr: 2e-4,
-            seeds: vec![1],
-        },
-        variants: variants.collect(),
+        tasks: vec![Task {
+            name: "real",
+            question:
+                "40 steps of one sequence; cross-entropy on held-out problems, less is better."
+                    .to_owned(),
+            teacher,
+            student,
+            corpus: [vec![train], texts].concat(),
+            serve: words(&format!("--seq-len {REAL_SEQ_LEN}")),
+            arms: arms_of(
+                include_str!("../tasks/real.toml"),
+                Effort::Fast.seeds(),
+                &[numbers],
+            )?,
+        }],
     })
 }
 
-/// Writes the problems to distil on, and the held-out ones, into `out/corpus`.
-fn problems(out: &Path, train: usize, held_out: usize) -> Result<PathBuf> {
-    let corpus = out.join("corpus");
-    let sizes = |train, held_out| Sizes {
-        train,
-        held_out,
-        steps_max: usize::MAX,
-    };
-    write_corpus(&corpus, sizes(train, 1), DISTIL_SEED)?;
-    for split in [NUMBERS, TEMPLATES] {
-        let unused = corpus.join(split).with_extension("jsonl");
-        files::remove(&unused)?;
+/// A file of arms with its seeds and what the arms are compared on.
+fn arms_of(text: &str, seeds: Value, held_out: &[PathBuf]) -> Result<Table> {
+    let mut arms: Table = toml::from_str(text).map_err(|e| Error::Job(format!("arms: {e}")))?;
+    arms.insert("seeds".to_owned(), seeds);
+    if let Some(Value::Table(base)) = arms.get_mut("base") {
+        let files = held_out
+            .iter()
+            .map(|path| Value::from(path.display().to_string()));
+        base.insert("eval_data".to_owned(), Value::Array(files.collect()));
     }
-    write_corpus(&corpus.join("held-out"), sizes(1, held_out), HELD_OUT_SEED)?;
-    Ok(corpus)
+    Ok(arms)
 }
 
-/// The held-out files that [`problems`] wrote, by split.
-fn held_out(corpus: &Path) -> Vec<(String, PathBuf)> {
-    let file = |split: &str| corpus.join("held-out").join(split).with_extension("jsonl");
-    [NUMBERS, TEMPLATES]
-        .map(|split| (split.to_owned(), file(split)))
-        .into()
+fn words(flags: &str) -> Vec<String> {
+    flags.split_whitespace().map(str::to_owned).collect()
 }
 
 /// A directory in `runs` that is not there yet: `NAME`, `NAME-2`, ...

@@ -190,7 +190,6 @@ mod tests {
             answers: vec![Answer {
                 name: "after".to_owned(),
                 text: "two\nlines".to_owned(),
-                is_right: None,
             }],
         };
         Document {

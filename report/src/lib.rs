@@ -9,7 +9,7 @@
  Document: blocks of these, without HTML ───────┴──> Markdown
 ```
 
-The quickstart's report and that of every run are made of these pieces.
+The report of every run, of several and of an ablation are made of these pieces.
 */
 
 mod axis;
@@ -110,8 +110,6 @@ pub struct Answer {
     pub name: String,
     /// The answer itself.
     pub text: String,
-    /// Whether it is right, where that is known.
-    pub is_right: Option<bool>,
 }
 
 /// Prompts, each with its answers side by side; nothing where there are none.
@@ -125,14 +123,9 @@ pub fn answers(given: &[Answered]) -> String {
             "<article><p class=\"prompt\">{prompt}</p>\n<div class=\"answers\">\n"
         );
         for answer in answers {
-            let (class, mark) = match answer.is_right {
-                Some(true) => (" class=\"right\"", " <span>right</span>"),
-                Some(false) => (" class=\"wrong\"", " <span>wrong</span>"),
-                None => ("", ""),
-            };
             let _ = writeln!(
                 html,
-                "<div{class}><h3>{}{mark}</h3><pre>{}</pre></div>",
+                "<div><h3>{}</h3><pre>{}</pre></div>",
                 escape(&answer.name),
                 escape(answer.text.trim())
             );
@@ -183,19 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_marked_where_it_is_known_to_be_right() {
-        let answer = |is_right| Answer {
-            name: "<b>".into(),
+    fn answers_stand_under_their_prompt_as_they_are() {
+        let answer = |name: &str| Answer {
+            name: name.into(),
             text: " x & y\n".into(),
-            is_right,
         };
         let html = answers(&[Answered {
             prompt: "p?".into(),
-            answers: vec![answer(Some(true)), answer(Some(false)), answer(None)],
+            answers: vec![answer("<b>"), answer("c")],
         }]);
-        assert_eq!(html.matches("<pre>x &amp; y</pre>").count(), 3);
-        assert_eq!(html.matches("<span>right</span>").count(), 1);
-        assert_eq!(html.matches("class=\"wrong\"").count(), 1);
+        assert_eq!(html.matches("<pre>x &amp; y</pre>").count(), 2);
         assert!(html.contains("<div><h3>&lt;b&gt;</h3>"), "{html}");
         assert_eq!(answers(&[]), "");
     }

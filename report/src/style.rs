@@ -3,20 +3,17 @@
 /// Series colours keep their order; text never takes them.
 pub(crate) const CSS: &str = "
 :root { color-scheme: light; --page:#fcfcfb; --raised:#f3f2ef; --ink:#1c1b19; --muted:#66645f; --grid:#dedcd6;
-  --s0:#2a78d6; --s1:#c2570c; --s2:#1a8a5c; --s3:#8b4fc9; --s4:#b3273f; --heat:#1f5fb4; --right:#187a4d; --wrong:#b3273f; }
+  --s0:#2a78d6; --s1:#c2570c; --s2:#1a8a5c; --s3:#8b4fc9; --s4:#b3273f; --heat:#1f5fb4; }
 @media (prefers-color-scheme: dark) { :root { color-scheme: dark; --page:#191817; --raised:#242321; --ink:#eeece8;
-  --muted:#a5a29b; --grid:#3a3835; --s0:#5b9df0; --s1:#f08a3c; --s2:#3fbf87; --s3:#b98af0; --s4:#ee6b7f; --heat:#7db4ff;
-  --right:#4cc38f; --wrong:#f0808f; } }
+  --muted:#a5a29b; --grid:#3a3835; --s0:#5b9df0; --s1:#f08a3c; --s2:#3fbf87; --s3:#b98af0; --s4:#ee6b7f; --heat:#7db4ff; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: .85rem; margin: 0 0 .25rem; color: var(--muted); font-weight: 600; }
-h3 span { font-weight: 400; } .right h3 span { color: var(--right); } .wrong h3 span { color: var(--wrong); }
 .muted { color: var(--muted); font-size: .9rem; } .wide { overflow-x: auto; }
-.verdict { border-left: 3px solid var(--s0); padding-left: .75rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-table.small { width: auto; } th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--grid); text-align: right;
+th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--grid); text-align: right;
   white-space: nowrap; } th { font-weight: 600; color: var(--muted); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem;

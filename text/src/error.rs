@@ -53,8 +53,8 @@ pub enum Error {
     },
     /// The corpus has messages, and the tokenizer has no chat template.
     #[error(
-        "chat template: {} has none (chat_template.jinja, or chat_template in tokenizer_config.json), so `messages` cannot be \
-         rendered; use the model's instruction-tuned variant or a corpus of `prompt` and `completion`",
+        "chat template: {} has none (chat_template.jinja, or chat_template in tokenizer_config.json), so no conversation \
+         can be rendered; use the model's instruction-tuned variant, or plain text (in a corpus `prompt` and `completion`)",
         path.display()
     )]
     NoChatTemplate {

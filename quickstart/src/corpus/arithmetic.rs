@@ -23,6 +23,17 @@ pub(super) enum Operation {
     Divide,
 }
 
+impl Operation {
+    pub fn sign(self) -> char {
+        match self {
+            Self::Add => '+',
+            Self::Subtract => '-',
+            Self::Multiply => '×',
+            Self::Divide => '÷',
+        }
+    }
+}
+
 /// `left operation right`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Equation {
@@ -61,6 +72,21 @@ impl Equation {
         self.result
     }
 
+    /// The operation alone, its first operand by the name of an earlier result where it is one.
+    pub fn stated(&self, earlier: &[(u32, char)]) -> String {
+        let Self {
+            left,
+            operation,
+            right,
+            ..
+        } = *self;
+        let sign = operation.sign();
+        match earlier.iter().rfind(|(result, _)| *result == left) {
+            Some((_, name)) => format!("{name}{sign}{right}"),
+            None => format!("{left}{sign}{right}"),
+        }
+    }
+
     /// The chain from the operation to its result.
     pub fn worked(&self) -> String {
         let Self {
@@ -70,8 +96,8 @@ impl Equation {
             ..
         } = *self;
         match self.operation {
-            Operation::Add => by_places(left, right, '+', |value, part| value + part),
-            Operation::Subtract => by_places(left, right, '-', |value, part| value - part),
+            Operation::Add => by_places(self, |value, part| value + part),
+            Operation::Subtract => by_places(self, |value, part| value - part),
             Operation::Multiply => match parts(left)[..] {
                 [tens, ones] => {
                     let (tens, ones) = (tens * right, ones * right);
@@ -91,7 +117,8 @@ impl Equation {
 }
 
 /// Takes the second operand into the first place by place, from the highest.
-fn by_places(left: u32, right: u32, sign: char, step: impl Fn(u32, u32) -> u32) -> String {
+fn by_places(equation: &Equation, step: impl Fn(u32, u32) -> u32) -> String {
+    let (left, right, sign) = (equation.left, equation.right, equation.operation.sign());
     let mut chain = format!("{left}{sign}{right}");
     let (mut value, mut rest) = (left, right);
     for part in parts(right) {

@@ -28,9 +28,9 @@ pub struct Sizes {
 /// # Errors
 ///
 /// Those of [`generate`], and [`Error::Io`] with the path.
-pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>> {
+pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<[PathBuf; 3]> {
     files::create_directory(dir)?;
-    let write = |split: Split| {
+    let write = |split: Split| -> Result<PathBuf> {
         let (count, steps_max) = match split {
             Split::Train => (sizes.train, sizes.steps_max),
             Split::HeldoutNumbers | Split::HeldoutTemplates => (sizes.held_out, usize::MAX),
@@ -41,7 +41,8 @@ pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<Vec<PathBuf>>
         write_lines(&path, &problems)?;
         Ok(path)
     };
-    Split::ALL.into_iter().map(write).collect()
+    let [train, numbers, templates] = Split::ALL;
+    Ok([write(train)?, write(numbers)?, write(templates)?])
 }
 
 /// Writes `pairs.jsonl`, `pairs-without-labels.jsonl` and `heldout-pairs.jsonl`: the same problems in both languages, so many
@@ -77,7 +78,7 @@ pub fn write_pairs(dir: &Path, counts: [usize; 3], seed: u64) -> Result<Vec<Path
         .collect()
 }
 
-fn write_lines(path: &Path, problems: &[impl Serialize]) -> Result<()> {
+pub(super) fn write_lines(path: &Path, problems: &[impl Serialize]) -> Result<()> {
     let mut lines = Vec::new();
     for problem in problems {
         serde_json::to_writer(&mut lines, problem)

@@ -15,6 +15,7 @@ mod arithmetic;
 mod chinese;
 mod english;
 mod file;
+mod lessons;
 mod pair;
 mod random;
 mod story;
@@ -28,6 +29,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 pub use file::{Sizes, read_problems, write_corpus, write_pairs};
+pub use lessons::{write_few, write_lesson_pairs, write_readings};
 pub use pair::{Pair, pairs};
 
 use crate::{Error, Result};
@@ -93,6 +95,8 @@ pub struct Problem {
     pub prompt: String,
     /// One chain of equations a line, then the answer.
     pub completion: String,
+    /// What is to be computed, without any result: `a=37×4;b=a÷4`.
+    pub equations: String,
     /// The answer alone.
     pub answer: u32,
     /// Which template it was made from, without the language.
@@ -112,6 +116,7 @@ impl Problem {
         Self {
             prompt: wording::tell(template, story, language, random).text + "\n",
             completion: format!("{}\n{label}{}", story.worked(), story.answer),
+            equations: story.stated(),
             answer: story.answer,
             template: template.id.clone(),
             language,

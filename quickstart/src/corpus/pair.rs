@@ -44,6 +44,8 @@ pub struct Pair {
     pub links: Vec<Link>,
     /// Prompts carry mass in transport.
     pub targets: &'static str,
+    /// What is to be computed, without any result.
+    pub equations: String,
     /// The answer alone.
     pub answer: u32,
     /// Which template it was made from.
@@ -73,6 +75,11 @@ pub fn pairs(split: Split, count: usize, seed: u64, labels: bool) -> Result<Vec<
 const PAIRS: u64 = 0x5041_4952;
 
 impl Pair {
+    /// Operations in the solution.
+    pub fn steps(&self) -> usize {
+        self.equations.split(';').count()
+    }
+
     fn of(
         template: &Template,
         story: &Story,
@@ -109,6 +116,7 @@ impl Pair {
                 completion: if labels { theirs } else { String::new() },
             },
             targets: "all",
+            equations: story.stated(),
             answer: story.answer,
             template: template.id.clone(),
         }
@@ -116,7 +124,7 @@ impl Pair {
 }
 
 impl Link {
-    fn of(field: &str, teacher: &Range<usize>, student: &Range<usize>) -> Self {
+    pub(super) fn of(field: &str, teacher: &Range<usize>, student: &Range<usize>) -> Self {
         let range = |range: &Range<usize>| format!("{field}[{}:{}]", range.start, range.end);
         Self {
             teacher: range(teacher),

@@ -64,6 +64,17 @@ impl Story {
         let chains: Vec<String> = self.equations.iter().map(Equation::worked).collect();
         chains.join("\n")
     }
+
+    /// What is to be computed, without any result: `a=37×4;b=a÷4`.
+    pub fn stated(&self) -> String {
+        let mut results = Vec::new();
+        let mut parts = Vec::new();
+        for (equation, name) in self.equations.iter().zip('a'..) {
+            parts.push(format!("{name}={}", equation.stated(&results)));
+            results.push((equation.result(), name));
+        }
+        parts.join(";")
+    }
 }
 
 /// A story while it is told.

@@ -360,3 +360,81 @@ fn both_sides_of_a_pair_tell_the_same_story() {
         made[..5]
     );
 }
+
+#[test]
+fn operations_alone_come_to_the_answer() {
+    for problem in Split::ALL.into_iter().flat_map(all) {
+        let mut results: Vec<i64> = Vec::new();
+        for (part, name) in problem.equations.split(';').zip('a'..) {
+            let (left, operation) = part.split_once('=').expect("a name");
+            assert_eq!(left, name.to_string(), "{problem:?}");
+            let mut expression = operation.to_owned();
+            for (result, name) in results.iter().zip('a'..) {
+                expression = expression.replace(name, &result.to_string());
+            }
+            let (n, d) = evaluate(&expression);
+            results.push(n / d);
+        }
+        assert_eq!(
+            results.last(),
+            Some(&i64::from(problem.answer)),
+            "{problem:?}"
+        );
+    }
+}
+
+fn lines(path: &std::path::Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).expect("a file");
+    let line = |line| serde_json::from_str(line).expect("JSON");
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn what_the_student_is_to_learn_it_has_not_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [teacher, student, ..] = super::write_readings(dir.path()).expect("files");
+    let (teacher, student) = (lines(&teacher), lines(&student));
+    assert_eq!((teacher.len(), student.len()), (40_000, 19_000));
+    let is_chinese = |text: &str| text.chars().any(|c| ('\u{4e00}'..='\u{9fff}').contains(&c));
+    let text_of = |line: &serde_json::Value| -> String {
+        ["text", "prompt", "completion"]
+            .map(|field| line[field].as_str().unwrap_or_default().to_owned())
+            .concat()
+    };
+    let read: HashSet<String> = student.iter().map(text_of).collect();
+    let is_solved = |text: &str| is_chinese(text) && text.contains("a=");
+    let texts: Vec<String> = student.iter().map(text_of).collect();
+    let questions = texts
+        .iter()
+        .filter(|text| is_chinese(text) && !is_solved(text));
+    assert_eq!(questions.count(), 1000);
+    // A word of a setting that is new to it stands in no Chinese solution that it has read.
+    let is_new = |text: &str| is_solved(text) && text.contains("千米");
+    assert!(!texts.iter().any(|text| is_new(text)));
+    assert!(teacher.iter().any(|line| is_new(&text_of(line))));
+    let read: HashSet<String> = texts.into_iter().collect();
+
+    let [few, held_out] = super::write_few(dir.path(), [40, 20]).expect("files");
+    let (few, held_out) = (lines(&few), lines(&held_out));
+    assert_eq!((few.len(), held_out.len()), (40, 20));
+    assert!(
+        few.iter()
+            .chain(&held_out)
+            .all(|line| is_chinese(&text_of(line)))
+    );
+    assert!(few.iter().all(|line| !read.contains(&text_of(line))));
+
+    let [pairs, held_out] = super::write_lesson_pairs(dir.path(), [5, 30, 20]).expect("files");
+    let (pairs, held_out) = (lines(&pairs), lines(&held_out));
+    let count =
+        |is: &dyn Fn(&serde_json::Value) -> bool| pairs.iter().filter(|line| is(line)).count();
+    assert_eq!(count(&|line| line["text"].is_string()), 300);
+    assert_eq!(count(&|line| line["teacher"].is_object()), 35);
+    assert_eq!(count(&|line| line["student"]["completion"] == ""), 30);
+    assert!(
+        held_out
+            .iter()
+            .all(|line| is_chinese(line["prompt"].as_str().expect("a question")))
+    );
+    assert_eq!(held_out.len(), 20);
+}

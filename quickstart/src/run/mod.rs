@@ -1,46 +1,97 @@
-/*! Provides the main job from end to end: a teacher, students trained side by side on its blocks, and what became of them.
+/*! Provides the main job from end to end: for every task a teacher, students trained on its blocks with several losses, and what
+the judge says of these.
 
 ```text
- corpus ──> teacher-server ──gRPC──┬──> train CE          ──> eval ──┐
-                                   ├──> train CE + KL     ──> eval ──┼──> Summary ──> table, summary.json, report.html
-                                   └──> train CE + KL + OT ──> eval ──┘
+ corpus ──> teacher-server serve ──gRPC──> student-trainer ablate ──> table, report.html, results.json
+                                             └── train CE, train CE + KL, ..., controls, each with several seeds
 ```
 
 Both programs run as processes of their own, as they do for users; nothing here reaches into them.
 */
 
-mod job;
 mod process;
-mod runner;
-mod summary;
+mod task;
 
 use std::{
+    fmt, fs,
     path::{Path, PathBuf},
-    time::Instant,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
-pub use job::{Job, NUMBERS, Programs, TEMPLATES, Training, Variant, variants};
-pub use process::end_programs;
-pub use summary::{Curve, PeakMemory, Row, Sample, Spread, Summary, TransportPlan};
-pub(crate) use summary::{HEADS, cells};
+use distill_program::{FileError, console, files, output};
+use serde_json::{Value, json};
 
-use distill_program::{FileError, console, files};
+pub use process::end_programs;
+pub use task::{Job, Programs, Task};
 
 use crate::{Error, Result};
 use process::TeacherServer;
-use runner::{Evaluation, Runner, Trained};
 
-/// What a run makes in its directory before it is finished.
-const PARTS: [&str; 6] = [
-    "corpus",
-    "runs",
-    "answers",
-    process::PORT_FILE,
-    process::EVENTS_FILE,
-    process::LOG_FILE,
-];
+/// Of a finished run.
+const SUMMARY: &str = "summary.json";
+/// What the tasks read.
+pub(crate) const CORPUS: &str = "corpus";
 
-/// Whether a run may be in `out`: a new or an empty directory, or one in which a run has failed.
+/// What the judge said of one task.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The task's.
+    pub name: &'static str,
+    /// What was asked.
+    pub question: String,
+    /// The table with what may be claimed, as Markdown.
+    pub table: String,
+    /// `results.json` of the judge.
+    pub results: Value,
+    /// The page with curves and plans.
+    pub page: PathBuf,
+    /// Tokens in a second of the teacher's computing.
+    pub teacher_tokens_per_second: f64,
+    /// Bytes of a frame for each of its tokens.
+    pub bytes_per_token: f64,
+}
+
+/// Everything that a run found.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// In the order of the tasks.
+    pub answers: Vec<Answer>,
+    /// What it took.
+    pub took: Duration,
+}
+
+impl Summary {
+    fn to_json(&self) -> Value {
+        let answer = |answer: &Answer| {
+            json!({
+                "name": answer.name,
+                "question": answer.question,
+                "results": answer.results,
+                "teacher_tokens_per_second": answer.teacher_tokens_per_second,
+                "bytes_per_token": answer.bytes_per_token,
+            })
+        };
+        let answers: Vec<Value> = self.answers.iter().map(answer).collect();
+        json!({"seconds": self.took.as_secs_f64(), "tasks": answers})
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for answer in &self.answers {
+            writeln!(f, "{}\n\n{}", answer.question, answer.table)?;
+        }
+        for answer in &self.answers {
+            writeln!(f, "{}", answer.page.display())?;
+        }
+        let seconds = self.took.as_secs();
+        write!(f, "{} min {} s", seconds / 60, seconds % 60)
+    }
+}
+
+/// Whether a run may be in `out`: a new or an empty directory, or one in which a run was stopped or has failed.
 ///
 /// # Errors
 /// It holds a finished run, or somebody's other files.
@@ -51,101 +102,88 @@ pub fn check_out(out: &Path) -> Result<()> {
             out.display()
         )))
     };
-    if out.join("summary.json").exists() {
+    if out.join(SUMMARY).exists() {
         return refuse("an earlier run".to_owned());
     }
     if !out.exists() {
         return Ok(());
     }
     for path in files::list(out)? {
+        let is_task =
+            path.join(process::PORT_FILE).exists() || path.join(process::LOG_FILE).exists();
         let name = path.file_name().unwrap_or_default();
-        if !PARTS.iter().any(|part| name == *part) {
+        if name != CORPUS && !is_task {
             return refuse(format!("{}, which no run wrote", name.display()));
         }
     }
     Ok(())
 }
 
-/// Runs the job in its directory, as [`check_out`] allows it.
+/// Runs the job in its directory, as [`check_out`] allows it; what an earlier attempt left there is made anew.
 ///
 /// # Errors
 /// A program that fails, with its command; a file that cannot be read or written.
 pub fn run(job: &Job) -> Result<Summary> {
     let started = Instant::now();
     check_out(&job.out)?;
-    let is_retry = job.out.join(process::EVENTS_FILE).exists();
-    files::create_directory(&job.out)?;
-    say("starting the teacher");
-    let teacher = TeacherServer::start(job)?;
-    let runner = Runner {
-        job,
-        address: &teacher.address,
-        is_retry,
-    };
-    let mut summary = Summary::new(job);
-
-    let before = runner.evaluate("before", &job.student, None)?;
-    summary.rows.push(row("before", &[before], &[]));
-    for variant in &job.variants {
-        let mut evaluations = Vec::new();
-        let mut trainings = Vec::new();
-        for &seed in &job.training.seeds {
-            let training = runner.train(variant, seed)?;
-            let name = run_name(variant, seed);
-            let adapter = job.out.join("runs").join(&name).join("adapter");
-            evaluations.push(runner.evaluate(&name, &job.student, Some(&adapter))?);
-            trainings.push(training);
+    let (sender, answers) = mpsc::channel();
+    let mut answers = thread::scope(|scope| {
+        for (at, task) in job.tasks.iter().enumerate() {
+            let sender = sender.clone();
+            scope.spawn(move || sender.send((at, ask(job, task))));
         }
-        summary.curves.push(Curve {
-            name: variant.name.to_owned(),
-            ce: trainings.first().map(|t| t.ce.clone()).unwrap_or_default(),
-            kl: trainings.first().map(|t| t.kl.clone()).unwrap_or_default(),
-        });
-        summary
-            .rows
-            .push(row(variant.name, &evaluations, &trainings));
-    }
-    if job.evaluate_teacher {
-        let itself = runner.evaluate("teacher", &job.teacher, None)?;
-        summary.rows.push(row("teacher", &[itself], &[]));
-    }
-    summary.samples = runner.samples()?;
-    summary.plans = runner.plans()?;
-    let done = teacher.stop()?;
-    summary.peak_rss_bytes.teacher = done.peak_rss_bytes;
-    summary.peak_rss_bytes.trainer = summary
-        .rows
-        .iter()
-        .filter_map(|row| row.peak_rss_bytes)
-        .max()
-        .unwrap_or(0);
-    summary.teacher_tokens_per_second = done.tokens_per_second;
-    summary.bytes_per_token = done.bytes_per_token;
-    summary.seconds = started.elapsed().as_secs_f64();
+        drop(sender);
+        let answers = answers.iter().map(|(at, answer)| Ok((at, answer?)));
+        // One that fails takes the others with it, and its error is the one to tell.
+        let answers = answers.collect::<Result<Vec<_>>>();
+        answers.inspect_err(|_| end_programs())
+    })?;
+    answers.sort_by_key(|(at, _)| *at);
+    let summary = Summary {
+        answers: answers.into_iter().map(|(_, answer)| answer).collect(),
+        took: started.elapsed(),
+    };
+    let path = job.out.join(SUMMARY);
+    let text = format!("{:#}\n", summary.to_json());
+    output::write(&path, text.as_bytes())?;
     Ok(summary)
 }
 
-fn row(name: &str, evaluations: &[Evaluation], trainings: &[Trained]) -> Row {
-    let spread = |values: Vec<f64>| Spread::of(&values);
-    let accuracy = |split: &str| {
-        let of = |e: &Evaluation| e.accuracy.iter().find(|(s, _)| s == split).map(|(_, a)| *a);
-        let values: Vec<f64> = evaluations.iter().filter_map(of).collect();
-        (!values.is_empty()).then(|| spread(values))
-    };
-    Row {
-        name: name.to_owned(),
-        accuracy_numbers: accuracy(job::NUMBERS),
-        accuracy_templates: accuracy(job::TEMPLATES),
-        ce: spread(evaluations.iter().map(|e| e.ce).collect()),
-        kl: spread(evaluations.iter().map(|e| e.kl).collect()),
-        seconds: spread(trainings.iter().map(|t| t.seconds).collect()).mean,
-        tokens_per_second: trainings.first().map(|t| t.tokens_per_second),
-        peak_rss_bytes: trainings.iter().map(|t| t.peak_rss_bytes).max(),
+/// Lets the judge answer one task.
+fn ask(job: &Job, task: &Task) -> Result<Answer> {
+    let out = job.out.join(task.name);
+    if out.exists() {
+        say(&format!(
+            "removing what an earlier attempt left in {}",
+            out.display()
+        ));
+        fs::remove_dir_all(&out).map_err(FileError::at("remove", &out))?;
     }
-}
-
-fn run_name(variant: &Variant, seed: u64) -> String {
-    format!("{}-{seed}", variant.id)
+    files::create_directory(&out)?;
+    say(&format!("{}: starting the teacher", task.name));
+    let teacher = TeacherServer::start(&job.programs, task, &out)?;
+    let arms = out.join("arms.toml");
+    output::write(&arms, task.arms_at(&teacher.address).as_bytes())?;
+    let ablation = out.join("ablation");
+    let args = [
+        "ablate",
+        &path_text(&arms),
+        "--out",
+        &path_text(&ablation),
+        "--json",
+    ];
+    let results = process::run_json(&job.programs.student_trainer, &args.map(str::to_owned))?;
+    let done = teacher.stop()?;
+    let table = ablation.join("table.md");
+    Ok(Answer {
+        name: task.name,
+        question: task.question.clone(),
+        table: fs::read_to_string(&table).map_err(FileError::at("read", &table))?,
+        results,
+        page: ablation.join("report.html"),
+        teacher_tokens_per_second: done.tokens_per_second,
+        bytes_per_token: done.bytes_per_token,
+    })
 }
 
 fn path_text(path: &Path) -> String {
@@ -187,8 +225,6 @@ pub fn programs(directory: Option<PathBuf>) -> Result<Programs> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -196,9 +232,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
         check_out(&out).unwrap();
-        for part in PARTS {
+        for part in ["corpus", "few", "few/ablation"] {
             fs::create_dir_all(out.join(part)).unwrap();
         }
+        fs::write(out.join("few").join(process::LOG_FILE), "").unwrap();
         check_out(&out).unwrap();
         for (name, word) in [
             ("thesis.tex", "thesis.tex"),

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_program::{FileError, Signal, files, memory::Memory};
+use distill_program::{FileError, Signal};
 use serde_json::Value;
 
-use super::{Job, path_text};
+use super::{Programs, Task, path_text};
 use crate::{Error, Result};
 
 /// Longest wait for the server to listen; it does so before it loads anything.
@@ -70,36 +70,30 @@ pub(super) struct TeacherServer {
 /// What the teacher did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TeacherDone {
-    pub peak_rss_bytes: u64,
     pub tokens_per_second: f64,
     pub bytes_per_token: f64,
 }
 
 impl TeacherServer {
     /// Starts the server on a free port of the loopback and waits until it listens; it loads while others begin.
-    pub fn start(job: &Job) -> Result<Self> {
-        let port_file = job.out.join(PORT_FILE);
-        let events = job.out.join(EVENTS_FILE);
-        let log = job.out.join(LOG_FILE);
-        // A file of an earlier run would name a port that nobody listens on.
-        files::remove(&port_file)?;
+    pub fn start(programs: &Programs, task: &Task, out: &Path) -> Result<Self> {
+        let port_file = out.join(PORT_FILE);
+        let events = out.join(EVENTS_FILE);
+        let log = out.join(LOG_FILE);
         let file = |path: &Path| File::create(path).map_err(FileError::at("create", path));
-        let mut command = Command::new(&job.programs.teacher_server);
+        let mut command = Command::new(&programs.teacher_server);
         command
             .args(["serve", "--json", "--bind", "127.0.0.1:0"])
-            .args(["--model", &path_text(&job.teacher)])
-            .args(["--seq-len", &job.training.seq_len.to_string()])
-            .args(["--batch-size", &job.teacher_batch_size.to_string()])
-            // Some of the losses that are compared are similarities of whole logits.
-            .args(["--state", "exact"])
+            .args(["--model", &path_text(&task.teacher)])
             .args(["--port-file", &path_text(&port_file)])
+            .args(&task.serve)
             .arg("--corpus")
-            .args(&job.corpus)
+            .args(&task.corpus)
             .stdout(file(&events)?)
             .stderr(file(&log)?);
         let child = command
             .spawn()
-            .map_err(FileError::at("start", &job.programs.teacher_server))?;
+            .map_err(FileError::at("start", &programs.teacher_server))?;
         let mut server = Self {
             _running: Running::new(&child),
             child,
@@ -130,7 +124,6 @@ impl TeacherServer {
 
     /// Asks the server to end, and reads what it did.
     pub fn stop(mut self) -> Result<TeacherDone> {
-        let Memory { peak_rss_bytes, .. } = Memory::of(self.child.id());
         let asked = Signal::Terminate.send(self.child.id());
         let stopped = || FileError::at("stop the writer of", &self.events);
         asked.map_err(stopped())?;
@@ -149,7 +142,6 @@ impl TeacherServer {
             .unwrap_or_default();
         let number = |key: &str| computed[key].as_f64().unwrap_or(0.0);
         Ok(TeacherDone {
-            peak_rss_bytes,
             tokens_per_second: number("tokens_per_second"),
             bytes_per_token: number("bytes_per_token"),
         })
@@ -164,12 +156,7 @@ impl Drop for TeacherServer {
     }
 }
 
-/// Runs a program to its end; it writes its progress where this one does.
-pub(super) fn run_program(program: &Path, args: &[String]) -> Result<()> {
-    output(program, args).map(drop)
-}
-
-/// As [`run_program`], and reads the JSON object that it prints.
+/// Runs a program to its end, and reads the JSON object that it prints; it writes its progress where this one does.
 pub(super) fn run_json(program: &Path, args: &[String]) -> Result<Value> {
     let stdout = output(program, args)?;
     serde_json::from_slice(&stdout).map_err(|e| {

@@ -120,6 +120,8 @@ impl Reader<'_> {
     pub fn file(&self, path: &Path) -> Result<Vec<Question>> {
         let text = files::read_text(path, FILE_BYTES_MAX)?;
         let mut questions = Vec::new();
+        // As of a corpus, a file's mark of its encoding is no text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (at, line) in text
             .lines()
             .enumerate()
@@ -139,11 +141,15 @@ impl Reader<'_> {
         const EXPECTED: &str = "expected an object with `prompt` (a text or a list of messages) or `messages` (a list)";
         let fields: Map<String, Value> =
             serde_json::from_str(line).map_err(|e| format!("{e}; {EXPECTED}"))?;
-        let given = ["prompt", "messages"].into_iter().find_map(|name| {
+        let given = ["prompt", "messages"].into_iter().filter_map(|name| {
             let value = fields.get(name).filter(|value| !value.is_null())?;
             Some((name, value))
         });
-        match given {
+        let given: Vec<_> = given.collect();
+        match given.first() {
+            Some(_) if given.len() > 1 => Err(format!(
+                "there are both `prompt` and `messages`; {EXPECTED}"
+            )),
             Some((_, Value::String(text))) => self.text(text),
             Some((name, Value::Array(messages))) => {
                 if let Some(wrong) = messages.iter().position(|message| !is_message(message)) {

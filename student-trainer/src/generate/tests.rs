@@ -234,6 +234,10 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
     refused(b"{\"messages\": [1]}", "`messages[0]`");
     refused(b"{\"messages\": []}", "no message to answer");
     refused(
+        b"{\"prompt\": \"w1\", \"messages\": []}",
+        "both `prompt` and `messages`",
+    );
+    refused(
         b"{\"messages\": [{\"role\": \"assistant\", \"content\": \"w1\"}]}",
         "no message to answer",
     );
@@ -243,7 +247,11 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
         "chat template",
     );
     refused(b"\xff", "UTF-8");
-    fs::write(&path, "{\"prompt\": \"w1 w2\", \"completion\": \"w3\"}").unwrap();
+    fs::write(
+        &path,
+        "\u{feff}{\"prompt\": \"w1 w2\", \"completion\": \"w3\"}",
+    )
+    .unwrap();
     assert_eq!(reader.file(&path).unwrap()[0].ids, [1, 2]);
     fs::write(
         dir.path().join("chat_template.jinja"),

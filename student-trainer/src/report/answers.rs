@@ -24,7 +24,10 @@ pub(super) fn answers(runs: &[Run]) -> Vec<Block> {
             let place = place.unwrap_or_else(|| {
                 asked.push(Answered {
                     prompt: sample.prompt.clone(),
-                    answers: vec![answer("expected".to_owned(), sample.reference.clone())],
+                    answers: vec![Answer {
+                        name: "expected".to_owned(),
+                        text: sample.reference.clone(),
+                    }],
                 });
                 asked.len() - 1
             });
@@ -32,9 +35,12 @@ pub(super) fn answers(runs: &[Run]) -> Vec<Block> {
                 ("before training", &sample.before),
                 ("after training", &sample.after),
             ];
-            let given = given
-                .into_iter()
-                .filter_map(|(when, written)| Some(answer(whose(when), text(written.as_ref()?))));
+            let given = given.into_iter().filter_map(|(when, written)| {
+                Some(Answer {
+                    name: whose(when),
+                    text: text(written.as_ref()?),
+                })
+            });
             asked[place].answers.extend(given);
         }
     }
@@ -47,14 +53,6 @@ pub(super) fn answers(runs: &[Run]) -> Vec<Block> {
         )),
         Block::Answers(asked),
     ]
-}
-
-fn answer(name: String, text: String) -> Answer {
-    Answer {
-        name,
-        text,
-        is_right: None,
-    }
 }
 
 /// What was written; with dots where it was cut.

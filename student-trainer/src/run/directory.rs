@@ -29,6 +29,8 @@ pub(crate) const PROJECTION_REPORT: &str = "projection.json";
 pub(crate) const ANSWERS_FILE: &str = "answers.json";
 /// What a finished run's plans have to do with the links of its records.
 pub(crate) const PLANS_FILE: &str = "plans.json";
+/// Where the result of training adapters is.
+pub(crate) const ADAPTER_DIRECTORY: &str = "adapter";
 /// There once a run is finished.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const SUMMARY_BYTES_MAX: u64 = 1 << 20;

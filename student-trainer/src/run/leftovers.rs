@@ -9,7 +9,8 @@ use std::{
 use super::{
     MEMORY_FILE, TEACHER_FILE,
     directory::{
-        ANSWERS_FILE, CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE,
+        ADAPTER_DIRECTORY, ANSWERS_FILE, CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT,
+        SUMMARY_FILE,
     },
 };
 use crate::{Error, Result, config::FILE_BYTES_MAX, files};
@@ -30,7 +31,7 @@ const BESIDE: [&str; 12] = [
     "best",
 ];
 /// Where checkpoints and results are.
-const PRECIOUS: [&str; 3] = ["checkpoints", "adapter", "model"];
+const PRECIOUS: [&str; 3] = ["checkpoints", ADAPTER_DIRECTORY, "model"];
 /// Batches that failed runs left for people; they stay.
 const DUMP_PREFIX: &str = "failed-step-";
 /// Of files that were being written.

@@ -46,8 +46,8 @@ impl Keeper {
         })
     }
 
-    /// Whether there is nothing left to do.
-    pub fn is_done(&self, config: &TrainConfig) -> bool {
+    /// Whether no step is left to do.
+    pub fn has_all_steps(&self, config: &TrainConfig) -> bool {
         self.state.step == self.state.total_steps || self.is_stopped_early(config)
     }
 

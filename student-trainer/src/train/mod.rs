@@ -294,12 +294,12 @@ impl Host<'_> {
         shutdown: &Shutdown,
     ) -> Result<(Place, Option<Grant>)> {
         // Frames come before the device: who holds it without any keeps the teacher from making them.
-        let is_done = self.keeper.is_done(config);
-        let grant = if is_done || self.frames.wait(frames_a_step(config))? {
-            turn.wait(runtime, shutdown)?
-        } else {
-            None
-        };
+        let grant =
+            if self.keeper.has_all_steps(config) || self.frames.wait(frames_a_step(config))? {
+                turn.wait(runtime, shutdown)?
+            } else {
+                None
+            };
         // Somebody stops the run while the device is another's: what there is of it is saved, for which the CPU will do.
         let device = match grant {
             Some(_) => &config.device,

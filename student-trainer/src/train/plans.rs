@@ -12,7 +12,9 @@ use crate::{
     run::PLANS_FILE,
 };
 
-/// Sequences that are looked at, from the first of the corpus on.
+/// Sequences among which those with links are looked for, from the first of the corpus on.
+const READ_MAX: usize = 256;
+/// Sequences with links that are looked at.
 const SEQUENCES_MAX: usize = 32;
 /// Plans that are kept whole.
 const MAPS_MAX: usize = 3;
@@ -74,7 +76,7 @@ fn find(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Option<Plans>> {
         ..setting.config.loss.at(total.saturating_sub(1), total)
     };
     let mut frames = trainer.frames.another_from_the_start();
-    let Some(found) = frames.look(SEQUENCES_MAX)? else {
+    let Some(found) = frames.look(READ_MAX)? else {
         return Ok(None);
     };
     let vocabulary = setting.files.tokenizer.vocabulary();
@@ -87,6 +89,9 @@ fn find(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Option<Plans>> {
         let links = links(&example);
         if links.is_empty() {
             continue;
+        }
+        if plans.sequences == SEQUENCES_MAX {
+            break;
         }
         let plan = trainer.objective.plan(&example, &loss)?;
         plans.add(&plan, example.targets.rows(), &links);

@@ -23,7 +23,7 @@ const FILES: &str = "files";
 pub(super) fn finish(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Summary> {
     let (config, run_directory) = (setting.config, setting.run_directory);
     let keeper = &trainer.keeper;
-    let (state, is_done) = (&keeper.state, keeper.is_done(config));
+    let (state, is_done) = (&keeper.state, trainer.is_done());
     let summary = Summary {
         steps: state.step,
         loss: trainer.loss.clone(),

@@ -103,7 +103,7 @@ pub(super) enum Pause {
     GiveBack,
 }
 
-impl Trainer<'_> {
+impl<'a> Trainer<'a> {
     /// Steps until the run is over, and then the last step is in a checkpoint; or until the device is asked for and no frames are here
     /// any more, or for long enough; but for one step at least, or two trainers that share it might never get on.
     pub fn train(&mut self, shutdown: &Shutdown) -> Result<Pause> {
@@ -114,7 +114,7 @@ impl Trainer<'_> {
         loop {
             let over_since = self.turn.and_then(Turn::over_since);
             let is_over = over_since.is_some_and(|at| at.elapsed() > LEAVING);
-            if is_over && self.keeper.state.step > first && !self.is_done() {
+            if is_over && self.keeper.state.step > first && !self.has_all_steps() {
                 progress.finish();
                 return Ok(Pause::GiveBack);
             }
@@ -126,7 +126,7 @@ impl Trainer<'_> {
             if self.keeper.is_due() || found_a_better_one {
                 self.save()?;
             }
-            if self.is_done() || shutdown.is_requested() {
+            if self.has_all_steps() || shutdown.is_requested() {
                 break;
             }
             let waiting = Instant::now();
@@ -157,7 +157,20 @@ impl Trainer<'_> {
 
     /// Whether there is nothing left to do.
     pub fn is_done(&self) -> bool {
-        self.keeper.is_done(self.config)
+        self.has_all_steps() && self.due_evaluation().is_none()
+    }
+
+    fn has_all_steps(&self) -> bool {
+        self.keeper.has_all_steps(self.config)
+    }
+
+    /// What has to look at the student as it is now, and has not yet.
+    fn due_evaluation(&self) -> Option<&'a Evaluation<'a>> {
+        let state = &self.keeper.state;
+        let (step, every) = (state.step, self.config.eval_steps);
+        let due = step == state.total_steps || (every > 0 && step.is_multiple_of(every));
+        self.evaluation
+            .filter(|_| due && step != state.evals.evaluated)
     }
 
     /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student, or the
@@ -208,15 +221,9 @@ impl Trainer<'_> {
 
     /// Evaluates where that is due. True where the student was never better.
     fn evaluate(&mut self, progress: &Progress, shutdown: &Shutdown) -> Result<bool> {
-        let state = &self.keeper.state;
-        let (step, every) = (state.step, self.config.eval_steps);
-        let due = step == state.total_steps || (every > 0 && step.is_multiple_of(every));
-        let Some(evaluation) = self.evaluation else {
+        let Some(evaluation) = self.due_evaluation().filter(|_| !shutdown.is_requested()) else {
             return Ok(false);
         };
-        if !due || step == state.evals.evaluated || shutdown.is_requested() {
-            return Ok(false);
-        }
         let Some(report) = evaluation.run(self.objective.decoder, shutdown)? else {
             return Ok(false);
         };

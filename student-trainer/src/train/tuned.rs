@@ -12,8 +12,8 @@ use crate::{
     loss::HiddenProjection,
     pretrain::save_model,
     run::{
-        ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterConfig, PROJECTION_FILE, RunDirectory,
-        save_adapter, save_projections,
+        ADAPTER_CONFIG_FILE, ADAPTER_DIRECTORY, ADAPTER_WEIGHTS_FILE, AdapterConfig,
+        PROJECTION_FILE, RunDirectory, save_adapter, save_projections,
     },
     student::StudentFiles,
 };
@@ -42,7 +42,7 @@ impl Tuned<'_> {
     /// The name of a result's directory.
     pub fn result_name(tune: Tune) -> &'static str {
         match tune {
-            Tune::Lora => "adapter",
+            Tune::Lora => ADAPTER_DIRECTORY,
             Tune::Full => "model",
         }
     }

@@ -30,13 +30,16 @@ pub struct Merged {
 /// When `stopped` says so, what was copied is kept and the same merge goes on.
 ///
 /// # Errors
-/// `Cache` where the inputs' plans differ or `out` is another one; `Damaged`; `Io`.
+/// `Cache` where the inputs' plans differ, before anything is made, or `out` is another one; `Damaged`; `Io`.
 pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Result<Merged> {
     let inputs = inputs.iter().map(|path| Cache::find(path, Access::Read));
     let inputs = inputs.collect::<Result<Vec<Cache>>>()?;
     let Some(first) = inputs.first() else {
         return Err(Error::config("input", "name the caches to merge"));
     };
+    for input in &inputs {
+        check_same(first, input)?;
+    }
     place::make(out)?;
     let lock = take_lock(out)?;
     let files = std::sync::Arc::new(LocalFiles::new(out));
@@ -48,9 +51,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
     let merged = Cache::over(files, out, Access::Write, Some(lock))?;
     let gone = || Error::Internal("the header that was just copied is not there".into());
     let merged = merged.ok_or_else(gone)?;
-    for input in &inputs {
-        check_same(&merged, input)?;
-    }
+    check_same(&merged, first)?;
     copy_shards(&merged, &inputs, stopped)
 }
 
@@ -94,10 +95,8 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
     Err(Error::cache(
         &input.path,
         format!(
-            "its {differs} are not those of {}: merge caches of one corpus and the same settings (plans {} and {})",
+            "its {differs} are not those of {}: merge caches of one corpus and the same settings",
             merged.path.display(),
-            input.plan,
-            merged.plan
         ),
     ))
 }

@@ -317,6 +317,20 @@ fn a_stopped_verification_or_merge_passed_for_a_whole_one() {
 }
 
 #[test]
+fn a_refused_merge_left_a_directory_that_named_itself() {
+    let ((one, _), (other, mut cache)) = (Setup::new(), Setup::new());
+    add(&mut cache, &entries(200, 4));
+    let parent = tempfile::tempdir().unwrap();
+    let out = parent.path().join("merged");
+    let inputs = [&one, &other].map(|setup| setup.directory.path().to_owned());
+    let message = merge(&out, &inputs, &|| false).unwrap_err().to_string();
+    for name in inputs.iter().map(|input| input.to_str().unwrap()) {
+        assert!(message.contains(name), "{message}");
+    }
+    assert!(!out.exists());
+}
+
+#[test]
 fn a_merge_copied_a_damaged_vocabulary_of_any_length() {
     let (setup, cache) = Setup::new();
     drop(cache);

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG_FILE, refusals};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, run::directory::ADAPTER_DIRECTORY};
 
 /// Longest configuration that is read; real ones are a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 22;
@@ -40,6 +40,13 @@ impl AdapterConfig {
     /// A file that is no LoRA configuration, or one that asks for what this build does not do, by name.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_FILE);
+        let published = directory.join(ADAPTER_DIRECTORY);
+        if !path.exists() && published.join(CONFIG_FILE).is_file() {
+            return Err(Error::file(
+                directory,
+                format!("is a run; its adapter is {}", published.display()),
+            ));
+        }
         let fields: Map<String, Value> = files::read_json(&path, CONFIG_BYTES_MAX)?;
         if let Some(refusal) = refusals::refusal(&fields) {
             return Err(Error::file(&path, refusal));

@@ -144,3 +144,32 @@ fn an_evaluation_that_failed_lost_the_run() {
         .collect();
     assert_eq!(steps, [Some(2), Some(4), Some(6)]);
 }
+
+#[test]
+fn a_run_stopped_in_its_last_evaluation_counted_as_finished_without_it() {
+    let bench = Bench::new(3);
+    let config = TrainConfig {
+        eval_steps: 0,
+        ..bench.evaluated("run")
+    };
+    fs::write(&config.eval_data[0], "t0 t7 t14 t21\n\n".repeat(20_000)).unwrap();
+    let shutdown = Shutdown::default();
+    let log = config.out.join("metrics.jsonl");
+    let summary = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 6 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            shutdown.request();
+        });
+        run(&config, &shutdown).unwrap()
+    });
+    assert_eq!((summary.steps, summary.interrupted), (6, true));
+    assert!(!config.out.join("summary.json").exists());
+    // The rest is what was not looked at.
+    fs::write(&config.eval_data[0], "t0 t7 t14 t21").unwrap();
+    let ending = super::resume(&config, &Shutdown::default()).unwrap();
+    assert!(matches!(ending, Ending::Trained(summary) if !summary.interrupted));
+    assert_eq!(evals(&config).len(), 1);
+    assert!(config.out.join("summary.json").exists());
+}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The main job from end to end: builds, distils with several losses side by side, prints a table and writes report.html.
+# The main job from end to end: builds, distils with several losses side by side, prints what may be claimed of them and writes pages.
 #
-#   ./quickstart.sh                 embedded models, all losses, one seed
-#   ./quickstart.sh --fast          fewer losses and problems
-#   ./quickstart.sh --full          three seeds with their spread
+#   ./quickstart.sh                 embedded models, two questions, three seeds
+#   ./quickstart.sh --fast          the first question, two seeds
+#   ./quickstart.sh --full          all losses, five seeds
 #   ./quickstart.sh --real [--teacher DIR|FILE.gguf] [--text FILE]...
 #                                   real weights: SmolLM2-135M-Instruct, or the teacher named, into a shorter NF4 student of itself
 #   --out DIR                       run directory to create; unset: a new one in runs/

@@ -14,20 +14,12 @@ bin=$(cargo metadata --format-version 1 --no-deps --locked --offline | sed 's/.*
 "$bin/quickstart" tokenizer --corpus "$work/corpus/train.jsonl" --out "$work/tokenizer"
 "$bin/quickstart" readings --out "$work/readings"
 
-pretrain() { # NAME OF EPOCHS LEARNING_RATE, and where it starts
-  local name=$1 of=$2 epochs=$3 lr=$4
-  shift 4
-  RAYON_NUM_THREADS=1 "$bin/student-trainer" pretrain --data "$work/readings/$of-reads.jsonl" --out "$work/$name" --epochs "$epochs" \
-    --lr "$lr" --batch-size 32 --seq-len 160 --save-dtype bf16 "$@"
+pretrain() { # NAME EPOCHS LEARNING_RATE
+  RAYON_NUM_THREADS=1 "$bin/student-trainer" pretrain --model-config "assets/$1/config.json" --tokenizer "$work/tokenizer" \
+    --data "$work/readings/$1-reads.jsonl" --out "$work/$1" --epochs "$2" --lr "$3" --batch-size 32 --seq-len 160 --save-dtype bf16
 }
-anew() { # NAME: from nothing, in the shape of the embedded one
-  echo --model-config "assets/$1/config.json" --tokenizer "$work/tokenizer"
-}
-# shellcheck disable=SC2046 # several words
-{ pretrain teacher-first teacher 2 3e-3 $(anew teacher)
-  pretrain teacher teacher 1 2e-3 --from "$work/teacher-first/model" --seed 7; } &
-# shellcheck disable=SC2046
-pretrain student student 3 4e-3 $(anew student) &
+pretrain teacher 2 3e-3 &
+pretrain student 3 4e-3 &
 wait -n
 wait -n
 

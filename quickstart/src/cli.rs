@@ -30,7 +30,7 @@ enum Command {
         /// A minute and a half: one task, two seeds.
         #[arg(long, conflicts_with = "full")]
         fast: bool,
-        /// Five seeds instead of three.
+        /// All losses with five seeds; about an hour and a half.
         #[arg(long)]
         full: bool,
         /// Directory of the embedded models.

@@ -24,9 +24,9 @@ const RUNS_MAX: usize = 1000;
 pub enum Effort {
     /// A minute and a half: two seeds of two losses.
     Fast,
-    /// Three seeds.
+    /// Three seeds of the first losses of each task.
     Default,
-    /// Five seeds.
+    /// Five seeds of all losses.
     Full,
 }
 
@@ -57,34 +57,40 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
             )));
         }
     }
-    let task = |name, question: &str, arms, files: [PathBuf; 2], serve: &str| -> Result<Task> {
+    let task = |name, question: &str, arms: Arms<'_>, files: [PathBuf; 2], serve: &str| {
         let [corpus, held_out] = files;
-        Ok(Task {
+        Ok::<_, Error>(Task {
             name,
             question: question.to_owned(),
             teacher: teacher.clone(),
             student: student.clone(),
             corpus: vec![corpus],
             serve: words(&format!(
-                "--seq-len {PROBLEM_TOKENS_MAX} --batch-size 16 {serve}"
+                "--seq-len {PROBLEM_TOKENS_MAX} --batch-size 16 --estimator top-k --top-k 64 {serve}"
             )),
-            arms: arms_of(arms, effort.seeds(), &[held_out])?,
+            arms: arms.with(effort, &held_out)?,
         })
     };
     let few = task(
         "few",
         "Few examples: 400 texts, read eight times; cross-entropy on others, less is better.",
-        include_str!("../tasks/few.toml"),
+        Arms {
+            text: include_str!("../tasks/few.toml"),
+            first: 3,
+        },
         write_few(&corpus, [400, 200])?,
-        "--estimator top-k --top-k 64",
+        "",
     )?;
     let pairs = task(
         "pairs",
-        "Two languages: the teacher reads English, the student learns Chinese from 50 solved problems and 900 unsolved ones; percent of \
+        "Two languages: the teacher reads English, the student learns Chinese from 50 solved problems and 300 unsolved ones; percent of \
          others solved.",
-        include_str!("../tasks/pairs.toml"),
-        write_lesson_pairs(&corpus, [50, 900, 200])?,
-        "--estimator top-k --top-k 64 --state hidden:0,1",
+        Arms {
+            text: include_str!("../tasks/pairs.toml"),
+            first: 2,
+        },
+        write_lesson_pairs(&corpus, [50, 300, 200])?,
+        "--state hidden:0,1",
     )?;
     Ok(Job {
         out,
@@ -136,26 +142,39 @@ pub fn real(
             student,
             corpus: [vec![train], texts].concat(),
             serve: words(&format!("--seq-len {REAL_SEQ_LEN}")),
-            arms: arms_of(
-                include_str!("../tasks/real.toml"),
-                Effort::Fast.seeds(),
-                &[numbers],
-            )?,
+            arms: Arms {
+                text: include_str!("../tasks/real.toml"),
+                first: 2,
+            }
+            .with(Effort::Fast, &numbers)?,
         }],
     })
 }
 
-/// A file of arms with its seeds and what the arms are compared on.
-fn arms_of(text: &str, seeds: Value, held_out: &[PathBuf]) -> Result<Table> {
-    let mut arms: Table = toml::from_str(text).map_err(|e| Error::Job(format!("arms: {e}")))?;
-    arms.insert("seeds".to_owned(), seeds);
-    if let Some(Value::Table(base)) = arms.get_mut("base") {
-        let files = held_out
-            .iter()
-            .map(|path| Value::from(path.display().to_string()));
-        base.insert("eval_data".to_owned(), Value::Array(files.collect()));
+/// A file of arms for `student-trainer ablate`.
+struct Arms<'a> {
+    text: &'a str,
+    /// How many of them are trained unless all are.
+    first: usize,
+}
+
+impl Arms<'_> {
+    /// With seeds, and what the arms are compared on.
+    fn with(&self, effort: Effort, held_out: &Path) -> Result<Table> {
+        let read = toml::from_str(self.text);
+        let mut arms: Table = read.map_err(|e| Error::Job(format!("arms: {e}")))?;
+        arms.insert("seeds".to_owned(), effort.seeds());
+        if let Some(Value::Array(all)) = arms.get_mut("arm")
+            && effort != Effort::Full
+        {
+            all.truncate(self.first);
+        }
+        if let Some(Value::Table(base)) = arms.get_mut("base") {
+            let file = Value::from(held_out.display().to_string());
+            base.insert("eval_data".to_owned(), Value::Array(vec![file]));
+        }
+        Ok(arms)
     }
-    Ok(arms)
 }
 
 fn words(flags: &str) -> Vec<String> {

@@ -41,7 +41,7 @@ const STUDENT_READS: [usize; 3] = [12_000, 6_000, 1_000];
 /// Held-out problems of each language.
 const HELD_OUT: usize = 300;
 /// English texts among the pairs: what both sides read alike.
-const SAME_TEXTS: usize = 300;
+const SAME_TEXTS: usize = 150;
 
 /// A line of these files.
 #[derive(Clone, Debug, Serialize)]

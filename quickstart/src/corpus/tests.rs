@@ -428,7 +428,7 @@ fn what_the_student_is_to_learn_it_has_not_read() {
     let (pairs, held_out) = (lines(&pairs), lines(&held_out));
     let count =
         |is: &dyn Fn(&serde_json::Value) -> bool| pairs.iter().filter(|line| is(line)).count();
-    assert_eq!(count(&|line| line["text"].is_string()), 300);
+    assert_eq!(count(&|line| line["text"].is_string()), 150);
     assert_eq!(count(&|line| line["teacher"].is_object()), 35);
     assert_eq!(count(&|line| line["student"]["completion"] == ""), 30);
     assert!(

@@ -26,6 +26,44 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A moment in seconds since 1970, to the minute: `2026-11-29 09:26 UTC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(pub u64);
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_leap = |year: u64| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
+        let minutes = self.0 / 60;
+        let (mut day, mut year) = (minutes / (24 * 60), 1970);
+        loop {
+            let days = if is_leap(year) { 366 } else { 365 };
+            if day < days {
+                break;
+            }
+            day -= days;
+            year += 1;
+        }
+        let february = if is_leap(year) { 29 } else { 28 };
+        let mut month = 1;
+        for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+            if day < days {
+                break;
+            }
+            day -= days;
+            month += 1;
+        }
+        write!(
+            f,
+            "{year}-{month:02}-{:02} {:02}:{:02} UTC",
+            day + 1,
+            minutes / 60 % 24,
+            minutes % 60
+        )
+    }
+}
+
 /// A number with two digits at least, where it has more than none: `0.42`, `4.2`, `42`, `4200`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Digits(pub f64);
@@ -69,6 +107,20 @@ mod tests {
             (4.25, "4.2"),
         ] {
             assert_eq!(Digits(value).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn moments_are_dates_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_868_740, "2000-02-29 23:59 UTC"),
+            (951_868_800, "2000-03-01 00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59 UTC"),
+            (1_796_000_000, "2026-11-30 00:53 UTC"),
+        ] {
+            assert_eq!(Moment(seconds).to_string(), text);
         }
     }
 }

@@ -4,11 +4,13 @@ use std::fmt::Write;
 
 use crate::escape;
 
-/// Largest side of a cell in pixels; with many positions cells shrink, so that two maps stand side by side.
-const CELL_MAX: usize = 11;
+/// Side of a cell in pixels; with many positions cells shrink, so that two maps stand side by side, but not below what a token's
+/// line of text takes.
+const CELL_MAX: usize = 15;
+const CELL_MIN: usize = 12;
 const MAP_MAX: usize = 512;
 /// Room for the tokens at the left and at the top.
-const LABELS: usize = 54;
+const LABELS: usize = 66;
 /// Positions of a side that are drawn; more are cut.
 const POSITIONS_MAX: usize = 64;
 /// Share of a row's mass below which a cell stays empty.
@@ -34,13 +36,13 @@ impl HeatMap<'_> {
             self.rows.len().min(POSITIONS_MAX),
             self.columns.len().min(POSITIONS_MAX),
         );
-        let cell = CELL_MAX.min(MAP_MAX / n.max(m).max(1));
+        let cell = (MAP_MAX / n.max(m).max(1)).clamp(CELL_MIN, CELL_MAX);
         let (width, height) = (LABELS + m * cell, LABELS + n * cell);
         let mut svg = format!(
             "<svg width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" role=\"img\">"
         );
         let place = |i: usize| LABELS + i * cell;
-        let (middle, edge) = (|i: usize| place(i) + (cell + 5) / 2, LABELS - 4);
+        let (middle, edge) = (|i: usize| place(i) + (cell + 7) / 2, LABELS - 4);
         // Writing to a `String` cannot fail.
         for (i, token) in self.rows.iter().take(n).enumerate() {
             let _ = write!(
@@ -123,5 +125,18 @@ mod tests {
         assert_eq!(svg.matches("<rect").count(), 5);
         assert_eq!(svg.matches("class=\"mark\"").count(), 1);
         assert!(svg.contains(&format!("width=\"{}\"", LABELS + 3 * CELL_MAX)));
+    }
+
+    #[test]
+    fn tokens_of_a_long_sequence_have_room_for_a_line_of_text_each() {
+        let tokens = vec!["token".to_owned(); 80];
+        let map = HeatMap {
+            rows: &tokens,
+            columns: &tokens,
+            cells: &[],
+            marked: &[],
+        };
+        let width = LABELS + POSITIONS_MAX * CELL_MIN;
+        assert!(map.draw().contains(&format!("width=\"{width}\"")));
     }
 }

@@ -2,21 +2,26 @@
 
 ```text
  rows ──> table ──────────────┐
- series ──> chart (SVG lines) ├──> section ──> page
- plan ──> heatmap (SVG cells) │
- whatever else is HTML ───────┘
+ series ──> chart (SVG lines) │
+ prompts ──> answers          ├──> section ──> page
+ plan ──> heatmap (SVG cells) │                 │
+ whatever else is HTML ───────┘                 │
+ Document: blocks of these, without HTML ───────┴──> Markdown
 ```
 
-The quickstart's report and that of every run are made of these pieces.
+The report of every run, of several and of an ablation are made of these pieces.
 */
 
+mod axis;
 pub mod chart;
+mod document;
 pub mod heatmap;
 mod style;
 
 use std::fmt::Write;
 
 pub use chart::Series;
+pub use document::{Block, Document, Section};
 pub use heatmap::HeatMap;
 
 /// A whole page. `subtitle` is text; `sections` are HTML.
@@ -89,6 +94,47 @@ pub fn figures(figures: &[String]) -> String {
     }
 }
 
+/// A prompt, and what was answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// What was asked.
+    pub prompt: String,
+    /// By whom or when, and what.
+    pub answers: Vec<Answer>,
+}
+
+/// One answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Whose it is.
+    pub name: String,
+    /// The answer itself.
+    pub text: String,
+}
+
+/// Prompts, each with its answers side by side; nothing where there are none.
+pub fn answers(given: &[Answered]) -> String {
+    let mut html = String::new();
+    for Answered { prompt, answers } in given {
+        let prompt = escape(prompt.trim());
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            html,
+            "<article><p class=\"prompt\">{prompt}</p>\n<div class=\"answers\">\n"
+        );
+        for answer in answers {
+            let _ = writeln!(
+                html,
+                "<div><h3>{}</h3><pre>{}</pre></div>",
+                escape(&answer.name),
+                escape(answer.text.trim())
+            );
+        }
+        html += "</div></article>\n";
+    }
+    html
+}
+
 /// Text as HTML shows it literally.
 pub fn escape(text: &str) -> String {
     text.chars().fold(String::new(), |mut out, c| {
@@ -110,7 +156,7 @@ mod tests {
     #[test]
     fn pages_stand_alone_and_escape_what_they_show() {
         let rows = [vec!["<b>".to_owned(), "1 & 2".to_owned()]];
-        let chart = figure("a \"chart\"", &[Series::new("<s>", vec![(1.0, 2.0)])]);
+        let chart = figure("a \"chart\"", &[Series::new(0, "<s>", vec![(1.0, 2.0)])]);
         let body = table(&["run", "value"], &rows) + &figures(&[chart, String::new()]);
         let html = page("<t>", "a < b", &[section("S", &body), section("empty", "")]);
         for expected in [
@@ -130,8 +176,23 @@ mod tests {
     }
 
     #[test]
+    fn answers_stand_under_their_prompt_as_they_are() {
+        let answer = |name: &str| Answer {
+            name: name.into(),
+            text: " x & y\n".into(),
+        };
+        let html = answers(&[Answered {
+            prompt: "p?".into(),
+            answers: vec![answer("<b>"), answer("c")],
+        }]);
+        assert_eq!(html.matches("<pre>x &amp; y</pre>").count(), 2);
+        assert!(html.contains("<div><h3>&lt;b&gt;</h3>"), "{html}");
+        assert_eq!(answers(&[]), "");
+    }
+
+    #[test]
     fn what_has_no_point_is_not_drawn() {
-        assert_eq!(figure("x", &[Series::new("a", vec![])]), "");
+        assert_eq!(figure("x", &[Series::new(0, "a", vec![])]), "");
         assert_eq!(figures(&[String::new()]), "");
     }
 }

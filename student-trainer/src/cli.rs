@@ -11,7 +11,10 @@ use distill_program::console;
 use crate::{
     Error, Result,
     ablate::{self, AblateArgs},
-    config::{Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_flags},
+    config::{
+        Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_brief_help,
+        with_flags,
+    },
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     generate::{self, ChatConfig, GenerateConfig, chat},
@@ -28,24 +31,27 @@ use crate::{
 /// The whole command line.
 pub fn command() -> Command {
     let about = |name: &'static str, about: &'static str| Command::new(name).about(about);
+    fn settings<C: Settings>(command: Command) -> Command {
+        with_brief_help(with_flags::<C>(command))
+    }
     Command::new("student-trainer")
         .about("Distils a 4-bit student from a teacher's streamed logits")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(
+        .subcommand(with_brief_help(
             with_flags::<TrainConfig>(about("train", "Train adapters on a teacher's blocks"))
                 .arg(resume_flag()),
-        )
-        .subcommand(with_flags::<EvalConfig>(about(
+        ))
+        .subcommand(settings::<EvalConfig>(about(
             "eval",
             "Cross-entropy and perplexity on text, and the distance to a teacher",
         )))
-        .subcommand(with_flags::<GenerateConfig>(about(
+        .subcommand(settings::<GenerateConfig>(about(
             "generate",
             "Answer prompts with a student, its base or both",
         )))
-        .subcommand(with_flags::<ChatConfig>(about(
+        .subcommand(settings::<ChatConfig>(about(
             "chat",
             "Talk with a student, its base or both, on the terminal",
         )))
@@ -76,26 +82,26 @@ pub fn command() -> Command {
                     .help("Print the results as JSON"),
             ),
         )
-        .subcommand(with_flags::<PretrainConfig>(about(
+        .subcommand(settings::<PretrainConfig>(about(
             "pretrain",
             "Train a whole small model on text, without a teacher",
         )))
-        .subcommand(with_flags::<QuantizeConfig>(about(
+        .subcommand(settings::<QuantizeConfig>(about(
             "quantize",
             "Write a 4-bit base from safetensors or GGUF, with all or some of the layers",
         )))
-        .subcommand(with_flags::<ExportConfig>(about(
+        .subcommand(settings::<ExportConfig>(about(
             "export",
             "Merge an adapter into its base and write the model for Hugging Face",
         )))
-        .subcommand(with_flags::<PlanConfig>(about(
+        .subcommand(settings::<PlanConfig>(about(
             "plan",
             "What every part takes on one card, before anything is loaded",
         )))
         .subcommand(
             about(
                 "report",
-                "Write report.html of a run anew, or compare several runs",
+                "Write report.html and report.md of a run anew, or compare several runs",
             )
             .arg(
                 Arg::new("runs")
@@ -110,10 +116,10 @@ pub fn command() -> Command {
                     .long("out")
                     .value_name("FILE")
                     .value_parser(clap::value_parser!(PathBuf))
-                    .help("Page to write; unset: report.html in the run's directory, where there is one run"),
+                    .help("Page to write, Markdown where it ends in .md; unset: report.html and report.md in the run's directory, where there is one run"),
             ),
         )
-        .subcommand(with_flags::<LossesConfig>(about(
+        .subcommand(settings::<LossesConfig>(about(
             "losses",
             "Evaluate any loss setting on dense logits",
         )))
@@ -269,9 +275,8 @@ fn resume_flag() -> Arg {
         .value_name("RUN_DIR")
         .value_parser(clap::value_parser!(PathBuf))
         .conflicts_with_all(["config", "out"])
-        .help(
-            "Go on with this run from its newest checkpoint, with the settings in its config.toml",
-        )
+        .help_heading("Settings")
+        .help("Go on with this run from its newest checkpoint, with its settings")
 }
 
 fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {

@@ -339,3 +339,89 @@ fn every_command_that_reads_a_corpus_can_be_strict() {
         command().try_get_matches_from(args).unwrap();
     }
 }
+
+/// Lines that `-h` has at most, and how wide they are.
+const BRIEF_LINES_MAX: usize = 12;
+const BRIEF_COLUMNS_MAX: usize = 100;
+
+/// The help of a command with these settings: groups, true defaults, and a short form that says where the rest is.
+fn check_help<C: Settings + PartialEq + std::fmt::Debug>(name: &str) {
+    let mut program = command();
+    program.build();
+    let command = program.find_subcommand_mut(name).unwrap();
+    for arg in command.get_arguments() {
+        let group = arg.get_help_heading();
+        assert!(group.is_some(), "{name}: {} is in no group", arg.get_id());
+    }
+    let defaults = distill_program::settings::table(&C::default()).unwrap();
+    for key in C::keys() {
+        let arg = command
+            .get_arguments()
+            .find(|arg| *arg.get_id() == *key.path);
+        let help = arg.unwrap().get_help().unwrap().to_string();
+        let default = distill_program::settings::lookup(&defaults, &key.path);
+        let has_default = default.is_some_and(|value| {
+            value.as_array().is_none_or(|values| !values.is_empty())
+                && value.as_table().is_none()
+                && value.as_str() != Some("")
+        });
+        let Some((_, shown)) = help.split_once("[default: ") else {
+            assert!(
+                !has_default || name == "plan" && key.path == "teacher",
+                "{name}: {help}"
+            );
+            continue;
+        };
+        // What it shows is the default, as the flag takes it.
+        let (shown, _) = shown.split_once(']').unwrap();
+        let config = resolved::<C>("", &[&format!("--{}", key.flag()), shown]).unwrap();
+        assert_eq!(config, C::default(), "{name}: --{} {shown}", key.flag());
+    }
+    let all = command.render_long_help().to_string();
+    let brief = command.render_help().to_string();
+    let lines: Vec<&str> = brief.lines().collect();
+    assert!(lines.len() <= BRIEF_LINES_MAX, "{name}: {brief}");
+    for line in &lines {
+        assert!(line.chars().count() <= BRIEF_COLUMNS_MAX, "{name}: {line}");
+    }
+    assert!(brief.contains("--help all"), "{name}: {brief}");
+    // Every flag in the short form is one of the long one, which has no such list.
+    for flag in brief
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"))
+    {
+        assert!(all.contains(flag), "{name}: {flag}");
+    }
+    assert_eq!(all.matches("--config <").count(), 1, "{name}: {all}");
+}
+
+#[test]
+fn every_flag_is_in_a_group_and_shows_its_default_and_the_short_help_is_short() {
+    check_help::<TrainConfig>("train");
+    check_help::<EvalConfig>("eval");
+    check_help::<GenerateConfig>("generate");
+    check_help::<ChatConfig>("chat");
+    check_help::<PretrainConfig>("pretrain");
+    check_help::<QuantizeConfig>("quantize");
+    check_help::<ExportConfig>("export");
+    check_help::<PlanConfig>("plan");
+    check_help::<LossesConfig>("losses");
+}
+
+#[test]
+fn a_choice_between_words_lists_all_of_them() {
+    let mut program = command();
+    program.build();
+    let train = program.find_subcommand_mut("train").unwrap();
+    let help = train.render_long_help().to_string();
+    for words in [
+        "[default: nf4] [possible values: nf4, none]",
+        "[default: lora] [possible values: lora, full]",
+        "[default: kl] [possible values: kl, hidden, softmax-similarity, squared-euclidean]",
+        "[default: 1] [at least 1]",
+        "[1 to 65536]",
+    ] {
+        let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains(words), "{words}: {flat}");
+    }
+}

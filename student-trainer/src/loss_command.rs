@@ -26,18 +26,25 @@ const PARTS: usize = 5;
 settings! {
     /// Everything `losses` can be told.
     pub struct LossesConfig: once {
-        /// Safetensors file with the student's `logits [N, V]`, and optionally `labels [N]`.
-        student: PathBuf = PathBuf::new();
+        group "Logits and output":
+        /// Safetensors file with the student's `logits [N, V]`.
+        ///
+        /// `labels [N]` may be beside them.
+        student: PathBuf = PathBuf::new(), value: "FILE", essential: true;
         /// Safetensors file with the teacher's `logits [M, V]`.
-        teacher: PathBuf = PathBuf::new();
+        teacher: PathBuf = PathBuf::new(), value: "FILE", essential: true;
+        group "Settings":
         /// Loss settings to start from: default, or literal (the method's formula word for word).
         preset: String = "default".to_owned();
-        /// Cut the teacher to its K largest logits first, as a capture does; unset: all of them.
-        top_k: Option<usize> = None;
+        group "Logits and output":
+        /// Cut the teacher to its K largest logits first; unset: all of them.
+        ///
+        /// As a capture does.
+        top_k: Option<usize> = None, essential: true;
         /// Safetensors file for `grad_ot` and `grad_total`, `[N, V]` each.
-        grad_out: Option<PathBuf> = None;
+        grad_out: Option<PathBuf> = None, value: "FILE", essential: true;
         /// Print a JSON object.
-        json: bool = false;
+        json: bool = false, essential: true;
     }
     sections {
         /// The loss.

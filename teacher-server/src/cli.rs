@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
-use distill_program::settings::{FileFlags, Flags, Key, Keys, Resolved};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use distill_program::settings::{FileFlags, Flags, Key, Keys, Resolved, with_brief_help};
 use toml::{Table, Value};
 
 use crate::{
@@ -29,8 +29,21 @@ impl Args {
     /// # Errors
     /// clap's; a flag of another program is answered with ours.
     pub fn read() -> std::result::Result<Self, clap::Error> {
-        Self::try_parse().map_err(with_our_name)
+        let mut command = command();
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        let read = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        read.map_err(|error| with_our_name(error.format(&mut command)))
     }
+}
+
+/// The whole command line; where settings are many, `-h` shows the few that everybody needs.
+pub fn command() -> clap::Command {
+    let command = Args::command();
+    ["serve", "precompute"]
+        .into_iter()
+        .fold(command, |command, name| {
+            command.mut_subcommand(name, with_brief_help)
+        })
 }
 
 /// The subcommands.
@@ -150,9 +163,14 @@ impl Keys for RepairKeys {
     }
 }
 
+/// Some of the settings, for a command with so few flags that its help needs no groups, and shows all.
 fn keys_of(paths: &[&str]) -> Vec<Key> {
     let mut keys = Config::keys();
     keys.retain(|key| paths.contains(&key.path.as_str()));
+    for key in &mut keys {
+        key.group = None;
+        key.is_essential = true;
+    }
     keys
 }
 
@@ -170,13 +188,15 @@ pub struct MergeArgs {
 /// Flags of `precompute`.
 #[derive(clap::Args, Debug, Default)]
 pub struct PrecomputeArgs {
-    /// Compute only every N-th shard, from the I-th on, counted from 0: for several machines, each with a cache of its own
-    /// that `merge` puts together.
-    #[arg(long, value_name = "I/N")]
+    /// Compute only every N-th shard, from the I-th on, counted from 0.
+    ///
+    /// For several machines, each with a cache of its own that `merge` puts together.
+    #[arg(long, value_name = "I/N", help_heading = "Cache")]
     pub shard: Option<Part>,
-    /// Say what there is to compute and how much room it takes, and exit; how long it takes, only the work's own first batch
-    /// shows.
-    #[arg(long)]
+    /// Say what there is to compute and how much room it takes, and exit.
+    ///
+    /// How long it takes, only the work's own first batch shows.
+    #[arg(long, help_heading = "Cache")]
     pub dry_run: bool,
     /// Settings, as for `serve`.
     #[command(flatten)]
@@ -214,4 +234,39 @@ fn resolve(command: &str, file: Option<&Path>, given: Table) -> Result<Resolved<
         None => Ok(None),
     };
     Config::validate(command, file, given, &captured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_a_command_with_settings_is_in_a_group_and_the_short_help_is_short() {
+        let mut program = command();
+        program.build();
+        for name in ["serve", "precompute"] {
+            let command = program.find_subcommand_mut(name).unwrap();
+            for arg in command.get_arguments() {
+                assert!(arg.get_help_heading().is_some(), "{}", arg.get_id());
+            }
+            let brief = command.render_help().to_string();
+            assert!(brief.lines().count() <= 12, "{brief}");
+            assert!(
+                brief.lines().all(|line| line.chars().count() <= 100),
+                "{brief}"
+            );
+            assert!(brief.contains("--help all"), "{brief}");
+        }
+    }
+
+    #[test]
+    fn a_command_with_few_flags_shows_all_of_them() {
+        let mut program = command();
+        program.build();
+        let verify = program.find_subcommand_mut("verify").unwrap();
+        let brief = verify.render_help().to_string();
+        for flag in ["--repair", "--model", "--threads", "--json"] {
+            assert!(brief.contains(flag), "{flag}: {brief}");
+        }
+    }
 }

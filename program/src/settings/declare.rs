@@ -1,7 +1,8 @@
 //! Provides `settings!`: one declaration that yields a TOML-readable struct, its defaults and the list behind its flags.
 
 /// Declares a struct whose doc comments are the help of its flags and whose right-hand sides are its defaults. The first
-/// paragraph of a comment is the line of `-h`, the others are for `--help`.
+/// paragraph of a comment is one line, which is all that `-h` shows of a setting that says `essential: true`; the others are for
+/// `--help`. `group "Name":` before a comment begins a group of the help: it is the heading of this setting and those after it.
 ///
 /// After the struct's name stands what is bound to the settings: `capture`, `run`, or `once` where nothing goes on. Every
 /// setting of a capture says `changes_bytes: yes` or `no`, and every setting of a run `may_resume: yes` or `no`; one that
@@ -28,9 +29,10 @@
 /// ```
 ///
 /// Then may follow, in this order: `limits` of a number or of how many there are, `needs` (what else must hold for the
-/// setting to have an effect), `value` (what stands for one in the help), `alias` (another name of the flag) and `shown`
-/// (what the help says of the default, where that follows from other settings). A type that is no plain number, text or
-/// path says what its value looks like: `dtype: Dtype as Text`.
+/// setting to have an effect), `value` (what stands for one in the help), `alias` (another name of the flag), `shown`
+/// (what the help says of the default, where that follows from other settings) and `essential`. A type that is no plain
+/// number, text or path says what its value looks like: `dtype: Dtype as Text`; where it is one of a few words, the help
+/// lists them.
 ///
 /// `beside` names fields that are no settings; `sections` name nested TOML tables with the function that lists their keys.
 #[macro_export]
@@ -38,7 +40,7 @@ macro_rules! settings {
     (
         $(#[doc = $about:literal])+
         pub struct $name:ident: $bound:ident {
-            $($(#[doc = $doc:literal])+ $field:ident: $ty:ty $(as $kind:ident)? = $default:expr
+            $($(group $group:literal:)? $(#[doc = $doc:literal])+ $field:ident: $ty:ty $(as $kind:ident)? = $default:expr
                 $(, changes_bytes: $bytes:ident)?
                 $(, may_resume: $resume:ident)?
                 $(, limits: $limits:expr)?
@@ -46,6 +48,7 @@ macro_rules! settings {
                 $(, value: $value:literal)?
                 $(, alias: $alias:literal)?
                 $(, shown: $shown:expr)?
+                $(, essential: $essential:literal)?
             ;)*
         }
         $(beside { $($(#[doc = $beside_doc:literal])+ $beside:ident: $beside_ty:ty = $beside_default:expr;)+ })?
@@ -78,15 +81,16 @@ macro_rules! settings {
                 let mut keys = vec![$({
                     let kind = $crate::settings_kind!($ty $(, $kind)?);
                     let key = Key {
-                        check: $crate::settings::check::<$ty>,
                         is_bound: $crate::settings_bound!($bound $(, changes_bytes: $bytes)? $(, may_resume: $resume)?),
-                        ..Key::new(stringify!($field), concat!($($doc, "\n"),+), kind)
+                        ..Key::new(stringify!($field), concat!($($doc, "\n"),+), kind).of::<$ty>()
                     };
+                    $(let key = Key { group: Some($group), ..key };)?
                     $(let key = Key { limits: Some($crate::settings::limits($limits)), ..key };)?
                     $(let key = Key { needs: vec![$($need),+], ..key };)?
                     $(let key = Key { value_name: Some($value), ..key };)?
                     $(let key = Key { alias: Some($alias), ..key };)?
                     $(let key = Key { default: $shown, ..key };)?
+                    $(let key = Key { is_essential: $essential, ..key };)?
                     key
                 },)*];
                 $($(keys.extend($crate::settings::section(
@@ -94,7 +98,7 @@ macro_rules! settings {
                     $section_keys(),
                     $crate::settings_bound!($bound $(, may_resume: $section_resume)?),
                 ));)+)?
-                $crate::settings::with_defaults(keys, &Self::default())
+                $crate::settings::with_defaults($crate::settings::grouped(keys), &Self::default())
             }
         }
     };

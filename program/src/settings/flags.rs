@@ -2,19 +2,22 @@
 
 use std::{marker::PhantomData, path::PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::Resettable};
 use toml::{Table, Value};
 
 use super::{Key, Keys, Kind, resolve::insert};
 
+/// Heading in the help of what decides where settings come from.
+const GROUP: &str = "Settings";
+
 /// What every command with settings takes beside them.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FileFlags {
-    /// TOML file with any of the settings below; flags win over it
-    #[arg(long, value_name = "FILE")]
+    /// TOML file with any of these settings; flags win over it
+    #[arg(long, value_name = "FILE", help_heading = GROUP)]
     pub config: Option<PathBuf>,
     /// Print the resolved configuration as TOML and stop
-    #[arg(long)]
+    #[arg(long, help_heading = GROUP, hide_short_help = true)]
     pub print_config: bool,
 }
 
@@ -67,20 +70,65 @@ impl<K: Keys> Args for Flags<K> {
 
 /// Adds `--config`, `--print-config` and one flag a setting.
 pub fn with_flags<K: Keys>(command: Command) -> Command {
-    Flags::<K>::augment_args(FileFlags::augment_args(command))
+    // What derives arguments calls the command what they are called.
+    let about = command.get_about().cloned();
+    let about = about.map_or(Resettable::Reset, Resettable::Value);
+    Flags::<K>::augment_args(FileFlags::augment_args(command).about(about))
+}
+
+/// Makes `-h` one list of what is not hidden from it, with one line each, and `--help` all that there is, in groups.
+pub fn with_brief_help(command: Command) -> Command {
+    let help = Arg::new("help")
+        .short('h')
+        .long("help")
+        .action(ArgAction::Help)
+        .help_heading(GROUP);
+    let count = command.get_arguments().count() + 1;
+    let command = command.disable_help_flag(true).arg(help.help(format!(
+        "-h prints these flags, --help all {count}, with defaults"
+    )));
+    let shown = command.get_arguments();
+    let mut shown: Vec<&Arg> = shown.filter(|arg| !arg.is_hide_short_help_set()).collect();
+    // What is done comes before where it is written down.
+    shown.sort_by_key(|arg| arg.get_help_heading() == Some(GROUP));
+    let rows: Vec<(String, String)> = shown.into_iter().map(row).collect();
+    let width = rows.iter().map(|(name, _)| name.len()).max();
+    let width = width.unwrap_or_default();
+    let lines = rows
+        .iter()
+        .map(|(name, help)| format!("  {name:width$}  {help}"));
+    let brief = lines.collect::<Vec<_>>().join("\n");
+    command
+        .mut_args(|arg| arg.hide_short_help(true))
+        .after_help(brief)
+        .after_long_help("")
+}
+
+/// What an argument looks like, and what it is for.
+fn row(arg: &Arg) -> (String, String) {
+    let short = arg
+        .get_short()
+        .map_or_else(String::new, |short| format!("-{short}, "));
+    let names = arg
+        .get_value_names()
+        .filter(|_| arg.get_action().takes_values());
+    let value = names.and_then(<[_]>::first);
+    let value = value.map_or_else(String::new, |name| format!("<{name}>"));
+    let name = match arg.get_long() {
+        Some(long) => format!("{short}--{long} {value}"),
+        None => value,
+    };
+    let help = arg.get_help().map(ToString::to_string);
+    (name.trim_end().to_owned(), help.unwrap_or_default())
 }
 
 fn flag(key: Key) -> Arg {
-    let default = if key.default.is_empty() {
-        String::new()
-    } else {
-        format!(" [default: {}]", key.default)
-    };
-    let help = format!("{}{default}", key.help);
-    let mut arg = Arg::new(key.path.clone()).long(key.flag());
-    if !key.details.is_empty() {
-        arg = arg.long_help(format!("{help}\n\n{}", key.details));
-    }
+    let mut arg = Arg::new(key.path.clone())
+        .long(key.flag())
+        .help(key.line())
+        .long_help(key.text())
+        .help_heading(key.group)
+        .hide_short_help(!key.is_essential);
     if let Some(alias) = key.alias {
         arg = arg.visible_alias(alias);
     }
@@ -93,8 +141,7 @@ fn flag(key: Key) -> Arg {
         Kind::Numbers => ("1,2", arg.action(ArgAction::Append).value_delimiter(',')),
         Kind::Words => ("VALUE", arg.action(ArgAction::Append).num_args(1..)),
     };
-    arg.help(help)
-        .value_name(key.value_name.unwrap_or(name))
+    arg.value_name(key.value_name.unwrap_or(name))
         .value_parser(move |text: &str| read(&key, text))
 }
 

@@ -8,7 +8,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
-use super::{Error, Need, lookup};
+use super::{Error, Need, lookup, words};
 
 /// What a setting's value looks like on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl<T: Setting> Setting for Option<T> {
 pub struct Key {
     /// Dotted path in TOML, e.g. `loss.kl_weight`; the flag is the last part with dashes, in some sections with their name before it.
     pub path: String,
-    /// One line for `-h`.
+    /// One line about it.
     pub help: String,
     /// What `--help` says beside it; most often nothing.
     pub details: String,
@@ -85,6 +85,12 @@ pub struct Key {
     pub value_name: Option<&'static str>,
     /// Another name of the flag.
     pub alias: Option<&'static str>,
+    /// The heading in the help that it stands under; none where settings are few.
+    pub group: Option<&'static str>,
+    /// Whether it is one of the few that everybody needs, which `-h` shows.
+    pub is_essential: bool,
+    /// The words that it may be; empty where it is not one of a few.
+    pub words: &'static [&'static str],
     /// Limits of the number, or of how many there are.
     pub limits: Option<(u64, u64)>,
     /// Refuses a value that is none of this setting's type.
@@ -107,14 +113,55 @@ impl Key {
             default: String::new(),
             value_name: None,
             alias: None,
+            group: None,
+            is_essential: false,
+            words: &[],
             limits: None,
             check: |_| Ok(()),
+        }
+    }
+
+    /// This key, whose value is read as a `T`.
+    pub fn of<T: DeserializeOwned>(self) -> Self {
+        Self {
+            check: check::<T>,
+            words: words::<T>(),
+            ..self
         }
     }
 
     /// The flag without its dashes: `loss.kl_weight` gives `kl-weight`.
     pub fn flag(&self) -> String {
         flag_of(&self.path)
+    }
+
+    /// The line about it, with the default.
+    pub fn line(&self) -> String {
+        if self.default.is_empty() {
+            self.help.clone()
+        } else {
+            format!("{} [default: {}]", self.help, self.default)
+        }
+    }
+
+    /// All that the help says of it: the line, what the value may be, and the details.
+    pub fn text(&self) -> String {
+        let mut text = self.line();
+        if !self.words.is_empty() {
+            text += &format!(" [possible values: {}]", self.words.join(", "));
+        }
+        let what = if self.kind.is_list() { " values" } else { "" };
+        // TOML has no larger integer.
+        let open = i64::MAX.unsigned_abs();
+        match self.limits {
+            Some((min, max)) if max < open => text += &format!(" [{min} to {max}{what}]"),
+            Some((min, _)) if min > 0 => text += &format!(" [at least {min}{what}]"),
+            _ => {}
+        }
+        if !self.details.is_empty() {
+            text += &format!("\n\n{}", self.details);
+        }
+        text
     }
 
     pub(super) fn check_limits(&self, value: &Value) -> Result<(), Error> {
@@ -136,10 +183,7 @@ impl Key {
 }
 
 /// Refuses a value that cannot be read as `T`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check<T: DeserializeOwned>(value: Value) -> Result<(), String> {
+fn check<T: DeserializeOwned>(value: Value) -> Result<(), String> {
     let read = value.try_into::<T>();
     read.map(drop).map_err(|error| error.message().to_owned())
 }
@@ -165,6 +209,16 @@ pub fn section(name: &str, keys: Vec<Key>, is_bound: bool) -> impl Iterator<Item
     })
 }
 
+/// The keys with their groups: one that names none belongs to that of the key before it.
+pub fn grouped(mut keys: Vec<Key>) -> Vec<Key> {
+    let mut group = None;
+    for key in &mut keys {
+        group = key.group.or(group);
+        key.group = group;
+    }
+    keys
+}
+
 /// The keys with what the help says of their defaults, where the declaration says nothing else.
 pub fn with_defaults(mut keys: Vec<Key>, defaults: &impl Serialize) -> Vec<Key> {
     let defaults = Table::try_from(defaults).unwrap_or_default();
@@ -174,14 +228,14 @@ pub fn with_defaults(mut keys: Vec<Key>, defaults: &impl Serialize) -> Vec<Key> 
     keys
 }
 
-/// A value as a flag takes it; nothing for what is off or empty.
-fn show(value: &Value) -> String {
+/// A value as a flag takes it; nothing for what is empty.
+pub fn show(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Float(number) if number.fract() == 0.0 => number.to_string(),
         Value::Float(number) => format!("{number:?}"),
-        Value::Boolean(true) => "on".to_owned(),
-        Value::Boolean(false) | Value::Table(_) => String::new(),
+        Value::Boolean(is_on) => if *is_on { "on" } else { "off" }.to_owned(),
+        Value::Table(_) => String::new(),
         Value::Array(values) => values.iter().map(show).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }

@@ -2,7 +2,7 @@
 
 ```text
  settings! { pub struct Config { ... } } ──> Config: its fields and defaults
-                     │                └────> keys: flags, help, what a file may hold
+                     │                └────> keys: flags, help in groups, what a file may hold
                      │
  command line ──> Flags ──┐
  file ────────────────────┼──> resolve ──> Config ──> check_limits, the program's own checks ──> a run
@@ -18,6 +18,7 @@ mod flags;
 mod key;
 mod needs;
 mod resolve;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -25,11 +26,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use toml::Table;
 
 use crate::FileError;
-pub use flags::{FileFlags, Flags, with_flags};
+pub use flags::{FileFlags, Flags, with_brief_help, with_flags};
 pub(crate) use key::flag_of;
-pub use key::{Key, Kind, Setting, check, limits, section, with_defaults};
+pub use key::{Key, Kind, Setting, grouped, limits, section, show, with_defaults};
 pub use needs::{Is, Need, number};
 pub use resolve::{FILE_BYTES_MAX, Resolved, Scheme, insert, lookup, overlay, resolve};
+pub use words::words;
 
 /// Settings by name.
 pub trait Keys {

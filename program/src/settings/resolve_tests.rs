@@ -3,7 +3,15 @@ use std::path::PathBuf;
 use clap::{Command, FromArgMatches};
 
 use super::*;
-use crate::settings::{Flags, Keys, Kind, with_flags};
+use crate::settings::{Flags, Keys, Kind, with_brief_help, with_flags};
+
+/// One of two words.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    Quick,
+    Slow,
+}
 
 crate::settings! {
     /// Inner.
@@ -15,14 +23,20 @@ crate::settings! {
 crate::settings! {
     /// Outer.
     pub struct Outer: run {
+        /// Whether not.
+        dry: bool = false, may_resume: yes;
+        group "Updates":
         /// Learning rate.
         ///
         /// Of the peak.
-        lr: f64 = 2e-4, may_resume: no;
+        lr: f64 = 2e-4, may_resume: no, essential: true;
         /// Steps.
         steps: Option<usize> = None, may_resume: no, limits: 1..;
+        group "The rest":
+        /// How.
+        pace: Pace as Text = Pace::Quick, may_resume: yes;
         /// Where.
-        out: Option<PathBuf> = None, may_resume: yes, value: "DIR", alias: "to";
+        out: Option<PathBuf> = None, may_resume: yes, value: "DIR", alias: "to", essential: true;
         /// Names.
         targets: Vec<String> = vec!["q".to_owned()], may_resume: no, limits: 1..=3;
         /// Temperatures.
@@ -159,22 +173,38 @@ fn wrong_values_are_errors_that_name_the_key() {
 }
 
 #[test]
-fn the_help_has_the_default_and_every_paragraph() {
-    let mut command = with_flags::<Outer>(Command::new("x"));
+fn the_help_has_groups_defaults_what_may_be_and_every_paragraph() {
+    let command = Command::new("x").about("Does things");
+    let mut command = with_brief_help(with_flags::<Outer>(command));
     let long = command.render_long_help().to_string();
     let short = command.render_help().to_string();
     for (words, is_short) in [
+        ("Does things", true),
         ("Learning rate [default: 0.0002]", true),
         ("Of the peak.", false),
+        ("Updates:\n", false),
+        ("--steps <N>", false),
+        ("Steps [at least 1]", false),
         ("--out <DIR>", true),
-        ("[alias: --to]", true),
-        ("Names [default: q]", true),
-        ("Temperatures [default: 1,2]", true),
-        ("Whether [default: on]", true),
+        ("[alias: --to]", false),
+        ("Names [default: q] [1 to 3 values]", false),
+        ("Temperatures [default: 1,2]", false),
+        ("Whether [default: on]", false),
+        ("Whether not [default: off]", false),
+        ("[default: quick] [possible values: quick, slow]", false),
+        ("--help all 12, with defaults", true),
     ] {
         assert!(long.contains(words), "{words}: {long}");
         assert_eq!(short.contains(words), is_short, "{words}: {short}");
     }
+}
+
+#[test]
+fn a_group_goes_on_until_the_next_one() {
+    let keys = Outer::keys();
+    let groups: Vec<Option<&str>> = keys.iter().map(|key| key.group).collect();
+    let (none, updates, rest) = ([None; 1], [Some("Updates"); 2], [Some("The rest"); 6]);
+    assert_eq!(groups, [&none[..], &updates[..], &rest[..]].concat());
 }
 
 #[test]

@@ -39,9 +39,9 @@ impl Page<'_> {
             .iter()
             .map(|row| row.iter().map(|cell| cell.replace("**", "")).collect())
             .collect();
-        let curves: Vec<Series> = self
-            .arms()
-            .map(|(row, seen)| Series::new(&row.name, mean_curve(&seen.curves)))
+        let arms = self.arms().enumerate();
+        let curves: Vec<Series> = arms
+            .map(|(place, (row, seen))| Series::new(place, &row.name, mean_curve(&seen.curves)))
             .collect();
         let caption = format!("{} on held-out text, mean over seeds", self.metric);
         page(

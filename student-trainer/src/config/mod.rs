@@ -11,7 +11,7 @@ mod train;
 
 pub use distill_model::ComputeDtype;
 pub use distill_program::settings::{
-    FILE_BYTES_MAX, Key, Keys, Kind, Resolved, Settings, with_flags,
+    FILE_BYTES_MAX, Key, Keys, Kind, Resolved, Settings, with_brief_help, with_flags,
 };
 pub use distill_text::nearest;
 pub use foreign::with_our_name;

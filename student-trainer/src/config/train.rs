@@ -61,8 +61,11 @@ pub enum BestMetric {
 settings! {
     /// Everything `train` can be told; the resolved form is written into the run directory.
     pub struct TrainConfig: run {
-        /// Teacher's address: http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
-        teacher: String = "http://127.0.0.1:50051".to_owned(), may_resume: yes;
+        group "Teacher and data":
+        /// Where the teacher listens.
+        ///
+        /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
+        teacher: String = "http://127.0.0.1:50051".to_owned(), may_resume: yes, value: "ADDRESS", essential: true;
         /// PEM file with the authority that signed an https teacher's certificate.
         ca_cert: Option<PathBuf> = None, may_resume: yes, needs: [HTTPS];
         /// File with the token that the teacher asks for; unset: the environment's OT_DISTILL_TOKEN, if there.
@@ -74,24 +77,25 @@ settings! {
         /// Decoded frames held ready; beyond them the teacher waits.
         prefetch_frames: usize = 8, may_resume: yes, limits: 1..;
 
-        /// The student: a directory or a name on the hub (org/name, org/name@revision) with a bitsandbytes NF4 checkpoint, or
-        /// safetensors in bf16, f16 or f32.
-        student: PathBuf = PathBuf::new(), may_resume: yes;
-        /// How a full-precision student is held: nf4 or none.
+        group "Student":
+        /// The student: a directory, or a name on the hub.
+        ///
+        /// With a bitsandbytes NF4 checkpoint, or safetensors in bf16, f16 or f32; a name is org/name or org/name@revision.
+        student: PathBuf = PathBuf::new(), may_resume: yes, value: "DIR|NAME", essential: true;
+        /// How a full-precision student is held.
         quantize: Quantize as Text = Quantize::Nf4, may_resume: no, needs: [LORA];
-        /// Compute type: auto, f32, bf16 or f16.
+        /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto, may_resume: no;
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned(), may_resume: yes;
         /// Bytes that the student's weights may take on the device; unset: what is free there.
         memory_budget_bytes: Option<u64> = None, may_resume: yes;
-        /// Run directory to create.
-        out: PathBuf = PathBuf::new(), may_resume: yes;
 
+        group "Optimisation":
         /// Optimiser steps; unset: as many as `epochs` takes.
         steps: Option<usize> = None, may_resume: no, limits: 1..;
         /// Passes over the teacher's corpus.
-        epochs: usize = 1, may_resume: no, limits: 1.., needs: [NO_STEPS];
+        epochs: usize = 1, may_resume: no, limits: 1.., needs: [NO_STEPS], essential: true;
         /// Sequences in one forward pass.
         batch_size: usize = 1, may_resume: no, limits: 1..;
         /// Forward passes summed into one optimiser step.
@@ -100,12 +104,14 @@ settings! {
         packing: bool = true, may_resume: no;
         /// Tokens in one packed pass at most, unless one sequence has more; unset: as many as `batch_size` sequences have.
         pack_tokens: Option<usize> = None, may_resume: no, limits: 1..;
+        group "Teacher and data":
         /// Longest student's side of a pair in the student's tokens, the rest is cut off; unset: as long as the teacher's sequences.
         student_seq_len: Option<usize> = None, may_resume: no, limits: SEQ_LEN_MIN..;
         /// Sequences that are taken from the teacher together and put into random order, another in every pass; 1 keeps the order of the corpus.
         shuffle_buffer: usize = 1, may_resume: no, limits: 1..=1 << 16;
         /// Give every sequence the teacher's rows of the one before it: the control that must not work.
         shuffle_teacher: bool = false, may_resume: no;
+        group "Optimisation":
         /// Recompute layers in the backward pass instead of keeping their activations.
         checkpointing: bool = true, may_resume: yes;
         /// Layers recomputed together: their first input is kept, and while they are recomputed the activations of all of them are.
@@ -119,7 +125,7 @@ settings! {
         warmup_ratio: f64 = 0.03, may_resume: no, needs: [NO_WARMUP_STEPS];
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.1, may_resume: no;
-        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        /// How AdamW's moments are kept: in f32, or as bitsandbytes' AdamW8bit keeps them.
         optimizer: OptimizerKind as Text = OptimizerKind::AdamW, may_resume: no;
         /// Decoupled weight decay.
         weight_decay: f64 = 0.0, may_resume: no;
@@ -136,7 +142,8 @@ settings! {
         /// Learning rate of the embeddings and the head as a multiple of `lr`, where they are trained.
         embedding_lr_ratio: f64 = 1.0, may_resume: no, needs: [FULL];
 
-        /// What is trained: lora (adapters) or full (every weight of a small student that is not quantised).
+        group "Student":
+        /// What is trained: adapters, or every weight of a small student that is not quantised.
         tune: Tune as Text = Tune::Lora, may_resume: no;
         /// LoRA rank r.
         lora_rank: usize = 16, may_resume: no, needs: [LORA, NEW_ADAPTER];
@@ -152,18 +159,24 @@ settings! {
         lora_targets: Vec<String> = LORA_TARGETS.map(str::to_owned).to_vec(), may_resume: no, needs: [LORA, NEW_ADAPTER];
         /// Directory of a LoRA adapter to continue: its adapter_config.json decides ranks, alphas and targets.
         init_adapter: Option<PathBuf> = None, may_resume: no;
+        group "Optimisation":
         /// Seed of everything random.
         seed: u64 = 42, may_resume: no;
 
+        group "Evaluation and output":
+        /// Run directory to create.
+        out: PathBuf = PathBuf::new(), may_resume: yes, value: "DIR", essential: true;
         /// Steps between two checkpoints; 0 writes one at the end only.
         save_steps: usize = 200, may_resume: yes;
         /// Newest checkpoints that are kept, beside the best one.
         keep_last: usize = 2, may_resume: yes, limits: 1..;
-        /// Type of the weights in `model` after full-parameter training: auto (f32), f32, bf16 or f16.
+        /// Type of the weights in `model` after full-parameter training; auto is f32.
         save_dtype: ComputeDtype as Text = ComputeDtype::Auto, may_resume: yes, needs: [FULL];
 
-        /// Held-out text to evaluate on: .txt, .md or .jsonl files, or directories of them.
-        eval_data: Vec<PathBuf> = Vec::new(), may_resume: no;
+        /// Held-out text to evaluate on: files, or directories.
+        ///
+        /// .txt, .md, .jsonl or .parquet, or directories of them; with prompts, the report shows what the student answers.
+        eval_data: Vec<PathBuf> = Vec::new(), may_resume: no, value: "PATH,PATH", essential: true;
         /// Stop at the first line or row of it that cannot be used, instead of skipping and naming it.
         strict: bool = false, may_resume: yes, needs: [EVAL_DATA];
         /// Variables of the chat template for every conversation of the held-out text, as a JSON object, e.g. {"enable_thinking": false}; a row's
@@ -187,14 +200,16 @@ settings! {
         eval_top_p: f64 = 1.0, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
         /// Seed of the sampling.
         eval_sample_seed: u64 = 42, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
-        /// What decides which evaluation is the best: ce, kl, top1_agreement or exact_match.
+        /// What decides which evaluation is the best.
         best_metric: BestMetric as Text = BestMetric::Ce, may_resume: no, needs: [EVAL_DATA];
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
         early_stopping_patience: usize = 0, may_resume: yes;
 
+        group "Settings":
         /// Settings to start from: default, literal (the method's formula word for word) or reference-24gb (Qwen2.5-7B teaches
         /// Qwen2.5-1.5B on one card of 24 GB).
         preset: String = "default".to_owned(), may_resume: no;
+        group "Evaluation and output":
         /// Safetensors file for the gradients of the first step, before clipping, to check against other implementations.
         first_step_grad_out: Option<PathBuf> = None, may_resume: no;
     }

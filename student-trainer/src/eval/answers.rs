@@ -104,7 +104,9 @@ impl<'a> Answerer<'a> {
         let answered = sequences
             .iter()
             .enumerate()
-            .filter_map(|(index, sequence)| Some((index, answered(sequence, self.tokenizer)?)));
+            .filter_map(|(index, sequence)| {
+                Some((index, answered(&sequence.target_mask, self.tokenizer)?))
+            });
         let (mut asked, mut places) = (Vec::new(), Vec::new());
         for (index, answer) in answered {
             asked.push(Asked {
@@ -136,13 +138,9 @@ impl<'a> Answerer<'a> {
     }
 
     fn judge(&self, ids: &[u32], answer: Range<usize>, generated: &str) -> Result<Answer> {
-        let text = |ids: &[u32]| {
-            let decoded = self.tokenizer.tokenizer().decode(ids, true);
-            decoded.map_err(|e| Error::Config(format!("ids cannot be turned into text: {e}")))
-        };
-        let reference = text(&ids[answer.clone()])?;
+        let reference = text_of(&ids[answer.clone()], self.tokenizer)?;
         Ok(Answer {
-            prompt: text(&ids[..answer.start])?,
+            prompt: text_of(&ids[..answer.start], self.tokenizer)?,
             correct: last_line(&reference) == last_line(generated),
             reference,
             generated: generated.to_owned(),
@@ -152,10 +150,15 @@ impl<'a> Answerer<'a> {
     }
 }
 
+/// Ids as people read them.
+pub(crate) fn text_of(ids: &[u32], tokenizer: &TokenizerFiles) -> Result<String> {
+    let decoded = tokenizer.tokenizer().decode(ids, true);
+    decoded.map_err(|e| Error::Config(format!("ids cannot be turned into text: {e}")))
+}
+
 /// The tokens of a sequence's last answer, what comes before them being its prompt: the completion, or the assistant's last turn.
-/// `None` where nothing was asked.
-fn answered(sequence: &Sequence, tokenizer: &TokenizerFiles) -> Option<Range<usize>> {
-    let mask = &sequence.target_mask;
+/// `None` where nothing was asked. `mask` says which tokens are targets.
+pub(crate) fn answered(mask: &[bool], tokenizer: &TokenizerFiles) -> Option<Range<usize>> {
     let end = mask.iter().rposition(|&target| target)? + 1;
     let before = mask[..end].iter().rposition(|&target| !target)?;
     // Running text has a token before its first target that is no prompt, or those that the tokenizer puts before every text.
@@ -168,7 +171,8 @@ fn answered(sequence: &Sequence, tokenizer: &TokenizerFiles) -> Option<Range<usi
 /// # Errors
 /// That, with what would be right.
 pub(crate) fn check_prompts(sequences: &[Sequence], tokenizer: &TokenizerFiles) -> Result<()> {
-    let mut answers = sequences.iter().map(|one| answered(one, tokenizer));
+    let masks = sequences.iter().map(|one| &one.target_mask);
+    let mut answers = masks.map(|mask| answered(mask, tokenizer));
     if answers.any(|answer| answer.is_some()) {
         return Ok(());
     }
@@ -232,7 +236,8 @@ mod tests {
             (&[0, 0, 1], Some(2..3)),
         ] {
             let sequence = sequence(mask);
-            assert_eq!(answered(&sequence, &tokenizer), expected, "{mask:?}");
+            let found = answered(&sequence.target_mask, &tokenizer);
+            assert_eq!(found, expected, "{mask:?}");
             let checked = check_prompts(&[sequence], &tokenizer);
             assert_eq!(checked.is_ok(), expected.is_some());
         }

@@ -18,15 +18,25 @@ use crate::{
 settings! {
     /// Everything `eval` can be told.
     pub struct EvalConfig: once {
-        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
-        /// (org/name, org/name@revision).
-        student: PathBuf = PathBuf::new();
-        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None;
-        /// Measure the base without the adapter as well, and set both beside each other.
-        compare: bool = false, needs: [ADAPTER];
-        /// Text to evaluate on: .txt, .md, .jsonl or .parquet files, or directories of them.
-        data: Vec<PathBuf> = Vec::new();
+        group "Student":
+        /// The student: a directory, or a name on the hub.
+        ///
+        /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
+        /// org/name@revision.
+        student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
+        /// The adapter over it: a directory of PEFT's.
+        ///
+        /// A run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+        /// Measure the base as well.
+        ///
+        /// That is without the adapter; both stand beside each other.
+        compare: bool = false, needs: [ADAPTER], essential: true;
+        group "Data":
+        /// Text to evaluate on: files, or directories.
+        ///
+        /// .txt, .md, .jsonl or .parquet, or directories of them.
+        data: Vec<PathBuf> = Vec::new(), value: "PATH,PATH", essential: true;
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
         strict: bool = false;
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
@@ -36,8 +46,9 @@ settings! {
         seq_len: usize = 512, limits: 2..;
         /// Stop after this many sequences.
         max_sequences: Option<usize> = None, limits: 1..;
+        group "Teacher":
         /// Address of a teacher to compare with, through ScoreTokens.
-        teacher: Option<String> = None;
+        teacher: Option<String> = None, value: "ADDRESS", essential: true;
         /// PEM file with the authority that signed an https teacher's certificate.
         ca_cert: Option<PathBuf> = None, needs: [HTTPS];
         /// File with the token that the teacher asks for.
@@ -46,17 +57,21 @@ settings! {
         connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
         /// Temperature of the KL to the teacher; one of those that the teacher stores.
         kl_temperature: f64 = 1.0, needs: [TEACHER];
+        group "Student":
         /// Rows whose logits exist at one time.
         chunk_rows: usize = 128;
-        /// How a full-precision student is held: nf4 or none.
+        /// How a full-precision student is held.
         quantize: Quantize as Text = Quantize::Nf4;
-        /// Compute type: auto, f32, bf16 or f16.
+        /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned();
-        /// Let the student complete every prompt, or answer what a conversation's last turn of the assistant answers, and count the
-        /// answers whose last line is the corpus's.
-        exact_match: bool = false;
+        group "Answers":
+        /// Let the student answer prompts; count the exact answers.
+        ///
+        /// A prompt is completed, and what a conversation's last turn of the assistant answers is answered; those whose last
+        /// line is the corpus's count.
+        exact_match: bool = false, essential: true;
         /// Longest answer in tokens.
         max_new_tokens: usize = 256, needs: [ANSWERS];
         /// Temperature of the answers' sampling; 0 takes the likeliest token every time.
@@ -70,9 +85,10 @@ settings! {
         /// Seed of the sampling: the same seed gives the same answers.
         sample_seed: u64 = 42, needs: [ANSWERS, DRAWN];
         /// JSON Lines file for the answers: prompt, reference, generated, correct, and with `compare` the base's; of a stopped run, `complete` false at its end.
-        answers_out: Option<PathBuf> = None;
+        answers_out: Option<PathBuf> = None, value: "FILE";
+        group "Output":
         /// JSON file for the transport plans of a few sequences; needs a teacher.
-        plans_out: Option<PathBuf> = None;
+        plans_out: Option<PathBuf> = None, value: "FILE";
         /// Sequences whose plans are written.
         plans: usize = 3, needs: [PLANS_OUT];
         /// Print a JSON object.

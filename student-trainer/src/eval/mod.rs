@@ -35,8 +35,8 @@ use crate::{
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-pub(crate) use answers::check_prompts;
 use answers::{Answerer, Answers, incomplete, write_answers};
+pub(crate) use answers::{answered, check_prompts, text_of};
 pub use config::EvalConfig;
 pub(crate) use measure::Measure;
 use measure::Measured;

@@ -38,19 +38,24 @@ use change::{Change, SURVIVING_MIN};
 settings! {
     /// Everything `export` can be told.
     pub struct ExportConfig: once {
-        /// Model that the adapter belongs to: a directory, 4-bit or not, a .gguf file, or a name on the hub.
-        base: PathBuf = PathBuf::new();
+        group "Model":
+        /// The adapter's base: a directory, a .gguf file, or a name on the hub.
+        base: PathBuf = PathBuf::new(), value: "DIR|GGUF|NAME", essential: true;
         /// Directory of the LoRA adapter; unset: the base alone, dequantised.
-        adapter: Option<PathBuf> = None;
+        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+        group "Output":
         /// Directory to create.
-        out: PathBuf = PathBuf::new();
-        /// Type of the weights written: auto, f32, f16 or bf16; auto is f16 where the adapter's change survives in it, else f32
-        /// (without an adapter the base's own type).
-        dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        out: PathBuf = PathBuf::new(), value: "DIR", essential: true;
+        /// Type of the weights written.
+        ///
+        /// auto is f16 where the adapter's change survives in it, else f32 (without an adapter the base's own type).
+        dtype: ComputeDtype as Text = ComputeDtype::Auto, essential: true;
         /// Most bytes of tensors in one file; a larger tensor gets a file of its own.
         max_shard_bytes: u64 = 5_000_000_000, limits: 1..;
+        group "Model":
         /// Directory with the tokenizer, where the base's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None;
+        group "Output":
         /// Print a JSON object.
         json: bool = false;
     }

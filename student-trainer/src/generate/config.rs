@@ -18,24 +18,34 @@ use crate::{
 settings! {
     /// Everything `generate` can be told.
     pub struct GenerateConfig: once {
-        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
-        /// (org/name, org/name@revision).
-        student: PathBuf = PathBuf::new();
-        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None;
-        /// Answer with the base and with the adapter, beside each other.
-        compare: bool = false, needs: [ADAPTER];
+        group "Student":
+        /// The student: a directory, or a name on the hub.
+        ///
+        /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
+        /// org/name@revision.
+        student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
+        /// The adapter over it: a directory of PEFT's.
+        ///
+        /// A run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+        /// Answer with the base as well.
+        ///
+        /// Both stand beside each other.
+        compare: bool = false, needs: [ADAPTER], essential: true;
+        group "Prompts":
         /// Texts to continue, one answer each.
-        prompt: Vec<String> as Words = Vec::new(), value: "TEXT";
-        /// JSON Lines file of prompts: `prompt`, a text or a list of messages, or `messages`, which a last turn of the assistant
-        /// is left out of.
-        prompts: Option<PathBuf> = None, value: "FILE";
-        /// Take every text as a user's turn, through the model's chat template.
-        chat: bool = false;
+        prompt: Vec<String> as Words = Vec::new(), value: "TEXT", essential: true;
+        /// JSON Lines file of prompts.
+        ///
+        /// `prompt`, a text or a list of messages, or `messages`, which a last turn of the assistant is left out of.
+        prompts: Option<PathBuf> = None, value: "FILE", essential: true;
+        /// Take every text as a user's turn of the model's chat template.
+        chat: bool = false, essential: true;
         /// What every conversation begins with.
         system: Option<String> = None, needs: [CHAT], value: "TEXT";
         /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
         chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        group "Answers":
         /// Longest answer in tokens.
         max_new_tokens: usize = 256, limits: 1..;
         /// Texts that end an answer and are no part of it.
@@ -50,12 +60,14 @@ settings! {
         min_p: f64 = 0.0, needs: [DRAWN];
         /// Seed of the sampling: the same seed gives the same answers.
         sample_seed: u64 = 42, needs: [DRAWN];
-        /// How a full-precision student is held: nf4 or none.
+        group "Student":
+        /// How a full-precision student is held.
         quantize: Quantize as Text = Quantize::Nf4;
-        /// Compute type: auto, f32, bf16 or f16.
+        /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned();
+        group "Answers":
         /// Print a JSON object a line for every prompt.
         json: bool = false;
     }
@@ -64,23 +76,32 @@ settings! {
 settings! {
     /// Everything `chat` can be told.
     pub struct ChatConfig: once {
-        /// The student: a directory (its base, a merged model, a checkpoint of a full-parameter run), or a name on the hub
-        /// (org/name, org/name@revision).
-        student: PathBuf = PathBuf::new();
-        /// Directory of a PEFT adapter over it: a run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None;
-        /// Answer with the base and with the adapter, beside each other; each has a conversation of its own.
-        compare: bool = false, needs: [ADAPTER];
+        group "Student":
+        /// The student: a directory, or a name on the hub.
+        ///
+        /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
+        /// org/name@revision.
+        student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
+        /// The adapter over it: a directory of PEFT's.
+        ///
+        /// A run's `adapter` or `best`, or a checkpoint.
+        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+        /// Answer with the base as well.
+        ///
+        /// Both stand beside each other; each has a conversation of its own.
+        compare: bool = false, needs: [ADAPTER], essential: true;
+        group "Conversation":
         /// What the conversation begins with.
-        system: Option<String> = None, value: "TEXT";
+        system: Option<String> = None, value: "TEXT", essential: true;
         /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
         chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        group "Answers":
         /// Longest answer in tokens.
-        max_new_tokens: usize = 1024, limits: 1..;
+        max_new_tokens: usize = 1024, limits: 1.., essential: true;
         /// Texts that end an answer and are no part of it.
         stop: Vec<String> as Words = Vec::new(), value: "TEXT";
-        /// Temperature of the sampling; 0 takes the likeliest token every time.
-        temperature: f64 = 0.7;
+        /// Temperature of the sampling; 0 takes the likeliest token.
+        temperature: f64 = 0.7, essential: true;
         /// Tokens that sampling draws from, the likeliest first; 0 is all.
         top_k: usize = 0, needs: [DRAWN];
         /// Share of the mass that sampling draws from, the likeliest tokens first.
@@ -89,9 +110,10 @@ settings! {
         min_p: f64 = 0.0, needs: [DRAWN];
         /// Seed of the sampling: the same seed gives the same answers to the same messages.
         sample_seed: u64 = 42, needs: [DRAWN];
-        /// How a full-precision student is held: nf4 or none.
+        group "Student":
+        /// How a full-precision student is held.
         quantize: Quantize as Text = Quantize::Nf4;
-        /// Compute type: auto, f32, bf16 or f16.
+        /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use distill_model::{Decoder, Generator, Options, Prompt};
 use distill_text::TextStream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Decoding, ends::end_ids};
 use crate::{Result, shutdown::Shutdown, student::StudentFiles};
@@ -13,7 +13,7 @@ use crate::{Result, shutdown::Shutdown, student::StudentFiles};
 const PROMPTS_A_BATCH: usize = 32;
 
 /// Why an answer goes no further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// The model has ended it.
@@ -27,7 +27,7 @@ pub enum Finish {
 }
 
 /// What was written after a prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// The text, without special tokens.
     pub text: String,

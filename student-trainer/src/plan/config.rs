@@ -23,13 +23,14 @@ const ROWS_MAX: usize = 1 << 16;
 settings! {
     /// What `plan` is told beside the settings of `train`.
     pub struct PlanOptions: once {
+        group "Plan":
         /// Tokens of a sequence, as the teacher's seq_len.
-        seq_len: usize = 512, limits: 1..=SEQ_LEN_MAX;
+        seq_len: usize = 512, limits: 1..=SEQ_LEN_MAX, essential: true;
         /// Sequences in one forward pass of the teacher.
         teacher_batch_size: usize = 1, limits: 1..=BATCH_SIZE_MAX, needs: [TEACHER_MODEL];
         /// Rows of the teacher's logits at one time, as its chunk_rows.
         teacher_chunk_rows: usize = 128, limits: 1..=ROWS_MAX, needs: [TEACHER_MODEL];
-        /// Type that a teacher's weights are held in: auto (bf16 on a card, f32 on the CPU), f32, bf16 or f16.
+        /// Type that a teacher's weights are held in; auto is bf16 on a card and f32 on the CPU.
         teacher_dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [TEACHER_MODEL];
         /// Entries that the teacher keeps of a row: K, draws, or both together.
         entries: usize = 24, limits: 1..=BATCH_SIZE_MAX;
@@ -37,7 +38,7 @@ settings! {
         /// unset: that size where the loss needs a state, else none.
         state_rank: Option<usize> = None, limits: 1..=ROWS_MAX;
         /// Memory of the card in MiB; an RTX 4090 has 24564.
-        vram_mib: u64 = 24_564, needs: [ON_GPU];
+        vram_mib: u64 = 24_564, needs: [ON_GPU], essential: true;
         /// Memory of the machine in MiB, for --device cpu; unset: this machine's.
         ram_mib: Option<u64> = None, needs: [ON_CPU];
         /// MiB that are left to the display, the driver and other programs.
@@ -62,12 +63,20 @@ pub struct PlanConfig {
 impl Keys for PlanConfig {
     fn keys() -> Vec<Key> {
         let train = TrainConfig::keys().into_iter().map(|key| match key.path.as_str() {
-            "teacher" => Key::new(
-                key.path,
-                "The teacher's directory, its config.json, a .gguf file, or its name on the hub: org/name or \
-                 org/name@revision; an address, as train has it, counts no teacher",
-                key.kind,
-            ),
+            "teacher" => Key {
+                default: String::new(),
+                value_name: Some("DIR|GGUF|NAME"),
+                help: "The teacher: a directory, a .gguf file, or a name on the hub".to_owned(),
+                details: "Its config.json does, too; a name is org/name or org/name@revision. An address, as train has it, \
+                          counts no teacher."
+                    .to_owned(),
+                ..key
+            },
+            // What takes no memory.
+            "out" | "epochs" | "eval_data" => Key {
+                is_essential: false,
+                ..key
+            },
             _ => key,
         });
         PlanOptions::keys().into_iter().chain(train).collect()

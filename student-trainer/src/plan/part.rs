@@ -25,10 +25,12 @@ pub enum Phase {
     Update,
     /// The moments are copied for a checkpoint.
     Saving,
+    /// The student answers a few prompts for the report.
+    Answers,
 }
 
 impl Phase {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Loading,
         Self::Layers,
         Self::Logits,
@@ -38,6 +40,7 @@ impl Phase {
         Self::Lowest,
         Self::Update,
         Self::Saving,
+        Self::Answers,
     ];
 
     /// As the table has it.
@@ -52,6 +55,7 @@ impl Phase {
             Self::Lowest => "lowest layer",
             Self::Update => "update",
             Self::Saving => "saving",
+            Self::Answers => "answers",
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     config::{Quantize, TrainConfig, Tune},
     loss::LossConfig,
     run::{AdapterConfig, refuse_unused, warn_of_unused},
+    train::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, SAMPLES_MAX},
 };
 
 const F32: u64 = 4;
@@ -45,6 +46,7 @@ const LOADED: &[Phase] = &[
     Phase::Lowest,
     Phase::Update,
     Phase::Saving,
+    Phase::Answers,
 ];
 
 /// The trainer's process.
@@ -67,6 +69,7 @@ pub fn trainer(pair: &Pair, config: &PlanConfig) -> Result<Process> {
     let mut parts = trainer.weights();
     parts.extend(trainer.trained());
     parts.extend(trainer.step());
+    parts.push(trainer.answers());
     let base = Base {
         place: config.place(),
         vocab_size: pair.student.model.vocab_size as u64,
@@ -234,6 +237,22 @@ impl Trainer<'_> {
             ));
         }
         parts
+    }
+
+    /// What the answers for the report take, which every run gives that has prompts: their keys and values, and the layers over one
+    /// prompt.
+    fn answers(&self) -> Part {
+        let model = &self.shape.model;
+        let element = match self.config.place() {
+            Place::Card => self.config.element(),
+            Place::Cpu => F32,
+        };
+        let prompt = self.config.seq_len().min(PROMPT_TOKENS_MAX as u64);
+        let positions = SAMPLES_MAX as u64 * (prompt + ANSWER_TOKENS_MAX as u64);
+        let layers = model.num_hidden_layers as u64;
+        let kept = positions * layers * 2 * element * model.key_value_size() as u64;
+        let layer = prompt * self.layer(0).forward(element);
+        Part::during("answers for the report", kept + layer, &[Phase::Answers])
     }
 
     /// A card has all adapters once more in the compute type, from the forward pass to the end of the way back.

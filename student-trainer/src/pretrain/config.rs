@@ -14,27 +14,31 @@ use crate::{
 settings! {
     /// Everything `pretrain` can be told; the resolved form is written into the run directory.
     pub struct PretrainConfig: once {
+        group "Model and data":
         /// The model's config.json, to start from random weights.
-        model_config: Option<PathBuf> = None;
+        model_config: Option<PathBuf> = None, value: "FILE", essential: true;
         /// Directory of a model to go on from, instead of random weights.
-        from: Option<PathBuf> = None;
+        from: Option<PathBuf> = None, value: "DIR", essential: true;
         /// Directory with the tokenizer; unset: that of `from`.
-        tokenizer: Option<PathBuf> = None;
+        tokenizer: Option<PathBuf> = None, value: "DIR", essential: true;
         /// Text to train on: .txt, .md or .jsonl files, or directories of them.
-        data: Vec<PathBuf> = Vec::new();
+        data: Vec<PathBuf> = Vec::new(), value: "PATH,PATH", essential: true;
         /// Stop at the first line or row that cannot be used, instead of skipping and naming it.
         strict: bool = false;
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
         /// own `chat_template_kwargs` win.
         chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        group "Output":
         /// Run directory to create; the model is in its `model`.
-        out: PathBuf = PathBuf::new();
+        out: PathBuf = PathBuf::new(), value: "DIR", essential: true;
+        group "Model and data":
         /// Longest sequence in tokens.
         seq_len: usize = 512;
+        group "Optimisation":
         /// Optimiser steps; unset: as many as `epochs` takes.
         steps: Option<usize> = None, limits: 1..;
         /// Passes over the text.
-        epochs: usize = 1, limits: 1.., needs: [NO_STEPS];
+        epochs: usize = 1, limits: 1.., needs: [NO_STEPS], essential: true;
         /// Sequences in one step.
         batch_size: usize = 16, limits: 1..;
         /// Peak learning rate.
@@ -43,7 +47,7 @@ settings! {
         warmup_ratio: f64 = 0.02;
         /// Share of the peak at which the cosine ends.
         lr_floor_ratio: f64 = 0.02;
-        /// How AdamW's moments are kept: adamw (f32) or adamw8bit (as bitsandbytes' AdamW8bit).
+        /// How AdamW's moments are kept: in f32, or as bitsandbytes' AdamW8bit keeps them.
         optimizer: OptimizerKind as Text = OptimizerKind::AdamW;
         /// Decoupled weight decay of matrices.
         weight_decay: f64 = 0.05;
@@ -61,10 +65,12 @@ settings! {
         chunk_rows: usize = 512, limits: 1..;
         /// Seed of the weights and of the order of the sequences.
         seed: u64 = 42;
+        group "Output":
         /// Steps between two saves of the model, so that a crash loses no more; 0 saves at the end only.
         save_every: usize = 500;
-        /// Type of the saved weights: auto (f32), f32, bf16 or f16.
+        /// Type of the saved weights; auto is f32.
         save_dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        group "Optimisation":
         /// Where to compute: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned();
     }

@@ -74,24 +74,31 @@ pub enum FourBitKind {
 settings! {
     /// Everything `quantize` can be told.
     pub struct QuantizeConfig: once {
-        /// Model to read: a Hugging Face directory, a .gguf file, or a name on the hub (org/name, org/name/file.gguf).
-        from: PathBuf = PathBuf::new();
+        group "Model":
+        /// Model to read: a directory, a .gguf file, or a name on the hub.
+        ///
+        /// A name is org/name or org/name/file.gguf.
+        from: PathBuf = PathBuf::new(), value: "DIR|GGUF|NAME", essential: true;
         /// Directory to create.
-        out: PathBuf = PathBuf::new();
+        out: PathBuf = PathBuf::new(), value: "DIR", essential: true;
         /// Layers to keep, from 0, such as 0-9,20-29; unset: all.
-        keep_layers: Option<String> = None;
-        /// What linears are written as: 4bit, bf16 or f32; everything else is bf16, or f32 with f32.
-        weights: StoredAs as Text = StoredAs::FourBit;
-        /// What four bits stand for: nf4 or fp4.
+        keep_layers: Option<String> = None, value: "LAYERS";
+        group "Weights":
+        /// What linears are written as.
+        ///
+        /// Everything else is bf16, or f32 with f32.
+        weights: StoredAs as Text = StoredAs::FourBit, essential: true;
+        /// What four bits stand for.
         quant_type: FourBitKind as Text = FourBitKind::Nf4, needs: [FOUR_BITS];
         /// Quantise the scales too, to 8 bits.
         double_quant: bool = true, needs: [FOUR_BITS];
         /// Weights that share a scale: 32, 64, 128 and so on to 4096.
         block_size: usize = 64, needs: [FOUR_BITS];
-        /// Type that transformers is told to compute in: bf16, f16 or f32.
+        /// Type that transformers is told to compute in.
         compute_dtype: FloatType as Text = FloatType::Bf16, needs: [FOUR_BITS];
         /// Linears that stay bf16: ends of their names, or transformers' regular expressions (llm_int8_skip_modules).
         skip_modules: Vec<String> = Vec::new(), needs: [FOUR_BITS];
+        group "Model":
         /// Directory with the tokenizer or name on the hub, where the model's own is not to be used or cannot be rebuilt.
         tokenizer: Option<PathBuf> = None;
     }

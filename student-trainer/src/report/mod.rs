@@ -1,16 +1,21 @@
-/*! Provides `report.html` of any run, and of several side by side: curves, settings, memory.
+/*! Provides the report of any run, and of several side by side: curves, answers, settings, memory; as a page, and as Markdown.
 
 ```text
- RUN/config.toml, teacher.json, metrics.jsonl, eval.jsonl ──> read ──> curves, tables ──> distill_report::page
+ RUN/config.toml, teacher.json, metrics.jsonl, eval.jsonl, answers.json, memory.json
+      └──> read ──> curves, tables, answers ──> distill_report::Document ──> report.html, report.md
 ```
 */
 
+mod answers;
+mod command;
 mod memory;
 mod read;
 
 use std::path::{Path, PathBuf};
 
-use distill_report::{Series, figure, figures, note, page, section, table};
+use distill_program::units::Moment;
+use distill_report::{Block, Document, Section, Series};
+use serde_json::{Map, Value};
 
 use crate::{Error, Result, files::write_atomically};
 pub(crate) use read::Run;
@@ -51,14 +56,28 @@ const EVAL_CURVES: [(&str, &str); 5] = [
     ("exact_match", "Share of exact answers"),
 ];
 
-/// Writes `report.html` into a run's directory.
+/// Evaluations of a run that its table names: the first, the best and the last.
+const EVAL_HEADS: [&str; 8] = [
+    "run",
+    "step",
+    "",
+    "cross-entropy",
+    "KL",
+    "top-1 agreement",
+    "top-5 agreement",
+    "exact",
+];
+
+/// Writes `report.html` into a run's directory, and `report.md` beside it; the page's path.
 ///
 /// # Errors
 /// A directory that holds no run, or the file system refuses.
 pub fn write(run: &Path) -> Result<PathBuf> {
-    let out = run.join("report.html");
-    write_to(&[run], &out)?;
-    Ok(out)
+    let document = document(&[Run::read(run)?]);
+    let page = run.join("report.html");
+    write_atomically(&page, document.html().as_bytes())?;
+    write_atomically(&run.join("report.md"), document.markdown().as_bytes())?;
+    Ok(page)
 }
 
 /// As [`write`], at the end of a run: that a page cannot be written does not undo what was trained.
@@ -69,7 +88,7 @@ pub(crate) fn write_or_warn(run: &Path) {
     }
 }
 
-/// Writes one page about some runs.
+/// Writes one report about some runs: Markdown where the file's name ends in `.md`, else a page.
 ///
 /// # Errors
 /// No run or more than ten, a directory that holds none, or the file system refuses.
@@ -81,36 +100,78 @@ pub fn write_to(runs: &[&Path], out: &Path) -> Result<()> {
         )));
     }
     let runs = runs.iter().map(|run| Run::read(run));
-    let runs = runs.collect::<Result<Vec<_>>>()?;
-    write_atomically(out, html(&runs).as_bytes())
-}
-
-fn html(runs: &[Run]) -> String {
-    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    let sections = [
-        section("Results", &results(runs)),
-        section("Evaluations", &curves(runs, &EVAL_CURVES, Run::eval_curve)),
-        section("By step", &curves(runs, &CURVES, Run::curve)),
-        section("Teacher", &teachers(runs)),
-        section("Settings", &settings(runs)),
-        section("Memory", &memory::table(runs)),
-    ];
-    page(&names.join(", "), "student-trainer's report", &sections)
-}
-
-fn curves(runs: &[Run], curves: &[(&str, &str)], of: fn(&Run, &str) -> Vec<(f64, f64)>) -> String {
-    let draw = |(key, caption): &(&str, &str)| {
-        let series = runs.iter().map(|run| (run, of(run, key)));
-        // A part of the loss without weight is zero throughout.
-        let series = series.filter(|(_, points)| points.iter().any(|point| point.1 != 0.0));
-        let series =
-            series.map(|(run, points)| Series::new(&run.name, points).averaged(POINTS_MAX));
-        figure(caption, &series.collect::<Vec<_>>())
+    let document = document(&runs.collect::<Result<Vec<_>>>()?);
+    let text = if out.extension().is_some_and(|extension| extension == "md") {
+        document.markdown()
+    } else {
+        document.html()
     };
-    figures(&curves.iter().map(draw).collect::<Vec<_>>())
+    write_atomically(out, text.as_bytes())
 }
 
-fn results(runs: &[Run]) -> String {
+fn document(runs: &[Run]) -> Document {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let evaluations = [
+        evaluations(runs),
+        curves(runs, &EVAL_CURVES, Run::eval_curve),
+    ];
+    Document {
+        title: names.join(", "),
+        subtitle: "student-trainer's report".to_owned(),
+        sections: vec![
+            Section::new("", runs.iter().flat_map(origin).collect()),
+            Section::new("Results", results(runs)),
+            Section::new("Answers before and after", answers::answers(runs)),
+            Section::new("Evaluations", evaluations.into_iter().flatten().collect()),
+            Section::new(
+                "By step",
+                curves(runs, &CURVES, Run::curve).into_iter().collect(),
+            ),
+            Section::new("Teacher", teachers(runs)),
+            Section::new("Settings", settings(runs)),
+            Section::new("Memory", memory::memory(runs)),
+        ],
+    }
+}
+
+/// Who taught whom, when, and by which command.
+fn origin(run: &Run) -> [Block; 2] {
+    let teacher = run.teacher.as_ref().map(|teacher| teacher.name.as_str());
+    let student = Run::setting(&run.settings, "student");
+    let of_both = match (teacher, student) {
+        (Some(teacher), student) => format!(": `{teacher}` teaches `{student}`"),
+        (None, "") => String::new(),
+        (None, student) => format!(": student `{student}`"),
+    };
+    let began = run.began.map(|began| format!(", begun {}", Moment(began)));
+    let began = began.unwrap_or_default();
+    [
+        Block::Note(format!("`{}`{of_both}{began}.", run.name)),
+        Block::Code(run.command.clone()),
+    ]
+}
+
+/// Charts of what some run has numbers of.
+fn curves(
+    runs: &[Run],
+    curves: &[(&str, &str)],
+    of: fn(&Run, &str) -> Vec<(f64, f64)>,
+) -> Option<Block> {
+    let draw = |(key, caption): &(&str, &str)| {
+        let series = runs.iter().map(|run| (run, of(run, key))).enumerate();
+        // A part of the loss without weight is zero throughout.
+        let series = series.filter(|(_, (_, points))| points.iter().any(|point| point.1 != 0.0));
+        let series = series.map(|(place, (run, points))| {
+            Series::new(place, &run.name, points).averaged(POINTS_MAX)
+        });
+        let series: Vec<Series> = series.collect();
+        (!series.is_empty()).then(|| ((*caption).to_owned(), series))
+    };
+    let charts: Vec<_> = curves.iter().filter_map(draw).collect();
+    (!charts.is_empty()).then_some(Block::Charts(charts))
+}
+
+fn results(runs: &[Run]) -> Vec<Block> {
     let heads = [
         "run",
         "steps",
@@ -138,7 +199,7 @@ fn results(runs: &[Run]) -> String {
                 .last()
                 .map_or(0.0, |point| point.0)
                 .to_string(),
-            digits(last(curve("epoch"))),
+            last(curve("epoch")).map_or_else(|| "–".to_owned(), hundredths),
             digits(at_the_end(&curve("loss"))),
             digits(at_the_end(&curve("ce"))),
             digits(at_the_end(&curve("kl")).filter(|kl| *kl != 0.0)),
@@ -148,16 +209,45 @@ fn results(runs: &[Run]) -> String {
             format!("{:.1}", seconds / 60.0),
         ]
     };
-    let rows: Vec<_> = runs.iter().map(row).collect();
-    table(&heads, &rows)
-        + &note(
+    vec![
+        Block::table(&heads, runs.iter().map(row).collect()),
+        Block::Note(
             "Losses are means over the last tenth of the steps, held-out numbers the last evaluation's; minutes are those of the \
-             steps and of waiting for the teacher.",
-        )
+             steps and of waiting for the teacher."
+                .to_owned(),
+        ),
+    ]
+}
+
+/// The first evaluation of every run, its best and its last.
+fn evaluations(runs: &[Run]) -> Option<Block> {
+    let mut rows = Vec::new();
+    for run in runs {
+        let is_best = |line: &Map<String, Value>| line.get("best") == Some(&Value::Bool(true));
+        let last = run.evals.len().saturating_sub(1);
+        let best = run.evals.iter().rposition(is_best);
+        for (place, line) in run.evals.iter().enumerate() {
+            let names = [
+                (place == 0).then_some("first"),
+                (Some(place) == best).then_some("best"),
+                (place == last).then_some("last"),
+            ];
+            let names: Vec<&str> = names.into_iter().flatten().collect();
+            if names.is_empty() {
+                continue;
+            }
+            let number = |key: &str| line.get(key).and_then(Value::as_f64);
+            let numbers = EVAL_CURVES.iter().map(|(key, _)| digits(number(key)));
+            let step = number("step").unwrap_or_default().to_string();
+            let cells = [run.name.clone(), step, names.join(", ")];
+            rows.push(cells.into_iter().chain(numbers).collect());
+        }
+    }
+    (!rows.is_empty()).then(|| Block::table(&EVAL_HEADS, rows))
 }
 
 /// Who taught each run, and what was kept of it; nothing where nobody did.
-fn teachers(runs: &[Run]) -> String {
+fn teachers(runs: &[Run]) -> Vec<Block> {
     let heads = [
         "run",
         "teacher",
@@ -166,7 +256,7 @@ fn teachers(runs: &[Run]) -> String {
         "tokens",
         "targets",
         "fingerprint",
-        "plan",
+        "of the capture",
         "corpus",
     ];
     let row = |run: &Run| {
@@ -185,10 +275,10 @@ fn teachers(runs: &[Run]) -> String {
     };
     let rows: Vec<_> = runs.iter().filter_map(row).collect();
     if rows.is_empty() {
-        return String::new();
+        return Vec::new();
     }
-    table(&heads, &rows)
-        + &note("Beginnings of the fingerprints; <code>teacher.json</code> holds everything.")
+    let note = "Beginnings of the fingerprints; `teacher.json` holds everything.";
+    vec![Block::table(&heads, rows), Block::Note(note.to_owned())]
 }
 
 /// The beginning of a fingerprint, which tells two apart.
@@ -197,7 +287,7 @@ fn short(fingerprint: &str) -> String {
 }
 
 /// Settings that are not the defaults in some run.
-fn settings(runs: &[Run]) -> String {
+fn settings(runs: &[Run]) -> Vec<Block> {
     let mut keys: Vec<&str> = Vec::new();
     for run in runs {
         let both = run.settings.iter().chain(&run.defaults);
@@ -209,7 +299,7 @@ fn settings(runs: &[Run]) -> String {
         }
     }
     if keys.is_empty() {
-        return String::new();
+        return Vec::new();
     }
     let heads = ["setting", "default"].map(str::to_owned).into_iter();
     let heads: Vec<String> = heads
@@ -223,8 +313,11 @@ fn settings(runs: &[Run]) -> String {
         let cells = [*key, default].into_iter().chain(values);
         cells.map(str::to_owned).collect()
     };
-    table(&heads, &keys.iter().map(row).collect::<Vec<_>>())
-        + &note("What differs from the defaults; <code>config.toml</code> holds everything.")
+    let note = "What differs from the defaults; `config.toml` holds everything.";
+    vec![
+        Block::table(&heads, keys.iter().map(row).collect()),
+        Block::Note(note.to_owned()),
+    ]
 }
 
 /// The mean over the last tenth.
@@ -246,6 +339,12 @@ fn digits(value: Option<f64>) -> String {
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
         Some(value) => format!("{value:.4}"),
     }
+}
+
+/// Two digits behind the point, less the zeros at their end.
+fn hundredths(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

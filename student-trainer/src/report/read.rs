@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use toml::Table;
 
+use super::command::command;
 use crate::{
     Error, Result,
-    config::TrainConfig,
+    config::{Keys, TrainConfig},
     files,
     pretrain::PretrainConfig,
-    run::{MEMORY_FILE, TeacherRecord, require_run},
+    run::{MEMORY_FILE, TeacherRecord, TensorBoard, require_run},
+    train::Sample,
 };
 
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
@@ -31,6 +33,12 @@ pub(crate) struct Run {
     pub memory: Map<String, Value>,
     /// Its teacher; none where there was none, or a release before wrote the run.
     pub teacher: Option<TeacherRecord>,
+    /// What the student answered; empty where it was not asked.
+    pub samples: Vec<Sample>,
+    /// When it began, in seconds since 1970, where that is known.
+    pub began: Option<u64>,
+    /// The command that its settings come to.
+    pub command: String,
 }
 
 impl Run {
@@ -41,17 +49,20 @@ impl Run {
     pub fn read(directory: &Path) -> Result<Self> {
         require_run(directory)?;
         let config: Table = files::read_toml(&directory.join("config.toml"), FILE_BYTES_MAX)?;
-        let defaults = if config.contains_key("teacher") {
-            Table::try_from(TrainConfig::default())
+        let (name, keys, defaults) = if config.contains_key("teacher") {
+            let defaults = Table::try_from(TrainConfig::default());
+            ("train", TrainConfig::keys(), defaults)
         } else {
-            Table::try_from(PretrainConfig::default())
+            let defaults = Table::try_from(PretrainConfig::default());
+            ("pretrain", PretrainConfig::keys(), defaults)
         };
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
         let evals = directory.join("eval.jsonl");
         let memory = directory.join(MEMORY_FILE);
         Ok(Self {
-            name: name(directory),
+            command: command(name, &keys, &config, &defaults),
+            name: name_of(directory),
             settings: flat("", &config),
             defaults: flat("", &defaults),
             steps: lines(&directory.join("metrics.jsonl"))?,
@@ -62,6 +73,8 @@ impl Run {
             },
             memory: files::read_json_if_there(&memory, FILE_BYTES_MAX)?.unwrap_or_default(),
             teacher: TeacherRecord::read(directory)?,
+            samples: Sample::read(directory)?,
+            began: TensorBoard::begun(&directory.join("tensorboard"))?,
         })
     }
 
@@ -88,7 +101,7 @@ fn points(lines: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
     lines.iter().filter_map(point).collect()
 }
 
-fn name(directory: &Path) -> String {
+fn name_of(directory: &Path) -> String {
     // `.` has no name of its own.
     let whole = directory
         .canonicalize()

@@ -25,6 +25,8 @@ pub(super) const LOCK_FILE: &str = ".lock";
 pub(crate) const MEMORY_FILE: &str = "memory.json";
 /// What is known of the projections of hidden states that were fitted.
 pub(crate) const PROJECTION_REPORT: &str = "projection.json";
+/// What the student answers to a few prompts, before it is trained and after.
+pub(crate) const ANSWERS_FILE: &str = "answers.json";
 /// What a finished run's plans have to do with the links of its records.
 pub(crate) const PLANS_FILE: &str = "plans.json";
 /// Where the result of training adapters is.
@@ -330,6 +332,8 @@ mod tests {
             "metrics.jsonl",
             "eval.jsonl",
             "report.html",
+            "report.md",
+            "answers.json",
             "projection.json",
             "plans.json",
             "tensorboard/events",

@@ -9,22 +9,25 @@ use std::{
 use super::{
     MEMORY_FILE, TEACHER_FILE,
     directory::{
-        ADAPTER_DIRECTORY, CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE,
+        ADAPTER_DIRECTORY, ANSWERS_FILE, CONFIG_FILE, LOCK_FILE, PLANS_FILE, PROJECTION_REPORT,
+        SUMMARY_FILE,
     },
 };
 use crate::{Error, Result, config::FILE_BYTES_MAX, files};
 
 /// What a run writes that is worth nothing without a checkpoint or a result.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 12] = [
     CONFIG_FILE,
     MEMORY_FILE,
     TEACHER_FILE,
     PROJECTION_REPORT,
     PLANS_FILE,
+    ANSWERS_FILE,
     "metrics.jsonl",
     "eval.jsonl",
     "tensorboard",
     "report.html",
+    "report.md",
     "best",
 ];
 /// Where checkpoints and results are.

@@ -20,8 +20,8 @@ pub(crate) use card::CARD_FILE;
 pub use card::Card;
 pub use directory::RunDirectory;
 pub(crate) use directory::{
-    ADAPTER_DIRECTORY, CONFIG_FILE, MEMORY_FILE, PLANS_FILE, PROJECTION_REPORT, SUMMARY_FILE,
-    config_text, require_run,
+    ADAPTER_DIRECTORY, ANSWERS_FILE, CONFIG_FILE, MEMORY_FILE, PLANS_FILE, PROJECTION_REPORT,
+    SUMMARY_FILE, config_text, require_run,
 };
 pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};
@@ -29,3 +29,4 @@ pub use metrics::{EvalMetrics, StepMetrics};
 pub use progress::{Progress, progress};
 pub(crate) use teacher::TEACHER_FILE;
 pub use teacher::TeacherRecord;
+pub(crate) use tensorboard::TensorBoard;

@@ -152,6 +152,11 @@ impl<'a> Evaluation<'a> {
         Ok(())
     }
 
+    /// The held-out text.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
     /// Measures the student as it is now. `None` after a shutdown in between.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod overrides;
 mod passes;
 mod plans;
 mod result;
+mod samples;
 mod setup;
 mod source;
 mod start;
@@ -68,6 +69,7 @@ use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
 pub(crate) use plans::{PlanMap, Plans};
+pub(crate) use samples::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, SAMPLES_MAX, Sample};
 use setup::{checkpointing, head_geometry, passes, projections};
 use source::{FrameSource, Order};
 use start::Start;
@@ -392,6 +394,9 @@ fn compute(
     {
         let (reader, frames) = (&host.reader, &mut host.frames);
         fit::fit(&projections, &decoder, reader, frames, run_directory)?;
+    }
+    if start.saved.is_none() {
+        samples::ask_before(setting, &decoder, &mut host)?;
     }
     if let Some(saved) = start.saved {
         tuned.restore(&*saved)?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
-use super::{Setting, Summary, overrides, plans, trainer::Trainer, tuned::Tuned};
+use super::{Setting, Summary, overrides, plans, samples, trainer::Trainer, tuned::Tuned};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoints, digest},
@@ -42,6 +42,7 @@ pub(super) fn finish(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Sum
     card.write(&summary.adapter)?;
     if is_done {
         plans::write_or_warn(setting, trainer);
+        samples::ask_after(setting, trainer.objective.decoder);
         let best = state.evals.best.map(|best| {
             serde_json::json!({
                 "step": best.step, "metric": config.best_metric, "value": best.value,

@@ -4,11 +4,13 @@ mod full;
 mod integrity;
 mod other_vocabulary;
 mod resumed;
+mod samples;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use candle_core::{Device, Tensor};
 use distill_model::testing::{TinyModel, write_tiny_model};
+use distill_proto::Frame;
 use distill_text::TokenizerFiles;
 use tempfile::TempDir;
 
@@ -17,9 +19,10 @@ use crate::{
     Result,
     client::{
         self,
-        mock::{MockTeacher, VOCAB_SIZE},
+        mock::{MockTeacher, VOCAB_SIZE, made_up_frame},
     },
     config::{ComputeDtype, Quantize, TrainConfig},
+    files,
     run::{AdapterConfig, load_adapter},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
@@ -34,6 +37,11 @@ struct Bench {
 
 impl Bench {
     fn new(frames: u64) -> Self {
+        Self::of((0..frames).map(made_up_frame).collect())
+    }
+
+    /// Of a teacher with these frames.
+    fn of(frames: Vec<Frame>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let student = dir.path().join("student");
         fs::create_dir(&student).unwrap();
@@ -45,7 +53,7 @@ impl Bench {
         write_tiny_model(&student, &model, 7).unwrap();
         write_tokenizer(&student);
         let runtime = client::runtime().unwrap();
-        let mock = runtime.block_on(MockTeacher::start(frames));
+        let mock = runtime.block_on(MockTeacher::serve(frames));
         mock.set_vocabulary(
             TokenizerFiles::open(&student)
                 .unwrap()

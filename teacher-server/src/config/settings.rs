@@ -69,18 +69,23 @@ settings! {
     /// corpus) are counted by what is in them, and a device by what computes there: [`crate::plan::Identity`]. The order of
     /// those that do is part of every capture's fingerprint.
     pub struct Config: capture {
+        group "Settings":
         /// Settings to start from; file and flags win over them. `reference-24gb`: Qwen2.5-7B teaches a 4-bit Qwen2.5-1.5B
         /// windows of 512 tokens, both on one card of 24 GB.
         preset: Option<String> = None, changes_bytes: no, value: "NAME";
-        /// The teacher: a directory with config.json, *.safetensors and tokenizer.json, a GGUF file, or a name on the hub
-        /// (org/name, org/name@revision).
-        model: PathBuf = PathBuf::new(), changes_bytes: no, value: "DIR|GGUF|NAME";
+        group "Teacher and corpus":
+        /// The teacher: a directory, a GGUF file, or a name on the hub.
+        ///
+        /// A directory has config.json, *.safetensors and tokenizer.json; a name is org/name or org/name@revision.
+        model: PathBuf = PathBuf::new(), changes_bytes: no, value: "DIR|GGUF|NAME", essential: true;
         /// The teacher's tokenizer, where it is not beside or in the model: a directory with tokenizer.json, or a name on the
         /// hub.
         tokenizer: Option<PathBuf> = None, changes_bytes: no, needs: [MODEL], value: "DIR|NAME";
-        /// Corpus files: .txt, .md, or .jsonl and .parquet (`text`, `prompt` + `completion`, `messages`, `conversations` of
-        /// ShareGPT, or `instruction` + `output` of Alpaca).
-        corpus: Vec<PathBuf> as Words = Vec::new(), changes_bytes: no, needs: [MODEL], value: "FILE";
+        /// Corpus files: .txt, .md, .jsonl or .parquet.
+        ///
+        /// Rows of .jsonl and .parquet have `text`, `prompt` + `completion`, `messages`, `conversations` of ShareGPT, or
+        /// `instruction` + `output` of Alpaca.
+        corpus: Vec<PathBuf> as Words = Vec::new(), changes_bytes: no, needs: [MODEL], value: "FILE", essential: true;
         /// Stop at the first line or row of the corpus that cannot be used, instead of skipping and naming it.
         strict: bool = false, changes_bytes: no, needs: [MODEL];
         /// Variables of the chat template for every conversation, as a JSON object, e.g. {"enable_thinking": false}; a row's
@@ -90,6 +95,7 @@ settings! {
         seq_len: usize = 512, changes_bytes: yes, limits: SEQ_LEN_MIN..=SEQ_LEN_MAX, needs: [MODEL], value: "TOKENS";
         /// Sequences in one forward pass.
         batch_size: usize = 1, changes_bytes: yes, limits: 1..=BATCH_SIZE_MAX, needs: [MODEL];
+        group "What is kept":
         /// Largest logits kept a token, K; not used by `--estimator sampled`.
         top_k: usize = HEAD_DEFAULT, changes_bytes: yes, limits: 1..=KEPT_ENTRIES_MAX, needs: [MODEL, HEAD], value: "K",
             shown: format!("{HEAD_DEFAULT} of `head+sampled`, {TOP_K_DEFAULT} of `top-k`");
@@ -126,14 +132,19 @@ settings! {
         /// error is reported (R most often 64 to 256, `:i8` unless `:f16` is given). `hidden:L`: the output of decoder layer
         /// L, the first one is 1, for losses on hidden states; losses on logit similarities cannot be had then.
         state: StateSetting as Text = StateSetting::None, changes_bytes: yes, needs: [MODEL], value: "STATE";
-        /// Arithmetic of the teacher: `auto` (f32 on the CPU, bf16 on a GPU), `f32`, `bf16`, `f16`.
+        group "Device":
+        /// Arithmetic of the teacher; `auto` is f32 on the CPU and bf16 on a GPU.
         dtype: ComputeDtype as Text = ComputeDtype::Auto, changes_bytes: yes, needs: [MODEL], value: "DTYPE";
         /// Where the teacher computes: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         device: DeviceChoice as Text = DeviceChoice::Auto, changes_bytes: no, value: "DEVICE";
         /// Bytes that the teacher's weights may take on the device; unset: what is free there.
         memory_budget_bytes: Option<u64> = None, changes_bytes: no, needs: [MODEL], value: "BYTES";
-        /// Address to listen on: HOST:PORT (port 0 takes a free one) or unix:PATH.
-        bind: BindAddress as Text = BindAddress::default(), changes_bytes: no, needs: [SERVE], value: "ADDRESS";
+        group "Server":
+        /// Address to listen on: HOST:PORT or unix:PATH.
+        ///
+        /// Port 0 takes a free one.
+        bind: BindAddress as Text = BindAddress::default(), changes_bytes: no, needs: [SERVE], value: "ADDRESS",
+            essential: true;
         /// File whose content every client must send as a bearer token; unset: the environment's OT_DISTILL_TOKEN, if there.
         token_file: Option<PathBuf> = None, changes_bytes: no, needs: [SERVE], value: "FILE";
         /// PEM file with the server's certificate chain.
@@ -142,6 +153,7 @@ settings! {
         tls_key: Option<PathBuf> = None, changes_bytes: no, needs: [SERVE], value: "FILE";
         /// Sequences that the teacher may be ahead of the fastest reader.
         queue: usize = 32, changes_bytes: no, limits: 1..=QUEUE_MAX;
+        group "Device":
         /// How the device is shared with trainers: `resident`, `swap`.
         ///
         /// `resident`: the teacher stays in memory, beside the student. `swap`: they take turns, for long sequences, bigger
@@ -156,13 +168,17 @@ settings! {
             value: "SECONDS";
         /// Threads for the arithmetic; unset: one a core.
         threads: Option<usize> = None, changes_bytes: no, limits: 1..=THREADS_MAX;
-        /// Directory of a cache: what is in it is served as it is, without a model when it is complete; what is missing is
-        /// computed and kept there; unset: a spool that ends with the server.
-        cache: Option<PathBuf> = None, changes_bytes: no, value: "DIR", alias: "out";
+        group "Cache":
+        /// Directory of a cache, of blocks that were computed or are to be kept.
+        ///
+        /// What is in it is served as it is, without a model when it is complete; what is missing is computed and kept there;
+        /// unset: a spool that ends with the server.
+        cache: Option<PathBuf> = None, changes_bytes: no, value: "DIR", alias: "out", essential: true;
         /// Bytes of a shard of a new cache, about.
         shard_bytes: u64 = 64 << 20, changes_bytes: no, limits: 1..=SHARD_BYTES_MAX, needs: [MODEL, CACHE], value: "BYTES";
         /// Directory for the spool that keeps computed blocks while the server runs; unset: the system's.
         spool_dir: Option<PathBuf> = None, changes_bytes: no, needs: [SERVE, NO_CACHE], value: "DIR";
+        group "Server":
         /// Write the port listened on into this file once it is known.
         port_file: Option<PathBuf> = None, changes_bytes: no, needs: [SERVE], value: "FILE";
         /// Report on standard output as one JSON object a line.

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use clap::CommandFactory;
 use distill_tests::fixtures;
 
 use crate::{
@@ -258,10 +257,7 @@ fn every_command_is_among_those_that_are_tested_together() -> Result<()> {
     let place = Place::new()?;
     for (program, uses) in [
         (student_trainer::cli::command(), place.trainer_commands()),
-        (
-            teacher_server::cli::Args::command(),
-            place.teacher_commands(),
-        ),
+        (teacher_server::cli::command(), place.teacher_commands()),
     ] {
         for command in program.get_subcommands() {
             let name = command.get_name();

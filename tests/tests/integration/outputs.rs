@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::CommandFactory;
 
 use crate::{every_command::Place, harness::send_signal, pipeline::path_text, terminal::Terminal};
 
@@ -128,7 +127,7 @@ fn every_flag_that_looks_like_an_output_is_tested_or_is_none() {
     let names = ["out", "file", "dir", "path", "log"];
     for program in [
         student_trainer::cli::command(),
-        teacher_server::cli::Args::command(),
+        teacher_server::cli::command(),
     ] {
         for command in program.get_subcommands() {
             let flags = command.get_arguments().filter_map(|flag| flag.get_long());

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 
 /// Beginnings of source paths, and the commands that say what is in there; the first that fits counts.
 const SPEAKERS: [(&str, &[&str]); 20] = [
@@ -90,7 +90,7 @@ fn flags(source: &str) -> BTreeSet<String> {
 fn every_flag_in_a_message_is_one_of_the_command_that_says_it() {
     let programs = [
         student_trainer::cli::command(),
-        teacher_server::cli::Args::command(),
+        teacher_server::cli::command(),
     ];
     let has = |command: &str, flag: &str| {
         let commands = programs.iter().flat_map(Command::get_subcommands);

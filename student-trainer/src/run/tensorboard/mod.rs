@@ -44,14 +44,22 @@ impl TensorBoard {
     /// The file system refuses.
     pub fn open(root: &Path, name: &OsStr, steps_done: usize) -> Result<Self> {
         files::create_directory(root)?;
-        let below = files::list(root)?;
-        let begun = below.into_iter().filter(|path| path.is_dir());
-        for directory in [root.to_owned()].into_iter().chain(begun) {
-            if !earlier_files(&directory)?.is_empty() {
-                return Self::open_at(&directory, steps_done, now());
-            }
-        }
-        Self::open_at(&root.join(name), steps_done, now())
+        let begun = begun_directory(root)?;
+        let directory = begun.map_or_else(|| root.join(name), |(directory, _)| directory);
+        Self::open_at(&directory, steps_done, now())
+    }
+
+    /// When the run's first process opened its file, in seconds since 1970; `None` where there is none.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn begun(root: &Path) -> Result<Option<u64>> {
+        let begun = if root.is_dir() {
+            begun_directory(root)?
+        } else {
+            None
+        };
+        Ok(begun.and_then(|(_, seconds)| seconds.into_iter().min()))
     }
 
     fn open_at(directory: &Path, steps_done: usize, wall_time: f64) -> Result<Self> {
@@ -136,6 +144,19 @@ fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
         .wrapping_add(0xa282_ead8)
+}
+
+/// The directory at or below `root` that a run's event files are in, with the seconds in their names.
+fn begun_directory(root: &Path) -> Result<Option<(PathBuf, Vec<u64>)>> {
+    let below = files::list(root)?;
+    let below = below.into_iter().filter(|path| path.is_dir());
+    for directory in [root.to_owned()].into_iter().chain(below) {
+        let seconds = earlier_files(&directory)?;
+        if !seconds.is_empty() {
+            return Ok(Some((directory, seconds)));
+        }
+    }
+    Ok(None)
 }
 
 /// The seconds in the names of the event files that are there.

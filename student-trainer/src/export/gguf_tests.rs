@@ -300,7 +300,7 @@ fn special_ids_come_from_config_json_where_the_tokenizer_names_none() {
 fn a_written_adapter_is_the_update_of_its_base() {
     for (adapter, model) in [
         ("patterns", TinyModel::qwen2()),
-        ("all-linear", TinyModel::llama()),
+        ("patterns", TinyModel::llama()),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path(), "qwen2-untied");

@@ -71,7 +71,10 @@ settings! {
         group "Output":
         /// Directory to create.
         out: PathBuf = PathBuf::new(), value: "DIR", essential: true;
-        /// What to write: a directory for Hugging Face, one file for llama.cpp and Ollama, or the adapter alone for them.
+        /// What to write.
+        ///
+        /// hf is a merged model for Hugging Face's programs, gguf one in a file for llama.cpp and Ollama, gguf-lora the adapter alone for
+        /// these.
         format: ExportFormat as Text = ExportFormat::Hf, essential: true;
         /// What the matrices of a GGUF file are stored as.
         quant: GgufQuant as Text = GgufQuant::F16, needs: [GGUF], essential: true;

@@ -26,8 +26,8 @@ impl fmt::Display for Modelfile<'_> {
         if self.has_template {
             writeln!(
                 f,
-                "# The chat template is in the model itself. Ollama takes it where it knows one like it; `ollama show --modelfile`\n\
-                 # says which. Where it took none, write it as TEMPLATE here."
+                "# The chat template is in the model itself. Ollama takes it where it knows one like it, and shows in a model's\n\
+                 # Modelfile which. Where it took none, write it as TEMPLATE here."
             )?;
         } else {
             writeln!(

@@ -71,7 +71,7 @@ pub use device_pool::hand_back;
 pub use element::{Element, Lent, lend};
 pub use error::{Error, Result};
 pub use generate::{Finish, Generator, Options, Prompt, Sampling, Written, uniform};
-pub use gguf::{Gguf, GgufTokenizer, is_gguf};
+pub use gguf::{Gguf, GgufFile, GgufQuant, GgufTokenizer, is_gguf};
 pub use gradients::{GradientCheck, Gradients};
 pub use kv_cache::{KvCache, Piece};
 pub use layer::load_parameter;

@@ -92,7 +92,7 @@ pub fn command() -> Command {
         )))
         .subcommand(settings::<ExportConfig>(about(
             "export",
-            "Merge an adapter into its base and write the model for Hugging Face",
+            "Merge an adapter into its base and write the model for Hugging Face or llama.cpp",
         )))
         .subcommand(settings::<PlanConfig>(about(
             "plan",

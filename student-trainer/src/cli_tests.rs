@@ -106,6 +106,17 @@ fn a_setting_without_effect_says_what_is_missing() {
         idle::<QuantizeConfig>(&["--weights", "bf16", "--block-size", "32"]).len(),
         1
     );
+    for args in [
+        "--quant q8_0",
+        "--format gguf --dtype f32",
+        "--format gguf --max-shard-bytes 9",
+        "--format gguf-lora --tokenizer t",
+    ] {
+        let args: Vec<&str> = args.split(' ').collect();
+        assert_eq!(idle::<ExportConfig>(&args).len(), 1, "{args:?}");
+    }
+    let args = ["--format", "gguf", "--quant", "q4_k_m", "--tokenizer", "t"];
+    assert!(idle::<ExportConfig>(&args).is_empty());
     assert_eq!(idle::<PlanConfig>(&["--ram-mib", "9"]).len(), 1);
     // It shows every part, whatever its weight.
     assert!(

@@ -9,8 +9,8 @@ use super::value::{Metadata, Value};
 use super::window::window;
 use crate::{Architecture, Error, Result};
 
-/// What files are read of; those of Mistral's models say `llama`, most of them without their window.
-const READ: [Architecture; 3] = [
+/// What files are read and written of; those of Mistral's models say `llama`, most of them without their window.
+pub(super) const READ: [Architecture; 3] = [
     Architecture::Llama,
     Architecture::Qwen2,
     Architecture::Qwen3,

@@ -1,4 +1,4 @@
-/*! Provides a GGUF file as a Hugging Face checkpoint: config, tensors by their Hugging Face names, one at a time.
+/*! Provides a GGUF file as a Hugging Face checkpoint: config, tensors by their Hugging Face names, one at a time. And the way back.
 
 ```text
  header ──> metadata ──> config.json (config) <── rope_freqs.weight (rope)
@@ -6,6 +6,8 @@
                                                                               ├──> PackedMatrix, in the file's blocks
                                                                               └──> dequantised
  tokenizer.ggml.* ──> GgufTokenizer, for whoever builds tokenizer.json
+
+ ModelConfig, GgufTokenizer, tensors one at a time ──> GgufFile (write) ──> file
 ```
 
 The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle has the arithmetic of the blocks.
@@ -19,22 +21,30 @@ The format is that of ggml (github.com/ggml-org/ggml, docs/gguf.md); candle has 
     )
 )]
 
+mod blocks;
 mod config;
 #[cfg(test)]
 mod decoder_tests;
 mod header;
+mod mixture;
 mod names;
+mod pre_tokenizer;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]
 mod refusal_tests;
 mod rope;
+mod rows;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 mod value;
+mod vocabulary;
 mod window;
+mod write;
+#[cfg(test)]
+mod write_tests;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -43,12 +53,15 @@ use std::{
 };
 
 use crate::{Architecture, Error, ModelConfig, Result, weights::SourceFile};
+use config::READ;
 use header::Header;
+pub use mixture::GgufQuant;
 use tensors::StoredTensor;
 #[cfg(test)]
 pub(crate) use tests::{model as test_model, write_gguf as test_file};
 pub use tokenizer::GgufTokenizer;
 use value::Value;
+pub use write::GgufFile;
 
 /// Whether `path` names a GGUF file, by its ending.
 pub fn is_gguf(path: &Path) -> bool {
@@ -84,6 +97,7 @@ impl Gguf {
         let file = SourceFile::open(path)?;
         let file_bytes = file.bytes();
         let header = Header::read(BufReader::new(file.file()), path)?;
+        refuse_adapter(&header, path)?;
         refuse_split(&header, path)?;
         let mut config_json = config::config_json(&header, path)?;
         let parse =
@@ -177,6 +191,19 @@ impl Gguf {
                 "is no part of this decoder, which would compute something else without it; take a plain Llama or Qwen2 model",
             )),
         }
+    }
+}
+
+/// A file may also be an adapter of a model.
+fn refuse_adapter(header: &Header, path: &Path) -> Result<()> {
+    let key = "general.type";
+    match header.metadata.get(key).and_then(Value::text) {
+        Some("adapter") => Err(Error::malformed(
+            path,
+            key,
+            "is `adapter`: the file has an adapter and no model; name the file of the model that it was trained on",
+        )),
+        _ => Ok(()),
     }
 }
 

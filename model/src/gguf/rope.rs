@@ -13,7 +13,7 @@ use super::{header::Header, is_llama, tensors::StoredTensor};
 use crate::{Error, ModelConfig, Result, weights::SourceFile};
 
 /// llama.cpp's name of the factors.
-const FACTORS: &str = "rope_freqs.weight";
+pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 /// The factors of a `llama` file; llama.cpp's other models have none.
 pub(super) fn find(

@@ -6,7 +6,8 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 
 use super::header::Header;
-use super::{Gguf, is_llama, names};
+use super::rows::{paired_heads, stored_row};
+use super::{Gguf, names};
 use crate::packed::{PackedMatrix, row_bytes, type_name, type_of};
 use crate::{Error, Result, weights::SourceFile};
 
@@ -257,34 +258,21 @@ impl Gguf {
         device: &Device,
     ) -> Result<PackedMatrix> {
         let shape = (stored.rows(), stored.columns());
-        let Some(heads) = self.paired_heads(name) else {
+        let Some(heads) = paired_heads(&self.config, name) else {
             return PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
                 let start = stored.start + (rows.start * stored.row_bytes) as u64;
                 self.file.read(start, out)
             });
         };
         let paired = self.file.read_range(&stored.extent())?;
-        let in_head = stored.rows() / heads;
         PackedMatrix::read(stored.dtype, shape, device, |rows, out| {
             for (row, out) in rows.zip(out.chunks_exact_mut(stored.row_bytes)) {
-                let from = row / in_head * in_head + pair_of(row % in_head, in_head);
+                let from = stored_row(row, stored.rows(), heads);
                 let bytes = row_range(from, stored.row_bytes);
                 out.copy_from_slice(paired.get(bytes).unwrap_or_default());
             }
             Ok(())
         })
-    }
-
-    /// Heads of a matrix whose rows are stored as pairs.
-    fn paired_heads(&self, name: &str) -> Option<usize> {
-        let llama = is_llama(&self.config);
-        let queries = name.contains(".q_proj.");
-        let keys = name.contains(".k_proj.");
-        match (llama, queries, keys) {
-            (true, true, _) => Some(self.config.num_attention_heads),
-            (true, _, true) => Some(self.config.num_key_value_heads),
-            _ => None,
-        }
     }
 
     /// The open file.
@@ -308,15 +296,6 @@ impl Gguf {
 fn other_type(kind: u32) -> String {
     let known = OTHER_TYPES.iter().find(|(number, _)| *number == kind);
     known.map_or_else(|| format!("type {kind}"), |(_, name)| (*name).to_owned())
-}
-
-/// Where llama.cpp's converter put row `row` of a head: rows (i, i + half) became (2i, 2i + 1).
-fn pair_of(row: usize, in_head: usize) -> usize {
-    let half = in_head / 2;
-    match row < half {
-        true => 2 * row,
-        false => 2 * (row - half) + 1,
-    }
 }
 
 fn row_range(row: usize, row_bytes: usize) -> Range<usize> {

@@ -5,17 +5,29 @@ use std::path::Path;
 use serde_json::json;
 
 use super::header::Header;
+use super::pre_tokenizer::{adds_bos_unsaid, byte_level, splitting};
 use super::value::{Metadata, Value};
 use crate::Result;
 
 /// llama.cpp's types of tokens that are matched before the text is split.
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
+pub(super) const CONTROL: u8 = 3;
+pub(super) const USER_DEFINED: u8 = 4;
 /// Padding rows of the embedding, which no text reaches.
-const UNUSED: u64 = 5;
+pub(super) const UNUSED: u8 = 5;
 
-/// How Qwen2 splits text, from its published tokenizer: contractions, words, single digits, punctuation, white space.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Where a file says what, and the values that name a byte-level BPE tokenizer; files are read and written by these.
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const BYTE_LEVEL_BPE: &str = "gpt2";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
+pub(super) const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
+pub(super) const PADDING_ID: &str = "tokenizer.ggml.padding_token_id";
+pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
 /// A byte-level BPE tokenizer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,24 +61,7 @@ pub struct GgufTokenizer {
 impl GgufTokenizer {
     /// `tokenizer.json` as the tokenizers library reads it; `None` where it is not known how this `pre_tokenizer` splits text.
     pub fn tokenizer_json(&self) -> Option<serde_json::Value> {
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-        let sequence =
-            |parts: [serde_json::Value; 2]| json!({"type": "Sequence", "pretokenizers": parts});
-        let (normalizer, pre_tokenizer) = match self.pre_tokenizer.as_str() {
-            "qwen2" => {
-                let split = json!({"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": false});
-                (json!({"type": "NFC"}), sequence([split, byte_level(false)]))
-            }
-            "smollm" => {
-                let digits = json!({"type": "Digits", "individual_digits": true});
-                (
-                    serde_json::Value::Null,
-                    sequence([digits, byte_level(true)]),
-                )
-            }
-            "gpt-2" | "default" => (serde_json::Value::Null, byte_level(true)),
-            _ => return None,
-        };
+        let splitting = splitting(&self.pre_tokenizer)?;
         let vocab: serde_json::Map<String, serde_json::Value> = self
             .tokens
             .iter()
@@ -98,13 +93,13 @@ impl GgufTokenizer {
         Some(json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": added_tokens,
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
+            "normalizer": splitting.normalizer,
+            "pre_tokenizer": splitting.pre_tokenizer,
             "post_processor": post_processor,
             "decoder": byte_level(true),
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-                "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": splitting.ignore_merges,
                 "vocab": vocab, "merges": self.merges,
             },
         }))
@@ -130,21 +125,19 @@ pub(super) fn read(header: &Header, path: &Path) -> Result<GgufTokenizer> {
         values: &header.metadata,
         path,
     };
-    let key = "tokenizer.ggml.model";
-    let model = metadata.text(key)?;
-    if model != "gpt2" {
+    let model = metadata.text(MODEL)?;
+    if model != BYTE_LEVEL_BPE {
         let problem = format!(
-            "is `{model}`; this build rebuilds `gpt2` (byte-level BPE): name the directory of the model's tokenizer.json with --tokenizer"
+            "is `{model}`; this build rebuilds `{BYTE_LEVEL_BPE}` (byte-level BPE): name the directory of the model's tokenizer.json with --tokenizer"
         );
-        return Err(metadata.fault(key, problem));
+        return Err(metadata.fault(MODEL, problem));
     }
-    let tokens = metadata.texts("tokenizer.ggml.tokens")?;
-    let key = "tokenizer.ggml.token_type";
-    let types = metadata.list(key)?;
+    let tokens = metadata.texts(TOKENS)?;
+    let types = metadata.list(TOKEN_TYPE)?;
     if types.len() != tokens.len() {
         let (types, tokens) = (types.len(), tokens.len());
         let problem = format!("has {types} entries for {tokens} tokens; download the file again");
-        return Err(metadata.fault(key, problem));
+        return Err(metadata.fault(TOKEN_TYPE, problem));
     }
     let rows = header.embedding_rows();
     if rows.is_some_and(|rows| rows < tokens.len() as u64) {
@@ -152,12 +145,12 @@ pub(super) fn read(header: &Header, path: &Path) -> Result<GgufTokenizer> {
             "has {} tokens, more than rows in token_embd.weight; name the directory of the model's tokenizer.json with --tokenizer",
             tokens.len()
         );
-        return Err(metadata.fault("tokenizer.ggml.tokens", problem));
+        return Err(metadata.fault(TOKENS, problem));
     }
-    let of_type = |wanted: u64| -> Vec<u32> {
+    let of_type = |wanted: u8| -> Vec<u32> {
         let typed = types.iter().zip(0_u32..);
         typed
-            .filter(|(kind, _)| kind.unsigned() == Some(wanted))
+            .filter(|(kind, _)| kind.unsigned() == Some(wanted.into()))
             .map(|(_, id)| id)
             .collect()
     };
@@ -165,19 +158,22 @@ pub(super) fn read(header: &Header, path: &Path) -> Result<GgufTokenizer> {
         let found = metadata.get(key).and_then(Value::unsigned);
         found.and_then(|id| u32::try_from(id).ok())
     };
-    let add_bos = metadata.get("tokenizer.ggml.add_bos_token");
-    let template = metadata.get("tokenizer.chat_template");
+    let add_bos = metadata.get(ADD_BOS);
+    let template = metadata.get(CHAT_TEMPLATE);
+    let pre_tokenizer = metadata.text(PRE)?;
     Ok(GgufTokenizer {
-        pre_tokenizer: metadata.text("tokenizer.ggml.pre")?.to_owned(),
         special: of_type(CONTROL),
         added: of_type(USER_DEFINED),
         unused: of_type(UNUSED),
-        merges: metadata.texts("tokenizer.ggml.merges")?,
-        bos_id: id("tokenizer.ggml.bos_token_id"),
-        eos_id: id("tokenizer.ggml.eos_token_id"),
-        pad_id: id("tokenizer.ggml.padding_token_id"),
-        unk_id: id("tokenizer.ggml.unknown_token_id"),
-        add_bos: add_bos.and_then(Value::bool).unwrap_or(false),
+        merges: metadata.texts(MERGES)?,
+        bos_id: id(BOS_ID),
+        eos_id: id(EOS_ID),
+        pad_id: id(PADDING_ID),
+        unk_id: id(UNKNOWN_ID),
+        add_bos: add_bos
+            .and_then(Value::bool)
+            .unwrap_or(adds_bos_unsaid(pre_tokenizer)),
+        pre_tokenizer: pre_tokenizer.to_owned(),
         chat_template: template.and_then(Value::text).map(str::to_owned),
         tokens,
     })

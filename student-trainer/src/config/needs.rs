@@ -118,6 +118,12 @@ pub const DRAWN: Need = &[("temperature", Is::Above0)];
 pub const PLANS_OUT: Need = &[("plans_out", Is::Set)];
 /// Weights in four bits.
 pub const FOUR_BITS: Need = &[("weights", Is::One(&["4bit", "nf4"]))];
+/// A directory for Hugging Face.
+pub const HF: Need = &[("format", Is::One(&["hf"]))];
+/// A whole model in one GGUF file.
+pub const GGUF: Need = &[("format", Is::One(&["gguf"]))];
+/// A whole model, which has a tokenizer.
+pub const MERGED: Need = &[("format", Is::One(&["hf", "gguf"]))];
 /// An adapter over the student.
 pub const ADAPTER: Need = &[("adapter", Is::Set)];
 /// Conversations of `generate`.

@@ -7,6 +7,7 @@ use distill_model::{Lora, ModelConfig};
 
 use crate::{
     Result,
+    model_files::Source,
     run::{AdapterConfig, load_adapter, warn_of_unused},
 };
 
@@ -38,9 +39,14 @@ impl Adapters {
         Ok(Self(adapters))
     }
 
-    /// Matrices that change.
+    /// Number of matrices that change.
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Each matrix that changes, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Lora)> {
+        self.0.iter().map(|(name, lora)| (name.as_str(), lora))
     }
 
     /// scale B A, which is added to the matrix `name`; `None` for any other tensor.
@@ -52,5 +58,14 @@ impl Adapters {
             return Ok(None);
         };
         Ok(Some((lora.b.matmul(&lora.a)? * lora.scale)?))
+    }
+
+    /// The matrix `name` of `source` with its update.
+    pub fn merged(&self, source: &Source, name: &str) -> Result<Tensor> {
+        let weight = source.tensor(name)?;
+        Ok(match self.update(name)? {
+            Some(update) => (weight + update)?,
+            None => weight,
+        })
     }
 }

@@ -36,6 +36,7 @@ use columns::beside;
 pub(crate) use config::check_compare;
 pub use config::{ChatConfig, GenerateConfig};
 pub use decoding::Decoding;
+pub(crate) use ends::end_ids;
 use prompts::{Question, Reader};
 pub(crate) use writer::{Asked, Heard, Writer};
 pub use writer::{Finish, Written};

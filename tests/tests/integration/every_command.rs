@@ -156,6 +156,14 @@ impl Place {
         let config = self.setup.student.path().join("config.json");
         let corpus = path_text(&self.setup.corpus);
         let (quantized, exported, trained) = (self.fresh(), self.fresh(), self.fresh());
+        let (file, lora) = (self.fresh(), self.fresh());
+        let student = path_text(self.setup.student.path());
+        let adapter = self.run.join("adapter");
+        let export = |format, out| {
+            let adapter = path_text(&adapter);
+            let merged = ["export", "--base", student, "--adapter", adapter];
+            trainer(&[&merged, ["--format", format, "--out", out].as_slice()].concat())
+        };
         let pretrain = [
             "pretrain",
             "--model-config",
@@ -199,6 +207,8 @@ impl Place {
                 "export",
                 trainer(&["export", "--base", model, "--out", &exported]),
             ),
+            work("export", export("gguf", &file)),
+            work("export", export("gguf-lora", &lora)),
             result("plan", trainer(&["plan", "--preset", "reference-24gb"])),
             result(
                 "plan",

@@ -23,6 +23,8 @@ const COMPILER_STACK_BYTES: usize = 256 << 20;
 /// A compiled template.
 pub(super) struct Engine {
     environment: Environment<'static>,
+    /// As its author wrote it.
+    pub source: String,
     pub marks_generation: bool,
 }
 
@@ -46,6 +48,7 @@ impl Engine {
         compiled.map_err(|error| describe(&error))?;
         Ok(Self {
             environment,
+            source: source.to_owned(),
             marks_generation: prepared.marks_generation,
         })
     }

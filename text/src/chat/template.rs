@@ -123,6 +123,11 @@ impl ChatTemplate {
         self.kwargs.clone_from(&kwargs.0);
     }
 
+    /// The source of the template for conversations without tools.
+    pub(crate) fn source(&self) -> Option<&str> {
+        Some(&self.default.as_ref()?.source)
+    }
+
     /// Whether the template taken for `tools` says with `{% generation %}` what the assistant wrote.
     pub fn marks_generation(&self, tools: &Value) -> bool {
         self.engine(tools)

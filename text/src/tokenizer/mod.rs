@@ -186,6 +186,12 @@ impl TokenizerFiles {
         self.tokenizer().id_to_token(self.eos_id()?)
     }
 
+    /// Id of the special token that the configuration calls `name`, such as `bos_token`.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        let content = self.special.contents().get(name)?;
+        self.tokenizer().token_to_id(content)
+    }
+
     /// Ids that the tokenizer itself puts before every text (Llama's begin-of-text); empty for most.
     pub fn prefix_ids(&self) -> &[u32] {
         &self.built.prefix_ids
@@ -194,6 +200,11 @@ impl TokenizerFiles {
     /// Whether the directory has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// The chat template as its author wrote it, the one for conversations without tools.
+    pub fn chat_template_source(&self) -> Option<&str> {
+        self.template.as_ref()?.source()
     }
 
     /// Sets variables of the chat template that every conversation is rendered with, unless its row says otherwise.
@@ -247,6 +258,14 @@ impl TokenizerFiles {
     pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let files = FILES.iter().map(|name| (*name, self.dir.join(name)));
         files.filter(|(_, path)| path.is_file()).collect()
+    }
+
+    /// What `tokenizer.json` would say of it: with the tokens that other files add, without a post-processor.
+    ///
+    /// # Errors
+    /// `TokenizerFile` where the library cannot write what it has read.
+    pub fn to_json(&self) -> Result<Value> {
+        digest::json(self.tokenizer()).map_err(|reason| load::bad(&self.built.path, "file", reason))
     }
 
     /// Copies the files that make up the tokenizer into `dir`, which exists.

@@ -135,7 +135,7 @@ fn a_file_says_what_the_gguf_package_says() {
             for (tensor, expected) in tensors {
                 let found = content.tensor(&mut file, tensor, &Device::Cpu).unwrap();
                 let kind = format!("{:?}", found.dtype()).to_uppercase();
-                let digest = hex::encode(Sha256::digest(&found.data().unwrap()));
+                let digest = hex::encode(Sha256::digest(found.data().unwrap()));
                 assert_eq!(
                     &json!([kind, found.shape().dims(), digest]),
                     expected,

@@ -73,18 +73,9 @@ impl Lesson {
 /// # Errors
 /// Those of [`generate`], and [`Error::Io`](crate::Error::Io) with the path.
 pub fn write_readings(dir: &Path) -> Result<[PathBuf; 4]> {
-    let english = problems(
-        Split::Train,
-        Language::English,
-        READ_SEED,
-        2 * TEACHER_READS,
-    )?;
-    let chinese = problems(
-        Split::Train,
-        Language::Chinese,
-        READ_SEED,
-        2 * TEACHER_READS,
-    )?;
+    let (english, chinese): (Vec<_>, Vec<_>) = simple(Split::Train, READ_SEED, 2 * TEACHER_READS)?
+        .into_iter()
+        .partition(|problem| problem.language == Language::English);
     let (known, others): (Vec<_>, Vec<_>) = chinese
         .iter()
         .cloned()
@@ -165,9 +156,16 @@ fn is_known(template: &str) -> bool {
 
 /// At most `count` problems of a language.
 fn problems(split: Split, language: Language, seed: u64, count: usize) -> Result<Vec<Problem>> {
-    let mut problems = generate(split, DRAWS_PER_PROBLEM * count, seed)?;
-    problems.retain(|problem| problem.language == language && problem.steps() == STEPS);
+    let mut problems = simple(split, seed, count)?;
+    problems.retain(|problem| problem.language == language);
     problems.truncate(count);
+    Ok(problems)
+}
+
+/// Problems of so many operations, in both languages, of three draws for each of `count`.
+fn simple(split: Split, seed: u64, count: usize) -> Result<Vec<Problem>> {
+    let mut problems = generate(split, DRAWS_PER_PROBLEM * count, seed)?;
+    problems.retain(|problem| problem.steps() == STEPS);
     Ok(problems)
 }
 

@@ -18,30 +18,18 @@ use distill_text::TokenizerFiles;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::*;
+use super::{
+    tests::{copy, fixtures},
+    *,
+};
 use crate::{
     run::AdapterConfig,
     test_models::{logged, set_in_config},
 };
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
-/// A base of the fixtures with the fixtures' tokenizer.
+/// A base of the fixtures' models with the fixtures' tokenizer.
 fn base(dir: &Path, name: &str) -> PathBuf {
-    let base = dir.join("base");
-    copy(&fixtures().join("models").join(name), &base);
-    copy(&fixtures().join("tokenizer"), &base);
-    base
+    super::tests::base(dir, &format!("models/{name}"))
 }
 
 fn config(base: &Path, out: PathBuf, quant: GgufQuant) -> ExportConfig {

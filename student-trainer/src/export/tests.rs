@@ -14,11 +14,11 @@ use crate::{
     test_models::{config_json, logged},
 };
 
-fn fixtures() -> PathBuf {
+pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -27,7 +27,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A base of the fixtures with the fixtures' tokenizer.
-fn base(dir: &Path, name: &str) -> PathBuf {
+pub(super) fn base(dir: &Path, name: &str) -> PathBuf {
     let base = dir.join("base");
     copy(&fixtures().join(name), &base);
     copy(&fixtures().join("tokenizer"), &base);

@@ -254,8 +254,9 @@ fn a_killed_holder_makes_room_and_who_waits_can_be_stopped() -> Result<()> {
         run.log().contains("waiting to score")
     })?;
     assert!(endless.holds() && !next.holds());
-    endless.child.kill()?;
+    // Before the signal: as soon as it is sent, another may be there, long before this test is told of the end.
     let killed = now();
+    endless.child.kill()?;
     endless.child.wait()?;
     next.succeeds()?;
     assert_same(&next, &expected)?;
@@ -278,8 +279,8 @@ fn a_killed_server_finds_the_device_as_it_left_it() -> Result<()> {
         run.wait_until("a step with the device", |run| {
             run.holds() && metrics(&run.out).is_ok_and(|lines| lines.len() >= steps)
         })?;
-        teacher.kill();
         let killed = now();
+        teacher.kill();
         let before = teacher_stays(&teacher.log()).into_iter();
         stays.extend(before.map(|stay| Stay {
             to: stay.to.min(killed),

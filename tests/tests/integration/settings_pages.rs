@@ -12,7 +12,7 @@ const REWRITE: &str = "OT_DISTILL_REWRITE";
 
 #[test]
 fn the_pages_of_settings_say_what_help_says() {
-    for (mut program, keys) in [
+    for (program, keys) in [
         (
             student_trainer::cli::command(),
             student_trainer::cli::all_keys(),
@@ -23,7 +23,7 @@ fn the_pages_of_settings_say_what_help_says() {
         ),
     ] {
         let path = Path::new(PAGES).join(format!("{}.md", program.get_name()));
-        let page = page(&mut program, &keys);
+        let page = page(&program, &keys);
         if env::var_os(REWRITE).is_some() {
             fs::write(&path, page).unwrap();
             continue;
@@ -38,7 +38,7 @@ fn the_pages_of_settings_say_what_help_says() {
 }
 
 /// Everything that a program's `--help` says about its commands.
-fn page(program: &mut Command, keys: &[Key]) -> String {
+fn page(program: &Command, keys: &[Key]) -> String {
     let name = program.get_name().to_owned();
     let about = program.get_about().map(ToString::to_string);
     let mut page = format!(
@@ -130,7 +130,7 @@ impl Said {
     fn of(arg: &Arg) -> Self {
         let help = arg.get_long_help().or(arg.get_help());
         let help = help.map(ToString::to_string).unwrap_or_default();
-        let (line, details) = help.split_once("\n\n").unwrap_or((&help, ""));
+        let (line, details) = help.split_once("\n\n").unwrap_or((help.as_str(), ""));
         let (mut line, mut may_be) = (line, Vec::new());
         let defaults = arg.get_default_values().iter();
         let defaults = defaults.map(|value| value.to_string_lossy().into_owned());
@@ -141,7 +141,7 @@ impl Said {
                 default = value.to_owned();
             } else if let Some(words) = note.strip_prefix("possible values: ") {
                 may_be.push(words.split(", ").map(code).collect::<Vec<_>>().join(", "));
-            } else if note.starts_with("at least ") || note.contains(" to ") {
+            } else if is_limit(note) {
                 may_be.push(note.to_owned());
             } else {
                 break;
@@ -162,6 +162,12 @@ impl Said {
             may_be: may_be.join("; "),
         }
     }
+}
+
+/// Whether it is what a number, or how many there are, may be.
+fn is_limit(note: &str) -> bool {
+    note.starts_with("at least ")
+        || note.starts_with(|c: char| c.is_ascii_digit()) && note.contains(" to ")
 }
 
 fn code(text: &str) -> String {

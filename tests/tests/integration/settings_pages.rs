@@ -84,20 +84,12 @@ fn section(command: &Command, keys: &[Key]) -> String {
         for arg in shown.iter().filter(|arg| arg.get_help_heading() == group) {
             let said = Said::of(arg);
             let is_key = keys.iter().any(|key| arg.get_id() == key.path.as_str());
-            let key = match (has_file, is_key) {
-                (true, true) => format!(" `{}` |", arg.get_id()),
-                (true, false) => " |".to_owned(),
-                (false, _) => String::new(),
-            };
+            let key = is_key.then(|| format!("`{}`", arg.get_id()));
+            let key = has_file.then(|| key.unwrap_or_default());
+            let said = [said.default, said.may_be, said.text];
+            let cells = [flag(arg)].into_iter().chain(key).chain(said);
             // Writing to a `String` cannot fail.
-            let _ = writeln!(
-                text,
-                "| {} |{key} {} | {} | {} |",
-                flag(arg),
-                said.default,
-                said.may_be,
-                said.text
-            );
+            let _ = writeln!(text, "| {} |", cells.collect::<Vec<_>>().join(" | "));
         }
     }
     text

@@ -47,10 +47,18 @@ fn page(program: &Command, keys: &[Key]) -> String {
          the keys of a file go together.\n",
         about.unwrap_or_default().trim_end_matches('.')
     );
-    for command in program.get_subcommands() {
+    let mut commands: Vec<&Command> = program.get_subcommands().collect();
+    // The work comes before what looks at its results.
+    commands.sort_by_key(|command| !has_file(command));
+    for command in commands {
         page += &section(command, keys);
     }
     page
+}
+
+/// Whether a command reads its settings from a file too.
+fn has_file(command: &Command) -> bool {
+    command.get_arguments().any(|arg| arg.get_id() == "config")
 }
 
 fn section(command: &Command, keys: &[Key]) -> String {
@@ -61,7 +69,7 @@ fn section(command: &Command, keys: &[Key]) -> String {
         command.get_name(),
         in_cell(about.trim_end_matches('.'))
     );
-    let has_file = command.get_arguments().any(|arg| arg.get_id() == "config");
+    let has_file = has_file(command);
     let shown = command
         .get_arguments()
         .filter(|arg| arg.get_id() != "help")
@@ -76,20 +84,19 @@ fn section(command: &Command, keys: &[Key]) -> String {
         if let Some(group) = group {
             text += &format!("\n**{group}**\n");
         }
-        text += if has_file {
-            "\n| flag | key | default | may be | |\n|---|---|---|---|---|\n"
-        } else {
-            "\n| flag | default | may be | |\n|---|---|---|---|\n"
-        };
+        let heads = if has_file { "flag, key" } else { "flag" };
+        text += &format!("\n| {heads} | default, may be | |\n|---|---|---|\n");
         for arg in shown.iter().filter(|arg| arg.get_help_heading() == group) {
-            let said = Said::of(arg);
             let is_key = keys.iter().any(|key| arg.get_id() == key.path.as_str());
-            let key = is_key.then(|| format!("`{}`", arg.get_id()));
-            let key = has_file.then(|| key.unwrap_or_default());
-            let said = [said.default, said.may_be, said.text];
-            let cells = [flag(arg)].into_iter().chain(key).chain(said);
+            let key = (has_file && is_key).then(|| format!("`{}`", arg.get_id()));
+            let said = Said::of(arg);
+            let cells = [
+                lines([flag(arg), key.unwrap_or_default()]),
+                lines([said.default, said.may_be]),
+                said.text,
+            ];
             // Writing to a `String` cannot fail.
-            let _ = writeln!(text, "| {} |", cells.collect::<Vec<_>>().join(" | "));
+            let _ = writeln!(text, "| {} |", cells.join(" | "));
         }
     }
     text
@@ -109,6 +116,12 @@ fn flag(arg: &Arg) -> String {
     let aliases = arg.get_visible_aliases().unwrap_or_default();
     let aliases = aliases.iter().map(|alias| format!(", `--{alias}`"));
     in_cell(&format!("`{}`", typed.trim_end())) + &aliases.collect::<String>()
+}
+
+/// Two lines of a cell; those that are empty are left out.
+fn lines(texts: [String; 2]) -> String {
+    let texts = texts.into_iter().filter(|text| !text.is_empty());
+    texts.collect::<Vec<_>>().join("<br>")
 }
 
 /// What the help says of an argument, in parts.
@@ -132,7 +145,8 @@ impl Said {
             if let Some(value) = note.strip_prefix("default: ") {
                 default = value.to_owned();
             } else if let Some(words) = note.strip_prefix("possible values: ") {
-                may_be.push(words.split(", ").map(code).collect::<Vec<_>>().join(", "));
+                let words: Vec<String> = words.split(", ").map(code).collect();
+                may_be.push(format!("one of {}", words.join(", ")));
             } else if is_limit(note) {
                 may_be.push(note.to_owned());
             } else {

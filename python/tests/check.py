@@ -1,0 +1,140 @@
+"""Checks an installed wheel: both programs, and what the module reads of a cache against `teacher-server inspect`. Takes the repository's path."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy
+
+import ot_distill
+import ot_distill.__main__ as launcher
+
+REPOSITORY = pathlib.Path(sys.argv[1])
+BIN = pathlib.Path(sys.executable).parent
+MODULE = [sys.executable, "-m", "ot_distill"]
+CORPUS = [str(REPOSITORY / "tests/fixtures/corpus" / name) for name in ("completions.jsonl", "text.jsonl")]
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+
+
+def succeed(*command: object) -> str:
+    done = run(*command)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+def fails(what, *parts: str) -> None:
+    try:
+        what()
+    except (ot_distill.Error, ValueError, IndexError) as error:
+        for part in parts:
+            assert part in str(error), error
+    else:
+        raise AssertionError(f"nothing was raised: {parts}")
+
+
+def precompute(out: str, *flags: str) -> pathlib.Path:
+    model = REPOSITORY / "assets/teacher"
+    succeed(BIN / "teacher-server", "precompute", "--model", model, "--corpus", *CORPUS, "--seq-len", "64", "--out", out, *flags)
+    return pathlib.Path(out).absolute()
+
+
+def check_programs() -> None:
+    for program in launcher.PROGRAMS:
+        version = succeed(BIN / program, "--version")
+        assert version.startswith(program) and succeed(*MODULE, program, "--version") == version
+    for command in launcher.TEACHER_COMMANDS:
+        assert succeed(*MODULE, command, "--help") == succeed(BIN / "teacher-server", command, "--help")
+    listed = succeed(BIN / "teacher-server", "--help").split("Commands:")[1].split("\n\n")[0].split("\n")
+    commands = {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "}
+    assert commands - {"help"} == set(launcher.TEACHER_COMMANDS), commands
+    assert run(*MODULE, "train", "--no-such-flag").returncode == run(BIN / "student-trainer", "train", "--no-such-flag").returncode == 2
+    assert run(*MODULE).returncode == 2 and "train" in succeed(*MODULE, "--help")
+
+
+def check_signals(cache: pathlib.Path) -> None:
+    """The program takes the place of the interpreter, so it hears of signals itself, and its end is the command's."""
+    server = subprocess.Popen([*MODULE, "serve", "--cache", cache, "--bind", "127.0.0.1:0", "--port-file", "port"])
+    while not os.path.exists("port"):
+        assert server.poll() is None
+        time.sleep(0.05)
+    assert os.path.basename(os.readlink(f"/proc/{server.pid}/exe")) == "teacher-server"
+    # A reader does not keep the server's cache, nor the other way round.
+    assert len(ot_distill.Cache(cache)) > 0
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(60) == 0
+
+
+def check_against_inspect(path: pathlib.Path) -> "list[ot_distill.Frame]":
+    cache = ot_distill.Cache(path)
+    report = json.loads(succeed(BIN / "teacher-server", "inspect", path, "--json", "--sample", "1000"))
+    frames = list(cache)
+    assert len(cache) == len(frames) == report["done"] == report["sampled_sequences"] and cache.sequences == report["sequences"]
+    assert (cache.model, cache.settings) == (report["model"], report["settings"]) and cache.path == path
+    assert cache.plan_fingerprint == report["plan_fingerprint"] and cache.tokenizer_fingerprint == report["tokenizer_fingerprint"]
+    assert sum(len(frame.tokens) for frame in frames) == report["tokens"]
+    assert sum(len(frame.ids) for frame in frames) == report["targets"]
+    assert max(frame.ids.shape[1] for frame in frames) == report["entries"]
+    mass = numpy.concatenate([numpy.exp(frame.log_probs().astype(float)).sum(1) for frame in frames])
+    assert abs(mass.mean() - report["covered_mass"]) < 1e-6, (mass.mean(), report["covered_mass"])
+    for frame in frames:
+        check_frame(frame, cache.vocab_size)
+    return frames
+
+
+def check_frame(frame: ot_distill.Frame, vocab_size: int) -> None:
+    rows, k = frame.ids.shape
+    assert frame.target_positions.shape == frame.max.shape == frame.mean.shape == frame.std.shape == (rows,)
+    assert frame.logits.shape == frame.counts.shape == frame.padding.shape == (rows, k)
+    assert frame.logsumexp.shape == (len(frame.temperatures), rows) and not frame.target_mask[0]
+    assert (numpy.diff(frame.ids.astype(int)) > 0).all() and (frame.ids < vocab_size).all()
+    assert (frame.logits <= frame.max[:, None] + 1e-3).all() and not frame.logits.flags.writeable
+    text = frame.text.encode()
+    pieces = [text[start:end] for start, end in frame.byte_offsets]
+    assert len(pieces) == len(frame.tokens) and b"".join(pieces) == text
+    # A sum over the vocabulary is at least that of what is kept, at every temperature.
+    for temperature in frame.temperatures:
+        assert (numpy.exp(frame.log_probs(temperature)).sum(1) < 1 + 1e-3).all()
+
+
+def check_exact(path: pathlib.Path) -> None:
+    """With all of the vocabulary kept, the rows are the distribution itself."""
+    for frame in check_against_inspect(path):
+        assert frame.estimator == "top-k" and not frame.padding.any() and not frame.counts.any()
+        assert abs(numpy.exp(frame.log_probs()).sum(1) - 1).max() < 1e-2
+        assert abs(frame.logits.mean(1) - frame.mean).max() < 1e-2 and frame.state is not None
+        assert frame.state.shape == (len(frame.ids), 128)
+    fails(lambda: frame.log_probs(3.0), "3.0", "(1.0, 2.0, 4.0)")
+
+
+def check_errors(whole: pathlib.Path) -> None:
+    cache = ot_distill.Cache(whole)
+    assert cache[-1].sequence_id == cache[len(cache) - 1].sequence_id and len(cache[:2]) == 2
+    fails(lambda: cache[len(cache)], str(len(cache)))
+    fails(lambda: ot_distill.Cache("nowhere"), "nowhere", "teacher-server precompute")
+    # Of half of the shards, what is there; then a frame that the capture moved away since.
+    half = precompute("half", "--batch-size", "2", "--shard-bytes", "3000", "--shard", "0/2")
+    part = ot_distill.Cache(half)
+    assert 0 < len(part) < part.sequences == len(cache)
+    shard = sorted(half.glob("shards/*"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
+    fails(lambda: list(part), str(shard), "verify --repair")
+
+
+if __name__ == "__main__":
+    check_programs()
+    whole = precompute("whole")
+    check_against_inspect(whole)
+    check_exact(precompute("exact", "--top-k", "1000", "--value-coding", "f16", "--state", "exact"))
+    check_errors(whole)
+    check_signals(whole)
+    print("the wheel holds: both programs, and a module that reads what they wrote")

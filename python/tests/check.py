@@ -118,15 +118,27 @@ def check_errors(whole: pathlib.Path) -> None:
     assert cache[-1].sequence_id == cache[len(cache) - 1].sequence_id and len(cache[:2]) == 2
     fails(lambda: cache[len(cache)], str(len(cache)))
     fails(lambda: ot_distill.Cache("nowhere"), "nowhere", "teacher-server precompute")
-    # Of half of the shards, what is there; then a frame that the capture moved away since.
-    half = precompute("half", "--batch-size", "2", "--shard-bytes", "3000", "--shard", "0/2")
+    # Of half of the shards, what is there.
+    flags = ("--batch-size", "2", "--shard-bytes", "3000", "--shard", "0/2")
+    half = precompute("half", *flags)
     part = ot_distill.Cache(half)
     assert 0 < len(part) < part.sequences == len(cache)
-    shard = sorted(half.glob("shards/*"))[0]
-    content = bytearray(shard.read_bytes())
-    content[-20] ^= 1
+    # A capture that was stopped in its first shard, and goes on under a reader.
+    shard = half / "shards/0000000"
+    content = shard.read_bytes()
+    count, first_bytes = (int.from_bytes(content[at : at + 4], "little") for at in (12, 64 + 8))
+    frames = 64 + 12 * count + 16
+    (half / "partial").mkdir(exist_ok=True)
+    (half / "partial/0000000").write_bytes(content[frames : frames + first_bytes])
+    shard.unlink()
+    stopped = ot_distill.Cache(half)
+    assert len(stopped) == len(part) - count + 1 and stopped[0].text == part[0].text == cache[0].text
+    precompute("half", *flags)
+    assert shard.read_bytes() == content and len(ot_distill.Cache(half)) == len(part)
+    fails(lambda: stopped[0], str(half), "open it again")
+    # A frame that is not what was written.
     shard.chmod(0o644)
-    shard.write_bytes(content)
+    shard.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
     fails(lambda: list(part), str(shard), "verify --repair")
 
 
@@ -134,7 +146,7 @@ if __name__ == "__main__":
     check_programs()
     whole = precompute("whole")
     check_against_inspect(whole)
-    check_exact(precompute("exact", "--top-k", "1000", "--value-coding", "f16", "--state", "exact"))
+    check_exact(precompute("exact", "--top-k", "917", "--value-coding", "f16", "--state", "exact"))
     check_errors(whole)
     check_signals(whole)
     print("the wheel holds: both programs, and a module that reads what they wrote")

@@ -60,7 +60,7 @@ class Frame:
     logits: Floats
     """[R, K]"""
     counts: Ids
-    """[R, K]: draws of an id, 0 where it is one of the largest; all 0 where nothing is drawn."""
+    """[R, K]: draws of an id, 0 where it is kept as one of the largest."""
     padding: Bools
     """[R, K]: entries that only fill their row up."""
     max: Floats
@@ -79,7 +79,7 @@ class Frame:
         return numpy.flatnonzero(self.target_mask)
 
     def log_probs(self, temperature: float = 1.0) -> Floats:
-        """[R, K]: exact, since the teacher summed over its whole vocabulary; -inf in padding."""
+        """[R, K], normalised over the whole vocabulary; -inf in padding."""
         if temperature not in self.temperatures:
             raise ValueError(f"temperature {temperature} is not among those that this cache was captured with: {self.temperatures}")
         logsumexp = self.logsumexp[self.temperatures.index(temperature)]
@@ -110,9 +110,6 @@ def _frame(fields: dict[str, Any]) -> Frame:
     """Gives the numbers of a frame their shapes."""
     numbers = {name: numpy.frombuffer(fields[name], kind) for name, kind in _KINDS.items()}
     rows, k = int(numbers["target_mask"].sum()), fields.pop("k")
-    for name in ("counts", "padding"):
-        if not numbers[name].size:
-            numbers[name] = numpy.zeros(rows * k, numbers[name].dtype)
     for name in ("ids", "logits", "counts", "padding"):
         numbers[name] = numbers[name].reshape(rows, k)
     numbers["byte_offsets"] = numbers["byte_offsets"].reshape(-1, 2)

@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # As in python/pyproject.toml, and the zig that it was tried with.
-maturin=1.16.0 zig=0.17.0
+maturin=1.16.0 zig=0.16.0
 target=x86_64-unknown-linux-gnu
 names=(teacher-server student-trainer)
 

@@ -83,8 +83,9 @@ class Frame:
         if temperature not in self.temperatures:
             raise ValueError(f"temperature {temperature} is not among those that this cache was captured with: {self.temperatures}")
         logsumexp = self.logsumexp[self.temperatures.index(temperature)]
-        log_probs = self.logits / numpy.float32(temperature) - logsumexp[:, None]
-        return numpy.where(self.padding, numpy.float32(-numpy.inf), log_probs)
+        log_probs: Floats = self.logits / numpy.float32(temperature) - logsumexp[:, None]
+        log_probs[self.padding] = -numpy.inf
+        return log_probs
 
 
 class Cache(_native.Cache):

@@ -16,7 +16,9 @@ import ot_distill.__main__ as launcher
 REPOSITORY = pathlib.Path(sys.argv[1])
 BIN = pathlib.Path(sys.executable).parent
 MODULE = [sys.executable, "-m", "ot_distill"]
-CORPUS = [str(REPOSITORY / "tests/fixtures/corpus" / name) for name in ("completions.jsonl", "text.jsonl")]
+# Problems of the kind that the embedded teacher has learned, and texts that are new to it.
+PROBLEMS = 6
+CORPUS = [REPOSITORY / name for name in ("python/tests/problems.jsonl", "tests/fixtures/corpus/completions.jsonl", "tests/fixtures/corpus/text.jsonl")]
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
@@ -103,6 +105,14 @@ def check_frame(frame: ot_distill.Frame, vocab_size: int) -> None:
         assert (numpy.exp(frame.log_probs(temperature)).sum(1) < 1 + 1e-3).all()
 
 
+def check_alignment(path: pathlib.Path) -> None:
+    """A row is about the target in its place: what the teacher has learned is what it expects there, and nowhere else."""
+    for frame in ot_distill.Cache(path)[:PROBLEMS]:
+        expected = frame.ids[range(len(frame.ids)), frame.log_probs().argmax(1)]
+        assert (expected == frame.tokens[frame.target_positions]).mean() > 0.9, frame.text
+        assert (expected == frame.tokens[frame.target_positions - 1]).mean() < 0.2, frame.text
+
+
 def check_exact(path: pathlib.Path) -> None:
     """With all of the vocabulary kept, the rows are the distribution itself."""
     for frame in check_against_inspect(path):
@@ -122,7 +132,7 @@ def check_errors(whole: pathlib.Path) -> None:
     flags = ("--batch-size", "2", "--shard-bytes", "3000", "--shard", "0/2")
     half = precompute("half", *flags)
     part = ot_distill.Cache(half)
-    assert 0 < len(part) < part.sequences == len(cache)
+    assert 0 < len(part) < part.sequences == len(cache) and part[0].text == cache[0].text
     # A capture that was stopped in its first shard, and goes on under a reader.
     shard = half / "shards/0000000"
     content = shard.read_bytes()
@@ -132,7 +142,7 @@ def check_errors(whole: pathlib.Path) -> None:
     (half / "partial/0000000").write_bytes(content[frames : frames + first_bytes])
     shard.unlink()
     stopped = ot_distill.Cache(half)
-    assert len(stopped) == len(part) - count + 1 and stopped[0].text == part[0].text == cache[0].text
+    assert len(stopped) == len(part) - count + 1 and stopped[0].text == cache[0].text
     precompute("half", *flags)
     assert shard.read_bytes() == content and len(ot_distill.Cache(half)) == len(part)
     fails(lambda: stopped[0], str(half), "open it again")
@@ -142,11 +152,23 @@ def check_errors(whole: pathlib.Path) -> None:
     fails(lambda: list(part), str(shard), "verify --repair")
 
 
+def check_documentation() -> None:
+    """The example runs as it stands, on a cache in the place that it names."""
+    page = (REPOSITORY / "docs/install.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    shown = page.split("prints, on a cache of the tests,\n\n```text\n")[1].split("```")[0]
+    printed = succeed(sys.executable, "-c", example)
+    assert printed == shown, printed
+
+
 if __name__ == "__main__":
     check_programs()
-    whole = precompute("whole")
+    os.mkdir("caches")
+    whole = precompute("caches/train")
     check_against_inspect(whole)
+    check_alignment(whole)
     check_exact(precompute("exact", "--top-k", "917", "--value-coding", "f16", "--state", "exact"))
     check_errors(whole)
     check_signals(whole)
+    check_documentation()
     print("the wheel holds: both programs, and a module that reads what they wrote")

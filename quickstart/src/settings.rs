@@ -22,9 +22,9 @@ const RUNS_MAX: usize = 1000;
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// A minute and a half: two seeds of two losses.
+    /// A minute: two seeds of two losses.
     Fast,
-    /// Three seeds of the first losses of each task.
+    /// Four seeds of the first losses of each task.
     Default,
     /// Five seeds of all losses.
     Full,
@@ -34,7 +34,7 @@ impl Effort {
     fn seeds(self) -> Value {
         let count = match self {
             Self::Fast => 2,
-            Self::Default => 3,
+            Self::Default => 4,
             Self::Full => 5,
         };
         Value::Array((1..=count).map(Value::Integer).collect())
@@ -69,6 +69,8 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
                 "--seq-len {PROBLEM_TOKENS_MAX} --batch-size 16 --estimator top-k --top-k 64 {serve}"
             )),
             arms: arms.with(effort, &held_out)?,
+            // A student so small keeps less than one core busy.
+            jobs: 2,
         })
     };
     let few = task(
@@ -76,7 +78,7 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
         "Few examples: 400 texts, read eight times; cross-entropy on others, less is better.",
         Arms {
             text: include_str!("../tasks/few.toml"),
-            first: 3,
+            first: 2,
         },
         write_few(&corpus, [400, 200])?,
         "",
@@ -147,6 +149,7 @@ pub fn real(
                 first: 2,
             }
             .with(Effort::Fast, &numbers)?,
+            jobs: 1,
         }],
     })
 }

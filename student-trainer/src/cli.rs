@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -74,6 +75,14 @@ pub fn command() -> Command {
                     .required(true)
                     .value_parser(clap::value_parser!(PathBuf))
                     .help("Directory for the runs, table.md and report.html; one that is there is gone on with"),
+            )
+            .arg(
+                Arg::new("jobs")
+                    .long("jobs")
+                    .value_name("N")
+                    .default_value("1")
+                    .value_parser(clap::value_parser!(NonZeroUsize))
+                    .help("Runs that are trained side by side; each takes the memory of one"),
             )
             .arg(
                 Arg::new("json")
@@ -256,6 +265,10 @@ fn ablate(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     let args = AblateArgs {
         arms: path("arms"),
         out: path("out"),
+        jobs: matches
+            .get_one("jobs")
+            .copied()
+            .unwrap_or(NonZeroUsize::MIN),
     };
     let ablation = ablate::run(&args, shutdown)?;
     if matches.get_flag("json") {

@@ -171,6 +171,8 @@ fn ask(job: &Job, task: &Task) -> Result<Answer> {
         &path_text(&arms),
         "--out",
         &path_text(&ablation),
+        "--jobs",
+        &task.jobs.to_string(),
         "--json",
     ];
     let results = process::run_json(&job.programs.student_trainer, &args.map(str::to_owned))?;

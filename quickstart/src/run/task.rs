@@ -30,6 +30,8 @@ pub struct Task {
     pub serve: Vec<String>,
     /// What `ablate` reads, but for the teacher's address and the student.
     pub arms: Table,
+    /// Students that are trained side by side.
+    pub jobs: usize,
 }
 
 impl Task {

@@ -127,6 +127,8 @@ const CONTROL_PLANS: [&str; 3] = ["row", "uniform", "mutual"];
 /// one run many times.
 const SHUFFLE: &str = "shuffle_buffer";
 const SHUFFLED: i64 = 4096;
+/// Nobody reads the answers of so many runs.
+const ANSWERS: &str = "sample_answers";
 /// Where the plan is set, and what is paid on it.
 const PLAN: &str = "loss.align.plan";
 const LOSS: &str = "loss.align.loss";
@@ -200,7 +202,10 @@ impl ArmsFile {
         files::create_directory(directory)?;
         let mut trials: Vec<Trial> = Vec::new();
         for arm in &self.arm {
-            let mut settings = Table::from_iter([(SHUFFLE.to_owned(), Value::from(SHUFFLED))]);
+            let mut settings = Table::from_iter([
+                (SHUFFLE.to_owned(), Value::from(SHUFFLED)),
+                (ANSWERS.to_owned(), Value::from(0)),
+            ]);
             overlay(&mut settings, self.base.clone());
             overlay(&mut settings, arm.settings.clone());
             let place = (directory, self.metric);

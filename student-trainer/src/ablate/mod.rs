@@ -16,6 +16,7 @@ mod scale;
 mod table;
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -32,7 +33,7 @@ use crate::{
 };
 use arms::{ArmsFile, Metric, Trial};
 use page::{Page, Seen};
-use runs::Planned;
+use runs::{Planned, train_all};
 use scale::Scale;
 use table::{Results, Row, Verdict, markdown};
 
@@ -43,6 +44,8 @@ pub struct AblateArgs {
     pub arms: PathBuf,
     /// Where the runs and the table go.
     pub out: PathBuf,
+    /// How many runs are trained side by side.
+    pub jobs: NonZeroUsize,
 }
 
 /// What came out.
@@ -74,6 +77,7 @@ pub fn run(args: &AblateArgs, shutdown: &Shutdown) -> Result<Ablation> {
     let judge = Judge {
         file: &file,
         out: &args.out,
+        jobs: args.jobs,
         shutdown,
     };
     judge.run(&trials)
@@ -82,6 +86,7 @@ pub fn run(args: &AblateArgs, shutdown: &Shutdown) -> Result<Ablation> {
 struct Judge<'a> {
     file: &'a ArmsFile,
     out: &'a Path,
+    jobs: NonZeroUsize,
     shutdown: &'a Shutdown,
 }
 
@@ -112,49 +117,55 @@ impl Judge<'_> {
         let mut seen = vec![Seen::default(); trials.len()];
         let directory = self.out.join("runs");
         files::create_directory(&directory)?;
-        let (begun, mut done, mut trained) = (Instant::now(), 0, 0);
+        let mut planned = Vec::with_capacity(count);
         for &seed in &seeds {
+            for (trial, settings) in trials.iter().zip(&settings) {
+                planned.push(Planned::new(&directory, &trial.name, seed, settings)?);
+            }
+        }
+        let was_there = planned.iter().map(Planned::is_done);
+        let was_there = was_there.collect::<Result<Vec<bool>>>()?;
+        let (begun, mut done, mut trained) = (Instant::now(), 0, 0);
+        let is_complete = train_all(&planned, self.jobs, self.shutdown, |number, run| {
+            let (planned, seed) = (&planned[number], seeds[number / trials.len()]);
+            let at = number % trials.len();
             let counts = self.file.seeds.contains(&seed);
-            for (at, (trial, settings)) in trials.iter().zip(&settings).enumerate() {
-                let planned = Planned::new(&directory, &trial.name, seed, settings)?;
-                let is_new = !planned.is_done()?;
-                let Some(run) = planned.train(self.shutdown)? else {
-                    return self.conclude(&rows, &seen, false);
-                };
-                let curve = run.eval_curve(self.file.metric.key());
-                let Some(&(_, value)) = curve.last() else {
-                    return Err(self.without_metric(&planned.name));
-                };
-                done += 1;
-                trained += usize::from(is_new);
-                let seconds = begun.elapsed().as_secs_f64();
-                let left = (count - done) as f64 * seconds / trained.max(1) as f64;
-                tracing::info!(
-                    "run {done} of {count}: {}: {} {value:.4}{}{}",
-                    planned.name,
-                    self.file.metric.key(),
-                    if counts { "" } else { " (does not count)" },
-                    if is_new {
-                        format!(", {:.0} min to go", left / 60.0)
-                    } else {
-                        ", was there".into()
-                    }
-                );
-                if counts {
-                    rows[at].values.insert(seed, value);
-                    seen[at].curves.push(curve);
-                    if let Some(plans) = planned.plans()? {
-                        rows[at].on_links.insert(seed, plans.on_links);
-                        rows[at].on_links_by_chance = Some(plans.by_chance);
-                        if seen[at].maps.is_empty() {
-                            seen[at].maps = plans.maps;
-                        }
+            let curve = run.eval_curve(self.file.metric.key());
+            let Some(&(_, value)) = curve.last() else {
+                return Err(self.without_metric(&planned.name));
+            };
+            done += 1;
+            trained += usize::from(!was_there[number]);
+            let seconds = begun.elapsed().as_secs_f64();
+            let left = (count - done) as f64 * seconds / trained.max(1) as f64;
+            tracing::info!(
+                "run {done} of {count}: {}: {} {value:.4}{}{}",
+                planned.name,
+                self.file.metric.key(),
+                if counts { "" } else { " (does not count)" },
+                if was_there[number] {
+                    ", was there".into()
+                } else {
+                    format!(", {:.0} min to go", left / 60.0)
+                }
+            );
+            if counts {
+                rows[at].values.insert(seed, value);
+                seen[at].curves.push(curve);
+                if let Some(plans) = planned.plans()? {
+                    rows[at].on_links.insert(seed, plans.on_links);
+                    rows[at].on_links_by_chance = Some(plans.by_chance);
+                    if seen[at].maps.is_empty() {
+                        seen[at].maps = plans.maps;
                     }
                 }
             }
-            self.conclude(&rows, &seen, false)?;
-        }
-        self.conclude(&rows, &seen, true)
+            if done % trials.len() == 0 {
+                self.conclude(&rows, &seen, false)?;
+            }
+            Ok(())
+        })?;
+        self.conclude(&rows, &seen, is_complete)
     }
 
     /// Whether every run is there, so that nothing is left but the table.

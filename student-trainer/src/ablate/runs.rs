@@ -1,10 +1,16 @@
 //! Provides the runs of an ablation: each a process of `train` in a directory of its own, gone on with where it stopped.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
+    num::NonZeroUsize,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -84,13 +90,13 @@ impl Planned {
     ///
     /// # Errors
     /// The run failed: with the end of its log.
-    pub fn train(&self, shutdown: &Shutdown) -> Result<Option<Run>> {
+    pub fn train(&self, is_to_stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         if !self.is_done()? {
-            if shutdown.is_requested() {
+            if is_to_stop() {
                 return Ok(None);
             }
-            let status = self.start(shutdown)?;
-            if shutdown.is_requested() && !self.is_done()? {
+            let status = self.start(is_to_stop)?;
+            if is_to_stop() && !self.is_done()? {
                 return Ok(None);
             }
             if !status.success() {
@@ -114,7 +120,7 @@ impl Planned {
         name.into()
     }
 
-    fn start(&self, shutdown: &Shutdown) -> Result<ExitStatus> {
+    fn start(&self, is_to_stop: &dyn Fn() -> bool) -> Result<ExitStatus> {
         let (log, settings) = (self.file(".log"), self.file(".toml"));
         tracing::info!("{}: training; its log is {}", self.name, log.display());
         let to = File::create(&log).map_err(Error::io("create", &log))?;
@@ -133,7 +139,7 @@ impl Planned {
         let child = child
             .spawn()
             .map_err(Error::io("start", Path::new(PROGRAM)))?;
-        wait(child, shutdown).map_err(Error::io("wait for", &self.directory))
+        wait(child, is_to_stop).map_err(Error::io("wait for", &self.directory))
     }
 
     fn failure(&self, status: ExitStatus) -> Error {
@@ -150,14 +156,63 @@ impl Planned {
     }
 }
 
+/// Trains what is not there yet, at most so many side by side, and gives every run with its number to `take`, in their order;
+/// whether all were trained, and none was stopped.
+///
+/// # Errors
+/// Those of a run, or of `take`. The first one stops the others, which save what they have.
+pub(super) fn train_all(
+    planned: &[Planned],
+    jobs: NonZeroUsize,
+    shutdown: &Shutdown,
+    mut take: impl FnMut(usize, &Run) -> Result<()>,
+) -> Result<bool> {
+    let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let is_to_stop = || shutdown.is_requested() || has_failed.load(Ordering::Relaxed);
+    let (sender, ended) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..jobs.get().min(planned.len()) {
+            let (sender, next, is_to_stop) = (sender.clone(), &next, &is_to_stop);
+            scope.spawn(move || {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(run) = planned.get(number) else {
+                        return;
+                    };
+                    let run = run.train(is_to_stop);
+                    let goes_on = matches!(run, Ok(Some(_)));
+                    // After a failure nobody asks for the other runs.
+                    if sender.send((number, run)).is_err() || !goes_on {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut taken, mut waiting) = (0, BTreeMap::new());
+        for (number, run) in ended {
+            let took = run.and_then(|run| {
+                waiting.extend(run.map(|run| (number, run)));
+                while let Some(run) = waiting.remove(&taken) {
+                    take(taken, &run)?;
+                    taken += 1;
+                }
+                Ok(())
+            });
+            took.inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
+        }
+        Ok(taken == planned.len())
+    })
+}
+
 /// Waits for a run, and passes a wish to stop on.
-fn wait(mut child: Child, shutdown: &Shutdown) -> std::io::Result<ExitStatus> {
+fn wait(mut child: Child, is_to_stop: &dyn Fn() -> bool) -> std::io::Result<ExitStatus> {
     let mut is_told = false;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if shutdown.is_requested() && !is_told {
+        if is_to_stop() && !is_told {
             is_told = true;
             Signal::Terminate.send(child.id())?;
         }

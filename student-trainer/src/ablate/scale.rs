@@ -117,7 +117,7 @@ impl<'a> Scale<'a> {
         let digest = Fingerprint::of(text.as_bytes()).to_hex();
         let name = format!("{term}-{}", digest.get(..NAME_DIGITS).unwrap_or_default());
         let run = Planned::new(self.directory, &name, self.seed, &alone)?;
-        let Some(run) = run.train(self.shutdown)? else {
+        let Some(run) = run.train(&|| self.shutdown.is_requested())? else {
             return Ok(None);
         };
         let norms = run.curve("grad_norm");

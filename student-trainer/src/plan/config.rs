@@ -144,6 +144,11 @@ impl PlanConfig {
         self.options.seq_len as u64
     }
 
+    /// Prompts that are answered for the report.
+    pub fn sample_answers(&self) -> u64 {
+        self.train.sample_answers as u64
+    }
+
     /// Tokens of a pass, padding included.
     pub fn tokens(&self) -> u64 {
         let all = self.seq_len() * self.train.batch_size as u64;

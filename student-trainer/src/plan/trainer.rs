@@ -16,7 +16,7 @@ use crate::{
     config::{Quantize, TrainConfig, Tune},
     loss::LossConfig,
     run::{AdapterConfig, refuse_unused, warn_of_unused},
-    train::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, SAMPLES_MAX},
+    train::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX},
 };
 
 const F32: u64 = 4;
@@ -248,7 +248,7 @@ impl Trainer<'_> {
             Place::Cpu => F32,
         };
         let prompt = self.config.seq_len().min(PROMPT_TOKENS_MAX as u64);
-        let positions = SAMPLES_MAX as u64 * (prompt + ANSWER_TOKENS_MAX as u64);
+        let positions = self.config.sample_answers() * (prompt + ANSWER_TOKENS_MAX as u64);
         let layers = model.num_hidden_layers as u64;
         let kept = positions * layers * 2 * element * model.key_value_size() as u64;
         let layer = prompt * self.layer(0).forward(element);

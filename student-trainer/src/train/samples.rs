@@ -15,8 +15,6 @@ use crate::{
     run::ANSWERS_FILE,
 };
 
-/// Prompts at most; all of them are answered together.
-pub(crate) const SAMPLES_MAX: usize = 4;
 /// Tokens of a prompt at most; longer ones are passed over.
 pub(crate) const PROMPT_TOKENS_MAX: usize = 256;
 /// Tokens of an answer at most.
@@ -78,7 +76,8 @@ pub(super) fn ask_before(
     host: &mut Host<'_>,
 ) -> Result<()> {
     let path = setting.run_directory.join(ANSWERS_FILE);
-    if path.exists() {
+    let wanted = setting.config.sample_answers;
+    if wanted == 0 || path.exists() {
         return Ok(());
     }
     let tokenizer = &setting.files.tokenizer;
@@ -87,23 +86,26 @@ pub(super) fn ask_before(
         .iter()
         .flat_map(|held_out| held_out.sequences());
     let held_out = held_out.map(|one| Sample::of(&one.token_ids, &one.target_mask, tokenizer));
-    let mut samples = first(held_out);
+    let mut samples = first(wanted, held_out);
     if samples.is_empty() {
         // No more than the first step waits for anyway.
         let Some(found) = host.frames.look(frames_a_step(setting.config))? else {
             return Ok(());
         };
         let reader = &host.reader;
-        samples = first(found.map(|received| -> Result<Option<Sample>> {
-            let Some(example) = reader.read(&received.frame)? else {
-                return Ok(None);
-            };
-            let mut mask = vec![false; example.token_ids.len()];
-            for &target in &example.target_positions {
-                mask[target] = true;
-            }
-            Sample::of(&example.token_ids, &mask, tokenizer)
-        }));
+        samples = first(
+            wanted,
+            found.map(|received| -> Result<Option<Sample>> {
+                let Some(example) = reader.read(&received.frame)? else {
+                    return Ok(None);
+                };
+                let mut mask = vec![false; example.token_ids.len()];
+                for &target in &example.target_positions {
+                    mask[target] = true;
+                }
+                Sample::of(&example.token_ids, &mask, tokenizer)
+            }),
+        );
     }
     if !samples.is_empty() {
         let written = answer(setting, decoder, samples, |sample, written| {
@@ -128,9 +130,9 @@ pub(super) fn ask_after(setting: &Setting<'_>, decoder: &Decoder) {
 }
 
 /// Those that can be asked; what is wrong with a sequence is told where it is trained or evaluated on.
-fn first(samples: impl Iterator<Item = Result<Option<Sample>>>) -> Vec<Sample> {
+fn first(wanted: usize, samples: impl Iterator<Item = Result<Option<Sample>>>) -> Vec<Sample> {
     let samples = samples.filter_map(|sample| sample.ok().flatten());
-    samples.take(SAMPLES_MAX).collect()
+    samples.take(wanted).collect()
 }
 
 fn warn_of(written: Result<()>) {
@@ -152,6 +154,10 @@ fn answer(
         seed: 0,
     };
     let writer = Writer::new(decoder, setting.files, decoding, &[], setting.shutdown)?;
+    tracing::info!(
+        "{ANSWERS_FILE}: the student answers {} prompts with {ANSWER_TOKENS_MAX} tokens at most",
+        samples.len()
+    );
     let asked = samples.iter().map(|sample| Asked {
         ids: sample.prompt_ids.clone(),
         seed: decoding.seed,

@@ -69,7 +69,8 @@ fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
         out.join("runs/kl---ot-9/summary.json").exists()
     });
 
-    let said = text(&trainer_succeeds(&command));
+    let side_by_side = [&command[..], &["--jobs", "3"]].concat();
+    let said = text(&trainer_succeeds(&side_by_side));
     // CE, the arm, row, uniform, mutual, another text's teacher; three seeds.
     assert!(
         said.contains("2 arms with 4 controls, 3 seeds (1 to look at first): 18 runs"),
@@ -109,6 +110,39 @@ fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
         refused.contains("another `steps` than the arm has now"),
         "{refused}"
     );
+    Ok(())
+}
+
+/// Of runs side by side one fails: the other saves what it has, and the failure is what is told.
+#[test]
+fn a_run_that_fails_stops_the_one_beside_it() -> Result<()> {
+    let setup = Setup::new()?;
+    let teacher = setup.serve(&Listen::Loopback, &[]);
+    let (file, out) = (
+        setup.work.path().join("arms.toml"),
+        setup.work.path().join("judged"),
+    );
+    let arms = arms(&setup, teacher.address(), 1_000_000)
+        .replace("screening = [9]", "equal_gradients = false");
+    let needs_state = r#"loss = { ot_weight = 0.5, align = { cost = "hidden" } }"#;
+    fs::write(
+        &file,
+        arms.replace("loss = { ot_weight = 0.5 }", needs_state),
+    )?;
+    let refused = trainer_refuses(&[
+        "ablate",
+        path_text(&file),
+        "--out",
+        path_text(&out),
+        "--jobs",
+        "2",
+    ]);
+    assert!(
+        refused.contains("KL + OT, seed 1: train ended with"),
+        "{refused}"
+    );
+    assert!(refused.contains("state"), "{refused}");
+    assert!(out.join("runs/ce-1.log").exists() && !out.join("runs/ce-1/summary.json").exists());
     Ok(())
 }
 

@@ -53,12 +53,12 @@ fn the_fast_form_distils_the_embedded_models() {
     };
     // The student has room to learn, the teacher's soft labels help it, and another text's do not.
     assert!(mean("CE") > 0.4, "{summary}");
-    for arm in ["CE + KL", "KL alone"] {
-        assert!(mean(arm) < mean("CE"), "{summary}");
-        let shuffled = mean(&format!("{arm}, another text's teacher"));
-        assert!(shuffled > mean("CE"), "{summary}");
-    }
-    assert!(few.table.contains("| KL alone |"), "{summary}");
+    assert!(mean("CE + KL") < mean("CE"), "{summary}");
+    assert!(
+        mean("CE + KL, another text's teacher") > mean("CE"),
+        "{summary}"
+    );
+    assert!(few.table.contains("| CE + KL |"), "{summary}");
     assert!(few.teacher_tokens_per_second > 0.0);
     assert!(few.bytes_per_token > 10.0 && few.bytes_per_token < 2000.0);
     let page = fs::read_to_string(&few.page).unwrap();

@@ -5,7 +5,7 @@ use distill_model::Sampling;
 use super::*;
 use crate::{
     generate::{Asked, Decoding, Writer, Written},
-    train::{ANSWER_TOKENS_MAX, SAMPLES_MAX, Sample},
+    train::{ANSWER_TOKENS_MAX, Sample},
 };
 
 impl Bench {
@@ -16,7 +16,7 @@ impl Bench {
             let (prompt, completion) = (format!("t{i} t{}", i + 7), format!(" t{}", i + 14));
             serde_json::json!({"prompt": prompt, "completion": completion}).to_string()
         };
-        let rows: Vec<String> = (1..=SAMPLES_MAX + 2).map(row).collect();
+        let rows: Vec<String> = (1..=6).map(row).collect();
         fs::write(&data, rows.join("\n")).unwrap();
         TrainConfig {
             eval_data: vec![data],
@@ -64,7 +64,7 @@ fn a_run_shows_what_the_student_answered_before_and_after_and_trains_the_same_bi
     let config = bench.asked("run");
     train(&config).unwrap();
     let samples = Sample::read(&config.out).unwrap();
-    assert_eq!(samples.len(), SAMPLES_MAX);
+    assert_eq!(samples.len(), 4);
     assert_eq!(samples[0].prompt, "t1 t8");
     assert_eq!(samples[0].reference.trim(), "t15");
     let of = |of: fn(&Sample) -> &Option<Written>| -> Vec<Written> {
@@ -89,6 +89,14 @@ fn a_run_shows_what_the_student_answered_before_and_after_and_trains_the_same_bi
     // The teacher's sequences ask nothing.
     assert!(!silent.out.join("answers.json").exists());
     assert_eq!(adapter(&silent), adapter(&config));
+
+    let unasked = TrainConfig {
+        sample_answers: 0,
+        ..bench.asked("unasked")
+    };
+    train(&unasked).unwrap();
+    assert!(!unasked.out.join("answers.json").exists());
+    assert_eq!(adapter(&unasked), adapter(&config));
 }
 
 #[test]

@@ -34,7 +34,7 @@ def succeed(*command: object) -> str:
 def fails(what, *parts: str) -> None:
     try:
         what()
-    except (ot_distill.Error, ValueError, IndexError) as error:
+    except (ot_distill.Error, ValueError, IndexError, SystemExit) as error:
         for part in parts:
             assert part in str(error), error
     else:
@@ -57,6 +57,7 @@ def check_programs() -> None:
     commands = {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "}
     assert commands - {"help"} == set(launcher.TEACHER_COMMANDS), commands
     assert run(*MODULE, "train", "--no-such-flag").returncode == run(BIN / "student-trainer", "train", "--no-such-flag").returncode == 2
+    fails(lambda: launcher.path("no-program"), "no-program", "pip install --force-reinstall")
     assert run(*MODULE).returncode == 2 and "train" in succeed(*MODULE, "--help")
 
 

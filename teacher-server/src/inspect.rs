@@ -10,7 +10,7 @@ use std::{
 use distill_hub::Wanted;
 use distill_model::{ComputeDtype, DeviceChoice, Weights};
 use distill_program::Outcome;
-use distill_proto::{Frame, FrameContext, StateKind, fingerprint::short, v1};
+use distill_proto::{Frame, StateKind, fingerprint::short, v1};
 use serde::Serialize;
 
 use crate::{
@@ -176,13 +176,7 @@ fn sample(
     picks
         .map(|&index| {
             let none = || Error::Internal(format!("frame {index} is gone"));
-            let block = store.get(index)?.ok_or_else(none)?;
-            let context = FrameContext {
-                plan: cache.plan(),
-                shard: block.shard,
-                index,
-            };
-            Ok(Frame::decode(&block.frame, &context)?)
+            cache.decode(&store.get(index)?.ok_or_else(none)?)
         })
         .collect()
 }

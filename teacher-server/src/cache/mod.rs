@@ -52,11 +52,12 @@ use std::{
 };
 
 use distill_program::lock::{Attempt, Lock};
-use distill_proto::{Fingerprint, fingerprint::FingerprintBuilder, v1};
+use distill_proto::{Fingerprint, Frame, FrameContext, fingerprint::FingerprintBuilder, v1};
 
 use crate::{
     Error, Result,
     plan::{Entry, Pairs, Served},
+    store::StoredBlock,
 };
 pub use contents::Contents;
 use files::{Files, LocalFiles};
@@ -394,6 +395,19 @@ impl Cache {
     /// As [`CacheStore::open`].
     pub fn store(&self) -> Result<CacheStore> {
         CacheStore::open(self.contents(), self.access)
+    }
+
+    /// The frame of a block that its store gave.
+    ///
+    /// # Errors
+    /// `Proto` where these are no bytes of that frame.
+    pub fn decode(&self, block: &StoredBlock) -> Result<Frame> {
+        let context = FrameContext {
+            plan: self.plan,
+            shard: block.shard,
+            index: block.index,
+        };
+        Ok(Frame::decode(&block.frame, &context)?)
     }
 }
 

@@ -66,7 +66,7 @@ pub fn command() -> Command {
                     .value_name("ARMS_TOML")
                     .required(true)
                     .value_parser(clap::value_parser!(PathBuf))
-                    .help("Seeds, settings of train that all arms have, and what each has otherwise; see docs/losses.md"),
+                    .help("Seeds, settings of train that all arms have, and what each has otherwise; see docs/ablate.md"),
             )
             .arg(
                 Arg::new("out")

@@ -315,13 +315,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.out.mkdir(parents=True)
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/losses.md").read_text()
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("losses.md", "which-loss.md", "gpu.md"))
     if options.corpus is None:
         options.corpus = options.out / "corpus.txt"
         options.corpus.write_text(text)
     if options.held_out is None:
         options.held_out = options.out / "held-out.txt"
-        options.held_out.write_text((ROOT / "docs/teacher.md").read_text())
+        options.held_out.write_text((ROOT / "docs/memory.md").read_text())
     sys.exit(Soak(options).run())
 
 

@@ -15,7 +15,7 @@ use super::plan::PlanKind;
 pub const EPSILON_DEFAULT: f64 = 0.1;
 /// Default of [`AlignConfig::position`] between two readings of one text: at epsilon 0.1 a hundredth of the sequence costs one
 /// nat, so that a weak student's plan stays near the diagonal; with 10 it wanders, and teaches a tenth of what KL does
-/// (docs/losses.md).
+/// (docs/which-loss.md).
 const POSITION_DEFAULT: f64 = 1000.0;
 /// Default between the two texts of a pair, which may tell things in any order.
 const POSITION_DEFAULT_OF_PAIRS: f64 = 0.0;

@@ -237,7 +237,7 @@ fn foundation(given: &Table, known: &[scheme::Key], captured: Captured<'_>) -> R
     Ok(base)
 }
 
-/// The cheapest that does as well as the whole distribution (docs/losses.md). Who names only a K means the K largest logits,
+/// The cheapest that does as well as the whole distribution (docs/which-loss.md). Who names only a K means the K largest logits,
 /// and drawn rows are for temperature 1.
 fn default_estimator(top_k: Option<&Value>, temperatures: Option<&Value>) -> EstimatorSetting {
     let is_one = |tau: &Value| number(tau) == Some(1.0);

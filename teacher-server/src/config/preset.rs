@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Names of all presets, and what they stand for.
 const PRESETS: [(&str, &str); 1] = [("reference-24gb", REFERENCE_24GB)];
 
-/// Weights in f32 would not fit the card. What is kept of a row is what docs/losses.md found to be enough.
+/// Weights in f32 would not fit the card. What is kept of a row is what docs/which-loss.md found to be enough.
 const REFERENCE_24GB: &str = r#"
 seq_len = 512
 batch_size = 1

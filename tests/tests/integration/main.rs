@@ -3,6 +3,7 @@
 
 mod ablate;
 mod alignments;
+mod book;
 mod cache;
 mod captures;
 mod changed;
@@ -26,6 +27,7 @@ mod refusals;
 mod remedies;
 mod resume;
 mod security;
+mod settings_pages;
 mod stays;
 mod swapping;
 mod terminal;

@@ -49,7 +49,7 @@ fn targets(sequence: &Sequence) -> String {
     String::from_utf8(bytes.copied().collect()).unwrap()
 }
 
-/// The record of docs/teacher.md.
+/// The record of docs/corpus.md.
 pub(super) fn cups() -> Value {
     json!({
         "teacher": {"prompt": "Ann has 3 cups ... How many?\n", "completion": "3+5=8\n8-1=7\nAnswer: 7"},

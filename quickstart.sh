@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job from end to end: builds, distils with several losses side by side, prints what may be claimed of them and writes pages.
 #
-#   ./quickstart.sh                 embedded models, two questions, four seeds
+#   ./quickstart.sh                 embedded models, two questions, three seeds
 #   ./quickstart.sh --fast          the first question, two seeds
 #   ./quickstart.sh --full          all losses, five seeds
 #   ./quickstart.sh --real [--teacher DIR|FILE.gguf] [--text FILE]...

@@ -24,7 +24,7 @@ const RUNS_MAX: usize = 1000;
 pub enum Effort {
     /// A minute: two seeds of two losses.
     Fast,
-    /// Four seeds of the first losses of each task.
+    /// Three seeds of the first losses of each task.
     Default,
     /// Five seeds of all losses.
     Full,
@@ -34,7 +34,7 @@ impl Effort {
     fn seeds(self) -> Value {
         let count = match self {
             Self::Fast => 2,
-            Self::Default => 4,
+            Self::Default => 3,
             Self::Full => 5,
         };
         Value::Array((1..=count).map(Value::Integer).collect())
@@ -89,7 +89,7 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
          of other solutions, less is better.",
         Arms {
             text: include_str!("../tasks/pairs.toml"),
-            first: 2,
+            first: 3,
         },
         write_lesson_pairs(&corpus, [50, 300, 200])?,
         "--state hidden:0,1",

@@ -347,17 +347,32 @@ impl Lease {
 
     /// Says who has the device, for people and for whoever checks that there is never more than one.
     fn report(&self, before: Device) {
-        let epoch = self.machine.epoch();
-        let state = match (before, self.machine.device()) {
-            (_, Device::Trainer { yielding: true, .. }) => "yielding",
-            (_, Device::Trainer { .. }) => "granted",
-            (Device::AwaitingRoom, Device::Loading) => "loading",
-            (Device::Loading, Device::Teacher { .. }) => "loaded",
-            (Device::Teacher { .. }, Device::Freeing) => "leaving",
-            (Device::Freeing | Device::Trainer { .. }, Device::Nobody) => "free",
-            _ => return,
-        };
-        (self.report)(state, self.holder(), epoch);
+        for state in said(before, self.machine.device()) {
+            (self.report)(state, self.holder(), self.machine.epoch());
+        }
+    }
+}
+
+/// What is said of a change.
+fn said(before: Device, now: Device) -> &'static [&'static str] {
+    let had_it = |epoch| matches!(before, Device::Trainer { epoch: of, .. } if of == epoch);
+    match (before, now) {
+        (
+            _,
+            Device::Trainer {
+                yielding, epoch, ..
+            },
+        ) => match (had_it(epoch), yielding) {
+            // It is asked for the device as soon as it has it.
+            (false, true) => &["granted", "yielding"],
+            (true, true) => &["yielding"],
+            (_, false) => &["granted"],
+        },
+        (Device::AwaitingRoom, Device::Loading) => &["loading"],
+        (Device::Loading, Device::Teacher { .. }) => &["loaded"],
+        (Device::Teacher { .. }, Device::Freeing) => &["leaving"],
+        (Device::Freeing | Device::Trainer { .. }, Device::Nobody) => &["free"],
+        _ => &[],
     }
 }
 
@@ -365,5 +380,31 @@ impl Lease {
 fn tell(messages: &Messages, message: std::result::Result<HoldDeviceResponse, Status>) {
     if let Err(error) = messages.try_send(message) {
         tracing::debug!("a trainer was not told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The grant went unsaid, and the teacher seemed to be there beside the trainer.
+    #[test]
+    fn a_trainer_that_is_asked_back_as_soon_as_it_has_the_device_was_granted_it() {
+        let trainer = |epoch, yielding| Device::Trainer {
+            stream: 1,
+            epoch,
+            yielding,
+        };
+        assert_eq!(
+            said(Device::Freeing, trainer(3, true)),
+            ["granted", "yielding"]
+        );
+        assert_eq!(
+            said(trainer(2, true), trainer(3, true)),
+            ["granted", "yielding"]
+        );
+        assert_eq!(said(trainer(3, false), trainer(3, true)), ["yielding"]);
+        assert_eq!(said(Device::Nobody, trainer(3, false)), ["granted"]);
+        assert_eq!(said(trainer(3, true), Device::Nobody), ["free"]);
     }
 }

@@ -97,7 +97,7 @@ pub fn assert_never_two(mut stays: Vec<Stay>) -> usize {
         let (before, after) = (&pair[0], &pair[1]);
         assert!(
             before.to <= after.from + CLOCK_SECONDS,
-            "{} was there until {}, {} from {}",
+            "{} was there until {}, {} from {}: {stays:#?}",
             before.who,
             before.to,
             after.who,

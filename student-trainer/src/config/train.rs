@@ -167,7 +167,7 @@ settings! {
         /// Run directory to create.
         out: PathBuf = PathBuf::new(), may_resume: yes, value: "DIR", essential: true;
         /// Prompts that the student answers before its first step and after its last, for the report; 0 asks it nothing.
-        sample_answers: usize = 4, may_resume: yes, limits: 0..=64;
+        sample_answers: usize = 4, may_resume: no, limits: 0..=64;
         /// Steps between two checkpoints; 0 writes one at the end only.
         save_steps: usize = 200, may_resume: yes;
         /// Newest checkpoints that are kept, beside the best one.

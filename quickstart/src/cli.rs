@@ -27,7 +27,7 @@ pub struct Args {
 enum Command {
     /// Distils with several losses side by side, each with several seeds and its controls; prints what the judge says of them.
     Run {
-        /// A minute and a half: one task, two seeds.
+        /// A minute: one task, two seeds.
         #[arg(long, conflicts_with = "full")]
         fast: bool,
         /// All losses with five seeds; about an hour and a half.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -166,7 +167,10 @@ pub(super) fn run_json(program: &Path, args: &[String]) -> Result<Value> {
 }
 
 fn output(program: &Path, args: &[String]) -> Result<Vec<u8>> {
+    // In a group of its own: of a terminal's signal it hears once, through this process; a second one would end it before it
+    // has told its runs.
     let child = Command::new(program)
+        .process_group(0)
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -147,7 +147,8 @@ pub enum Error {
     },
     /// The model was needed where a cache is served without one.
     #[error(
-        "this server serves a cache and has no model in memory; give it --model and --corpus to compute or score sequences"
+        "this server serves a cache and has no model in memory; to compute what an incomplete cache lacks, give it --model and --corpus, \
+         and to score other text, start a server without --cache"
     )]
     NoModel,
     /// The teacher was needed at once while a trainer has the device.

@@ -24,7 +24,7 @@ use crate::{
     config::FILE_BYTES_MAX,
     files,
     report::Run,
-    run::{CONFIG_FILE, PLANS_FILE, SUMMARY_FILE},
+    run::{CONFIG_FILE, PLANS_FILE, SUMMARY_FILE, who_trains_in},
     shutdown::Shutdown,
     train::{PROGRAM, Plans},
 };
@@ -92,6 +92,9 @@ impl Planned {
     /// The run failed: with the end of its log.
     pub fn train(&self, is_to_stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         if !self.is_done()? {
+            self.wait_for_who_trains(is_to_stop)?;
+        }
+        if !self.is_done()? {
             if is_to_stop() {
                 return Ok(None);
             }
@@ -118,6 +121,21 @@ impl Planned {
         let mut name = self.directory.clone().into_os_string();
         name.push(ending);
         name.into()
+    }
+
+    /// Lets a run that a killed judge left behind come to its end.
+    fn wait_for_who_trains(&self, is_to_stop: &dyn Fn() -> bool) -> Result<()> {
+        let mut is_told = false;
+        while let Some(holder) = who_trains_in(&self.directory)?
+            && !is_to_stop()
+        {
+            if !is_told {
+                is_told = true;
+                tracing::info!("{}: waiting for {holder}, which trains it", self.name);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     fn start(&self, is_to_stop: &dyn Fn() -> bool) -> Result<ExitStatus> {

@@ -211,10 +211,16 @@ impl Results<'_> {
             let rival = verdict.rival.clone()?;
             let gain = verdict.from_rival?;
             if verdict.holds() {
-                return Some(format!(
-                    "{}: better than {rival} and every control.",
-                    verdict.arm
-                ));
+                let is_controlled = self
+                    .rows
+                    .iter()
+                    .any(|row| row.control_of.as_deref() == Some(&verdict.arm));
+                let controls = if is_controlled {
+                    " and every control"
+                } else {
+                    ""
+                };
+                return Some(format!("{}: better than {rival}{controls}.", verdict.arm));
             }
             if !gain.is_beyond() {
                 return None;

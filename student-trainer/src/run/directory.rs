@@ -243,6 +243,20 @@ pub(crate) fn require_run(path: &Path) -> Result<()> {
     ))
 }
 
+/// Who trains in this directory now, if anybody does.
+///
+/// # Errors
+/// The file system refuses.
+pub(crate) fn who_trains_in(directory: &Path) -> Result<Option<String>> {
+    if !directory.is_dir() {
+        return Ok(None);
+    }
+    Ok(match Lock::take(&directory.join(LOCK_FILE))? {
+        Attempt::Taken(_) => None,
+        Attempt::HeldBy(holder) => Some(holder),
+    })
+}
+
 /// Keeps a second trainer out of `directory`.
 fn take_lock(directory: &Path) -> Result<Lock> {
     match Lock::take(&directory.join(LOCK_FILE))? {

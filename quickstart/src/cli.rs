@@ -30,7 +30,7 @@ enum Command {
         /// A minute: one task, two seeds.
         #[arg(long, conflicts_with = "full")]
         fast: bool,
-        /// All losses with five seeds; about an hour and a half.
+        /// All losses with five seeds; more than half an hour.
         #[arg(long)]
         full: bool,
         /// Directory of the embedded models.

@@ -10,6 +10,7 @@ use super::tokenizer::{
     ADD_BOS, BOS_ID, BYTE_LEVEL_BPE, CHAT_TEMPLATE, CONTROL, EOS_ID, GgufTokenizer, MERGES, MODEL,
     PADDING_ID, PRE, TOKEN_TYPE, TOKENS, UNKNOWN_ID, UNUSED, USER_DEFINED,
 };
+use super::write::unsupported;
 use crate::{Error, Result};
 
 /// llama.cpp's type of every other token.
@@ -130,13 +131,6 @@ impl GgufTokenizer {
             entries.push((CHAT_TEMPLATE, Value::String(template.clone())));
         }
         entries
-    }
-}
-
-fn unsupported(what: String) -> Error {
-    Error::Unsupported {
-        what: format!("{what} in a GGUF file"),
-        remedy: "write the merged model with --format hf and convert that with llama.cpp's convert_hf_to_gguf.py".to_owned(),
     }
 }
 

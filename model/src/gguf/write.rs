@@ -216,14 +216,16 @@ impl GgufFile {
     }
 }
 
-/// What llama.cpp calls the model: Mistral's are Llama's, with a window that the reader takes and llama.cpp does not look at.
-fn family(config: &ModelConfig) -> Result<Architecture> {
-    let unsupported = |what: String| {
-        Error::Unsupported {
+/// What this build does not write, where llama.cpp's own converter may.
+pub(super) fn unsupported(what: String) -> Error {
+    Error::Unsupported {
         what: format!("{what} in a GGUF file"),
         remedy: "write the merged model with --format hf and convert that with llama.cpp's convert_hf_to_gguf.py".to_owned(),
     }
-    };
+}
+
+/// What llama.cpp calls the model: Mistral's are Llama's, with a window that the reader takes and llama.cpp does not look at.
+fn family(config: &ModelConfig) -> Result<Architecture> {
     let family = match config.model_type {
         Architecture::Mistral => Architecture::Llama,
         other => other,

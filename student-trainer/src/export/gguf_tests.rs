@@ -19,7 +19,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{
-    tests::{copy, fixtures},
+    tests::{fixtures, scaled_adapter},
     *,
 };
 use crate::{
@@ -387,17 +387,7 @@ fn a_written_adapter_is_the_update_of_its_base() {
 fn a_training_that_f16_rounds_away_is_told_of() {
     let dir = tempfile::tempdir().unwrap();
     let base = base(dir.path(), "qwen2-untied");
-    let adapter = dir.path().join("small");
-    copy(&fixtures().join("peft/patterns"), &adapter);
-    let path = adapter.join("adapter_model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    for (_, tensor) in tensors
-        .iter_mut()
-        .filter(|(name, _)| name.contains("lora_B"))
-    {
-        *tensor = (&*tensor * 0.0005).unwrap();
-    }
-    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let adapter = scaled_adapter(dir.path(), 0.0005);
     let config = ExportConfig {
         adapter: Some(adapter),
         ..config(&base, dir.path().join("out"), GgufQuant::F16)

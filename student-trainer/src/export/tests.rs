@@ -18,7 +18,7 @@ pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-pub(super) fn copy(from: &Path, to: &Path) {
+fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -102,7 +102,7 @@ fn an_exported_model_answers_like_base_and_adapter_in_peft() {
 }
 
 /// The fixtures' adapter with its update made smaller.
-fn scaled_adapter(dir: &Path, factor: f64) -> PathBuf {
+pub(super) fn scaled_adapter(dir: &Path, factor: f64) -> PathBuf {
     let adapter = dir.join(format!("adapter-{factor}"));
     copy(&fixtures().join("peft/patterns"), &adapter);
     let file = adapter.join("adapter_model.safetensors");

@@ -1,6 +1,10 @@
 //! Runs the judge of losses with real processes: arms, controls, a kill in the middle, and what it says.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -38,6 +42,11 @@ loss = {{ ot_weight = 0.5 }}
     )
 }
 
+/// The file of the arms, and where the judge works.
+fn places(setup: &Setup) -> [PathBuf; 2] {
+    ["arms.toml", "judged"].map(|name| setup.work.path().join(name))
+}
+
 fn results(out: &Path) -> Result<Value> {
     Ok(serde_json::from_slice(&fs::read(
         out.join("results.json"),
@@ -48,10 +57,7 @@ fn results(out: &Path) -> Result<Value> {
 fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
     let setup = Setup::new()?;
     let teacher = setup.serve(&Listen::Loopback, &[]);
-    let (file, out) = (
-        setup.work.path().join("arms.toml"),
-        setup.work.path().join("judged"),
-    );
+    let [file, out] = places(&setup);
     fs::write(&file, arms(&setup, teacher.address(), 3))?;
     let command = ["ablate", path_text(&file), "--out", path_text(&out)];
 
@@ -115,10 +121,7 @@ fn arms_and_controls_are_trained_once_and_judged() -> Result<()> {
 fn a_run_that_fails_stops_the_one_beside_it() -> Result<()> {
     let setup = Setup::new()?;
     let teacher = setup.serve(&Listen::Loopback, &[]);
-    let (file, out) = (
-        setup.work.path().join("arms.toml"),
-        setup.work.path().join("judged"),
-    );
+    let [file, out] = places(&setup);
     let arms = arms(&setup, teacher.address(), 1_000_000)
         .replace("screening = [9]", "equal_gradients = false");
     let needs_state = r#"loss = { ot_weight = 0.5, align = { cost = "hidden" } }"#;
@@ -153,11 +156,8 @@ fn plans_of_arms_are_shown_beside_the_links_of_their_records() -> Result<()> {
     };
     let setup = setup_with(&(0..4).map(linked).collect::<Vec<_>>())?;
     let teacher = setup.serve(&Listen::Loopback, &[]);
-    let (file, out, held_out) = (
-        setup.work.path().join("arms.toml"),
-        setup.work.path().join("judged"),
-        setup.work.path().join("held-out.jsonl"),
-    );
+    let [file, out] = places(&setup);
+    let held_out = setup.work.path().join("held-out.jsonl");
     let record = serde_json::json!({"prompt": "hello ", "completion": "there the end"});
     fs::write(&held_out, format!("{record}\n"))?;
     let arms = arms(&setup, teacher.address(), 2).replace("screening = [9]", "screening = []");
@@ -186,10 +186,7 @@ fn plans_of_arms_are_shown_beside_the_links_of_their_records() -> Result<()> {
 #[test]
 fn arms_that_cannot_be_trained_are_refused_before_any_is() -> Result<()> {
     let setup = Setup::new()?;
-    let (file, out) = (
-        setup.work.path().join("arms.toml"),
-        setup.work.path().join("judged"),
-    );
+    let [file, out] = places(&setup);
     let text = arms(&setup, "http://127.0.0.1:1", 3).replace("ot_weight = 0.5", "ot_wieght = 0.5");
     fs::write(&file, text)?;
     let refused = trainer_refuses(&["ablate", path_text(&file), "--out", path_text(&out)]);
@@ -206,10 +203,7 @@ fn arms_that_cannot_be_trained_are_refused_before_any_is() -> Result<()> {
 fn a_stop_ends_the_run_under_way_with_a_checkpoint() -> Result<()> {
     let setup = Setup::new()?;
     let teacher = setup.serve(&Listen::Loopback, &[]);
-    let (file, out) = (
-        setup.work.path().join("arms.toml"),
-        setup.work.path().join("judged"),
-    );
+    let [file, out] = places(&setup);
     let endless = arms(&setup, teacher.address(), 100_000);
     fs::write(&file, format!("equal_gradients = false\n{endless}"))?;
     let mut child = trainer(&["ablate", path_text(&file), "--out", path_text(&out)])

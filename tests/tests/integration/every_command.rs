@@ -118,6 +118,12 @@ impl Place {
         trainer(&[&["report", path_text(&self.run)], flags].concat())
     }
 
+    /// `push` of the run, whose student was a directory.
+    pub fn push(&self, flags: &[&str]) -> Command {
+        let names = ["--to", "org/name", "--base", "org/base"];
+        trainer(&[&["push", path_text(&self.run)], names.as_slice(), flags].concat())
+    }
+
     /// `ablate` of one arm into a fresh directory.
     pub fn ablate(&self, flags: &[&str]) -> Command {
         let (arms, out) = (self.fresh(), self.fresh());
@@ -215,6 +221,8 @@ impl Place {
                 trainer(&["plan", "--preset", "reference-24gb", "--json"]),
             ),
             result("report", self.report(&[])),
+            // Nothing is pushed.
+            result("push", self.push(&[])),
             result("losses", self.losses(&[])),
             result("losses", self.losses(&["--json"])),
             result("ablate", self.ablate(&[])),

@@ -22,6 +22,7 @@ mod lease;
 mod outputs;
 mod pairs;
 mod pipeline;
+mod push;
 mod quickstart;
 mod refusals;
 mod remedies;

@@ -211,7 +211,7 @@ fn a_push_that_is_stopped_changes_nothing() {
     );
     assert!(pusher.hub.get(TO).unwrap().0.is_empty());
     assert!(
-        !fixture
+        !pusher
             .hub
             .requests()
             .iter()

@@ -73,7 +73,7 @@ pub fn push_in(push: &Push<'_>, environment: &Environment) -> Result<Pushed> {
 fn run(push: &Push<'_>, environment: &Environment) -> Result<Pushed> {
     let repo = &push.to.repo;
     let api = Api::new(environment, repo, push.stopped)?;
-    let sources = push.files.iter().map(|file| Source::open(file));
+    let sources = push.files.iter().map(Source::open);
     let sources = sources.collect::<Result<Vec<Source<'_>>>>()?;
     let there = api.look()?;
     match &there {

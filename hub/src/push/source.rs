@@ -46,11 +46,6 @@ impl Upload {
         &self.name
     }
 
-    /// Its bytes.
-    pub fn content(&self) -> &Content {
-        &self.content
-    }
-
     /// How many bytes it has.
     ///
     /// # Errors

@@ -15,6 +15,8 @@ pub(super) struct Request {
     pub path: String,
     pub range: Option<usize>,
     pub authorization: Option<String>,
+    /// Whether the header came along that an upload of a whole file is to have.
+    pub is_wanted: bool,
     pub length: usize,
     pub body: Vec<u8>,
 }
@@ -61,6 +63,7 @@ impl Request {
                     request.range = start.and_then(|start| start.parse().ok());
                 }
                 "authorization" => request.authorization = Some(value.to_owned()),
+                "x-wanted" => request.is_wanted = value == "this",
                 "content-length" => request.length = value.parse().unwrap_or_default(),
                 _ => {}
             }

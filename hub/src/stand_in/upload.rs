@@ -131,7 +131,9 @@ impl State {
         let path: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let oid = path.get(1).copied().unwrap_or_default().to_owned();
         match path.get(2).and_then(|number| number.parse().ok()) {
-            None if sha256(&request.body) != oid => return Answer::error(BAD, ""),
+            None if !request.is_wanted || sha256(&request.body) != oid => {
+                return Answer::error(BAD, "");
+            }
             None => drop(self.blobs.insert(oid, request.body.clone())),
             Some(number) => {
                 let parts = self.parts.entry(oid).or_default();

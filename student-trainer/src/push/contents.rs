@@ -231,10 +231,10 @@ fn json_bytes(path: &Path, fields: &Map<String, Value>) -> Result<Content> {
 /// Whether a Modelfile names a model that does not lie beside it.
 fn names_elsewhere(path: &Path) -> Result<bool> {
     let text = files::read_text(path, CARD_BYTES_MAX)?;
-    let named = text.lines().filter_map(|line| {
+    let mut named = text.lines().filter_map(|line| {
         ["FROM ", "ADAPTER "]
             .iter()
             .find_map(|word| line.strip_prefix(word))
     });
-    Ok(named.into_iter().any(|file| !file.starts_with("./")))
+    Ok(named.any(|file| !file.starts_with("./")))
 }

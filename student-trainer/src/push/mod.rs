@@ -13,7 +13,7 @@ mod contents;
 use std::{fmt::Write, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use distill_hub::{Environment, Push, Reference, Upload};
+use distill_hub::{Environment, Push, Reference};
 use distill_program::units::Bytes;
 
 use crate::{Error, Result, shutdown::Shutdown};
@@ -144,12 +144,7 @@ fn show(contents: &Contents, to: &Reference, private: bool) -> Result<String> {
     let width = contents.files.iter().map(|file| file.name().len()).max();
     let width = width.unwrap_or_default();
     for file in &contents.files {
-        let _ = writeln!(
-            text,
-            "  {:width$}  {}",
-            file.name(),
-            Bytes(Upload::bytes(file)?)
-        );
+        let _ = writeln!(text, "  {:width$}  {}", file.name(), Bytes(file.bytes()?));
     }
     for name in &contents.left_out {
         let _ = writeln!(text, "not: {name}");

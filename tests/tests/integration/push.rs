@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use distill_hub::stand_in::{Faults, StandIn};
-use distill_tests::fixtures;
 use serde_json::Value;
 
 use crate::{
@@ -102,7 +101,9 @@ fn a_pushed_model_is_a_student_by_its_name() -> Result<()> {
     let teacher = setup.serve(&Listen::Loopback, &[]);
     let run = setup.work.path().join("run");
     let train = ["train", "--student", "org/tiny", "--tune", "full"];
-    let held_out = fixtures::path("corpus/completions.jsonl");
+    let held_out = setup.work.path().join("held-out.jsonl");
+    let rows = "{\"prompt\": \"one two\", \"completion\": \" three\"}\n".repeat(2);
+    fs::write(&held_out, rows)?;
     let more = ["--steps", "2", "--eval-data", path_text(&held_out)];
     let place = ["--teacher", teacher.address(), "--out", path_text(&run)];
     said(hub.nobody(&[&train[..], &more, &place].concat()))?;
@@ -116,7 +117,7 @@ fn a_pushed_model_is_a_student_by_its_name() -> Result<()> {
         "teaches `org/tiny`",
         "## Evaluations",
         "## Answers before and after",
-        "--eval-data completions.jsonl",
+        "--eval-data held-out.jsonl",
         "/org/pushed would get (private):\n  README.md",
         "model.safetensors",
         "Nothing was pushed; add --yes",

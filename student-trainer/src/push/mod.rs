@@ -98,7 +98,7 @@ pub fn run(args: &PushArgs, shutdown: &Shutdown) -> Result<String> {
         files, left_out, ..
     } = contents;
     for name in left_out {
-        tracing::warn!("{name} is left out");
+        tracing::warn!("not pushed: {name}");
     }
     let pushed = distill_hub::push(&Push {
         to: &to,

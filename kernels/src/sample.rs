@@ -71,3 +71,38 @@ impl Sample {
         (1u64 << (63 - bits)) as f32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(vocab: usize, stride: usize) -> Sample {
+        Sample {
+            rows: 1,
+            vocab,
+            stride,
+            temperature: 1.0,
+            top_k: 0,
+            removed: 0,
+            reach: 0.0,
+        }
+    }
+
+    #[test]
+    fn rows_that_no_id_numbers_are_refused() {
+        assert!(sample(5, 8).call(0, 1, 2).is_ok());
+        for (vocab, stride) in [(0, 0), (9, 8), (1 << 32, 1 << 32)] {
+            let error = sample(vocab, stride).call(0, 1, 2).unwrap_err();
+            assert!(error.to_string().contains("logits in rows of"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_row_s_mass_is_a_number_of_63_bits_and_no_smaller() {
+        for vocab in [1, 2, 151_936, 1 << 18, (1 << 32) - 2] {
+            let mass = f64::from(sample(vocab, vocab).unit()) * vocab as f64;
+            let bits = mass.log2();
+            assert!((62.0..63.0).contains(&bits), "{vocab}: {bits}");
+        }
+    }
+}

@@ -221,7 +221,7 @@ mod tests {
                     }
                 }
             }
-            let greedy = check(Sampling::GREEDY, &[row.clone()], &[last]);
+            let greedy = check(Sampling::GREEDY, std::slice::from_ref(&row), &[last]);
             let one = Sampling { top_k: 1, ..PLAIN };
             assert_eq!(greedy, check(one, &[row], &[0.0]));
         }

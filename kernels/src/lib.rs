@@ -60,6 +60,7 @@ mod loaded;
 mod module;
 pub mod nf4;
 mod product;
+pub mod sample;
 pub mod select;
 pub mod sinkhorn;
 pub mod update;

@@ -62,8 +62,8 @@ modules! {
     SELF_TEST = "self_test": "convert" "block_totals" "reverse" "exchange" "multiply_16" "four_matrices";
     /// The rows of a student's head; see [`head`](crate::head).
     HEAD = "head": "head_parts" "head_factors" "head_gradient";
-    /// What is kept of rows of logits; see [`select`](crate::select).
-    SELECT = "select": "select_rows" "draw_rows";
+    /// What is kept of rows of logits, and the tokens that they choose; see [`select`](crate::select) and [`sample`](crate::sample).
+    SELECT = "select" then "sample.cu": "select_rows" "draw_rows" "sample_rows";
     /// Four-bit matrices, unpacked.
     NF4 = "nf4": "dequantize_nested" "dequantize_plain" "dequantize_three";
     /// Plans of optimal transport; see [`sinkhorn`](crate::sinkhorn).

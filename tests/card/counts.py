@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Provides what a student's step and a teacher's batch do on a card, counted: launches, products, copies, synchronisations and allocations by phase.
+"""Provides what a student's step, a teacher's batch and a token of a student's answers do on a card, counted: launches, products, copies, synchronisations and allocations by phase.
 
     (environment and programs as for peaks.py)
     python3 tests/card/counts.py --out DIR [--bin target/debug] [--lengths 512,2048]
 
 The reference pair runs in dry mode with a trace, which is cut at kernels that only one phase has. The first step and the first batch, which also make what is
-kept, are left out. Prints tables and writes DIR/counts.json. Fails where a step does something more often than it may, or a peak or the number of launches is computed more than 3 % off.
+kept, are left out. Prints tables and writes DIR/counts.json. Fails where a step or a token does something more often than it may, or a peak or the number of launches is computed more than 3 % off.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import shutil
 import sys
 
 import peaks
@@ -22,8 +23,16 @@ LOOK_UP = "is_u32_bf16"
 LOSS = ("head_parts", "head_factors", "head_gradient")
 UPDATE = ("squares", "sums_of_parts", "adamw", "adamw_8bit")
 SELECTION = ("select_rows", "draw_rows")
+CHOICE = ("sample_rows",)
+# What is answered together, and how many tokens each.
+PROMPTS = ["one two", "three", "four five six"]
+ANSWER_TOKENS = 4
+DRAWN = ["--temperature", "0.8", "--top-k", "50", "--top-p", "0.95", "--min-p", "0.01"]
+TOKEN = "token of each answer"
 # How often a student's step may do something, by tokens: operations are launches and products.
 MOST = {512: {("in all", "operations"): 2500, ("update", "operations"): 10, ("in all", "waits"): 2}}
+# And a token of so many answers: ids alone come to the host, of four bytes each.
+MOST_OF_TOKEN = {"copies to the host": 1, "bytes to the host": 4 * len(PROMPTS), "waits": 1}
 # What the plan's estimate may be off by, in launches and products.
 PLANNED_OFF = 0.03
 
@@ -80,11 +89,21 @@ def phases_of_step(calls):
 
 
 def phases_of_batch(calls):
-    first = positions(calls, SELECTION)[0]
-    # The head's product comes before the selection.
+    first = head(calls, SELECTION)
+    return {"layers": calls[:first], "head and selection": calls[first:]}
+
+
+def phases_of_token(calls):
+    first = head(calls, CHOICE)
+    return {"layers": calls[:first], "head and choice": calls[first:]}
+
+
+def head(calls, after):
+    """The head's product, which comes before the first of these kernels."""
+    first = positions(calls, after)[0]
     while first > 0 and calls[first]["kind"] != "gemm":
         first -= 1
-    return {"layers": calls[:first], "head and selection": calls[first:]}
+    return first
 
 
 def measure(options, tokens):
@@ -100,6 +119,21 @@ def measure(options, tokens):
     return works, {"student's step": planned["trainer"], "teacher's batch": planned["teacher"]}
 
 
+def measure_answers(options):
+    """A token of each of some answers, drawn."""
+    directory = options.out / "answers"
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "card").mkdir(parents=True)
+    trace, log = directory / "generate.trace", directory / "generate.log"
+    os.environ |= {"CARD_DIR": str(directory / "card"), "CARD_DRY": "1", "CARD_TRACE": str(trace)}
+    command = [options.bin / "student-trainer", "generate", "--student", options.out / "student", "--device", "cuda"]
+    command += ["--prompt", *PROMPTS, "--max-new-tokens", ANSWER_TOKENS, *DRAWN]
+    with peaks.Program(command, log) as program:
+        if program.wait(peaks.RUN_SECONDS) != 0:
+            raise peaks.Failed(f"generate: {peaks.tail(log)}")
+    return {TOKEN: phases_of_token(rounds(list(lines(trace)), CHOICE)[-1])}, {TOKEN: None}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     peaks.add_arguments(parser)
@@ -108,6 +142,7 @@ def main():
     peaks.make_models(options.out, options.tiny)
     found = []
     measured = {tokens: measure(options, tokens) for tokens in map(int, options.lengths.split(","))}
+    measured[len(PROMPTS)] = measure_answers(options)
     print("\n| tokens | work | phase | launches | products | TFLOP | copies to the card | to the host | on it | waits | allocations |")
     print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for tokens, (works, planned) in measured.items():
@@ -125,9 +160,13 @@ def main():
 
 
 def excesses(found):
-    """What a student's step does more often than it may, and what `plan` counts otherwise."""
+    """What a student's step or a token does more often than it may, and what `plan` counts otherwise."""
     for one in found:
         total = one["phases"]["in all"]
+        if one["work"] == TOKEN:
+            over = (what for what, most in MOST_OF_TOKEN.items() if total[what] > most)
+            yield from (f"a token of each of {len(PROMPTS)} answers: {total[what]} {what}, at most {MOST_OF_TOKEN[what]}" for what in over)
+            continue
         operations, planned = total["launches"] + total["products"], one["planned operations"]
         if abs(planned / operations - 1) > PLANNED_OFF:
             yield f"a {one['work']} of {one['tokens']} tokens: {operations} launches and products, {planned} in the plan's estimate (student-trainer/src/plan/speed.rs)"

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use candle_core::{DType, Tensor};
+use distill_kernels::device;
 use rayon::prelude::*;
 
 use super::{Sampling, draw::uniform};
@@ -222,20 +223,21 @@ impl<'a> Generator<'a> {
     fn choose(&self, hidden: &Tensor, random: &[f64]) -> Result<Vec<u32>> {
         let sampling = self.options.sampling;
         let logits = self.logits(hidden)?;
-        if sampling.temperature == 0.0 && !logits.device().is_cpu() {
-            return Ok(logits.argmax(1)?.to_vec1()?);
+        if logits.device().is_cuda() {
+            let vocabulary = self.options.vocabulary;
+            return sampling.choose_on_card((&logits, vocabulary), random, device::COMPUTE);
         }
-        // On a card rows come to the host to be drawn from.
         let logits = logits.to_vec2::<f32>()?;
         let rows = logits.par_iter().zip(random);
         rows.map(|(logits, random)| sampling.choose(logits, *random))
             .collect()
     }
 
-    /// The logits of each row, in f32. On the CPU none depends on the others.
+    /// The logits of each row, in f32. On the CPU none depends on the others; a card's rows may be longer than the vocabulary, and what
+    /// is in them from there on means nothing.
     ///
     /// # Shapes
-    /// hidden [n, d] -> [n, vocabulary]
+    /// hidden [n, d] -> [n, vocabulary or more]
     pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         if hidden.device().is_cpu() {
             return cpu::head_logits(&self.head, hidden);
@@ -243,9 +245,7 @@ impl<'a> Generator<'a> {
         match &self.head {
             TokenMatrix::Packed(head) => head.product(&hidden.to_dtype(DType::F32)?),
             TokenMatrix::Dense(head) => {
-                // Rows may be longer than the vocabulary.
-                let logits = head_rows(&hidden.contiguous()?, &head.tensor().detach())?;
-                Ok(logits.narrow(1, 0, self.options.vocabulary)?.contiguous()?)
+                Ok(head_rows(&hidden.contiguous()?, &head.tensor().detach())?)
             }
         }
     }

@@ -9,9 +9,11 @@
 
 The weights are what they are in training: quantised, with adapters beside them. The cache is allocated once; who finishes leaves its
 slot to who waits. The random number of a token is a function of its sequence's seed and its place in it. In f32 on the CPU, so are
-the logits of its sequence alone: an answer does not depend on who shares its batch.
+the logits of its sequence alone: an answer does not depend on who shares its batch. A card chooses where its logits are, by the same
+random numbers: ids alone come to the host.
 */
 
+mod card;
 mod draw;
 mod generator;
 mod sampling;

@@ -73,10 +73,16 @@ impl Sampling {
         drawn.map(|token| token.id).ok_or_else(no_numbers)
     }
 
+    /// What logits are divided by, which leaves -inf what it is.
+    pub(super) fn divisor(&self) -> f32 {
+        (self.temperature as f32).min(f32::MAX)
+    }
+
     /// The tokens that are drawn from, in the order of their ids, with weights that need not sum to 1.
     fn kept(&self, logits: &[f32]) -> Result<Vec<Token>> {
-        let temperature = self.temperature as f32;
-        let score = |logit: f32| logit / temperature;
+        let divisor = self.divisor();
+        // -0 is as likely as 0.
+        let score = |logit: f32| logit / divisor + 0.0;
         let largest = score(largest(logits)?);
         if !largest.is_finite() {
             return Err(no_numbers());
@@ -153,7 +159,7 @@ fn largest(logits: &[f32]) -> Result<f32> {
     Err(no_numbers())
 }
 
-fn no_numbers() -> Error {
+pub(super) fn no_numbers() -> Error {
     Error::Input(
         "the model's logits are not finite numbers, so no token can be chosen: its weights or its adapter are damaged, or overflow in \
          this type; try --dtype f32"

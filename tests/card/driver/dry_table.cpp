@@ -42,6 +42,7 @@ const std::vector<KernelRow>& kernel_rows() {
         {"dequantize_three", {"out"}},
         {"select_rows", {"statistics", "ids", "values", "masses"}},
         {"draw_rows", {"ids", "values"}},
+        {"sample_rows", {"ids"}},
         {"head_parts", {"out"}},
         {"head_factors", {"parts", "values"}},
         {"head_gradient", {"gradient"}},

@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 
+mod answers;
 mod card;
 mod faults;
 mod programs;

@@ -133,13 +133,20 @@ impl Answerer {
         let short = |field: &str, text: &str| {
             let bytes = text.len();
             let reason = format!("{bytes} bytes, above the limit of {PROMPT_BYTES_MAX}");
-            (bytes <= PROMPT_BYTES_MAX).then_some(()).ok_or_else(|| Error::request(field, reason))
+            (bytes <= PROMPT_BYTES_MAX)
+                .then_some(())
+                .ok_or_else(|| Error::request(field, reason))
         };
         match prompt {
-            None => Err(Error::request("prompt", "there is none; send a text or messages")),
+            None => Err(Error::request(
+                "prompt",
+                "there is none; send a text or messages",
+            )),
             Some(Prompt::Text(text)) => {
                 short("text", &text)?;
-                reader.text(&text).map_err(|reason| Error::request("text", reason))
+                reader
+                    .text(&text)
+                    .map_err(|reason| Error::request("text", reason))
             }
             Some(Prompt::MessagesJson(json)) => {
                 let refused = |reason| Error::request("messages_json", reason);
@@ -147,8 +154,9 @@ impl Answerer {
                 if !self.tokenizer.has_chat_template() {
                     return Err(Error::NoChatTemplate);
                 }
-                let messages: Vec<Value> = serde_json::from_str(&json)
-                    .map_err(|e| refused(format!("{e}; expected a list of objects with a `role`")))?;
+                let messages: Vec<Value> = serde_json::from_str(&json).map_err(|e| {
+                    refused(format!("{e}; expected a list of objects with a `role`"))
+                })?;
                 reader.messages(messages).map_err(refused)
             }
         }
@@ -164,7 +172,9 @@ impl Answerer {
         let (layers, width) = (self.model.num_hidden_layers, self.model.key_value_size());
         let row_bytes = 2 * (layers * width) as u64 * self.element_bytes;
         let pass_bytes = prompt_tokens as u64 * layer_bytes(&self.model, self.element_bytes);
-        let needed_bytes = positions.saturating_mul(row_bytes).saturating_add(pass_bytes);
+        let needed_bytes = positions
+            .saturating_mul(row_bytes)
+            .saturating_add(pass_bytes);
         if needed_bytes > granted_bytes {
             return Err(Error::AnswerTooLarge {
                 needed_bytes,

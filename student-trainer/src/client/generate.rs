@@ -96,3 +96,83 @@ impl AnswerStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use distill_proto::v1::{Finished, Heartbeat};
+
+    use super::{super::mock::MockTeacher, *};
+    use crate::shutdown::Shutdown;
+
+    /// What is heard of the answer of a teacher that sends these.
+    async fn heard(events: Option<Vec<Option<Event>>>) -> Result<Vec<AnswerEvent>> {
+        let mock = MockTeacher::start(1).await;
+        if let Some(events) = events {
+            mock.set_answer(events);
+        }
+        let teacher = Teacher::connect(&mock.connect_options(), &Shutdown::default()).await?;
+        let mut answer = teacher.generate(GenerateRequest::default()).await?;
+        let mut heard = Vec::new();
+        loop {
+            heard.push(answer.next().await?);
+            if let Some(AnswerEvent::Finished(..)) = heard.last() {
+                return Ok(heard);
+            }
+        }
+    }
+
+    fn finished(reason: FinishReason) -> Option<Event> {
+        Some(Event::Finished(Finished {
+            reason: reason.into(),
+            tokens: 3,
+        }))
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_in_pieces_between_heartbeats() {
+        let text = |text: &str| Some(Event::Text(text.to_owned()));
+        let beat = || Some(Event::Heartbeat(Heartbeat { sequences_done: 0 }));
+        let events = vec![
+            beat(),
+            text("a"),
+            beat(),
+            text("b"),
+            finished(FinishReason::Stop),
+        ];
+        let heard = heard(Some(events)).await.unwrap();
+        let text = |text: &str| AnswerEvent::Text(text.to_owned());
+        let end = AnswerEvent::Finished(Finish::Stop, 3);
+        assert_eq!(heard, [text("a"), text("b"), end]);
+    }
+
+    #[tokio::test]
+    async fn a_server_of_before_answers_is_said_to_be_older() {
+        let message = heard(None).await.unwrap_err().to_string();
+        assert!(
+            message.contains("older than this student-trainer"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_teacher_that_lies_is_found_out() {
+        let some = || Some(Event::Text("a".into()));
+        let long = || Some(Event::Text("a".repeat(TEXT_BYTES_MAX / 2 + 1)));
+        for (events, part) in [
+            (vec![], "ended within an answer"),
+            (vec![some()], "ended within an answer"),
+            (vec![None], "without a part"),
+            (
+                vec![some(), finished(FinishReason::Unspecified)],
+                "without a reason",
+            ),
+            (
+                vec![long(), long(), finished(FinishReason::End)],
+                "longer than any",
+            ),
+        ] {
+            let message = heard(Some(events)).await.unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}

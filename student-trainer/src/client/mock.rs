@@ -412,7 +412,9 @@ impl TeacherService for Service {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         match self.0.lock().unwrap().lies.answer.clone() {
             Some(events) => {
-                let messages = events.into_iter().map(|event| Ok(v1::GenerateResponse { event }));
+                let messages = events
+                    .into_iter()
+                    .map(|event| Ok(v1::GenerateResponse { event }));
                 let messages: Vec<_> = messages.collect();
                 Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
             }

@@ -7,7 +7,8 @@ use distill_program::console;
 use serde_json::{Value, json};
 
 use super::{
-    ChatConfig, Finish, Heard, Side, Writer, Written, beside, find_student, load, print, prompt_reader,
+    ChatConfig, Finish, Heard, Side, Writer, Written, beside, find_student, load, print,
+    prompt_reader,
     prompts::{Question, Reader},
     remote::RemoteTeacher,
     sides,
@@ -26,9 +27,10 @@ const HELP: &str = "/reset forgets the conversation, /exit or Ctrl-D ends the pr
 pub fn run(config: &ChatConfig, shutdown: &Shutdown) -> Result<bool> {
     config.validate()?;
     let (party, decoding) = (config.party(), config.decoding());
-    let teacher = party.teacher.as_ref().map(|teacher| {
-        RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown)
-    });
+    let teacher = party
+        .teacher
+        .as_ref()
+        .map(|teacher| RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown));
     let teacher = teacher.transpose()?;
     if party.has_student() {
         return talk_with_student(config, teacher.as_ref(), shutdown);
@@ -39,7 +41,12 @@ pub fn run(config: &ChatConfig, shutdown: &Shutdown) -> Result<bool> {
         chat: true,
         system: config.system.as_deref(),
     };
-    talk(config, sides(None, teacher.as_ref(), false), reader, shutdown)
+    talk(
+        config,
+        sides(None, teacher.as_ref(), false),
+        reader,
+        shutdown,
+    )
 }
 
 /// Talks with the student, and with whoever stands beside it.

@@ -92,7 +92,11 @@ mod tests {
 
     #[test]
     fn three_texts_stand_beside_each_other_too() {
-        let texts = [("base", "one"), ("adapter", "two"), ("teacher", "three\nfour")];
+        let texts = [
+            ("base", "one"),
+            ("adapter", "two"),
+            ("teacher", "three\nfour"),
+        ];
         let text = beside(&texts, Some(60));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

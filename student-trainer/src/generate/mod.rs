@@ -21,6 +21,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
@@ -38,8 +39,8 @@ use columns::beside;
 pub(crate) use config::check_compare;
 pub use config::{ChatConfig, GenerateConfig};
 pub(crate) use decoding::check_decoding;
-pub use distill_model::answers::{Decoding, Finish, Written};
 pub(crate) use distill_model::answers::{Asked, Heard};
+pub use distill_model::answers::{Decoding, Finish, Written};
 use prompts::{Question, Reader};
 use remote::RemoteTeacher;
 use sides::{Side, sides};
@@ -54,8 +55,7 @@ pub fn run(config: &GenerateConfig, shutdown: &Shutdown) -> Result<bool> {
     let (party, decoding) = (config.party(), config.decoding());
     let connect = || {
         let teacher = party.teacher.as_ref();
-        let connect =
-            |teacher| RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown);
+        let connect = |teacher| RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown);
         teacher.map(connect).transpose()
     };
     if !party.has_student() {
@@ -250,7 +250,22 @@ fn title(number: usize, question: &Question) -> String {
 
 /// Prints a part of the result; false where nobody reads any more.
 fn print(text: &str) -> Result<bool> {
-    console::stream(text).map_err(to_stdout)
+    let is_terminal = console::columns().is_some();
+    let shown = if is_terminal {
+        harmless(text)
+    } else {
+        text.into()
+    };
+    console::stream(shown).map_err(to_stdout)
+}
+
+/// The text without what would steer a terminal: a model wrote it, maybe somebody else's.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(steers) {
+        return text.replace(steers, "").into();
+    }
+    text.into()
 }
 
 fn to_stdout(reason: io::Error) -> Error {

@@ -290,3 +290,9 @@ fn a_tokenizer_without_an_end_anywhere_is_warned_of_once() {
     }
     assert_eq!(opened(), "", "said twice");
 }
+
+#[test]
+fn an_answer_does_not_steer_the_terminal() {
+    assert_eq!(harmless("a\u{1b}[2Jb\r\n\tc\u{7}"), "a[2Jb\n\tc");
+    assert!(matches!(harmless("plain 你好\n"), Cow::Borrowed(_)));
+}

@@ -23,7 +23,7 @@ impl<'a> Writer<'a> {
         shutdown: &'a Shutdown,
     ) -> Result<Self> {
         let (tokenizer, ends) = (&files.tokenizer, end_ids(&files.dir, &files.tokenizer)?);
-        let is_over = || shutdown.is_requested();
+        let is_over = move || shutdown.is_requested();
         let model = (decoder, tokenizer);
         Ok(Self(answers::Writer::new(
             model, ends, decoding, stops, is_over,

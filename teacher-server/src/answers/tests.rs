@@ -47,7 +47,11 @@ async fn questions_that_cannot_be_asked_are_refused_by_their_field() {
             "text",
             "above the limit",
         ),
-        (with(|r| r.max_new_tokens = 0), "max_new_tokens", "at least 1"),
+        (
+            with(|r| r.max_new_tokens = 0),
+            "max_new_tokens",
+            "at least 1",
+        ),
         (
             with(|r| r.max_new_tokens = u32::MAX),
             "max_new_tokens",
@@ -75,7 +79,10 @@ async fn questions_that_cannot_be_asked_are_refused_by_their_field() {
         ),
     ] {
         match answerer.read(wrong).await.map(|_| ()) {
-            Err(Error::Request { field: found, reason }) => {
+            Err(Error::Request {
+                field: found,
+                reason,
+            }) => {
                 assert_eq!(found, field, "{reason}");
                 assert!(reason.contains(part), "{field}: {reason}");
             }

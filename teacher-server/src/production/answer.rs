@@ -63,10 +63,10 @@ impl Production {
 /// The teacher's next work where nothing is lent: an answer after something else and the other way round, where there are both.
 pub(super) fn next_work(shared: &Shared, state: &mut State) -> Option<Work> {
     state.answers.waiting.retain(|job| !job.is_abandoned());
-    let other = match state.answers.had_last || state.answers.waiting.is_empty() {
-        true => next_batch_or_score(shared, state),
-        false => None,
-    };
+    let others_come = state.answers.had_last || state.answers.waiting.is_empty();
+    let other = others_come
+        .then(|| next_batch_or_score(shared, state))
+        .flatten();
     let answer = || Some(Work::Answer(Box::new(state.answers.waiting.pop_front()?)));
     let work = other.or_else(answer)?;
     state.answers.had_last = matches!(work, Work::Answer(_));

@@ -15,9 +15,7 @@ use std::{
 use distill_proto::Rows;
 
 use super::{Forward, ScoreJob, Shared, State, Swap, Tokens, answer, turns};
-use crate::{
-    Error, Result, answers::AnswerJob, frames::encode, lease::Task, progress::Progress,
-};
+use crate::{Error, Result, answers::AnswerJob, frames::encode, lease::Task, progress::Progress};
 
 /// Batches that wait for packing while the teacher runs on.
 const PACKING_QUEUE: usize = 1;

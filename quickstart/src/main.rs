@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     // Nothing that it does alone is worth finishing, and the programs that it started end with it.
     let signals = Shutdown::default().on_signals(|signal| {
         run::end_programs();
+        console::say(format_args!(
+            "quickstart: stopped; the same --out is made anew by the next run"
+        ));
         std::process::exit(signal.exit_status().into());
     });
     let done = signals.map_err(quickstart::Error::Signals);

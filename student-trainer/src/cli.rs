@@ -276,7 +276,8 @@ fn ablate(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     } else {
         print(&ablation)?;
     }
-    if !ablation.complete {
+    // Who asked for JSON is a program, which knows whether there is a same command.
+    if !ablation.complete && !matches.get_flag("json") {
         tracing::info!("stopped; run the same command to go on");
     }
     Ok(shutdown.outcome(ablation.complete))

@@ -1,5 +1,8 @@
-use super::*;
+use std::collections::BTreeSet;
+
 use distill_program::settings::{Is, Kind};
+
+use super::*;
 
 #[test]
 fn every_flag_of_every_command_is_well_formed() {
@@ -355,15 +358,21 @@ fn every_command_that_reads_a_corpus_can_be_strict() {
 const BRIEF_LINES_MAX: usize = 12;
 const BRIEF_COLUMNS_MAX: usize = 100;
 
+/// Groups of flags: that of where settings come from, and five of settings.
+const GROUPS_MAX: usize = 6;
+
 /// The help of a command with these settings: groups, true defaults, and a short form that says where the rest is.
 fn check_help<C: Settings + PartialEq + std::fmt::Debug>(name: &str) {
     let mut program = command();
     program.build();
     let command = program.find_subcommand_mut(name).unwrap();
+    let mut groups = BTreeSet::new();
     for arg in command.get_arguments() {
         let group = arg.get_help_heading();
         assert!(group.is_some(), "{name}: {} is in no group", arg.get_id());
+        groups.extend(group);
     }
+    assert!(groups.len() <= GROUPS_MAX, "{name}: {groups:?}");
     let defaults = distill_program::settings::table(&C::default()).unwrap();
     for key in C::keys() {
         let arg = command

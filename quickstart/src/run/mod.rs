@@ -20,7 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_program::{FileError, console, files, output};
+use distill_program::{
+    FileError, console, files,
+    lock::{Attempt, Lock},
+    output,
+};
 use serde_json::{Value, json};
 
 pub use process::end_programs;
@@ -31,6 +35,8 @@ use process::TeacherServer;
 
 /// Of a finished run.
 const SUMMARY: &str = "summary.json";
+/// Taken by who is at work.
+const LOCK: &str = "lock";
 /// What the tasks read.
 pub(crate) const CORPUS: &str = "corpus";
 
@@ -91,6 +97,18 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Keeps other runs out of `out`, as long as the lock lives.
+fn take(out: &Path) -> Result<Lock> {
+    files::create_directory(out)?;
+    match Lock::take(&out.join(LOCK))? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::HeldBy(holder) => Err(Error::Job(format!(
+            "{holder} works in {}; wait for it or stop it, or name another directory with --out",
+            out.display()
+        ))),
+    }
+}
+
 /// Whether a run may be in `out`: a new or an empty directory, or one in which a run was stopped or has failed.
 ///
 /// # Errors
@@ -112,7 +130,7 @@ pub fn check_out(out: &Path) -> Result<()> {
         let is_task =
             path.join(process::PORT_FILE).exists() || path.join(process::LOG_FILE).exists();
         let name = path.file_name().unwrap_or_default();
-        if name != CORPUS && !is_task {
+        if name != CORPUS && name != LOCK && !is_task {
             return refuse(format!("{}, which no run wrote", name.display()));
         }
     }
@@ -122,10 +140,11 @@ pub fn check_out(out: &Path) -> Result<()> {
 /// Runs the job in its directory, as [`check_out`] allows it; what an earlier attempt left there is made anew.
 ///
 /// # Errors
-/// A program that fails, with its command; a file that cannot be read or written.
+/// Another run that is at work there; a program that fails, with its command; a file that cannot be read or written.
 pub fn run(job: &Job) -> Result<Summary> {
     let started = Instant::now();
     check_out(&job.out)?;
+    let _lock = take(&job.out)?;
     let (sender, answers) = mpsc::channel();
     let mut answers = thread::scope(|scope| {
         for (at, task) in job.tasks.iter().enumerate() {

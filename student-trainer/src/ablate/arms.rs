@@ -238,11 +238,25 @@ fn controls(arm: &Table) -> Vec<(String, Vec<(&'static str, Value)>)> {
             (format!("plan {control}"), changes)
         })
         .collect();
-    if TERMS.iter().any(|term| weight(arm, term) > 0.0) {
-        let shuffled = vec![("shuffle_teacher", Value::from(true))];
-        controls.push(("another text's teacher".to_owned(), shuffled));
-    }
+    let has_divergence = TERMS[..3].iter().any(|term| weight(arm, term) > 0.0);
+    let another = match (has_divergence, has_transport) {
+        (false, false) => None,
+        // Rows of another text would spoil what KL learns too, and say nothing of the states.
+        (true, true) if compares_states_alone(arm) => Some(("another text's states", "states")),
+        _ => Some(("another text's teacher", "rows")),
+    };
+    controls.extend(another.map(|(name, what)| {
+        let shuffled = vec![("shuffle_teacher", Value::from(what))];
+        (name.to_owned(), shuffled)
+    }));
     controls
+}
+
+/// Whether transport looks at hidden states and at nothing else that a teacher says.
+fn compares_states_alone(arm: &Table) -> bool {
+    let word = |path: &str| lookup(arm, path).and_then(Value::as_str);
+    let is_paid = matches!(word(LOSS), Some("states" | "entropic" | "sharp"));
+    is_paid && word("loss.align.cost") == Some("hidden")
 }
 
 fn trial(

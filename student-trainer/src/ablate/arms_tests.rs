@@ -68,7 +68,10 @@ epsilon = 0.05
     let expected = ["entropic", "kl", "kl", "kl", "entropic"];
     assert_eq!(losses, expected.map(Value::from));
     for trial in &trials {
-        let shuffled = trial.name.ends_with("another text's teacher");
+        let shuffled = match trial.name.ends_with("another text's teacher") {
+            true => "rows",
+            false => "none",
+        };
         assert_eq!(
             trial.settings["shuffle_teacher"],
             Value::from(shuffled),
@@ -88,6 +91,29 @@ epsilon = 0.05
             Value::from(epsilon)
         );
     }
+}
+
+#[test]
+fn beside_kl_states_alone_are_another_text_s() {
+    let align =
+        "ot_weight = 1.0\nalign = { cost = \"hidden\", loss = \"states\", plan = \"mutual\" }";
+    let arms = format!(
+        "[[arm]]\nname = \"both\"\n[arm.loss]\n{align}\n[[arm]]\nname = \"alone\"\n[arm.loss]\nkl_weight = 0.0\n{align}"
+    );
+    let (_, trials) = read(&format!("{BASE}{arms}")).unwrap();
+    let shuffled = trials
+        .iter()
+        .filter(|trial| trial.settings["shuffle_teacher"] != Value::from("none"));
+    let told: Vec<(&str, &Value)> = shuffled
+        .map(|trial| (trial.name.as_str(), &trial.settings["shuffle_teacher"]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("both, another text's states", &Value::from("states")),
+            ("alone, another text's teacher", &Value::from("rows")),
+        ]
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::{Aligner, pair, rows};
 use crate::{
     Error, Result,
     client::{ServerInfo, Teacher, Vocabularies, fetch_vocabulary},
+    config::ShuffleTeacher,
     loss::{LossConfig, Targets},
     student::StudentFiles,
     train::Example,
@@ -26,8 +27,9 @@ pub struct FrameReader<'a> {
     pub(super) pair_tokens_max: usize,
     /// Whether anybody was told of a cut.
     is_cut_told: AtomicBool,
-    /// The control: every example is given the rows of the one before it, which are here.
-    shuffled: Option<Mutex<Option<Targets>>>,
+    /// What an example is given of the one before it, whose rows are here.
+    shuffled: ShuffleTeacher,
+    before: Mutex<Option<Targets>>,
 }
 
 impl<'a> FrameReader<'a> {
@@ -76,17 +78,15 @@ impl<'a> FrameReader<'a> {
             aligner: aligner.map(Box::new),
             pair_tokens_max,
             is_cut_told: AtomicBool::new(false),
-            shuffled: None,
+            shuffled: ShuffleTeacher::None,
+            before: Mutex::default(),
         }
     }
 
-    /// The same, but every example has the teacher's rows of the one before it; the first is left out, which is said.
+    /// The same, but every example is given something of the one before it; the first is left out, which is said.
     #[must_use]
-    pub fn shuffled(self, is_shuffled: bool) -> Self {
-        Self {
-            shuffled: is_shuffled.then(Mutex::default),
-            ..self
-        }
+    pub fn shuffled(self, shuffled: ShuffleTeacher) -> Self {
+        Self { shuffled, ..self }
     }
 
     /// The frame as the student sees it; `None` where nothing in it can be learned by this student.
@@ -94,20 +94,23 @@ impl<'a> FrameReader<'a> {
     /// # Errors
     /// The student's tokenizer cannot represent the text.
     pub fn example(&self, frame: &Frame) -> Result<Option<Example>> {
-        let example = self.read(frame)?;
-        Ok(match (&self.shuffled, example) {
-            (Some(before), Some(example)) => {
-                let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
-                let before = before.replace(example.targets.clone());
-                if before.is_none() {
-                    tracing::info!(
-                        "the first sequence is left out: --shuffle-teacher gives every sequence the teacher's rows of the one before it"
-                    );
-                }
-                before.map(|rows| example.with_rows_of_another(rows))
-            }
-            (_, example) => example,
-        })
+        let Some(example) = self.read(frame)? else {
+            return Ok(None);
+        };
+        if self.shuffled == ShuffleTeacher::None {
+            return Ok(Some(example));
+        }
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(rows) = before.replace(example.targets.clone()) else {
+            tracing::info!(
+                "the first sequence is left out: --shuffle-teacher gives every sequence what the teacher says of the one before it"
+            );
+            return Ok(None);
+        };
+        Ok(Some(match self.shuffled {
+            ShuffleTeacher::States => example.with_states_of_another(rows.state),
+            ShuffleTeacher::Rows | ShuffleTeacher::None => example.with_rows_of_another(rows),
+        }))
     }
 
     /// The frame with its own rows, whatever the run is given.

@@ -83,11 +83,10 @@ const LOSS_KEYS: &[LossKey] = table! {
 /// The keys of the loss section.
 pub fn loss_keys() -> Vec<Key> {
     let key = |key: &LossKey| {
-        let is_transport = key.path.starts_with("align.") || key.needs.contains(&OT);
         let declared = Key {
             needs: key.needs.to_vec(),
             alias: key.alias.first().copied(),
-            group: Some(if is_transport { "Transport" } else { "Loss" }),
+            group: Some("Loss"),
             ..Key::new(key.path, key.help, key.kind)
         };
         key.of.iter().fold(declared, |key, of| of(key))

@@ -16,4 +16,4 @@ pub use distill_program::settings::{
 pub use distill_text::nearest;
 pub use foreign::with_our_name;
 pub use resolve::{resolve, resolve_over};
-pub use train::{BestMetric, Quantize, TrainConfig, Tune};
+pub use train::{BestMetric, Quantize, ShuffleTeacher, TrainConfig, Tune};

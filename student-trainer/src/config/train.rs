@@ -43,6 +43,19 @@ pub enum Tune {
     Full,
 }
 
+/// What every sequence is given of the sequence before it: a control that must not work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShuffleTeacher {
+    /// Nothing.
+    #[default]
+    None,
+    /// The teacher's states alone: what KL learns from is its own.
+    States,
+    /// All that the teacher says.
+    Rows,
+}
+
 /// What of an evaluation decides which checkpoint is the best.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,8 +122,8 @@ settings! {
         student_seq_len: Option<usize> = None, may_resume: no, limits: SEQ_LEN_MIN..;
         /// Sequences that are taken from the teacher together and put into random order, another in every pass; 1 keeps the order of the corpus.
         shuffle_buffer: usize = 1, may_resume: no, limits: 1..=1 << 16;
-        /// Give every sequence the teacher's rows of the one before it: the control that must not work.
-        shuffle_teacher: bool = false, may_resume: no;
+        /// What every sequence is given of the one before it, a control that must not work: all of the teacher's `rows`, or its `states` alone.
+        shuffle_teacher: ShuffleTeacher as Text = ShuffleTeacher::None, may_resume: no;
         group "Optimisation":
         /// Recompute layers in the backward pass instead of keeping their activations.
         checkpointing: bool = true, may_resume: yes;
@@ -251,6 +264,10 @@ impl TrainConfig {
         check(
             self.checkpointing || self.checkpoint_every == 1,
             "checkpoint_every: has no meaning with checkpointing off",
+        )?;
+        check(
+            self.shuffle_teacher != ShuffleTeacher::States || self.loss.needs_states(),
+            "shuffle_teacher: this loss compares no states; shuffle the rows",
         )?;
         self.lora()?;
         self.check_eval()?;

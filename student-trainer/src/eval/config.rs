@@ -60,8 +60,8 @@ settings! {
         group "Student":
         /// Rows whose logits exist at one time.
         chunk_rows: usize = 128;
-        /// How a full-precision student is held.
-        quantize: Quantize as Text = Quantize::Nf4;
+        /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
+        quantize: Option<Quantize> as Text = None;
         /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto;
         /// Where to compute: auto, cpu, cuda or cuda:N.

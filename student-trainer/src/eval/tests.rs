@@ -26,7 +26,7 @@ fn config(student: &Path) -> EvalConfig {
     EvalConfig {
         student: student.to_owned(),
         data: vec![student.join("corpus.jsonl")],
-        quantize: crate::config::Quantize::None,
+        quantize: Some(crate::config::Quantize::None),
         device: "cpu".into(),
         max_new_tokens: 8,
         ..EvalConfig::default()

@@ -6,14 +6,19 @@ use std::path::{Path, PathBuf};
 use candle_core::{Tensor, Var};
 use distill_model::Decoder;
 use distill_text::ChatTemplateKwargs;
+use toml::Table;
 
 use crate::{
     Error, Result,
-    config::Quantize,
-    run::{ADAPTER_CONFIG_FILE, AdapterConfig, load_adapter, warn_of_unused},
+    config::{FILE_BYTES_MAX, Quantize},
+    files::read_toml,
+    run::{ADAPTER_CONFIG_FILE, AdapterConfig, CONFIG_FILE, load_adapter, warn_of_unused},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
+
+/// Directories from a run's results up to the run: a checkpoint's adapter is the deepest.
+const DEPTH_IN_RUN: usize = 3;
 
 /// Opens the student that is named, or the base that the adapter names, whose chat template has these variables.
 ///
@@ -75,16 +80,19 @@ impl Switch {
     }
 }
 
-/// Reads the weights, with the adapter where there is one.
+/// Reads the weights, with the adapter where there is one. Nobody has to say again how they are held.
 ///
 /// # Errors
 /// Weights or an adapter that cannot be used.
 pub(crate) fn load(
     files: &StudentFiles,
     adapter: Option<&Path>,
-    quantize: Quantize,
+    quantize: Option<Quantize>,
     place: &Place,
 ) -> Result<(Decoder, Option<Switch>)> {
+    let result = adapter.unwrap_or(Path::new(&files.base));
+    let quantize = quantize.or_else(|| as_trained(result));
+    let quantize = quantize.unwrap_or_default();
     let Some(directory) = adapter else {
         return Ok((files.load(quantize, place, None)?, None));
     };
@@ -98,4 +106,47 @@ pub(crate) fn load(
     let raised = raised.filter(|(name, _)| name.ends_with(".lora_B.weight"));
     let kept = raised.map(|(_, var)| Ok((var.clone(), var.copy()?)));
     Ok((decoder, Some(Switch(kept.collect::<Result<_>>()?))))
+}
+
+/// How the run held its weights that `result` lies in: its adapter, its model, its best, or one of a checkpoint.
+fn as_trained(result: &Path) -> Option<Quantize> {
+    let result = result.canonicalize().ok()?;
+    let mut above = result.ancestors().skip(1).take(DEPTH_IN_RUN);
+    let path = above.find_map(|directory| {
+        let path = directory.join(CONFIG_FILE);
+        path.is_file().then_some(path)
+    })?;
+    // What cannot be read as a run's settings is no run's, and tells nothing.
+    let settings: Table = read_toml(&path, FILE_BYTES_MAX).ok()?;
+    let word = |key: &str| settings.get(key)?.as_str();
+    Some(match (word("tune")?, word("quantize")?) {
+        ("full", _) | (_, "none") => Quantize::None,
+        _ => Quantize::Nf4,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_run_s_results_are_held_as_the_run_held_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let adapter = dir.path().join("checkpoints/best/adapter");
+        fs::create_dir_all(&adapter).unwrap();
+        assert_eq!(as_trained(&adapter), None);
+        for (settings, expected) in [
+            ("tune = \"lora\"\nquantize = \"none\"", Some(Quantize::None)),
+            ("tune = \"lora\"\nquantize = \"nf4\"", Some(Quantize::Nf4)),
+            ("tune = \"full\"\nquantize = \"nf4\"", Some(Quantize::None)),
+            ("title = \"somebody's site\"", None),
+            ("no TOML", None),
+        ] {
+            fs::write(dir.path().join(CONFIG_FILE), settings).unwrap();
+            assert_eq!(as_trained(&adapter), expected, "{settings}");
+        }
+        assert_eq!(as_trained(&dir.path().join("missing")), None);
+    }
 }

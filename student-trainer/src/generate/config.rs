@@ -72,8 +72,8 @@ settings! {
         /// Seed of the sampling: the same seed gives the same answers.
         sample_seed: u64 = 42, needs: [DRAWN];
         group "Student":
-        /// How a full-precision student is held.
-        quantize: Quantize as Text = Quantize::Nf4, needs: [STUDENT];
+        /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
+        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
         /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
         /// Where to compute: auto, cpu, cuda or cuda:N.
@@ -133,8 +133,8 @@ settings! {
         /// Seed of the sampling: the same seed gives the same answers to the same messages.
         sample_seed: u64 = 42, needs: [DRAWN];
         group "Student":
-        /// How a full-precision student is held.
-        quantize: Quantize as Text = Quantize::Nf4, needs: [STUDENT];
+        /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
+        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
         /// Compute type.
         dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
         /// Where to compute: auto, cpu, cuda or cuda:N.

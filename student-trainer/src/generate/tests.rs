@@ -72,7 +72,7 @@ fn write(
 fn an_answer_ends_at_its_length_before_a_stop_string_and_at_an_end() {
     let dir = student();
     let files = StudentFiles::open(dir.path()).unwrap();
-    let (decoder, _) = load(&files, None, Quantize::Nf4, &place()).unwrap();
+    let (decoder, _) = load(&files, None, Some(Quantize::Nf4), &place()).unwrap();
     let texts = ["w1 w2", "w3", "w4 w5 w6"];
     let (free, heard) = write(&files, &decoder, decoding(12), &[], &texts);
     for (one, heard) in free.iter().zip(&heard) {
@@ -105,7 +105,7 @@ fn a_prompt_without_room_has_an_empty_answer_and_others_go_on() {
     let dir = student();
     set_in_config(dir.path(), "max_position_embeddings", 4.into());
     let files = StudentFiles::open(dir.path()).unwrap();
-    let (decoder, _) = load(&files, None, Quantize::None, &place()).unwrap();
+    let (decoder, _) = load(&files, None, Some(Quantize::None), &place()).unwrap();
     let shutdown = Shutdown::default();
     let writer = Writer::new(&decoder, &files, decoding(9), &[], &shutdown).unwrap();
     let asked = |length: u32| Asked {
@@ -148,10 +148,10 @@ fn an_adapter_that_is_taken_off_leaves_the_base_as_it_was() {
     let files = StudentFiles::open(dir.path()).unwrap();
     let texts = ["w1 w2", "w7 w8 w9"];
     let write = |decoder: &Decoder| write(&files, decoder, decoding(20), &[], &texts).0;
-    let (base, none) = load(&files, None, Quantize::Nf4, &place()).unwrap();
+    let (base, none) = load(&files, None, Some(Quantize::Nf4), &place()).unwrap();
     assert!(none.is_none());
     let base = write(&base);
-    let (decoder, switch) = load(&files, Some(&adapter), Quantize::Nf4, &place()).unwrap();
+    let (decoder, switch) = load(&files, Some(&adapter), Some(Quantize::Nf4), &place()).unwrap();
     let switch = switch.unwrap();
     let adapted = write(&decoder);
     assert_ne!(adapted, base);

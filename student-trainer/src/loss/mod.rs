@@ -58,7 +58,7 @@ mod sparse;
 mod targets;
 mod teacher;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;

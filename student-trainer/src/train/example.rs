@@ -1,6 +1,6 @@
 //! Provides one sequence as the student sees it: its tokens, its targets, and what the teacher says about them.
 
-use distill_proto::Frame;
+use distill_proto::{Frame, State};
 
 use crate::loss::{Alignment, Targets};
 
@@ -56,6 +56,24 @@ impl Example {
         }
     }
 
+    /// With the teacher's states of another sequence, stretched over its own rows. Which positions have something in common is
+    /// not known then; all else that its rows say is its own.
+    #[must_use]
+    pub(crate) fn with_states_of_another(mut self, other: Option<State>) -> Self {
+        let m = self.targets.rows();
+        self.targets.state = other.map(|mut other| {
+            let rows: Vec<&[f32]> = other.values.chunks(other.rank.max(1)).collect();
+            let stretched = (0..m).filter_map(|j| rows.get(j * rows.len() / m));
+            other.values = stretched.copied().flatten().copied().collect();
+            other
+        });
+        if let Some(alignment) = &mut self.targets.alignment {
+            alignment.links.clear();
+            alignment.equal.clear();
+        }
+        self
+    }
+
     /// The ids of the targets, `[N]`.
     pub fn labels(&self) -> Vec<u32> {
         let targets = self.target_positions.iter();
@@ -66,4 +84,31 @@ impl Example {
 /// Places of `count` positions that lie evenly.
 pub(crate) fn evenly(count: usize) -> Vec<f64> {
     (0..count).map(|i| i as f64 / count as f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::testing::hidden_targets;
+
+    #[test]
+    fn states_of_another_text_are_stretched_over_the_own_rows() {
+        let own = Example {
+            token_ids: vec![1; 5],
+            target_positions: (1..5).collect(),
+            row_positions: (1..5).collect(),
+            targets: hidden_targets(vec![0.0; 4], 4),
+        };
+        let logits = own.targets.logits.clone();
+        for (states, expected) in [
+            (vec![1.0, 2.0], [1.0, 1.0, 2.0, 2.0]),
+            (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 4.0, 5.0]),
+        ] {
+            let rows = states.len();
+            let other = hidden_targets(states, rows).state;
+            let shuffled = own.clone().with_states_of_another(other);
+            assert_eq!(shuffled.targets.state.unwrap().values, expected);
+            assert_eq!(shuffled.targets.logits, logits);
+        }
+    }
 }

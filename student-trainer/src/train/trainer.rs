@@ -28,7 +28,7 @@ use crate::{
     align::FrameReader,
     checkpoint::Content,
     client::Received,
-    config::TrainConfig,
+    config::{ShuffleTeacher, TrainConfig},
     files,
     loss::{LossConfig, LossError},
     run::{Memory, Progress, RunDirectory, StepMetrics, progress},
@@ -181,7 +181,7 @@ impl<'a> Trainer<'a> {
         self.keeper.state.step += 1;
         let examples = self.examples(batch)?;
         // The reader leaves out the first one and says so.
-        let left_out = usize::from(self.config.shuffle_teacher);
+        let left_out = usize::from(self.config.shuffle_teacher != ShuffleTeacher::None);
         self.warnings
             .look_at_examples(examples.len(), batch.len(), left_out);
         if examples.is_empty() {

@@ -241,7 +241,7 @@ fn another_text_s_teacher_is_another_run() -> Result<()> {
     let other = setup.train(
         &teacher,
         "other",
-        &["--steps", "5", "--shuffle-teacher", "true"],
+        &["--steps", "5", "--shuffle-teacher", "rows"],
     );
     let sum =
         |run: &Path| -> Result<f64> { metrics(run)?.iter().map(|line| number(line, "kl")).sum() };

@@ -99,6 +99,14 @@ fn a_stopped_quickstart_left_its_teacher_running() {
         }
         let address = format!("127.0.0.1:{}", port().trim());
         TcpStream::connect(&address).unwrap();
+        // What is at work is nobody's to make anew.
+        let job = embedded(Effort::Fast, &assets(), programs(), out.clone()).unwrap();
+        let said = run(&job).unwrap_err().to_string();
+        assert!(
+            said.contains("quickstart-under-test run) works in"),
+            "{said}"
+        );
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
         send_signal(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
         // The test's own time limit is what ends this where the teacher goes on.

@@ -120,7 +120,7 @@ enum Line {
     End,
 }
 
-impl Chat<'_> {
+impl<'a> Chat<'a> {
     fn talk(&mut self, input: &mut impl BufRead, shutdown: &Shutdown) -> Result<bool> {
         let is_terminal = io::stdin().is_terminal();
         loop {

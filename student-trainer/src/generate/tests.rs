@@ -262,7 +262,6 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
         student: Some(prompt_reader(&files)),
         chat: true,
         system: Some("w4"),
-        ..reader
     };
     assert_eq!(chat.text("w5").unwrap().ids, [1, 4, 9]);
     let turn = |role: &str| json!({"role": role, "content": role.replace("user", "w7")});

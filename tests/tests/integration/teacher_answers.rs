@@ -483,8 +483,7 @@ async fn two_who_ask_at_once_get_what_each_gets_alone_and_one_who_leaves_keeps_n
     }
     // As many as the rest of the test could not wait for.
     let mut client = connect().await?;
-    let mut left = Vec::new();
-    left.push(begun(&mut client, 16_384).await?.1);
+    let mut left = vec![begun(&mut client, 16_384).await?.1];
     for _ in 0..3 {
         left.push(
             client
@@ -503,12 +502,14 @@ async fn two_who_ask_at_once_get_what_each_gets_alone_and_one_who_leaves_keeps_n
     // The connection's share comes back a moment after its streams.
     loop {
         match ask(&mut client, question("one", 40)).await {
-            Ok(answer) => break assert_eq!(answer, alone[0]),
+            Ok(answer) => {
+                assert_eq!(answer, alone[0]);
+                return Ok(());
+            }
             Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

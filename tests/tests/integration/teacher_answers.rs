@@ -14,7 +14,10 @@ use distill_proto::v1::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     generate::{Talk, change, endless_model, printed},
@@ -258,7 +261,8 @@ fn a_server_that_cannot_answer_says_why_and_what_to_do() -> Result<()> {
         );
     }
     // One that is filled has its model.
-    let filled = [&["--cache", path_text(&work.join("new"))], &capture[..]].concat();
+    let new = work.join("new");
+    let filled = [&["--cache", path_text(&new)], &capture[..]].concat();
     let filled = Teacher::serve(own.path(), &Listen::Loopback, &filled);
     let base = ["generate", "--prompt", "hello", "--max-new-tokens", "4"];
     let there = printed(&[&base[..], &["--teacher", filled.address()]].concat())?;
@@ -341,8 +345,14 @@ fn a_server_that_cannot_answer_says_why_and_what_to_do() -> Result<()> {
     Ok(())
 }
 
+/// A connection of its own.
+fn connect(server: &Teacher) -> Result<Client> {
+    let endpoint = Endpoint::from_shared(server.address().to_owned())?;
+    Ok(TeacherServiceClient::new(endpoint.connect_lazy()))
+}
+
 async fn client_of(server: &Teacher) -> Result<(Client, v1::GetServerInfoResponse)> {
-    let mut client = TeacherServiceClient::connect(server.address().to_owned()).await?;
+    let mut client = connect(server)?;
     loop {
         match client.get_server_info(v1::GetServerInfoRequest {}).await {
             Ok(info) => return Ok((client, info.into_inner())),
@@ -468,21 +478,18 @@ async fn two_who_ask_at_once_get_what_each_gets_alone_and_one_who_leaves_keeps_n
     for question in &questions {
         alone.push(ask(&mut client, question.clone()).await?);
     }
-    let address = asked.server.address().to_owned();
-    let connect = || TeacherServiceClient::connect(address.clone());
-    let together = questions.map(|question| {
-        let connecting = connect();
-        tokio::spawn(async move {
-            let connected = connecting.await;
-            let mut client = connected.map_err(|e| Status::aborted(e.to_string()))?;
-            ask(&mut client, question).await
-        })
-    });
+    let mut together = Vec::new();
+    for question in questions {
+        let mut client = connect(&asked.server)?;
+        together.push(tokio::spawn(
+            async move { ask(&mut client, question).await },
+        ));
+    }
     for (task, alone) in together.into_iter().zip(&alone) {
         assert_eq!(&task.await??, alone);
     }
     // As many as the rest of the test could not wait for.
-    let mut client = connect().await?;
+    let mut client = connect(&asked.server)?;
     let mut left = vec![begun(&mut client, 16_384).await?.1];
     for _ in 0..3 {
         left.push(
@@ -497,7 +504,7 @@ async fn two_who_ask_at_once_get_what_each_gets_alone_and_one_who_leaves_keeps_n
     assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}");
     drop(left);
     // Others do not wait for those who have left.
-    let mut other = connect().await?;
+    let mut other = connect(&asked.server)?;
     assert_eq!(ask(&mut other, question("one", 40)).await?, alone[0]);
     // The connection's share comes back a moment after its streams.
     loop {

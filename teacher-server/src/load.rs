@@ -17,6 +17,7 @@ use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
+    answers::Answerer,
     backbone::{self, Backbone},
     basis::Basis,
     cache::{Cache, projection_digest},
@@ -53,6 +54,8 @@ pub struct Engine {
     pub tokens: Arc<Vocabulary>,
     /// Longest sequence the model takes.
     pub positions_max: usize,
+    /// Reads prompts for the teacher, where there is one.
+    pub answerer: Option<Arc<Answerer>>,
     /// The cache that is served or filled; its lock is held as long as it is here.
     pub cache: Option<Cache>,
 }
@@ -89,6 +92,7 @@ impl Engine {
             vocabulary: opened.identity.vocabulary,
             tokens: Arc::new(opened.tokenizer.vocabulary()),
             positions_max: opened.model.max_position_embeddings,
+            answerer: Some(Arc::new(opened.answerer(config))),
             cache: None,
         })
     }
@@ -237,6 +241,14 @@ impl Opened {
             }
             VramMode::Swap => Ok(Origin::Swapped(Box::new(Swapped::new(config, self)?))),
         }
+    }
+
+    /// What reads prompts for this teacher.
+    fn answerer(self, config: &Config) -> Answerer {
+        let path = self.weights.path().to_owned();
+        let place = (&self.device, config.dtype.on(&self.device));
+        let batch_tokens = config.batch_size * config.seq_len;
+        Answerer::new((self.model, path, self.tokenizer), place, batch_tokens)
     }
 
     /// The matrix behind the last hidden state.

@@ -98,6 +98,14 @@ impl Place {
         trainer(&[&base, prompts.as_slice(), flags].concat())
     }
 
+    /// `generate` by the server.
+    pub fn generate_by_address(&self, flags: &[&str]) -> Command {
+        let server = self.server.address();
+        let base = ["generate", "--teacher", server, "--max-new-tokens", "2"];
+        let prompts = ["--prompt", "one two", "three"];
+        trainer(&[&base, prompts.as_slice(), flags].concat())
+    }
+
     /// `chat` with what comes from `input`.
     pub fn chat(&self, flags: &[&str], input: Stdio) -> Command {
         let student = path_text(self.setup.student.path());
@@ -202,6 +210,8 @@ impl Place {
             result("eval", self.eval(&[])),
             result("generate", self.generate(&[])),
             result("generate", self.generate(&["--json"])),
+            result("generate", self.generate_by_address(&[])),
+            result("generate", self.generate_by_address(&["--json"])),
             // Nothing is said.
             work("chat", self.chat(&[], Stdio::null())),
             work("pretrain", trainer(&pretrain)),

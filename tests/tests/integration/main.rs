@@ -31,5 +31,6 @@ mod security;
 mod settings_pages;
 mod stays;
 mod swapping;
+mod teacher_answers;
 mod terminal;
 mod turns;

@@ -1,5 +1,6 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
+mod answerer;
 #[cfg(test)]
 mod bench;
 mod cached;
@@ -241,14 +242,6 @@ impl Opened {
             }
             VramMode::Swap => Ok(Origin::Swapped(Box::new(Swapped::new(config, self)?))),
         }
-    }
-
-    /// What reads prompts for this teacher.
-    fn answerer(self, config: &Config) -> Answerer {
-        let path = self.weights.path().to_owned();
-        let place = (&self.device, config.dtype.on(&self.device));
-        let batch_tokens = config.batch_size * config.seq_len;
-        Answerer::new((self.model, path, self.tokenizer), place, batch_tokens)
     }
 
     /// The matrix behind the last hidden state.

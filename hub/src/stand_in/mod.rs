@@ -3,6 +3,10 @@
 
 mod download;
 mod http;
+#[allow(
+    clippy::indexing_slicing,
+    reason = "what JSON has not is null, and what is asked for is a test's"
+)]
 mod upload;
 
 use std::{

@@ -105,6 +105,11 @@ impl Environment {
             retry_wait: Duration::from_secs(1),
         })
     }
+
+    /// Where a token is looked for, for messages.
+    pub(crate) fn token_place(&self) -> String {
+        format!("HF_TOKEN or {}", self.token_file.display())
+    }
 }
 
 /// `~/x` as a path of the user's.

@@ -131,6 +131,37 @@ pub enum Error {
         /// Bytes that the file still needs.
         bytes: u64,
     },
+    /// Nobody to push as.
+    #[error(
+        "nothing can be pushed without a token; make one that may write at {endpoint}/settings/tokens, and put it into {place}"
+    )]
+    NoToken {
+        /// Which server would be asked.
+        endpoint: String,
+        /// Where a token is looked for.
+        place: String,
+    },
+    /// Pushing while offline.
+    #[error("HF_HUB_OFFLINE is set, and pushing needs the hub; unset it")]
+    PushOffline,
+    /// A repository that everybody sees, where a private one was asked for.
+    #[error(
+        "{repo} is there already, and public; make it private at {endpoint}/{repo}/settings, or push to another name"
+    )]
+    Public {
+        /// `org/name`.
+        repo: String,
+        /// Which server was asked.
+        endpoint: String,
+    },
+    /// Someone asked to stop an upload.
+    #[error(
+        "stopped before the commit: nothing has changed in {repo}, and what storage has by now is not sent again"
+    )]
+    Uncommitted {
+        /// `org/name`.
+        repo: String,
+    },
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] FileError),
@@ -140,6 +171,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether this is the answer to a request to stop, and no failure.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Uncommitted { .. })
+    }
+
     /// Whether the hub as a whole could not be asked, so that what the cache has may serve.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Network { .. })

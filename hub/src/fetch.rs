@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use crate::{
     Environment, Error, Options, Reference, Result, Wanted,
     cache::RepoCache,
-    client::{Client, Remote},
+    client::{Client, Remote, patiently},
     name::is_commit,
-    progress::Progress,
+    progress::{FETCH, Progress},
     selection::{Selection, Weights},
     transfer::Transfer,
 };
@@ -43,15 +43,16 @@ pub(crate) fn fetch(
                 tracing::warn!("{error}; using what the cache has of {reference}");
                 return Ok(path);
             }
-            Err(_) => client
-                .patiently(options.stopped, || client.revision())
-                .map_err(|error| match error {
-                    Error::Network { .. } => Error::Unreachable {
-                        reference: reference.to_string(),
-                        reason: error.to_string(),
-                    },
-                    other => other,
-                })?,
+            Err(_) => patiently(environment.retry_wait, options.stopped, || {
+                client.revision()
+            })
+            .map_err(|error| match error {
+                Error::Network { .. } => Error::Unreachable {
+                    reference: reference.to_string(),
+                    reason: error.to_string(),
+                },
+                other => other,
+            })?,
         },
         answer => answer?,
     };
@@ -66,7 +67,7 @@ pub(crate) fn fetch(
             stopped: options.stopped,
             retry_wait: environment.retry_wait,
         },
-        progress: Progress::new(&reference.to_string()),
+        progress: Progress::new(&reference.to_string(), FETCH),
     };
     download.files(&selection.small)?;
     download.files(&selection.weight_files(&cache.snapshot(&revision.commit))?)?;
@@ -93,7 +94,12 @@ impl Download<'_> {
         let mut missing: Vec<Remote> = Vec::new();
         for name in names.iter().filter(|name| !there.contains(name)) {
             let describe = || self.client.describe(self.commit, name);
-            missing.push(self.client.patiently(self.transfer.stopped, describe)?);
+            let Transfer {
+                retry_wait,
+                stopped,
+                ..
+            } = self.transfer;
+            missing.push(patiently(retry_wait, stopped, describe)?);
         }
         let bytes = missing.iter().map(|remote| remote.bytes).sum();
         self.progress.expect(missing.len(), bytes);

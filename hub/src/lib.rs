@@ -1,4 +1,4 @@
-/*! Models by name: `org/name` as a directory of the hub's own cache, fetched, verified and resumable.
+/*! Models by name: `org/name` as a directory of the hub's own cache, fetched, verified and resumable; and the way back, a push.
 
 ```text
  "org/name@revision" ──> name::Reference ──┐
@@ -10,6 +10,8 @@
              client: revision, HEAD, GET with Range ──> transfer: <etag>.incomplete ──> verify ──> blob, link, ref
                          selection: which files a model needs
 ```
+
+[`push()`] is drawn in its module.
 
 The cache is the one that `huggingface_hub` reads and writes, with the same names, locks and relative links, so that both
 programs and Python share one copy. The `hf-hub` crate (1.0) is not used: what it fetches over HTTP is not compared with a digest and starts
@@ -52,6 +54,8 @@ mod progress;
 mod transfer;
 mod verify;
 
+mod push;
+
 #[cfg(any(test, feature = "stand-in"))]
 pub mod stand_in;
 #[cfg(test)]
@@ -62,6 +66,7 @@ use std::path::{Path, PathBuf};
 pub use environment::{Environment, Token};
 pub use error::{Error, Result};
 pub use name::Reference;
+pub use push::{Content, Push, Pushed, Upload, push, push_in};
 pub use selection::Wanted;
 
 /// What is looked for, and who may end the search.

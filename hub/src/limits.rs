@@ -18,6 +18,12 @@ pub const SHARDS_MAX: usize = 1024;
 pub const TEMPLATES_MAX: usize = 64;
 /// One file of a repository.
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// All files of one upload that the hub wants in the commit itself: they are in memory, and sent in one piece.
+pub const COMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// Parts of one file that is uploaded in several.
+pub const PARTS_MAX: u64 = 10_000;
+/// Bytes of a file from which the hub tells whether it is text.
+pub const SAMPLE_BYTES: u64 = 512;
 /// Redirects of one request.
 pub const REDIRECTS_MAX: usize = 5;
 /// Times that a question is asked before the hub counts as away.
@@ -31,5 +37,7 @@ pub const SERVER_WORDS_MAX: usize = 200;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Until a server begins to answer, and between two pieces of what it sends.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Until the hub has made a commit of what was uploaded, or one file of its parts.
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks at a lock that another process holds, or at whether to stop.
 pub const POLL: Duration = Duration::from_millis(200);

@@ -1,4 +1,4 @@
-//! Provides the progress of a fetch, over the bytes of all files.
+//! Provides the progress of a fetch or an upload, over the bytes of all files.
 
 use distill_program::{
     console,
@@ -15,19 +15,40 @@ const STYLE: Style<'_> = Style {
     },
 };
 
+/// What is done with files, as a beginning and as an end is told.
+#[derive(Clone, Copy)]
+pub(crate) struct Verb {
+    doing: &'static str,
+    done: &'static str,
+}
+
+pub(crate) const FETCH: Verb = Verb {
+    doing: "fetching",
+    done: "fetched",
+};
+pub(crate) const SEND: Verb = Verb {
+    doing: "sending",
+    done: "sent",
+};
+
 /// Bytes of a repository that have arrived.
 pub(crate) struct Progress {
     bytes: Bytes,
+    verb: Verb,
     /// Of files that are whole.
     whole: u64,
 }
 
 impl Progress {
     /// Begins with nothing to do.
-    pub fn new(label: &str) -> Self {
+    pub fn new(label: &str, verb: Verb) -> Self {
         let mut bytes = Bytes::start(&STYLE, label, 0);
         bytes.hold_line();
-        Self { bytes, whole: 0 }
+        Self {
+            bytes,
+            verb,
+            whole: 0,
+        }
     }
 
     /// Adds what has been found to be missing.
@@ -35,7 +56,8 @@ impl Progress {
         self.bytes.expect(bytes);
         if files > 0 && self.bytes.bar().is_none() {
             let (label, size) = (&self.bytes.label, BinaryBytes(bytes));
-            console::say(format_args!("{label}: fetching {files} files, {size}"));
+            let doing = self.verb.doing;
+            console::say(format_args!("{label}: {doing} {files} files, {size}"));
         }
     }
 
@@ -63,7 +85,8 @@ impl Progress {
             self.bytes.clear();
         } else if *total > 0 {
             let (size, seconds) = (BinaryBytes(*total), self.bytes.seconds());
-            console::say(format_args!("{label}: fetched {size} in {seconds:.1} s"));
+            let done = self.verb.done;
+            console::say(format_args!("{label}: {done} {size} in {seconds:.1} s"));
         }
     }
 }

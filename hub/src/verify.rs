@@ -51,15 +51,20 @@ pub(crate) fn mismatch(
         Promise::Sha256 => digest(file, Sha256::new(), path, stopped)?,
         Promise::GitBlob => {
             let bytes = file.metadata().map_err(FileError::at("read", path))?.len();
-            let header = Sha1::new().chain_update(format!("blob {bytes}\0"));
-            digest(file, header, path, stopped)?
+            digest(file, git_header(bytes), path, stopped)?
         }
     };
     Ok((found != etag).then_some(found))
 }
 
-fn digest<D: Digest>(
-    mut file: File,
+/// What git hashes before so many bytes of a blob.
+pub(crate) fn git_header(bytes: u64) -> Sha1 {
+    Sha1::new().chain_update(format!("blob {bytes}\0"))
+}
+
+/// The digest of all that is read, on top of what `digest` has seen; `path` is for messages.
+pub(crate) fn digest<D: Digest>(
+    mut file: impl Read,
     mut digest: D,
     path: &Path,
     stopped: &dyn Fn() -> bool,

@@ -45,6 +45,7 @@ mod norm;
 mod ops;
 mod rope;
 
+pub mod answers;
 mod checkpoint;
 mod decoder;
 mod generate;

@@ -22,6 +22,7 @@ use crate::{
     loss_command::{self, LossesConfig},
     plan::{self, PlanConfig},
     pretrain::{self, PretrainConfig},
+    push::{self, PushArgs},
     quantize::{self, QuantizeConfig},
     report,
     run::require_run,
@@ -128,6 +129,7 @@ pub fn command() -> Command {
                     .help("Page to write, Markdown where it ends in .md; unset: report.html and report.md in the run's directory, where there is one run"),
             ),
         )
+        .subcommand(push::command())
         .subcommand(settings::<LossesConfig>(about(
             "losses",
             "Evaluate any loss setting on dense logits",
@@ -223,6 +225,10 @@ pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
             Ok(Outcome::Complete)
         }),
         Some(("report", matches)) => write_report(matches),
+        Some(("push", matches)) => {
+            print(push::run(&PushArgs::of(matches), shutdown)?)?;
+            Ok(Outcome::Complete)
+        }
         Some(("ablate", matches)) => ablate(matches, shutdown),
         _ => Ok(Outcome::Complete),
     }

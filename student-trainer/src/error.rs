@@ -138,10 +138,11 @@ impl Error {
 
     /// Whether this is the answer to a request to stop, and no failure.
     pub fn is_stop(&self) -> bool {
-        matches!(
-            self,
-            Self::Stopped(_) | Self::Hub(distill_hub::Error::Stopped)
-        )
+        match self {
+            Self::Stopped(_) => true,
+            Self::Hub(error) => error.is_stop(),
+            _ => false,
+        }
     }
 
     /// For a file that does not hold what it should.

@@ -45,6 +45,7 @@ pub mod loss_command;
 mod model_files;
 pub mod plan;
 pub mod pretrain;
+pub mod push;
 pub mod quantize;
 pub mod report;
 #[cfg(test)]

@@ -39,6 +39,11 @@ pub trait Backbone: Send + Sync {
     /// Memory that the weights take.
     fn weight_bytes(&self) -> usize;
 
+    /// The decoder, which can answer prompts; `None` of a family outside its shape.
+    fn decoder(&self) -> Option<&Decoder> {
+        None
+    }
+
     /// Hidden states of all positions after the final norm. Right padding is exact: a position sees nothing after it.
     ///
     /// # Shapes
@@ -83,6 +88,10 @@ impl Backbone for Decoder {
 
     fn weight_bytes(&self) -> usize {
         self.weight_bytes()
+    }
+
+    fn decoder(&self) -> Option<&Decoder> {
+        Some(self)
     }
 
     fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {

@@ -148,9 +148,37 @@ pub enum Error {
     /// The model was needed where a cache is served without one.
     #[error(
         "this server serves a cache and has no model in memory; to compute what an incomplete cache lacks, give it --model and --corpus, \
-         and to score other text, start a server without --cache"
+         and to score other text or to have prompts answered, start a server without --cache"
     )]
     NoModel,
+    /// A prompt for a teacher that leaves the device to trainers.
+    #[error(
+        "this server lends its device to trainers, and an answer would keep it from them; ask a server that runs with --vram-mode resident"
+    )]
+    Lends,
+    /// A prompt for a teacher that only runs over whole sequences.
+    #[error(
+        "answers of {family} are not supported, whose passes know no earlier keys and values; ask a teacher of another family"
+    )]
+    NoAnswers {
+        /// The model's family.
+        family: &'static str,
+    },
+    /// A conversation for a teacher that knows none.
+    #[error(
+        "the teacher's tokenizer has no chat template, so it cannot be talked to; send a text to be continued, or ask an instruction-tuned teacher"
+    )]
+    NoChatTemplate,
+    /// An answer that would take more of the card than the capture does.
+    #[error(
+        "the answer needs {} of the card beside the weights, more than the {} of a batch, which is what is counted on; ask for fewer tokens or shorten the prompt, or start the server with a larger --batch-size or --seq-len", mib(*needed_bytes), mib(*granted_bytes)
+    )]
+    AnswerTooLarge {
+        /// What keys, values and the prompt's pass take.
+        needed_bytes: u64,
+        /// What a batch takes.
+        granted_bytes: u64,
+    },
     /// The teacher was needed at once while a trainer has the device.
     #[error(
         "the device is lent to {holder}, so the teacher is not in memory; release it (free it, then ReleaseDevice), ask again, and take it back with HoldDevice"
@@ -304,6 +332,10 @@ impl Error {
 
 fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn hint(reason: &io::Error, elsewhere: Option<&str>) -> String {

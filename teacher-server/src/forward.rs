@@ -13,7 +13,7 @@ mod states;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use distill_model::{ModelConfig, TokenMatrix, head_rows, lend};
+use distill_model::{Decoder, ModelConfig, TokenMatrix, head_rows, lend};
 use distill_proto::{Rows, State};
 
 use crate::{
@@ -245,6 +245,10 @@ impl Forward for Teacher {
         let device = self.backbone.device();
         self.computed(batch)
             .map_err(|error| error.explained(device))
+    }
+
+    fn decoder(&self) -> Option<&Decoder> {
+        self.backbone.decoder()
     }
 }
 

@@ -10,6 +10,7 @@
             batches  need next      head chunks statistics               file      basis, scores
                      ^              ^
                      │              └─ basis, sketch: coordinates of the logits, and the matrix that reads them
+                     ├─ answers: prompts, between the batches
                      └─ lease: whose turn the device is, where teacher and trainers share one
 ```
 
@@ -37,6 +38,7 @@ pub mod vocabulary;
 
 pub mod cache;
 
+pub mod answers;
 pub mod lease;
 pub mod production;
 

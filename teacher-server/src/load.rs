@@ -1,5 +1,6 @@
 //! Provides the loading of everything that is served: tokenizer, corpus, weights, plan, production.
 
+mod answerer;
 #[cfg(test)]
 mod bench;
 mod cached;
@@ -17,6 +18,7 @@ use distill_text::{Corpus, TokenizerFiles, Vocabulary, Windowing, read_corpus};
 
 use crate::{
     Error, Result,
+    answers::Answerer,
     backbone::{self, Backbone},
     basis::Basis,
     cache::{Cache, projection_digest},
@@ -53,6 +55,8 @@ pub struct Engine {
     pub tokens: Arc<Vocabulary>,
     /// Longest sequence the model takes.
     pub positions_max: usize,
+    /// Reads prompts for the teacher, where there is one.
+    pub answerer: Option<Arc<Answerer>>,
     /// The cache that is served or filled; its lock is held as long as it is here.
     pub cache: Option<Cache>,
 }
@@ -89,6 +93,7 @@ impl Engine {
             vocabulary: opened.identity.vocabulary,
             tokens: Arc::new(opened.tokenizer.vocabulary()),
             positions_max: opened.model.max_position_embeddings,
+            answerer: Some(Arc::new(opened.answerer(config))),
             cache: None,
         })
     }

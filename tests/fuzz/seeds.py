@@ -41,8 +41,9 @@ TOML = {
     "trainer_toml": 'student = "models/s"\nout = "runs/o"\nlr = 1e-4\nlora_rank = 32\ntargets = ["q_proj"]\n[loss]\nkl_weight = 1.0\not_weight = 0.5\n[loss.align]\ncost = "kl"\nepsilon = 0.1\n',
     "server_toml": 'model = "models/t"\ncorpus = ["c.jsonl"]\nseq_len = 512\nestimator = "head+sampled"\ntop_k = 8\ndraws = 16\ntemperatures = [1.0, 2.0]\nbind = "127.0.0.1:0"\n',
 }
-# A request's number, then its bytes: FetchBlocks of two ids, ScoreTokens of one sequence, StreamBlocks after a cursor, a release.
-REQUESTS = [bytes([4, 0x0A, 0x10]) + struct.pack("<QQ", 1, 2), bytes([5, 0x0A, 5, 0x0A, 3, 1, 2, 3]), bytes([1, 0x0A, 4]) + b"abcd", bytes([6, 0x08, 7, 0x12, 2]) + b"xy", bytes([0])]
+# A request's number, then its bytes: FetchBlocks of two ids, ScoreTokens of one sequence, StreamBlocks after a cursor, a release,
+# nothing, Generate of a text with a temperature and a stop.
+REQUESTS = [bytes([4, 0x0A, 0x10]) + struct.pack("<QQ", 1, 2), bytes([5, 0x0A, 5, 0x0A, 3, 1, 2, 3]), bytes([1, 0x0A, 4]) + b"abcd", bytes([6, 0x08, 7, 0x12, 2]) + b"xy", bytes([0]), bytes([7, 0x0A, 2]) + b"ab" + bytes([0x18, 9, 0x21]) + struct.pack("<d", 0.7) + bytes([0x4A, 1]) + b"x"]
 
 
 def shard(frames):

@@ -274,13 +274,14 @@ fn requests(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 7 {
+    match which % 8 {
         0 => drop(v1::GetServerInfoRequest::decode(bytes)),
         1 => drop(v1::StreamBlocksRequest::decode(bytes)),
         2 => drop(v1::GetBasisRequest::decode(bytes)),
         3 => drop(v1::GetVocabularyRequest::decode(bytes)),
         4 => drop(v1::FetchBlocksRequest::decode(bytes)),
         5 => drop(v1::ScoreTokensRequest::decode(bytes)),
-        _ => drop(v1::ReleaseDeviceRequest::decode(bytes)),
+        6 => drop(v1::ReleaseDeviceRequest::decode(bytes)),
+        _ => drop(v1::GenerateRequest::decode(bytes)),
     }
 }

@@ -2,6 +2,7 @@
 
 ```text
  model directory ──> tokenizer::TokenizerFiles ──┬── fingerprint() ──> handshake
+                                                 ├── prompt: what is to be answered, as ids
                                                  ├── vocabulary(): the bytes behind every id
                                                  │
  .txt .md ─────────> corpus::lines ──┐           │
@@ -39,6 +40,8 @@ pub mod chat;
 pub mod corpus;
 pub mod tokenizer;
 
+mod prompt;
+
 mod foreign;
 mod json;
 mod nearest;
@@ -55,4 +58,5 @@ pub use corpus::{
 pub use error::{Error, Result};
 pub use foreign::{FOREIGN, Foreign, foreign};
 pub use nearest::nearest;
+pub use prompt::{PromptReader, check_messages, check_prompt};
 pub use tokenizer::{Encoded, TextStream, Token, TokenizerFiles, Vocabulary};

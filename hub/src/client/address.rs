@@ -11,12 +11,12 @@ fn origin(url: &str) -> Option<&str> {
 }
 
 /// Whether two addresses are of one server, so that what is meant for one may go to the other.
-pub(super) fn same_origin(url: &str, other: &str) -> bool {
+pub(crate) fn same_origin(url: &str, other: &str) -> bool {
     matches!((origin(url), origin(other)), (Some(a), Some(b)) if a.eq_ignore_ascii_case(b))
 }
 
 /// The address that a redirect from `url` names; never one without encryption from one with it.
-pub(super) fn absolute(location: &str, url: &str) -> Option<String> {
+pub(crate) fn absolute(location: &str, url: &str) -> Option<String> {
     if location.starts_with("https://")
         || (location.starts_with("http://") && url.starts_with("http://"))
     {

@@ -1,25 +1,22 @@
 //! Provides the hub's HTTP API: a revision's files, a file's digest and size, and its bytes from any position.
 
 mod address;
+mod agent;
 
-use std::path::Path;
-
-use distill_program::files;
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
     http::{Response, StatusCode, header::HeaderMap},
-    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
-use self::address::{absolute, bare, same_origin};
+use self::address::bare;
+pub(crate) use self::{
+    address::{absolute, same_origin},
+    agent::{agent, patiently},
+};
 use crate::{
     Environment, Error, Reference, Result,
-    cache::pause,
-    limits::{
-        API_BYTES_MAX, AUTHORITIES_BYTES_MAX, CONNECT_TIMEOUT, FILE_BYTES_MAX, QUESTIONS_MAX,
-        REDIRECTS_MAX, SERVER_WORDS_MAX, SILENCE_TIMEOUT,
-    },
+    limits::{API_BYTES_MAX, FILE_BYTES_MAX, REDIRECTS_MAX, SERVER_WORDS_MAX, SILENCE_TIMEOUT},
     name::{is_commit, is_file_name},
 };
 
@@ -74,25 +71,8 @@ impl<'a> Client<'a> {
     /// # Errors
     /// A file of authorities that cannot be used.
     pub fn new(environment: &'a Environment, reference: &'a Reference) -> Result<Self> {
-        let roots = match &environment.authorities {
-            Some(path) => RootCerts::from(authorities(path)?),
-            None => RootCerts::WebPki,
-        };
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // Redirects are followed here: the token goes to the hub alone, and a HEAD ends where the digest is told.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .tls_config(TlsConfig::builder().root_certs(roots).build())
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .user_agent(concat!("ot-distill/", env!("CARGO_PKG_VERSION")))
-            // A compressed body would have another size and another etag.
-            .accept_encoding("identity");
-        let agent = config.build().new_agent();
         Ok(Self {
-            agent,
+            agent: agent(environment, SILENCE_TIMEOUT)?,
             environment,
             reference,
         })
@@ -187,24 +167,6 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Repeats what fails for reasons that pass.
-    pub fn patiently<T>(
-        &self,
-        stopped: &dyn Fn() -> bool,
-        mut attempt: impl FnMut() -> Result<T>,
-    ) -> Result<T> {
-        let mut wait = self.environment.retry_wait;
-        for _ in 1..QUESTIONS_MAX {
-            match attempt() {
-                Err(error) if error.is_unreachable() => tracing::warn!("{error}; trying again"),
-                outcome => return outcome,
-            }
-            pause(wait, stopped)?;
-            wait *= 2;
-        }
-        attempt()
-    }
-
     /// Sends a request and follows redirects; a HEAD only within the hub, since only the hub tells digests.
     fn ask(&self, method: Method, url: &str, from: Option<u64>) -> Result<Response<Body>> {
         let mut target = url.to_owned();
@@ -293,14 +255,11 @@ impl<'a> Client<'a> {
 
     fn refused(&self, status: StatusCode, headers: &HeaderMap) -> Error {
         let Environment {
-            endpoint,
-            token,
-            token_file,
-            ..
+            endpoint, token, ..
         } = self.environment;
         let page = format!("{endpoint}/{}", self.reference.repo);
         let gated = text(headers, "x-error-code").as_deref() == Some("GatedRepo");
-        let place = format!("HF_TOKEN or {}", token_file.display());
+        let place = self.environment.token_place();
         let remedy = match (token.is_some(), gated) {
             (false, true) => {
                 format!("accept its terms at {page}, and put a token of that account into {place}")
@@ -326,31 +285,17 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The certificates of a PEM file.
-fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
-    let pem = files::read(path, AUTHORITIES_BYTES_MAX)
-        .map_err(|error| error.during("read the authorities in"))?;
-    let certificates = parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        _ => None,
-    });
-    let certificates: Vec<Certificate<'static>> = certificates.collect();
-    if certificates.is_empty() {
-        return Err(Error::Environment {
-            variable: "SSL_CERT_FILE",
-            reason: format!("{} holds no PEM certificate", path.display()),
-        });
-    }
-    Ok(certificates)
-}
-
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// What the hub says of an error in its own words, in brackets, cut to a line.
-fn said(headers: &HeaderMap) -> String {
-    let words = text(headers, "x-error-message").unwrap_or_default();
+/// What the hub says of an error in its own words, in brackets, cut to a line; empty where it says nothing.
+pub(crate) fn said(headers: &HeaderMap) -> String {
+    in_brackets(&text(headers, "x-error-message").unwrap_or_default())
+}
+
+/// A server's own words, as far as they are shown.
+pub(crate) fn in_brackets(words: &str) -> String {
     let words: String = words
         .chars()
         .filter(|c| !c.is_control())
@@ -382,7 +327,7 @@ pub(crate) fn network(url: &str, reason: impl ToString) -> Error {
     }
 }
 
-fn protocol(url: &str, reason: String) -> Error {
+pub(crate) fn protocol(url: &str, reason: String) -> Error {
     Error::Protocol {
         url: bare(url).to_owned(),
         reason,

@@ -1,6 +1,7 @@
 //! Checks fetching against a hub on loopback that behaves, misbehaves and goes away.
 
 mod cache;
+mod push;
 
 use std::{
     fs,

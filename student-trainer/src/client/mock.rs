@@ -41,6 +41,7 @@ struct Lies {
     stream: Option<Lie<Vec<Message>>>,
     basis: Option<Lie<Vec<GetBasisResponse>>>,
     scores: Option<Vec<Block>>,
+    answer: Option<Vec<Option<v1::generate_response::Event>>>,
     endless_heartbeats: bool,
 }
 
@@ -191,6 +192,11 @@ impl MockTeacher {
         self.state.lock().unwrap().lies.scores = Some(blocks);
     }
 
+    /// Answers every prompt with these.
+    pub fn set_answer(&self, events: Vec<Option<v1::generate_response::Event>>) {
+        self.state.lock().unwrap().lies.answer = Some(events);
+    }
+
     /// Never ends a stream.
     pub fn send_heartbeats_for_ever(&self) {
         self.state.lock().unwrap().lies.endless_heartbeats = true;
@@ -319,6 +325,7 @@ impl TeacherService for Service {
     type GetBasisStream = Responses<GetBasisResponse>;
     type GetVocabularyStream = Responses<v1::GetVocabularyResponse>;
     type FetchBlocksStream = Responses<v1::FetchBlocksResponse>;
+    type GenerateStream = Responses<v1::GenerateResponse>;
     type HoldDeviceStream = Responses<v1::HoldDeviceResponse>;
 
     async fn get_server_info(
@@ -395,6 +402,22 @@ impl TeacherService for Service {
     ) -> Result<Response<v1::ScoreTokensResponse>, Status> {
         match self.0.lock().unwrap().lies.scores.clone() {
             Some(blocks) => Ok(Response::new(v1::ScoreTokensResponse { blocks })),
+            None => Err(Status::unimplemented("not in this mock")),
+        }
+    }
+
+    async fn generate(
+        &self,
+        _: Request<v1::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        match self.0.lock().unwrap().lies.answer.clone() {
+            Some(events) => {
+                let messages = events
+                    .into_iter()
+                    .map(|event| Ok(v1::GenerateResponse { event }));
+                let messages: Vec<_> = messages.collect();
+                Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
+            }
             None => Err(Status::unimplemented("not in this mock")),
         }
     }

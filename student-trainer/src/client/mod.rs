@@ -3,6 +3,7 @@
 ```text
  connect ──> handshake ──> basis (once, if the loss needs it)
                   ├──────> vocabulary (once, if the student has another one)
+                  ├──────> generate: the teacher's own answers to prompts
                   ├──────> lease: whose the device is, where teacher and student share one
                   └──────> stream: receive ─> check index ─> decode ─> bounded queue ─> training loop
                               └── connection lost: back off, wait until ready, go on after the last cursor
@@ -21,6 +22,7 @@ mod absence;
 mod basis;
 mod checks;
 mod connect;
+mod generate;
 mod handshake;
 mod lease;
 mod retry;
@@ -30,6 +32,7 @@ mod vocabulary;
 
 pub use basis::fetch_basis;
 pub use connect::{ConnectOptions, Teacher};
+pub use generate::{AnswerEvent, AnswerStream};
 pub use handshake::{ServerInfo, Vocabularies};
 pub use lease::{DeviceLease, holder_name};
 pub use score::{SequenceToScore, scored};

@@ -100,7 +100,7 @@ pub const EVAL_ANSWERS: Need = &[("eval_exact_match", Is::On)];
 /// Answers that are drawn.
 pub const EVAL_DRAWN: Need = &[("eval_temperature", Is::Above0)];
 
-/// A teacher that `eval` asks.
+/// A teacher that is asked.
 pub const TEACHER: Need = &[("teacher", Is::Set)];
 /// One with a certificate.
 pub const HTTPS: Need = &[("teacher", Is::Begins("https://"))];
@@ -126,5 +126,9 @@ pub const GGUF: Need = &[("format", Is::One(&["gguf"]))];
 pub const MERGED: Need = &[("format", Is::One(&["hf", "gguf"]))];
 /// An adapter over the student.
 pub const ADAPTER: Need = &[("adapter", Is::Set)];
+/// A student that answers, not a teacher alone.
+pub const STUDENT: Need = &[("student", Is::Set), ("adapter", Is::Set)];
+/// What a student's answers stand beside.
+pub const COMPARED: Need = &[("adapter", Is::Set), ("teacher", Is::Set)];
 /// Conversations of `generate`.
 pub const CHAT: Need = &[("chat", Is::On), ("prompts", Is::Set)];

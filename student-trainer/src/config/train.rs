@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::Decoding,
+    generate::{Decoding, check_decoding},
     loss::LossConfig,
     optimizer::{LearningRateRatios, OptimizerKind, UpdateSettings, update_settings},
 };
@@ -302,7 +302,7 @@ impl TrainConfig {
         ];
         match checks.into_iter().find(|(fine, _)| !fine) {
             Some((_, message)) => Err(Error::Config(message.into())),
-            None => self.eval_decoding().validate("eval_"),
+            None => check_decoding(&self.eval_decoding(), "eval_"),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
         ComputeDtype, Quantize,
         needs::{ADAPTER, ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
     },
-    generate::{Decoding, check_compare},
+    generate::{Decoding, check_compare, check_decoding},
 };
 
 settings! {
@@ -116,7 +116,7 @@ impl EvalConfig {
         check_compare(self.compare, self.adapter.is_some())?;
         match checks.into_iter().find(|(fine, _)| !fine) {
             Some((_, message)) => Err(Error::Config(message.into())),
-            None => self.decoding().validate(""),
+            None => check_decoding(&self.decoding(), ""),
         }
     }
 

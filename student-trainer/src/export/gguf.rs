@@ -8,7 +8,8 @@ use std::{
 
 use candle_core::Device;
 use distill_model::{
-    DeviceMemory, Gguf, GgufFile, GgufQuant, GgufTokenizer, ModelConfig, Room, free_and_total,
+    DeviceMemory, Gguf, GgufFile, GgufQuant, GgufTokenizer, ModelConfig, Room, answers::end_ids,
+    free_and_total,
 };
 use distill_text::TokenizerFiles;
 use serde_json::Value;
@@ -21,7 +22,6 @@ use super::{
 use crate::{
     Error, Result,
     files::{write_atomically, write_json},
-    generate::end_ids,
     model_files::{FloatType, refuse_stopped},
     run::progress,
 };

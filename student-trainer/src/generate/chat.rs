@@ -7,9 +7,11 @@ use distill_program::console;
 use serde_json::{Value, json};
 
 use super::{
-    Asked, ChatConfig, Finish, Heard, SIDES, Switch, Writer, Written, beside, find_student, load,
-    print,
+    ChatConfig, Finish, Heard, Side, Writer, Written, beside, find_student, load, print,
+    prompt_reader,
     prompts::{Question, Reader},
+    remote::RemoteTeacher,
+    sides,
 };
 use crate::{Error, Result, shutdown::Shutdown, student::Place};
 
@@ -21,16 +23,42 @@ const HELP: &str = "/reset forgets the conversation, /exit or Ctrl-D ends the pr
 /// Talks until the input ends. False where a signal other than Ctrl-C ended it. Blocks the thread.
 ///
 /// # Errors
-/// A model or an adapter that cannot be used; an input or output that fails.
+/// A model or an adapter that cannot be used; a teacher that cannot be asked; an input or output that fails.
 pub fn run(config: &ChatConfig, shutdown: &Shutdown) -> Result<bool> {
     config.validate()?;
+    let (party, decoding) = (config.party(), config.decoding());
+    let teacher = party
+        .teacher
+        .as_ref()
+        .map(|teacher| RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown));
+    let teacher = teacher.transpose()?;
+    if party.has_student() {
+        return talk_with_student(config, teacher.as_ref(), shutdown);
+    }
+    // By the teacher's own template, which it refuses to have where it has none.
+    let reader = Reader {
+        student: None,
+        chat: true,
+        system: config.system.as_deref(),
+    };
+    talk(
+        config,
+        sides(None, teacher.as_ref(), false),
+        reader,
+        shutdown,
+    )
+}
+
+/// Talks with the student, and with whoever stands beside it.
+fn talk_with_student(
+    config: &ChatConfig,
+    teacher: Option<&RemoteTeacher>,
+    shutdown: &Shutdown,
+) -> Result<bool> {
     let place = Place::choose(&config.device, config.dtype)?;
     let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
     let files = find_student(&config.student, adapter, kwargs, shutdown)?;
     let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
-    if shutdown.is_requested() {
-        return Err(Error::Stopped("before the conversation began"));
-    }
     let has_template = files.tokenizer.has_chat_template();
     if !has_template {
         console::say(format_args!(
@@ -43,36 +71,46 @@ pub fn run(config: &ChatConfig, shutdown: &Shutdown) -> Result<bool> {
             }
         ));
     }
+    let reader = Reader {
+        student: Some(prompt_reader(&files)),
+        chat: has_template,
+        system: config.system.as_deref(),
+    };
+    let writer = Writer::new(&decoder, &files, config.decoding(), &config.stop, shutdown)?;
+    let sides = sides(Some((&writer, switch.as_ref())), teacher, config.compare);
+    talk(config, sides, reader, shutdown).map_err(|error| place.explained(error))
+}
+
+fn talk(
+    config: &ChatConfig,
+    sides: Vec<Side<'_>>,
+    reader: Reader<'_>,
+    shutdown: &Shutdown,
+) -> Result<bool> {
+    if shutdown.is_requested() {
+        return Err(Error::Stopped("before the conversation began"));
+    }
     if io::stdin().is_terminal() {
         console::say(HELP);
     }
-    let decoding = config.decoding();
     let mut chat = Chat {
-        reader: Reader {
-            tokenizer: &files.tokenizer,
-            positions: files.config.max_position_embeddings,
-            chat: has_template,
-            system: config.system.as_deref(),
-        },
-        writer: Writer::new(&decoder, &files, decoding, &config.stop, shutdown)?,
-        switch: switch.filter(|_| config.compare),
-        seed: decoding.seed,
+        conversations: vec![Vec::new(); sides.len()],
+        reader,
+        sides,
+        seed: config.sample_seed,
         turns: 0,
-        conversations: Default::default(),
     };
     chat.talk(&mut io::stdin().lock(), shutdown)
-        .map_err(|error| place.explained(error))
 }
 
 struct Chat<'a> {
     reader: Reader<'a>,
-    writer: Writer<'a>,
-    /// Where base and adapter are compared.
-    switch: Option<Switch>,
+    /// Who answers.
+    sides: Vec<Side<'a>>,
     seed: u64,
     turns: u64,
-    /// What was said so far, with each of the sides; with the first one alone where there is one.
-    conversations: [Vec<Value>; 2],
+    /// What was said so far, with each of the sides.
+    conversations: Vec<Vec<Value>>,
 }
 
 /// What a line asks for.
@@ -82,7 +120,7 @@ enum Line {
     End,
 }
 
-impl Chat<'_> {
+impl<'a> Chat<'a> {
     fn talk(&mut self, input: &mut impl BufRead, shutdown: &Shutdown) -> Result<bool> {
         let is_terminal = io::stdin().is_terminal();
         loop {
@@ -136,7 +174,7 @@ impl Chat<'_> {
             "" => Line::Nothing,
             "/exit" => Line::End,
             "/reset" => {
-                self.conversations = Default::default();
+                self.conversations.iter_mut().for_each(Vec::clear);
                 console::say("(the conversation begins anew)");
                 Line::Nothing
             }
@@ -151,7 +189,7 @@ impl Chat<'_> {
     /// Says `text` to the model. False where nobody reads the answer.
     fn answer(&mut self, text: &str) -> Result<bool> {
         self.turns += 1;
-        if self.switch.is_none() {
+        if self.sides.len() == 1 {
             let mut is_read = true;
             let written = self.ask(0, text, &mut |heard| {
                 if let Heard::Text(_, text) = heard {
@@ -164,67 +202,82 @@ impl Chat<'_> {
             };
             is_read = is_read && print("\n")?;
             remark(&written, "");
+            self.remember(0, text, &written);
             return Ok(is_read);
         }
         let mut answers = Vec::new();
-        for (side, (_, on)) in SIDES.into_iter().enumerate() {
-            if let Some(switch) = &self.switch {
-                switch.put(on)?;
-            }
+        for side in 0..self.sides.len() {
             let Some(answer) = self.ask(side, text, &mut |_| Ok(true))? else {
                 return Ok(true);
             };
-            answers.push(answer);
+            answers.push((self.sides[side].name, answer));
         }
-        let [base, adapter] =
-            [0, 1].map(|side: usize| (SIDES[side].0, answers[side].text.as_str()));
-        let is_read = print(&beside([base, adapter], console::columns()))?;
-        for ((name, _), written) in SIDES.into_iter().zip(&answers) {
+        // Not before all have answered: where one cannot be asked, nobody was.
+        for (side, (_, written)) in answers.iter().enumerate() {
+            self.remember(side, text, written);
+        }
+        let texts = answers.iter().map(|(name, one)| (*name, one.text.as_str()));
+        let is_read = print(&beside(&texts.collect::<Vec<_>>(), console::columns()))?;
+        for (name, written) in &answers {
             remark(written, &format!("{name}: "));
         }
         Ok(is_read)
     }
 
-    /// Goes on with one conversation; the answer, which then belongs to it. `None` where the question cannot be asked, which is said.
+    /// Asks one of the sides. `None` where the question cannot be asked, which is said.
     fn ask(
-        &mut self,
+        &self,
         side: usize,
         text: &str,
         hear: &mut dyn FnMut(Heard<'_>) -> Result<bool>,
     ) -> Result<Option<Written>> {
-        let question = match self.question(side, text) {
-            Ok(question) => question,
-            Err(reason) => {
+        let question = self.question(side, text).map_err(Error::Config);
+        let written = question.and_then(|question| {
+            let seed = self.seed.wrapping_add(self.turns);
+            self.sides[side].write(&[question], seed, hear)
+        });
+        match written {
+            // What is wrong is the question.
+            Err(Error::Config(reason)) => {
                 console::say(format_args!(
                     "{reason} (this was not said; /reset begins a new conversation)"
                 ));
-                return Ok(None);
+                Ok(None)
             }
-        };
-        let asked = Asked {
-            ids: question.ids,
-            seed: self.seed.wrapping_add(self.turns),
-        };
-        let written = self.writer.write(&[asked], hear)?;
-        let Some(written) = written.into_iter().next() else {
-            return Ok(None);
-        };
-        if self.reader.chat {
+            written => Ok(written?.into_iter().next()),
+        }
+    }
+
+    /// What was said belongs to the conversation from now on.
+    fn remember(&mut self, side: usize, text: &str, written: &Written) {
+        if self.reader(side).chat {
             self.conversations[side].extend([
                 json!({"role": "user", "content": text}),
                 json!({"role": "assistant", "content": written.text}),
             ]);
         }
-        Ok(Some(written))
+    }
+
+    /// A teacher reads its conversation itself.
+    fn reader(&self, side: usize) -> Reader<'a> {
+        if self.sides[side].is_teacher() {
+            return Reader {
+                student: None,
+                chat: true,
+                ..self.reader
+            };
+        }
+        self.reader
     }
 
     fn question(&self, side: usize, text: &str) -> Result<Question, String> {
-        if !self.reader.chat {
-            return self.reader.text(text);
+        let reader = self.reader(side);
+        if !reader.chat {
+            return reader.text(text);
         }
         let mut messages = self.conversations[side].clone();
         messages.push(json!({"role": "user", "content": text}));
-        self.reader.messages(messages)
+        reader.messages(messages)
     }
 }
 

@@ -1,31 +1,34 @@
-//! Provides two texts beside each other on a terminal.
+//! Provides texts beside each other on a terminal.
 
 use distill_program::console::columns_of;
 
 /// Between the columns.
 const GAP: &str = " │ ";
-/// Columns of a terminal with room for two texts.
-const COLUMNS_MIN: usize = 40;
+/// Columns of a terminal that a text has at least; with fewer, texts stand one after the other.
+const COLUMNS_MIN: usize = 18;
 
-/// Two texts under their titles: beside each other on a terminal of so many columns that has room for both, else one after the other.
-pub(super) fn beside([left, right]: [(&str, &str); 2], columns: Option<usize>) -> String {
-    let Some(columns) = columns.filter(|columns| *columns >= COLUMNS_MIN) else {
-        let block = |(title, text): (&str, &str)| format!("[{title}]\n{}\n", text.trim_end());
-        return [left, right].map(block).concat();
+/// Texts under their titles: beside each other on a terminal of so many columns that has room for all, else one after the other.
+pub(super) fn beside(texts: &[(&str, &str)], columns: Option<usize>) -> String {
+    let gaps = columns_of(GAP) * texts.len().saturating_sub(1);
+    let width = columns.map(|columns| columns.saturating_sub(gaps) / texts.len().max(1));
+    let Some(width) = width.filter(|width| *width >= COLUMNS_MIN) else {
+        let block = |(title, text): &(&str, &str)| format!("[{title}]\n{}\n", text.trim_end());
+        return texts.iter().map(block).collect();
     };
-    let width = (columns - columns_of(GAP)) / 2;
-    let lines = |(title, text): (&str, &str)| {
-        let mut lines = vec![title.to_owned(), "─".repeat(width)];
+    let lines = |(title, text): &(&str, &str)| {
+        let mut lines = vec![(*title).to_owned(), "─".repeat(width)];
         lines.extend(text.trim_end().lines().flat_map(|line| wrap(line, width)));
         lines
     };
-    let (left, right) = (lines(left), lines(right));
+    let texts: Vec<Vec<String>> = texts.iter().map(lines).collect();
     let mut out = String::new();
-    for row in 0..left.len().max(right.len()) {
-        let cell = |lines: &[String]| lines.get(row).cloned().unwrap_or_default();
-        let (left, right) = (cell(&left), cell(&right));
-        let padding = " ".repeat(width.saturating_sub(columns_of(&left)));
-        out += format!("{left}{padding}{GAP}{right}").trim_end();
+    for row in 0..texts.iter().map(Vec::len).max().unwrap_or_default() {
+        let cells = texts.iter().map(|lines| {
+            let cell = lines.get(row).map_or("", String::as_str);
+            let padding = width.saturating_sub(columns_of(cell));
+            format!("{cell}{}", " ".repeat(padding))
+        });
+        out += cells.collect::<Vec<_>>().join(GAP).trim_end();
         out.push('\n');
     }
     out
@@ -76,15 +79,36 @@ mod tests {
         ];
         let blocks =
             "[base]\none two three four five six\n\nseven\n[adapter]\n你好世界你好世界你好世界\n";
-        assert_eq!(beside(texts, None), blocks);
-        assert_eq!(beside(texts, Some(20)), blocks);
-        let text = beside(texts, Some(43));
+        assert_eq!(beside(&texts, None), blocks);
+        assert_eq!(beside(&texts, Some(20)), blocks);
+        let text = beside(&texts, Some(43));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 6, "{text}");
         assert!(lines.iter().all(|line| columns_of(line) <= 43), "{text}");
         assert_eq!(lines[2], "one two three four   │ 你好世界你好世界你好");
         assert_eq!(lines[3], "five six             │ 世界");
         assert_eq!(lines[5], "seven                │");
+    }
+
+    #[test]
+    fn three_texts_stand_beside_each_other_too() {
+        let texts = [
+            ("base", "one"),
+            ("adapter", "two"),
+            ("teacher", "three\nfour"),
+        ];
+        let text = beside(&texts, Some(60));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[2..],
+            [
+                "one                │ two                │ three",
+                "                   │                    │ four"
+            ]
+        );
+        assert!(lines.iter().all(|line| columns_of(line) <= 60), "{text}");
+        let blocks = "[base]\none\n[adapter]\ntwo\n[teacher]\nthree\nfour\n";
+        assert_eq!(beside(&texts, Some(59)), blocks);
     }
 
     #[test]

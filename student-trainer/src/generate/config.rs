@@ -1,17 +1,17 @@
 //! Provides what `generate` and `chat` can be told, with the defaults, and the checks that it makes sense before any work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use distill_model::Sampling;
 use distill_program::settings;
 use distill_text::ChatTemplateKwargs;
 
-use super::Decoding;
+use super::{Decoding, check_decoding, remote::Address};
 use crate::{
     Error, Result,
     config::{
         ComputeDtype, Quantize,
-        needs::{ADAPTER, CHAT, DRAWN},
+        needs::{CHAT, COMPARED, DRAWN, HTTPS, STUDENT, TEACHER},
     },
 };
 
@@ -28,10 +28,21 @@ settings! {
         ///
         /// A run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the base as well.
+        /// Answer with the adapter's base as well, and with the teacher where one is named.
         ///
-        /// Both stand beside each other.
-        compare: bool = false, needs: [ADAPTER], essential: true;
+        /// The answers stand beside each other.
+        compare: bool = false, needs: [COMPARED], essential: true;
+        group "Teacher":
+        /// Address of a teacher that answers, alone or beside the student.
+        ///
+        /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
+        teacher: Option<String> = None, value: "ADDRESS", essential: true;
+        /// PEM file with the authority that signed an https teacher's certificate.
+        ca_cert: Option<PathBuf> = None, needs: [HTTPS];
+        /// File with the token that the teacher asks for.
+        token_file: Option<PathBuf> = None, needs: [TEACHER];
+        /// Seconds to wait for the teacher to be ready.
+        connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
         group "Prompts":
         /// Texts to continue, one answer each.
         prompt: Vec<String> as Words = Vec::new(), value: "TEXT", essential: true;
@@ -43,8 +54,8 @@ settings! {
         chat: bool = false, essential: true;
         /// What every conversation begins with.
         system: Option<String> = None, needs: [CHAT], value: "TEXT";
-        /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
-        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
         group "Answers":
         /// Longest answer in tokens.
         max_new_tokens: usize = 256, limits: 1..;
@@ -62,11 +73,11 @@ settings! {
         sample_seed: u64 = 42, needs: [DRAWN];
         group "Student":
         /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
-        quantize: Option<Quantize> as Text = None;
+        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
         /// Compute type.
-        dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
         /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned();
+        device: String = "auto".to_owned(), needs: [STUDENT];
         group "Answers":
         /// Print a JSON object a line for every prompt.
         json: bool = false;
@@ -86,15 +97,26 @@ settings! {
         ///
         /// A run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the base as well.
+        /// Answer with the adapter's base as well, and with the teacher where one is named.
         ///
-        /// Both stand beside each other; each has a conversation of its own.
-        compare: bool = false, needs: [ADAPTER], essential: true;
+        /// The answers stand beside each other; each has a conversation of its own.
+        compare: bool = false, needs: [COMPARED], essential: true;
+        group "Teacher":
+        /// Address of a teacher that answers, alone or beside the student.
+        ///
+        /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
+        teacher: Option<String> = None, value: "ADDRESS", essential: true;
+        /// PEM file with the authority that signed an https teacher's certificate.
+        ca_cert: Option<PathBuf> = None, needs: [HTTPS];
+        /// File with the token that the teacher asks for.
+        token_file: Option<PathBuf> = None, needs: [TEACHER];
+        /// Seconds to wait for the teacher to be ready.
+        connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
         group "Conversation":
         /// What the conversation begins with.
         system: Option<String> = None, value: "TEXT", essential: true;
-        /// Variables of the chat template, as a JSON object, e.g. {"enable_thinking": false}.
-        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default();
+        /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
+        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
         group "Answers":
         /// Longest answer in tokens.
         max_new_tokens: usize = 1024, limits: 1.., essential: true;
@@ -112,11 +134,11 @@ settings! {
         sample_seed: u64 = 42, needs: [DRAWN];
         group "Student":
         /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
-        quantize: Option<Quantize> as Text = None;
+        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
         /// Compute type.
-        dtype: ComputeDtype as Text = ComputeDtype::Auto;
+        dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
         /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned();
+        device: String = "auto".to_owned(), needs: [STUDENT];
     }
 }
 
@@ -136,6 +158,52 @@ macro_rules! decoding {
     };
 }
 
+/// Those who answer, as a command's settings name them.
+macro_rules! party {
+    ($config:expr) => {
+        Party {
+            student: &$config.student,
+            adapter: $config.adapter.as_deref(),
+            compare: $config.compare,
+            teacher: $config.teacher.as_deref().map(|teacher| Address {
+                teacher,
+                ca_cert: &$config.ca_cert,
+                token_file: &$config.token_file,
+                connect_timeout_seconds: $config.connect_timeout_seconds,
+            }),
+        }
+    };
+}
+
+/// Those who answer.
+pub(super) struct Party<'a> {
+    pub student: &'a Path,
+    pub adapter: Option<&'a Path>,
+    pub compare: bool,
+    pub teacher: Option<Address<'a>>,
+}
+
+impl Party<'_> {
+    /// Whether a student answers, or the base that an adapter names: a teacher may do so alone.
+    pub fn has_student(&self) -> bool {
+        self.teacher.is_none() || !self.student.as_os_str().is_empty() || self.adapter.is_some()
+    }
+
+    fn validate(&self) -> Result<()> {
+        let refuse = |message: &str| Err(Error::Config(message.into()));
+        match (&self.teacher, self.compare, self.has_student()) {
+            (None, compare, _) => check_compare(compare, self.adapter.is_some()),
+            (Some(_), true, false) => refuse(
+                "compare: sets the teacher beside a student; name one with --student DIR, or its adapter with --adapter DIR",
+            ),
+            (Some(_), false, true) => refuse(
+                "teacher: answers alone, without --student and --adapter, or beside them with --compare",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl GenerateConfig {
     /// Checks what can be checked without reading anything.
     ///
@@ -149,13 +217,18 @@ impl GenerateConfig {
                     .into(),
             ));
         }
-        check_compare(self.compare, self.adapter.is_some())?;
-        self.decoding().validate("")
+        self.party().validate()?;
+        check_decoding(&self.decoding(), "")
     }
 
     /// How answers are written.
     pub(super) fn decoding(&self) -> Decoding {
         decoding!(self)
+    }
+
+    /// Who answers.
+    pub(super) fn party(&self) -> Party<'_> {
+        party!(self)
     }
 }
 
@@ -166,13 +239,18 @@ impl ChatConfig {
     /// As [`GenerateConfig::validate`].
     pub fn validate(&self) -> Result<()> {
         settings::check_limits(self)?;
-        check_compare(self.compare, self.adapter.is_some())?;
-        self.decoding().validate("")
+        self.party().validate()?;
+        check_decoding(&self.decoding(), "")
     }
 
     /// How answers are written.
     pub(super) fn decoding(&self) -> Decoding {
         decoding!(self)
+    }
+
+    /// Who answers.
+    pub(super) fn party(&self) -> Party<'_> {
+        party!(self)
     }
 }
 

@@ -1,37 +1,22 @@
-//! Provides how answers are written: their length, and how tokens are chosen.
+//! Provides the check of how answers are written, by the names of the settings that say it.
 
-use distill_model::Sampling;
+use distill_model::answers::Decoding;
 
 use crate::{Error, Result};
 
-/// How answers are written.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decoding {
-    /// Where an answer is cut that does not end by itself.
-    pub max_new_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Of the draws; every prompt draws by a number of its own after it.
-    pub seed: u64,
-}
-
-impl Decoding {
-    /// Checks the numbers; `prefix` stands before a setting's name.
-    ///
-    /// # Errors
-    /// The first that is outside its meaning, by name.
-    pub fn validate(&self, prefix: &str) -> Result<()> {
-        let length = match self.max_new_tokens {
-            0 => Err("max_new_tokens: must be at least 1"),
-            _ => Ok(()),
-        };
-        let checked = self.sampling.validate().and(length);
-        checked.map_err(|message| Error::Config(format!("{prefix}{message}")))
-    }
+/// Checks the numbers; `prefix` stands before a setting's name.
+///
+/// # Errors
+/// The first that is outside its meaning, by name.
+pub(crate) fn check_decoding(decoding: &Decoding, prefix: &str) -> Result<()> {
+    let checked = decoding.validate();
+    checked.map_err(|message| Error::Config(format!("{prefix}{message}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use distill_model::Sampling;
+
     use super::*;
 
     #[test]
@@ -41,7 +26,7 @@ mod tests {
             sampling: Sampling::GREEDY,
             seed: 1,
         };
-        fine.validate("eval_").unwrap();
+        check_decoding(&fine, "eval_").unwrap();
         for (broken, name) in [
             (
                 Decoding {
@@ -61,7 +46,7 @@ mod tests {
                 "eval_max_new_tokens",
             ),
         ] {
-            let message = broken.validate("eval_").unwrap_err().to_string();
+            let message = check_decoding(&broken, "eval_").unwrap_err().to_string();
             assert!(message.starts_with(name), "{message}");
         }
     }

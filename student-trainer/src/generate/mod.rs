@@ -1,9 +1,9 @@
-/*! Provides answers of a student, its base or both: to prompts (`generate`), in a conversation (`chat`), and to held-out prompts (`eval`).
+/*! Provides answers of a student, its base or both, and of a teacher by address: to prompts (`generate`), in a conversation (`chat`), and to held-out prompts (`eval`).
 
 ```text
- --prompt, --prompts ──> prompts: ids ──┐
- conversation ──> chat template ──> ids ─┼──> writer: model's Generator ──> text as it becomes certain ──> terminal, JSON
- held-out sequences ─────────────> ids ──┘                      └── ends, stop strings
+ --prompt, --prompts ──> prompts ─────────┐
+ conversation ──> chat template ──> ids ──┼──> sides: writer: model's Writer ──> text as it becomes certain ──> terminal, JSON
+ held-out sequences ──────────────> ids ──┘           remote: a teacher's ─────> text as it comes ──────────────┘
  base and adapter ──> adapter: one model, its adapter on or off
 ```
 */
@@ -13,17 +13,20 @@ pub mod chat;
 mod columns;
 mod config;
 mod decoding;
-mod ends;
 mod prompts;
+mod remote;
+mod sides;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
 use distill_program::console;
+use distill_text::PromptReader;
 use serde_json::json;
 
 use crate::{
@@ -35,48 +38,50 @@ pub(crate) use adapter::{Switch, find_student, load};
 use columns::beside;
 pub(crate) use config::check_compare;
 pub use config::{ChatConfig, GenerateConfig};
-pub use decoding::Decoding;
-pub(crate) use ends::end_ids;
+pub(crate) use decoding::check_decoding;
+pub(crate) use distill_model::answers::{Asked, Heard};
+pub use distill_model::answers::{Decoding, Finish, Written};
 use prompts::{Question, Reader};
-pub(crate) use writer::{Asked, Heard, Writer};
-pub use writer::{Finish, Written};
-
-/// The names of the two that `--compare` sets beside each other, and whether each has the adapter on.
-const SIDES: [(&str, bool); 2] = [("base", false), ("adapter", true)];
+use remote::RemoteTeacher;
+use sides::{Side, sides};
+pub(crate) use writer::Writer;
 
 /// Answers as `config` says, and prints. Whether every answer is whole, or its reader has left. Blocks the thread.
 ///
 /// # Errors
-/// A prompt, a model or an adapter that cannot be used; a result that cannot be printed.
+/// A prompt, a model or an adapter that cannot be used; a teacher that cannot be asked; a result that cannot be printed.
 pub fn run(config: &GenerateConfig, shutdown: &Shutdown) -> Result<bool> {
     config.validate()?;
+    let (party, decoding) = (config.party(), config.decoding());
+    let connect = || {
+        let teacher = party.teacher.as_ref();
+        let connect = |teacher| RemoteTeacher::connect(teacher, decoding, &config.stop, shutdown);
+        teacher.map(connect).transpose()
+    };
+    if !party.has_student() {
+        let questions = read(config, None)?;
+        let teacher = connect()?;
+        return print_answers(config, &sides(None, teacher.as_ref(), false), &questions);
+    }
     let place = Place::choose(&config.device, config.dtype)?;
     let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
     let files = find_student(&config.student, adapter, kwargs, shutdown)?;
-    let questions = read(config, &files)?;
+    let questions = read(config, Some(&files))?;
+    let teacher = connect()?;
     let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
     if shutdown.is_requested() {
         return Err(Error::Stopped("before there was an answer"));
     }
-    let decoding = config.decoding();
     let writer = Writer::new(&decoder, &files, decoding, &config.stop, shutdown)?;
-    let asked = questions.iter().zip(0..).map(|(question, number)| Asked {
-        ids: question.ids.clone(),
-        seed: decoding.seed.wrapping_add(number),
-    });
-    let asked: Vec<Asked> = asked.collect();
-    let whole = match switch.filter(|_| config.compare) {
-        None => print_as_written(config, &writer, &questions, &asked),
-        Some(switch) => print_compared(config, &writer, &switch, &questions, &asked),
-    };
-    whole.map_err(|error| place.explained(error))
+    let student = Some((&writer, switch.as_ref()));
+    let sides = sides(student, teacher.as_ref(), config.compare);
+    print_answers(config, &sides, &questions).map_err(|error| place.explained(error))
 }
 
-/// The prompts, checked before any weights are read.
-fn read(config: &GenerateConfig, files: &StudentFiles) -> Result<Vec<Question>> {
+/// The prompts, checked before any weights are read as far as they can be here.
+fn read(config: &GenerateConfig, files: Option<&StudentFiles>) -> Result<Vec<Question>> {
     let reader = Reader {
-        tokenizer: &files.tokenizer,
-        positions: files.config.max_position_embeddings,
+        student: files.map(prompt_reader),
         chat: config.chat,
         system: config.system.as_deref(),
     };
@@ -91,12 +96,29 @@ fn read(config: &GenerateConfig, files: &StudentFiles) -> Result<Vec<Question>> 
     Ok(questions)
 }
 
+fn prompt_reader(files: &StudentFiles) -> PromptReader<'_> {
+    PromptReader {
+        tokenizer: &files.tokenizer,
+        positions: files.config.max_position_embeddings,
+    }
+}
+
+fn print_answers(
+    config: &GenerateConfig,
+    sides: &[Side<'_>],
+    questions: &[Question],
+) -> Result<bool> {
+    match sides {
+        [side] => print_as_written(config, side, questions),
+        sides => print_compared(config, sides, questions),
+    }
+}
+
 /// Prints every answer as it is written; those of several prompts in their order, each as a whole before the next begins.
 fn print_as_written(
     config: &GenerateConfig,
-    writer: &Writer<'_>,
+    side: &Side<'_>,
     questions: &[Question],
-    asked: &[Asked],
 ) -> Result<bool> {
     let mut printer = Printer {
         config,
@@ -110,7 +132,7 @@ fn print_as_written(
         is_read = printer.hear(heard)?;
         Ok(is_read)
     };
-    let written = writer.write(asked, &mut hear)?;
+    let written = side.write(questions, config.sample_seed, &mut hear)?;
     if is_read {
         printer.end(&written)?;
     }
@@ -171,32 +193,30 @@ impl Printer<'_> {
     }
 }
 
-/// Answers with the base, then with the adapter, and prints both of each prompt.
+/// Answers with each of `sides`, one after the other, and prints all answers to each prompt.
 fn print_compared(
     config: &GenerateConfig,
-    writer: &Writer<'_>,
-    switch: &Switch,
+    sides: &[Side<'_>],
     questions: &[Question],
-    asked: &[Asked],
 ) -> Result<bool> {
     let mut answers = Vec::new();
-    for (_, on) in SIDES {
-        switch.put(on)?;
-        answers.push(writer.write(asked, &mut |_| Ok(true))?);
+    for side in sides {
+        answers.push(side.write(questions, config.sample_seed, &mut |_| Ok(true))?);
     }
     let columns = console::columns();
     for (number, question) in questions.iter().enumerate() {
-        let [base, adapter] = [0, 1].map(|side: usize| &answers[side][number]);
-        let [(left, _), (right, _)] = SIDES;
+        let names = sides.iter().map(|side| side.name);
+        let each = names.zip(answers.iter().map(|answers| &answers[number]));
         let out = if config.json {
-            line(question, &[(left, base), (right, adapter)])
+            line(question, &each.collect::<Vec<_>>())
         } else {
             let heading = if questions.len() > 1 {
                 title(number, question)
             } else {
                 String::new()
             };
-            heading + &beside([(left, &base.text), (right, &adapter.text)], columns)
+            let texts = each.map(|(name, one)| (name, one.text.as_str()));
+            heading + &beside(&texts.collect::<Vec<_>>(), columns)
         };
         if !print(&out)? {
             return Ok(true);
@@ -230,7 +250,22 @@ fn title(number: usize, question: &Question) -> String {
 
 /// Prints a part of the result; false where nobody reads any more.
 fn print(text: &str) -> Result<bool> {
-    console::stream(text).map_err(to_stdout)
+    let is_terminal = console::columns().is_some();
+    let shown = if is_terminal {
+        harmless(text)
+    } else {
+        text.into()
+    };
+    console::stream(shown).map_err(to_stdout)
+}
+
+/// The text without what would steer a terminal: a model wrote it, maybe somebody else's.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(steers) {
+        return text.replace(steers, "").into();
+    }
+    text.into()
 }
 
 fn to_stdout(reason: io::Error) -> Error {

@@ -1,8 +1,8 @@
-//! Provides what is asked: prompts of the command line and of a file, as the ids that a model reads.
+//! Provides what is asked: prompts of the command line and of a file, with the ids that a student reads.
 
 use std::path::Path;
 
-use distill_text::TokenizerFiles;
+use distill_text::{PromptReader, check_messages, check_prompt};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Result, files};
@@ -12,12 +12,23 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Characters of a prompt that stand for it in messages.
 const SHOWN_CHARS: usize = 60;
 
+/// What a prompt is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    /// A text that is continued as it is.
+    Text(String),
+    /// A conversation, to be rendered by the chat template of who answers.
+    Messages(Vec<Value>),
+}
+
 /// One prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Question {
     /// As it was given: a text, or the last message of a conversation.
     pub text: String,
-    /// What the model reads.
+    /// What a teacher is sent.
+    pub prompt: Prompt,
+    /// What the student reads; nothing where there is none.
     pub ids: Vec<u32>,
 }
 
@@ -32,12 +43,11 @@ impl Question {
     }
 }
 
-/// What turns prompts into ids.
+/// What makes questions of prompts.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a> {
-    pub tokenizer: &'a TokenizerFiles,
-    /// Positions of the model.
-    pub positions: usize,
+    /// For the student's ids; none where a teacher answers alone, which reads prompts itself.
+    pub student: Option<PromptReader<'a>>,
     /// Whether a text is a user's turn, by the chat template.
     pub chat: bool,
     /// What a conversation begins with.
@@ -50,15 +60,15 @@ impl Reader<'_> {
     /// # Errors
     /// An empty prompt, one that is too long, or one that the chat template or the tokenizer refuses; the reason alone.
     pub fn text(&self, text: &str) -> Result<Question, String> {
-        if text.trim().is_empty() {
-            return Err("the prompt is empty; give it some text".into());
-        }
+        check_prompt(text)?;
         if self.chat {
             return self.messages(vec![json!({"role": "user", "content": text})]);
         }
-        let mut ids = self.tokenizer.prefix_ids().to_vec();
-        ids.extend(self.encode(text)?);
-        self.question(text, ids)
+        Ok(Question {
+            text: text.to_owned(),
+            ids: self.ids(|student| student.text(text))?,
+            prompt: Prompt::Text(text.to_owned()),
+        })
     }
 
     /// A conversation up to where the assistant's next turn begins; a last turn of the assistant is left out.
@@ -66,51 +76,31 @@ impl Reader<'_> {
     /// # Errors
     /// As [`Self::text`].
     pub fn messages(&self, mut messages: Vec<Value>) -> Result<Question, String> {
-        let role = |message: &Value| {
-            message
-                .get("role")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
+        let is_by = |message: Option<&Value>, role: &str| {
+            message.and_then(|message| message.get("role")?.as_str()) == Some(role)
         };
-        while messages.last().and_then(role).as_deref() == Some("assistant") {
+        while is_by(messages.last(), "assistant") {
             messages.pop();
         }
-        let Some(last) = messages.last() else {
-            return Err("there is no message to answer; end with a user's".into());
-        };
-        let text = last.get("content").and_then(Value::as_str);
-        let text = text.unwrap_or_default().to_owned();
-        let has_system = messages.first().and_then(role).as_deref() == Some("system");
+        check_messages(&messages)?;
+        let last = messages.last().and_then(|last| last.get("content"));
+        let text = last.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let has_system = is_by(messages.first(), "system");
         if let Some(system) = self.system.filter(|_| !has_system) {
             messages.insert(0, json!({"role": "system", "content": system}));
         }
-        let rendered = self.tokenizer.render_chat(&Value::Array(messages), true);
-        let rendered = rendered.map_err(|e| e.to_string())?;
-        self.question(&text, self.encode(&rendered)?)
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoded = self.tokenizer.encode(text).map_err(|e| e.to_string())?;
-        Ok(encoded.ids)
-    }
-
-    fn question(&self, text: &str, ids: Vec<u32>) -> Result<Question, String> {
-        let (length, room) = (ids.len(), self.positions);
-        if ids.is_empty() {
-            return Err(
-                "the tokenizer makes no token of the prompt; give it some other text".into(),
-            );
-        }
-        if length >= room {
-            return Err(format!(
-                "the prompt has {length} tokens, and prompt and answer together may have {room} (max_position_embeddings of \
-                 config.json); shorten the prompt"
-            ));
-        }
         Ok(Question {
-            text: text.to_owned(),
-            ids,
+            text,
+            ids: self.ids(|student| student.messages(messages.clone()))?,
+            prompt: Prompt::Messages(messages),
         })
+    }
+
+    fn ids(
+        &self,
+        read: impl FnOnce(PromptReader<'_>) -> Result<Vec<u32>, String>,
+    ) -> Result<Vec<u32>, String> {
+        self.student.map_or(Ok(Vec::new()), read)
     }
 
     /// The prompts of a JSON Lines file: `prompt`, a text or a list of messages, or `messages`.
@@ -152,19 +142,11 @@ impl Reader<'_> {
             )),
             Some((_, Value::String(text))) => self.text(text),
             Some((name, Value::Array(messages))) => {
-                if let Some(wrong) = messages.iter().position(|message| !is_message(message)) {
-                    return Err(format!(
-                        "`{name}[{wrong}]` is no object with a `role`; {EXPECTED}"
-                    ));
-                }
-                self.messages(messages.clone())
+                let read = self.messages(messages.clone());
+                read.map_err(|reason| format!("`{name}`: {reason}"))
             }
             Some((name, _)) => Err(format!("`{name}` is neither a text nor a list; {EXPECTED}")),
             None => Err(EXPECTED.into()),
         }
     }
-}
-
-fn is_message(message: &Value) -> bool {
-    message.get("role").is_some_and(Value::is_string)
 }

@@ -2,15 +2,15 @@
 
 use std::{fs, path::Path};
 
-use distill_model::{Decoder, Sampling, testing::TinyModel};
-use distill_text::ChatTemplateKwargs;
+use distill_model::{Decoder, Sampling, answers::end_ids, testing::TinyModel};
+use distill_text::{ChatTemplateKwargs, TokenizerFiles};
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
     config::{ComputeDtype, Quantize},
-    test_models::{set_in_config, write_adapter, write_student},
+    test_models::{logged, set_in_config, write_adapter, write_student},
 };
 
 const WORDS: usize = 40;
@@ -27,8 +27,7 @@ fn place() -> Place {
 
 fn reader(files: &StudentFiles) -> Reader<'_> {
     Reader {
-        tokenizer: &files.tokenizer,
-        positions: files.config.max_position_embeddings,
+        student: Some(prompt_reader(files)),
         chat: false,
         system: None,
     }
@@ -231,7 +230,7 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
     refused(b"{\"prompt\": 5}", "`prompt` is neither");
     refused(b"{\"prompt\": \"\"}", "empty");
     refused(b"{\"prompt\": \"w1 w1 w1 w1 w1 w1 w1\"}", "has 7 tokens");
-    refused(b"{\"messages\": [1]}", "`messages[0]`");
+    refused(b"{\"messages\": [1]}", "`messages`: message 0");
     refused(b"{\"messages\": []}", "no message to answer");
     refused(
         b"{\"prompt\": \"w1\", \"messages\": []}",
@@ -260,13 +259,39 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
     .unwrap();
     let files = StudentFiles::open(dir.path()).unwrap();
     let chat = Reader {
-        tokenizer: &files.tokenizer,
+        student: Some(prompt_reader(&files)),
         chat: true,
         system: Some("w4"),
-        ..reader
     };
     assert_eq!(chat.text("w5").unwrap().ids, [1, 4, 9]);
     let turn = |role: &str| json!({"role": role, "content": role.replace("user", "w7")});
     let question = chat.messages(vec![turn("system"), turn("user"), turn("assistant")]);
     assert_eq!(question.unwrap().text, "w7");
+}
+
+#[test]
+fn a_tokenizer_without_an_end_anywhere_is_warned_of_once() {
+    let dir = student();
+    let opened = || {
+        logged(|| {
+            let tokenizer = TokenizerFiles::open(dir.path()).unwrap();
+            assert!(end_ids(dir.path(), &tokenizer).unwrap().len() <= 1);
+        })
+    };
+    assert_eq!(opened(), "");
+    for none in ["{}", r#"{"eos_token": null}"#] {
+        fs::write(dir.path().join("tokenizer_config.json"), none).unwrap();
+    }
+    let said = opened();
+    let directory = dir.path().display().to_string();
+    for part in ["WARN", &directory, "no end of sequence", "set eos_token in"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(opened(), "", "said twice");
+}
+
+#[test]
+fn an_answer_does_not_steer_the_terminal() {
+    assert_eq!(harmless("a\u{1b}[2Jb\r\n\tc\u{7}"), "a[2Jb\n\tc");
+    assert!(matches!(harmless("plain 你好\n"), Cow::Borrowed(_)));
 }

@@ -1,69 +1,14 @@
-//! Provides answers as text: prompts in ids go in, and text comes out as soon as it is certain.
+//! Provides the answers of a student: the writer of both programs, with the student's files, until somebody asks to stop.
 
-use std::collections::BTreeSet;
+use distill_model::{
+    Decoder,
+    answers::{self, Asked, Decoding, Heard, Written, end_ids},
+};
 
-use distill_model::{Decoder, Generator, Options, Prompt};
-use distill_text::TextStream;
-use serde::{Deserialize, Serialize};
-
-use super::{Decoding, ends::end_ids};
 use crate::{Result, shutdown::Shutdown, student::StudentFiles};
 
-/// Prompts that are continued together at most.
-const PROMPTS_A_BATCH: usize = 32;
-
-/// Why an answer goes no further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Finish {
-    /// The model has ended it.
-    End,
-    /// It is as long as it may be.
-    Length,
-    /// A stop string has come, which is no part of it.
-    Stop,
-    /// Somebody asked to stop.
-    Interrupted,
-}
-
-/// What was written after a prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Written {
-    /// The text, without special tokens.
-    pub text: String,
-    /// Why it goes no further.
-    pub finish: Finish,
-    /// Tokens that were written, its end included.
-    pub tokens: usize,
-}
-
-/// A prompt in ids.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    /// What the model reads.
-    pub ids: Vec<u32>,
-    /// Of its draws.
-    pub seed: u64,
-}
-
-/// What is heard of answers while they are written.
-#[derive(Clone, Copy, Debug)]
-pub enum Heard<'t> {
-    /// More text of the answer to the prompt with this number.
-    Text(usize, &'t str),
-    /// The whole of it.
-    Whole(usize, &'t Written),
-}
-
-/// Writes answers with a model.
-pub struct Writer<'a> {
-    decoder: &'a Decoder,
-    files: &'a StudentFiles,
-    decoding: Decoding,
-    ends: BTreeSet<u32>,
-    stops: Vec<String>,
-    shutdown: &'a Shutdown,
-}
+/// Writes answers with a student.
+pub struct Writer<'a>(answers::Writer<'a>);
 
 impl<'a> Writer<'a> {
     /// Of the student in `files`; answers end before a string of `stops`, too.
@@ -77,133 +22,23 @@ impl<'a> Writer<'a> {
         stops: &[String],
         shutdown: &'a Shutdown,
     ) -> Result<Self> {
-        let mut ends = end_ids(&files.dir, &files.tokenizer)?;
-        // Texts are without special tokens, so that such a stop would never be found there.
-        let known = stops
-            .iter()
-            .filter_map(|stop| files.tokenizer.tokenizer().token_to_id(stop));
-        ends.extend(known.filter(|&id| files.tokenizer.is_special(id)));
-        Ok(Self {
-            decoder,
-            files,
-            decoding,
-            ends,
-            stops: stops.to_vec(),
-            shutdown,
-        })
+        let (tokenizer, ends) = (&files.tokenizer, end_ids(&files.dir, &files.tokenizer)?);
+        let is_over = move || shutdown.is_requested();
+        let model = (decoder, tokenizer);
+        Ok(Self(answers::Writer::new(
+            model, ends, decoding, stops, is_over,
+        )))
     }
 
-    /// Answers every prompt, in their order. `each` hears of the answers as they grow, and says whether to go on; after it does not, or
-    /// after a shutdown, the others are `Interrupted`. A prompt that leaves no room has an empty answer.
+    /// As [`answers::Writer::write`].
     ///
     /// # Errors
-    /// A tensor error; ids that the tokenizer cannot turn into text; what `each` says.
+    /// As [`answers::Writer::write`].
     pub fn write(
         &self,
         prompts: &[Asked],
         each: &mut dyn FnMut(Heard<'_>) -> Result<bool>,
     ) -> Result<Vec<Written>> {
-        let max_new_tokens = self.decoding.max_new_tokens;
-        let room = self.decoder.config().max_position_embeddings;
-        let mut growing: Vec<Growing<'_>> = prompts.iter().map(|_| self.begin()).collect();
-        let mut fitting = Vec::with_capacity(prompts.len());
-        for (number, prompt) in prompts.iter().enumerate() {
-            if prompt.ids.len() < room {
-                fitting.push(number);
-                continue;
-            }
-            growing[number].finish = Some(Finish::Length);
-            growing[number].tell(number, each)?;
-        }
-        let lengths = fitting.iter().map(|&number| prompts[number].ids.len());
-        let longest = lengths.max().unwrap_or(1);
-        let mut generator = Generator::new(
-            self.decoder,
-            Options {
-                rows: fitting.len().clamp(1, PROMPTS_A_BATCH),
-                positions: longest.saturating_add(max_new_tokens).min(room),
-                vocabulary: self.files.tokenizer.size() as usize,
-                sampling: self.decoding.sampling,
-                ends: self.ends.clone(),
-            },
-        )?;
-        for &number in &fitting {
-            generator.submit(Prompt {
-                ids: prompts[number].ids.clone(),
-                max_new_tokens,
-                seed: prompts[number].seed,
-            })?;
-        }
-        'all: while !generator.is_idle() && !self.shutdown.is_requested() {
-            for token in generator.step()? {
-                let number = fitting[token.prompt];
-                let one = &mut growing[number];
-                one.take(token)?;
-                if one.finish.is_some() {
-                    generator.stop(token.prompt);
-                }
-                if !one.tell(number, each)? {
-                    break 'all;
-                }
-            }
-        }
-        let ended = growing
-            .iter()
-            .map(|one| one.end(one.finish.unwrap_or(Finish::Interrupted)));
-        Ok(ended.collect())
-    }
-
-    fn begin(&self) -> Growing<'_> {
-        Growing {
-            stream: TextStream::new(&self.files.tokenizer, &self.stops),
-            new: String::new(),
-            tokens: 0,
-            finish: None,
-        }
-    }
-}
-
-/// An answer that is being written.
-struct Growing<'a> {
-    stream: TextStream<'a>,
-    /// Text that nobody has heard of.
-    new: String,
-    tokens: usize,
-    finish: Option<Finish>,
-}
-
-impl Growing<'_> {
-    fn take(&mut self, token: distill_model::Written) -> Result<()> {
-        self.tokens += 1;
-        self.new.clear();
-        if token.finish != Some(distill_model::Finish::End) {
-            self.new += self.stream.push(token.id)?;
-        }
-        self.finish = match token.finish {
-            _ if self.stream.is_stopped() => Some(Finish::Stop),
-            Some(distill_model::Finish::End) => Some(Finish::End),
-            Some(distill_model::Finish::Length) => Some(Finish::Length),
-            None => None,
-        };
-        if self.finish.is_some() {
-            self.new += self.stream.finish();
-        }
-        Ok(())
-    }
-
-    fn tell(&self, number: usize, each: &mut dyn FnMut(Heard<'_>) -> Result<bool>) -> Result<bool> {
-        let mut goes_on = self.new.is_empty() || each(Heard::Text(number, &self.new))?;
-        if let Some(finish) = self.finish {
-            goes_on &= each(Heard::Whole(number, &self.end(finish)))?;
-        }
-        Ok(goes_on)
-    }
-
-    fn end(&self, finish: Finish) -> Written {
-        Written {
-            text: self.stream.text().to_owned(),
-            finish,
-            tokens: self.tokens,
-        }
+        self.0.write(prompts, each)
     }
 }

@@ -56,6 +56,8 @@ const EVAL_CURVES: [(&str, &str); 5] = [
     ("exact_match", "Share of exact answers"),
 ];
 
+/// The heading of what a run took.
+const MEMORY: &str = "Memory";
 /// Evaluations of a run that its table names: the first, the best and the last.
 const EVAL_HEADS: [&str; 8] = [
     "run",
@@ -109,6 +111,20 @@ pub fn write_to(runs: &[&Path], out: &Path) -> Result<()> {
     write_atomically(out, text.as_bytes())
 }
 
+/// What a model card says of the run that made the model `name` from `base`: its report, without what is about the machine.
+///
+/// # Errors
+/// A directory that holds no run.
+pub(crate) fn for_card(run: &Path, name: &str, base: Option<&str>) -> Result<String> {
+    let mut document = document(&[Run::read_public(run, name, base)?]);
+    document.sections.retain(|section| section.title != MEMORY);
+    document.subtitle = format!(
+        "The report of the run that made it, by student-trainer {}; files that it names are the run's.",
+        env!("CARGO_PKG_VERSION")
+    );
+    Ok(document.markdown())
+}
+
 fn document(runs: &[Run]) -> Document {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let evaluations = [
@@ -129,7 +145,7 @@ fn document(runs: &[Run]) -> Document {
             ),
             Section::new("Teacher", teachers(runs)),
             Section::new("Settings", settings(runs)),
-            Section::new("Memory", memory::memory(runs)),
+            Section::new(MEMORY, memory::memory(runs)),
         ],
     }
 }

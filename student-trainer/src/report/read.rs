@@ -18,6 +18,17 @@ use crate::{
 /// Bytes of one of a run's files that are read: 100,000 steps take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 29;
 
+/// Settings that say where something is, and nothing about what was trained.
+const OF_THE_MACHINE: [&str; 5] = [
+    "teacher",
+    "ca_cert",
+    "token_file",
+    "out",
+    "first_step_grad_out",
+];
+/// The setting that is the base of what was trained.
+const STUDENT: &str = "student";
+
 /// What a run left behind.
 pub(crate) struct Run {
     /// Its directory's name.
@@ -47,8 +58,35 @@ impl Run {
     /// # Errors
     /// A directory without `config.toml` or `metrics.jsonl`, or with something else in them.
     pub fn read(directory: &Path) -> Result<Self> {
+        Self::read_with(directory, |_, _| {})
+    }
+
+    /// As [`read`](Self::read), for others to see: the run is called after what it made and its student as the hub calls it, files
+    /// have no way to them, and what is about this machine is as nobody had set it.
+    pub fn read_public(directory: &Path, name: &str, base: Option<&str>) -> Result<Self> {
+        let run = Self::read_with(directory, |settings, defaults| {
+            for key in OF_THE_MACHINE {
+                match defaults.get(key) {
+                    Some(default) => settings.insert(key.to_owned(), default.clone()),
+                    None => settings.remove(key),
+                };
+            }
+            let base = base.filter(|_| settings.contains_key(STUDENT));
+            for (key, value) in settings.iter_mut() {
+                match base {
+                    Some(base) if key == STUDENT => *value = base.into(),
+                    _ => without_ways(value),
+                }
+            }
+        })?;
+        let name = name.to_owned();
+        Ok(Self { name, ..run })
+    }
+
+    /// Reads what is there, of settings that are changed first: these, beside the defaults.
+    fn read_with(directory: &Path, change: impl FnOnce(&mut Table, &Table)) -> Result<Self> {
         require_run(directory)?;
-        let config: Table = files::read_toml(&directory.join("config.toml"), FILE_BYTES_MAX)?;
+        let mut config: Table = files::read_toml(&directory.join("config.toml"), FILE_BYTES_MAX)?;
         let (name, keys, defaults) = if config.contains_key("teacher") {
             let defaults = Table::try_from(TrainConfig::default());
             ("train", TrainConfig::keys(), defaults)
@@ -58,6 +96,7 @@ impl Run {
         };
         let defaults = defaults
             .map_err(|e| Error::Config(format!("the defaults cannot be written as TOML: {e}")))?;
+        change(&mut config, &defaults);
         let evals = directory.join("eval.jsonl");
         let memory = directory.join(MEMORY_FILE);
         Ok(Self {
@@ -92,6 +131,19 @@ impl Run {
     pub fn setting<'a>(settings: &'a [(String, String)], key: &str) -> &'a str {
         let found = settings.iter().find(|(path, _)| path == key);
         found.map_or("", |(_, value)| value)
+    }
+}
+
+/// Files and directories by their names alone, in a setting.
+fn without_ways(value: &mut toml::Value) {
+    match value {
+        toml::Value::String(text) if text.contains('/') => {
+            let name = Path::new(text.as_str()).file_name().unwrap_or_default();
+            *text = name.to_string_lossy().into_owned();
+        }
+        toml::Value::Array(values) => values.iter_mut().for_each(without_ways),
+        toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| without_ways(value)),
+        _ => {}
     }
 }
 

@@ -6,11 +6,46 @@ use super::TeacherRecord;
 use crate::{
     Result,
     config::{TrainConfig, Tune},
-    files::write_atomically,
+    files::{self, write_atomically},
     loss::{Cost, LossConfig},
 };
 
 pub(crate) const CARD_FILE: &str = "README.md";
+/// Bytes of a card that are read: people write in them.
+pub(crate) const CARD_BYTES_MAX: u64 = 1 << 22;
+/// The tags of what a teacher taught.
+pub(crate) const DISTILLED: [&str; 1] = ["distillation"];
+/// The key of the base in a card's front matter.
+const BASE: &str = "base_model: ";
+
+/// What a card begins with, for programs: the base's name, the library that loads what lies beside it, and tags.
+pub(crate) fn front_matter(base: Option<&str>, library: Option<&str>, tags: &[&str]) -> String {
+    // JSON's strings are YAML's.
+    let base = base.map(|base| format!("{BASE}{}\n", serde_json::json!(base)));
+    let library = library.map(|library| format!("library_name: {library}\n"));
+    let tags: String = tags.iter().map(|tag| format!("- {tag}\n")).collect();
+    let tags = if tags.is_empty() {
+        tags
+    } else {
+        format!("tags:\n{tags}")
+    };
+    format!(
+        "---\n{}{}{tags}---\n",
+        base.unwrap_or_default(),
+        library.unwrap_or_default()
+    )
+}
+
+/// The base that the card in a result's directory names: its name on the hub, or its path.
+///
+/// # Errors
+/// A card that cannot be read.
+pub(crate) fn base_of(directory: &Path) -> Result<Option<String>> {
+    let text = files::if_there(files::read_text(&directory.join(CARD_FILE), CARD_BYTES_MAX))?;
+    let text = text.unwrap_or_default();
+    let base = text.lines().find_map(|line| line.strip_prefix(BASE));
+    Ok(base.and_then(|base| serde_json::from_str(base).ok()))
+}
 
 /// What a card tells.
 pub struct Card<'a> {
@@ -77,10 +112,9 @@ impl Card<'_> {
             .iter()
             .map(|(name, value)| format!("| {name} | {} |\n", cell(value)))
             .collect();
-        // JSON's strings are YAML's.
-        let base = serde_json::json!(self.base);
+        let front = front_matter(Some(self.base), Some(library), &DISTILLED);
         format!(
-            "---\nbase_model: {base}\nlibrary_name: {library}\ntags:\n- distillation\n---\n\n# {what} of {}\n\n\
+            "{front}\n# {what} of {}\n\n\
              Distilled by student-trainer {} from the logits of a teacher.\n\n| | |\n|---|---|\n{rows}",
             cell(self.base),
             env!("CARGO_PKG_VERSION"),
@@ -208,6 +242,10 @@ mod tests {
             steps: 7,
             sequences: 14,
         };
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(base_of(dir.path()).unwrap(), None);
+        card.write(dir.path()).unwrap();
+        assert_eq!(base_of(dir.path()).unwrap().as_deref(), Some(card.base));
         let text = card.text();
         let front = text.strip_prefix("---\n").unwrap();
         let (front, body) = front.split_once("\n---\n").unwrap();

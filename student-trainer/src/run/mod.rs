@@ -16,8 +16,8 @@ pub use adapter::{
 pub(crate) use adapter::{
     CONFIG_FILE as ADAPTER_CONFIG_FILE, PROJECTION_FILE, WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE,
 };
-pub(crate) use card::CARD_FILE;
 pub use card::Card;
+pub(crate) use card::{CARD_BYTES_MAX, CARD_FILE, DISTILLED, base_of, front_matter};
 pub use directory::RunDirectory;
 pub(crate) use directory::{
     ADAPTER_DIRECTORY, ANSWERS_FILE, CONFIG_FILE, MEMORY_FILE, PLANS_FILE, PROJECTION_REPORT,

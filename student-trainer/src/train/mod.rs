@@ -69,6 +69,7 @@ use keeper::Keeper;
 pub use loss_scale::{LossScaleState, LossScaler, Verdict};
 pub use passes::Passes;
 pub(crate) use plans::{PlanMap, Plans};
+pub(crate) use result::refuse_harmed;
 pub(crate) use samples::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, Sample};
 use setup::{checkpointing, head_geometry, passes, projections};
 use source::{FrameSource, Order};

@@ -105,6 +105,27 @@ pub(super) fn is_whole(run: &RunDirectory, config: &TrainConfig, summary: &Value
     Ok(false)
 }
 
+/// Refuses a finished run's result whose files are not as they were written.
+///
+/// # Errors
+/// What is wrong, or a file that cannot be read.
+pub(crate) fn refuse_harmed(run: &Path, result: &Path) -> Result<()> {
+    let Some(summary) = RunDirectory::enter(run).summary()? else {
+        tracing::warn!("{}: the run is not finished", run.display());
+        return Ok(());
+    };
+    let Some(harm) = harm(result, &summary) else {
+        return Ok(());
+    };
+    Err(Error::file(
+        result,
+        format!(
+            "{harm}; run `student-trainer train --resume {}` to restore it",
+            run.display()
+        ),
+    ))
+}
+
 /// What is wrong with the files of a result.
 fn harm(directory: &Path, summary: &Value) -> Option<String> {
     let Some(files) = summary.get(FILES).and_then(Value::as_object) else {

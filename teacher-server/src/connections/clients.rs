@@ -41,10 +41,12 @@ pub enum Share {
     Readers,
     /// HoldDevice.
     Holds,
+    /// Generate.
+    Answers,
 }
 
 impl Share {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 
     /// How many of it, and what they are called.
     fn limit(self) -> (usize, &'static str) {
@@ -52,6 +54,7 @@ impl Share {
             Self::Scores => (4, "ScoreTokens requests of this connection"),
             Self::Readers => (16, "streams of this connection"),
             Self::Holds => (4, "HoldDevice streams of this connection"),
+            Self::Answers => (4, "answers of this connection"),
         }
     }
 }

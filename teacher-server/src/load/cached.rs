@@ -63,7 +63,7 @@ pub(super) fn load(
         Some(cache) => go_on(config, &mut opened, cache)?,
         None => None,
     };
-    match found {
+    let mut engine = match found {
         Some((mut cache, projection)) => {
             add_sequences(config, &opened, &mut cache, reporter)?;
             let ids = opened.corpus.sequences.iter().map(|sequence| sequence.id);
@@ -81,19 +81,23 @@ pub(super) fn load(
                 },
                 false => answers(config, &opened, &cache, projection)?,
             };
-            start(config, (cache, store), plan, answers, reporter)
+            start(config, (cache, store), plan, answers, reporter)?
         }
         None => {
-            let (cache, states, sequences) = create(config, path, opened, reporter, stopped)?;
+            let (cache, states, sequences) = create(config, path, &mut opened, reporter, stopped)?;
             let store = cache.store()?;
             let answers = Answers {
                 origin: Some(states.origin),
                 basis: states.basis,
             };
             let plan = plan(&cache, sequences)?;
-            start(config, (cache, store), plan, answers, reporter)
+            start(config, (cache, store), plan, answers, reporter)?
         }
+    };
+    if engine.info.vram_mode() != v1::VramMode::Cached {
+        engine.answerer = Some(Arc::new(opened.answerer(config)));
     }
+    Ok(engine)
 }
 
 /// The cache with its projection; `None` where it was begun otherwise, holds nothing yet and was removed.
@@ -145,7 +149,7 @@ fn without_model(config: &Config, path: &Path, reporter: &Reporter) -> Result<En
 fn create(
     config: &Config,
     path: &Path,
-    mut opened: Opened,
+    opened: &mut Opened,
     reporter: &Reporter,
     stopped: &dyn Fn() -> bool,
 ) -> Result<(Cache, States, Vec<Sequence>)> {
@@ -333,6 +337,7 @@ fn start(
         info,
         tokens: Arc::new(cache.vocabulary()?),
         positions_max: cache.positions_max(),
+        answerer: None,
         cache: Some(cache),
     })
 }

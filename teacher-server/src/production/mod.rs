@@ -2,7 +2,8 @@
 
 ```text
  Reader (async, one a stream) ── Demand ──> compute thread ── rows ──> packing thread ──> BlockStore ──> Reader
- ScoreTokens ───────────────── score jobs ──┘  (Forward)               (encode frames)
+ ScoreTokens ───────────────── score jobs ──┤  (Forward)               (encode frames)
+ Generate ──────────────────── answer jobs ─┘── pieces of text
 ```
 
 Nothing is computed that no reader is about to need, so a server without clients rests within one batch, and a slow
@@ -10,6 +11,7 @@ reader, which reads from the store at its own pace, costs no memory. Where the d
 teacher computes in turns of a window of frames each, and its weights are on the device for these only.
 */
 
+mod answer;
 mod demand;
 mod reader;
 mod score;
@@ -26,6 +28,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use distill_model::Decoder;
 use distill_proto::Rows;
 use distill_text::Sequence;
 use tokio::sync::watch;
@@ -37,6 +40,8 @@ use crate::{
     progress::Progress,
     store::{BlockStore, OrderDigest, StoredBlock},
 };
+pub use answer::ANSWER_JOBS_MAX;
+use answer::Answers;
 use demand::Demand;
 pub use demand::Order;
 pub use reader::Reader;
@@ -83,6 +88,11 @@ pub trait Forward: Send {
     /// # Errors
     /// What the model or the selection says.
     fn rows(&self, batch: &[Tokens<'_>]) -> Result<Vec<Rows>>;
+
+    /// What answers prompts; `None` where nothing does.
+    fn decoder(&self) -> Option<&Decoder> {
+        None
+    }
 }
 
 /// Computes frames on demand and keeps them.
@@ -145,6 +155,7 @@ struct State {
     scores: Scores,
     /// Whether the teacher's last batch was one of scores: the next one is the plan's, where one is needed.
     scored_last: bool,
+    answers: Answers,
     closing: bool,
     /// Whose turn the device is, where it is lent.
     lease: Option<Lease>,

@@ -14,14 +14,14 @@ use std::{
 
 use distill_proto::Rows;
 
-use super::{Forward, ScoreJob, Shared, State, Swap, Tokens, turns};
-use crate::{Error, Result, frames::encode, lease::Task, progress::Progress};
+use super::{Forward, ScoreJob, Shared, State, Swap, Tokens, answer, turns};
+use crate::{Error, Result, answers::AnswerJob, frames::encode, lease::Task, progress::Progress};
 
 /// Batches that wait for packing while the teacher runs on.
 const PACKING_QUEUE: usize = 1;
 
 /// Rows of one batch on their way to the store.
-struct Computed {
+pub(super) struct Computed {
     batch: u64,
     /// Places in the plan's order that the teacher ran on, and its rows for each.
     rows: Vec<(usize, Rows)>,
@@ -38,6 +38,7 @@ pub(super) enum Seat {
 pub(super) enum Work {
     Batch(u64),
     Score(ScoreJob),
+    Answer(Box<AnswerJob>),
     /// Something about the device.
     Device(Task),
     Stop,
@@ -80,15 +81,19 @@ fn compute(shared: &Shared, seat: Seat, packing: &SyncSender<Computed>) {
             (Work::Batch(batch), Some(teacher), _) => {
                 compute_batch(shared, teacher.as_ref(), batch, packing);
             }
+            (Work::Answer(job), Some(teacher), _) => {
+                answer::write(shared, teacher.as_ref(), &job, packing);
+            }
             // Work is given out for a teacher that is there only.
             (Work::Score(job), None, _) => drop(job.reply.send(Err(Error::NoModel))),
             (Work::Batch(batch), None, _) => finish(shared, batch, Err(Error::NoModel)),
+            (Work::Answer(job), None, _) => job.refuse(Error::NoModel),
             (Work::Device(_), _, None) => return,
         }
     }
 }
 
-fn compute_batch(
+pub(super) fn compute_batch(
     shared: &Shared,
     teacher: &dyn Forward,
     batch: u64,
@@ -151,7 +156,7 @@ fn next_work(shared: &Shared) -> Work {
     loop {
         if state.closing {
             // Dropping the jobs tells those who wait for them.
-            drop(state.scores.drain());
+            drop((state.scores.drain(), state.answers.drain()));
             if let Some(lease) = &mut state.lease {
                 lease.close();
             }
@@ -159,26 +164,29 @@ fn next_work(shared: &Shared) -> Work {
         }
         let found = match state.lease {
             Some(_) => turns::next_work(shared, &mut state),
-            None => {
-                let contains = |index| shared.store.contains(index);
-                let State {
-                    demand,
-                    scores,
-                    scored_last,
-                    ..
-                } = &mut *state;
-                by_turns(
-                    scored_last,
-                    || scores.pop_before(u64::MAX),
-                    || demand.next_batch(&shared.plan, shared.queue, contains),
-                )
-            }
+            None => answer::next_work(shared, &mut state),
         };
         if let Some(work) = found {
             return work;
         }
         state = turns::wait(shared, state);
     }
+}
+
+/// What the plan's readers or those who wait for scores need now, where nothing is lent.
+pub(super) fn next_batch_or_score(shared: &Shared, state: &mut State) -> Option<Work> {
+    let contains = |index| shared.store.contains(index);
+    let State {
+        demand,
+        scores,
+        scored_last,
+        ..
+    } = state;
+    by_turns(
+        scored_last,
+        || scores.pop_before(u64::MAX),
+        || demand.next_batch(&shared.plan, shared.queue, contains),
+    )
 }
 
 /// A batch of scores after one of the plan and the other way round, where there are both.
@@ -199,7 +207,7 @@ pub(super) fn by_turns(
 }
 
 /// One batch of a job; for the rest its client waits until the others had theirs.
-fn score(shared: &Shared, teacher: &dyn Forward, mut job: ScoreJob) {
+pub(super) fn score(shared: &Shared, teacher: &dyn Forward, mut job: ScoreJob) {
     if job.reply.is_closed() {
         return;
     }

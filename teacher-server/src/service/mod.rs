@@ -4,7 +4,8 @@
  request ──> auth ──> TeacherService ──┬── blocks: StreamBlocks, FetchBlocks ──> production::Reader
                                        ├── basis:  GetBasis                 ──> basis::Basis
                                        ├── vocabulary: GetVocabulary        ──> Engine::tokens
-                       └── score:  ScoreTokens              ──> Production::score
+                                       ├── score:  ScoreTokens              ──> Production::score
+                                       └── generate: Generate               ──> answers, Production::answer
  Error ──> status ──> tonic::Status with google.rpc.ErrorInfo
 ```
 */
@@ -20,6 +21,7 @@
 mod auth;
 mod basis;
 mod blocks;
+mod generate;
 mod hold;
 mod score;
 mod status;
@@ -132,6 +134,7 @@ impl TeacherService for Service {
     type GetBasisStream = Messages<v1::GetBasisResponse>;
     type GetVocabularyStream = Messages<v1::GetVocabularyResponse>;
     type FetchBlocksStream = Messages<v1::FetchBlocksResponse>;
+    type GenerateStream = Messages<v1::GenerateResponse>;
     type HoldDeviceStream = Messages<v1::HoldDeviceResponse>;
 
     async fn get_server_info(
@@ -198,6 +201,16 @@ impl TeacherService for Service {
         // Given back when the transport has the answer.
         response.extensions_mut().insert(Arc::new(ticket));
         Ok(response)
+    }
+
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> std::result::Result<Response<Self::GenerateStream>, Status> {
+        let ticket = Client::of(&request).take(Share::Answers)?;
+        let engine = self.engine()?;
+        let answer = generate::stream(&engine, request.into_inner(), ticket).await?;
+        Ok(Response::new(answer))
     }
 
     async fn hold_device(

@@ -98,6 +98,14 @@ impl Place {
         trainer(&[&base, prompts.as_slice(), flags].concat())
     }
 
+    /// `generate` by the server.
+    pub fn generate_by_address(&self, flags: &[&str]) -> Command {
+        let server = self.server.address();
+        let base = ["generate", "--teacher", server, "--max-new-tokens", "2"];
+        let prompts = ["--prompt", "one two", "three"];
+        trainer(&[&base, prompts.as_slice(), flags].concat())
+    }
+
     /// `chat` with what comes from `input`.
     pub fn chat(&self, flags: &[&str], input: Stdio) -> Command {
         let student = path_text(self.setup.student.path());
@@ -116,6 +124,12 @@ impl Place {
     /// `report` of the run.
     pub fn report(&self, flags: &[&str]) -> Command {
         trainer(&[&["report", path_text(&self.run)], flags].concat())
+    }
+
+    /// `push` of the run, whose student was a directory.
+    pub fn push(&self, flags: &[&str]) -> Command {
+        let names = ["--to", "org/name", "--base", "org/base"];
+        trainer(&[&["push", path_text(&self.run)], names.as_slice(), flags].concat())
     }
 
     /// `ablate` of one arm into a fresh directory.
@@ -196,6 +210,8 @@ impl Place {
             result("eval", self.eval(&[])),
             result("generate", self.generate(&[])),
             result("generate", self.generate(&["--json"])),
+            result("generate", self.generate_by_address(&[])),
+            result("generate", self.generate_by_address(&["--json"])),
             // Nothing is said.
             work("chat", self.chat(&[], Stdio::null())),
             work("pretrain", trainer(&pretrain)),
@@ -215,6 +231,8 @@ impl Place {
                 trainer(&["plan", "--preset", "reference-24gb", "--json"]),
             ),
             result("report", self.report(&[])),
+            // Nothing is pushed.
+            result("push", self.push(&[])),
             result("losses", self.losses(&[])),
             result("losses", self.losses(&["--json"])),
             result("ablate", self.ablate(&[])),

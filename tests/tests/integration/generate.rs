@@ -20,7 +20,12 @@ use crate::{
 
 /// A model whose answers never end by themselves, with room for long ones.
 fn endless() -> Result<TempDir> {
-    let dir = fixtures::model_directory("qwen2-tied", "tokenizer")?;
+    endless_model("qwen2-tied")
+}
+
+/// As [`endless`], of another fixture.
+pub fn endless_model(model: &str) -> Result<TempDir> {
+    let dir = fixtures::model_directory(model, "tokenizer")?;
     change(&dir.path().join("config.json"), |config| {
         config["max_position_embeddings"] = json!(100_000);
     })?;
@@ -31,14 +36,14 @@ fn endless() -> Result<TempDir> {
     Ok(dir)
 }
 
-fn change(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+pub fn change(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
     let mut value = serde_json::from_slice(&fs::read(path)?)?;
     change(&mut value);
     Ok(fs::write(path, value.to_string())?)
 }
 
 /// What was printed on standard output.
-fn printed(args: &[&str]) -> Result<String> {
+pub fn printed(args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(trainer_succeeds(args).stdout)?)
 }
 
@@ -123,14 +128,18 @@ fn prompts_that_cannot_be_asked_are_refused_before_weights_are_read() -> Result<
 }
 
 /// A conversation with a program, whose screen is read all the time.
-struct Talk {
-    child: Child,
+pub struct Talk {
+    pub child: Child,
     screen: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Talk {
     fn begin(flags: &[&str]) -> Result<Self> {
-        let mut child = trainer(&[&["chat"], flags].concat())
+        Self::with("chat", flags)
+    }
+
+    pub fn with(command: &str, flags: &[&str]) -> Result<Self> {
+        let mut child = trainer(&[&[command], flags].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -149,7 +158,7 @@ impl Talk {
         Ok(Self { child, screen })
     }
 
-    fn say(&mut self, line: &[u8]) -> Result<()> {
+    pub fn say(&mut self, line: &[u8]) -> Result<()> {
         Ok(self
             .child
             .stdin
@@ -158,11 +167,11 @@ impl Talk {
             .write_all(line)?)
     }
 
-    fn shown(&self) -> usize {
+    pub fn shown(&self) -> usize {
         self.screen.lock().map_or(0, |screen| screen.len())
     }
 
-    fn lines(&self) -> usize {
+    pub fn lines(&self) -> usize {
         let ends = |screen: &[u8]| screen.iter().filter(|byte| **byte == b'\n').count();
         self.screen.lock().map_or(0, |screen| ends(&screen))
     }

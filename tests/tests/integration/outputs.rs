@@ -21,7 +21,7 @@ const OUTPUTS: [(&str, &str); 6] = [
     ("report", "out"),
 ];
 /// Flags with such a name that are read, and those that name a directory to make.
-const OTHERS: [(&str, &str); 16] = [
+const OTHERS: [(&str, &str); 18] = [
     ("serve", "token-file"),
     ("precompute", "token-file"),
     // Precompute takes the settings of serve, and listens nowhere.
@@ -32,6 +32,8 @@ const OTHERS: [(&str, &str); 16] = [
     ("train", "out"),
     ("train", "token-file"),
     ("eval", "token-file"),
+    ("generate", "token-file"),
+    ("chat", "token-file"),
     ("pretrain", "out"),
     ("quantize", "out"),
     ("export", "out"),

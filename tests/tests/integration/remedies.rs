@@ -9,7 +9,7 @@ use std::{
 use clap::Command;
 
 /// Beginnings of source paths, and the commands that say what is in there; the first that fits counts.
-const SPEAKERS: [(&str, &[&str]); 20] = [
+const SPEAKERS: [(&str, &[&str]); 21] = [
     ("student-trainer/src/train/", &["train"]),
     ("student-trainer/src/checkpoint/", &["train"]),
     ("student-trainer/src/config/train.rs", &["train"]),
@@ -24,6 +24,7 @@ const SPEAKERS: [(&str, &[&str]); 20] = [
     ("student-trainer/src/pretrain/", &["pretrain"]),
     ("student-trainer/src/quantize/", &["quantize"]),
     ("student-trainer/src/export/", &["export"]),
+    ("student-trainer/src/push/", &["push"]),
     ("student-trainer/src/plan/", &["plan"]),
     ("student-trainer/src/loss_command.rs", &["losses"]),
     ("student-trainer/src/model_files/", &["quantize", "export"]),

@@ -52,6 +52,12 @@ fn tls_and_token_let_in_who_has_both_and_nobody_else() -> Result<()> {
     assert!(said.contains("teacher at"), "{said}");
     let flags = ["--ca-cert", ca, "--token-file", good];
     trainer_succeeds(&[base(&secure).as_slice(), &flags].concat());
+    // An answer is asked for with the same flags.
+    let ask = ["generate", "--prompt", "hello", "--max-new-tokens", "2"];
+    let ask = [&ask[..], &["--teacher", &secure, "--ca-cert", ca]].concat();
+    trainer_succeeds(&[ask.as_slice(), &["--token-file", good]].concat());
+    let said = trainer_refuses(&ask);
+    assert!(said.contains("token"), "{said}");
     assert!(!teacher.log().contains("horse"), "{}", teacher.log());
     Ok(())
 }

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use distill_program::files;
 use distill_text::TokenizerFiles;
 use serde_json::Value;
 
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// What says how a model generates; where there is no such file, transformers asks `config.json`.
 const FILES: [&str; 2] = ["generation_config.json", "config.json"];
@@ -17,7 +18,7 @@ const BYTES_MAX: u64 = 1 << 20;
 ///
 /// # Errors
 /// A file that cannot be read, or an `eos_token_id` that is neither.
-pub(crate) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BTreeSet<u32>> {
+pub fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BTreeSet<u32>> {
     let mut ends: BTreeSet<u32> = tokenizer.eos_id().into_iter().collect();
     let mut paths = FILES.iter().map(|name| directory.join(name));
     if let Some(path) = paths.find(|path| path.is_file()) {
@@ -27,7 +28,9 @@ pub(crate) fn end_ids(directory: &Path, tokenizer: &TokenizerFiles) -> Result<BT
 }
 
 fn written(path: &Path) -> Result<Vec<u32>> {
-    let fields: Value = files::read_json(path, BYTES_MAX)?;
+    let bytes = files::read(path, BYTES_MAX).map_err(|e| Error::io(path, e.reason))?;
+    let fields: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::malformed(path, "file", e.to_string()))?;
     let value = match fields.get(KEY) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(value) => value,
@@ -37,8 +40,8 @@ fn written(path: &Path) -> Result<Vec<u32>> {
         id => id.as_i64().map(|id| vec![id]),
     };
     let ids = ids.ok_or_else(|| {
-        let problem = format!("{KEY}: {value} is neither a token id nor a list of them");
-        Error::file(path, problem)
+        let problem = format!("{value} is neither a token id nor a list of them");
+        Error::malformed(path, KEY, problem)
     })?;
     // Some write -1 for none; no token has that id.
     Ok(ids
@@ -54,7 +57,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::test_models::logged;
 
     fn write_tokenizer(directory: &Path) -> TokenizerFiles {
         let tokenizer = json!({
@@ -66,28 +68,6 @@ mod tests {
         let config = json!({"eos_token": "</s>"});
         fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
         TokenizerFiles::open(directory).unwrap()
-    }
-
-    #[test]
-    fn a_tokenizer_without_an_end_anywhere_is_warned_of_once() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(write_tokenizer(dir.path()));
-        let opened = || {
-            logged(|| {
-                let tokenizer = TokenizerFiles::open(dir.path()).unwrap();
-                assert!(end_ids(dir.path(), &tokenizer).unwrap().len() <= 1);
-            })
-        };
-        assert_eq!(opened(), "");
-        for none in ["{}", r#"{"eos_token": null}"#] {
-            fs::write(dir.path().join("tokenizer_config.json"), none).unwrap();
-        }
-        let said = opened();
-        let directory = dir.path().display().to_string();
-        for part in ["WARN", &directory, "no end of sequence", "set eos_token in"] {
-            assert!(said.contains(part), "{said}");
-        }
-        assert_eq!(opened(), "", "said twice");
     }
 
     #[test]

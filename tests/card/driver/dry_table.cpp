@@ -132,6 +132,12 @@ Invention of_draw_rows(const Origin& origin) {
     return {"f32", [=](uint64_t i) { return -0.001 * static_cast<double>(k + 1 + static_cast<int64_t>(i) % draws); }};
 }
 
+/* Another id for each row. */
+Invention of_sample_rows(const Origin& origin) {
+    if (!is_of(origin, "ids")) return {};
+    return {"u32", [](uint64_t i) { return static_cast<double>(i); }};
+}
+
 /* sinkhorn.cu: solved, with the marginals met. */
 Invention of_sinkhorn_step(const Origin& origin) {
     if (!is_of(origin, "found")) return {};
@@ -156,7 +162,7 @@ Invention of_sharp_step(const Origin& origin) {
 static const struct {
     const char* kernel;
     Invention (*find)(const Origin&);
-} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"sinkhorn_step", of_sinkhorn_step}, {"sharp_step", of_sharp_step}};
+} INVENTIONS[] = {{"select_rows", of_select_rows}, {"draw_rows", of_draw_rows}, {"sample_rows", of_sample_rows}, {"sinkhorn_step", of_sinkhorn_step}, {"sharp_step", of_sharp_step}};
 
 Invention find_invention(const Origin& origin) {
     for (const auto& row : INVENTIONS) {

@@ -24,7 +24,7 @@ fn answers(student: &Path, device: &str, flags: &[&str]) -> Result<(String, Vec<
     let base = [
         &["generate", "--student", utf8(student), "--json"][..],
         &["--device", device, "--dtype", "f32"],
-        &["--max-new-tokens", "8", "--prompt"],
+        &["--max-new-tokens", "5", "--prompt"],
     ];
     let args = [&base.concat()[..], &PROMPTS, flags].concat();
     let mut command = card.run(trainer(&args));
@@ -71,11 +71,8 @@ fn same_on_both(student: &Path, flags: &[&str]) -> Result<()> {
 fn answers_on_the_card_are_those_of_the_cpu_and_only_their_ids_come_to_the_host() -> Result<()> {
     let few = fixtures::model_directory("qwen2-tied", "tokenizer")?;
     let many = hashed_model::with_tokenizer(MANY_IDS, true)?;
-    for student in [few.path(), many.path()] {
-        same_on_both(student, &[])?;
-        same_on_both(student, &["--temperature", "0.8"])?;
-        let all = ["--top-k", "30", "--top-p", "0.9", "--min-p", "0.02"];
-        same_on_both(student, &[&["--temperature", "1.3"], &all[..]].concat())?;
-    }
-    Ok(())
+    same_on_both(few.path(), &[])?;
+    same_on_both(many.path(), &["--temperature", "0.8"])?;
+    let all = ["--top-k", "30", "--top-p", "0.9", "--min-p", "0.02"];
+    same_on_both(few.path(), &[&["--temperature", "1.3"], &all[..]].concat())
 }

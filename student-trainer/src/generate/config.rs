@@ -28,7 +28,7 @@ settings! {
         ///
         /// A run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the adapter's base as well, and with the teacher where one is named.
+        /// Answer with the base as well, and with a teacher if named.
         ///
         /// The answers stand beside each other.
         compare: bool = false, needs: [COMPARED], essential: true;
@@ -97,7 +97,7 @@ settings! {
         ///
         /// A run's `adapter` or `best`, or a checkpoint.
         adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the adapter's base as well, and with the teacher where one is named.
+        /// Answer with the base as well, and with a teacher if named.
         ///
         /// The answers stand beside each other; each has a conversation of its own.
         compare: bool = false, needs: [COMPARED], essential: true;

@@ -32,6 +32,9 @@ const NOTED_IN: [&str; 4] = [
 /// Bytes of one of them.
 const JSON_BYTES_MAX: u64 = 1 << 24;
 
+/// A file by its name in the repository.
+type Named = (String, Content);
+
 /// Everything of one push.
 #[derive(Debug)]
 pub(super) struct Contents {
@@ -122,11 +125,7 @@ impl Contents {
         Self::new(files, card, left_out)
     }
 
-    fn new(
-        mut files: Vec<(String, Content)>,
-        card: String,
-        mut left_out: Vec<String>,
-    ) -> Result<Self> {
+    fn new(mut files: Vec<Named>, card: String, mut left_out: Vec<String>) -> Result<Self> {
         files.push((
             CARD_FILE.to_owned(),
             Content::Bytes(card.clone().into_bytes()),
@@ -148,7 +147,7 @@ impl Contents {
 }
 
 /// A model's files in a directory, but for card and adapter's configuration, and what else lies there.
-fn files_of(directory: &Path) -> Result<(Vec<(String, Content)>, Vec<String>)> {
+fn files_of(directory: &Path) -> Result<(Vec<Named>, Vec<String>)> {
     let mut paths = files::list(directory)?;
     let templates = directory.join(TEMPLATES);
     paths.retain(|path| *path != templates);

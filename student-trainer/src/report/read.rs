@@ -65,18 +65,18 @@ impl Run {
     /// have no way to them, and what is about this machine is as nobody had set it.
     pub fn read_public(directory: &Path, name: &str, base: Option<&str>) -> Result<Self> {
         let run = Self::read_with(directory, |settings, defaults| {
-            for key in OF_THE_MACHINE {
-                match defaults.get(key) {
-                    Some(default) => settings.insert(key.to_owned(), default.clone()),
-                    None => settings.remove(key),
-                };
-            }
             let base = base.filter(|_| settings.contains_key(STUDENT));
             for (key, value) in settings.iter_mut() {
                 match base {
                     Some(base) if key == STUDENT => *value = base.into(),
                     _ => without_ways(value),
                 }
+            }
+            for key in OF_THE_MACHINE {
+                match defaults.get(key) {
+                    Some(default) => settings.insert(key.to_owned(), default.clone()),
+                    None => settings.remove(key),
+                };
             }
         })?;
         let name = name.to_owned();

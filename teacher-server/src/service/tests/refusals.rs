@@ -40,6 +40,10 @@ async fn every_rpc_needs_the_token_when_one_is_set() {
                 .await
                 .map(drop),
             client
+                .generate(v1::GenerateRequest::default())
+                .await
+                .map(drop),
+            client
                 .hold_device(v1::HoldDeviceRequest::default())
                 .await
                 .map(drop),

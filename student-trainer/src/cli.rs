@@ -51,11 +51,11 @@ pub fn command() -> Command {
         )))
         .subcommand(settings::<GenerateConfig>(about(
             "generate",
-            "Answer prompts with a student, its base or both",
+            "Answer prompts with a student, its base or a teacher",
         )))
         .subcommand(settings::<ChatConfig>(about(
             "chat",
-            "Talk with a student, its base or both, on the terminal",
+            "Talk with a student, its base or a teacher, on the terminal",
         )))
         .subcommand(
             about(

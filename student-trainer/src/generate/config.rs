@@ -51,7 +51,7 @@ settings! {
         /// `prompt`, a text or a list of messages, or `messages`, which a last turn of the assistant is left out of.
         prompts: Option<PathBuf> = None, value: "FILE", essential: true;
         /// Take every text as a user's turn of the model's chat template.
-        chat: bool = false, essential: true;
+        chat: bool = false;
         /// What every conversation begins with.
         system: Option<String> = None, needs: [CHAT], value: "TEXT";
         /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
@@ -119,7 +119,7 @@ settings! {
         chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
         group "Answers":
         /// Longest answer in tokens.
-        max_new_tokens: usize = 1024, limits: 1.., essential: true;
+        max_new_tokens: usize = 1024, limits: 1..;
         /// Texts that end an answer and are no part of it.
         stop: Vec<String> as Words = Vec::new(), value: "TEXT";
         /// Temperature of the sampling; 0 takes the likeliest token.

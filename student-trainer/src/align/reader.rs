@@ -1,7 +1,7 @@
 //! Provides the reading of frames, whichever vocabulary the teacher has and whichever text the student reads.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -27,9 +27,9 @@ pub struct FrameReader<'a> {
     pub(super) pair_tokens_max: usize,
     /// Whether anybody was told of a cut.
     is_cut_told: AtomicBool,
-    /// What an example is given of the one before it, whose rows are here.
+    /// What an example is given of the one before it, whose frame's index and rows are here.
     shuffled: ShuffleTeacher,
-    before: Mutex<Option<Targets>>,
+    before: Mutex<Option<(u64, Targets)>>,
 }
 
 impl<'a> FrameReader<'a> {
@@ -100,8 +100,8 @@ impl<'a> FrameReader<'a> {
         if self.shuffled == ShuffleTeacher::None {
             return Ok(Some(example));
         }
-        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(rows) = before.replace(example.targets.clone()) else {
+        let own = (frame.index, example.targets.clone());
+        let Some((_, rows)) = self.before().replace(own) else {
             tracing::info!(
                 "the first sequence is left out: --shuffle-teacher gives every sequence what the teacher says of the one before it"
             );
@@ -111,6 +111,25 @@ impl<'a> FrameReader<'a> {
             ShuffleTeacher::States => example.with_states_of_another(rows.state),
             ShuffleTeacher::Rows | ShuffleTeacher::None => example.with_rows_of_another(rows),
         }))
+    }
+
+    fn before(&self) -> MutexGuard<'_, Option<(u64, Targets)>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Index of the frame that the next example is given something of.
+    pub(crate) fn given_next(&self) -> Option<u64> {
+        self.before().as_ref().map(|(index, _)| *index)
+    }
+
+    /// Goes on after this frame, where a run stopped.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub(crate) fn go_on_after(&self, frame: &Frame) -> Result<()> {
+        let example = self.read(frame)?;
+        *self.before() = example.map(|example| (frame.index, example.targets));
+        Ok(())
     }
 
     /// The frame with its own rows, whatever the run is given.

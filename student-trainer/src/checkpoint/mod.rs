@@ -55,6 +55,7 @@ use crate::{Error, Result, files};
 /// File names in a checkpoint beside those of the adapter or model.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 pub(crate) const PROJECTION_OPTIMIZER_FILE: &str = "projection_optimizer.safetensors";
+pub(crate) const BEFORE_FILE: &str = "before.safetensors";
 pub(crate) const SETTINGS_FILE: &str = "settings.toml";
 const STATE_FILE: &str = "state.toml";
 /// Bytes of `state.toml` or `settings.toml`; the names of all parameters take less than one.

@@ -1,6 +1,10 @@
 //! Provides what is pushed: the files of a result with the base by its name, the card, and nothing that is about this machine.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use distill_hub::{Content, Reference, Upload};
 use serde_json::{Map, Value};
@@ -11,13 +15,31 @@ use crate::{
     files::{self, read_json},
     run::{
         ADAPTER_CONFIG_FILE, ADAPTER_DIRECTORY, CARD_BYTES_MAX, CARD_FILE, CONFIG_FILE,
-        PROJECTION_FILE, TeacherRecord, base_of,
+        PROJECTION_FILE, TeacherRecord, base_of, require_run,
     },
     train::refuse_harmed,
 };
 
-/// What a model's files end in.
-const ENDINGS: [&str; 6] = [".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model"];
+/// What a model's files are called, beside its shards, llama.cpp's file and further chat templates. Whatever else lies there is
+/// nobody's business.
+const NAMES: [&str; 14] = [
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    MODELFILE,
+];
+/// What llama.cpp's files begin with.
+const GGUF_MAGIC: &[u8] = b"GGUF";
 /// What llama.cpp's file lies beside.
 const MODELFILE: &str = "Modelfile";
 /// The one folder of a model that holds files: chat templates.
@@ -29,6 +51,8 @@ const NOTED_IN: [&str; 4] = [
     "special_tokens_map.json",
     "tokenizer_config.json",
 ];
+/// Directories from a result up to its run: a checkpoint's is the deepest.
+const DEPTH_IN_RUN: usize = 3;
 /// Bytes of one of them.
 const JSON_BYTES_MAX: u64 = 1 << 24;
 
@@ -95,10 +119,12 @@ impl Contents {
     }
 
     fn of_export(from: &Path, to: &Reference, base: Option<&Reference>) -> Result<Self> {
-        if from.join(ADAPTER_CONFIG_FILE).is_file() {
+        let result = from.canonicalize().unwrap_or_else(|_| from.to_owned());
+        let mut above = result.ancestors().skip(1).take(DEPTH_IN_RUN);
+        if from.join(ADAPTER_CONFIG_FILE).is_file() || above.any(|run| require_run(run).is_ok()) {
             return Err(Error::file(
                 from,
-                "is an adapter; name the run that made it, whose report becomes the card",
+                "is a run's result; name the run that made it, whose report becomes the card",
             ));
         }
         let refusal = || {
@@ -114,11 +140,20 @@ impl Contents {
         let (files, left_out) = files_of(from)?;
         let has = |ending: &str| files.iter().any(|(name, _)| name.ends_with(ending));
         let library = has(".safetensors").then_some("transformers");
-        let is_model = library.is_some() && from.join("config.json").is_file();
+        let config = files::read_json_if_there(&from.join("config.json"), JSON_BYTES_MAX)?;
+        let config: Value = config.unwrap_or_default();
+        let is_model = library.is_some() && config.get("model_type").is_some_and(Value::is_string);
         if !is_model && !has(".gguf") {
             return Err(refusal());
         }
-        let own = files::read_text(&from.join(CARD_FILE), CARD_BYTES_MAX);
+        let own = from.join(CARD_FILE);
+        if own.is_symlink() {
+            return Err(Error::file(
+                &own,
+                "is a link to another file; put the card itself there",
+            ));
+        }
+        let own = files::read_text(&own, CARD_BYTES_MAX);
         let base = base.map(|base| base.repo.as_str());
         let card = files::if_there(own)?;
         let card = card.unwrap_or_else(|| card::of_export(&to.repo, base, library));
@@ -156,13 +191,12 @@ fn files_of(directory: &Path) -> Result<(Vec<Named>, Vec<String>)> {
     for path in paths {
         let name = path.strip_prefix(directory).unwrap_or(&path);
         let name = name.to_string_lossy().into_owned();
-        let is_known = name == MODELFILE || ENDINGS.iter().any(|end| name.ends_with(end));
         // Hidden files are nobody's business; the others are made anew, or of no use to anybody.
         let is_own = [CARD_FILE, ADAPTER_CONFIG_FILE, PROJECTION_FILE].contains(&name.as_str());
         if name.starts_with('.') || is_own {
             continue;
         }
-        if !is_known || !path.is_file() {
+        if !is_of_model(&name, &path)? {
             left_out.push(format!("{name}, which is no file of a model"));
         } else if name == MODELFILE && names_elsewhere(&path)? {
             left_out.push(format!("{name}, which names files of this machine"));
@@ -174,6 +208,24 @@ fn files_of(directory: &Path) -> Result<(Vec<Named>, Vec<String>)> {
         }
     }
     Ok((found, left_out))
+}
+
+/// Whether it is a model's file by its name, and no link to one elsewhere.
+fn is_of_model(name: &str, path: &Path) -> Result<bool> {
+    let read = || Error::io("read", path);
+    if !path.symlink_metadata().map_err(read())?.is_file() {
+        return Ok(false);
+    }
+    if name.ends_with(".gguf") {
+        let mut first = Vec::new();
+        let file = File::open(path).map_err(read())?;
+        let magic = GGUF_MAGIC.len() as u64;
+        file.take(magic).read_to_end(&mut first).map_err(read())?;
+        return Ok(first == GGUF_MAGIC);
+    }
+    let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
+    let is_template = name.starts_with(TEMPLATES) && name.ends_with(".jinja");
+    Ok(is_shard || is_template || NAMES.contains(&name))
 }
 
 /// Gives an adapter's base its name on the hub, which is returned.
@@ -207,19 +259,38 @@ fn is_on_hub(base: &str) -> bool {
 
 /// The file without what says where something was on this machine: transformers notes where it loaded from.
 fn without_places(path: PathBuf) -> Result<Content> {
-    let Value::Object(mut fields) = read_json(&path, JSON_BYTES_MAX)? else {
-        return Ok(Content::File(path));
-    };
-    let before = fields.len();
-    let is_place = |value: &Value| {
-        let text = value.as_str().unwrap_or_default();
-        text.starts_with('/') && text.matches('/').count() > 1
-    };
-    fields.retain(|_, value| !is_place(value));
-    if fields.len() == before {
-        return Ok(Content::File(path));
+    let as_written: Value = read_json(&path, JSON_BYTES_MAX)?;
+    let mut value = as_written.clone();
+    take_places_out(&mut value);
+    match value {
+        Value::Object(fields) if Value::Object(fields.clone()) != as_written => {
+            json_bytes(&path, &fields)
+        }
+        _ => Ok(Content::File(path)),
     }
-    json_bytes(&path, &fields)
+}
+
+fn take_places_out(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !is_place(value));
+            fields.values_mut().for_each(take_places_out);
+        }
+        Value::Array(values) => {
+            values.retain(|value| !is_place(value));
+            values.iter_mut().for_each(take_places_out);
+        }
+        _ => {}
+    }
+}
+
+fn is_place(value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    let is_drive = |rest: &str| rest.starts_with(":\\") || rest.starts_with(":/");
+    text.starts_with('/') && text.matches('/').count() > 1
+        || ["~/", "./", "../"].iter().any(|way| text.starts_with(way))
+        || text.get(1..).is_some_and(is_drive)
+            && text.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
 fn json_bytes(path: &Path, fields: &Map<String, Value>) -> Result<Content> {

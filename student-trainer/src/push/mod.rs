@@ -100,6 +100,8 @@ pub fn run(args: &PushArgs, shutdown: &Shutdown) -> Result<String> {
     for name in left_out {
         tracing::warn!("not pushed: {name}");
     }
+    let names: Vec<&str> = files.iter().map(distill_hub::Upload::name).collect();
+    tracing::info!("pushing to {}: {}", to.repo, names.join(", "));
     let pushed = distill_hub::push(&Push {
         to: &to,
         private: args.private,

@@ -12,6 +12,7 @@ from what the one before has handed over, as from a checkpoint.
 */
 
 mod agreement;
+mod before;
 mod evaluation;
 mod example;
 mod fit;
@@ -53,7 +54,7 @@ use crate::{
     align::FrameReader,
     checkpoint::Checkpoints,
     client::{self, StreamOptions, Vocabularies, fetch_basis},
-    config::{TrainConfig, Tune},
+    config::{ShuffleTeacher, TrainConfig, Tune},
     loss::Projection,
     run::{AdapterConfig, RunDirectory, TeacherRecord},
     shutdown::Shutdown,
@@ -389,6 +390,7 @@ fn compute(
         GradientWatch::new(&tuned.parameters),
         LossScaler::new(decoder.dtype()),
     );
+    let mut before = None;
     if start.saved.is_none()
         && !projections.is_empty()
         && config.loss.align.projection == Projection::Fitted
@@ -404,6 +406,9 @@ fn compute(
         updates.restore(&*saved)?;
         watch = GradientWatch::resume(saved.state().silent.clone());
         scaler.restore(saved.state().loss_scale);
+        if config.shuffle_teacher != ShuffleTeacher::None && saved.state().step > 0 {
+            before = Some(before::restore(&*saved, &host.reader)?);
+        }
     }
     let mut trainer = Trainer {
         config,
@@ -418,6 +423,7 @@ fn compute(
         },
         updates,
         reader: &host.reader,
+        before,
         evaluation: host.evaluation.as_ref(),
         frames: host.frames,
         watch,

@@ -11,6 +11,7 @@ use distill_model::{Gradients, Squares};
 use distill_program::units::{Bytes, Digits};
 
 use super::{
+    before,
     evaluation::{self, Evaluation},
     example::Example,
     guard::GradientWatch,
@@ -47,6 +48,8 @@ pub(super) struct Trainer<'a> {
     pub objective: Objective<'a>,
     pub updates: Updates,
     pub reader: &'a FrameReader<'a>,
+    /// The frame that the next example is given something of, in a control.
+    pub before: Option<Received>,
     pub evaluation: Option<&'a Evaluation<'a>>,
     pub frames: FrameSource,
     pub watch: GradientWatch,
@@ -259,6 +262,9 @@ impl<'a> Trainer<'a> {
     fn files(&self) -> Result<Vec<(&'static str, Content)>> {
         let mut files = self.tuned.checkpoint_files()?;
         files.extend(self.updates.files()?);
+        if let Some(before) = &self.before {
+            files.push(before::file(before)?);
+        }
         Ok(files)
     }
 
@@ -270,11 +276,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// What the student can learn of these frames.
-    fn examples(&self, batch: &[Received]) -> Result<Vec<Example>> {
+    fn examples(&mut self, batch: &[Received]) -> Result<Vec<Example>> {
         let examples = batch
             .iter()
             .filter_map(|received| self.reader.example(&received.frame).transpose());
-        examples.collect()
+        let examples = examples.collect();
+        if let Some(index) = self.reader.given_next() {
+            let last = batch.iter().rfind(|received| received.frame.index == index);
+            self.before = last.cloned().or(self.before.take());
+        }
+        examples
     }
 
     fn forward_backward(

@@ -188,8 +188,18 @@ fn the_first_step_of_a_pair_equals_a_dense_reference() -> Result<()> {
 
 #[test]
 fn a_pair_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
+    is_the_same_from_a_cache_swapped_and_resumed(&[])
+}
+
+#[test]
+fn a_control_is_the_same_from_a_cache_swapped_and_resumed() -> Result<()> {
+    is_the_same_from_a_cache_swapped_and_resumed(&["--shuffle-teacher", "rows"])
+}
+
+fn is_the_same_from_a_cache_swapped_and_resumed(of: &[&str]) -> Result<()> {
     let setup = setup()?;
     let flags = ["--steps", "6", "--ot-weight", "0.5", "--save-steps", "2"];
+    let flags = [&flags[..], of].concat();
     let live = {
         let teacher = setup.serve(&Listen::Loopback, &[]);
         setup.train(&teacher, "live", &flags)

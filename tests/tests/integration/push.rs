@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -233,6 +234,16 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
     let hub = Hub::start(setup.work.path())?;
     hub.fail(Faults::default());
     let (teacher, run) = adapter_run(&setup)?;
+    // What lies beside the result is nobody's business, by its name or as a link.
+    for name in [
+        "notes.txt",
+        "credentials.json",
+        "weights.safetensors",
+        "a.gguf",
+    ] {
+        fs::write(run.join("adapter").join(name), "secret")?;
+    }
+    symlink("/etc/hostname", run.join("adapter/merges.txt"))?;
     let to = ["--to", "org/adapter", "--yes"];
     let error = refusal(hub.push(&run, &to))?;
     let student = path_text(setup.student.path());
@@ -259,6 +270,15 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
         for part in machine {
             assert!(!text.contains(part), "{part} in {name}");
         }
+    }
+    for name in [
+        "notes.txt",
+        "credentials.json",
+        "weights.safetensors",
+        "a.gguf",
+        "merges.txt",
+    ] {
+        assert!(!files.contains_key(name), "{name}");
     }
     let config = files
         .remove("adapter_config.json")

@@ -14,13 +14,15 @@ usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
 real=false teacher='' effort='' texts=() args=()
 refuse() { echo "quickstart.sh: $1" >&2; exit 2; }
+# The path behind a flag, which the script ends without: an assignment checks how this ends.
+value() { [[ $# -gt 1 && -n $2 ]] && printf '%s' "$2" || refuse "$1 needs a path"; }
 while (($#)); do
   case $1 in
     --real) real=true ;;
-    --teacher) teacher=${2:?--teacher needs a directory or a .gguf file}; shift ;;
+    --teacher) teacher=$(value "$@"); shift ;;
     --fast | --full) effort=$1; args+=("$1") ;;
-    --text) texts+=("${2:?$1 needs a path}"); args+=("$1" "$2"); shift ;;
-    --out) args+=("$1" "${2:?$1 needs a path}"); shift ;;
+    --text) texts+=("$(value "$@")"); args+=("$1" "$2"); shift ;;
+    --out) args+=("$1" "$(value "$@")"); shift ;;
     -h | --help) usage; exit ;;
     *) refuse "$1 is not known; see --help" ;;
   esac
@@ -32,7 +34,7 @@ if [[ $real == false && -n $teacher ]]; then
 elif [[ $real == false && ${#texts[@]} -gt 0 ]]; then
   refuse "--text belongs to --real"
 elif [[ $real == true && -n $effort ]]; then
-  refuse "$effort belongs to the embedded models; leave it out: --real compares two losses with one seed"
+  refuse "$effort belongs to the embedded models; leave it out: --real compares two losses with two seeds"
 fi
 case $teacher in
   '') ;;

@@ -81,10 +81,10 @@ pub struct Lease {
     settled_at: Option<Instant>,
     /// When the device came to where it is.
     since: Instant,
-    /// What keeps the teacher from its turn, told to those who wait for it.
+    /// What keeps the teacher from its turn while the device is where it is, told to those who wait for it.
     trouble: Option<Arc<Error>>,
-    /// Whether the teacher could not be loaded; it is not tried again before somebody asks anew.
-    broken: bool,
+    /// Why the teacher could not be loaded. It is not tried again before somebody asks anew, whoever has the device meanwhile.
+    broken: Option<Arc<Error>>,
 }
 
 impl Lease {
@@ -106,7 +106,7 @@ impl Lease {
             settled_at: Some(now + options.settle),
             since: now,
             trouble: None,
-            broken: false,
+            broken: None,
         }
     }
 
@@ -134,7 +134,7 @@ impl Lease {
 
     /// What keeps the teacher from its turn, if something does.
     pub fn trouble(&self) -> Option<Arc<Error>> {
-        self.trouble.clone()
+        self.trouble.as_ref().or(self.broken.as_ref()).cloned()
     }
 
     /// A trainer asks for the device; gives the name of its stream.
@@ -151,7 +151,7 @@ impl Lease {
                 limit: HOLDERS_MAX,
             });
         }
-        let hung = self.trouble().filter(|_| self.holder().is_some());
+        let hung = self.trouble.clone().filter(|_| self.holder().is_some());
         if let (Some(hung), None) = (hung, held) {
             return Err(Error::Production(hung));
         }
@@ -197,14 +197,12 @@ impl Lease {
 
     /// Whether there is something that only the teacher can do.
     pub fn needed(&mut self, needed: bool) {
-        self.apply(Event::Needed(needed && !self.broken));
+        self.apply(Event::Needed(needed && self.broken.is_none()));
     }
 
     /// Somebody asks anew: what failed for good is tried again.
     pub fn retry(&mut self) {
-        if std::mem::take(&mut self.broken) {
-            self.trouble = None;
-        }
+        self.broken = None;
     }
 
     /// The device has room for the teacher.
@@ -233,9 +231,8 @@ impl Lease {
 
     /// The teacher could not be brought to the device.
     pub fn load_failed(&mut self, error: Arc<Error>) {
+        self.broken = Some(error);
         self.apply(Event::LoadFailed);
-        self.broken = true;
-        self.trouble = Some(error);
     }
 
     /// The teacher has done what its turn was for.

@@ -321,6 +321,18 @@ async fn a_teacher_that_cannot_be_loaded_is_told_and_tried_again_when_asked_anew
 }
 
 #[tokio::test]
+async fn a_reader_hears_that_there_is_no_teacher_also_where_a_trainer_has_the_device_by_then() {
+    let plan = plan(4, 1);
+    let bench = bench(&plan, QUICK);
+    bench.card.load_fails.store(true, Ordering::SeqCst);
+    let mut reader = bench.reader(0);
+    let mut trainer = bench.ask("a");
+    trainer.granted().await;
+    let error = ready(&mut reader).await.unwrap_err().to_string();
+    assert!(error.contains("the weights are gone"), "{error}");
+}
+
+#[tokio::test]
 async fn scoring_is_refused_while_a_trainer_holds_the_device_and_has_its_turn_before() {
     let plan = plan(4, 1);
     let bench = bench(&plan, QUICK);

@@ -39,7 +39,7 @@ impl Sample {
     /// or whose largest logit over the temperature is not finite, [`NOTHING`].
     ///
     /// # Shapes
-    /// logits [rows, stride], any float type; uniforms [rows] i64, multiples of 2^-53 in [0, 1); ids [rows] u32
+    /// logits `[rows, stride]`, any float type; uniforms `[rows]` i64, multiples of 2^-53 in [0, 1); ids `[rows]` u32
     ///
     /// # Errors
     /// Rows that hold no logits, or more than ids can number.

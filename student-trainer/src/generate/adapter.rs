@@ -12,13 +12,12 @@ use crate::{
     Error, Result,
     config::{FILE_BYTES_MAX, Quantize},
     files::read_toml,
-    run::{ADAPTER_CONFIG_FILE, AdapterConfig, CONFIG_FILE, load_adapter, warn_of_unused},
+    run::{
+        ADAPTER_CONFIG_FILE, AdapterConfig, CONFIG_FILE, load_adapter, run_above, warn_of_unused,
+    },
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
-
-/// Directories from a run's results up to the run: a checkpoint's adapter is the deepest.
-const DEPTH_IN_RUN: usize = 3;
 
 /// Opens the student that is named, or the base that the adapter names, whose chat template has these variables.
 ///
@@ -108,14 +107,9 @@ pub(crate) fn load(
     Ok((decoder, Some(Switch(kept.collect::<Result<_>>()?))))
 }
 
-/// How the run held its weights that `result` lies in: its adapter, its model, its best, or one of a checkpoint.
+/// How the run held its weights that `result` lies in.
 fn as_trained(result: &Path) -> Option<Quantize> {
-    let result = result.canonicalize().ok()?;
-    let mut above = result.ancestors().skip(1).take(DEPTH_IN_RUN);
-    let path = above.find_map(|directory| {
-        let path = directory.join(CONFIG_FILE);
-        path.is_file().then_some(path)
-    })?;
+    let path = run_above(result)?.join(CONFIG_FILE);
     // What cannot be read as a run's settings is no run's, and tells nothing.
     let settings: Table = read_toml(&path, FILE_BYTES_MAX).ok()?;
     let word = |key: &str| settings.get(key)?.as_str();

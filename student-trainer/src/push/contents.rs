@@ -7,6 +7,7 @@ use std::{
 };
 
 use distill_hub::{Content, Reference, Upload};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::card;
@@ -15,7 +16,7 @@ use crate::{
     files::{self, read_json},
     run::{
         ADAPTER_CONFIG_FILE, ADAPTER_DIRECTORY, CARD_BYTES_MAX, CARD_FILE, CONFIG_FILE,
-        PROJECTION_FILE, TeacherRecord, base_of, require_run,
+        PROJECTION_FILE, TeacherRecord, base_of, run_above,
     },
     train::refuse_harmed,
 };
@@ -51,8 +52,6 @@ const NOTED_IN: [&str; 4] = [
     "special_tokens_map.json",
     "tokenizer_config.json",
 ];
-/// Directories from a result up to its run: a checkpoint's is the deepest.
-const DEPTH_IN_RUN: usize = 3;
 /// Bytes of one of them.
 const JSON_BYTES_MAX: u64 = 1 << 24;
 
@@ -119,9 +118,7 @@ impl Contents {
     }
 
     fn of_export(from: &Path, to: &Reference, base: Option<&Reference>) -> Result<Self> {
-        let result = from.canonicalize().unwrap_or_else(|_| from.to_owned());
-        let mut above = result.ancestors().skip(1).take(DEPTH_IN_RUN);
-        if from.join(ADAPTER_CONFIG_FILE).is_file() || above.any(|run| require_run(run).is_ok()) {
+        if from.join(ADAPTER_CONFIG_FILE).is_file() || run_above(from).is_some() {
             return Err(Error::file(
                 from,
                 "is a run's result; name the run that made it, whose report becomes the card",
@@ -262,12 +259,10 @@ fn without_places(path: PathBuf) -> Result<Content> {
     let as_written: Value = read_json(&path, JSON_BYTES_MAX)?;
     let mut value = as_written.clone();
     take_places_out(&mut value);
-    match value {
-        Value::Object(fields) if Value::Object(fields.clone()) != as_written => {
-            json_bytes(&path, &fields)
-        }
-        _ => Ok(Content::File(path)),
+    if value == as_written {
+        return Ok(Content::File(path));
     }
+    json_bytes(&path, &value)
 }
 
 fn take_places_out(value: &mut Value) {
@@ -293,8 +288,8 @@ fn is_place(value: &Value) -> bool {
             && text.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
-fn json_bytes(path: &Path, fields: &Map<String, Value>) -> Result<Content> {
-    let bytes = serde_json::to_vec_pretty(fields).map_err(|e| Error::file(path, e))?;
+fn json_bytes(path: &Path, value: &impl Serialize) -> Result<Content> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::file(path, e))?;
     Ok(Content::Bytes(bytes))
 }
 

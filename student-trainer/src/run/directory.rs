@@ -20,6 +20,8 @@ use crate::{
 };
 
 pub(crate) const CONFIG_FILE: &str = "config.toml";
+/// Directories from a run's results up to the run: a checkpoint's adapter is the deepest.
+const DEPTH_IN_RUN: usize = 3;
 pub(super) const LOCK_FILE: &str = ".lock";
 /// What was planned of the run's memory.
 pub(crate) const MEMORY_FILE: &str = "memory.json";
@@ -218,6 +220,14 @@ impl Drop for RunDirectory {
             }
         }
     }
+}
+
+/// The run that a result lies in: its adapter, its model, its best, or one of a checkpoint.
+pub(crate) fn run_above(result: &Path) -> Option<PathBuf> {
+    let result = result.canonicalize().ok()?;
+    let mut above = result.ancestors().skip(1).take(DEPTH_IN_RUN);
+    let run = above.find(|directory| directory.join(CONFIG_FILE).is_file());
+    run.map(Path::to_owned)
 }
 
 /// Refuses a directory that holds no run.

@@ -21,7 +21,7 @@ pub(crate) use card::{CARD_BYTES_MAX, CARD_FILE, DISTILLED, base_of, front_matte
 pub use directory::RunDirectory;
 pub(crate) use directory::{
     ADAPTER_DIRECTORY, ANSWERS_FILE, CONFIG_FILE, MEMORY_FILE, PLANS_FILE, PROJECTION_REPORT,
-    SUMMARY_FILE, config_text, require_run, who_trains_in,
+    SUMMARY_FILE, config_text, require_run, run_above, who_trains_in,
 };
 pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};

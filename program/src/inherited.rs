@@ -1,15 +1,20 @@
-//! Provides files without a name that a process shares with those that it starts: whatever way the last of them ends, nothing is left.
+//! Provides what a process shares with those that it starts: files without a name, and its end. Whatever way it ends, nothing is left.
 
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     io::{FdFlags, fcntl_setfd},
+    process::{Signal, set_parent_process_death_signal},
 };
 
 /// A file that this process and those that it starts find at the same path.
@@ -48,6 +53,13 @@ impl Inherited {
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
+}
+
+/// Asks what `command` starts to end, by SIGTERM, when the thread that starts it ends: also where it is killed and can ask nobody.
+#[expect(unsafe_code, reason = "it is for the new process to say")]
+pub fn end_with_this_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: what runs between fork and exec is one system call, and allocates nothing.
+    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) }
 }
 
 /// Leaves a file open in the processes that this one starts from now on.

@@ -66,9 +66,9 @@ enum Command {
         /// Of the training problems, write only those with so many steps at most.
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         steps_max: usize,
-        /// Write pairs instead, the teacher's side in English and the student's in Chinese: so many with the student's solution,
-        /// so many without, so many held out.
-        #[arg(long, num_args = 3, value_names = ["LABELLED", "UNLABELLED", "HELD_OUT"], conflicts_with_all = ["train", "held_out", "steps_max"])]
+        /// Write what the quickstart's second task reads instead, pairs.jsonl and pairs-held-out.jsonl: the teacher's side in
+        /// English, the student's in Chinese, so many with the student's solution, so many without, so many held out.
+        #[arg(long, num_args = 3, value_names = ["LABELLED", "UNLABELLED", "HELD_OUT"], conflicts_with_all = ["train", "held_out", "steps_max", "seed"])]
         pairs: Option<Vec<usize>>,
         /// The same seed makes the same problems.
         #[arg(long, default_value_t = 1)]
@@ -140,7 +140,7 @@ pub fn run(args: Args) -> Result<()> {
             seed,
         } => {
             if let Some(&[labelled, unlabelled, held_out]) = pairs.as_deref() {
-                for path in corpus::write_pairs(&out, [labelled, unlabelled, held_out], seed)? {
+                for path in corpus::write_pairs(&out, [labelled, unlabelled, held_out])? {
                     print(format_args!("{}\n", path.display()))?;
                 }
                 return Ok(());

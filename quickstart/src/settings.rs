@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::{
     Error, Result,
-    corpus::{Sizes, write_corpus, write_few, write_lesson_pairs},
+    corpus::{Sizes, write_corpus, write_few, write_pairs},
     run::{CORPUS, Job, Programs, Task, check_out},
 };
 
@@ -91,7 +91,7 @@ pub fn embedded(effort: Effort, assets: &Path, programs: Programs, out: PathBuf)
             text: include_str!("../tasks/pairs.toml"),
             first: 3,
         },
-        write_lesson_pairs(&corpus, [50, 300, 200])?,
+        write_pairs(&corpus, [50, 300, 200])?,
         "--state hidden:0,1",
     )?;
     Ok(Job {

@@ -153,6 +153,7 @@ fn example(index: usize, tokens: usize, vocab: usize) -> Example {
     let step = vocab / KEPT;
     let entries = || (0..rows * KEPT).map(|e| (e % KEPT, e / KEPT));
     Example {
+        index: 0,
         token_ids: (0..tokens)
             .map(|t| ((t * t * 31 + index * 7 + t) % vocab) as u32)
             .collect(),

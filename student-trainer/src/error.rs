@@ -69,6 +69,14 @@ pub enum Error {
     /// A loss that cannot be computed, by its settings or by what the teacher sends.
     #[error(transparent)]
     Loss(#[from] LossError),
+    /// The same, of one sequence: its sides do not fit.
+    #[error("sequence {index}: {error}")]
+    Sequence {
+        /// Its place in the corpus, from 0.
+        index: u64,
+        /// What does not fit.
+        error: LossError,
+    },
     /// The stream broke a rule: a wrong index, a damaged frame, a digest that does not agree.
     #[error("block stream: {0}")]
     Stream(String),
@@ -145,6 +153,15 @@ impl Error {
         }
     }
 
+    /// Says which sequence of the corpus a loss could not be computed for, where its shape is why.
+    #[must_use]
+    pub(crate) fn of_sequence(self, index: u64) -> Self {
+        match self {
+            Self::Loss(error @ LossError::Shape { .. }) => Self::Sequence { index, error },
+            other => other,
+        }
+    }
+
     /// For a file that does not hold what it should.
     pub fn file(path: &Path, reason: impl ToString) -> Self {
         Self::File {
@@ -178,6 +195,19 @@ mod tests {
     use std::{error::Error as _, io};
 
     use super::*;
+
+    #[test]
+    fn a_shape_that_does_not_fit_is_told_with_its_sequence() {
+        let shape = LossError::shape("positions", "1..=16384", 17_780);
+        let told = Error::from(shape).of_sequence(12).to_string();
+        assert_eq!(
+            told,
+            "sequence 12: positions: expected 1..=16384, found 17780"
+        );
+        let (what, position) = ("loss", 0);
+        let of_the_run = Error::from(LossError::NonFinite { what, position }).of_sequence(12);
+        assert!(matches!(of_the_run, Error::Loss(_)));
+    }
 
     #[test]
     fn no_reason_is_said_twice() {

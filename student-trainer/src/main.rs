@@ -25,7 +25,7 @@ fn main() -> ExitCode {
             return;
         }
         console::say(format_args!(
-            "{signal}: stopping after this step; a second Ctrl-C exits at once"
+            "{signal}: stopping; a second Ctrl-C exits at once"
         ));
     });
     if let Err(error) = signals {

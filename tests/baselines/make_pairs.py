@@ -1,11 +1,14 @@
-"""Provides the texts behind two tables of docs/which-loss.md: a teacher that reasons, and one that has read the documentation.
+"""Provides the texts behind two tables of docs/which-loss.md: a teacher that reasons, and one that has read more than the student.
 
     quickstart corpus --out DIR --train 60000 --held-out 4000 --seed 21
     python make_pairs.py reasoning DIR OUT      problems of three and four operations: the teacher works them out, the student writes operations alone
     python make_pairs.py code SOURCES OUT       Python functions: the teacher reads the docstring before them, the student does not
+    python make_pairs.py document SOURCES OUT   sections of Markdown files: the teacher reads how the file begins, the student does not
+    python make_pairs.py answer DIR OUT         worked solutions: the teacher reads the answer before them, the student does not
 
 `reasoning` writes what the teacher has to read first (teacher-reads.jsonl, for `student-trainer pretrain`), `both.jsonl` (the worked solution, then the operations that
-both sides write), `chain.jsonl` (the worked solution alone: nothing is shared) and held-out.jsonl; `code` writes with-docstring.jsonl, without.jsonl and held-out.jsonl.
+both sides write), `chain.jsonl` (the worked solution alone: nothing is shared) and held-out.jsonl; the others write with.jsonl, without.jsonl (the student's view for
+both) and held-out.jsonl.
 """
 
 import argparse
@@ -19,7 +22,8 @@ import textwrap
 SOLVED = 300  # problems that the student may learn from
 SAME_TEXTS = 150  # known problems among them, as text that both sides read: P is fitted there
 HELD_OUT = 300
-FUNCTIONS, FUNCTIONS_HELD_OUT = 120, 40
+PRIVILEGED, PRIVILEGED_HELD_OUT = 120, 40
+DOCUMENT_BYTES, PASSAGE_BYTES = 1200, 450
 
 
 def rows(path):
@@ -108,25 +112,56 @@ def functions(source):
                 yield head, doc, textwrap.indent(body, "    ")
 
 
-def code(source, out):
-    found = list({body: (head, doc, body) for head, doc, body in functions(source)}.values())
+def sections(source):
+    """How a Markdown file begins, the heading of a later section, and the prose that it begins with."""
+    for path in sorted(source.rglob("*.md")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for heading in list(re.finditer(r"^#{2,3} .+$", text, re.MULTILINE))[1:]:
+            before = re.sub(r"^[\[!<].*\n", "", text[: heading.start()], flags=re.MULTILINE)  # links and badges
+            begins = before[:DOCUMENT_BYTES].rpartition("\n")[0].strip()
+            prose = re.split(r"\n\n[^A-Z]", text[heading.end() :].lstrip()[:PASSAGE_BYTES])[0]
+            prose = "".join(re.findall(r".*?[.!?]\s", prose + " ", re.DOTALL)).rstrip()
+            if len(begins) >= 300 and len(prose) >= 200 and "licens" not in prose and prose.isascii() and not re.search(r"[`|<>\[\]#*]{2}|^[-*\d]", prose, re.MULTILINE):
+                yield begins, heading.group(), prose
+                break
+
+
+def privileged(out, found):
+    """Question, what the teacher reads beside it, and what both are to write, shuffled; the student reads the question."""
+    found = list({answer: (question, reads, answer) for question, reads, answer in found}.values())
     random.Random(1).shuffle(found)
-    plain = lambda head, doc, body: {"prompt": f"{head}\n", "completion": body}
-    hint = lambda head, doc, body: {**plain(head, doc, body), "teacher_prompt": f'"""{doc}"""\n{head}\n'}
-    train, held_out = found[:FUNCTIONS], found[FUNCTIONS:][:FUNCTIONS_HELD_OUT]
-    write(out / "with-docstring.jsonl", [hint(*one) for one in train])
+    plain = lambda question, reads, answer: {"prompt": question, "completion": answer}
+    hint = lambda question, reads, answer: {**plain(question, reads, answer), "teacher_prompt": reads}
+    train, held_out = found[:PRIVILEGED], found[PRIVILEGED:][:PRIVILEGED_HELD_OUT]
+    write(out / "with.jsonl", [hint(*one) for one in train])
     write(out / "without.jsonl", [plain(*one) for one in train])
     write(out / "held-out.jsonl", [plain(*one) for one in held_out])
 
 
+def code(source, out):
+    privileged(out, ((f"{head}\n", f'"""{doc}"""\n{head}\n', body) for head, doc, body in functions(source)))
+
+
+def document(source, out):
+    privileged(out, ((f"{heading}\n\n", f"{begins}\n\n{heading}\n\n", prose) for begins, heading, prose in sections(source)))
+
+
+def answer(source, out):
+    solved = ((row["prompt"], row["completion"]) for row in rows(source / "train.jsonl")[:4000] if row["language"] == "en")
+    privileged(out, ((prompt, f"{prompt}{worked.splitlines()[-1]}\n", worked) for prompt, worked in solved if 3 <= worked.count("\n") <= 4))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["reasoning", "code"])
+    parser.add_argument("what", choices=(makers := {"reasoning": reasoning, "code": code, "document": document, "answer": answer}))
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    {"reasoning": reasoning, "code": code}[args.what](args.source, args.out)
+    makers[args.what](args.source, args.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ use distill_program::{FileError, files, output};
 
 use serde::Serialize;
 
-use super::{Problem, Split, generate, pairs};
+use super::{Problem, Split, generate};
 use crate::{Error, Result};
 
 /// Problems of each split.
@@ -43,39 +43,6 @@ pub fn write_corpus(dir: &Path, sizes: Sizes, seed: u64) -> Result<[PathBuf; 3]>
     };
     let [train, numbers, templates] = Split::ALL;
     Ok([write(train)?, write(numbers)?, write(templates)?])
-}
-
-/// Writes `pairs.jsonl`, `pairs-without-labels.jsonl` and `heldout-pairs.jsonl`: the same problems in both languages, so many
-/// with the student's solution, so many without, and so many of unseen numbers.
-///
-/// # Errors
-///
-/// Those of [`pairs`], and [`Error::Io`] with the path.
-pub fn write_pairs(dir: &Path, counts: [usize; 3], seed: u64) -> Result<Vec<PathBuf>> {
-    files::create_directory(dir)?;
-    let [labelled, unlabelled, held_out] = counts;
-    let lists = [
-        ("pairs", pairs(Split::Train, labelled, seed, true)?),
-        // Of another seed, so that they are other problems.
-        (
-            "pairs-without-labels",
-            pairs(Split::Train, unlabelled, seed ^ 1 << 32, false)?,
-        ),
-        (
-            "heldout-pairs",
-            pairs(Split::HeldoutNumbers, held_out, seed, true)?,
-        ),
-    ];
-    let write = |(name, pairs): (&str, Vec<_>)| {
-        let path = dir.join(name).with_extension("jsonl");
-        write_lines(&path, &pairs)?;
-        Ok(path)
-    };
-    lists
-        .into_iter()
-        .filter(|(_, pairs)| !pairs.is_empty())
-        .map(write)
-        .collect()
 }
 
 pub(super) fn write_lines(path: &Path, problems: &[impl Serialize]) -> Result<()> {

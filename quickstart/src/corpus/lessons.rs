@@ -120,7 +120,7 @@ pub fn write_few(dir: &Path, [few, held_out]: [usize; 2]) -> Result<[PathBuf; 2]
 ///
 /// # Errors
 /// As [`write_readings`].
-pub fn write_lesson_pairs(
+pub fn write_pairs(
     dir: &Path,
     [labelled, unlabelled, held_out]: [usize; 3],
 ) -> Result<[PathBuf; 2]> {

@@ -28,8 +28,8 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Sizes, read_problems, write_corpus, write_pairs};
-pub use lessons::{write_few, write_lesson_pairs, write_readings};
+pub use file::{Sizes, read_problems, write_corpus};
+pub use lessons::{write_few, write_pairs, write_readings};
 pub use pair::{Pair, pairs};
 
 use crate::{Error, Result};

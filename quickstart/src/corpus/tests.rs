@@ -423,7 +423,7 @@ fn what_the_student_is_to_learn_it_has_not_read() {
     );
     assert!(few.iter().all(|line| !read.contains(&text_of(line))));
 
-    let [pairs, held_out] = super::write_lesson_pairs(dir.path(), [5, 30, 20]).expect("files");
+    let [pairs, held_out] = super::write_pairs(dir.path(), [5, 30, 20]).expect("files");
     let (pairs, held_out) = (lines(&pairs), lines(&held_out));
     let count =
         |is: &dyn Fn(&serde_json::Value) -> bool| pairs.iter().filter(|line| is(line)).count();

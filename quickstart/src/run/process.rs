@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use distill_program::{FileError, Signal};
+use distill_program::{FileError, Signal, inherited::end_with_this_thread};
 use serde_json::Value;
 
 use super::{Programs, Task, path_text};
@@ -92,7 +92,7 @@ impl TeacherServer {
             .args(&task.corpus)
             .stdout(file(&events)?)
             .stderr(file(&log)?);
-        let child = command
+        let child = end_with_this_thread(&mut command)
             .spawn()
             .map_err(FileError::at("start", &programs.teacher_server))?;
         let mut server = Self {
@@ -169,8 +169,8 @@ pub(super) fn run_json(program: &Path, args: &[String]) -> Result<Value> {
 fn output(program: &Path, args: &[String]) -> Result<Vec<u8>> {
     // In a group of its own: of a terminal's signal it hears once, through this process; a second one would end it before it
     // has told its runs.
-    let child = Command::new(program)
-        .process_group(0)
+    let mut command = Command::new(program);
+    let child = end_with_this_thread(command.process_group(0))
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -21,6 +21,7 @@ use std::{
     time::Instant,
 };
 
+use distill_program::lock::{Attempt, Lock};
 use serde::Serialize;
 
 use crate::{
@@ -73,6 +74,7 @@ impl std::fmt::Display for Ablation {
 /// A file of arms that cannot be followed; a run that fails.
 pub fn run(args: &AblateArgs, shutdown: &Shutdown) -> Result<Ablation> {
     let file = ArmsFile::read(&args.arms)?;
+    let _lock = take(&args.out)?;
     let trials = file.trials(&args.out.join("arms"))?;
     let judge = Judge {
         file: &file,
@@ -81,6 +83,18 @@ pub fn run(args: &AblateArgs, shutdown: &Shutdown) -> Result<Ablation> {
         shutdown,
     };
     judge.run(&trials)
+}
+
+/// Keeps other judges out of `out`, as long as the lock lives.
+fn take(out: &Path) -> Result<Lock> {
+    files::create_directory(out)?;
+    match Lock::take(&out.join("lock"))? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::HeldBy(holder) => Err(Error::file(
+            out,
+            format!("{holder} judges in it; wait for it or stop it, or name another --out"),
+        )),
+    }
 }
 
 struct Judge<'a> {

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use distill_program::Signal;
+use distill_program::{Signal, inherited::end_with_this_thread};
 use toml::{Table, Value};
 
 use super::arms::{slug, write_settings};
@@ -153,6 +153,7 @@ impl Planned {
         }
         // In a group of its own: a terminal's signal reaches it once, through this process, and it saves what it has.
         command.process_group(0);
+        end_with_this_thread(&mut command);
         let child = command.stdin(Stdio::null()).stdout(to).stderr(also);
         let child = child
             .spawn()

@@ -110,6 +110,7 @@ impl<'a> Aligner<'a> {
         let text_bytes = frame.text.len();
         targets.alignment = Some(student.align(&target_positions, &teacher, &kept, text_bytes));
         Ok(Some(Example {
+            index: frame.index,
             token_ids: tokens.ids,
             target_positions,
             row_positions: kept,

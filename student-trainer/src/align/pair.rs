@@ -95,6 +95,7 @@ pub(super) fn example(
         is_pair: true,
     });
     Ok(Some(Example {
+        index: frame.index,
         token_ids: side.token_ids,
         target_positions: tokens,
         row_positions: rows,

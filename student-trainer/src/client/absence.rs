@@ -14,6 +14,9 @@ use super::retry;
 /// How a teacher is started, for whoever has none yet.
 const START: &str = "start it with: teacher-server serve --model DIR --corpus FILE";
 
+/// Nobody listens at the address: no port or socket is there, or nobody is behind it.
+const NOBODY: [ErrorKind; 2] = [ErrorKind::ConnectionRefused, ErrorKind::NotFound];
+
 /// Why a teacher is not there yet.
 pub(super) enum Absence {
     /// It has not been started, or is not where we look.
@@ -30,7 +33,9 @@ impl Absence {
         match answer {
             Ok(ServingStatus::Serving) => None,
             Ok(_) => Some(Self::Loading),
-            Err(status) if is_nobody_there(status) => Some(Self::Nobody),
+            Err(status) if is_caused_by(status, &NOBODY) => Some(Self::Nobody),
+            // What TLS refuses once it refuses always: another authority's certificate, or no TLS at all.
+            Err(status) if is_caused_by(status, &[ErrorKind::InvalidData]) => None,
             Err(status) if retry::is_transient(status.code()) => {
                 Some(Self::NoAnswer(retry::describe(status)))
             }
@@ -80,15 +85,12 @@ impl Absence {
     }
 }
 
-/// Whether nobody listens at the address: no port or socket is there, or nobody is behind it.
-fn is_nobody_there(status: &Status) -> bool {
+/// Whether the system's error behind a status is one of these.
+fn is_caused_by(status: &Status, kinds: &[ErrorKind]) -> bool {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<io::Error>()
-            && matches!(
-                error.kind(),
-                ErrorKind::ConnectionRefused | ErrorKind::NotFound
-            )
+            && kinds.contains(&error.kind())
         {
             return true;
         }

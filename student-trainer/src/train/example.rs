@@ -7,6 +7,8 @@ use crate::loss::{Alignment, Targets};
 /// One sequence, ready for a forward pass.
 #[derive(Clone, Debug)]
 pub struct Example {
+    /// Its place in the corpus.
+    pub index: u64,
     /// T ids of the student's tokenizer.
     pub token_ids: Vec<u32>,
     /// Positions of the N targets, increasing, none of them 0: the output at t - 1 speaks of the token at t.
@@ -21,6 +23,7 @@ impl Example {
     /// From a frame of a teacher with the student's vocabulary.
     pub fn from_frame(frame: &Frame) -> Self {
         Self {
+            index: frame.index,
             token_ids: frame.token_ids.clone(),
             target_positions: frame.target_positions(),
             row_positions: frame.target_positions(),
@@ -94,6 +97,7 @@ mod tests {
     #[test]
     fn states_of_another_text_are_stretched_over_the_own_rows() {
         let own = Example {
+            index: 0,
             token_ids: vec![1; 5],
             target_positions: (1..5).collect(),
             row_positions: (1..5).collect(),

@@ -124,7 +124,9 @@ impl Objective<'_> {
                 hidden: &rows,
                 states: &states,
             };
-            let loss = self.head_loss(student, example, &geometry, weight, config, gradients)?;
+            let loss = self
+                .head_loss(student, example, &geometry, weight, config, gradients)
+                .map_err(|error| error.of_sequence(example.index))?;
             sum.add(&loss.values, weight);
             if config.ot_weight > 0.0 {
                 sum.note(&loss.values.report);

@@ -206,7 +206,8 @@ fn a_stop_ends_the_run_under_way_with_a_checkpoint() -> Result<()> {
     let [file, out] = places(&setup);
     let endless = arms(&setup, teacher.address(), 100_000);
     fs::write(&file, format!("equal_gradients = false\n{endless}"))?;
-    let mut child = trainer(&["ablate", path_text(&file), "--out", path_text(&out)])
+    let command = ["ablate", path_text(&file), "--out", path_text(&out)];
+    let mut child = trainer(&command)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -214,6 +215,8 @@ fn a_stop_ends_the_run_under_way_with_a_checkpoint() -> Result<()> {
     wait_until("the first steps", || {
         fs::metadata(run.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0)
     });
+    let beside = trainer_refuses(&command);
+    assert!(beside.contains("judges in it; wait for it"), "{beside}");
     send_signal(&child, libc::SIGINT);
     assert_eq!(ending(&mut child)?.code(), Some(130));
     assert_eq!(results(&out)?["complete"], false);

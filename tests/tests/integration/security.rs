@@ -50,6 +50,13 @@ fn tls_and_token_let_in_who_has_both_and_nobody_else() -> Result<()> {
     assert!(said.contains("token"), "{said}");
     let said = refused(teacher.address(), &["--token-file", good]);
     assert!(said.contains("teacher at"), "{said}");
+    // Another authority is refused at once, not waited for.
+    let another = path_text(&certificate);
+    let said = refused(&secure, &["--ca-cert", another, "--token-file", good]);
+    assert!(
+        said.contains("certificate") && !said.contains("not ready"),
+        "{said}"
+    );
     let flags = ["--ca-cert", ca, "--token-file", good];
     trainer_succeeds(&[base(&secure).as_slice(), &flags].concat());
     // An answer is asked for with the same flags.

@@ -170,7 +170,7 @@ fn a_stop_while_another_has_the_device_saves_what_was_handed_over() -> Result<()
         let ended = ending(&mut run.child)?;
         let log = run.log();
         assert_eq!(code(ended, run), status, "{log}");
-        assert_eq!(log.matches("stopping after this step").count(), 1, "{log}");
+        assert_eq!(log.matches("stopping; a second").count(), 1, "{log}");
         assert_saved(run)?;
     }
     // What goes on does so to the same bits.

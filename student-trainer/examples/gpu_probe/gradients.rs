@@ -168,6 +168,7 @@ fn example(tokens: usize, vocab_size: usize) -> Example {
     let logits = (0..rows * KEPT).map(|_| random.random_range(14.0..18.0f32));
     let logits: Vec<f32> = logits.collect();
     Example {
+        index: 0,
         token_ids: (0..tokens)
             .map(|_| random.random_range(0..vocab_size as u32))
             .collect(),

@@ -17,7 +17,7 @@ th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--grid); text-align:
   white-space: nowrap; } th { font-weight: 600; color: var(--muted); font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem;
-  margin-bottom: 1rem; } .pair.wide { display: flex; flex-wrap: wrap; }
+  margin: 1rem 0; } .pair.wide { display: flex; flex-wrap: wrap; }
 figure { margin: 0; min-width: 0; max-width: 38rem; } .wide figure { flex: 0 0 auto; max-width: none; }
 figcaption { font-size: .9rem; color: var(--muted); margin-bottom: .4rem; }
 svg { display: block; max-width: 100%; height: auto; } .wide svg { max-width: none; }
@@ -33,5 +33,6 @@ article { background: var(--raised); border-radius: .5rem; padding: .9rem 1rem; 
 pre { margin: 0; font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.code { background: var(--raised); border-radius: .5rem; padding: .6rem .8rem; }
 @media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } svg text { font-size: 19px; }
-  .pair, .pair.wide { display: block; } figure { margin-bottom: 1.5rem; } }
+  .pair, .pair.wide { display: block; } figure { margin-bottom: 1.5rem; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; } }
 ";

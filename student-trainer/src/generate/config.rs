@@ -15,34 +15,109 @@ use crate::{
     },
 };
 
-settings! {
+/// Declares what `generate` and `chat` are told alike, around what each is told of its own.
+macro_rules! answers {
+    (
+        $(#[doc = $about:literal])+
+        pub struct $name:ident {
+            $($asked:tt)+
+        }
+        max_new_tokens: $max_new_tokens:literal, temperature: $temperature:literal, top_p: $top_p:literal
+        $($printed:tt)*
+    ) => {
+        settings! {
+            $(#[doc = $about])+
+            pub struct $name: once {
+                group "Student":
+                /// The student: a directory, or a name on the hub.
+                ///
+                /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
+                /// org/name@revision.
+                student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
+                /// The adapter over it: a directory of PEFT's.
+                ///
+                /// A run's `adapter` or `best`, or a checkpoint.
+                adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+                /// Answer with the base as well, and with a teacher if named.
+                ///
+                /// The answers stand beside each other; in a conversation each goes on with its own.
+                compare: bool = false, needs: [COMPARED], essential: true;
+                group "Teacher":
+                /// Address of a teacher that answers, alone or beside the student.
+                ///
+                /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
+                teacher: Option<String> = None, value: "ADDRESS", essential: true;
+                /// PEM file with the authority that signed an https teacher's certificate.
+                ca_cert: Option<PathBuf> = None, needs: [HTTPS];
+                /// File with the token that the teacher asks for.
+                token_file: Option<PathBuf> = None, needs: [TEACHER];
+                /// Seconds to wait for the teacher to be ready.
+                connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
+                $($asked)+
+                /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
+                chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
+                group "Answers":
+                /// Longest answer in tokens.
+                max_new_tokens: usize = $max_new_tokens, limits: 1..;
+                /// Texts that end an answer and are no part of it.
+                stop: Vec<String> as Words = Vec::new(), value: "TEXT";
+                /// Temperature of the sampling; 0 takes the likeliest token every time.
+                temperature: f64 = $temperature, essential: true;
+                /// Tokens that sampling draws from, the likeliest first; 0 is all.
+                top_k: usize = 0, needs: [DRAWN];
+                /// Share of the mass that sampling draws from, the likeliest tokens first.
+                top_p: f64 = $top_p, needs: [DRAWN];
+                /// Share of the likeliest token's probability that others need to be drawn.
+                min_p: f64 = 0.0, needs: [DRAWN];
+                /// Seed of the sampling: the same seed gives the same answers to the same prompts.
+                sample_seed: u64 = 42, needs: [DRAWN];
+                $($printed)*
+                group "Student":
+                /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
+                quantize: Option<Quantize> as Text = None, needs: [STUDENT];
+                /// Compute type.
+                dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
+                /// Where to compute: auto, cpu, cuda or cuda:N.
+                device: String = "auto".to_owned(), needs: [STUDENT];
+            }
+        }
+
+        impl $name {
+            /// How answers are written.
+            pub(super) fn decoding(&self) -> Decoding {
+                Decoding {
+                    max_new_tokens: self.max_new_tokens,
+                    sampling: Sampling {
+                        temperature: self.temperature,
+                        top_k: self.top_k,
+                        top_p: self.top_p,
+                        min_p: self.min_p,
+                    },
+                    seed: self.sample_seed,
+                }
+            }
+
+            /// Who answers.
+            pub(super) fn party(&self) -> Party<'_> {
+                Party {
+                    student: &self.student,
+                    adapter: self.adapter.as_deref(),
+                    compare: self.compare,
+                    teacher: self.teacher.as_deref().map(|teacher| Address {
+                        teacher,
+                        ca_cert: &self.ca_cert,
+                        token_file: &self.token_file,
+                        connect_timeout_seconds: self.connect_timeout_seconds,
+                    }),
+                }
+            }
+        }
+    };
+}
+
+answers! {
     /// Everything `generate` can be told.
-    pub struct GenerateConfig: once {
-        group "Student":
-        /// The student: a directory, or a name on the hub.
-        ///
-        /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
-        /// org/name@revision.
-        student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
-        /// The adapter over it: a directory of PEFT's.
-        ///
-        /// A run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the base as well, and with a teacher if named.
-        ///
-        /// The answers stand beside each other.
-        compare: bool = false, needs: [COMPARED], essential: true;
-        group "Teacher":
-        /// Address of a teacher that answers, alone or beside the student.
-        ///
-        /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
-        teacher: Option<String> = None, value: "ADDRESS", essential: true;
-        /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None, needs: [HTTPS];
-        /// File with the token that the teacher asks for.
-        token_file: Option<PathBuf> = None, needs: [TEACHER];
-        /// Seconds to wait for the teacher to be ready.
-        connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
+    pub struct GenerateConfig {
         group "Prompts":
         /// Texts to continue, one answer each.
         prompt: Vec<String> as Words = Vec::new(), value: "TEXT", essential: true;
@@ -54,125 +129,20 @@ settings! {
         chat: bool = false;
         /// What every conversation begins with.
         system: Option<String> = None, needs: [CHAT], value: "TEXT";
-        /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
-        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
-        group "Answers":
-        /// Longest answer in tokens.
-        max_new_tokens: usize = 256, limits: 1..;
-        /// Texts that end an answer and are no part of it.
-        stop: Vec<String> as Words = Vec::new(), value: "TEXT";
-        /// Temperature of the sampling; 0 takes the likeliest token every time.
-        temperature: f64 = 0.0;
-        /// Tokens that sampling draws from, the likeliest first; 0 is all.
-        top_k: usize = 0, needs: [DRAWN];
-        /// Share of the mass that sampling draws from, the likeliest tokens first.
-        top_p: f64 = 1.0, needs: [DRAWN];
-        /// Share of the likeliest token's probability that others need to be drawn.
-        min_p: f64 = 0.0, needs: [DRAWN];
-        /// Seed of the sampling: the same seed gives the same answers.
-        sample_seed: u64 = 42, needs: [DRAWN];
-        group "Student":
-        /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
-        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
-        /// Compute type.
-        dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
-        /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned(), needs: [STUDENT];
-        group "Answers":
-        /// Print a JSON object a line for every prompt.
-        json: bool = false;
     }
+    max_new_tokens: 256, temperature: 0.0, top_p: 1.0
+    /// Print a JSON object a line for every prompt.
+    json: bool = false;
 }
 
-settings! {
+answers! {
     /// Everything `chat` can be told.
-    pub struct ChatConfig: once {
-        group "Student":
-        /// The student: a directory, or a name on the hub.
-        ///
-        /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
-        /// org/name@revision.
-        student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
-        /// The adapter over it: a directory of PEFT's.
-        ///
-        /// A run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
-        /// Answer with the base as well, and with a teacher if named.
-        ///
-        /// The answers stand beside each other; each has a conversation of its own.
-        compare: bool = false, needs: [COMPARED], essential: true;
-        group "Teacher":
-        /// Address of a teacher that answers, alone or beside the student.
-        ///
-        /// http://HOST:PORT, https://HOST:PORT (with ca_cert) or unix:/PATH.
-        teacher: Option<String> = None, value: "ADDRESS", essential: true;
-        /// PEM file with the authority that signed an https teacher's certificate.
-        ca_cert: Option<PathBuf> = None, needs: [HTTPS];
-        /// File with the token that the teacher asks for.
-        token_file: Option<PathBuf> = None, needs: [TEACHER];
-        /// Seconds to wait for the teacher to be ready.
-        connect_timeout_seconds: u64 = 1800, needs: [TEACHER];
+    pub struct ChatConfig {
         group "Conversation":
         /// What the conversation begins with.
         system: Option<String> = None, value: "TEXT", essential: true;
-        /// Variables of the student's chat template, as a JSON object, e.g. {"enable_thinking": false}.
-        chat_template_kwargs: ChatTemplateKwargs as Text = ChatTemplateKwargs::default(), needs: [STUDENT];
-        group "Answers":
-        /// Longest answer in tokens.
-        max_new_tokens: usize = 1024, limits: 1..;
-        /// Texts that end an answer and are no part of it.
-        stop: Vec<String> as Words = Vec::new(), value: "TEXT";
-        /// Temperature of the sampling; 0 takes the likeliest token.
-        temperature: f64 = 0.7, essential: true;
-        /// Tokens that sampling draws from, the likeliest first; 0 is all.
-        top_k: usize = 0, needs: [DRAWN];
-        /// Share of the mass that sampling draws from, the likeliest tokens first.
-        top_p: f64 = 0.9, needs: [DRAWN];
-        /// Share of the likeliest token's probability that others need to be drawn.
-        min_p: f64 = 0.0, needs: [DRAWN];
-        /// Seed of the sampling: the same seed gives the same answers to the same messages.
-        sample_seed: u64 = 42, needs: [DRAWN];
-        group "Student":
-        /// How a full-precision student is held; unset: as the run that trained it held it, else in NF4.
-        quantize: Option<Quantize> as Text = None, needs: [STUDENT];
-        /// Compute type.
-        dtype: ComputeDtype as Text = ComputeDtype::Auto, needs: [STUDENT];
-        /// Where to compute: auto, cpu, cuda or cuda:N.
-        device: String = "auto".to_owned(), needs: [STUDENT];
     }
-}
-
-/// The decoding that a command's settings describe.
-macro_rules! decoding {
-    ($config:expr) => {
-        Decoding {
-            max_new_tokens: $config.max_new_tokens,
-            sampling: Sampling {
-                temperature: $config.temperature,
-                top_k: $config.top_k,
-                top_p: $config.top_p,
-                min_p: $config.min_p,
-            },
-            seed: $config.sample_seed,
-        }
-    };
-}
-
-/// Those who answer, as a command's settings name them.
-macro_rules! party {
-    ($config:expr) => {
-        Party {
-            student: &$config.student,
-            adapter: $config.adapter.as_deref(),
-            compare: $config.compare,
-            teacher: $config.teacher.as_deref().map(|teacher| Address {
-                teacher,
-                ca_cert: &$config.ca_cert,
-                token_file: &$config.token_file,
-                connect_timeout_seconds: $config.connect_timeout_seconds,
-            }),
-        }
-    };
+    max_new_tokens: 1024, temperature: 0.7, top_p: 0.9
 }
 
 /// Those who answer.
@@ -220,16 +190,6 @@ impl GenerateConfig {
         self.party().validate()?;
         check_decoding(&self.decoding(), "")
     }
-
-    /// How answers are written.
-    pub(super) fn decoding(&self) -> Decoding {
-        decoding!(self)
-    }
-
-    /// Who answers.
-    pub(super) fn party(&self) -> Party<'_> {
-        party!(self)
-    }
 }
 
 impl ChatConfig {
@@ -241,16 +201,6 @@ impl ChatConfig {
         settings::check_limits(self)?;
         self.party().validate()?;
         check_decoding(&self.decoding(), "")
-    }
-
-    /// How answers are written.
-    pub(super) fn decoding(&self) -> Decoding {
-        decoding!(self)
-    }
-
-    /// Who answers.
-    pub(super) fn party(&self) -> Party<'_> {
-        party!(self)
     }
 }
 

@@ -263,8 +263,19 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
             "write the address as http://HOST:PORT, https://HOST:PORT or unix:/PATH".into(),
         ));
     }
-    let endpoint = Endpoint::from_shared(address.clone())
-        .map_err(|e| bad(format!("not an address: {e}")))?
+    let endpoint =
+        Endpoint::from_shared(address.clone()).map_err(|e| bad(format!("not an address: {e}")))?;
+    if !address.starts_with("unix:") {
+        let uri = endpoint.uri();
+        let host = uri.host().unwrap_or_default();
+        // The scheme's own port may be left out, but not what follows a colon.
+        let ends_at_host = uri.authority().is_some_and(|a| a.as_str().ends_with(host));
+        if host.is_empty() || uri.port_u16().is_none() && !ends_at_host {
+            let reason = "not an address: write HOST:PORT, with a port of 1 to 65535";
+            return Err(bad(reason.into()));
+        }
+    }
+    let endpoint = endpoint
         .connect_timeout(ATTEMPT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -334,11 +345,16 @@ mod tests {
             ("127.0.0.1:50051", "http://HOST:PORT"),
             ("https://localhost:1", "--ca-cert"),
             ("http://", "not an address"),
+            ("http://localhost:", "HOST:PORT"),
+            ("http://localhost:99999", "1 to 65535"),
+            ("http://:50051", "HOST:PORT"),
         ] {
             let message = endpoint(&options(address)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
-        endpoint(&options("unix:/tmp/socket")).unwrap();
+        for address in ["unix:/tmp/socket", "http://localhost", "http://[::1]:50051"] {
+            endpoint(&options(address)).unwrap();
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ settings! {
         eval_top_p: f64 = 1.0, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
         /// Seed of the sampling.
         eval_sample_seed: u64 = 42, may_resume: no, needs: [EVAL_DATA, EVAL_ANSWERS, EVAL_DRAWN];
-        /// What decides which evaluation is the best.
+        /// What decides which evaluation is the best: exact_match needs `eval_exact_match`, kl and top1_agreement `eval_kl`.
         best_metric: BestMetric as Text = BestMetric::Ce, may_resume: no, needs: [EVAL_DATA];
         /// Evaluations in a row without a better one after which the run ends; 0 never ends it early.
         early_stopping_patience: usize = 0, may_resume: yes;

@@ -140,12 +140,12 @@ impl Reader<'_> {
             Some(_) if given.len() > 1 => Err(format!(
                 "there are both `prompt` and `messages`; {EXPECTED}"
             )),
-            Some((_, Value::String(text))) => self.text(text),
+            Some(("prompt", Value::String(text))) => self.text(text),
             Some((name, Value::Array(messages))) => {
                 let read = self.messages(messages.clone());
                 read.map_err(|reason| format!("`{name}`: {reason}"))
             }
-            Some((name, _)) => Err(format!("`{name}` is neither a text nor a list; {EXPECTED}")),
+            Some((name, _)) => Err(format!("`{name}` is something else; {EXPECTED}")),
             None => Err(EXPECTED.into()),
         }
     }

@@ -12,6 +12,7 @@ use crate::{
 };
 
 pub(crate) const CONFIG: &str = "config.json";
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// What a tokenizer may consist of. `tokenizer.json` alone is read here; the rest is for those that load the directory later.
@@ -41,6 +42,8 @@ pub enum Wanted {
     Config,
     /// The tokenizer's files alone.
     Tokenizer,
+    /// An adapter of PEFT's.
+    Adapter,
 }
 
 /// The form in which the weights are there.
@@ -84,6 +87,7 @@ impl Selection {
         let small: Vec<String> = match wanted {
             Wanted::Config => present(&[CONFIG]),
             Wanted::Tokenizer => [present(&TOKENIZER), templates(reference, listing)?].concat(),
+            Wanted::Adapter => present(&ADAPTER),
             Wanted::Model => {
                 let weights = weights(reference, listing)?;
                 if matches!(weights, Weights::Gguf(_)) {
@@ -102,18 +106,19 @@ impl Selection {
                 return needed.with(reference, CONFIG);
             }
         };
-        let needed = Self {
+        let mut needed = Self {
             small,
             weights: Weights::None,
         };
-        needed.with(
-            reference,
-            if wanted == Wanted::Config {
-                CONFIG
-            } else {
-                "tokenizer.json"
-            },
-        )
+        let indispensable: &[&str] = match wanted {
+            Wanted::Config => &[CONFIG],
+            Wanted::Adapter => &ADAPTER,
+            Wanted::Model | Wanted::Tokenizer => &["tokenizer.json"],
+        };
+        for name in indispensable {
+            needed = needed.with(reference, name)?;
+        }
+        Ok(needed)
     }
 
     /// The names of the weights' files; `snapshot` holds the index already.
@@ -355,6 +360,16 @@ mod tests {
 
     #[test]
     fn one_gguf_is_taken_and_of_several_one_must_be_named() {
+        let adapter = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "README.md",
+        ];
+        let chosen = choose("a/b", Wanted::Adapter, &adapter).unwrap();
+        assert_eq!(chosen.small, adapter[..2]);
+        let error = choose("a/b", Wanted::Adapter, &adapter[..1]).unwrap_err();
+        assert!(error.contains("no adapter_model.safetensors"), "{error}");
+
         let one = choose("a/b", Wanted::Model, &["x.gguf", "README.md"]).unwrap();
         assert_eq!(one.weights, Weights::Gguf("x.gguf".into()));
         let error = choose("a/b", Wanted::Model, &["x.gguf", "y.gguf"]).unwrap_err();

@@ -24,10 +24,10 @@ settings! {
         /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
         /// org/name@revision.
         student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
-        /// The adapter over it: a directory of PEFT's.
+        /// The adapter over it: a directory of PEFT's, or a name on the hub.
         ///
         /// A run's `adapter` or `best`, or a checkpoint.
-        adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+        adapter: Option<PathBuf> = None, value: "DIR|NAME", essential: true;
         /// Measure the base as well.
         ///
         /// That is without the adapter; both stand beside each other.

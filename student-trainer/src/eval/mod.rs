@@ -61,7 +61,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     loss.validate()?;
     let place = Place::choose(&config.device, config.dtype)?;
     let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
-    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
+    let (files, adapter) = find_student(&config.student, adapter, kwargs, shutdown)?;
     let runtime = client::runtime()?;
     let mut scorer = match &config.teacher {
         Some(address) => {
@@ -97,7 +97,7 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
     }
     let report = measure(
         config,
-        &files,
+        (&files, adapter.as_deref()),
         &place,
         &loss,
         scorer.as_ref(),
@@ -119,14 +119,13 @@ pub fn run(config: &EvalConfig, shutdown: &Shutdown) -> Result<EvalReport> {
 /// Loads the student and measures it, and before it its base, where both are compared.
 fn measure(
     config: &EvalConfig,
-    files: &StudentFiles,
+    (files, adapter): (&StudentFiles, Option<&Path>),
     place: &Place,
     loss: &LossConfig,
     scorer: Option<&Scorer>,
     sequences: &[Sequence],
     shutdown: &Shutdown,
 ) -> Result<EvalReport> {
-    let adapter = config.adapter.as_deref();
     let (decoder, switch) = load(files, adapter, config.quantize, place)?;
     let geometry = geometry(&decoder, files)?;
     let measure = Measure {

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
+use distill_hub::Wanted;
 use distill_model::Decoder;
 use distill_text::ChatTemplateKwargs;
 use toml::Table;
@@ -16,10 +17,11 @@ use crate::{
         ADAPTER_CONFIG_FILE, AdapterConfig, CONFIG_FILE, load_adapter, run_above, warn_of_unused,
     },
     shutdown::Shutdown,
-    student::{Place, StudentFiles},
+    student::{Place, StudentFiles, located},
 };
 
-/// Opens the student that is named, or the base that the adapter names, whose chat template has these variables.
+/// Opens the student that is named, or the base that the adapter names, whose chat template has these variables; and says where
+/// the adapter is, which may be one on the hub.
 ///
 /// # Errors
 /// Neither is named, or what is named cannot be opened.
@@ -28,10 +30,12 @@ pub(crate) fn find_student(
     adapter: Option<&Path>,
     kwargs: &ChatTemplateKwargs,
     shutdown: &Shutdown,
-) -> Result<StudentFiles> {
-    let mut files = find_files(student, adapter, shutdown)?;
+) -> Result<(StudentFiles, Option<PathBuf>)> {
+    let adapter = adapter.map(|adapter| located(adapter, Wanted::Adapter, shutdown));
+    let adapter = adapter.transpose()?;
+    let mut files = find_files(student, adapter.as_deref(), shutdown)?;
     files.tokenizer.set_chat_template_kwargs(kwargs);
-    Ok(files)
+    Ok((files, adapter))
 }
 
 fn find_files(student: &Path, adapter: Option<&Path>, shutdown: &Shutdown) -> Result<StudentFiles> {
@@ -45,11 +49,16 @@ fn find_files(student: &Path, adapter: Option<&Path>, shutdown: &Shutdown) -> Re
         ));
     };
     let file = adapter.join(ADAPTER_CONFIG_FILE);
-    let base = AdapterConfig::read(adapter)?.base_model_name_or_path;
+    let config = AdapterConfig::read(adapter)?;
+    let base = config.base_model_name_or_path;
     let base = base.filter(|base| !base.is_empty()).ok_or_else(|| {
         let problem = "base_model_name_or_path: names no base; name it with --student DIR";
         Error::file(&file, problem)
     })?;
+    let base = match config.revision {
+        Some(revision) if !Path::new(&base).exists() => format!("{base}@{revision}"),
+        _ => base,
+    };
     StudentFiles::find(&PathBuf::from(&base), shutdown).map_err(|error| {
         if error.is_stop() {
             return error;

@@ -57,8 +57,8 @@ fn talk_with_student(
 ) -> Result<bool> {
     let place = Place::choose(&config.device, config.dtype)?;
     let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
-    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
-    let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
+    let (files, adapter) = find_student(&config.student, adapter, kwargs, shutdown)?;
+    let (decoder, switch) = load(&files, adapter.as_deref(), config.quantize, &place)?;
     let has_template = files.tokenizer.has_chat_template();
     if !has_template {
         console::say(format_args!(

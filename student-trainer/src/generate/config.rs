@@ -34,10 +34,10 @@ macro_rules! answers {
                 /// A directory holds its base, a merged model or a checkpoint of a full-parameter run; a name is org/name or
                 /// org/name@revision.
                 student: PathBuf = PathBuf::new(), value: "DIR|NAME", essential: true;
-                /// The adapter over it: a directory of PEFT's.
+                /// The adapter over it: a directory of PEFT's, or a name on the hub.
                 ///
                 /// A run's `adapter` or `best`, or a checkpoint.
-                adapter: Option<PathBuf> = None, value: "DIR", essential: true;
+                adapter: Option<PathBuf> = None, value: "DIR|NAME", essential: true;
                 /// Answer with the base as well, and with a teacher if named.
                 ///
                 /// The answers stand beside each other; in a conversation each goes on with its own.

@@ -65,10 +65,10 @@ pub fn run(config: &GenerateConfig, shutdown: &Shutdown) -> Result<bool> {
     }
     let place = Place::choose(&config.device, config.dtype)?;
     let (adapter, kwargs) = (config.adapter.as_deref(), &config.chat_template_kwargs);
-    let files = find_student(&config.student, adapter, kwargs, shutdown)?;
+    let (files, adapter) = find_student(&config.student, adapter, kwargs, shutdown)?;
     let questions = read(config, Some(&files))?;
     let teacher = connect()?;
-    let (decoder, switch) = load(&files, adapter, config.quantize, &place)?;
+    let (decoder, switch) = load(&files, adapter.as_deref(), config.quantize, &place)?;
     if shutdown.is_requested() {
         return Err(Error::Stopped("before there was an answer"));
     }

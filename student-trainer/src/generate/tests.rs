@@ -176,7 +176,7 @@ fn a_base_that_an_adapter_does_not_have_is_asked_for() {
         let shutdown = Shutdown::default();
         let found = find_student(Path::new(student), Some(&adapter), &kwargs, &shutdown);
         found
-            .map(|files| files.dir)
+            .map(|(files, _)| files.dir)
             .map_err(|error| error.to_string())
     };
     assert_eq!(find("").unwrap(), dir.path().canonicalize().unwrap());

@@ -253,7 +253,9 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
     );
     assert!(hub.hub.requests().is_empty());
 
-    let named = [&to[..], &["--base", "org/base@v1"]].concat();
+    let commit = hub.hub.put_directory("org/base", setup.student.path())?;
+    let base = format!("org/base@{commit}");
+    let named = [&to[..], &["--base", &base]].concat();
     said(hub.push(&run, &named))?;
     let (mut files, private) = hub.hub.get("org/adapter").context("it is there")?;
     assert!(!private);
@@ -285,7 +287,7 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
         .context("a configuration")?;
     let mut config: Value = serde_json::from_slice(&config)?;
     assert_eq!(config["base_model_name_or_path"], "org/base");
-    assert_eq!(config["revision"], "v1");
+    assert_eq!(config["revision"], commit.as_str());
     let own = fs::read(run.join("adapter/adapter_config.json"))?;
     let own: Value = serde_json::from_slice(&own)?;
     // The run's own is as it was.
@@ -315,6 +317,28 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
     let weights = fs::read(run.join("adapter/adapter_model.safetensors"))?;
     assert!(files["adapter_model.safetensors"] == weights);
     assert!(files.contains_key("tokenizer.json"));
+
+    // Whoever has its name alone is answered as whoever has the run.
+    let ask = [
+        "generate",
+        "--prompt",
+        "w1 w2",
+        "--max-new-tokens",
+        "4",
+        "--adapter",
+    ];
+    let answer = |adapter: &str| said(hub.nobody(&[&ask[..], &[adapter, "--json"]].concat()));
+    let last = |said: String| said.lines().last().map(str::to_owned);
+    let by_name = last(answer("org/adapter")?).context("an answer")?;
+    assert!(by_name.contains("\"text\""), "{by_name}");
+    let here = path_text(&run.join("adapter")).to_owned();
+    assert_eq!(last(answer(&here)?), Some(by_name));
+    assert!(
+        hub.home
+            .join("hub/models--org--base/snapshots")
+            .join(&commit)
+            .is_dir()
+    );
 
     // Ctrl-C while storage breaks off.
     hub.fail(Faults {

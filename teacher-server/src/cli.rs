@@ -190,8 +190,9 @@ pub struct MergeArgs {
 pub struct PrecomputeArgs {
     /// Compute only every N-th shard, from the I-th on, counted from 0.
     ///
-    /// For several machines, each with a cache of its own that `merge` puts together.
-    #[arg(long, value_name = "I/N", help_heading = "Cache")]
+    /// For several machines, each with a cache of its own that `merge` puts together. `auto` takes both numbers from what started
+    /// the process: a Slurm array or srun, an indexed Job of Kubernetes (with JOB_COMPLETIONS), SkyPilot, Open MPI or torchrun.
+    #[arg(long, value_name = "I/N|auto", help_heading = "Cache")]
     pub shard: Option<Part>,
     /// Say what there is to compute and how much room it takes, and exit.
     ///

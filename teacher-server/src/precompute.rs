@@ -6,7 +6,7 @@ use distill_program::{Outcome, console};
 
 use crate::{
     Error, Result,
-    config::{Config, VramMode},
+    config::{Config, Part, VramMode},
     load::{Engine, look_ahead},
     plan::{self, Entry},
     production::Order,
@@ -112,7 +112,12 @@ fn work<'a>(
         tokens += u64::from(entry.tokens);
         targets += u64::from(entry.targets);
     }
+    let part = match config.part {
+        Some(Part::Every { index, of }) => Some([index, of]),
+        _ => None,
+    };
     Work {
+        part,
         sequences,
         tokens,
         bytes: targets * plan::target_bytes(config, state_rank),

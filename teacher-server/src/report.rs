@@ -25,6 +25,8 @@ use crate::{
 /// What a capture has before it.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
+    /// I and N, where every N-th shard from the I-th on is this process's alone.
+    pub part: Option<[u32; 2]>,
     /// Sequences to compute.
     pub sequences: u64,
     /// Their tokens.
@@ -316,14 +318,18 @@ impl Reporter {
     /// What a capture has before it.
     pub fn work(&self, work: Work) {
         let Work {
+            part,
             sequences,
             tokens,
             bytes,
             free_bytes,
             ..
         } = work;
+        let part = part.map(|[index, of]| format!("{index}/{of}"));
+        let whose = part.as_ref().map(|part| format!(" of part {part}"));
         let mut line = format!(
-            "to compute: {sequences} sequences, {tokens} tokens, about {} on disk",
+            "to compute{}: {sequences} sequences, {tokens} tokens, about {} on disk",
+            whose.unwrap_or_default(),
             Bytes(bytes)
         );
         if let Some(free) = free_bytes {
@@ -334,7 +340,7 @@ impl Reporter {
         }
         self.say(
             "work",
-            json!({ "sequences": sequences, "tokens": tokens, "bytes": bytes, "free_bytes": free_bytes }),
+            json!({ "part": part, "sequences": sequences, "tokens": tokens, "bytes": bytes, "free_bytes": free_bytes }),
             &line,
         );
     }

@@ -7,6 +7,7 @@ mod address;
 mod foreign;
 mod part;
 mod preset;
+mod scheduler;
 mod settings;
 mod state;
 mod values;

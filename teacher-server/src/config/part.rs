@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use super::scheduler;
+
 /// Some of the shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// Written `I/N`: every N-th shard, from the I-th one on, counted from 0.
+    /// Written `I/N`: every N-th shard, from the I-th one on, counted from 0; or `auto`, where a scheduler says both.
     Every {
         /// I.
         index: u32,
@@ -32,9 +34,13 @@ impl FromStr for Part {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{text}` is no part; write I/N with I from 0 to N - 1, e.g. 0/4 for the first of four"
+                "`{text}` is no part; write I/N with I from 0 to N - 1, e.g. 0/4 for the first of four, or auto"
             )
         };
+        if text == "auto" {
+            let [index, of] = scheduler::rank(|name| std::env::var(name).ok())?;
+            return Ok(Self::Every { index, of });
+        }
         let (index, of) = text.split_once('/').ok_or_else(wrong)?;
         let index: u32 = index.trim().parse().map_err(|_| wrong())?;
         let of: u32 = of.trim().parse().map_err(|_| wrong())?;

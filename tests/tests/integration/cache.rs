@@ -195,10 +195,23 @@ fn a_partial_cache_is_served_and_what_was_missing_is_kept() -> Result<()> {
 fn parts_of_several_machines_merge_into_the_whole() -> Result<()> {
     let setup = Setup::new()?;
     let expected = objects(&captured(&setup, "whole", &[]))?;
-    let parts = ["0/3", "1/3", "2/3"]
-        .map(|part| captured(&setup, &part.replace('/', "-"), &["--shard", part]));
+    let written =
+        ["0/3", "1/3"].map(|part| captured(&setup, &part.replace('/', "-"), &["--shard", part]));
+    // A scheduler says the same.
+    let said = setup.work.path().join("auto");
+    let mut auto = teacher(&arguments(&setup, &said, &["--shard", "auto"]));
+    auto.env("JOB_COMPLETION_INDEX", "2");
+    let refused = text(&auto.output()?);
+    assert!(refused.contains("no JOB_COMPLETIONS"), "{refused}");
+    let output = auto.env("JOB_COMPLETIONS", "3").output()?;
+    assert!(
+        text(&output).contains("to compute of part 2/3: "),
+        "{}",
+        text(&output)
+    );
+    let parts = [&written[0], &written[1], &said];
     let out = setup.work.path().join("merged");
-    let [first, second, third] = parts.each_ref().map(|path| path_text(path));
+    let [first, second, third] = parts.map(|path| path_text(path));
     teacher_succeeds(&["merge", "--out", path_text(&out), first, second]);
     let part = teacher(&["verify", path_text(&out), "--json"]).output()?;
     let verdict: Value = serde_json::from_slice(&part.stdout)?;

@@ -7,7 +7,8 @@
                                                         ├──> log, progress: what happens meanwhile
                                                         ├──> output: the files that it was told to write
                                                         ├──> files: the files that it was told to read
-                                                        └──> inherited: what it shares with processes that it starts
+                                                        ├──> inherited: what it shares with processes that it starts
+                                                        └──> monitor: what Prometheus reads meanwhile
 ```
 
 `random` is the generator whose numbers are part of captures, corpora and answers.
@@ -33,6 +34,7 @@ pub mod inherited;
 pub mod lock;
 pub mod log;
 pub mod memory;
+pub mod monitor;
 pub mod output;
 pub mod progress;
 pub mod random;

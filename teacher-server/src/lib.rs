@@ -49,6 +49,7 @@ pub mod service;
 pub mod fidelity;
 pub mod inspect;
 pub mod listener;
+mod monitor;
 pub mod precompute;
 pub mod serve;
 

@@ -1,6 +1,11 @@
 //! Provides `precompute`: the teacher over a whole corpus into a cache, to be interrupted and gone on with at will.
 
-use std::{future::Future, path::Path, time::Instant};
+use std::{
+    future::Future,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use distill_program::{Outcome, console};
 
@@ -8,6 +13,7 @@ use crate::{
     Error, Result,
     config::{Config, Part, VramMode},
     load::{Engine, look_ahead},
+    monitor,
     plan::{self, Entry},
     production::Order,
     report::{Reporter, Work},
@@ -29,11 +35,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
         return Err(Error::config("out", "name the cache's directory"));
     };
     let reporter = Reporter::new(config.json);
+    let loaded = Arc::new(OnceLock::<Arc<Engine>>::new());
+    let watched = loaded.clone();
+    monitor::start(&config, reporter, move || watched.get().cloned())?;
     let mut shutdown = std::pin::pin!(shutdown);
     let Some(engine) = load_until(&config, reporter, shutdown.as_mut()).await? else {
         reporter.interrupted(&cache);
         return Ok(Outcome::Interrupted);
     };
+    let engine = loaded.get_or_init(|| Arc::new(engine)).clone();
     let outcome = tokio::select! {
         computed = compute(&engine, &config, &cache, reporter) => computed.map(|()| Outcome::Complete),
         () = &mut shutdown => {

@@ -1,6 +1,7 @@
 //! Provides what the server says at start: plain lines on standard error, or JSON objects on standard output.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -57,6 +58,15 @@ impl Reporter {
             "listening",
             json!({ "address": address, "port": port }),
             &format!("listening on {address}; loading the teacher"),
+        );
+    }
+
+    /// Prometheus may read now.
+    pub fn metrics(&self, at: SocketAddr) {
+        self.say(
+            "metrics",
+            json!({ "address": at.to_string() }),
+            &format!("metrics at http://{at}/metrics"),
         );
     }
 

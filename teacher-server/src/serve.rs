@@ -26,6 +26,7 @@ use crate::{
     connections::{ADMISSION_TIMEOUT, Bodies, Clients, Limits, REQUEST_BYTES_MAX, accept},
     listener::Listener,
     load::Engine,
+    monitor,
     report::Reporter,
     service::{Auth, Service},
 };
@@ -93,6 +94,9 @@ impl Server {
         }
         let reporter = Reporter::new(config.json);
         reporter.listening(&address, port);
+        let service = Service::default();
+        let served = service.clone();
+        monitor::start(&config, reporter, move || served.engine().ok())?;
         Ok(Self {
             config,
             reporter,
@@ -100,7 +104,7 @@ impl Server {
             auth,
             tls,
             address,
-            service: Service::default(),
+            service,
         })
     }
 

@@ -1,6 +1,6 @@
 //! Provides what `train` can be told, with the defaults, and the check that it makes sense before any work.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use distill_model::{ComputeDtype, LORA_TARGETS, Sampling};
 use distill_program::settings;
@@ -181,6 +181,8 @@ settings! {
         out: PathBuf = PathBuf::new(), may_resume: yes, value: "DIR", essential: true;
         /// Prompts that the student answers before its first step and after its last, for the report; 0 asks it nothing.
         sample_answers: usize = 4, may_resume: no, limits: 0..=64;
+        /// Where Prometheus may read /metrics while it trains, such as 127.0.0.1:9465; unset: nowhere.
+        metrics_addr: Option<SocketAddr> as Text = None, may_resume: yes, value: "HOST:PORT";
         /// Steps between two checkpoints; 0 writes one at the end only.
         save_steps: usize = 200, may_resume: yes;
         /// Newest checkpoints that are kept, beside the best one.

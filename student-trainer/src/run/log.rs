@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{EvalMetrics, RunDirectory, StepMetrics, tensorboard::TensorBoard};
 use crate::{Error, Result, files};
@@ -57,6 +59,8 @@ impl RunLog {
     /// The file system refuses.
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.metrics.append(metrics)?;
+        counter!("ot_distill_train_tokens_total").increment(metrics.tokens as u64);
+        measured("ot_distill_train", metrics);
         self.board.step(metrics)
     }
 
@@ -66,6 +70,7 @@ impl RunLog {
     /// The file system refuses.
     pub fn eval(&mut self, metrics: &EvalMetrics) -> Result<()> {
         self.evals.append(metrics)?;
+        measured("ot_distill_eval", metrics);
         self.board.eval(metrics)
     }
 
@@ -80,6 +85,20 @@ impl RunLog {
             metrics_bytes: self.metrics.bytes,
             eval_bytes: self.evals.bytes,
         })
+    }
+}
+
+/// Shows every number of a line to whoever monitors the run.
+fn measured(prefix: &str, line: &impl Serialize) {
+    // What cannot be said as JSON was refused by the file before.
+    let Ok(Value::Object(fields)) = serde_json::to_value(line) else {
+        return;
+    };
+    for (name, value) in fields {
+        let number = value.as_bool().map(f64::from).or(value.as_f64());
+        if let Some(number) = number {
+            gauge!(format!("{prefix}_{name}")).set(number);
+        }
     }
 }
 

@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use distill_model::LoraConfig;
-use distill_program::inherited::Inherited;
+use distill_program::{inherited::Inherited, monitor};
 use tokio::runtime::Handle;
 use tracing::subscriber::{self, NoSubscriber};
 
@@ -221,6 +221,14 @@ fn train(
     } else {
         None
     };
+    // Whoever leads does nothing that is worth watching.
+    if let Some(address) = config.metrics_addr.filter(|_| leading.is_none()) {
+        let at = monitor::serve(address, || true).map_err(|error| {
+            let problem = format!("metrics_addr: cannot listen on {address}: {error}");
+            Error::Config(problem)
+        })?;
+        tracing::info!("metrics at http://{at}/metrics");
+    }
     if turn.is_none() {
         // From here on there is a run: nothing was written before.
         run_directory.begin(config)?;

@@ -1,6 +1,6 @@
 //! Provides every setting of `serve` and `precompute`, declared once.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use distill_model::{ComputeDtype, DeviceChoice};
 use distill_program::{
@@ -181,6 +181,8 @@ settings! {
         group "Server":
         /// Write the port listened on into this file once it is known.
         port_file: Option<PathBuf> = None, changes_bytes: no, needs: [SERVE], value: "FILE";
+        /// Where Prometheus may read /metrics while it works, and others /healthz, such as 127.0.0.1:9464; unset: nowhere.
+        metrics_addr: Option<SocketAddr> as Text = None, changes_bytes: no, value: "HOST:PORT";
         /// Report on standard output as one JSON object a line.
         json: bool = false, changes_bytes: no;
     }

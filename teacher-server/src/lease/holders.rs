@@ -120,6 +120,11 @@ impl Lease {
         self.machine.task()
     }
 
+    /// Trainers that wait for the device.
+    pub fn waiting(&self) -> usize {
+        self.machine.waiting().len()
+    }
+
     /// Name of the trainer that has the device.
     pub fn holder(&self) -> Option<&str> {
         match self.machine.device() {

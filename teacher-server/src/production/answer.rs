@@ -27,6 +27,11 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Takes all of them.
     pub fn drain(&mut self) -> VecDeque<AnswerJob> {
         std::mem::take(&mut self.waiting)

@@ -95,6 +95,21 @@ pub trait Forward: Send {
     }
 }
 
+/// Who waits for the teacher, and whether it has its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Open streams of frames.
+    pub readers: usize,
+    /// Sequences to be scored.
+    pub scores: usize,
+    /// Prompts to be answered.
+    pub answers: usize,
+    /// Whether a trainer has the device.
+    pub is_lent: bool,
+    /// Trainers that wait for it.
+    pub holders_waiting: usize,
+}
+
 /// Computes frames on demand and keeps them.
 pub struct Production {
     shared: Arc<Shared>,
@@ -366,6 +381,19 @@ impl Production {
             tokens: tokens.load(Ordering::Relaxed),
             bytes: bytes.load(Ordering::Relaxed),
             compute_seconds: compute_nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+
+    /// What is waited for now.
+    pub fn pressure(&self) -> Pressure {
+        let state = self.shared.state();
+        let lease = state.lease.as_ref();
+        Pressure {
+            readers: state.demand.readers(),
+            scores: state.scores.len(),
+            answers: state.answers.len(),
+            is_lent: lease.is_some_and(|lease| lease.holder().is_some()),
+            holders_waiting: lease.map_or(0, Lease::waiting),
         }
     }
 

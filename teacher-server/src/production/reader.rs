@@ -34,6 +34,12 @@ impl Reader {
         self.order.at(self.position, &self.shared.plan)
     }
 
+    /// Whether the next frame is kept already.
+    pub fn is_kept(&self) -> bool {
+        let store = &self.shared.store;
+        self.upcoming().is_some_and(|index| store.contains(index))
+    }
+
     /// Waits until the next frame is kept; true at the end of the order. May be dropped and called again.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::{
     Error, Result,
     connections::Ticket,
     load::Engine,
+    monitor,
     production::{Order, Reader},
     store::StoredBlock,
 };
@@ -89,12 +90,14 @@ enum Next {
 
 impl Blocks {
     async fn next(&mut self) -> Result<Next> {
+        let was_kept = self.reader.is_kept();
         while self.reader.upcoming().is_some() {
             match timeout(HEARTBEAT_INTERVAL, self.reader.ready()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Ok(Next::Heartbeat),
             }
             if let Some(block) = self.reader.take().await? {
+                monitor::sent(block.frame.len(), was_kept);
                 return Ok(Next::Block(wire(block, self.plan)));
             }
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::Error;
+use crate::{Error, monitor};
 
 /// Domain of every `google.rpc.ErrorInfo` that this server sends.
 pub const ERROR_DOMAIN: &str = "ot-distill";
@@ -13,6 +13,7 @@ pub const ERROR_DOMAIN: &str = "ot-distill";
 /// The status that tells a client about `error`, with `google.rpc.ErrorInfo` details.
 pub fn status(error: &Error) -> Status {
     let (code, reason) = classify(error);
+    monitor::refused(reason);
     let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata(error));
     // Paths and addresses of this machine are for its own log.
     let message = match error {

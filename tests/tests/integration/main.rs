@@ -19,6 +19,7 @@ mod hostile_client;
 mod http2;
 mod hub;
 mod lease;
+mod monitor;
 mod outputs;
 mod pairs;
 mod pipeline;

@@ -22,7 +22,7 @@ macro_rules! answers {
         pub struct $name:ident {
             $($asked:tt)+
         }
-        max_new_tokens: $max_new_tokens:literal, temperature: $temperature:literal, top_p: $top_p:literal
+        max_new_tokens: $max_new_tokens:literal, temperature: $temperature:literal (essential: $essential:literal), top_p: $top_p:literal
         $($printed:tt)*
     ) => {
         settings! {
@@ -62,7 +62,7 @@ macro_rules! answers {
                 /// Texts that end an answer and are no part of it.
                 stop: Vec<String> as Words = Vec::new(), value: "TEXT";
                 /// Temperature of the sampling; 0 takes the likeliest token every time.
-                temperature: f64 = $temperature, essential: true;
+                temperature: f64 = $temperature, essential: $essential;
                 /// Tokens that sampling draws from, the likeliest first; 0 is all.
                 top_k: usize = 0, needs: [DRAWN];
                 /// Share of the mass that sampling draws from, the likeliest tokens first.
@@ -130,7 +130,7 @@ answers! {
         /// What every conversation begins with.
         system: Option<String> = None, needs: [CHAT], value: "TEXT";
     }
-    max_new_tokens: 256, temperature: 0.0, top_p: 1.0
+    max_new_tokens: 256, temperature: 0.0 (essential: false), top_p: 1.0
     /// Print a JSON object a line for every prompt.
     json: bool = false;
 }
@@ -142,7 +142,7 @@ answers! {
         /// What the conversation begins with.
         system: Option<String> = None, value: "TEXT", essential: true;
     }
-    max_new_tokens: 1024, temperature: 0.7, top_p: 0.9
+    max_new_tokens: 1024, temperature: 0.7 (essential: true), top_p: 0.9
 }
 
 /// Those who answer.

@@ -145,7 +145,7 @@ impl Reader<'_> {
                 let read = self.messages(messages.clone());
                 read.map_err(|reason| format!("`{name}`: {reason}"))
             }
-            Some((name, _)) => Err(format!("`{name}` is something else; {EXPECTED}")),
+            Some((name, _)) => Err(format!("`{name}` is neither; {EXPECTED}")),
             None => Err(EXPECTED.into()),
         }
     }

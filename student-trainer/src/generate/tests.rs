@@ -228,6 +228,7 @@ fn prompts_that_cannot_be_asked_say_why_and_where() {
     refused(b"[1]", "expected an object with `prompt`");
     refused(b"{\"text\": \"w1\"}", "expected an object with `prompt`");
     refused(b"{\"prompt\": 5}", "`prompt` is neither");
+    refused(b"{\"messages\": \"w1\"}", "`messages` is neither");
     refused(b"{\"prompt\": \"\"}", "empty");
     refused(b"{\"prompt\": \"w1 w1 w1 w1 w1 w1 w1\"}", "has 7 tokens");
     refused(b"{\"messages\": [1]}", "`messages`: message 0");

@@ -74,7 +74,7 @@ mod tests {
     /// Another value of the same kind that the setting may have.
     fn other(key: &Key, value: Option<&Value>) -> Value {
         const WORDS: &str = "x none full f32 adamw8bit kl softmax-similarity cosine scaled-dot row entropy sum sharp random sequence \
-                             squared-euclidean rows {\"a\":1}";
+                             squared-euclidean rows 127.0.0.1:1 {\"a\":1}";
         let words = WORDS.split(' ').map(Value::from);
         let candidates = match value {
             Some(Value::Integer(number)) => vec![Value::Integer(number + 1)],

@@ -44,6 +44,7 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
     };
     let optional = |name| of(name).map(|text| number(name, &text)).transpose();
     let mut found: Vec<(&Scheduler, [u32; 2])> = Vec::new();
+    let mut countless = None;
     for scheduler in &KNOWN {
         let &Scheduler {
             rank: name,
@@ -53,9 +54,11 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
         let Some(text) = of(name) else {
             continue;
         };
-        let of_count = optional(count)?.ok_or_else(|| {
-            format!("the environment has {name}, but no {count}; set it to how many there are")
-        })?;
+        let Some(of_count) = optional(count)? else {
+            // A script of Slurm's is no step of srun's, and has half of its variables.
+            countless = countless.or(Some([name, count]));
+            continue;
+        };
         let [from, by] = from_by.unwrap_or_default().map(&optional);
         let (from, by) = (from?.unwrap_or(0), by?.unwrap_or(1));
         let rank = number(name, &text)?.checked_sub(from);
@@ -68,9 +71,14 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
     found.sort_by_key(|(_, [_, count])| *count == 1);
     let Some(&(first, said)) = found.first() else {
         let names = KNOWN.map(|scheduler| scheduler.rank).join(", ");
-        return Err(format!(
-            "nothing says which of several processes this is (none of {names} is set); write I/N, e.g. 0/4"
-        ));
+        return Err(match countless {
+            Some([name, count]) => format!(
+                "the environment has {name}, but no {count}; set it to how many there are, or write I/N, e.g. 0/4"
+            ),
+            None => format!(
+                "nothing says which of several processes this is (none of {names} is set); write I/N, e.g. 0/4"
+            ),
+        });
     };
     match found
         .iter()
@@ -105,7 +113,9 @@ mod tests {
             ("SLURM_ARRAY_TASK_STEP", "2"),
         ];
         assert_eq!(rank_with(&array), Ok([3, 4]));
-        // Each task of an array is a step of one process besides.
+        // A script of Slurm's has half of what a step of it has.
+        let script = [&array[..], &[("SLURM_PROCID", "0")]].concat();
+        assert_eq!(rank_with(&script), Ok([3, 4]));
         let step = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
         assert_eq!(rank_with(&[&array[..], &step].concat()), Ok([3, 4]));
         assert_eq!(rank_with(&step), Ok([0, 1]));
@@ -134,7 +144,7 @@ mod tests {
         ];
         for (variables, part) in [
             (&[][..], "none of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX"),
-            (&[("JOB_COMPLETION_INDEX", "0")], "no JOB_COMPLETIONS"),
+            (&[("JOB_COMPLETION_INDEX", "0")], "no JOB_COMPLETIONS;"),
             (&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK is `x`"),
             (
                 &[("RANK", "2"), ("WORLD_SIZE", "2")],

@@ -141,7 +141,7 @@ fn captures_of_earlier_builds_are_still_theirs() {
 
 /// Another value that the setting may have: the next number, or the first word of many kinds that it takes.
 fn other(key: &Key, value: Option<&Value>) -> Value {
-    const WORDS: [&str; 11] = [
+    const WORDS: [&str; 12] = [
         "x",
         "top-k",
         "sampled",
@@ -152,6 +152,7 @@ fn other(key: &Key, value: Option<&Value>) -> Value {
         "swap",
         "unix:/x",
         "cuda",
+        "127.0.0.1:1",
         "{\"a\":1}",
     ];
     let words = WORDS.map(Value::from);

@@ -68,7 +68,7 @@ fn both_programs_show_what_they_do() -> Result<()> {
     assert!(counted(kept)? > 0.0 && counted(computed)? > 0.0);
     assert!(counted("ot_distill_teacher_tokens_total ")? > 0.0);
     assert!(counted("ot_distill_teacher_bytes_sent_total ")? > 0.0);
-    assert_eq!(counted("ot_distill_teacher_readers ")?, 1.0);
+    assert!(counted("ot_distill_teacher_readers ")? <= 1.0);
     assert!(counted("ot_distill_resident_bytes ")? > 1e6);
 
     let of_trainer = shown().context("metrics of the trainer")?;

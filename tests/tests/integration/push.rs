@@ -328,11 +328,15 @@ fn an_adapter_names_its_base_and_nothing_of_this_machine() -> Result<()> {
         "--adapter",
     ];
     let answer = |adapter: &str| said(hub.nobody(&[&ask[..], &[adapter, "--json"]].concat()));
-    let last = |said: String| said.lines().last().map(str::to_owned);
-    let by_name = last(answer("org/adapter")?).context("an answer")?;
-    assert!(by_name.contains("\"text\""), "{by_name}");
-    let here = path_text(&run.join("adapter")).to_owned();
-    assert_eq!(last(answer(&here)?), Some(by_name));
+    let object = |said: &str| {
+        said.lines()
+            .find(|line| line.starts_with('{'))
+            .map(str::to_owned)
+    };
+    let by_name = answer("org/adapter")?;
+    let by_name = object(&by_name).with_context(|| by_name.clone())?;
+    let here = run.join("adapter");
+    assert_eq!(object(&answer(path_text(&here))?), Some(by_name));
     assert!(
         hub.home
             .join("hub/models--org--base/snapshots")

@@ -61,7 +61,7 @@ macro_rules! answers {
                 max_new_tokens: usize = $max_new_tokens, limits: 1..;
                 /// Texts that end an answer and are no part of it.
                 stop: Vec<String> as Words = Vec::new(), value: "TEXT";
-                /// Temperature of the sampling; 0 takes the likeliest token every time.
+                /// Temperature of the sampling; 0 takes the likeliest token.
                 temperature: f64 = $temperature, essential: $essential;
                 /// Tokens that sampling draws from, the likeliest first; 0 is all.
                 top_k: usize = 0, needs: [DRAWN];

@@ -173,6 +173,11 @@ impl ArmsFile {
                     return Err(format!("{place}: `{key}` comes from {instead}"));
                 }
             }
+            if settings.contains_key("metrics_addr") {
+                return Err(format!(
+                    "{place}: `metrics_addr` is one run's; leave it out where runs stand side by side"
+                ));
+            }
         }
         if let Some(baseline) = &self.baseline
             && !self.arm.iter().any(|arm| arm.name == *baseline)

@@ -169,6 +169,10 @@ fn what_cannot_be_judged_is_refused() {
             "arm `A`: `out` comes from --out",
         ),
         (
+            format!("{BASE}metrics_addr = \"127.0.0.1:1\"\n{arm}"),
+            "base: `metrics_addr` is one run's",
+        ),
+        (
             format!("metric = \"kl\"\n{BASE}eval_kl = false\n{arm}"),
             "need eval_kl",
         ),

@@ -48,6 +48,9 @@ impl Absence {
         let state = match self {
             Self::Nobody => format!("no teacher answers at {address} yet"),
             Self::Loading => format!("the teacher at {address} is up and loads its weights"),
+            Self::NoAnswer(reason) if reason.contains("protocol error") => format!(
+                "what answers at {address} speaks something else: {reason}; a teacher with a certificate wants https:// and --ca-cert"
+            ),
             Self::NoAnswer(reason) => format!("the teacher at {address} does not answer: {reason}"),
         };
         let Some(limit) = limit else {

@@ -291,6 +291,9 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
         ));
     };
     let pem = files::read(path, PEM_BYTES_MAX)?;
+    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+        return Err(Error::file(path, "holds no certificate in PEM"));
+    }
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
     endpoint
         .tls_config(tls)
@@ -393,6 +396,13 @@ mod tests {
                 );
             }
         }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bad.pem");
+        std::fs::write(&path, "no certificate").unwrap();
+        let mut given = options("https://localhost:1");
+        given.ca_cert = Some(path);
+        let error = endpoint(&given).unwrap_err().to_string();
+        assert!(error.contains("bad.pem: holds no certificate"), "{error}");
     }
 
     #[test]

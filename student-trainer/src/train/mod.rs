@@ -41,7 +41,10 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use candle_core::Tensor;
 use distill_model::LoraConfig;
@@ -150,6 +153,10 @@ pub fn take_turn(out: &Path, turn: &Turn, shutdown: &Shutdown) -> Result<Ending>
     train(&config, &run_directory, Some(turn), shutdown)
 }
 
+fn taken(address: SocketAddr, error: &std::io::Error) -> String {
+    format!("metrics_addr: cannot listen on {address}: {error}")
+}
+
 /// Agrees with the teacher, and then computes; where the teacher shares its device, in processes that take turns there.
 fn train(
     config: &TrainConfig,
@@ -157,6 +164,10 @@ fn train(
     turn: Option<&Turn>,
     shutdown: &Shutdown,
 ) -> Result<Ending> {
+    if let (Some(address), None) = (config.metrics_addr, turn) {
+        let refused = |error| Error::Config(taken(address, &error));
+        monitor::check(address).map_err(refused)?;
+    }
     // What there is to say of a run is said by the process that leads it.
     let silence = || turn.map(|_| subscriber::set_default(NoSubscriber::default()));
     let silent = silence();
@@ -223,11 +234,11 @@ fn train(
     };
     // Whoever leads does nothing that is worth watching.
     if let Some(address) = config.metrics_addr.filter(|_| leading.is_none()) {
-        let at = monitor::serve(address, || true).map_err(|error| {
-            let problem = format!("metrics_addr: cannot listen on {address}: {error}");
-            Error::Config(problem)
-        })?;
-        tracing::info!("metrics at http://{at}/metrics");
+        match monitor::serve(address, || true) {
+            Ok(at) => tracing::info!("metrics at http://{at}/metrics"),
+            // It was free when the run began, which goes on without.
+            Err(error) => tracing::warn!("{}", taken(address, &error)),
+        }
     }
     if turn.is_none() {
         // From here on there is a run: nothing was written before.

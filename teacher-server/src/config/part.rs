@@ -38,7 +38,9 @@ impl FromStr for Part {
             )
         };
         if text == "auto" {
-            let [index, of] = scheduler::rank(|name| std::env::var(name).ok())?;
+            let [index, of] = scheduler::rank(|name| {
+                Some(std::env::var_os(name)?.to_string_lossy().into_owned())
+            })?;
             return Ok(Self::Every { index, of });
         }
         let (index, of) = text.split_once('/').ok_or_else(wrong)?;

@@ -6,15 +6,19 @@ struct Scheduler {
     rank: &'static str,
     /// How many there are.
     count: &'static str,
-    /// Of numbers that do not begin at 0 or go on by 1: the first one, and how far they are apart.
-    from_by: Option<[&'static str; 2]>,
+    /// Of numbers that do not begin at 0 or go on by 1: the first one, the last, and how far they are apart.
+    from_to_by: Option<[&'static str; 3]>,
 }
 
 /// Those that are known: an array of Slurm's, an indexed Job of Kubernetes, whose count its manifest has to say, SkyPilot, Open MPI,
 /// torchrun, and srun.
 const KNOWN: [Scheduler; 6] = [
     Scheduler {
-        from_by: Some(["SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"]),
+        from_to_by: Some([
+            "SLURM_ARRAY_TASK_MIN",
+            "SLURM_ARRAY_TASK_MAX",
+            "SLURM_ARRAY_TASK_STEP",
+        ]),
         ..plain("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
     },
     plain("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
@@ -24,11 +28,14 @@ const KNOWN: [Scheduler; 6] = [
     plain("SLURM_PROCID", "SLURM_NTASKS"),
 ];
 
+/// A script of Slurm's is no step of srun's, and has this variable without the other.
+const HALF_OF_A_STEP: &str = "SLURM_PROCID";
+
 const fn plain(rank: &'static str, count: &'static str) -> Scheduler {
     Scheduler {
         rank,
         count,
-        from_by: None,
+        from_to_by: None,
     }
 }
 
@@ -44,41 +51,43 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
     };
     let optional = |name| of(name).map(|text| number(name, &text)).transpose();
     let mut found: Vec<(&Scheduler, [u32; 2])> = Vec::new();
-    let mut countless = None;
     for scheduler in &KNOWN {
         let &Scheduler {
             rank: name,
             count,
-            from_by,
+            from_to_by,
         } = scheduler;
         let Some(text) = of(name) else {
             continue;
         };
         let Some(of_count) = optional(count)? else {
-            // A script of Slurm's is no step of srun's, and has half of its variables.
-            countless = countless.or(Some([name, count]));
-            continue;
+            if name == HALF_OF_A_STEP {
+                continue;
+            }
+            return Err(format!(
+                "the environment has {name}, but no {count}; set it to how many there are, or write I/N, e.g. 0/4"
+            ));
         };
-        let [from, by] = from_by.unwrap_or_default().map(&optional);
-        let (from, by) = (from?.unwrap_or(0), by?.unwrap_or(1));
-        let rank = number(name, &text)?.checked_sub(from);
-        let rank = rank.and_then(|rank| rank.checked_div(by));
-        let rank = rank.filter(|&rank| rank < of_count).ok_or_else(|| {
-            format!("the environment's {name} is {text}, which is none of {of_count}")
-        })?;
+        let [from, to, by] = from_to_by.unwrap_or_default().map(&optional);
+        let (from, by) = (from?.unwrap_or(0), by?.unwrap_or(1).max(1));
+        let outside = || format!("the environment's {name} is {text}, which is none of {of_count}");
+        let rank = number(name, &text)?.checked_sub(from).ok_or_else(outside)?;
+        let span = to?.map(|to| to.saturating_sub(from));
+        if rank % by != 0 || span.is_some_and(|span| span / by != of_count.saturating_sub(1)) {
+            return Err(format!(
+                "the {of_count} numbers of {name} are not equally far apart; write I/N, e.g. 0/4"
+            ));
+        }
+        let rank = Some(rank / by).filter(|&rank| rank < of_count);
+        let rank = rank.ok_or_else(outside)?;
         found.push((scheduler, [rank, of_count]));
     }
     found.sort_by_key(|(_, [_, count])| *count == 1);
     let Some(&(first, said)) = found.first() else {
         let names = KNOWN.map(|scheduler| scheduler.rank).join(", ");
-        return Err(match countless {
-            Some([name, count]) => format!(
-                "the environment has {name}, but no {count}; set it to how many there are, or write I/N, e.g. 0/4"
-            ),
-            None => format!(
-                "nothing says which of several processes this is (none of {names} is set); write I/N, e.g. 0/4"
-            ),
-        });
+        return Err(format!(
+            "nothing says which of several processes this is (none of {names} is set); write I/N, e.g. 0/4"
+        ));
     };
     match found
         .iter()
@@ -111,6 +120,7 @@ mod tests {
             ("SLURM_ARRAY_TASK_COUNT", "4"),
             ("SLURM_ARRAY_TASK_MIN", "1"),
             ("SLURM_ARRAY_TASK_STEP", "2"),
+            ("SLURM_ARRAY_TASK_MAX", "7"),
         ];
         assert_eq!(rank_with(&array), Ok([3, 4]));
         // A script of Slurm's has half of what a step of it has.
@@ -152,6 +162,25 @@ mod tests {
             ),
             (&[("RANK", "0"), ("WORLD_SIZE", "0")], "which is none of 0"),
             (&two, "RANK and SLURM_PROCID say different things"),
+            (
+                &[
+                    ("RANK", "1"),
+                    ("WORLD_SIZE", "4"),
+                    ("JOB_COMPLETION_INDEX", "0"),
+                ],
+                "no JOB_COMPLETIONS;",
+            ),
+            (
+                // --array=1,3,17
+                &[
+                    ("SLURM_ARRAY_TASK_ID", "3"),
+                    ("SLURM_ARRAY_TASK_COUNT", "3"),
+                    ("SLURM_ARRAY_TASK_MIN", "1"),
+                    ("SLURM_ARRAY_TASK_MAX", "17"),
+                    ("SLURM_ARRAY_TASK_STEP", "1"),
+                ],
+                "not equally far apart",
+            ),
         ] {
             let error = rank_with(variables).unwrap_err();
             assert!(error.contains(part), "{error}");

@@ -87,6 +87,13 @@ fn both_programs_show_what_they_do() -> Result<()> {
         );
     }
 
+    // Who connects and says nothing is cut off, and keeps nobody else out for long.
+    let idle: Vec<TcpStream> = (0..40)
+        .map(|_| TcpStream::connect(at))
+        .collect::<Result<_, _>>()?;
+    assert_eq!(get(at, "/nothing")?.0, 404);
+    drop(idle);
+
     // A second program at the same place is told so before it does anything.
     let taken = address(&said()).context("an address")?.to_owned();
     let second = setup.work.path().join("second");

@@ -154,8 +154,8 @@ fn each_problem<T: Send>(
         return Err(LossError::shape(
             "positions of a transport problem",
             format!(
-                "1..={POSITIONS_MAX} on either side (--student-seq-len and the teacher's --seq-len cut sequences; target masks and \
-                 --block-size make problems smaller)"
+                "1..={POSITIONS_MAX} on either side (--student-seq-len cuts the student's, another window of the server \
+                 the teacher's; target masks and --block-size make problems smaller)"
             ),
             format!("{n} of the student, {m} of the teacher"),
         ));

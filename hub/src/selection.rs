@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn one_gguf_is_taken_and_of_several_one_must_be_named() {
+    fn an_adapter_is_its_configuration_and_its_weights() {
         let adapter = [
             "adapter_config.json",
             "adapter_model.safetensors",
@@ -369,7 +369,10 @@ mod tests {
         assert_eq!(chosen.small, adapter[..2]);
         let error = choose("a/b", Wanted::Adapter, &adapter[..1]).unwrap_err();
         assert!(error.contains("no adapter_model.safetensors"), "{error}");
+    }
 
+    #[test]
+    fn one_gguf_is_taken_and_of_several_one_must_be_named() {
         let one = choose("a/b", Wanted::Model, &["x.gguf", "README.md"]).unwrap();
         assert_eq!(one.weights, Weights::Gguf("x.gguf".into()));
         let error = choose("a/b", Wanted::Model, &["x.gguf", "y.gguf"]).unwrap_err();

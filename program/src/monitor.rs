@@ -26,7 +26,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// It could not.
 pub fn check(address: SocketAddr) -> io::Result<()> {
-    std::net::TcpListener::bind(address).map(drop)
+    listen(address).map(drop)
+}
+
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    std::net::TcpListener::bind(address).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
 }
 
 /// Answers at `address`, on a thread of its own, until the process ends; returns where, with the port that was chosen. Before
@@ -38,7 +44,7 @@ pub fn serve(
     address: SocketAddr,
     look: impl Fn() -> bool + Send + Sync + 'static,
 ) -> io::Result<SocketAddr> {
-    let listener = std::net::TcpListener::bind(address)?;
+    let listener = listen(address)?;
     listener.set_nonblocking(true)?;
     let at = listener.local_addr()?;
     let recorder = PrometheusBuilder::new().install_recorder();

@@ -1,43 +1,30 @@
 //! Provides what Prometheus reads of a teacher: what it has computed, sent and refused, who waits, and whose turn the device is.
 
-use std::sync::Arc;
-
 use distill_program::monitor;
 use metrics::{counter, gauge};
 
 use crate::{
     Error, Result,
     config::Config,
-    load::Engine,
     production::{Pressure, Production},
     report::Reporter,
+    service::Service,
 };
 
-/// Answers at the address of the settings, if they name one, about what `engine` gives as soon as it is loaded.
+/// Answers at the address of the settings, if they name one, about what the service has loaded.
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub(crate) fn start(
-    config: &Config,
-    reporter: Reporter,
-    engine: impl Fn() -> Option<Arc<Engine>> + Send + Sync + 'static,
-) -> Result<()> {
+pub(crate) fn start(config: &Config, reporter: Reporter, service: Service) -> Result<()> {
     let Some(address) = config.metrics_addr else {
         return Ok(());
     };
-    let look = move || match engine() {
-        Some(engine) => {
-            look(&engine.production);
-            true
-        }
-        None => false,
+    let look = move || {
+        let engine = service.engine();
+        engine.map(|engine| look(&engine.production)).is_ok()
     };
-    let at = monitor::serve(address, look).map_err(|error| {
-        Error::config(
-            "metrics_addr",
-            format!("cannot listen on {address}: {error}"),
-        )
-    })?;
+    let at = monitor::serve(address, look)
+        .map_err(|error| Error::config("metrics_addr", error.to_string()))?;
     reporter.metrics(at);
     Ok(())
 }

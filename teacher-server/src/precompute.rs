@@ -1,11 +1,6 @@
 //! Provides `precompute`: the teacher over a whole corpus into a cache, to be interrupted and gone on with at will.
 
-use std::{
-    future::Future,
-    path::Path,
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{future::Future, path::Path, sync::Arc, time::Instant};
 
 use distill_program::{Outcome, console};
 
@@ -18,6 +13,7 @@ use crate::{
     production::Order,
     report::{Reporter, Work},
     serve::load_until,
+    service::Service,
 };
 
 /// Computes what is missing in the cache that `config` names, until it is complete or `shutdown` resolves; the batch under
@@ -35,15 +31,16 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
         return Err(Error::config("out", "name the cache's directory"));
     };
     let reporter = Reporter::new(config.json);
-    let loaded = Arc::new(OnceLock::<Arc<Engine>>::new());
-    let watched = loaded.clone();
-    monitor::start(&config, reporter, move || watched.get().cloned())?;
+    // Of all that a server has, what shows how far it is.
+    let service = Service::default();
+    monitor::start(&config, reporter, service.clone())?;
     let mut shutdown = std::pin::pin!(shutdown);
     let Some(engine) = load_until(&config, reporter, shutdown.as_mut()).await? else {
         reporter.interrupted(&cache);
         return Ok(Outcome::Interrupted);
     };
-    let engine = loaded.get_or_init(|| Arc::new(engine)).clone();
+    let engine = Arc::new(engine);
+    service.set_engine(engine.clone());
     let outcome = tokio::select! {
         computed = compute(&engine, &config, &cache, reporter) => computed.map(|()| Outcome::Complete),
         () = &mut shutdown => {

@@ -95,8 +95,7 @@ impl Server {
         let reporter = Reporter::new(config.json);
         reporter.listening(&address, port);
         let service = Service::default();
-        let served = service.clone();
-        monitor::start(&config, reporter, move || served.engine().ok())?;
+        monitor::start(&config, reporter, service.clone())?;
         Ok(Self {
             config,
             reporter,

@@ -41,10 +41,7 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use distill_model::LoraConfig;
@@ -153,10 +150,6 @@ pub fn take_turn(out: &Path, turn: &Turn, shutdown: &Shutdown) -> Result<Ending>
     train(&config, &run_directory, Some(turn), shutdown)
 }
 
-fn taken(address: SocketAddr, error: &std::io::Error) -> String {
-    format!("metrics_addr: cannot listen on {address}: {error}")
-}
-
 /// Agrees with the teacher, and then computes; where the teacher shares its device, in processes that take turns there.
 fn train(
     config: &TrainConfig,
@@ -165,7 +158,7 @@ fn train(
     shutdown: &Shutdown,
 ) -> Result<Ending> {
     if let (Some(address), None) = (config.metrics_addr, turn) {
-        let refused = |error| Error::Config(taken(address, &error));
+        let refused = |error| Error::Config(format!("metrics_addr: {error}"));
         monitor::check(address).map_err(refused)?;
     }
     // What there is to say of a run is said by the process that leads it.
@@ -237,7 +230,7 @@ fn train(
         match monitor::serve(address, || true) {
             Ok(at) => tracing::info!("metrics at http://{at}/metrics"),
             // It was free when the run began, which goes on without.
-            Err(error) => tracing::warn!("{}", taken(address, &error)),
+            Err(error) => tracing::warn!("metrics_addr: {error}"),
         }
     }
     if turn.is_none() {

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use distill_model::Sampling;
 use distill_program::settings;
 use distill_text::ChatTemplateKwargs;
 
@@ -12,7 +11,7 @@ use crate::{
         ComputeDtype, Quantize,
         needs::{ADAPTER, ANSWERS, DRAWN, HTTPS, PLANS_OUT, TEACHER},
     },
-    generate::{Decoding, check_compare, check_decoding},
+    generate::{Decoding, check_compare, check_decoding, decoding_of},
 };
 
 settings! {
@@ -122,16 +121,7 @@ impl EvalConfig {
 
     /// How answers are written.
     pub(super) fn decoding(&self) -> Decoding {
-        Decoding {
-            max_new_tokens: self.max_new_tokens,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-            },
-            seed: self.sample_seed,
-        }
+        decoding_of!(self)
     }
 
     /// Whether prompts are answered.

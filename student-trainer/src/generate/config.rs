@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_model::Sampling;
 use distill_program::settings;
 use distill_text::ChatTemplateKwargs;
 
-use super::{Decoding, check_decoding, remote::Address};
+use super::{Decoding, check_decoding, decoding_of, remote::Address};
 use crate::{
     Error, Result,
     config::{
@@ -85,16 +84,7 @@ macro_rules! answers {
         impl $name {
             /// How answers are written.
             pub(super) fn decoding(&self) -> Decoding {
-                Decoding {
-                    max_new_tokens: self.max_new_tokens,
-                    sampling: Sampling {
-                        temperature: self.temperature,
-                        top_k: self.top_k,
-                        top_p: self.top_p,
-                        min_p: self.min_p,
-                    },
-                    seed: self.sample_seed,
-                }
+                decoding_of!(self)
             }
 
             /// Who answers.

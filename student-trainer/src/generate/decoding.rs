@@ -1,8 +1,25 @@
-//! Provides the check of how answers are written, by the names of the settings that say it.
+//! Provides how answers are written as a command's settings say it, and the check of it by their names.
 
 use distill_model::answers::Decoding;
 
 use crate::{Error, Result};
+
+/// What the settings of a command say that answers outside of training.
+macro_rules! decoding_of {
+    ($config:expr) => {
+        ::distill_model::answers::Decoding {
+            max_new_tokens: $config.max_new_tokens,
+            sampling: ::distill_model::Sampling {
+                temperature: $config.temperature,
+                top_k: $config.top_k,
+                top_p: $config.top_p,
+                min_p: $config.min_p,
+            },
+            seed: $config.sample_seed,
+        }
+    };
+}
+pub(crate) use decoding_of;
 
 /// Checks the numbers; `prefix` stands before a setting's name.
 ///

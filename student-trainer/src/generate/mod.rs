@@ -38,7 +38,7 @@ pub(crate) use adapter::{Switch, find_student, load};
 use columns::beside;
 pub(crate) use config::check_compare;
 pub use config::{ChatConfig, GenerateConfig};
-pub(crate) use decoding::check_decoding;
+pub(crate) use decoding::{check_decoding, decoding_of};
 pub(crate) use distill_model::answers::{Asked, Heard};
 pub use distill_model::answers::{Decoding, Finish, Written};
 use prompts::{Question, Reader};

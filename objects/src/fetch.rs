@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -10,8 +9,6 @@ use distill_program::{FileError, files};
 
 use crate::{Result, Store, folder_of, store::Version};
 
-/// Bytes of a request.
-const PART_BYTES: u64 = 16 << 20;
 /// Digits of what names an object's state.
 const DIGITS: usize = 16;
 
@@ -90,23 +87,7 @@ fn fetch(
     {
         return Ok(path);
     }
-    files::create_directory(&folder)?;
-    let fail = FileError::at("write", &path);
-    let mut file =
-        tempfile::NamedTempFile::new_in(&folder).map_err(FileError::at("write", &path))?;
-    let mut at = 0;
-    while at < version.bytes {
-        if stopped() {
-            let stopped = std::io::Error::new(std::io::ErrorKind::Interrupted, "stopped");
-            return Err(FileError::at("read", &store.path(name))(stopped));
-        }
-        let bytes = PART_BYTES.min(version.bytes - at);
-        let part = store.read(name, at, usize::try_from(bytes).unwrap_or_default())?;
-        file.write_all(&part)
-            .map_err(FileError::at("write", &path))?;
-        at += bytes;
-    }
-    file.persist(&path).map_err(|error| fail(error.error))?;
+    store.download(name, &path, stopped)?;
     Ok(path)
 }
 

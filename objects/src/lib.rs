@@ -5,7 +5,7 @@
                             │ read through
                             v
                           Copies: blocks of objects on this disk, the least recently used go first
- fetch: the objects below an address as files of this machine, for readers of files
+ fetch: the objects below an address as files of this machine, for readers of files; transfer: a file to an object and back
 ```
 
 Everything blocks. Errors are [`distill_program::FileError`] and name the object by its address, so whoever handles files handles
@@ -36,6 +36,7 @@ mod copies;
 mod fetch;
 mod folder;
 mod store;
+mod transfer;
 
 pub use address::is_remote;
 pub use copies::Copies;

@@ -13,6 +13,7 @@ use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path as Key,
 };
 use tokio::runtime::Runtime;
+use tokio_stream::StreamExt;
 
 use crate::{Result, address::reach};
 
@@ -70,6 +71,27 @@ impl Store {
         let found = if_there(listed)?.map_or_else(Vec::new, |found| found.objects);
         let names = found.iter().filter_map(|object| object.location.filename());
         Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Names of all objects, those of folders in folders too.
+    ///
+    /// # Errors
+    /// The service refuses, or cannot be reached.
+    pub fn list_all(&self) -> Result<Vec<String>> {
+        let (service, above) = (self.service.clone(), self.above.clone());
+        let listed = self.wait("list", "", async move {
+            let mut found = service.list(Some(&above));
+            let mut names = Vec::new();
+            while let Some(object) = found.next().await {
+                let object = object?.location;
+                if let Some(parts) = object.prefix_match(&above) {
+                    let parts: Vec<_> = parts.map(|part| part.as_ref().to_owned()).collect();
+                    names.push(parts.join("/"));
+                }
+            }
+            Ok(names)
+        });
+        Ok(if_there(listed)?.unwrap_or_default())
     }
 
     /// Bytes of an object; `None` where there is none.
@@ -203,7 +225,11 @@ impl Store {
         }
     }
 
-    fn key(&self, name: &str) -> Key {
+    pub(crate) fn service(&self) -> &Arc<dyn ObjectStore> {
+        &self.service
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Key {
         self.above.parts().chain(Key::from(name).parts()).collect()
     }
 
@@ -212,7 +238,7 @@ impl Store {
     }
 
     /// Runs what speaks with the service and waits for it.
-    fn wait<T: Send + 'static>(
+    pub(crate) fn wait<T: Send + 'static>(
         &self,
         action: &'static str,
         name: &str,
@@ -280,6 +306,7 @@ mod tests {
         assert_eq!(cut.reason.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(store.list("shards").unwrap(), ["1"]);
         assert_eq!(store.list("").unwrap(), Vec::<String>::new());
+        assert_eq!(store.list_all().unwrap(), ["shards/1"]);
         store.replace("shards/1", b"another".to_vec()).unwrap();
         assert_eq!(store.read("shards/1", 0, 7).unwrap(), b"another");
         store.remove("shards/1").unwrap();

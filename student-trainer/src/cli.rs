@@ -25,7 +25,7 @@ use crate::{
     push::{self, PushArgs},
     quantize::{self, QuantizeConfig},
     report,
-    run::require_run,
+    run::{kept, require_run},
     shutdown::{Outcome, Shutdown},
     train::{self, Ending, Turn},
 };
@@ -302,19 +302,27 @@ fn resume_flag() -> Arg {
 fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config: &TrainConfig| {
-            Ok(say(&train::run(config, shutdown)?, &config.out, shutdown))
+            kept(&config.out, shutdown, |out| {
+                let config = TrainConfig {
+                    out: out.to_owned(),
+                    ..config.clone()
+                };
+                Ok(say(&train::run(&config, shutdown)?, out, shutdown))
+            })
         });
     };
     if let Some(turn) = Turn::of_this_process(shutdown)? {
         return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
     }
-    require_run(run)?;
-    let file = run.join("config.toml");
-    let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
-    // The directory may have been moved since.
-    resolved.config.out = run.clone();
-    with_resolved(matches, resolved, |config| {
-        Ok(say(&train::resume(config, shutdown)?, run, shutdown))
+    kept(run, shutdown, |run| {
+        require_run(run)?;
+        let file = run.join("config.toml");
+        let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
+        // The directory may have been moved since.
+        resolved.config.out = run.to_owned();
+        with_resolved(matches, resolved, |config| {
+            Ok(say(&train::resume(config, shutdown)?, run, shutdown))
+        })
     })
 }
 

@@ -205,8 +205,7 @@ impl Opened {
         check_shape(config, &model, &tokenizer)?;
         backbone::check(&model, &weights)?;
         let windowing = Windowing::new(config.seq_len).strict(config.strict);
-        let files = files::corpus(config, stopped)?;
-        let corpus = read_corpus(&files, &tokenizer, &windowing, &mut |_| {})?;
+        let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
         reporter.corpus(&corpus);
         let quantisation = weights.gguf().map(|gguf| gguf.quantisation());
         reporter.weights(parameters, quantisation.as_deref());

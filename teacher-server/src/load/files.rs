@@ -19,21 +19,6 @@ pub(crate) fn located(given: &Path, wanted: Wanted, stopped: &dyn Fn() -> bool) 
     }
 }
 
-/// The corpus' files on this machine; what lies in object storage is fetched.
-///
-/// # Errors
-/// `Io` naming the address, or `ShuttingDown` once `stopped` says so.
-pub(super) fn corpus(config: &Config, stopped: &dyn Fn() -> bool) -> Result<Vec<PathBuf>> {
-    let local = |path: &PathBuf| match distill_objects::is_remote(path) {
-        false => Ok(path.clone()),
-        true => match distill_objects::fetched(path, stopped) {
-            Err(_) if stopped() => Err(Error::ShuttingDown),
-            fetched => Ok(fetched?),
-        },
-    };
-    config.corpus.iter().map(local).collect()
-}
-
 /// The files of a teacher, open; no weight is in memory.
 pub(super) struct TeacherFiles {
     pub tokenizer: TokenizerFiles,

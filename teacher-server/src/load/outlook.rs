@@ -8,7 +8,7 @@ use distill_text::{Corpus, TokenizerFiles, Windowing, read_corpus};
 use super::{
     cached::{begins_anew, new_entries, sizes},
     check_shape,
-    files::{self, Shape},
+    files::Shape,
     taken::is_to_take,
 };
 use crate::{
@@ -39,12 +39,7 @@ pub(crate) fn look_ahead(config: &Config, path: &Path, reporter: &Reporter) -> R
     let Shape { tokenizer, model } = Shape::find(config, &|| false)?;
     check_shape(config, &model, &tokenizer)?;
     let windowing = Windowing::new(config.seq_len).strict(config.strict);
-    let corpus = read_corpus(
-        &files::corpus(config, &|| false)?,
-        &tokenizer,
-        &windowing,
-        &mut |_| {},
-    )?;
+    let corpus = read_corpus(&config.corpus, &tokenizer, &windowing, &mut |_| {})?;
     reporter.corpus(&corpus);
     let mut cache = Cache::open(path, Access::Look)?;
     if let Some(found) = &cache {

@@ -44,11 +44,8 @@ impl Cloud {
     fn precompute(&self, machine: &str, out: &str, flags: &[&str]) -> Command {
         let out = PathBuf::from(format!("s3://bucket/{out}"));
         let corpus = ["--corpus", "s3://bucket/corpus"];
-        let mut args = arguments(&self.setup, &out, flags);
-        let given = args.iter().position(|arg| *arg == "--corpus");
-        let given = given.expect("it names the corpus");
-        args.splice(given..given + 2, corpus);
-        self.teacher(machine, &args)
+        let args = arguments(&self.setup, &out, &[]);
+        self.teacher(machine, &with(args, &[&corpus, flags].concat()))
     }
 
     fn teacher(&self, machine: &str, args: &[&str]) -> Command {
@@ -64,7 +61,7 @@ impl Cloud {
     /// A cache on this machine's disk, for comparison.
     fn local(&self, flags: &[&str]) -> PathBuf {
         let out = self.setup.work.path().join("local");
-        teacher_succeeds(&arguments(&self.setup, &out, flags));
+        teacher_succeeds(&with(arguments(&self.setup, &out, &[]), flags));
         out
     }
 
@@ -83,6 +80,17 @@ impl Cloud {
         assert!(!server.log().contains(SECRET));
         Ok(fs::read(run.join("adapter/adapter_model.safetensors"))?)
     }
+}
+
+/// Flags with their values, some of them in the place of those that are there.
+fn with<'a>(mut args: Vec<&'a str>, flags: &[&'a str]) -> Vec<&'a str> {
+    for flag in flags.chunks(2) {
+        if let Some(at) = args.iter().position(|arg| *arg == flag[0]) {
+            args.drain(at..at + 2);
+        }
+        args.extend(flag);
+    }
+    args
 }
 
 fn succeeds(command: &mut Command) -> Result<Output> {

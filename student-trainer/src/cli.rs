@@ -24,6 +24,7 @@ use crate::{
     pretrain::{self, PretrainConfig},
     push::{self, PushArgs},
     quantize::{self, QuantizeConfig},
+    ranks::{self, Ranks},
     report,
     run::require_run,
     shutdown::{Outcome, Shutdown},
@@ -147,6 +148,11 @@ pub fn stops_in_order(matches: &ArgMatches) -> bool {
 /// Whether Ctrl-C ends what the command does at the moment, and not the command.
 pub fn survives_interrupts(matches: &ArgMatches) -> bool {
     matches.subcommand_name() == Some("chat")
+}
+
+/// Whether several processes may do the command together.
+pub fn trains(matches: &ArgMatches) -> bool {
+    matches.subcommand_name() == Some("train")
 }
 
 /// Does what the command line says.
@@ -299,10 +305,31 @@ fn resume_flag() -> Arg {
         .help("Go on with this run from its newest checkpoint, with its settings")
 }
 
+/// Trains, alone or as one of several processes. What ends one of those with an error ends all, by the rank's name.
 fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
+    let ranks = ranks::join()?;
+    let ranks = &*ranks;
+    let ending = train_on(ranks, matches, shutdown);
+    if ranks.is_alone() {
+        return ending;
+    }
+    match ending {
+        Ok(outcome) => {
+            ranks.meet();
+            Ok(outcome)
+        }
+        Err(error) => ranks::end_all(ranks, &error, shutdown),
+    }
+}
+
+fn train_on(ranks: &dyn Ranks, matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
+    if !ranks.is_first() && matches.get_flag("print_config") {
+        return Ok(Outcome::Complete);
+    }
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config: &TrainConfig| {
-            Ok(say(&train::run(config, shutdown)?, &config.out, shutdown))
+            let ending = train::run_on(ranks, config, shutdown)?;
+            Ok(say(&ending, &config.out, shutdown))
         });
     };
     if let Some(turn) = Turn::of_this_process(shutdown)? {
@@ -314,7 +341,8 @@ fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     // The directory may have been moved since.
     resolved.config.out = run.clone();
     with_resolved(matches, resolved, |config| {
-        Ok(say(&train::resume(config, shutdown)?, run, shutdown))
+        let ending = train::resume_on(ranks, config, shutdown)?;
+        Ok(say(&ending, run, shutdown))
     })
 }
 

@@ -88,7 +88,7 @@ impl Launch {
             let number = text.trim().parse();
             let number = number.map_err(|_| {
                 Error::Config(format!(
-                    "the environment's {name} is `{text}`, which is no number; start the ranks with mpirun or srun --mpi=pmix, or \
+                    "the environment's {name} is `{text}`, which is no number; start the ranks with mpirun or srun, or \
                      unset it"
                 ))
             })?;
@@ -104,7 +104,7 @@ impl Launch {
             };
             if rank >= count {
                 return Err(Error::Config(format!(
-                    "the environment's {} is {rank} and its {} is {count}; start the ranks with mpirun or srun --mpi=pmix, or unset both",
+                    "the environment's {} is {rank} and its {} is {count}; start the ranks with mpirun or srun, or unset both",
                     launcher.rank, launcher.count
                 )));
             }

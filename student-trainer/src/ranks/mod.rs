@@ -3,10 +3,10 @@
 ```text
  mpirun, srun ──> launch: which rank of how many ──> join ──> Ranks: Alone, or MPI's
                                                                 │
- windows of a step ──> Share: every n-th of them ──> gradients ─┴─> sum: in the order of the ranks ──> the same update in all
+ passes of a step ──> Share: every n-th of them ──> gradients ─┴─> sum: in the order of the ranks ──> the same update in all
 ```
 
-Every rank reads the whole stream of frames and computes its windows of every step; the sums of gradients are the same bits in all
+Every rank reads the whole stream of frames and computes its passes of every step; the sums of gradients are the same bits in all
 ranks, so each makes the same update, and what else is decided from them (clipping, the loss's scale, what is not finite) is
 decided alike. What only one process can know (a signal, an evaluation) is agreed before anybody acts on it. Rank 0 writes
 everything; the others compute.
@@ -95,7 +95,7 @@ impl dyn Ranks + '_ {
         self.rank() == 0
     }
 
-    /// The windows of a step that this one computes.
+    /// The passes of a step that this one computes.
     pub fn share(&self) -> Share {
         Share {
             rank: self.rank(),
@@ -137,7 +137,7 @@ impl dyn Ranks + '_ {
     }
 }
 
-/// The windows of a step that one rank computes: one in `of`, from the one of its number on.
+/// The passes of a step that one rank computes: one in `of`, from the one of its number on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The rank.
@@ -147,12 +147,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// Every window.
+    /// Every pass.
     pub const ALL: Self = Self { rank: 0, of: 1 };
 
-    /// This rank's of all windows.
-    pub fn take<T>(self, windows: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
-        windows.into_iter().skip(self.rank).step_by(self.of.max(1))
+    /// This rank's of all passes.
+    pub fn take<T>(self, passes: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+        passes.into_iter().skip(self.rank).step_by(self.of.max(1))
     }
 }
 
@@ -193,8 +193,8 @@ fn several(launch: Launch) -> Result<Box<dyn Ranks>> {
 #[cfg(not(feature = "mpi"))]
 fn several(launch: Launch) -> Result<Box<dyn Ranks>> {
     Err(Error::Config(format!(
-        "this is one of {} processes that train together ({}), and this build cannot: build it with `cargo build --release \
-         --features student-trainer/mpi -p student-trainer` (docs/scale.md says what that needs), or start one process",
+        "this is one of {} processes that train together ({}), and this build cannot: build it with --features \
+         student-trainer/mpi (docs/scale.md says what that needs), or start one process",
         launch.count, launch.said_by
     )))
 }
@@ -204,14 +204,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_window_is_one_rank_s_whatever_their_number() {
+    fn every_pass_is_one_rank_s_whatever_their_number() {
         for of in 1..=5 {
-            for windows in 0..9 {
+            for passes in 0..9 {
                 let mut taken: Vec<usize> = (0..of)
-                    .flat_map(|rank| Share { rank, of }.take(0..windows).collect::<Vec<_>>())
+                    .flat_map(|rank| Share { rank, of }.take(0..passes).collect::<Vec<_>>())
                     .collect();
                 taken.sort_unstable();
-                assert_eq!(taken, (0..windows).collect::<Vec<_>>(), "{of} ranks");
+                assert_eq!(taken, (0..passes).collect::<Vec<_>>(), "{of} ranks");
             }
         }
         let third = Share { rank: 2, of: 3 };

@@ -46,7 +46,7 @@ impl World {
         if size != launch.count {
             return refused(format!(
                 "{} processes were started ({}), and the MPI library of this build sees {size}: start it with the mpirun of the MPI that it \
-                 was built with, or with the srun --mpi=TYPE that this MPI takes",
+                 was built with, or with srun and the type of MPI that this one takes",
                 launch.count, launch.said_by
             ));
         }

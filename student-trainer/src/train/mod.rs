@@ -123,10 +123,10 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
 /// As [`run`], together with other processes, each of which calls this with the same settings. The first of them writes everything.
 ///
 /// # Errors
-/// As [`run`]; fewer windows in a step than ranks; ranks that do not train the same student.
+/// As [`run`]; fewer passes in a step than ranks; ranks that do not train the same student.
 pub fn run_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    together::check_windows(config, ranks)?;
+    together::check_passes(config, ranks)?;
     let run_directory = ranks.after_first(|| {
         if ranks.is_first() {
             RunDirectory::create(&config.out)
@@ -152,7 +152,7 @@ pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
 /// As [`resume`] and [`run_on`].
 pub fn resume_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    together::check_windows(config, ranks)?;
+    together::check_passes(config, ranks)?;
     let run_directory = ranks.after_first(|| {
         if ranks.is_first() {
             RunDirectory::reopen(&config.out)

@@ -15,18 +15,18 @@ use crate::{
     run::config_text,
 };
 
-/// Refuses a step that has no window for some of the ranks.
+/// Refuses a step that has no pass for some of the ranks.
 ///
 /// # Errors
 /// With what to do.
-pub(super) fn check_windows(config: &TrainConfig, ranks: &dyn Ranks) -> Result<()> {
-    let (windows, count) = (config.grad_accumulation, ranks.count());
-    if windows >= count {
+pub(super) fn check_passes(config: &TrainConfig, ranks: &dyn Ranks) -> Result<()> {
+    let (passes, count) = (config.grad_accumulation, ranks.count());
+    if passes >= count {
         return Ok(());
     }
     Err(Error::Config(format!(
-        "grad_accumulation: a step of {windows} forward passes has none for some of the {count} ranks that were started; start \
-         {windows}, or, where the run is new, take --grad-accumulation {count} or a multiple of it"
+        "grad_accumulation: a step of {passes} forward passes has none for some of the {count} ranks that were started; start \
+         {passes}, or, where the run is new, take --grad-accumulation {count} or a multiple of it"
     )))
 }
 
@@ -108,7 +108,7 @@ fn other_than_first(ranks: &dyn Ranks, own: &blake3::Hash) -> Option<usize> {
     all.iter().position(|one| Some(one) != all.first())
 }
 
-/// What a step comes to over all ranks, each of which has the loss and the gradients of its windows. The same bits in all of them.
+/// What a step comes to over all ranks, each of which has the loss and the gradients of its passes. The same bits in all of them.
 ///
 /// Where any loss is not finite, so is the sum, and the gradients stay what they are: nothing is done with them.
 ///
@@ -128,7 +128,7 @@ pub(super) fn add_up(
         targets: loss.targets,
         ..StepLoss::default()
     };
-    // A rank without a window in this step has no gradient at all.
+    // A rank without a pass in this step has no gradient at all.
     let mut anybody_has = vec![false; parameters.len()];
     for of_rank in ranks.all_have(&own) {
         let (words, has) = of_rank.split_at(WORDS);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_s_sums_are_the_same_in_all_ranks_though_one_has_no_window() {
+    fn a_step_s_sums_are_the_same_in_all_ranks_though_one_has_no_pass() {
         let found = threads::run(3, |ranks| {
             let mut gradients = Gradients::new();
             let tensor = |values: &[f32]| Tensor::new(values, &candle_core::Device::Cpu).unwrap();
@@ -382,14 +382,14 @@ mod tests {
     }
 
     #[test]
-    fn fewer_windows_than_ranks_are_refused_with_what_to_do() {
+    fn fewer_passes_than_ranks_are_refused_with_what_to_do() {
         let config = TrainConfig {
             grad_accumulation: 2,
             ..TrainConfig::default()
         };
-        check_windows(&config, &Alone).unwrap();
+        check_passes(&config, &Alone).unwrap();
         let found = threads::run(3, |ranks| {
-            check_windows(&config, ranks).unwrap_err().to_string()
+            check_passes(&config, ranks).unwrap_err().to_string()
         });
         for message in found {
             for part in [

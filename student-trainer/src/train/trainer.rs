@@ -177,7 +177,12 @@ impl<'a> Trainer<'a> {
             return Ok(shutdown.is_requested());
         }
         let goes_on = self.frames.wait(frames_a_step(self.config))? && !shutdown.is_requested();
-        Ok(!self.ranks.all(goes_on))
+        let stops = !self.ranks.all(goes_on);
+        if stops {
+            // Whoever was not asked ends as the others do.
+            shutdown.request();
+        }
+        Ok(stops)
     }
 
     /// Refuses to go on, or to save, where the ranks have come to train different students.

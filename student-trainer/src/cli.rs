@@ -26,7 +26,7 @@ use crate::{
     quantize::{self, QuantizeConfig},
     ranks::{self, Ranks},
     report,
-    run::require_run,
+    run::{kept, require_run},
     shutdown::{Outcome, Shutdown},
     train::{self, Ending, Turn},
 };
@@ -328,22 +328,48 @@ fn train_on(ranks: &dyn Ranks, matches: &ArgMatches, shutdown: &Shutdown) -> Res
     }
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config: &TrainConfig| {
-            let ending = train::run_on(ranks, config, shutdown)?;
-            Ok(say(&ending, &config.out, shutdown))
+            kept_on(ranks, &config.out, shutdown, |out| {
+                let config = TrainConfig {
+                    out: out.to_owned(),
+                    ..config.clone()
+                };
+                let ending = train::run_on(ranks, &config, shutdown)?;
+                Ok(say(&ending, out, shutdown))
+            })
         });
     };
     if let Some(turn) = Turn::of_this_process(shutdown)? {
         return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
     }
-    require_run(run)?;
-    let file = run.join("config.toml");
-    let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
-    // The directory may have been moved since.
-    resolved.config.out = run.clone();
-    with_resolved(matches, resolved, |config| {
-        let ending = train::resume_on(ranks, config, shutdown)?;
-        Ok(say(&ending, run, shutdown))
+    kept_on(ranks, run, shutdown, |run| {
+        require_run(run)?;
+        let file = run.join("config.toml");
+        let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
+        // The directory may have been moved since.
+        resolved.config.out = run.to_owned();
+        with_resolved(matches, resolved, |config| {
+            let ending = train::resume_on(ranks, config, shutdown)?;
+            Ok(say(&ending, run, shutdown))
+        })
     })
+}
+
+/// Works on a run, which several ranks cannot where it is kept at an address: each needs the files of the first.
+fn kept_on<T>(
+    ranks: &dyn Ranks,
+    out: &Path,
+    shutdown: &Shutdown,
+    work: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    if !ranks.is_alone() && distill_objects::is_remote(out) {
+        return Err(Error::Config(format!(
+            "out: {} is at an address, which one process can keep a run at, and these are {} ranks; name a directory on a disk that \
+             all of them see",
+            out.display(),
+            ranks.count()
+        )));
+    }
+    kept(out, shutdown, work)
 }
 
 fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {

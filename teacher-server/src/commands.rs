@@ -86,15 +86,19 @@ pub fn verify(args: &VerifyArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome>
 
 pub fn merge(args: &MergeArgs, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let merged = cache::merge(&args.out, &args.inputs, &|| shutdown.is_requested())?;
-    let (copied, out) = (merged.copied, args.out.display());
+    let out = args.out.display();
+    let mut done = format!("{} shards copied", merged.copied);
+    if merged.listed > 0 {
+        done += &format!(", {} listed where they are, which must stay", merged.listed);
+    }
     if !merged.complete {
         print(format_args!(
-            "stopped after {copied} shards were copied to {out}; the same command goes on\n"
+            "stopped with {done}, to {out}; the same command goes on\n"
         ))?;
         return Ok(Outcome::Interrupted);
     }
     print(format_args!(
-        "{copied} shards copied; {} of {} are sealed in {out}\n",
+        "{done}; {} of {} are sealed in {out}\n",
         merged.sealed, merged.shards,
     ))?;
     Ok(Outcome::Complete)

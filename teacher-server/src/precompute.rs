@@ -2,6 +2,7 @@
 
 use std::{future::Future, path::Path, sync::Arc, time::Instant};
 
+use distill_objects::is_remote;
 use distill_program::{Outcome, console};
 
 use crate::{
@@ -135,6 +136,9 @@ fn work<'a>(
 
 /// Bytes that can be written where `path` is or will be; `None` where the system does not say.
 fn free_bytes(path: &Path) -> Option<u64> {
+    if is_remote(path) {
+        return None;
+    }
     let existing = path.ancestors().find(|path| path.exists());
     let existing = match existing {
         Some(path) if path != Path::new("") => path,

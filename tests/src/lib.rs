@@ -4,3 +4,4 @@ pub mod fixtures;
 pub mod fuzz;
 pub mod hashed_model;
 pub mod reference;
+pub mod storage;

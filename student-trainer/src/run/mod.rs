@@ -6,6 +6,7 @@ mod directory;
 mod leftovers;
 mod log;
 mod metrics;
+mod mirror;
 mod progress;
 mod teacher;
 mod tensorboard;
@@ -26,6 +27,7 @@ pub(crate) use directory::{
 pub use distill_program::memory::Memory;
 pub use log::{LogPosition, RunLog};
 pub use metrics::{EvalMetrics, StepMetrics};
+pub use mirror::kept;
 pub use progress::{Progress, progress};
 pub(crate) use teacher::TEACHER_FILE;
 pub use teacher::TeacherRecord;

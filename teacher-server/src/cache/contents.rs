@@ -87,6 +87,16 @@ impl Contents {
     /// # Errors
     /// `Damaged` naming the byte; `Io`.
     pub fn sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {
+        match self.read_sealed_frame(header, position) {
+            // It may be a copy that is damaged.
+            Err(Error::Damaged { .. }) if self.storage.forget(&sealed_name(header.number)) => {
+                self.read_sealed_frame(header, position)
+            }
+            frame => frame,
+        }
+    }
+
+    fn read_sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {
         let number = header.number;
         let none = || Error::Internal(format!("shard {number} has no frame {position}"));
         let (offset, bytes) = header.extent(position).ok_or_else(none)?;

@@ -51,6 +51,14 @@ pub trait Files: Send + Sync {
 
     /// Where a file is, for messages.
     fn path(&self, name: &str) -> PathBuf;
+
+    /// Whether others write here meanwhile, on this machine or another: a name that was free may be taken.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Reads a file anew the next time, and no copy of it.
+    fn forget(&self, _name: &str) {}
 }
 
 /// Files of the operating system.

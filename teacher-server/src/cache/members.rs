@@ -133,12 +133,7 @@ impl Cache {
         };
         let next = numbers(self.files.as_ref())?.into_iter().max();
         let name = name(next.map_or(0, |last| last.saturating_add(1)));
-        if !sealed::put(&self.storage, &name, &message)? {
-            return Err(Error::cache(
-                self.storage.path(&name),
-                "appeared while this process held the lock",
-            ));
-        }
+        sealed::put(&self.storage, &name, &message)?;
         self.members = members;
         Ok(())
     }

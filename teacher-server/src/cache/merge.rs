@@ -1,15 +1,18 @@
 //! Provides the merge of caches that share one plan, each with some of its shards, as several machines make them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Access, Cache, Contents, HEADER, LocalFiles, MEMBERS, SEGMENTS,
+    Access, Cache, Contents, HEADER, MEMBERS, SEGMENTS,
     contents::sealed_name,
     files::Files,
+    manifest,
     matrices::{self, BASIS, PROJECTION, VOCABULARY, basis_name},
     members, place, sealed, segment_name,
     storage::Storage,
-    take_lock,
 };
 use crate::{Error, Result};
 
@@ -18,6 +21,8 @@ use crate::{Error, Result};
 pub struct Merged {
     /// Shards that were copied.
     pub copied: u64,
+    /// Shards that stay where they are, in object storage, and are listed.
+    pub listed: u64,
     /// Shards that are sealed now.
     pub sealed: u64,
     /// Shards of the plan.
@@ -26,8 +31,8 @@ pub struct Merged {
     pub complete: bool,
 }
 
-/// Copies every sealed shard of `inputs` into the cache in `out`, making it where it is missing. Each is checked before.
-/// When `stopped` says so, what was copied is kept and the same merge goes on.
+/// Copies every sealed shard of `inputs` into the cache in `out`, making it where it is missing. Each is checked before. Between
+/// addresses of object storage nothing is copied: a manifest says where each shard lies, and its frames are checked when read. When `stopped` says so, what was copied is kept and the same merge goes on.
 ///
 /// # Errors
 /// `Cache` where the inputs' plans differ, before anything is made, or `out` is another one; `Damaged`; `Io`.
@@ -40,24 +45,27 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
     for input in &inputs {
         check_same(first, input)?;
     }
-    place::make(out)?;
-    let lock = take_lock(out)?;
-    let files = std::sync::Arc::new(LocalFiles::new(out));
+    let (files, lock) = place::open(out, Access::Write)?;
     let storage = Storage::new(files.clone());
     storage.clean()?;
     if storage.length(HEADER)?.is_none() {
         copy_plan(first, &storage, files.as_ref())?;
     }
-    let merged = Cache::over(files, out, Access::Write, Some(lock))?;
+    let merged = Cache::over(files.clone(), out, Access::Write, lock)?;
     let gone = || Error::Internal("the header that was just copied is not there".into());
     let merged = merged.ok_or_else(gone)?;
     check_same(&merged, first)?;
-    copy_shards(&merged, &inputs, stopped)
+    let mut elsewhere = BTreeMap::new();
+    let done = copy_shards(&merged, &inputs, &mut elsewhere, stopped)?;
+    manifest::put(files.as_ref(), &storage, elsewhere)?;
+    Ok(done)
 }
 
 /// Copies everything but the shards; the header comes last.
 fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
-    matrices::remove_leftovers(files)?;
+    if !files.is_shared() {
+        matrices::remove_leftovers(files)?;
+    }
     let pieces = (0..from.header.basis_pieces).map(basis_name);
     let segments = from
         .segments
@@ -101,9 +109,16 @@ fn check_same(merged: &Cache, input: &Cache) -> Result<()> {
     ))
 }
 
-fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> Result<Merged> {
+/// Copies what is missing; of one cache in object storage into another it is noted in `elsewhere` where a shard lies.
+fn copy_shards(
+    merged: &Cache,
+    inputs: &[Cache],
+    elsewhere: &mut BTreeMap<PathBuf, Vec<u32>>,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Merged> {
     let target = merged.contents();
-    let sources: Vec<Contents> = inputs.iter().map(Cache::contents).collect();
+    let sources = inputs.iter().map(|input| (input, input.contents()));
+    let sources: Vec<(&Cache, Contents)> = sources.collect();
     let mut done = Merged {
         shards: target.shards.len() as u64,
         ..Merged::default()
@@ -116,10 +131,17 @@ fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> 
             done.sealed += 1;
             continue;
         }
-        for source in &sources {
+        for (input, source) in &sources {
             let Some(header) = source.sealed_header(shard)? else {
                 continue;
             };
+            done.sealed += 1;
+            if merged.is_shared() && input.is_shared() {
+                let shards = elsewhere.entry(input.path().to_owned()).or_default();
+                shards.push(shard.number);
+                done.listed += 1;
+                break;
+            }
             let mut bytes = header.encode();
             for position in 0..shard.count {
                 bytes.extend(source.sealed_frame(&header, position)?);
@@ -128,7 +150,6 @@ fn copy_shards(merged: &Cache, inputs: &[Cache], stopped: &dyn Fn() -> bool) -> 
                 .storage
                 .put_if_absent(&sealed_name(shard.number), &bytes)?;
             done.copied += 1;
-            done.sealed += 1;
             break;
         }
     }

@@ -7,10 +7,14 @@
  members/N   which of them are the corpus' of today, where these are not all in their order: what is served
  shards/N    sealed: all frames of a shard, FORMAT.md
  partial/N   frames of a shard that is not complete, in the order in which they came
+ manifests/N in object storage alone: shards that lie in other caches, after a merge
  tmp/        objects being written            damaged/  shards that were set aside            LOCK  the writer's
 
  Production ── put ──> CacheStore: partial/N ── all frames of a shard ──> shards/N ── get ──> Reader
 ```
+
+At an address of object storage any number of machines fill one cache: what is sealed lies there, put where its name is free;
+`partial/`, `tmp/` and a lock lie on the machine that makes them.
 
 Everything but `partial/` is written whole or not at all and never changed. A partial shard may end in anything after a crash:
 each frame carries its checksum, so the whole ones at its start are kept and the rest is cut off. What a frame says depends on
@@ -31,11 +35,13 @@ mod begun;
 mod contents;
 mod files;
 mod layout;
+mod manifest;
 mod matrices;
 mod members;
 mod merge;
 mod partial;
 mod place;
+mod remote;
 mod sealed;
 mod storage;
 mod store;
@@ -51,7 +57,7 @@ use std::{
     sync::Arc,
 };
 
-use distill_program::lock::{Attempt, Lock};
+use distill_program::lock::Lock;
 use distill_proto::{Fingerprint, Frame, FrameContext, fingerprint::FingerprintBuilder, v1};
 
 use crate::{
@@ -60,7 +66,7 @@ use crate::{
     store::StoredBlock,
 };
 pub use contents::Contents;
-use files::{Files, LocalFiles};
+use files::Files;
 pub use layout::{Segment, ShardPlan};
 pub use matrices::{Matrices, projection_digest};
 use members::Members;
@@ -104,18 +110,8 @@ impl Cache {
     /// # Errors
     /// `Cache` where it is damaged, of another version, or somebody writes to it; `Io`.
     pub fn open(path: &Path, access: Access) -> Result<Option<Self>> {
-        let exists = path.join(HEADER).exists();
-        if !exists && access != Access::Write {
-            return Ok(None);
-        }
-        let lock = match access {
-            Access::Write => {
-                place::make(path)?;
-                Some(take_lock(path)?)
-            }
-            Access::Read | Access::Look => None,
-        };
-        Self::over(Arc::new(LocalFiles::new(path)), path, access, lock)
+        let (files, lock) = place::open(path, access)?;
+        Self::over(files, path, access, lock)
     }
 
     /// As [`Cache::open`], where there has to be one.
@@ -186,7 +182,8 @@ impl Cache {
     /// # Errors
     /// `Cache` where its header is damaged.
     pub fn captured_settings(path: &Path) -> Result<Option<String>> {
-        let storage = Storage::new(Arc::new(LocalFiles::new(path)));
+        let (files, _) = place::open(path, Access::Look)?;
+        let storage = Storage::new(files);
         let header = sealed::get::<v1::CacheHeader>(&storage, HEADER)?;
         Ok(header.map(|header| header.settings))
     }
@@ -196,10 +193,8 @@ impl Cache {
     /// # Errors
     /// `Cache` where there is one or somebody writes there; `Io`.
     pub fn create(path: &Path, header: v1::CacheHeader, matrices: &Matrices<'_>) -> Result<Self> {
-        place::make(path)?;
-        let lock = take_lock(path)?;
-        let files: Arc<dyn Files> = Arc::new(LocalFiles::new(path));
-        Self::create_over(files, path, header, matrices, Some(lock))
+        let (files, lock) = place::open(path, Access::Write)?;
+        Self::create_over(files, path, header, matrices, lock)
     }
 
     fn create_over(
@@ -214,7 +209,11 @@ impl Cache {
         if storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
         }
-        let strangers = [SEGMENTS, MEMBERS, contents::SHARDS, partial::PARTIAL];
+        // Others may make the same cache at this moment, and what this machine has of another one is told from it by its frames.
+        let strangers: &[&str] = match files.is_shared() {
+            true => &[],
+            false => &[SEGMENTS, MEMBERS, contents::SHARDS, partial::PARTIAL],
+        };
         for directory in strangers {
             if !files.list(directory)?.is_empty() {
                 return Err(refuse(
@@ -223,7 +222,9 @@ impl Cache {
             }
         }
         storage.clean()?;
-        matrices::remove_leftovers(files.as_ref())?;
+        if !files.is_shared() {
+            matrices::remove_leftovers(files.as_ref())?;
+        }
         header.version = VERSION;
         header.basis_pieces = matrices.put(&storage)?;
         sealed::put(&storage, HEADER, &header)?;
@@ -284,14 +285,14 @@ impl Cache {
     ) -> Result<()> {
         let segment = Segment::cut(self.segments.last(), corpus, entries, batch_size, sizes);
         let name = segment_name(segment.number);
-        if !sealed::put(&self.storage, &name, &segment.to_message())? {
-            return Err(Error::cache(
-                self.storage.path(&name),
-                "appeared while this process held the lock",
-            ));
-        }
+        sealed::put(&self.storage, &name, &segment.to_message())?;
         self.segments.push(segment);
         Ok(())
+    }
+
+    /// Whether others write to it meanwhile, on this machine or another.
+    pub fn is_shared(&self) -> bool {
+        self.files.is_shared()
     }
 
     /// Where it is.
@@ -408,19 +409,6 @@ impl Cache {
             index: block.index,
         };
         Ok(Frame::decode(&block.frame, &context)?)
-    }
-}
-
-/// Keeps a second writer out of the cache in `directory`.
-fn take_lock(directory: &Path) -> Result<Lock> {
-    match Lock::take(&directory.join(LOCK))? {
-        Attempt::Taken(lock) => Ok(lock),
-        Attempt::HeldBy(holder) => Err(Error::cache(
-            directory,
-            format!(
-                "{holder} is writing to it; wait until it has ended, or name another directory"
-            ),
-        )),
     }
 }
 

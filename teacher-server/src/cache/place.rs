@@ -1,14 +1,21 @@
-//! Provides the directory of a cache: a new one, an empty one, or one that holds a cache or what a failed start left of it.
+//! Provides the place of a cache: an address of object storage, or a directory: a new one, an empty one, or one that holds a
+//! cache or what a failed start left of it.
 
-use std::{ffi::OsStr, path::Path};
+use std::{ffi::OsStr, path::Path, sync::Arc};
 
-use distill_program::files;
+use distill_objects::is_remote;
+use distill_program::{
+    files,
+    lock::{Attempt, Lock},
+};
 
 use super::{
-    HEADER, LOCK, MEMBERS, SEGMENTS,
+    Access, HEADER, LOCK, MEMBERS, SEGMENTS,
     contents::SHARDS,
+    files::{Files, LocalFiles},
     matrices::{BASIS, PROJECTION, VOCABULARY},
     partial::PARTIAL,
+    remote::RemoteFiles,
     storage::{DAMAGED, TEMPORARY},
 };
 use crate::{Error, Result};
@@ -28,6 +35,9 @@ const SHELL_LOG: &str = "log";
 /// # Errors
 /// `Cache` where it holds somebody's other files and no cache; `Io`.
 pub(super) fn check(path: &Path) -> Result<()> {
+    if is_remote(path) {
+        return RemoteFiles::reading(path).map(drop);
+    }
     if path.exists() && !path.join(HEADER).exists() {
         for entry in files::list(path)? {
             let name = entry.file_name().unwrap_or_default();
@@ -47,11 +57,40 @@ pub(super) fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directory, unless it is there.
+/// The files of a cache in `path`, and a lock where they are to be written, which keeps others out of a directory.
 ///
 /// # Errors
-/// As [`check`].
-pub(super) fn make(path: &Path) -> Result<()> {
+/// As [`check`]; `Cache` where somebody else holds the lock.
+pub(super) fn open(path: &Path, access: Access) -> Result<(Arc<dyn Files>, Option<Lock>)> {
+    match (is_remote(path), access) {
+        (true, Access::Write) => {
+            let (files, lock) = RemoteFiles::writing(path)?;
+            Ok((Arc::new(files), Some(lock)))
+        }
+        (true, Access::Read | Access::Look) => Ok((Arc::new(RemoteFiles::reading(path)?), None)),
+        (false, Access::Write) => {
+            make(path)?;
+            Ok((Arc::new(LocalFiles::new(path)), Some(take_lock(path)?)))
+        }
+        (false, Access::Read | Access::Look) => Ok((Arc::new(LocalFiles::new(path)), None)),
+    }
+}
+
+/// Keeps a second writer out of the cache in `directory`.
+fn take_lock(directory: &Path) -> Result<Lock> {
+    match Lock::take(&directory.join(LOCK))? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::HeldBy(holder) => Err(Error::cache(
+            directory,
+            format!(
+                "{holder} is writing to it; wait until it has ended, or name another directory"
+            ),
+        )),
+    }
+}
+
+/// Makes the directory, unless it is there.
+fn make(path: &Path) -> Result<()> {
     check(path)?;
     Ok(files::create_directory(path)?)
 }

@@ -11,21 +11,33 @@ const CHECKSUM_BYTES: usize = 16;
 /// Most bytes of such an object: hundreds of millions of sequences.
 const OBJECT_BYTES_MAX: u64 = 8 << 30;
 
-/// Writes `message` under a free name; false where it is taken.
+/// Writes `message`, unless it is there already: others may make the same.
 ///
 /// # Errors
-/// `Io` naming the place.
-pub fn put(storage: &Storage, name: &str, message: &impl Message) -> Result<bool> {
+/// `Cache` where something else has the name; `Io` naming the place.
+pub fn put(storage: &Storage, name: &str, message: &impl Message) -> Result<()> {
     put_bytes(storage, name, message.encode_to_vec())
 }
 
 /// As `put`, for bytes that are no message.
 ///
 /// # Errors
-/// `Io` naming the place.
-pub fn put_bytes(storage: &Storage, name: &str, mut bytes: Vec<u8>) -> Result<bool> {
+/// As `put`.
+pub fn put_bytes(storage: &Storage, name: &str, mut bytes: Vec<u8>) -> Result<()> {
+    let stored = bytes.len();
     bytes.extend(checksum(name, &bytes));
-    storage.put_if_absent(name, &bytes)
+    if storage.put_if_absent(name, &bytes)? {
+        return Ok(());
+    }
+    bytes.truncate(stored);
+    if get_bytes(storage, name)?.as_ref() == Some(&bytes) {
+        return Ok(());
+    }
+    Err(Error::cache(
+        storage.path(name),
+        "another process wrote something else here meanwhile: with other settings, another corpus or on other hardware. Run the same \
+         command again, which goes on with what is there; where no cache is there and none is being made, remove this first",
+    ))
 }
 
 /// Reads the message under `name`; `None` where there is none.

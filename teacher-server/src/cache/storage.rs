@@ -41,6 +41,12 @@ impl Storage {
         self.files.read(name, offset, bytes)
     }
 
+    /// Reads an object anew the next time, and no copy of it; whether there could be one.
+    pub fn forget(&self, name: &str) -> bool {
+        self.files.forget(name);
+        self.files.is_shared()
+    }
+
     /// Where an object is, for messages.
     pub fn path(&self, name: &str) -> PathBuf {
         self.files.path(name)

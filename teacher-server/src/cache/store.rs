@@ -22,6 +22,9 @@ use crate::{
 /// Time between syncs of partial shards: what a power loss costs at most.
 const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Requests to object storage at a time, while shards are looked for.
+const REQUESTS: usize = 32;
+
 /// What is there of a shard.
 #[derive(Debug)]
 enum State {
@@ -79,9 +82,8 @@ impl CacheStore {
             access,
         };
         let shards = store.contents.shards.clone();
-        for &shard in shards.iter() {
-            let state = store.find(shard)?;
-            store.states_mut().push(state);
+        for found in store.find_all(&shards)? {
+            store.states_mut().push(found);
         }
         if access == Access::Write {
             // A crash between the last frame and the seal leaves a whole shard in its partial file.
@@ -90,6 +92,27 @@ impl CacheStore {
             }
         }
         Ok(store)
+    }
+
+    /// What is there of all shards, in order; where each look is a request, several are made at a time.
+    fn find_all(&self, shards: &[ShardPlan]) -> Result<Vec<State>> {
+        let find = |shards: &[ShardPlan]| -> Result<Vec<State>> {
+            shards.iter().map(|&shard| self.find(shard)).collect()
+        };
+        if !self.contents.files.is_shared() {
+            return find(shards);
+        }
+        let each = shards.len().div_ceil(REQUESTS).max(1);
+        std::thread::scope(|scope| {
+            let parts = shards.chunks(each);
+            let parts: Vec<_> = parts.map(|part| scope.spawn(|| find(part))).collect();
+            let ended = |_| Error::Internal("a thread that looked for shards has ended".into());
+            let mut all = Vec::with_capacity(shards.len());
+            for part in parts {
+                all.extend(part.join().map_err(ended)??);
+            }
+            Ok(all)
+        })
     }
 
     fn find(&self, shard: ShardPlan) -> Result<State> {
@@ -236,12 +259,28 @@ impl CacheStore {
             ShardHeader::new(self.contents.plan, shard.number, shard.first_index, entries)?;
         let bytes = [header.encode(), frames].concat();
         let name = sealed_name(shard.number);
-        self.contents.storage.put_if_absent(&name, &bytes)?;
+        if !self.contents.storage.put_if_absent(&name, &bytes)? {
+            self.compare(&name, &bytes)?;
+        }
         // Read back: where the name was taken, it must be the same shard.
         let header = self.contents.sealed_header(shard)?.unwrap_or(header);
         self.set_state(shard, State::Sealed(Arc::new(header)));
         let (files, name) = (&self.contents.files, partial::name(shard.number));
         files.remove(&name)
+    }
+
+    /// Says where a shard that another process was first to seal has other bytes, which stay.
+    fn compare(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let storage = &self.contents.storage;
+        let length = storage.length(name)?.unwrap_or_default();
+        let same = length == bytes.len() as u64 && storage.read(name, 0, bytes.len())? == bytes;
+        if !same {
+            tracing::warn!(
+                "{}: another process sealed it first, with other bytes, and these stay: does it compute on other hardware?",
+                storage.path(name).display()
+            );
+        }
+        Ok(())
     }
 
     /// Makes a sealed shard a partial one of those of its frames that are whole.

@@ -3,7 +3,7 @@
 use distill_proto::Frame;
 use serde::Serialize;
 
-use super::{Cache, Contents, ShardPlan, partial::Partial};
+use super::{Cache, Contents, ShardPlan, contents::sealed_name, partial::Partial};
 use crate::{
     Error, Result,
     plan::Served,
@@ -85,6 +85,8 @@ fn verify_shard(
     served: &Served,
     verdict: &mut Verdict,
 ) -> Result<()> {
+    // What is sealed is to be read, no copy of it.
+    contents.storage.forget(&sealed_name(shard.number));
     let header = match contents.sealed_header(shard) {
         Ok(Some(header)) => header,
         Ok(None) => {

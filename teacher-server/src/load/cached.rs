@@ -217,7 +217,8 @@ pub(super) fn begins_anew(cache: &Cache, changed: &[String], plans: &str) -> Res
         return Ok(false);
     }
     let (path, changed) = (cache.path(), changed.join(", "));
-    if cache.is_empty()? {
+    // Others may be at work on one that is shared, with frames that are not sealed yet.
+    if !cache.is_shared() && cache.is_empty()? {
         tracing::warn!(
             "{}: was begun otherwise ({changed}) and holds no frame yet; it is begun anew",
             path.display()

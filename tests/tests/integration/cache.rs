@@ -23,7 +23,7 @@ const SHARD_BYTES: &str = "3000";
 const INTERRUPTIONS: usize = 12;
 
 /// `precompute` of the setup's corpus into `out`; `flags` come last.
-fn arguments<'a>(setup: &'a Setup, out: &'a Path, flags: &[&'a str]) -> Vec<&'a str> {
+pub fn arguments<'a>(setup: &'a Setup, out: &'a Path, flags: &[&'a str]) -> Vec<&'a str> {
     let base = [
         "precompute",
         "--model",
@@ -43,7 +43,7 @@ fn arguments<'a>(setup: &'a Setup, out: &'a Path, flags: &[&'a str]) -> Vec<&'a 
 }
 
 /// Every sealed object of a cache.
-fn objects(cache: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+pub fn objects(cache: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
     for directory in ["", "segments", "shards", "basis"] {
         let Ok(entries) = fs::read_dir(cache.join(directory)) else {

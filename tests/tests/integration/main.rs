@@ -20,6 +20,7 @@ mod http2;
 mod hub;
 mod lease;
 mod monitor;
+mod objects;
 mod outputs;
 mod pairs;
 mod pipeline;

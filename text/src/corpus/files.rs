@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use distill_objects::{fetched, is_remote};
 use distill_program::{FileError, files as disk};
 
 use super::{
@@ -33,10 +34,14 @@ pub(super) struct CorpusFile {
     pub bytes: u64,
 }
 
-/// The files of `paths`, directories replaced by what they hold.
+/// The files of `paths`, directories replaced by what they hold; what lies in object storage is fetched.
 pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
     let mut files = Vec::new();
     for path in paths {
+        let path = match is_remote(path) {
+            true => &fetched(path, &|| false)?,
+            false => path,
+        };
         if !path.is_dir() {
             files.push(corpus_file(
                 path,

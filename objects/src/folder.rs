@@ -1,0 +1,42 @@
+//! Provides the folder of this machine that belongs to an address: what is copied from it and what is not in it yet.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// Names the folder above all of them.
+pub(crate) const PLACE: &str = "OT_DISTILL_OBJECTS";
+const FOLDER: &str = "ot-distill/objects";
+/// Digits of an address' digest in the folder's name.
+const DIGITS: usize = 16;
+
+/// The folder for the address `path`: below `OT_DISTILL_OBJECTS`, or below `XDG_CACHE_HOME` or `~/.cache`, or in the system's folder
+/// for temporary files.
+pub fn folder_of(path: &Path) -> PathBuf {
+    let set = |name: &str| {
+        let path = PathBuf::from(env::var_os(name)?);
+        path.is_absolute().then_some(path)
+    };
+    let cache = || {
+        let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+        Some(cache.join(FOLDER))
+    };
+    let above = set(PLACE).or_else(cache);
+    let above = above.unwrap_or_else(|| env::temp_dir().join(FOLDER));
+    let address = path.to_string_lossy();
+    let digest = blake3::hash(address.trim_end_matches('/').as_bytes()).to_hex();
+    above.join(digest.get(..DIGITS).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_has_its_folder_with_or_without_a_slash_at_its_end() {
+        let folder = |path: &str| folder_of(Path::new(path));
+        assert_eq!(folder("s3://b/cache"), folder("s3://b/cache/"));
+        assert_ne!(folder("s3://b/cache"), folder("s3://b/other"));
+    }
+}

@@ -1,0 +1,59 @@
+//! Provides manifests: which shards of a cache in object storage lie in other caches, so that a merge copies nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
+
+use distill_proto::v1;
+
+use super::{contents::sealed_name, files::Files, sealed, storage::Storage};
+use crate::Result;
+
+/// Directory of the manifests; each merge adds one.
+pub const MANIFESTS: &str = "manifests";
+
+/// Where shards lie, by the names that they have there.
+pub type Elsewhere = Vec<(PathBuf, HashSet<String>)>;
+
+/// What the manifests of a cache say.
+///
+/// # Errors
+/// `Cache` where one is damaged; `Io`.
+pub fn read(files: &dyn Files, storage: &Storage) -> Result<Elsewhere> {
+    let mut names = files.list(MANIFESTS)?;
+    names.sort();
+    let mut elsewhere = Elsewhere::new();
+    for name in names {
+        let name = format!("{MANIFESTS}/{name}");
+        let manifest = sealed::get::<v1::CacheManifest>(storage, &name)?;
+        for part in manifest.unwrap_or_default().parts {
+            let shards = part.shards.into_iter().map(sealed_name).collect();
+            elsewhere.push((part.cache.into(), shards));
+        }
+    }
+    Ok(elsewhere)
+}
+
+/// Adds a manifest that says which shards lie in which cache; none where there are none.
+///
+/// # Errors
+/// `Cache` where another process adds one at the same time; `Io`.
+pub fn put(
+    files: &dyn Files,
+    storage: &Storage,
+    shards: BTreeMap<PathBuf, Vec<u32>>,
+) -> Result<()> {
+    if shards.is_empty() {
+        return Ok(());
+    }
+    let parts = shards.into_iter().map(|(cache, shards)| {
+        let cache = cache.to_string_lossy().into_owned();
+        v1::CacheManifestPart { cache, shards }
+    });
+    let manifest = v1::CacheManifest {
+        parts: parts.collect(),
+    };
+    let number = files.list(MANIFESTS)?.len();
+    sealed::put(storage, &format!("{MANIFESTS}/{number:05}"), &manifest)
+}

@@ -1,0 +1,269 @@
+//! Runs the real programs over caches and corpora in object storage: several machines, a kill, a race, damage, a merge.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use anyhow::Result;
+use distill_tests::storage::{SECRET, Storage};
+use serde_json::Value;
+
+use crate::{
+    cache::{arguments, objects},
+    harness::{Listen, Teacher, send_signal, teacher, teacher_succeeds, text, trainer_succeeds},
+    pipeline::{Setup, path_text},
+};
+
+/// Object storage with the corpus in it, and machines that have nothing but their own folders.
+struct Cloud {
+    setup: Setup,
+    storage: Storage,
+}
+
+impl Cloud {
+    fn new() -> Result<Self> {
+        let setup = Setup::new()?;
+        let storage = Storage::serve(&setup.work.path().join("storage"), "127.0.0.1:0")?;
+        fs::create_dir_all(storage.file("corpus"))?;
+        let name = setup.corpus.file_name().unwrap_or_default();
+        fs::copy(&setup.corpus, storage.file("corpus").join(name))?;
+        Ok(Self { setup, storage })
+    }
+
+    /// Environment of a machine.
+    fn variables(&self, machine: &str) -> Vec<(&'static str, String)> {
+        let folder = self.setup.work.path().join(machine);
+        let own = ("OT_DISTILL_OBJECTS", folder.display().to_string());
+        self.storage.variables().into_iter().chain([own]).collect()
+    }
+
+    /// `precompute` on a machine, of the corpus in storage into `s3://bucket/OUT`.
+    fn precompute(&self, machine: &str, out: &str, flags: &[&str]) -> Command {
+        let out = PathBuf::from(format!("s3://bucket/{out}"));
+        let corpus = ["--corpus", "s3://bucket/corpus"];
+        let mut args = arguments(&self.setup, &out, flags);
+        let given = args.iter().position(|arg| *arg == "--corpus");
+        let given = given.expect("it names the corpus");
+        args.splice(given..given + 2, corpus);
+        self.teacher(machine, &args)
+    }
+
+    fn teacher(&self, machine: &str, args: &[&str]) -> Command {
+        let mut command = teacher(args);
+        command.envs(self.variables(machine));
+        command
+    }
+
+    fn runs(&self, machine: &str, args: &[&str]) -> Result<Output> {
+        succeeds(&mut self.teacher(machine, args))
+    }
+
+    /// A cache on this machine's disk, for comparison.
+    fn local(&self, flags: &[&str]) -> PathBuf {
+        let out = self.setup.work.path().join("local");
+        teacher_succeeds(&arguments(&self.setup, &out, flags));
+        out
+    }
+
+    /// The adapter of a short training from a cache.
+    fn trained(&self, cache: &str, name: &str, more: &[(&str, &str)]) -> Result<Vec<u8>> {
+        let variables = self.variables("server");
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()));
+        let variables: Vec<(&str, &str)> = variables.chain(more.iter().copied()).collect();
+        let folder = self.setup.work.path();
+        let flags = ["--cache", cache];
+        let server = Teacher::serve_with(folder, &Listen::Loopback, &flags, &variables);
+        let run = folder.join(name);
+        trainer_succeeds(&self.setup.train_args(&server, &run, &["--epochs", "2"]));
+        assert!(!server.log().contains(SECRET));
+        Ok(fs::read(run.join("adapter/adapter_model.safetensors"))?)
+    }
+}
+
+fn succeeds(command: &mut Command) -> Result<Output> {
+    let output = command.output()?;
+    let said = text(&output);
+    assert!(output.status.success() && !said.contains(SECRET), "{said}");
+    Ok(output)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+#[test]
+fn machines_that_fill_one_cache_end_in_the_bytes_of_one_process() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let local = cloud.local(&[]);
+    let expected = objects(&local)?;
+    let parts = [("one", "0/3"), ("two", "1/3"), ("three", "2/3")];
+    let spawned = parts.map(|(machine, part)| {
+        let mut command = cloud.precompute(machine, "cache", &["--shard", part]);
+        command.stdout(std::process::Stdio::null()).spawn()
+    });
+    for (at, child) in spawned.into_iter().enumerate() {
+        let mut child = child?;
+        if at == 1 {
+            std::thread::sleep(Duration::from_millis(300));
+            send_signal(&child, libc::SIGKILL);
+            child.wait()?;
+        } else {
+            assert!(child.wait()?.success());
+        }
+    }
+    // What was killed is taken over by a machine that has nothing of it.
+    succeeds(&mut cloud.precompute("four", "cache", &["--shard", "1/3"]))?;
+    assert!(objects(&cloud.storage.file("cache"))? == expected);
+
+    let address = "s3://bucket/cache";
+    let report = cloud.runs("reader", &["inspect", address, "--json"])?;
+    let report: Value = serde_json::from_slice(&report.stdout)?;
+    assert_eq!(report["done"], report["sequences"]);
+    cloud.runs("reader", &["verify", address])?;
+
+    let from_disk = cloud.trained(path_text(&local), "from-disk", &[])?;
+    let few = [("OT_DISTILL_OBJECTS_BYTES", "4000")];
+    assert!(cloud.trained(address, "from-storage", &few)? == from_disk);
+    let server = cloud.setup.work.path().join("server");
+    let folder = server.join(&names(&server)?[0]).join("copies");
+    let copied = names(&folder)?.into_iter();
+    let copied = copied.map(|name| Ok(fs::metadata(folder.join(name))?.len()));
+    let copied: u64 = copied.sum::<Result<u64>>()?;
+    assert!((1..=4000).contains(&copied), "{copied} bytes of copies");
+    Ok(())
+}
+
+#[test]
+fn of_ten_machines_that_make_one_shard_one_is_first() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let one = ["--shard-bytes", "100000000"];
+    let expected = objects(&cloud.local(&one))?;
+    let machines: Vec<String> = (0..10)
+        .map(|machine| format!("machine-{machine}"))
+        .collect();
+    let spawned = machines.iter().map(|machine| {
+        let mut command = cloud.precompute(machine, "cache", &one);
+        command.stdout(std::process::Stdio::null()).spawn()
+    });
+    let spawned: Vec<_> = spawned.collect();
+    for child in spawned {
+        assert!(child?.wait()?.success());
+    }
+    let cache = cloud.storage.file("cache");
+    assert_eq!(names(&cache.join("shards"))?, ["0000000"]);
+    assert!(objects(&cache)? == expected);
+    // Settings that differ are told from these, and nothing is begun anew.
+    let other = cloud
+        .precompute("other", "cache", &["--top-k", "3"])
+        .output()?;
+    let said = text(&other);
+    assert!(
+        !other.status.success() && said.contains("top_k: 8 -> 3"),
+        "{said}"
+    );
+    assert!(objects(&cache)? == expected);
+    Ok(())
+}
+
+#[test]
+fn an_object_that_was_corrupted_is_found_and_repaired() -> Result<()> {
+    let cloud = Cloud::new()?;
+    succeeds(&mut cloud.precompute("one", "cache", &[]))?;
+    let cache = cloud.storage.file("cache");
+    let expected = objects(&cache)?;
+    // Read once, so that there is a copy which is whole.
+    cloud.runs("one", &["inspect", "s3://bucket/cache"])?;
+    let shard = cache.join("shards/0000001");
+    let mut bytes = fs::read(&shard)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 16;
+    fs::write(&shard, &bytes)?;
+    let found = cloud
+        .teacher("one", &["verify", "s3://bucket/cache"])
+        .output()?;
+    let said = text(&found);
+    assert!(
+        !found.status.success() && said.contains("shard 1, byte"),
+        "{said}"
+    );
+    let model = path_text(cloud.setup.teacher.path());
+    let corpus = "s3://bucket/corpus/documents.txt";
+    let repair = [
+        "verify",
+        "s3://bucket/cache",
+        "--repair",
+        "--model",
+        model,
+        "--corpus",
+        corpus,
+    ];
+    cloud.runs("one", &repair)?;
+    assert!(objects(&cache)? == expected);
+    assert_eq!(fs::read(cache.join("damaged/0000001.0"))?, bytes);
+    cloud.runs("two", &["verify", "s3://bucket/cache"])?;
+    Ok(())
+}
+
+#[test]
+fn a_merge_of_caches_in_storage_copies_no_shard() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let local = cloud.local(&[]);
+    for (part, name) in [("0/2", "even"), ("1/2", "odd")] {
+        succeeds(&mut cloud.precompute(name, name, &["--shard", part]))?;
+    }
+    let merge = |inputs: &[&str]| {
+        let args = ["merge", "--out", "s3://bucket/all"];
+        Ok::<_, anyhow::Error>(text(&cloud.runs("one", &[&args, inputs].concat())?))
+    };
+    let said = merge(&["s3://bucket/even"])?;
+    assert!(said.starts_with("0 shards copied, "), "{said}");
+    let said = merge(&["s3://bucket/even", "s3://bucket/odd"])?;
+    assert!(
+        said.contains("listed where they are, which must stay"),
+        "{said}"
+    );
+    assert!(!cloud.storage.file("all/shards").exists());
+    cloud.runs("two", &["verify", "s3://bucket/all"])?;
+    let from_disk = cloud.trained(path_text(&local), "from-disk", &[])?;
+    assert!(cloud.trained("s3://bucket/all", "from-storage", &[])? == from_disk);
+    Ok(())
+}
+
+#[test]
+fn what_storage_refuses_is_said_without_secrets() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let refused = |variable: &str, value: &str, address: &str| -> Result<String> {
+        let mut command = cloud.teacher("one", &["verify", address]);
+        let output = command.env(variable, value).output()?;
+        let said = text(&output);
+        assert!(
+            !output.status.success() && !said.contains("panicked"),
+            "{said}"
+        );
+        assert!(
+            !said.contains(SECRET) && !said.contains("another-secret"),
+            "{said}"
+        );
+        Ok(said)
+    };
+    let none = refused("NOTHING", "", "s3://bucket/none")?;
+    assert!(none.contains("there is no cache here"), "{none}");
+    let wrong = refused(
+        "AWS_SECRET_ACCESS_KEY",
+        "another-secret",
+        "s3://bucket/cache",
+    )?;
+    assert!(wrong.contains("s3://bucket/cache"), "{wrong}");
+    let inside = refused("NOTHING", "", "s3://me:another-secret@bucket/cache")?;
+    assert!(inside.contains("AWS_ACCESS_KEY_ID"), "{inside}");
+    let unknown = refused("NOTHING", "", "ftp://bucket/cache")?;
+    assert!(unknown.contains("s3://BUCKET/PREFIX"), "{unknown}");
+    Ok(())
+}

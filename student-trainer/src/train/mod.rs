@@ -27,6 +27,7 @@ mod passes;
 mod plans;
 mod result;
 mod samples;
+mod setting;
 mod setup;
 mod source;
 mod start;
@@ -45,10 +46,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
-use distill_model::LoraConfig;
 use distill_program::{inherited::Inherited, monitor};
-use tokio::runtime::Handle;
 use tracing::subscriber::{self, NoSubscriber};
 
 use crate::{
@@ -64,7 +62,7 @@ use crate::{
     student::{Place, StudentFiles},
 };
 pub(crate) use agreement::look_for_teacher;
-use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
+use agreement::{agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
 pub(crate) use example::evenly;
@@ -75,13 +73,13 @@ pub use passes::Passes;
 pub(crate) use plans::{PlanMap, Plans};
 pub(crate) use result::refuse_harmed;
 pub(crate) use samples::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, Sample};
+use setting::{Host, Setting};
 use setup::{adapter_config, checkpointing, frame_source, head_geometry, passes, projections};
-use source::FrameSource;
 use start::Start;
 pub use step::{Objective, StepLoss};
-use trainer::{Handover, Pause, Trainer, frames_a_step};
+use trainer::{Pause, Trainer, frames_a_step};
 use tuned::Tuned;
-use turn::{Grant, HANDED_OVER};
+use turn::{Grant, HANDED_OVER, Handover};
 pub use turn::{Turn, is_turn};
 pub(crate) use turns::PROGRAM;
 use updates::Updates;
@@ -314,60 +312,6 @@ fn train(
         memory::plan_ahead(config, run_directory, &files, info, &place)?;
     }
     compute(&setting, host, start, &place, grant).map_err(|error| place.explained(error))
-}
-
-/// What is settled before anything is on the device.
-struct Setting<'a> {
-    config: &'a TrainConfig,
-    ranks: &'a dyn Ranks,
-    run_directory: &'a RunDirectory,
-    files: &'a StudentFiles,
-    agreement: &'a Agreement,
-    /// The adapters, where it is not the whole model that is trained.
-    lora: Option<LoraConfig>,
-    /// What the loss needs of the teacher's head, on the host.
-    basis: Option<Tensor>,
-    turn: Option<&'a Turn>,
-    shutdown: &'a Shutdown,
-}
-
-/// What a run has beside the student, all of it in host memory.
-struct Host<'a> {
-    reader: FrameReader<'a>,
-    evaluation: Option<Evaluation<'a>>,
-    frames: FrameSource,
-    keeper: Keeper,
-}
-
-impl Host<'_> {
-    /// Waits for the device that the teacher shares.
-    fn arrive(
-        &mut self,
-        config: &TrainConfig,
-        turn: &Turn,
-        start: &Start,
-        runtime: &Handle,
-        shutdown: &Shutdown,
-    ) -> Result<(Place, Option<Grant>)> {
-        // Frames come before the device: who holds it without any keeps the teacher from making them.
-        let grant =
-            if self.keeper.has_all_steps(config) || self.frames.wait(frames_a_step(config))? {
-                turn.wait(runtime, shutdown)?
-            } else {
-                None
-            };
-        // Somebody stops the run while the device is another's: what there is of it is saved, for which the CPU will do.
-        let device = match grant {
-            Some(_) => &config.device,
-            None if start.saved.is_some() => "cpu",
-            None => {
-                return Err(Error::Stopped(
-                    "before the device was free; nothing was trained",
-                ));
-            }
-        };
-        Ok((Place::choose(device, config.dtype)?, grant))
-    }
 }
 
 /// Loads the student, goes on from what was saved, and trains until the run is over or the turn is.

@@ -6,6 +6,11 @@ use crate::{
     train::{resume_on, run_on},
 };
 
+/// Of gradients and losses, relative: sums of a few numbers in another order.
+const ROUNDING: f64 = 1e-5;
+/// Of weights: AdamW divides a gradient by its own size, so what is rounding beside a gradient near zero is a part of the learning
+/// rate, 1e-2, in every step.
+const ROUNDING_OF_WEIGHTS: f32 = 1e-4;
 const ADAPTER: &str = "adapter/adapter_model.safetensors";
 
 impl Bench {
@@ -15,7 +20,6 @@ impl Bench {
             epochs: 3,
             grad_accumulation: 4,
             save_steps: 2,
-            first_step_grad_out: None,
             ..self.config(name)
         }
     }
@@ -58,13 +62,13 @@ fn several_ranks_train_what_one_process_trains_and_one_of_them_writes() {
     let bench = Bench::new(5);
     let one = bench.in_passes("one");
     train(&one).unwrap();
-    for (count, tolerance) in [
-        // The same numbers in another order.
-        (2, 1e-5),
-        (3, 1e-5),
-        // A pass each, in the order in which one process takes them.
-        (4, 0.0),
-    ] {
+    // Four have a pass each, in the order in which one process takes them.
+    for (count, is_same) in [(2, false), (3, false), (4, true)] {
+        let (of_losses, of_weights) = if is_same {
+            (0.0, 0.0)
+        } else {
+            (ROUNDING, ROUNDING_OF_WEIGHTS)
+        };
         let many = bench.in_passes(&format!("of-{count}"));
         let summaries = train_on(count, &many);
         let expected = &summaries[0];
@@ -74,11 +78,24 @@ fn several_ranks_train_what_one_process_trains_and_one_of_them_writes() {
         assert_eq!(own.len(), 6);
         for (own, alone) in own.iter().zip(&alone) {
             let loss = |line: &serde_json::Value| line["loss"].as_f64().unwrap();
-            assert!((loss(own) - loss(alone)).abs() <= f64::from(tolerance) * loss(alone));
+            assert!((loss(own) - loss(alone)).abs() <= of_losses * loss(alone));
             assert_eq!(own["tokens"], alone["tokens"]);
         }
         let found = apart(&many, &one);
-        assert!(found <= tolerance, "{count} ranks: {found}");
+        assert!(found <= of_weights, "{count} ranks: {found}");
+        let (own, alone) = (
+            bench.first_gradients(&format!("of-{count}")),
+            bench.first_gradients("one"),
+        );
+        assert_eq!(own.len(), alone.len());
+        for (name, own) in &own {
+            let size = |tensor: &Tensor| {
+                let largest = tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+                f64::from(largest.to_scalar::<f32>().unwrap())
+            };
+            let found = size(&(own - &alone[name]).unwrap());
+            assert!(found <= of_losses * size(&alone[name]), "{name}: {found}");
+        }
     }
 }
 
@@ -98,7 +115,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     assert!(summaries.iter().all(|one| one.steps == 6));
     assert_eq!(metrics(&parts).len(), 6);
     let found = apart(&parts, &whole);
-    assert!(found <= 1e-5, "{found}");
+    assert!(found <= ROUNDING_OF_WEIGHTS, "{found}");
 }
 
 #[test]

@@ -130,7 +130,18 @@ fn endpoint(given: Option<String>) -> Result<String> {
     let host = ["https://", "http://"]
         .iter()
         .find_map(|scheme| endpoint.strip_prefix(scheme));
+    let has_secret = |host: &str| {
+        host.split('/')
+            .next()
+            .is_some_and(|host| host.contains('@'))
+    };
     match host {
+        // It would be in every message that names the hub.
+        Some(host) if has_secret(host) => Err(Error::Environment {
+            variable: "HF_ENDPOINT",
+            reason: "has a user or a password before its host; give a token in HF_TOKEN instead"
+                .to_owned(),
+        }),
         Some(host) if !host.is_empty() => Ok(endpoint),
         _ => Err(Error::Environment {
             variable: "HF_ENDPOINT",
@@ -217,6 +228,12 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("HF_ENDPOINT: `mirror`"), "{error}");
+        let secret = environment(&[home, ("HF_ENDPOINT", "https://me:password@hub")]);
+        let error = secret.unwrap_err().to_string();
+        assert!(
+            error.contains("HF_TOKEN") && !error.contains("password@"),
+            "{error}"
+        );
         for (value, offline) in [("1", true), ("yes", true), ("0", false), ("", false)] {
             let environment = environment(&[home, ("HF_HUB_OFFLINE", value)]).unwrap();
             assert_eq!(environment.offline, offline, "{value:?}");

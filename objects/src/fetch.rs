@@ -18,28 +18,10 @@ const DIGITS: usize = 16;
 /// # Errors
 /// `NotFound`; the service refuses, or cannot be reached; the disk.
 pub fn fetched(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
-    let above = parent(address);
-    let name = address.file_name().and_then(|name| name.to_str());
-    if let (Some(above), Some(name)) = (&above, name) {
-        let store = Store::open(above)?;
-        if let Some(version) = store.version(name)? {
-            return fetch(
-                &store,
-                name,
-                &version,
-                &folder_of(above).join("files"),
-                stopped,
-            );
-        }
-    }
     let store = Store::open(address)?;
     let names = store.list("")?;
     if names.is_empty() {
-        let missing = std::io::Error::new(
-            std::io::ErrorKind::NotFound,
-            "there is no such object, and none below it",
-        );
-        return Err(FileError::at("read", address)(missing));
+        return fetched_one(address, stopped);
     }
     let versions: Vec<(String, Version)> = names
         .into_iter()
@@ -68,6 +50,22 @@ pub fn fetched(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
         }
     }
     Ok(folder)
+}
+
+fn fetched_one(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
+    let name = address.file_name().and_then(|name| name.to_str());
+    if let (Some(above), Some(name)) = (parent(address), name) {
+        let store = Store::open(&above)?;
+        if let Some(version) = store.version(name)? {
+            let folder = folder_of(&above).join("files");
+            return fetch(&store, name, &version, &folder, stopped);
+        }
+    }
+    let missing = std::io::Error::new(
+        std::io::ErrorKind::NotFound,
+        "there is no such object, and none below it",
+    );
+    Err(FileError::at("read", address)(missing))
 }
 
 /// Fetches one object into a folder of its state below `folder`.

@@ -13,7 +13,7 @@ use distill_objects::{Store, folder_of, is_remote};
 use crate::{Result, files, shutdown::Shutdown};
 
 /// Between two looks for a new checkpoint.
-const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(2);
 const CHECKPOINTS: &str = "checkpoints/";
 /// Written last into a checkpoint: with it, the others are there.
 const LAST: &str = "/state.toml";

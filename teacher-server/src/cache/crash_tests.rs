@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     files::Files,
-    tests::{entries, frame, header, vocabulary},
+    tests::{entries, frame, header, segment, vocabulary},
     *,
 };
 use crate::store::BlockStore;
@@ -257,14 +257,13 @@ fn capture(files: &Arc<FaultyFiles>) -> Result<()> {
         projection: None,
         vocabulary: &vocabulary,
     };
-    let mut cache = match Cache::over(files.clone(), path, Access::Write, None)? {
+    let cache = match Cache::over(files.clone(), path, Access::Write, None)? {
         Some(cache) => cache,
-        None => Cache::create_over(files, path, header(), &matrices, None)?,
+        None => {
+            let first = segment(&sequences);
+            Cache::create_over(files, path, header(), &matrices, &first, None)?
+        }
     };
-    if cache.segments().is_empty() {
-        let entries = sequences.iter().map(Entry::of).collect();
-        cache.add(Fingerprint::of(b"corpus"), entries, 2, (1, 13))?;
-    }
     let store = cache.store()?;
     for index in 0..SEQUENCES {
         if !store.contains(index) {
@@ -341,8 +340,9 @@ fn begun() -> Disk {
         vocabulary: &vocabulary,
     };
     let path = Path::new("cache");
-    let mut cache = Cache::create_over(over, path, header(), &matrices, None).unwrap();
-    for from in [0, SEQUENCES, 2 * SEQUENCES] {
+    let first = segment(&entries(1000, SEQUENCES));
+    let mut cache = Cache::create_over(over, path, header(), &matrices, &first, None).unwrap();
+    for from in [SEQUENCES, 2 * SEQUENCES] {
         let sequences = entries(1000 + from, SEQUENCES);
         let sequences = sequences.iter().map(Entry::of).collect();
         cache

@@ -5,7 +5,7 @@ use distill_proto::{Fingerprint, v1};
 use distill_text::{Token, Vocabulary};
 use half::f16;
 
-use super::{Cache, files::Files, sealed, storage::Storage};
+use super::{Cache, SEGMENTS, files::Files, sealed, storage::Storage};
 use crate::{Error, Result, basis::Basis, vocabulary};
 
 pub(super) const VOCABULARY: &str = "vocabulary";
@@ -162,10 +162,13 @@ fn put_basis(storage: &Storage, basis: &Basis) -> Result<u32> {
 
 /// Removes what an earlier attempt at making a cache left before it came to the header.
 pub(super) fn remove_leftovers(files: &dyn Files) -> Result<()> {
-    let pieces = files.list(BASIS)?;
-    let pieces = pieces.iter().map(|name| format!("{BASIS}/{name}"));
-    for name in pieces.chain([VOCABULARY, PROJECTION].map(str::to_owned)) {
-        files.remove(&name)?;
+    for directory in [BASIS, SEGMENTS] {
+        for name in files.list(directory)? {
+            files.remove(&format!("{directory}/{name}"))?;
+        }
+    }
+    for name in [VOCABULARY, PROJECTION] {
+        files.remove(name)?;
     }
     Ok(())
 }

@@ -188,13 +188,19 @@ impl Cache {
         Ok(header.map(|header| header.settings))
     }
 
-    /// Makes a cache in `path`, which must hold none; the header comes last, so that a crash leaves a cache or none.
+    /// Makes a cache in `path`, which must hold none; the header comes last, so that a crash leaves a cache or none. Others may make
+    /// the same at this moment, where the place is shared.
     ///
     /// # Errors
-    /// `Cache` where there is one or somebody writes there; `Io`.
-    pub fn create(path: &Path, header: v1::CacheHeader, matrices: &Matrices<'_>) -> Result<Self> {
+    /// `Cache` where there is one, somebody writes there, or makes another one; `Io`.
+    pub fn create(
+        path: &Path,
+        header: v1::CacheHeader,
+        matrices: &Matrices<'_>,
+        first: &Segment,
+    ) -> Result<Self> {
         let (files, lock) = place::open(path, Access::Write)?;
-        Self::create_over(files, path, header, matrices, lock)
+        Self::create_over(files, path, header, matrices, first, lock)
     }
 
     fn create_over(
@@ -202,17 +208,18 @@ impl Cache {
         path: &Path,
         mut header: v1::CacheHeader,
         matrices: &Matrices<'_>,
+        first: &Segment,
         lock: Option<Lock>,
     ) -> Result<Self> {
         let refuse = |reason: &str| Error::cache(path, reason.to_owned());
         let storage = Storage::new(files.clone());
-        if storage.length(HEADER)?.is_some() {
+        if !files.is_shared() && storage.length(HEADER)?.is_some() {
             return Err(refuse("there is a cache already"));
         }
         // Others may make the same cache at this moment, and what this machine has of another one is told from it by its frames.
         let strangers: &[&str] = match files.is_shared() {
             true => &[],
-            false => &[SEGMENTS, MEMBERS, contents::SHARDS, partial::PARTIAL],
+            false => &[MEMBERS, contents::SHARDS, partial::PARTIAL],
         };
         for directory in strangers {
             if !files.list(directory)?.is_empty() {
@@ -227,6 +234,7 @@ impl Cache {
         }
         header.version = VERSION;
         header.basis_pieces = matrices.put(&storage)?;
+        sealed::put(&storage, &segment_name(first.number), &first.to_message())?;
         sealed::put(&storage, HEADER, &header)?;
         drop(storage);
         let missing = || refuse("the header that was just written is not there");
@@ -234,11 +242,16 @@ impl Cache {
     }
 
     fn read_segments(&mut self) -> Result<()> {
+        self.segments.clear();
         for number in 0.. {
             let name = segment_name(number);
             let message = sealed::get::<v1::CacheSegment>(&self.storage, &name)?;
             let Some(message) = message else {
-                return self.refuse_without_segment(number);
+                if self.refuse_without_segment(number)? {
+                    // Another process has just put it there.
+                    return self.read_segments();
+                }
+                return Ok(());
             };
             let path = self.storage.path(&name);
             let segment = Segment::from_message(&message, self.segments.last(), path)?;
@@ -247,8 +260,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Refuses a cache that lost its segments from `missing` on: a later one is there, or a shard of one of them.
-    fn refuse_without_segment(&self, missing: u32) -> Result<()> {
+    /// Refuses a cache that lost its segments from `missing` on: a later one is there, or a shard of one of them. Says whether it is
+    /// there by now.
+    fn refuse_without_segment(&self, missing: u32) -> Result<bool> {
         let end = self.segments.last().map_or(0, Segment::end_shard);
         for (directory, first) in [
             (SEGMENTS, missing),
@@ -259,6 +273,9 @@ impl Cache {
             let later = names
                 .iter()
                 .find(|name| name.parse::<u32>().is_ok_and(|number| number >= first));
+            if self.is_shared() && self.storage.length(&segment_name(missing))?.is_some() {
+                return Ok(true);
+            }
             if let Some(later) = later {
                 return Err(Error::cache(
                     self.files.path(&segment_name(missing)),
@@ -269,7 +286,7 @@ impl Cache {
                 ));
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Adds sequences after those that are there; they get batches and shards of their own.

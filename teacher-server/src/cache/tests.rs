@@ -40,6 +40,12 @@ pub(super) fn vocabulary() -> Vocabulary {
     }
 }
 
+/// The first of a cache: two sequences a batch and two batches a shard.
+pub(super) fn segment(sequences: &[distill_text::Sequence]) -> Segment {
+    let entries = sequences.iter().map(Entry::of).collect();
+    Segment::cut(None, Fingerprint::of(b"corpus"), entries, 2, (1, 13))
+}
+
 /// Two sequences a batch and two batches a shard.
 pub(super) fn add(cache: &mut Cache, sequences: &[distill_text::Sequence]) {
     let entries = sequences.iter().map(Entry::of).collect();
@@ -75,9 +81,9 @@ impl Setup {
             projection: None,
             vocabulary: &vocabulary,
         };
-        let mut cache = Cache::create(directory.path(), header(), &matrices).unwrap();
         let sequences = entries(100, 10);
-        add(&mut cache, &sequences);
+        let first = segment(&sequences);
+        let cache = Cache::create(directory.path(), header(), &matrices, &first).unwrap();
         let setup = Self {
             directory,
             sequences,
@@ -288,7 +294,7 @@ fn what_is_no_cache_and_what_is_damaged_is_refused_by_name() {
         projection: None,
         vocabulary: &vocabulary,
     };
-    assert!(Cache::create(path, header(), &matrices).is_err());
+    assert!(Cache::create(path, header(), &matrices, &segment(&setup.sequences)).is_err());
 }
 
 #[test]

@@ -166,13 +166,10 @@ fn create(
         projection: states.projection.as_ref(),
         vocabulary: &vocabulary,
     };
-    let mut cache = Cache::create(path, header, &matrices)?;
-    cache.add(
-        plan.corpus,
-        plan.entries().to_vec(),
-        config.batch_size,
-        sizes(config, cache.info().state_rank),
-    )?;
+    let state_rank = header.info.as_ref().map_or(0, |info| info.state_rank);
+    let (entries, sizes) = (plan.entries().to_vec(), sizes(config, state_rank));
+    let first = Segment::cut(None, plan.corpus, entries, config.batch_size, sizes);
+    let cache = Cache::create(path, header, &matrices, &first)?;
     let sequences = plan.into_sequences();
     Ok((cache, states, sequences))
 }

@@ -13,7 +13,10 @@ use serde_json::Value;
 
 use crate::{
     cache::{arguments, objects},
-    harness::{Listen, Teacher, send_signal, teacher, teacher_succeeds, text, trainer_succeeds},
+    harness::{
+        Listen, Teacher, send_signal, teacher, teacher_succeeds, text, trainer, trainer_succeeds,
+        wait_until,
+    },
     pipeline::{Setup, path_text},
 };
 
@@ -44,11 +47,8 @@ impl Cloud {
     fn precompute(&self, machine: &str, out: &str, flags: &[&str]) -> Command {
         let out = PathBuf::from(format!("s3://bucket/{out}"));
         let corpus = ["--corpus", "s3://bucket/corpus"];
-        let mut args = arguments(&self.setup, &out, flags);
-        let given = args.iter().position(|arg| *arg == "--corpus");
-        let given = given.expect("it names the corpus");
-        args.splice(given..given + 2, corpus);
-        self.teacher(machine, &args)
+        let args = arguments(&self.setup, &out, &[]);
+        self.teacher(machine, &with(args, &[&corpus, flags].concat()))
     }
 
     fn teacher(&self, machine: &str, args: &[&str]) -> Command {
@@ -64,7 +64,7 @@ impl Cloud {
     /// A cache on this machine's disk, for comparison.
     fn local(&self, flags: &[&str]) -> PathBuf {
         let out = self.setup.work.path().join("local");
-        teacher_succeeds(&arguments(&self.setup, &out, flags));
+        teacher_succeeds(&with(arguments(&self.setup, &out, &[]), flags));
         out
     }
 
@@ -83,6 +83,17 @@ impl Cloud {
         assert!(!server.log().contains(SECRET));
         Ok(fs::read(run.join("adapter/adapter_model.safetensors"))?)
     }
+}
+
+/// Flags with their values, some of them in the place of those that are there.
+fn with<'a>(mut args: Vec<&'a str>, flags: &[&'a str]) -> Vec<&'a str> {
+    for flag in flags.chunks(2) {
+        if let Some(at) = args.iter().position(|arg| *arg == flag[0]) {
+            args.drain(at..at + 2);
+        }
+        args.extend(flag);
+    }
+    args
 }
 
 fn succeeds(command: &mut Command) -> Result<Output> {
@@ -265,5 +276,59 @@ fn what_storage_refuses_is_said_without_secrets() -> Result<()> {
     assert!(inside.contains("AWS_ACCESS_KEY_ID"), "{inside}");
     let unknown = refused("NOTHING", "", "ftp://bucket/cache")?;
     assert!(unknown.contains("s3://BUCKET/PREFIX"), "{unknown}");
+    Ok(())
+}
+
+#[test]
+fn a_run_at_an_address_goes_on_on_another_machine() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let teacher = cloud.setup.serve(&Listen::Loopback, &[]);
+    let flags = ["--steps", "900", "--save-steps", "100", "--lr", "1e-3"];
+    let near = cloud.setup.train(&teacher, "near", &flags);
+    let command = |machine: &str, args: &[&str]| {
+        let mut command = trainer(args);
+        command
+            .envs(cloud.variables(machine))
+            .stderr(std::process::Stdio::piped());
+        command
+    };
+    let out = PathBuf::from("s3://bucket/run");
+    let mut first = command("one", &cloud.setup.train_args(&teacher, &out, &flags)).spawn()?;
+    let checkpoints = cloud.storage.file("run/checkpoints");
+    let is_kept = || {
+        let steps = names(&checkpoints).unwrap_or_default().into_iter();
+        steps
+            .map(|step| checkpoints.join(step))
+            .any(|step| step.join("state.toml").exists())
+    };
+    wait_until("a checkpoint in storage", is_kept);
+    send_signal(&first, libc::SIGKILL);
+    let was_killed = first.wait()?.code().is_none();
+    assert!(was_killed, "it was done before it was killed");
+    // Nobody begins another run there.
+    let again = command("two", &cloud.setup.train_args(&teacher, &out, &flags)).output()?;
+    assert!(
+        !again.status.success() && text(&again).contains("earlier run"),
+        "{}",
+        text(&again)
+    );
+    let resumed = succeeds(&mut command(
+        "three",
+        &["train", "--resume", "s3://bucket/run"],
+    ))?;
+    let said = text(&resumed);
+    assert!(
+        said.contains("kept at s3://bucket/run") && said.contains("900 steps"),
+        "{said}"
+    );
+    let adapter = "adapter/adapter_model.safetensors";
+    let kept = fs::read(cloud.storage.file("run").join(adapter))?;
+    assert!(kept == fs::read(near.join(adapter))?);
+    assert_eq!(
+        fs::read_to_string(cloud.storage.file("run/metrics.jsonl"))?
+            .lines()
+            .count(),
+        900
+    );
     Ok(())
 }

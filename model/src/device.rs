@@ -22,6 +22,16 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// For one of several processes on this machine: the GPU of its number, beginning anew where there are fewer.
+    #[must_use]
+    pub fn of_local_rank(self, rank: usize) -> Self {
+        match cuda_devices() {
+            Ok(count) if count > 0 => Self::Cuda(rank % count),
+            // Opening it says why.
+            _ => self,
+        }
+    }
+
     /// Opens the device.
     ///
     /// # Errors

@@ -14,6 +14,16 @@ const PRODUCTS: &str = "RAYON_NUM_THREADS";
 ///
 /// Call it first in `main`: candle and rayon read the environment when they first compute.
 pub fn configure() {
+    configure_for(available());
+}
+
+/// Cores that this process may use.
+pub fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// As [`configure`], where several processes share the cores and this one has so many.
+pub fn configure_for(cores: usize) {
     let set = |name: &str, value: usize| {
         if std::env::var_os(name).is_none() {
             // SAFETY: no other thread exists yet, so none reads the environment meanwhile.
@@ -23,7 +33,6 @@ pub fn configure() {
             }
         }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     set(PRODUCTS, cores);
     set(ELEMENTWISE, 1);
 }

@@ -1,5 +1,7 @@
 //! Provides the command line: subcommands, their settings as flags, and where each goes.
 
+mod training;
+
 use std::{
     fmt::Display,
     num::NonZeroUsize,
@@ -12,10 +14,7 @@ use distill_program::console;
 use crate::{
     Error, Result,
     ablate::{self, AblateArgs},
-    config::{
-        Key, Keys, Resolved, Settings, TrainConfig, resolve, resolve_over, with_brief_help,
-        with_flags,
-    },
+    config::{Key, Keys, Resolved, Settings, TrainConfig, resolve, with_brief_help, with_flags},
     eval::{self, EvalConfig},
     export::{self, ExportConfig},
     generate::{self, ChatConfig, GenerateConfig, chat},
@@ -25,9 +24,7 @@ use crate::{
     push::{self, PushArgs},
     quantize::{self, QuantizeConfig},
     report,
-    run::{kept, require_run},
     shutdown::{Outcome, Shutdown},
-    train::{self, Ending, Turn},
 };
 
 /// The whole command line.
@@ -149,13 +146,18 @@ pub fn survives_interrupts(matches: &ArgMatches) -> bool {
     matches.subcommand_name() == Some("chat")
 }
 
+/// Whether several processes may do the command together.
+pub fn trains(matches: &ArgMatches) -> bool {
+    matches.subcommand_name() == Some("train")
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
 /// What stopped the command.
 pub fn run(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
     match matches.subcommand() {
-        Some(("train", matches)) => train(matches, shutdown),
+        Some(("train", matches)) => training::train(matches, shutdown),
         Some(("eval", matches)) => with_config(matches, |config: &EvalConfig| {
             let report = eval::run(config, shutdown)?;
             if config.json {
@@ -297,70 +299,6 @@ fn resume_flag() -> Arg {
         .conflicts_with_all(["config", "out"])
         .help_heading("Settings")
         .help("Go on with this run from its newest checkpoint, with its settings")
-}
-
-fn train(matches: &ArgMatches, shutdown: &Shutdown) -> Result<Outcome> {
-    let Some(run) = matches.get_one::<PathBuf>("resume") else {
-        return with_config(matches, |config: &TrainConfig| {
-            kept(&config.out, shutdown, |out| {
-                let config = TrainConfig {
-                    out: out.to_owned(),
-                    ..config.clone()
-                };
-                Ok(say(&train::run(&config, shutdown)?, out, shutdown))
-            })
-        });
-    };
-    if let Some(turn) = Turn::of_this_process(shutdown)? {
-        return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
-    }
-    kept(run, shutdown, |run| {
-        require_run(run)?;
-        let file = run.join("config.toml");
-        let mut resolved = resolve_over::<TrainConfig>(Some(&file), matches, &all_keys())?;
-        // The directory may have been moved since.
-        resolved.config.out = run.to_owned();
-        with_resolved(matches, resolved, |config| {
-            Ok(say(&train::resume(config, shutdown)?, run, shutdown))
-        })
-    })
-}
-
-fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {
-    let summary = match ending {
-        Ending::Trained(summary) => summary,
-        Ending::FinishedBefore => {
-            tracing::info!(
-                "the run in {} is finished; there is nothing to do",
-                run.display()
-            );
-            return Outcome::Complete;
-        }
-        Ending::Elsewhere(status) => return Outcome::Status(*status),
-    };
-    let how = match (summary.interrupted, summary.stopped_early) {
-        (true, _) => "stopped",
-        (false, true) => "stopped early, as evaluations got no better,",
-        (false, false) => "done",
-    };
-    // A run that is stopped as soon as it goes on has none.
-    let loss = if summary.loss.tokens > 0 {
-        format!(", loss {:.4}", summary.loss.total)
-    } else {
-        String::new()
-    };
-    tracing::info!(
-        "{how} after {} steps{loss}; results in {}",
-        summary.steps,
-        summary.adapter.display()
-    );
-    if summary.interrupted {
-        tracing::info!(
-            "run `student-trainer train --resume {}` to go on",
-            run.display()
-        );
-    }
-    shutdown.outcome(!summary.interrupted)
 }
 
 /// Resolves a command's settings, and prints or uses them.

@@ -5,7 +5,7 @@
  teacher ──gRPC──> client: frames ──┬── align, if the student has another tokenizer
                                     │
  student directory ──> student ─────┼──> train: forward ──> loss: CE + KL + OT, dL/dhidden ──> backward
-                                    │           ^                                                 │ gradients
+                                    │           ^                                                 │ gradients; ranks: their sum
                                     │           └──────── adapters <── optimizer <── guards <─────┘
                                     ├──> run: metrics.jsonl, progress, adapter/ ──> export: base + adapter as one model
                                     ├──> checkpoint: what --resume goes on from
@@ -33,6 +33,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod loss;
 pub mod optimizer;
+pub mod ranks;
 pub mod run;
 pub mod student;
 pub mod train;

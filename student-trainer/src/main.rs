@@ -2,16 +2,23 @@
 
 use std::process::ExitCode;
 
+use distill_model::threads;
 use distill_program::{Outcome, Shutdown, Signal, console, log};
-use student_trainer::{cli, config::with_our_name, train};
+use student_trainer::{cli, config::with_our_name, ranks::Launch, train};
 
 fn main() -> ExitCode {
-    distill_model::threads::configure();
-    log::start("info");
+    let available = threads::available();
+    // What cannot be understood of it is refused by the command.
+    let launch = Launch::of_this_process().ok().flatten();
+    let cores = launch.map_or(available, |launch| launch.cores.threads(available));
+    threads::configure_for(cores);
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(usage) => return console::answer(&with_our_name(usage)),
     };
+    // The first of several processes that train together speaks for all.
+    let follows = cli::trains(&matches) && launch.is_some_and(|launch| launch.rank > 0);
+    log::start(if follows { "error" } else { "info" });
     let stops_in_order = cli::stops_in_order(&matches);
     let survives = cli::survives_interrupts(&matches);
     let shutdown = Shutdown::default();
@@ -20,7 +27,7 @@ fn main() -> ExitCode {
         if !stops_in_order || (survives && signal != Signal::Interrupt) {
             std::process::exit(signal.exit_status().into());
         }
-        if survives || train::is_turn() {
+        if survives || follows || train::is_turn() {
             // Of a turn, the process that started this one says so, and tells it.
             return;
         }

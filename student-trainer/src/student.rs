@@ -18,6 +18,7 @@ use crate::{
     Error, Result,
     config::{ComputeDtype, Quantize},
     loss::LossError,
+    ranks::Ranks,
     shutdown::Shutdown,
 };
 
@@ -209,6 +210,20 @@ impl Place {
             dtype,
             memory_budget_bytes: None,
         })
+    }
+
+    /// As [`choose`](Self::choose) for one of several ranks, which share the GPUs of their machine: `auto` and `cuda` are another one
+    /// for each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose_among(device: &str, dtype: ComputeDtype, ranks: &dyn Ranks) -> Result<Self> {
+        if ranks.is_alone() || !["auto", "cuda"].contains(&device) {
+            return Self::choose(device, dtype);
+        }
+        let choice: DeviceChoice = device.parse().map_err(Error::Config)?;
+        let own = choice.of_local_rank(ranks.local_rank());
+        Self::choose(&own.to_string(), dtype)
     }
 
     /// With a limit of what weights may take, in place of what is free.

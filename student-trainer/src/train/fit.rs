@@ -19,7 +19,7 @@ const SEQUENCES_MAX: usize = 256;
 
 /// What the fits were made of, and how well each P takes the teacher's states to the student's.
 #[derive(Serialize)]
-struct Report {
+pub(super) struct Report {
     sequences: usize,
     /// Rows that were fitted, and those held out.
     rows: usize,
@@ -38,7 +38,7 @@ struct PairReport {
     lambda: f64,
 }
 
-/// Fits every P on the first sequences, which stay to be trained on. False after a shutdown.
+/// Fits every P on the first sequences, which stay to be trained on. None after a shutdown.
 ///
 /// # Errors
 /// Too few positions that both sides share.
@@ -47,10 +47,9 @@ pub(super) fn fit(
     decoder: &Decoder,
     reader: &FrameReader<'_>,
     frames: &mut FrameSource,
-    run_directory: &RunDirectory,
-) -> Result<bool> {
+) -> Result<Option<Report>> {
     let Some(found) = frames.look(SEQUENCES_MAX)? else {
-        return Ok(false);
+        return Ok(None);
     };
     let begin = |projection: &HiddenProjection| {
         let (teacher_size, student_size) = projection.sizes();
@@ -90,11 +89,18 @@ pub(super) fn fit(
         projection.set(&fitted)?;
         report.add(projection, &fitted);
     }
-    files::write_json(&run_directory.join(PROJECTION_REPORT), &report)?;
-    Ok(true)
+    Ok(Some(report))
 }
 
 impl Report {
+    /// Leaves it in the directory of the run.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn write(&self, run_directory: &RunDirectory) -> Result<()> {
+        files::write_json(&run_directory.join(PROJECTION_REPORT), self)
+    }
+
     fn add(&mut self, projection: &HiddenProjection, fitted: &FittedProjection) {
         let (teacher_size, student_size) = projection.sizes();
         let layers = projection.layer().ends();

@@ -6,20 +6,26 @@ use crate::{
     checkpoint::{Best, Checkpoints, Content, RunState, SETTINGS_FILE},
     config::{BestMetric, TrainConfig},
     eval::EvalReport,
-    run::{EvalMetrics, RunDirectory, RunLog, config_text},
+    run::{EvalMetrics, RunDirectory, RunLog, StepMetrics, config_text},
 };
 
 /// Log, state and checkpoints of one run.
 pub(super) struct Keeper {
-    pub log: RunLog,
     pub state: RunState,
-    checkpoints: Checkpoints,
-    /// The run's settings as every checkpoint holds them.
-    settings: Vec<u8>,
+    /// None where another rank writes.
+    files: Option<Files>,
     save_steps: usize,
     /// Step of the newest checkpoint; 0 without one.
     saved: usize,
     best_metric: BestMetric,
+}
+
+/// What is written.
+struct Files {
+    log: RunLog,
+    checkpoints: Checkpoints,
+    /// The run's settings as every checkpoint holds them.
+    settings: Vec<u8>,
 }
 
 impl Keeper {
@@ -35,15 +41,36 @@ impl Keeper {
         {
             state.evals.best = None;
         }
-        Ok(Self {
+        let saved = checkpoints.newest()?;
+        let files = Files {
             log: RunLog::resume(run, state.log, state.step)?,
-            saved: checkpoints.newest()?,
             checkpoints,
             settings: config_text(config)?.into(),
+        };
+        Ok(Self {
+            files: Some(files),
+            saved,
+            ..Self::follow(config, state)
+        })
+    }
+
+    /// Goes on at `state`, and leaves all files to another rank.
+    pub fn follow(config: &TrainConfig, state: RunState) -> Self {
+        Self {
+            files: None,
             save_steps: config.save_steps,
+            saved: state.step,
             best_metric: config.best_metric,
             state,
-        })
+        }
+    }
+
+    /// Writes a step down.
+    pub fn step(&mut self, line: &StepMetrics) -> Result<()> {
+        match &mut self.files {
+            Some(files) => files.log.step(line),
+            None => Ok(()),
+        }
     }
 
     /// Whether no step is left to do.
@@ -77,13 +104,16 @@ impl Keeper {
     ) -> Result<()> {
         if !self.is_unsaved() {
             let best = self.state.evals.best.map(|best| best.step);
-            return self.checkpoints.point_to_best(best);
+            let own = self.files.as_ref();
+            return own.map_or(Ok(()), |own| own.checkpoints.point_to_best(best));
         }
         let state = self.moment(watch, frames)?.clone();
-        files.push((SETTINGS_FILE, Content::Bytes(self.settings.clone())));
-        let path = self.checkpoints.save(state, files)?;
+        if let Some(own) = &self.files {
+            files.push((SETTINGS_FILE, Content::Bytes(own.settings.clone())));
+            let path = own.checkpoints.save(state, files)?;
+            tracing::debug!("checkpoint in {}", path.display());
+        }
         self.saved = self.state.step;
-        tracing::debug!("checkpoint in {}", path.display());
         Ok(())
     }
 
@@ -91,7 +121,9 @@ impl Keeper {
     pub fn moment(&mut self, watch: &GradientWatch, frames: &FrameSource) -> Result<&RunState> {
         self.state.silent = watch.silent();
         self.state.data = frames.cursor().clone();
-        self.state.log = self.log.sync()?;
+        if let Some(files) = &mut self.files {
+            self.state.log = files.log.sync()?;
+        }
         Ok(&self.state)
     }
 
@@ -130,7 +162,9 @@ impl Keeper {
             seconds: report.seconds,
             best,
         };
-        self.log.eval(&metrics)?;
+        if let Some(files) = &mut self.files {
+            files.log.eval(&metrics)?;
+        }
         Ok(metrics)
     }
 }

@@ -8,7 +8,8 @@
 ```
 
 A teacher in swap mode lends the device: then the run goes through several processes (`turns`), each of which (`turn`) goes on
-from what the one before has handed over, as from a checkpoint.
+from what the one before has handed over, as from a checkpoint. Several processes that train together, a device each, are `ranks`:
+what they have to agree on is `together`.
 */
 
 mod agreement;
@@ -26,11 +27,13 @@ mod passes;
 mod plans;
 mod result;
 mod samples;
+mod setting;
 mod setup;
 mod source;
 mod start;
 mod states;
 mod step;
+mod together;
 mod trainer;
 mod tuned;
 mod turn;
@@ -43,25 +46,23 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
-use distill_model::LoraConfig;
 use distill_program::{inherited::Inherited, monitor};
-use tokio::runtime::Handle;
 use tracing::subscriber::{self, NoSubscriber};
 
 use crate::{
     Error, Result,
     align::FrameReader,
     checkpoint::Checkpoints,
-    client::{self, StreamOptions, Vocabularies, fetch_basis},
+    client::{self, Vocabularies, fetch_basis},
     config::{ShuffleTeacher, TrainConfig, Tune},
     loss::Projection,
-    run::{AdapterConfig, RunDirectory, TeacherRecord},
+    ranks::{Alone, Ranks},
+    run::{RunDirectory, TeacherRecord},
     shutdown::Shutdown,
     student::{Place, StudentFiles},
 };
 pub(crate) use agreement::look_for_teacher;
-use agreement::{Agreement, agree, connect, identity, pair_tokens_max};
+use agreement::{agree, connect, identity, pair_tokens_max};
 use evaluation::Evaluation;
 pub use example::Example;
 pub(crate) use example::evenly;
@@ -72,13 +73,13 @@ pub use passes::Passes;
 pub(crate) use plans::{PlanMap, Plans};
 pub(crate) use result::refuse_harmed;
 pub(crate) use samples::{ANSWER_TOKENS_MAX, PROMPT_TOKENS_MAX, Sample};
-use setup::{checkpointing, head_geometry, passes, projections};
-use source::{FrameSource, Order};
+use setting::{Host, Setting};
+use setup::{adapter_config, checkpointing, frame_source, head_geometry, passes, projections};
 use start::Start;
 pub use step::{Objective, StepLoss};
-use trainer::{Handover, Pause, Trainer, frames_a_step};
+use trainer::{Pause, Trainer, frames_a_step};
 use tuned::Tuned;
-use turn::{Grant, HANDED_OVER};
+use turn::{Grant, HANDED_OVER, Handover};
 pub use turn::{Turn, is_turn};
 pub(crate) use turns::PROGRAM;
 use updates::Updates;
@@ -114,9 +115,24 @@ pub enum Ending {
 /// # Errors
 /// Whatever stops the run; what was saved before stays.
 pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
+    run_on(&Alone, config, shutdown)
+}
+
+/// As [`run`], together with other processes, each of which calls this with the same settings. The first of them writes everything.
+///
+/// # Errors
+/// As [`run`]; fewer passes in a step than ranks; ranks that do not train the same student.
+pub fn run_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    let run_directory = RunDirectory::create(&config.out)?;
-    train(config, &run_directory, None, shutdown)
+    together::check_passes(config, ranks)?;
+    let run_directory = ranks.after_first(|| {
+        if ranks.is_first() {
+            RunDirectory::create(&config.out)
+        } else {
+            Ok(RunDirectory::enter(&config.out))
+        }
+    })?;
+    train(config, ranks, &run_directory, None, shutdown)
 }
 
 /// Goes on with the run in `config.out`, from its newest checkpoint or, without one, from its start. On one CPU in f32 the
@@ -125,15 +141,30 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
 /// # Errors
 /// As [`run`]; a setting that would make it another run; another teacher, corpus or student than before.
 pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
+    resume_on(&Alone, config, shutdown)
+}
+
+/// As [`resume`], with any number of processes, whatever their number was before.
+///
+/// # Errors
+/// As [`resume`] and [`run_on`].
+pub fn resume_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    let run_directory = RunDirectory::reopen(&config.out)?;
+    together::check_passes(config, ranks)?;
+    let run_directory = ranks.after_first(|| {
+        if ranks.is_first() {
+            RunDirectory::reopen(&config.out)
+        } else {
+            Ok(RunDirectory::enter(&config.out))
+        }
+    })?;
     overrides::check(&run_directory.read_config()?, config)?;
     if let Some(summary) = run_directory.summary()?
         && result::is_whole(&run_directory, config, &summary)?
     {
         return Ok(Ending::FinishedBefore);
     }
-    train(config, &run_directory, None, shutdown)
+    train(config, ranks, &run_directory, None, shutdown)
 }
 
 /// Takes a turn of the run in `out`, which another process leads.
@@ -147,26 +178,30 @@ pub fn take_turn(out: &Path, turn: &Turn, shutdown: &Shutdown) -> Result<Ending>
         out: out.to_owned(),
         ..run_directory.read_config()?
     };
-    train(&config, &run_directory, Some(turn), shutdown)
+    train(&config, &Alone, &run_directory, Some(turn), shutdown)
 }
 
 /// Agrees with the teacher, and then computes; where the teacher shares its device, in processes that take turns there.
 fn train(
     config: &TrainConfig,
+    ranks: &dyn Ranks,
     run_directory: &RunDirectory,
     turn: Option<&Turn>,
     shutdown: &Shutdown,
 ) -> Result<Ending> {
-    if let (Some(address), None) = (config.metrics_addr, turn) {
+    let writes = ranks.is_first();
+    if let (Some(address), None, true) = (config.metrics_addr, turn, writes) {
         let refused = |error| Error::Config(format!("metrics_addr: {error}"));
         monitor::check(address).map_err(refused)?;
     }
     // What there is to say of a run is said by the process that leads it.
     let silence = || turn.map(|_| subscriber::set_default(NoSubscriber::default()));
     let silent = silence();
-    let checkpoints = Checkpoints::open(run_directory.path(), config.keep_last)?;
+    let checkpoints =
+        ranks.after_first(|| Checkpoints::open(run_directory.path(), config.keep_last))?;
     let start = Start::find(config, &checkpoints, turn)?;
-    let mut files = StudentFiles::find(&config.student, shutdown)?;
+    // Where it has to be fetched, once.
+    let mut files = ranks.after_first(|| StudentFiles::find(&config.student, shutdown))?;
     files
         .tokenizer
         .set_chat_template_kwargs(&config.chat_template_kwargs);
@@ -176,11 +211,12 @@ fn train(
     let silent = silence();
     let agreement = runtime.block_on(agree(config, &files, teacher))?;
     let (teacher, info) = (&agreement.teacher, &agreement.info);
+    together::check_teacher(info, ranks)?;
     // Whoever leads is never on the device, and a turn not before it is granted.
     let place = if info.lends_device() {
         None
     } else {
-        Some(Place::choose(&config.device, config.dtype)?)
+        Some(Place::choose_among(&config.device, config.dtype, ranks)?)
     };
     let reader = FrameReader::new(
         agreement.vocabularies,
@@ -211,14 +247,12 @@ fn train(
         (None, turn) => turn.map(Turn::answers).transpose()?,
     };
     let handle = runtime.handle();
-    let evaluation = Evaluation::open(
-        config,
-        &files,
-        &agreement,
-        answers,
-        handle.clone(),
-        shutdown,
-    )?;
+    let evaluation = if writes {
+        let runtime = handle.clone();
+        Evaluation::open(config, &files, &agreement, answers, runtime, shutdown)?
+    } else {
+        None
+    };
     drop(silent);
     let basis = if agreement.most.needs_state() && leading.is_none() {
         runtime.block_on(fetch_basis(teacher, info))?
@@ -226,14 +260,14 @@ fn train(
         None
     };
     // Whoever leads does nothing that is worth watching.
-    if let Some(address) = config.metrics_addr.filter(|_| leading.is_none()) {
+    if let Some(address) = config.metrics_addr.filter(|_| leading.is_none() && writes) {
         match monitor::serve(address, || true) {
             Ok(at) => tracing::info!("metrics at http://{at}/metrics"),
             // It was free when the run began, which goes on without.
             Err(error) => tracing::warn!("metrics_addr: {error}"),
         }
     }
-    if turn.is_none() {
+    if turn.is_none() && writes {
         // From here on there is a run: nothing was written before.
         run_directory.begin(config)?;
         TeacherRecord::of(info).write(run_directory.path())?;
@@ -248,6 +282,7 @@ fn train(
     }
     let setting = Setting {
         config,
+        ranks,
         run_directory,
         files: &files,
         agreement: &agreement,
@@ -256,7 +291,11 @@ fn train(
         turn,
         shutdown,
     };
-    let keeper = Keeper::open(config, run_directory, checkpoints, state)?;
+    let keeper = if writes {
+        Keeper::open(config, run_directory, checkpoints, state)?
+    } else {
+        Keeper::follow(config, state)
+    };
     let mut host = Host {
         frames: frame_source(&setting, handle, &keeper),
         reader,
@@ -269,94 +308,10 @@ fn train(
         (None, None) => (Place::choose(&config.device, config.dtype)?, None),
     };
     let place = place.within(config.memory_budget_bytes);
-    if !start.is_handed {
+    if !start.is_handed && writes {
         memory::plan_ahead(config, run_directory, &files, info, &place)?;
     }
     compute(&setting, host, start, &place, grant).map_err(|error| place.explained(error))
-}
-
-/// What is settled before anything is on the device.
-struct Setting<'a> {
-    config: &'a TrainConfig,
-    run_directory: &'a RunDirectory,
-    files: &'a StudentFiles,
-    agreement: &'a Agreement,
-    /// The adapters, where it is not the whole model that is trained.
-    lora: Option<LoraConfig>,
-    /// What the loss needs of the teacher's head, on the host.
-    basis: Option<Tensor>,
-    turn: Option<&'a Turn>,
-    shutdown: &'a Shutdown,
-}
-
-/// What a run has beside the student, all of it in host memory.
-struct Host<'a> {
-    reader: FrameReader<'a>,
-    evaluation: Option<Evaluation<'a>>,
-    frames: FrameSource,
-    keeper: Keeper,
-}
-
-impl Host<'_> {
-    /// Waits for the device that the teacher shares.
-    fn arrive(
-        &mut self,
-        config: &TrainConfig,
-        turn: &Turn,
-        start: &Start,
-        runtime: &Handle,
-        shutdown: &Shutdown,
-    ) -> Result<(Place, Option<Grant>)> {
-        // Frames come before the device: who holds it without any keeps the teacher from making them.
-        let grant =
-            if self.keeper.has_all_steps(config) || self.frames.wait(frames_a_step(config))? {
-                turn.wait(runtime, shutdown)?
-            } else {
-                None
-            };
-        // Somebody stops the run while the device is another's: what there is of it is saved, for which the CPU will do.
-        let device = match grant {
-            Some(_) => &config.device,
-            None if start.saved.is_some() => "cpu",
-            None => {
-                return Err(Error::Stopped(
-                    "before the device was free; nothing was trained",
-                ));
-            }
-        };
-        Ok((Place::choose(device, config.dtype)?, grant))
-    }
-}
-
-fn frame_source(setting: &Setting<'_>, runtime: &Handle, keeper: &Keeper) -> FrameSource {
-    let Setting {
-        config,
-        files,
-        agreement,
-        ..
-    } = setting;
-    let token_ids = match agreement.vocabularies {
-        Vocabularies::Same => files.config.vocab_size,
-        Vocabularies::Other => agreement.info.vocab_size as usize,
-    };
-    let options = StreamOptions {
-        prefetch_frames: config.prefetch_frames,
-        reconnect_attempts: config.reconnect_attempts,
-        token_ids,
-        ..StreamOptions::default()
-    };
-    FrameSource::new(
-        runtime.clone(),
-        agreement.teacher.clone(),
-        agreement.info.clone(),
-        options,
-        Order {
-            buffer: config.shuffle_buffer,
-            seed: config.seed,
-        },
-        setting.shutdown.clone(),
-        keeper.state.data.clone(),
-    )
 }
 
 /// Loads the student, goes on from what was saved, and trains until the run is over or the turn is.
@@ -369,6 +324,7 @@ fn compute(
 ) -> Result<Ending> {
     let Setting {
         config,
+        ranks,
         run_directory,
         files,
         agreement,
@@ -408,9 +364,13 @@ fn compute(
         && config.loss.align.projection == Projection::Fitted
     {
         let (reader, frames) = (&host.reader, &mut host.frames);
-        fit::fit(&projections, &decoder, reader, frames, run_directory)?;
+        // Every rank comes to the same.
+        let report = fit::fit(&projections, &decoder, reader, frames)?;
+        if let (Some(report), true) = (report, ranks.is_first()) {
+            report.write(run_directory)?;
+        }
     }
-    if start.saved.is_none() {
+    if start.saved.is_none() && ranks.is_first() {
         samples::ask_before(setting, &decoder, &mut host)?;
     }
     if let Some(saved) = start.saved {
@@ -424,6 +384,7 @@ fn compute(
     }
     let mut trainer = Trainer {
         config,
+        ranks: *ranks,
         run_directory,
         objective: Objective {
             decoder: &decoder,
@@ -432,6 +393,7 @@ fn compute(
             projections: &projections,
             checkpointing: checkpointing(config),
             passes: passes(config),
+            share: ranks.share(),
         },
         updates,
         reader: &host.reader,
@@ -452,17 +414,11 @@ fn compute(
             trainer.hand_over(turn)?;
             Ok(Ending::Elsewhere(HANDED_OVER))
         }
-        _ => {
+        _ if ranks.is_first() => {
             let summary = result::finish(setting, &trainer)?;
             memory::compare(run_directory);
             Ok(Ending::Trained(summary))
         }
+        _ => Ok(Ending::Trained(result::of_another(setting, &trainer))),
     }
-}
-
-/// What PEFT is told of the adapters and their base.
-fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
-    let mut config = AdapterConfig::new(lora, &files.base);
-    config.revision = files.revision.clone();
-    config
 }

@@ -60,6 +60,18 @@ pub(super) fn finish(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Result<Sum
     Ok(summary)
 }
 
+/// What a rank says of a run whose result another one leaves.
+pub(super) fn of_another(setting: &Setting<'_>, trainer: &Trainer<'_>) -> Summary {
+    let config = setting.config;
+    Summary {
+        steps: trainer.keeper.state.step,
+        loss: trainer.loss.clone(),
+        adapter: setting.run_directory.join(Tuned::result_name(config.tune)),
+        interrupted: !trainer.is_done(),
+        stopped_early: trainer.keeper.is_stopped_early(config),
+    }
+}
+
 /// The digests of the files in the directory of a result; its card is for people, who may write in it.
 ///
 /// # Errors

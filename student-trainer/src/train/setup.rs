@@ -1,14 +1,22 @@
-//! Provides what a run needs beside the decoder: the head's geometry and the projections of hidden states.
+//! Provides what a run needs beside the decoder: the head's geometry, the projections of hidden states, and the frames.
 
 use candle_core::{DType, Tensor};
-use distill_model::{Checkpointing, Decoder};
+use distill_model::{Checkpointing, Decoder, LoraConfig};
+use tokio::runtime::Handle;
 
-use super::passes::Passes;
+use super::{
+    Setting,
+    keeper::Keeper,
+    passes::Passes,
+    source::{FrameSource, Order},
+};
 use crate::{
     Error, Result,
-    client::ServerInfo,
+    client::{ServerInfo, StreamOptions, Vocabularies},
     config::{TrainConfig, Tune},
     loss::{Centering, HeadGeometry, HiddenProjection, LossConfig},
+    run::AdapterConfig,
+    student::StudentFiles,
 };
 
 /// The effective rows of the head, with what the loss makes of them once.
@@ -109,4 +117,47 @@ pub(super) fn passes(config: &TrainConfig) -> Passes {
     } else {
         Passes::Padded { sequences }
     }
+}
+
+/// The frames of the run, from where it is.
+pub(super) fn frame_source(
+    setting: &Setting<'_>,
+    runtime: &Handle,
+    keeper: &Keeper,
+) -> FrameSource {
+    let Setting {
+        config,
+        files,
+        agreement,
+        ..
+    } = setting;
+    let token_ids = match agreement.vocabularies {
+        Vocabularies::Same => files.config.vocab_size,
+        Vocabularies::Other => agreement.info.vocab_size as usize,
+    };
+    let options = StreamOptions {
+        prefetch_frames: config.prefetch_frames,
+        reconnect_attempts: config.reconnect_attempts,
+        token_ids,
+        ..StreamOptions::default()
+    };
+    FrameSource::new(
+        runtime.clone(),
+        agreement.teacher.clone(),
+        agreement.info.clone(),
+        options,
+        Order {
+            buffer: config.shuffle_buffer,
+            seed: config.seed,
+        },
+        setting.shutdown.clone(),
+        keeper.state.data.clone(),
+    )
+}
+
+/// What PEFT is told of the adapters and their base.
+pub(super) fn adapter_config(lora: &LoraConfig, files: &StudentFiles) -> AdapterConfig {
+    let mut config = AdapterConfig::new(lora, &files.base);
+    config.revision = files.revision.clone();
+    config
 }

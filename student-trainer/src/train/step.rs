@@ -12,6 +12,7 @@ use crate::{
         Convergence, HeadGeometry, HeadLoss, HiddenProjection, LayerStates, LossConfig, LossValues,
         SolverReport, StatesGradient, Student, head_loss, head_loss_with_head,
     },
+    ranks::Share,
     student::padded_ids,
 };
 
@@ -29,6 +30,8 @@ pub struct Objective<'a> {
     pub checkpointing: Checkpointing,
     /// How sequences share a pass.
     pub passes: Passes,
+    /// The passes of a step that are run here.
+    pub share: Share,
 }
 
 /// The loss of one step, over all its sequences.
@@ -60,7 +63,7 @@ impl Objective<'_> {
     /// Runs all sequences of a step, some of them in each pass, and adds up their gradients.
     ///
     /// Each sequence counts by its share of the step's targets, so that CE and KL are means over all targets of the
-    /// step, however it is cut into passes.
+    /// step, however it is cut into passes, and whichever of them are run here: what all ranks come to adds up to the step's.
     ///
     /// `scale` multiplies the loss on its way through the decoder and is taken out of the gradients again: in half precision
     /// small gradients vanish without it (see [`LossScaler`](super::loss_scale::LossScaler)); elsewhere it is 1.
@@ -74,13 +77,9 @@ impl Objective<'_> {
         scale: f64,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let mut sum = StepLoss {
-            tokens: examples.iter().map(|one| one.token_ids.len()).sum(),
-            targets: examples.iter().map(|one| one.target_positions.len()).sum(),
-            ..StepLoss::default()
-        };
+        let mut sum = StepLoss::none_of(examples);
         let mut scaled = Gradients::new();
-        for batch in self.passes.cut(examples) {
+        for batch in self.share.take(self.passes.cut(examples)) {
             self.pass(batch, loss, scale, &mut sum, &mut scaled, gradients)?;
         }
         if scale != 1.0 {
@@ -309,6 +308,15 @@ fn not_kept(projection: &HiddenProjection) -> Error {
 }
 
 impl StepLoss {
+    /// Of a step over these sequences before any of them is computed.
+    pub(super) fn none_of(examples: &[Example]) -> Self {
+        Self {
+            tokens: examples.iter().map(|one| one.token_ids.len()).sum(),
+            targets: examples.iter().map(|one| one.target_positions.len()).sum(),
+            ..Self::default()
+        }
+    }
+
     fn add(&mut self, values: &LossValues, weight: f64) {
         for (sum, value) in [
             (&mut self.total, values.total),

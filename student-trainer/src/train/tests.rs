@@ -3,6 +3,7 @@ mod evaluated;
 mod full;
 mod integrity;
 mod other_vocabulary;
+mod ranks;
 mod resumed;
 mod samples;
 

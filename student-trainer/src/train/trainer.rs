@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use distill_model::{Gradients, Squares};
 use distill_program::units::{Bytes, Digits};
 
@@ -19,8 +19,9 @@ use super::{
     loss_scale::{LossScaler, Verdict},
     source::{FrameSource, Next},
     step::{Objective, StepLoss},
+    together,
     tuned::Tuned,
-    turn::{Grant, Turn},
+    turn::{Handover, Turn},
     updates::Updates,
     warnings::Warnings,
 };
@@ -31,7 +32,8 @@ use crate::{
     client::Received,
     config::{ShuffleTeacher, TrainConfig},
     files,
-    loss::{LossConfig, LossError},
+    loss::{HiddenProjection, LossConfig, LossError},
+    ranks::Ranks,
     run::{Memory, Progress, RunDirectory, StepMetrics, progress},
     shutdown::Shutdown,
 };
@@ -43,6 +45,8 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// What a run trains, with what, and where it leaves its traces.
 pub(super) struct Trainer<'a> {
     pub config: &'a TrainConfig,
+    /// Those who compute the steps together.
+    pub ranks: &'a dyn Ranks,
     pub run_directory: &'a RunDirectory,
     pub tuned: Tuned<'a>,
     pub objective: Objective<'a>,
@@ -64,34 +68,6 @@ pub(super) struct Trainer<'a> {
     pub handover: Option<Handover>,
 }
 
-/// What a change of hands took.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Handover {
-    /// From being asked to having left; none where nobody asked.
-    pub release_seconds: Option<f64>,
-    /// From then to being back.
-    pub acquire_seconds: f64,
-    /// Of these, from the grant on: the student is read and goes on from what it was.
-    pub load_seconds: f64,
-}
-
-impl Handover {
-    /// What it took to get the device by `grant` and to load the student; none in the first turn.
-    pub fn since(grant: Grant) -> Option<Self> {
-        let leaving = grant.leaving?;
-        let load_seconds = grant.at.elapsed().as_secs_f64();
-        let acquire_seconds = leaving.waited_seconds + load_seconds;
-        tracing::info!(
-            "the student is back after {acquire_seconds:.1} s, {load_seconds:.1} s of them to load"
-        );
-        Some(Self {
-            release_seconds: leaving.release_seconds,
-            acquire_seconds,
-            load_seconds,
-        })
-    }
-}
-
 /// Frames of one optimiser step.
 pub(super) fn frames_a_step(config: &TrainConfig) -> usize {
     config.batch_size * config.grad_accumulation
@@ -111,38 +87,45 @@ impl<'a> Trainer<'a> {
     /// any more, or for long enough; but for one step at least, or two trainers that share it might never get on.
     pub fn train(&mut self, shutdown: &Shutdown) -> Result<Pause> {
         let (done, total) = (self.keeper.state.step, self.keeper.state.total_steps);
-        let mut progress = progress(total, "step");
-        progress.skip(done as u64);
+        // The first rank says how far all are.
+        let mut progress = self.ranks.is_first().then(|| {
+            let mut progress = progress(total, "step");
+            progress.skip(done as u64);
+            progress
+        });
         let first = done;
+        together::check_start(self.ranks, self.config, &self.keeper.state)?;
+        self.check_same()?;
         loop {
             let over_since = self.turn.and_then(Turn::over_since);
             let is_over = over_since.is_some_and(|at| at.elapsed() > LEAVING);
             if is_over && self.keeper.state.step > first && !self.has_all_steps() {
-                progress.finish();
                 return Ok(Pause::GiveBack);
             }
             // A run that was stopped between a step and its evaluation catches up here.
-            let found_a_better_one = match self.evaluate(&progress, shutdown) {
+            let found_a_better_one = match self.evaluate(progress.as_ref(), shutdown) {
                 Ok(found) => found,
                 Err(error) => return Err(self.saved_before(error)),
             };
             if self.keeper.is_due() || found_a_better_one {
+                self.check_same()?;
                 self.save()?;
             }
-            if self.has_all_steps() || shutdown.is_requested() {
+            let waiting = Instant::now();
+            if self.has_all_steps() || self.stops(shutdown)? {
                 break;
             }
-            let waiting = Instant::now();
             let batch = match self.frames.next(frames_a_step(self.config), self.turn)? {
                 Next::Frames(batch) => batch,
                 Next::Stopped => break,
-                Next::GiveBack => {
-                    progress.finish();
-                    return Ok(Pause::GiveBack);
-                }
+                Next::GiveBack => return Ok(Pause::GiveBack),
             };
             let wait_seconds = waiting.elapsed().as_secs_f64();
-            match self.step(&batch, wait_seconds)? {
+            let line = self.step(&batch, wait_seconds)?;
+            let Some(progress) = &mut progress else {
+                continue;
+            };
+            match line {
                 Some(line) => progress.advance(|| {
                     let (loss, rate) = (line.loss, Digits(line.tokens_per_second));
                     let memory = Bytes(line.rss_bytes);
@@ -151,29 +134,57 @@ impl<'a> Trainer<'a> {
                 None => progress.advance(|| "no update".to_owned()),
             }
         }
-        progress.finish();
+        drop(progress);
         if self.keeper.is_unsaved() {
+            self.check_same()?;
             self.save()?;
         }
         Ok(Pause::Over)
     }
 
+    /// Whether the run stops here, for somebody asked one of its processes to. All stop after the same step: nobody begins one before
+    /// all have its frames.
+    fn stops(&mut self, shutdown: &Shutdown) -> Result<bool> {
+        if self.ranks.is_alone() {
+            return Ok(shutdown.is_requested());
+        }
+        let goes_on = self.frames.wait(frames_a_step(self.config))? && !shutdown.is_requested();
+        let stops = !self.ranks.all(goes_on);
+        if stops {
+            // Whoever was not asked ends as the others do.
+            shutdown.request();
+        }
+        Ok(stops)
+    }
+
+    /// Refuses to go on, or to save, where the ranks have come to train different students.
+    fn check_same(&self) -> Result<()> {
+        together::check_same(self.ranks, self.keeper.state.step, &self.trained())
+    }
+
+    /// Everything that is trained, by name.
+    fn trained(&self) -> Vec<(String, Var)> {
+        let projections = self.tuned.projections.iter();
+        let projections = projections.map(HiddenProjection::parameter);
+        let parameters = self.tuned.parameters.iter().cloned();
+        parameters.chain(projections).collect()
+    }
+
     /// Whether there is nothing left to do.
     pub fn is_done(&self) -> bool {
-        self.has_all_steps() && self.due_evaluation().is_none()
+        self.has_all_steps() && !self.is_evaluation_due()
     }
 
     fn has_all_steps(&self) -> bool {
         self.keeper.has_all_steps(self.config)
     }
 
-    /// What has to look at the student as it is now, and has not yet.
-    fn due_evaluation(&self) -> Option<&'a Evaluation<'a>> {
+    /// Whether the student as it is now has to be looked at, and was not yet.
+    fn is_evaluation_due(&self) -> bool {
         let state = &self.keeper.state;
         let (step, every) = (state.step, self.config.eval_steps);
         let due = step == state.total_steps || (every > 0 && step.is_multiple_of(every));
-        self.evaluation
-            .filter(|_| due && step != state.evals.evaluated)
+        due && step != state.evals.evaluated && !self.config.eval_data.is_empty()
     }
 
     /// One step: loss, gradients, update, a line of metrics. `None` where no frame holds anything for this student, or the
@@ -193,6 +204,11 @@ impl<'a> Trainer<'a> {
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
         self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
+        if !self.ranks.is_alone() {
+            let trained = self.trained();
+            let loss = std::mem::take(&mut self.loss);
+            (self.loss, gradients) = together::add_up(self.ranks, &trained, &loss, gradients)?;
+        }
         let squares = gradients.squares()?;
         if self.is_overflow(&squares) {
             return Ok(None);
@@ -217,21 +233,32 @@ impl<'a> Trainer<'a> {
             wait_seconds,
             ..step_metrics(&self.loss, seconds)
         };
-        self.keeper.log.step(&line)?;
+        self.keeper.step(&line)?;
         self.warnings.look_at(&self.loss);
         Ok(Some(line))
     }
 
-    /// Evaluates where that is due. True where the student was never better.
-    fn evaluate(&mut self, progress: &Progress, shutdown: &Shutdown) -> Result<bool> {
-        let Some(evaluation) = self.due_evaluation().filter(|_| !shutdown.is_requested()) else {
+    /// Evaluates where that is due; the first rank does, and tells the others. True where the student was never better.
+    fn evaluate(&mut self, progress: Option<&Progress>, shutdown: &Shutdown) -> Result<bool> {
+        if !self.is_evaluation_due() {
+            return Ok(false);
+        }
+        let is_best = self.measure(progress, shutdown)?;
+        let evals = &mut self.keeper.state.evals;
+        Ok(together::hear_first(self.ranks, evals, is_best))
+    }
+
+    fn measure(&mut self, progress: Option<&Progress>, shutdown: &Shutdown) -> Result<bool> {
+        let Some(evaluation) = self.evaluation.filter(|_| !shutdown.is_requested()) else {
             return Ok(false);
         };
         let Some(report) = evaluation.run(self.objective.decoder, shutdown)? else {
             return Ok(false);
         };
         let metrics = self.keeper.record(&report, self.frames.epoch())?;
-        progress.note(&evaluation::say(&metrics));
+        if let Some(progress) = progress {
+            progress.note(&evaluation::say(&metrics));
+        }
         Ok(metrics.best)
     }
 
@@ -250,7 +277,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let files = if self.keeper.is_unsaved() {
+        let files = if self.keeper.is_unsaved() && self.ranks.is_first() {
             self.files()?
         } else {
             Vec::new()
@@ -299,6 +326,13 @@ impl<'a> Trainer<'a> {
             self.objective
                 .forward_backward(examples, settings, self.scaler.scale(), gradients);
         match result {
+            // All have to hear of it before it ends the step.
+            Err(Error::Loss(LossError::NonFinite { .. })) if !self.ranks.is_alone() => {
+                Ok(StepLoss {
+                    total: f64::NAN,
+                    ..StepLoss::none_of(examples)
+                })
+            }
             Err(Error::Loss(LossError::NonFinite { what, .. })) => {
                 Err(self.refuse(what.to_owned(), &[], batch)?)
             }
@@ -341,6 +375,10 @@ impl<'a> Trainer<'a> {
 
     fn refuse(&self, what: String, names: &[&str], batch: &[Received]) -> Result<Error> {
         let step = self.keeper.state.step;
+        if !self.ranks.is_first() {
+            // The first leaves the batch and says so, which ends all.
+            self.ranks.meet();
+        }
         let dump = self
             .run_directory
             .dump_failed_step(step, &what, names, batch)?;
@@ -350,7 +388,9 @@ impl<'a> Trainer<'a> {
     /// Writes the gradients before the first update, where someone wants to compare them.
     fn dump_first(&self, gradients: &Gradients) -> Result<()> {
         match &self.config.first_step_grad_out {
-            Some(path) if self.updates.done() == 0 => write_gradients(path, gradients),
+            Some(path) if self.updates.done() == 0 && self.ranks.is_first() => {
+                write_gradients(path, gradients)
+            }
             _ => Ok(()),
         }
     }

@@ -211,3 +211,31 @@ fn end_at_once() -> ! {
     // SAFETY: takes a number and does not return.
     unsafe { libc::_exit(1) }
 }
+
+/// What a change of hands took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover {
+    /// From being asked to having left; none where nobody asked.
+    pub release_seconds: Option<f64>,
+    /// From then to being back.
+    pub acquire_seconds: f64,
+    /// Of these, from the grant on: the student is read and goes on from what it was.
+    pub load_seconds: f64,
+}
+
+impl Handover {
+    /// What it took to get the device by `grant` and to load the student; none in the first turn.
+    pub fn since(grant: Grant) -> Option<Self> {
+        let leaving = grant.leaving?;
+        let load_seconds = grant.at.elapsed().as_secs_f64();
+        let acquire_seconds = leaving.waited_seconds + load_seconds;
+        tracing::info!(
+            "the student is back after {acquire_seconds:.1} s, {load_seconds:.1} s of them to load"
+        );
+        Some(Self {
+            release_seconds: leaving.release_seconds,
+            acquire_seconds,
+            load_seconds,
+        })
+    }
+}

@@ -197,6 +197,16 @@ fn shell_lines(markdown: &str) -> Vec<String> {
         .collect()
 }
 
+/// What `mpirun` or `srun` is told to start, of one of their commands.
+fn without_launcher(mut words: Vec<String>) -> Vec<String> {
+    let is_launcher = |word: &String| word == "mpirun" || word == "srun";
+    if words.first().is_some_and(is_launcher) {
+        let program = words.iter().position(|word| word == "student-trainer");
+        words.drain(..program.unwrap_or(0));
+    }
+    words
+}
+
 #[test]
 fn what_is_shown_to_type_is_read_by_the_programs() -> Result<()> {
     let programs: [fn() -> Command; 2] =
@@ -207,6 +217,7 @@ fn what_is_shown_to_type_is_read_by_the_programs() -> Result<()> {
         let text = fs::read_to_string(root().join(&page))?;
         for line in shell_lines(&text) {
             let words = shlex::split(&line).with_context(|| line.clone())?;
+            let words = without_launcher(words);
             let Some(name) = words.first().map(Path::new).and_then(Path::file_name) else {
                 continue;
             };

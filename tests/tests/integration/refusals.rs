@@ -45,6 +45,30 @@ fn what_cannot_work_is_refused_with_both_values_before_any_step() -> Result<()> 
 }
 
 #[test]
+fn one_of_several_processes_is_refused_by_a_build_for_one_with_what_to_build() {
+    for variables in [
+        [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")],
+        [("PMI_RANK", "0"), ("PMI_SIZE", "2")],
+        [("PMIX_RANK", "0"), ("SLURM_NTASKS", "2")],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let flags = ["train", "--student", "s", "--out", path_text(&out)];
+        let output = trainer(&flags).envs(variables).output().unwrap();
+        let said = text(&output);
+        assert!(!output.status.success(), "{said}");
+        for part in [
+            "one of 2 processes",
+            variables[1].0,
+            "--features student-trainer/mpi",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn a_student_with_a_broken_weight_stops_before_the_update_and_leaves_a_dump() -> Result<()> {
     let setup = Setup::new()?;
     let file = setup.student.path().join("model.safetensors");

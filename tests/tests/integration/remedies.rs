@@ -33,7 +33,7 @@ const SPEAKERS: [(&str, &[&str]); 21] = [
     ("teacher-server/src/", &["serve", "precompute"]),
 ];
 /// Flags of the other program or of another command, which the message names with it.
-const ELSEWHERE: [(&str, &str); 10] = [
+const ELSEWHERE: [(&str, &str); 12] = [
     ("student-trainer/src/loss/", "state"),
     ("student-trainer/src/plan/", "state"),
     ("student-trainer/src/plan/", "cache"),
@@ -43,6 +43,9 @@ const ELSEWHERE: [(&str, &str); 10] = [
     ("student-trainer/src/run/", "resume"),
     ("student-trainer/src/run/", "logdir"),
     ("student-trainer/src/student.rs", "from"),
+    // What it is built with.
+    ("student-trainer/src/ranks/", "features"),
+    ("student-trainer/src/train/together.rs", "vram-mode"),
     ("teacher-server/src/", "repair"),
 ];
 

@@ -40,10 +40,10 @@ class Server:
         teacher = options.bin / "teacher-server"
         corpus, cache, port = folder / "corpus.jsonl", folder / "cache", folder / "port"
         corpus.write_text("".join(json.dumps({"text": text(i, characters)}) + "\n" for i in range(documents)))
-        made = [teacher, "precompute", "--model", ROOT / "assets/teacher", "--corpus", corpus, "--seq-len", 512, "--out", cache, "--batch-size", 4]
+        made = [teacher, "precompute", "--device", "cpu", "--model", ROOT / "assets/teacher", "--corpus", corpus, "--seq-len", 512, "--out", cache, "--batch-size", 4]
         finish(made)
         with open(folder / "teacher.log", "w") as log:
-            command = [teacher, "serve", "--cache", cache, "--bind", "127.0.0.1:0", "--port-file", port]
+            command = [teacher, "serve", "--device", "cpu", "--cache", cache, "--bind", "127.0.0.1:0", "--port-file", port]
             self.process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         deadline = time.monotonic() + SECONDS_MAX
         while not (port.exists() and port.read_text().strip()):

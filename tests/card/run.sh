@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # Builds the card in software and the CUDA programs against it, and runs everything that is tested on it.
 #   tests/card/run.sh [FILTER]      only the tests of tests/tests/card whose names hold FILTER
+#   tests/card/run.sh --mpi         builds them with the feature mpi as well (tests/mpi.sh: what it takes), and checks it, since they are here
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 card=$PWD/target/card
 tests/card/build.sh "$card"
 source "$card/env.sh"
 # All packages, as in the other tests: dependencies that have nothing to do with CUDA are not compiled again.
-select=(--locked --workspace --features distill-tests/card)
+features=distill-tests/card
+with_mpi=false
+if [[ ${1:-} == --mpi ]]; then
+  with_mpi=true
+  features+=,student-trainer/mpi
+  shift
+fi
+select=(--locked --workspace --features "$features")
 CARD_DIR=$(mktemp -d)
 export CARD_DIR
 trap 'rm -rf "$CARD_DIR"' EXIT
@@ -40,3 +48,6 @@ for name in teacher-server student-trainer; do
 done
 python3 tests/card/counts.py --out "$CARD_DIR/counts" --bin "$CARD_DIR/bin" --lengths 512
 cargo test "${select[@]}" --test card
+if $with_mpi; then
+  python3 tests/mpi.py --bin "$CARD_DIR/bin"
+fi

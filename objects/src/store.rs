@@ -6,8 +6,11 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Duration,
 };
 
+use bytes::Bytes;
 use distill_program::FileError;
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path as Key,
@@ -16,6 +19,10 @@ use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 
 use crate::{Result, address::reach};
+
+/// Attempts at a put that is refused though nothing is there, with a longer pause after each.
+const ATTEMPTS_MAX: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Whoever calls may be in a runtime of its own, which must not be blocked in.
 static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
@@ -179,7 +186,19 @@ impl Store {
     /// # Errors
     /// The service refuses, or cannot be reached.
     pub fn put_if_absent(&self, name: &str, bytes: Vec<u8>) -> Result<bool> {
-        self.put(name, bytes, PutMode::Create)
+        let bytes = Bytes::from(bytes);
+        for attempt in 1.. {
+            // A put that another one is in the way of may be refused as one that comes second, and the other come to nothing: its
+            // sender was cut off.
+            if self.put(name, bytes.clone(), PutMode::Create)? {
+                return Ok(true);
+            }
+            if attempt == ATTEMPTS_MAX || self.length(name)?.is_some() {
+                break;
+            }
+            thread::sleep(attempt * PAUSE);
+        }
+        Ok(false)
     }
 
     /// Makes an object of `bytes`, in the place of one that may be there.
@@ -187,10 +206,10 @@ impl Store {
     /// # Errors
     /// The service refuses, or cannot be reached.
     pub fn replace(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
-        self.put(name, bytes, PutMode::Overwrite).map(drop)
+        self.put(name, bytes.into(), PutMode::Overwrite).map(drop)
     }
 
-    fn put(&self, name: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool> {
+    fn put(&self, name: &str, bytes: Bytes, mode: PutMode) -> Result<bool> {
         let (service, key) = (self.service.clone(), self.key(name));
         let options = PutOptions {
             mode,

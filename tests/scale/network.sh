@@ -9,6 +9,7 @@ cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 cleanup() {
   kill $(jobs -p) 2> /dev/null || true
+  wait
   rm -rf "$work"
 }
 trap cleanup EXIT

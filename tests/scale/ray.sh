@@ -13,6 +13,7 @@ port=$((20000 + RANDOM % 10000))
 cleanup() {
   "$bin/ray" stop --force > /dev/null 2>&1 || true
   kill $(jobs -p) 2> /dev/null || true
+  wait
   rm -rf "$work"
 }
 trap cleanup EXIT

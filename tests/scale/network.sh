@@ -6,14 +6,7 @@
 set -euo pipefail
 bin=$(realpath "$1")
 cd "$(dirname "$0")/../.."
-work=$(mktemp -d)
-cleanup() {
-  kill $(jobs -p) 2> /dev/null || true
-  wait
-  rm -rf "$work"
-}
-trap cleanup EXIT
-port=$((20000 + RANDOM % 10000))
+. tests/scale/work.sh
 "$bin/teacher-server" serve --model assets/teacher --corpus tests/fixtures/corpus/text.jsonl --bind "127.0.0.1:$port" > "$work/teacher.log" 2>&1 &
 until grep -q 'serving on' "$work/teacher.log"; do sleep 0.1; done
 train() {

@@ -5,14 +5,7 @@
 set -euo pipefail
 bin=$(realpath "$1")
 cd "$(dirname "$0")/../.."
-work=$(mktemp -d)
-cleanup() {
-  kill $(jobs -p) 2> /dev/null || true
-  wait
-  rm -rf "$work"
-}
-trap cleanup EXIT
-port=$((20000 + RANDOM % 10000))
+. tests/scale/work.sh
 cat > "$work/prometheus.yml" <<Y
 global: {scrape_interval: 1s}
 scrape_configs:

@@ -160,8 +160,11 @@ fn put_basis(storage: &Storage, basis: &Basis) -> Result<u32> {
     Ok(number)
 }
 
-/// Removes what an earlier attempt at making a cache left before it came to the header.
+/// Removes what an earlier attempt at making a cache left before it came to the header; where others write too, it may be theirs.
 pub(super) fn remove_leftovers(files: &dyn Files) -> Result<()> {
+    if files.is_shared() {
+        return Ok(());
+    }
     for directory in [BASIS, SEGMENTS] {
         for name in files.list(directory)? {
             files.remove(&format!("{directory}/{name}"))?;

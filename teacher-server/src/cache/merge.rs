@@ -63,9 +63,7 @@ pub fn merge(out: &Path, inputs: &[PathBuf], stopped: &dyn Fn() -> bool) -> Resu
 
 /// Copies everything but the shards; the header comes last.
 fn copy_plan(from: &Cache, to: &Storage, files: &dyn Files) -> Result<()> {
-    if !files.is_shared() {
-        matrices::remove_leftovers(files)?;
-    }
+    matrices::remove_leftovers(files)?;
     let pieces = (0..from.header.basis_pieces).map(basis_name);
     let segments = from
         .segments

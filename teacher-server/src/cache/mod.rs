@@ -229,9 +229,7 @@ impl Cache {
             }
         }
         storage.clean()?;
-        if !files.is_shared() {
-            matrices::remove_leftovers(files.as_ref())?;
-        }
+        matrices::remove_leftovers(files.as_ref())?;
         header.version = VERSION;
         header.basis_pieces = matrices.put(&storage)?;
         sealed::put(&storage, &segment_name(first.number), &first.to_message())?;

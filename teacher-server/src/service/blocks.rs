@@ -1,6 +1,6 @@
 //! Provides the streams of frames: a plan from a cursor on, or given sequences.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use distill_proto::{Cursor, Fingerprint, v1};
 use tokio::time::timeout;
@@ -33,14 +33,8 @@ pub(super) fn stream(
         let reason = format!("goes on at frame {}, but the plan has {count}", cursor.next);
         return Err(Error::request("cursor", reason));
     }
-    let reader = engine.production.reader(Order::From(cursor.next))?;
-    let blocks = Blocks {
-        reader,
-        plan,
-        _ticket: ticket,
-    };
     Ok(messages(WholePlan {
-        blocks,
+        blocks: Blocks::new(engine, Order::From(cursor.next), ticket)?,
         count,
         ended: false,
     }))
@@ -65,18 +59,16 @@ pub(super) fn fetch(
         .iter()
         .map(|&id| engine.plan.position_of(id).ok_or_else(unknown(id)))
         .collect::<Result<Vec<u64>>>()?;
-    let reader = engine.production.reader(Order::List(positions.into()))?;
-    Ok(messages(Listed(Blocks {
-        reader,
-        plan,
-        _ticket: ticket,
-    })))
+    let order = Order::List(positions.into());
+    Ok(messages(Listed(Blocks::new(engine, order, ticket)?)))
 }
 
 /// A reader's blocks as they are sent.
 struct Blocks {
     reader: Reader,
     plan: Fingerprint,
+    /// Whether the upcoming block had to be waited for, over any number of heartbeats.
+    waited: bool,
     _ticket: Ticket,
 }
 
@@ -89,15 +81,25 @@ enum Next {
 }
 
 impl Blocks {
+    fn new(engine: &Engine, order: Order, ticket: Ticket) -> Result<Self> {
+        let reader = engine.production.reader(order)?;
+        Ok(Self {
+            waited: !reader.is_kept(),
+            reader,
+            plan: engine.plan.fingerprint,
+            _ticket: ticket,
+        })
+    }
+
     async fn next(&mut self) -> Result<Next> {
-        let was_kept = self.reader.is_kept();
+        self.waited |= !self.reader.is_kept();
         while self.reader.upcoming().is_some() {
             match timeout(HEARTBEAT_INTERVAL, self.reader.ready()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Ok(Next::Heartbeat),
             }
             if let Some(block) = self.reader.take().await? {
-                monitor::sent(block.frame.len(), was_kept);
+                monitor::sent(block.frame.len(), !mem::take(&mut self.waited));
                 return Ok(Next::Block(wire(block, self.plan)));
             }
         }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use distill_program::{FileError, files};
+use metrics::counter;
 
 use crate::{Result, Store, store::Version};
 
@@ -103,7 +104,10 @@ impl Copies {
             let last = (first + BLOCK_BYTES).min(version.bytes);
             let within = offset.max(first) - first..end.min(last) - first;
             let copy = format!("{prefix}-{block}");
-            match self.read_copy(&copy, &within) {
+            let found = self.read_copy(&copy, &within);
+            let is_copied = if found.is_some() { "true" } else { "false" };
+            counter!("ot_distill_storage_blocks_total", "copied" => is_copied).increment(1);
+            match found {
                 Some(part) => whole.extend(part),
                 None => {
                     // A block has few enough bytes for any address space.

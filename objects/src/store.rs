@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use distill_program::FileError;
+use metrics::counter;
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path as Key,
 };
@@ -167,7 +168,10 @@ impl Store {
             service.get_opts(&key, options).await?.bytes().await
         });
         match read {
-            Ok(read) if read.len() == bytes => Ok(read.into()),
+            Ok(read) if read.len() == bytes => {
+                counter!("ot_distill_storage_read_bytes_total").increment(bytes as u64);
+                Ok(read.into())
+            }
             Ok(read) => {
                 let reason = format!("{} of {bytes} bytes came", read.len());
                 let reason = io::Error::new(io::ErrorKind::UnexpectedEof, reason);
@@ -211,6 +215,7 @@ impl Store {
 
     fn put(&self, name: &str, bytes: Bytes, mode: PutMode) -> Result<bool> {
         let (service, key) = (self.service.clone(), self.key(name));
+        let sent = bytes.len() as u64;
         let options = PutOptions {
             mode,
             ..PutOptions::default()
@@ -222,6 +227,9 @@ impl Store {
             }
         });
         self.forget(name);
+        if put.is_ok() {
+            wrote(sent);
+        }
         put
     }
 
@@ -274,8 +282,20 @@ impl Store {
         });
         let gone = |_| fail(io::Error::other("the client of the storage has ended"));
         let done = receiver.recv().map_err(gone)?;
-        done.map_err(|error| fail(explained(error)))
+        counter!("ot_distill_storage_requests_total", "action" => action).increment(1);
+        done.map_err(|error| {
+            let error = fail(explained(error));
+            if !error.is_missing() {
+                counter!("ot_distill_storage_failures_total", "action" => action).increment(1);
+            }
+            error
+        })
     }
+}
+
+/// Bytes that were sent, whether the object could be made of them or its name was taken.
+pub(crate) fn wrote(bytes: u64) {
+    counter!("ot_distill_storage_written_bytes_total").increment(bytes);
 }
 
 /// What the system would say, with what to do where that is known.

@@ -13,7 +13,7 @@ use distill_program::{
 };
 use object_store::{MultipartUpload, ObjectStoreExt};
 
-use crate::{Result, Store};
+use crate::{Result, Store, store::wrote};
 
 /// Bytes of a part, and of a file that is sent at once.
 const PART_BYTES: usize = 32 << 20;
@@ -53,8 +53,10 @@ impl Store {
                 let aborted = self.wait("write", name, async move { upload.abort().await });
                 return aborted.and(Err(interrupted(path)));
             }
+            let bytes = part.len() as u64;
             let sent = upload.put_part(part.into());
             self.wait("write", name, sent)?;
+            wrote(bytes);
             part = next_part(&mut file, path, part_bytes)?;
         }
         self.wait("write", name, async move { upload.complete().await })?;

@@ -28,6 +28,7 @@ pub mod cursor;
 mod error;
 pub mod fingerprint;
 pub mod frame;
+mod left_out;
 pub mod limits;
 mod numbers;
 pub mod shard;
@@ -38,6 +39,7 @@ pub use cursor::Cursor;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use frame::{Frame, FrameContext, FrameSummary};
+pub use left_out::LeftOut;
 pub use shard::{ShardEntry, ShardHeader};
 pub use view::{FieldRange, Link, View};
 

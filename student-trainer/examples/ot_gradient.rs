@@ -60,7 +60,8 @@ fn main() -> Result<()> {
             options,
             shutdown.clone(),
         );
-        let first = stream.next().await?.context("the teacher has no frame")?;
+        let first = stream.next().await?.and_then(|arrival| arrival.received);
+        let first = first.context("the teacher has no frame")?;
         anyhow::Ok((info, basis, first.frame))
     })?;
 

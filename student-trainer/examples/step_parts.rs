@@ -21,7 +21,6 @@ use distill_proto::Estimator;
 use student_trainer::config::{ComputeDtype, Quantize, TrainConfig};
 use student_trainer::loss::{HeadGeometry, LossConfig, Targets};
 use student_trainer::optimizer::Optimizer;
-use student_trainer::ranks::Share;
 use student_trainer::run::Memory;
 use student_trainer::student::{Place, StudentFiles};
 use student_trainer::train::{Example, LossScaler, Objective, Passes};
@@ -100,7 +99,6 @@ fn main() -> Result<()> {
         projections: &[],
         checkpointing,
         passes,
-        share: Share::ALL,
     };
     let parameters = decoder.parameters();
     let mut optimizer = Optimizer::new(

@@ -34,6 +34,7 @@ async fn main() -> Result<()> {
         let request = StreamBlocksRequest {
             cursor: Default::default(),
             plan_fingerprint: info.plan_fingerprint.clone(),
+            ..Default::default()
         };
         let mut stream = client.stream_blocks(request).await?.into_inner();
         let (mut tokens, mut bytes, mut covered, mut rows) = (0, 0, 0.0, 0);

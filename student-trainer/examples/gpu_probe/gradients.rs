@@ -12,7 +12,6 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use student_trainer::{
     loss::{HeadGeometry, LossConfig, Targets},
-    ranks::Share,
     train::{Example, Objective, Passes},
 };
 
@@ -144,7 +143,6 @@ fn outcome(
             sequences: 1,
             tokens: usize::MAX,
         },
-        share: Share::ALL,
     };
     let mut gradients = Gradients::new();
     let examples = std::slice::from_ref(example);

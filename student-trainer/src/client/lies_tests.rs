@@ -40,8 +40,8 @@ async fn pass(mock: &MockTeacher, options: StreamOptions) -> (Vec<Received>, Res
         let info = teacher.info().await?;
         let start = Position::default();
         let mut stream = BlockStream::start(teacher, info, start, options, shutdown.clone());
-        while let Some(received) = stream.next().await? {
-            all.push(received);
+        while let Some(arrival) = stream.next().await? {
+            all.extend(arrival.received);
         }
         Ok::<(), Error>(())
     };

@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use distill_proto::{
-    Cursor, Estimator, FORMAT_VERSION, Fingerprint, Frame, FrameContext, Rows, State as StateRows,
-    StateCoding, StateKind, ValueCoding,
+    Cursor, Estimator, FORMAT_VERSION, Fingerprint, Frame, FrameContext, LeftOut, Rows,
+    State as StateRows, StateCoding, StateKind, ValueCoding,
     v1::{
         self, Block, End, GetBasisRequest, GetBasisResponse, GetServerInfoRequest,
         GetServerInfoResponse, Heartbeat, StreamBlocksRequest, StreamBlocksResponse,
@@ -53,6 +53,7 @@ struct State {
     vocabulary: Fingerprint,
     tokens: Vec<v1::GetVocabularyResponse>,
     streams_opened: usize,
+    frames_sent: usize,
     lies: Lies,
 }
 
@@ -136,6 +137,7 @@ impl MockTeacher {
             vocabulary: Fingerprint::of(b"vocabulary"),
             tokens: vec![],
             streams_opened: 0,
+            frames_sent: 0,
             lies: Lies::default(),
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -217,6 +219,11 @@ impl MockTeacher {
         self.state.lock().unwrap().frames.clone()
     }
 
+    /// Frames that went into streams so far, where they were not left out.
+    pub fn frames_sent(&self) -> usize {
+        self.state.lock().unwrap().frames_sent
+    }
+
     /// Streams asked for so far.
     pub fn streams_opened(&self) -> usize {
         self.state.lock().unwrap().streams_opened
@@ -240,6 +247,21 @@ impl State {
             cursor: cursor.encode().into(),
             shard: 0,
             index,
+            ..Block::default()
+        }
+    }
+
+    /// Takes out the frames that a client leaves out.
+    fn leave_out(&mut self, left_out: &LeftOut, sent: &mut [Message]) {
+        for message in sent.iter_mut().flatten() {
+            match &mut message.event {
+                Some(Event::Block(block)) if left_out.has(block.index) => {
+                    block.frame.clear();
+                    block.sequence_id = self.made[block.index as usize].sequence_id;
+                }
+                Some(Event::Block(_)) => self.frames_sent += 1,
+                _ => {}
+            }
         }
     }
 
@@ -346,7 +368,10 @@ impl TeacherService for Service {
         }
         let cursor = Cursor::decode(&request.cursor, state.plan)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let sent = tokio_stream::iter(state.connection(cursor.next));
+        let mut sent = state.connection(cursor.next);
+        let left_out = LeftOut::new(cursor.next, request.left_out);
+        state.leave_out(&left_out, &mut sent);
+        let sent = tokio_stream::iter(sent);
         if !state.lies.endless_heartbeats {
             return Ok(Response::new(Box::pin(sent)));
         }

@@ -36,7 +36,7 @@ pub use generate::{AnswerEvent, AnswerStream};
 pub use handshake::{ServerInfo, Vocabularies};
 pub use lease::{DeviceLease, holder_name};
 pub use score::{SequenceToScore, scored};
-pub use stream::{BlockStream, Position, Received, StreamOptions};
+pub use stream::{Arrival, BlockStream, Position, Received, StreamOptions};
 pub use vocabulary::fetch_vocabulary;
 
 use crate::{Error, Result};

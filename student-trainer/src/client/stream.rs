@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use distill_proto::{
-    Frame, FrameContext,
+    Frame, FrameContext, LeftOut,
     v1::{Block, End, StreamBlocksRequest, StreamBlocksResponse, stream_blocks_response::Event},
 };
 use tokio::{sync::mpsc, task};
@@ -37,8 +37,19 @@ pub struct Received {
     pub bytes: Bytes,
     /// What its checksum covers beside the bytes.
     pub context: FrameContext,
+}
+
+/// What a pass brings of one frame.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its place in the plan.
+    pub index: u64,
+    /// What it is about.
+    pub sequence_id: u64,
     /// Where a stream goes on after it.
     pub cursor: Bytes,
+    /// The frame itself, unless it is left out.
+    pub received: Option<Received>,
 }
 
 /// Where a pass starts.
@@ -48,6 +59,8 @@ pub struct Position {
     pub cursor: Bytes,
     /// Index of the next frame.
     pub next_index: u64,
+    /// Frames that others take; they need not come.
+    pub left_out: LeftOut,
 }
 
 /// How a pass is taken.
@@ -67,7 +80,7 @@ pub struct StreamOptions {
 
 /// The receiving end of a pass.
 pub struct BlockStream {
-    receiver: mpsc::Receiver<Result<Received>>,
+    receiver: mpsc::Receiver<Result<Arrival>>,
 }
 
 impl BlockStream {
@@ -89,8 +102,8 @@ impl BlockStream {
         let pump = Pump {
             teacher,
             info,
-            // Sums cover the whole plan, so they can only be checked on a pass from its start.
-            sums: (position.next_index == 0).then(Sums::default),
+            // Sums cover the whole plan, so they can only be checked on a whole pass from its start.
+            sums: (position.next_index == 0 && position.left_out.is_empty()).then(Sums::default),
             position,
             options,
             sender,
@@ -106,7 +119,7 @@ impl BlockStream {
     ///
     /// # Errors
     /// What ended the stream early.
-    pub async fn next(&mut self) -> Result<Option<Received>> {
+    pub async fn next(&mut self) -> Result<Option<Arrival>> {
         self.receiver.recv().await.transpose()
     }
 }
@@ -124,14 +137,14 @@ struct Pump {
     info: ServerInfo,
     position: Position,
     options: StreamOptions,
-    sender: mpsc::Sender<Result<Received>>,
+    sender: mpsc::Sender<Result<Arrival>>,
     stall_max: Duration,
     sums: Option<Sums>,
     /// Sequences of this pass so far.
     seen: HashSet<u64>,
     /// The last frame of the plan, until the end of the stream has been checked: nothing is trained on a pass that is not
     /// what the teacher says at its end.
-    last: Option<Received>,
+    last: Option<Arrival>,
 }
 
 /// What the frames of a whole pass add up to.
@@ -199,6 +212,7 @@ impl Pump {
         let request = StreamBlocksRequest {
             cursor: self.position.cursor.clone(),
             plan_fingerprint: self.info.plan.to_hex(),
+            left_out: self.position.left_out.bits_from(self.position.next_index),
         };
         let mut service = self.teacher.service();
         let mut stream = match within(SILENCE_MAX, service.stream_blocks(request)).await {
@@ -214,10 +228,10 @@ impl Pump {
             };
             match message {
                 Some(Event::Block(block)) => {
-                    let received = self.accept(block).await?;
+                    let arrival = self.accept(block).await?;
                     if self.position.next_index == self.info.sequence_count {
-                        self.last = Some(received);
-                    } else if self.sender.send(Ok(received)).await.is_err() {
+                        self.last = Some(arrival);
+                    } else if self.sender.send(Ok(arrival)).await.is_err() {
                         return Ok(Stop::Finished);
                     }
                     moved = Instant::now();
@@ -266,8 +280,8 @@ impl Pump {
         Err(self.teacher.failed("StreamBlocks", &status))
     }
 
-    /// Checks the place of a frame, decodes it on a thread for blocking work, and moves the position behind it.
-    async fn accept(&mut self, block: Block) -> Result<Received> {
+    /// Checks the place of a block, and its frame if it has one, and moves the position behind it.
+    async fn accept(&mut self, block: Block) -> Result<Arrival> {
         let expected = self.position.next_index;
         let what = format!("frame {expected}");
         if block.index != expected {
@@ -288,8 +302,37 @@ impl Pump {
                 "{what} has a cursor of {bytes} bytes; 1 to {CURSOR_BYTES_MAX} are taken"
             )));
         }
+        let received = match (block.frame.is_empty(), self.position.left_out.has(expected)) {
+            (true, true) => None,
+            (true, false) => {
+                return Err(Error::Stream(format!(
+                    "{what} came without its bytes; only those that other ranks take may"
+                )));
+            }
+            (false, _) => Some(self.decode(&what, &block).await?),
+        };
+        let sequence_id = received
+            .as_ref()
+            .map_or(block.sequence_id, |received| received.frame.sequence_id);
+        if !self.seen.insert(sequence_id) {
+            return Err(Error::Stream(format!(
+                "{what} is about sequence {sequence_id:016x}, which came before; it would be trained on twice"
+            )));
+        }
+        self.position.cursor.clone_from(&block.cursor);
+        self.position.next_index = expected + 1;
+        Ok(Arrival {
+            index: expected,
+            sequence_id,
+            cursor: block.cursor,
+            received,
+        })
+    }
+
+    /// Decodes a frame on a thread for blocking work, and checks it against the handshake.
+    async fn decode(&mut self, what: &str, block: &Block) -> Result<Received> {
         let tokens_max = self.info.seq_len as usize;
-        self.info.check_size(&what, &block.frame, tokens_max)?;
+        self.info.check_size(what, &block.frame, tokens_max)?;
         let context = FrameContext {
             plan: self.info.plan,
             shard: block.shard,
@@ -300,27 +343,16 @@ impl Pump {
         let frame =
             decoded.map_err(|e| Error::Stream(format!("decoding {what} failed: {e}")))??;
         frame.check_tokens(self.options.token_ids)?;
-        self.info.check_rows(&what, &frame.rows)?;
-        if !self.seen.insert(frame.sequence_id) {
-            return Err(Error::Stream(format!(
-                "{what} is about sequence {:016x}, which came before; it would be trained on twice",
-                frame.sequence_id
-            )));
-        }
+        self.info.check_rows(what, &frame.rows)?;
         if let Some(sums) = &mut self.sums {
             sums.digest.update(&block.frame);
             sums.tokens += frame.token_ids.len() as u64;
             sums.targets += frame.rows.rows as u64;
         }
-        self.position = Position {
-            cursor: block.cursor.clone(),
-            next_index: expected + 1,
-        };
         Ok(Received {
             frame,
-            bytes: block.frame,
+            bytes: block.frame.clone(),
             context,
-            cursor: block.cursor,
         })
     }
 

@@ -3,10 +3,10 @@
 ```text
  mpirun, srun ──> launch: which rank of how many ──> join ──> Ranks: Alone, or MPI's
                                                                 │
- passes of a step ──> Share: every n-th of them ──> gradients ─┴─> sum: in the order of the ranks ──> the same update in all
+ frames of a step ──> Share: the n-th part of them ──> gradients ─┴─> sum: in the order of the ranks ──> the same update in all
 ```
 
-Every rank reads the whole stream of frames and computes its passes of every step; the sums of gradients are the same bits in all
+Every rank has the teacher send it the frames of its share of every step, and computes these; the sums of gradients are the same bits in all
 ranks, so each makes the same update, and what else is decided from them (clipping, the loss's scale, what is not finite) is
 decided alike. What only one process can know (a signal, an evaluation) is agreed before anybody acts on it. Rank 0 writes
 everything; the others compute.
@@ -22,7 +22,7 @@ pub(crate) mod threads;
 pub use launch::Launch;
 pub(crate) use sum::sum;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use distill_program::{Signal, console};
 
@@ -95,7 +95,7 @@ impl dyn Ranks + '_ {
         self.rank() == 0
     }
 
-    /// The passes of a step that this one computes.
+    /// What this one computes of every step.
     pub fn share(&self) -> Share {
         Share {
             rank: self.rank(),
@@ -137,7 +137,7 @@ impl dyn Ranks + '_ {
     }
 }
 
-/// The passes of a step that one rank computes: one in `of`, from the one of its number on.
+/// What one rank computes of every step: frames in a row, as many as any other's or one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The rank.
@@ -147,12 +147,14 @@ pub struct Share {
 }
 
 impl Share {
-    /// Every pass.
+    /// Everything.
     pub const ALL: Self = Self { rank: 0, of: 1 };
 
-    /// This rank's of all passes.
-    pub fn take<T>(self, passes: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
-        passes.into_iter().skip(self.rank).step_by(self.of.max(1))
+    /// Places of this rank's among the `count` frames of a step.
+    pub fn places(self, count: u64) -> Range<u64> {
+        let of = self.of.max(1) as u64;
+        let start = |rank: usize| count.saturating_mul(rank as u64) / of;
+        start(self.rank)..start(self.rank + 1)
     }
 }
 
@@ -204,19 +206,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pass_is_one_rank_s_whatever_their_number() {
+    fn every_frame_is_one_rank_s_whatever_their_number() {
         for of in 1..=5 {
-            for passes in 0..9 {
-                let mut taken: Vec<usize> = (0..of)
-                    .flat_map(|rank| Share { rank, of }.take(0..passes).collect::<Vec<_>>())
+            for count in 0..9 {
+                let shares = (0..of).map(|rank| Share { rank, of }.places(count));
+                let (least, most) = (count / of as u64, count.div_ceil(of as u64));
+                let taken: Vec<u64> = shares
+                    .inspect(|one| assert!((least..=most).contains(&(one.end - one.start))))
+                    .flatten()
                     .collect();
-                taken.sort_unstable();
-                assert_eq!(taken, (0..passes).collect::<Vec<_>>(), "{of} ranks");
+                assert_eq!(taken, (0..count).collect::<Vec<_>>(), "{of} ranks");
             }
         }
-        let third = Share { rank: 2, of: 3 };
-        assert_eq!(third.take(0..8).collect::<Vec<_>>(), [2, 5]);
-        assert_eq!(Share::ALL.take(0..3).count(), 3);
+        assert_eq!(Share { rank: 2, of: 3 }.places(8), 5..8);
+        assert_eq!(Share::ALL.places(3), 0..3);
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl RunDirectory {
     pub fn dump_failed_step(
         &self,
         step: usize,
+        rank: usize,
         what: &str,
         parameters: &[&str],
         batch: &[Received],
@@ -205,7 +206,11 @@ impl RunDirectory {
             "parameters": parameters,
             "frames": frames,
         });
-        write_json(&directory.join("report.json"), &report)?;
+        let name = match rank {
+            0 => "report.json".to_owned(),
+            rank => format!("report-{rank}.json"),
+        };
+        write_json(&directory.join(name), &report)?;
         Ok(directory)
     }
 }

@@ -51,7 +51,6 @@ pub(super) fn restore(saved: &dyn Saved, reader: &FrameReader<'_>) -> Result<Rec
         frame,
         bytes,
         context,
-        cursor: Bytes::new(),
     })
 }
 

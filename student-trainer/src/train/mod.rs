@@ -124,7 +124,7 @@ pub fn run(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
 /// As [`run`]; fewer passes in a step than ranks; ranks that do not train the same student.
 pub fn run_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    together::check_passes(config, ranks)?;
+    together::check_config(config, ranks)?;
     let run_directory = ranks.after_first(|| {
         if ranks.is_first() {
             RunDirectory::create(&config.out)
@@ -150,7 +150,7 @@ pub fn resume(config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
 /// As [`resume`] and [`run_on`].
 pub fn resume_on(ranks: &dyn Ranks, config: &TrainConfig, shutdown: &Shutdown) -> Result<Ending> {
     config.validate()?;
-    together::check_passes(config, ranks)?;
+    together::check_config(config, ranks)?;
     let run_directory = ranks.after_first(|| {
         if ranks.is_first() {
             RunDirectory::reopen(&config.out)
@@ -363,9 +363,13 @@ fn compute(
         && !projections.is_empty()
         && config.loss.align.projection == Projection::Fitted
     {
-        let (reader, frames) = (&host.reader, &mut host.frames);
         // Every rank comes to the same.
-        let report = fit::fit(&projections, &decoder, reader, frames)?;
+        let report = if ranks.is_alone() {
+            fit::fit(&projections, &decoder, &host.reader, &mut host.frames)?
+        } else {
+            let mut all = host.frames.another_of_all();
+            fit::fit(&projections, &decoder, &host.reader, &mut all)?
+        };
         if let (Some(report), true) = (report, ranks.is_first()) {
             report.write(run_directory)?;
         }
@@ -393,7 +397,6 @@ fn compute(
             projections: &projections,
             checkpointing: checkpointing(config),
             passes: passes(config),
-            share: ranks.share(),
         },
         updates,
         reader: &host.reader,

@@ -9,6 +9,7 @@ use super::{
     keeper::Keeper,
     passes::Passes,
     source::{FrameSource, Order},
+    trainer::frames_a_step,
 };
 use crate::{
     Error, Result,
@@ -149,6 +150,8 @@ pub(super) fn frame_source(
         Order {
             buffer: config.shuffle_buffer,
             seed: config.seed,
+            step: frames_a_step(config),
+            share: setting.ranks.share(),
         },
         setting.shutdown.clone(),
         keeper.state.data.clone(),

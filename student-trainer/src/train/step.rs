@@ -12,7 +12,6 @@ use crate::{
         Convergence, HeadGeometry, HeadLoss, HiddenProjection, LayerStates, LossConfig, LossValues,
         SolverReport, StatesGradient, Student, head_loss, head_loss_with_head,
     },
-    ranks::Share,
     student::padded_ids,
 };
 
@@ -30,11 +29,9 @@ pub struct Objective<'a> {
     pub checkpointing: Checkpointing,
     /// How sequences share a pass.
     pub passes: Passes,
-    /// The passes of a step that are run here.
-    pub share: Share,
 }
 
-/// The loss of one step, over all its sequences.
+/// The loss of one step, over all its sequences, or over those of one rank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepLoss {
     /// The weighted total.
@@ -63,7 +60,7 @@ impl Objective<'_> {
     /// Runs all sequences of a step, some of them in each pass, and adds up their gradients.
     ///
     /// Each sequence counts by its share of the step's targets, so that CE and KL are means over all targets of the
-    /// step, however it is cut into passes, and whichever of them are run here: what all ranks come to adds up to the step's.
+    /// step, however it is cut into passes.
     ///
     /// `scale` multiplies the loss on its way through the decoder and is taken out of the gradients again: in half precision
     /// small gradients vanish without it (see [`LossScaler`](super::loss_scale::LossScaler)); elsewhere it is 1.
@@ -77,11 +74,34 @@ impl Objective<'_> {
         scale: f64,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let mut sum = StepLoss::none_of(examples);
+        let targets = StepLoss::none_of(examples).targets;
+        self.forward_backward_of(targets, examples, loss, scale, gradients)
+    }
+
+    /// As [`forward_backward`](Self::forward_backward), with some sequences of a step of so many targets: what all ranks come to
+    /// adds up to the step's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_backward_of(
+        &self,
+        targets: usize,
+        examples: &[Example],
+        loss: &LossConfig,
+        scale: f64,
+        gradients: &mut Gradients,
+    ) -> Result<StepLoss> {
         let mut scaled = Gradients::new();
-        for batch in self.share.take(self.passes.cut(examples)) {
-            self.pass(batch, loss, scale, &mut sum, &mut scaled, gradients)?;
+        let mut step = Step {
+            targets,
+            sum: StepLoss::none_of(examples),
+            scaled: &mut scaled,
+            gradients,
+        };
+        for batch in self.passes.cut(examples) {
+            self.pass(batch, loss, scale, &mut step)?;
         }
+        let sum = step.sum;
         if scale != 1.0 {
             scaled.scale(scale.recip())?;
         }
@@ -91,16 +111,20 @@ impl Objective<'_> {
         Ok(sum)
     }
 
-    /// One forward and backward pass. What goes through the decoder comes out `scaled`, the rest does not.
+    /// One forward and backward pass.
     fn pass(
         &self,
         batch: &[Example],
         config: &LossConfig,
         scale: f64,
-        sum: &mut StepLoss,
-        scaled: &mut Gradients,
-        gradients: &mut Gradients,
+        step: &mut Step<'_>,
     ) -> Result<()> {
+        let Step {
+            targets,
+            sum,
+            scaled,
+            gradients,
+        } = step;
         let (tape, starts) = self.tape(batch)?;
         let shape = tape.hidden().dims3()?;
         let hidden = tape.hidden().flatten_to(1)?;
@@ -112,7 +136,7 @@ impl Objective<'_> {
         let mut compared = States::new(self.projections, config, &tape)?;
         for (example, start) in batch.iter().zip(starts) {
             let positions = &example.target_positions;
-            let weight = positions.len() as f64 / sum.targets.max(1) as f64;
+            let weight = positions.len() as f64 / (*targets).max(1) as f64;
             // The output at t - 1 speaks of the token at t; no target is at 0.
             let outputs: Vec<u32> = positions.iter().map(|t| (start + t - 1) as u32).collect();
             let outputs = Tensor::from_vec(outputs, positions.len(), hidden.device())?;
@@ -305,6 +329,17 @@ fn not_kept(projection: &HiddenProjection) -> Error {
         "layers: {}: the output of this layer of the student is not kept; with --checkpoint-every N take a multiple of N, or last",
         projection.layer()
     ))
+}
+
+/// What the passes of a step add to.
+struct Step<'a> {
+    /// Of the whole step.
+    targets: usize,
+    sum: StepLoss,
+    /// What comes out of the decoder, times the scale.
+    scaled: &'a mut Gradients,
+    /// The rest.
+    gradients: &'a mut Gradients,
 }
 
 impl StepLoss {

@@ -9,18 +9,25 @@ use crate::{
     Error, Result,
     checkpoint::{Best, EvalState, RunState},
     client::ServerInfo,
-    config::TrainConfig,
+    config::{ShuffleTeacher, TrainConfig},
     loss::Convergence,
     ranks::{self, Ranks},
     run::config_text,
 };
 
-/// Refuses a step that has no pass for some of the ranks.
+/// Refuses a step that has no pass for some of the ranks, and a control whose sequences are given something of the ones before them,
+/// which another rank may have.
 ///
 /// # Errors
 /// With what to do.
-pub(super) fn check_passes(config: &TrainConfig, ranks: &dyn Ranks) -> Result<()> {
+pub(super) fn check_config(config: &TrainConfig, ranks: &dyn Ranks) -> Result<()> {
     let (passes, count) = (config.grad_accumulation, ranks.count());
+    if config.shuffle_teacher != ShuffleTeacher::None && count > 1 {
+        return Err(Error::Config(format!(
+            "shuffle_teacher: a control needs the sequences in their order, and {count} ranks take a part of them each; start one \
+             process"
+        )));
+    }
     if passes >= count {
         return Ok(());
     }
@@ -108,7 +115,36 @@ fn other_than_first(ranks: &dyn Ranks, own: &blake3::Hash) -> Option<usize> {
     all.iter().position(|one| Some(one) != all.first())
 }
 
-/// What a step comes to over all ranks, each of which has the loss and the gradients of its passes. The same bits in all of them.
+/// What a step has, in one rank or in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub frames: usize,
+    pub examples: usize,
+    pub targets: usize,
+}
+
+impl Counts {
+    /// Over all ranks.
+    pub fn of_all(self, ranks: &dyn Ranks) -> Self {
+        if ranks.is_alone() {
+            return self;
+        }
+        let own = [self.frames, self.examples, self.targets].map(|count| count as u64);
+        let all = ranks.all_have(&own);
+        let sum = |which: usize| {
+            all.iter()
+                .map(|of| of.get(which).map_or(0, |&count| count as usize))
+                .sum()
+        };
+        Self {
+            frames: sum(0),
+            examples: sum(1),
+            targets: sum(2),
+        }
+    }
+}
+
+/// What a step comes to over all ranks, each of which has the loss and the gradients of its share. The same bits in all of them.
 ///
 /// Where any loss is not finite, so is the sum, and the gradients stay what they are: nothing is done with them.
 ///
@@ -123,12 +159,8 @@ pub(super) fn add_up(
     let mut own = to_words(loss).to_vec();
     let has = |(name, _): &(String, Var)| u64::from(gradients.get(name).is_some());
     own.extend(parameters.iter().map(has));
-    let mut sum = StepLoss {
-        tokens: loss.tokens,
-        targets: loss.targets,
-        ..StepLoss::default()
-    };
-    // A rank without a pass in this step has no gradient at all.
+    let mut sum = StepLoss::default();
+    // A rank without a sequence in this step has no gradient at all.
     let mut anybody_has = vec![false; parameters.len()];
     for of_rank in ranks.all_have(&own) {
         let (words, has) = of_rank.split_at(WORDS);
@@ -166,9 +198,9 @@ pub(super) fn add_up(
 }
 
 /// Words of a loss.
-const WORDS: usize = 13;
+const WORDS: usize = 15;
 
-/// What has to be added up of a loss: tokens and targets are the whole step's in every rank.
+/// What has to be added up of a loss.
 fn to_words(loss: &StepLoss) -> [u64; WORDS] {
     let (solver, uninformative) = loss.solver.unwrap_or_default();
     [
@@ -179,6 +211,8 @@ fn to_words(loss: &StepLoss) -> [u64; WORDS] {
         loss.jsd.to_bits(),
         loss.ot.to_bits(),
         loss.padding as u64,
+        loss.tokens as u64,
+        loss.targets as u64,
         loss.solver.is_some().into(),
         solver.iterations as u64,
         solver.newton_steps as u64,
@@ -197,6 +231,8 @@ fn add_words(sum: &mut StepLoss, words: &[u64]) {
         jsd,
         ot,
         padding,
+        tokens,
+        targets,
         solved,
         iterations,
         newton_steps,
@@ -217,7 +253,13 @@ fn add_words(sum: &mut StepLoss, words: &[u64]) {
     ] {
         *sum += f64::from_bits(bits);
     }
-    sum.padding += padding as usize;
+    for (sum, count) in [
+        (&mut sum.padding, padding),
+        (&mut sum.tokens, tokens),
+        (&mut sum.targets, targets),
+    ] {
+        *sum += count as usize;
+    }
     if solved == 1 {
         let (worst, is_uninformative) = sum.solver.get_or_insert_default();
         worst.add(Convergence {
@@ -317,7 +359,7 @@ mod tests {
         });
         for (sum, list) in &found {
             assert_eq!(sum, &found[0].0);
-            assert_eq!((sum.tokens, sum.targets, sum.padding), (9, 7, 3));
+            assert_eq!((sum.tokens, sum.targets, sum.padding), (27, 21, 3));
             assert_eq!((sum.total, sum.ce), (0.1 + 0.2, 3.0));
             let (solver, uninformative) = sum.solver.unwrap();
             assert!(solver.iterations == 3 && !solver.converged && uninformative);
@@ -387,9 +429,9 @@ mod tests {
             grad_accumulation: 2,
             ..TrainConfig::default()
         };
-        check_passes(&config, &Alone).unwrap();
+        check_config(&config, &Alone).unwrap();
         let found = threads::run(3, |ranks| {
-            check_passes(&config, ranks).unwrap_err().to_string()
+            check_config(&config, ranks).unwrap_err().to_string()
         });
         for message in found {
             for part in [
@@ -401,5 +443,37 @@ mod tests {
                 assert!(message.contains(part), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn a_control_that_needs_every_sequence_is_refused() {
+        let config = TrainConfig {
+            grad_accumulation: 2,
+            shuffle_teacher: ShuffleTeacher::Rows,
+            ..TrainConfig::default()
+        };
+        check_config(&config, &Alone).unwrap();
+        for refused in threads::run(2, |ranks| check_config(&config, ranks)) {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("shuffle_teacher: "), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_step_s_counts_are_over_all_ranks() {
+        let found = threads::run(3, |ranks| {
+            let own = Counts {
+                frames: 2,
+                examples: ranks.rank(),
+                targets: 10 * ranks.rank(),
+            };
+            (own.of_all(ranks), own.of_all(&Alone) == own)
+        });
+        let all = Counts {
+            frames: 6,
+            examples: 3,
+            targets: 30,
+        };
+        assert_eq!(found, [(all, true); 3]);
     }
 }

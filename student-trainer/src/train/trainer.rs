@@ -19,7 +19,7 @@ use super::{
     loss_scale::{LossScaler, Verdict},
     source::{FrameSource, Next},
     step::{Objective, StepLoss},
-    together,
+    together::{self, Counts},
     tuned::Tuned,
     turn::{Handover, Turn},
     updates::Updates,
@@ -194,16 +194,23 @@ impl<'a> Trainer<'a> {
         let (step, total) = (self.keeper.state.step, self.keeper.state.total_steps);
         self.keeper.state.step += 1;
         let examples = self.examples(batch)?;
+        let counts = Counts {
+            frames: batch.len(),
+            examples: examples.len(),
+            targets: StepLoss::none_of(&examples).targets,
+        };
+        let counts = counts.of_all(self.ranks);
         // The reader leaves out the first one and says so.
         let left_out = usize::from(self.config.shuffle_teacher != ShuffleTeacher::None);
         self.warnings
-            .look_at_examples(examples.len(), batch.len(), left_out);
-        if examples.is_empty() {
+            .look_at_examples(counts.examples, counts.frames, left_out);
+        if counts.examples == 0 {
             return Ok(None);
         }
         let mut gradients = Gradients::new();
         let settings = self.config.loss.at(step, total);
-        self.loss = self.forward_backward(&examples, batch, &settings, &mut gradients)?;
+        self.loss =
+            self.forward_backward(counts.targets, &examples, batch, &settings, &mut gradients)?;
         if !self.ranks.is_alone() {
             let trained = self.trained();
             let loss = std::mem::take(&mut self.loss);
@@ -317,14 +324,16 @@ impl<'a> Trainer<'a> {
 
     fn forward_backward(
         &self,
+        targets: usize,
         examples: &[Example],
         batch: &[Received],
         settings: &LossConfig,
         gradients: &mut Gradients,
     ) -> Result<StepLoss> {
-        let result =
-            self.objective
-                .forward_backward(examples, settings, self.scaler.scale(), gradients);
+        let scale = self.scaler.scale();
+        let result = self
+            .objective
+            .forward_backward_of(targets, examples, settings, scale, gradients);
         match result {
             // All have to hear of it before it ends the step.
             Err(Error::Loss(LossError::NonFinite { .. })) if !self.ranks.is_alone() => {
@@ -375,13 +384,13 @@ impl<'a> Trainer<'a> {
 
     fn refuse(&self, what: String, names: &[&str], batch: &[Received]) -> Result<Error> {
         let step = self.keeper.state.step;
-        if !self.ranks.is_first() {
-            // The first leaves the batch and says so, which ends all.
-            self.ranks.meet();
-        }
+        let rank = self.ranks.rank();
         let dump = self
             .run_directory
-            .dump_failed_step(step, &what, names, batch)?;
+            .dump_failed_step(step, rank, &what, names, batch);
+        // The first says so, which ends all: not before every one has left its frames.
+        self.ranks.meet();
+        let dump = dump?;
         Ok(Error::NotFinite { step, what, dump })
     }
 

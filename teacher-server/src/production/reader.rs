@@ -34,6 +34,13 @@ impl Reader {
         self.order.at(self.position, &self.shared.plan)
     }
 
+    /// Position in what is served of the next frame, and the sequence that it is about; `None` at the end.
+    pub fn names(&self) -> Option<(u64, u64)> {
+        let entry = usize::try_from(self.upcoming()?).ok()?;
+        let entry = self.shared.plan.entries().get(entry)?;
+        Some((self.order.position(self.position)?, entry.id))
+    }
+
     /// Whether the next frame is kept already.
     pub fn is_kept(&self) -> bool {
         let store = &self.shared.store;
@@ -91,7 +98,7 @@ impl Reader {
         Ok(block)
     }
 
-    /// Moves on without reading the next frame, after `ready`.
+    /// Moves on without reading the next frame.
     pub fn skip(&mut self) {
         self.position += 1;
         self.shared.state().demand.advance(self.id);

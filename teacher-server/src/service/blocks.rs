@@ -2,7 +2,8 @@
 
 use std::{mem, time::Duration};
 
-use distill_proto::{Cursor, Fingerprint, v1};
+use bytes::Bytes;
+use distill_proto::{Cursor, Fingerprint, LeftOut, v1};
 use tokio::time::timeout;
 
 use super::{Messages, Source, messages};
@@ -20,21 +21,22 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 /// Sequences of one FetchBlocks request.
 pub const FETCH_IDS_MAX: usize = 1 << 16;
 
-/// Every frame that is served after `cursor`.
+/// Every frame that is served after the cursor, without those that are left out.
 pub(super) fn stream(
     engine: &Engine,
-    cursor: &[u8],
+    request: v1::StreamBlocksRequest,
     ticket: Ticket,
 ) -> Result<Messages<v1::StreamBlocksResponse>> {
     let plan = engine.plan.fingerprint;
     let count = engine.plan.served_count();
-    let cursor = Cursor::decode(cursor, plan)?;
+    let cursor = Cursor::decode(&request.cursor, plan)?;
     if cursor.next > count {
         let reason = format!("goes on at frame {}, but the plan has {count}", cursor.next);
         return Err(Error::request("cursor", reason));
     }
     Ok(messages(WholePlan {
         blocks: Blocks::new(engine, Order::From(cursor.next), ticket)?,
+        left_out: LeftOut::new(cursor.next, request.left_out),
         count,
         ended: false,
     }))
@@ -109,8 +111,28 @@ impl Blocks {
 
 struct WholePlan {
     blocks: Blocks,
+    left_out: LeftOut,
     count: u64,
     ended: bool,
+}
+
+impl WholePlan {
+    /// The next block where it is left out.
+    fn without_frame(&mut self) -> Option<v1::Block> {
+        let reader = &mut self.blocks.reader;
+        let (index, sequence_id) = reader.names()?;
+        if !self.left_out.has(index) {
+            return None;
+        }
+        reader.skip();
+        self.blocks.waited = false;
+        Some(v1::Block {
+            cursor: cursor_behind(self.blocks.plan, index),
+            index,
+            sequence_id,
+            ..v1::Block::default()
+        })
+    }
 }
 
 impl Source<v1::StreamBlocksResponse> for WholePlan {
@@ -119,6 +141,10 @@ impl Source<v1::StreamBlocksResponse> for WholePlan {
         if self.ended {
             return Ok(None);
         }
+        if let Some(block) = self.without_frame() {
+            let event = Some(Event::Block(block));
+            return Ok(Some(v1::StreamBlocksResponse { event }));
+        }
         let event = match self.blocks.next().await? {
             Next::Block(block) => Event::Block(block),
             Next::Heartbeat => Event::Heartbeat(v1::Heartbeat {
@@ -126,8 +152,13 @@ impl Source<v1::StreamBlocksResponse> for WholePlan {
             }),
             Next::End => {
                 self.ended = true;
-                // A server that was restarted in mid-plan has not seen what came before, and then sends no digest.
-                let digest = self.blocks.reader.digest().await?;
+                // A server that was restarted in mid-plan has not seen what came before, and then sends no digest; nor to a client
+                // that has not seen all.
+                let digest = if self.left_out.is_empty() {
+                    self.blocks.reader.digest().await?
+                } else {
+                    None
+                };
                 let digest = digest.map_or_else(Vec::new, |digest| digest.0.to_vec());
                 Event::End(v1::End {
                     count: self.count,
@@ -154,11 +185,16 @@ impl Source<v1::FetchBlocksResponse> for Listed {
 }
 
 fn wire(block: StoredBlock, plan: Fingerprint) -> v1::Block {
-    let next = block.index + 1;
     v1::Block {
         frame: block.frame,
-        cursor: Cursor { plan, next }.encode().into(),
+        cursor: cursor_behind(plan, block.index),
         shard: block.shard,
         index: block.index,
+        ..v1::Block::default()
     }
+}
+
+fn cursor_behind(plan: Fingerprint, index: u64) -> Bytes {
+    let next = index + 1;
+    Cursor { plan, next }.encode().into()
 }

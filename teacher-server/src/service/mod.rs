@@ -151,7 +151,7 @@ impl TeacherService for Service {
         let ticket = Client::of(&request).take(Share::Readers)?;
         let request = request.into_inner();
         let engine = self.agreed(&request.plan_fingerprint)?;
-        let blocks = blocks::stream(&engine, &request.cursor, ticket)?;
+        let blocks = blocks::stream(&engine, request, ticket)?;
         Ok(Response::new(blocks))
     }
 

@@ -35,9 +35,9 @@ pub(super) async fn score(
         let block = |(index, (tokens, rows))| {
             Ok(v1::Block {
                 frame: encode_scored(plan, index, tokens, rows)?.into(),
-                cursor: Default::default(),
                 shard: SCORED_SHARD,
                 index,
+                ..v1::Block::default()
             })
         };
         numbered.map(block).collect::<Result<Vec<_>>>()

@@ -13,7 +13,7 @@ use crate::{
     pipeline::{Setup, path_text},
 };
 
-const ANY_PORT: [&str; 2] = ["--metrics-addr", "127.0.0.1:0"];
+pub const ANY_PORT: [&str; 2] = ["--metrics-addr", "127.0.0.1:0"];
 
 /// Where a program says in its log that it shows them.
 fn address(log: &str) -> Option<&str> {
@@ -35,8 +35,14 @@ fn get(address: &str, path: &str) -> Result<(u16, String)> {
     Ok((status.parse()?, body.to_owned()))
 }
 
+/// What a program that says so in its log shows.
+pub fn shown(log: &str) -> Result<String> {
+    let at = address(log).with_context(|| log.to_owned())?;
+    Ok(get(at, "/metrics")?.1)
+}
+
 /// The number that a metric has, with its labels as they are written.
-fn value(body: &str, metric: &str) -> Option<f64> {
+pub fn value(body: &str, metric: &str) -> Option<f64> {
     let mut lines = body.lines();
     lines.find_map(|line| line.strip_prefix(metric)?.trim().parse().ok())
 }
@@ -52,8 +58,8 @@ fn both_programs_show_what_they_do() -> Result<()> {
         .stderr(File::create(&log)?)
         .spawn()?;
     let said = || fs::read_to_string(&log).unwrap_or_default();
-    let shown = || Some(get(address(&said())?, "/metrics").ok()?.1);
-    let step = || value(&shown()?, "ot_distill_train_step ");
+    let shown_now = || shown(&said()).ok();
+    let step = || value(&shown_now()?, "ot_distill_train_step ");
     wait_until("a second epoch", || step() > Some(20.0));
 
     let at = teacher.log();
@@ -71,7 +77,7 @@ fn both_programs_show_what_they_do() -> Result<()> {
     assert!(counted("ot_distill_teacher_readers ")? <= 1.0);
     assert!(counted("ot_distill_resident_bytes ")? > 1e6);
 
-    let of_trainer = shown().context("metrics of the trainer")?;
+    let of_trainer = shown(&said())?;
     for metric in [
         "loss",
         "ce",

@@ -17,6 +17,7 @@ use crate::{
         Listen, Teacher, send_signal, teacher, teacher_succeeds, text, trainer, trainer_succeeds,
         wait_until,
     },
+    monitor::{ANY_PORT, shown, value},
     pipeline::{Setup, path_text},
 };
 
@@ -76,11 +77,24 @@ impl Cloud {
             .map(|(name, value)| (*name, value.as_str()));
         let variables: Vec<(&str, &str)> = variables.chain(more.iter().copied()).collect();
         let folder = self.setup.work.path();
-        let flags = ["--cache", cache];
+        let flags = ["--cache", cache, ANY_PORT[0], ANY_PORT[1]];
         let server = Teacher::serve_with(folder, &Listen::Loopback, &flags, &variables);
         let run = folder.join(name);
         trainer_succeeds(&self.setup.train_args(&server, &run, &["--epochs", "2"]));
         assert!(!server.log().contains(SECRET));
+        let shown = shown(&server.log())?;
+        for metric in [
+            "requests_total{action=\"read\"} ",
+            "blocks_total{copied=\"false\"} ",
+            "read_bytes_total ",
+        ] {
+            let counted = value(&shown, &format!("ot_distill_storage_{metric}"));
+            assert_eq!(
+                counted > Some(0.0),
+                cache.starts_with("s3://"),
+                "{metric}: {shown}"
+            );
+        }
         Ok(fs::read(run.join("adapter/adapter_model.safetensors"))?)
     }
 }

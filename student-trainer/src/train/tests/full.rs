@@ -37,7 +37,6 @@ fn step(decoder: &distill_model::Decoder, gradients: &mut Gradients) -> StepLoss
         projections: &[],
         checkpointing: distill_model::Checkpointing::Every(1),
         passes: crate::train::Passes::Padded { sequences: 1 },
-        share: crate::ranks::Share::ALL,
     };
     let frames: Vec<Frame> = [3, 6].map(made_up_frame).to_vec();
     let examples: Vec<Example> = frames.iter().map(Example::from_frame).collect();

@@ -72,6 +72,7 @@ async fn swapped_frames_are_those_of_a_resident_teacher_and_the_device_goes_back
         let request = v1::StreamBlocksRequest {
             cursor: Default::default(),
             plan_fingerprint: plan.clone(),
+            ..Default::default()
         };
         let mut client = server.client(None);
         let mut stream = client.stream_blocks(request).await.unwrap().into_inner();
@@ -133,6 +134,7 @@ async fn a_closed_stream_frees_the_device_after_a_while_and_a_stale_epoch_is_ref
     let request = v1::StreamBlocksRequest {
         cursor: Default::default(),
         plan_fingerprint: server.plan(),
+        ..Default::default()
     };
     let mut stream = client.stream_blocks(request).await.unwrap().into_inner();
     let status = stream.message().await.unwrap_err();

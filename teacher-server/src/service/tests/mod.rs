@@ -1,7 +1,8 @@
 use std::time::Duration;
 
+use bytes::Bytes;
 use distill_proto::{
-    Cursor, Frame, FrameContext,
+    Cursor, Frame, FrameContext, LeftOut,
     v1::{stream_blocks_response::Event, teacher_service_client::TeacherServiceClient},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -113,9 +114,14 @@ impl Running {
 
     /// Streams from `cursor` to the end.
     async fn stream(&self, cursor: &[u8]) -> (Vec<v1::Block>, v1::End) {
+        self.stream_without(cursor, Bytes::new()).await
+    }
+
+    async fn stream_without(&self, cursor: &[u8], left_out: Bytes) -> (Vec<v1::Block>, v1::End) {
         let request = v1::StreamBlocksRequest {
             cursor: cursor.to_vec().into(),
             plan_fingerprint: self.plan(),
+            left_out,
         };
         let mut stream = self
             .client(None)
@@ -132,6 +138,43 @@ impl Running {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_client_leaves_out_comes_by_its_name_alone() {
+    let (server, other) = (start(|_| ()).await, start(|_| ()).await);
+    let (whole, _) = other.stream(b"").await;
+    let plan = server.service.engine().unwrap().plan.fingerprint;
+    for from in [0, 2] {
+        // Every third comes, and all behind the last bit.
+        let frames: Vec<bool> = (from..whole.len() - 2).map(|i| i % 3 != 0).collect();
+        let left_out = LeftOut::of(from as u64, &frames);
+        let next = from as u64;
+        let cursor = Cursor { plan, next }.encode();
+        let (blocks, end) = server
+            .stream_without(&cursor, left_out.bits_from(next))
+            .await;
+        assert_eq!((end.count, end.digest.len()), (whole.len() as u64, 0));
+        assert_eq!(blocks.len(), whole.len() - from);
+        for (block, whole) in blocks.into_iter().zip(&whole[from..]) {
+            let (shard, index) = (whole.shard, whole.index);
+            let context = FrameContext { plan, shard, index };
+            let frame = Frame::decode(&whole.frame, &context).unwrap();
+            if left_out.has(block.index) {
+                let expected = v1::Block {
+                    cursor: whole.cursor.clone(),
+                    index: whole.index,
+                    sequence_id: frame.sequence_id,
+                    ..v1::Block::default()
+                };
+                assert_eq!(block, expected);
+            } else {
+                assert_eq!(&block, whole);
+            }
+        }
+    }
+    server.stop().await;
+    other.stop().await;
 }
 
 /// The question that a trainer would ask about a sequence of the plan.
@@ -333,6 +376,7 @@ async fn a_unix_socket_serves_health_and_a_stop_ends_streams() {
     let request = v1::StreamBlocksRequest {
         cursor: Default::default(),
         plan_fingerprint: server.plan(),
+        ..Default::default()
     };
     let mut stream = server
         .client(None)

@@ -93,6 +93,7 @@ async fn hostile_requests_are_answered_with_their_reason() {
         let request = v1::StreamBlocksRequest {
             cursor: Default::default(),
             plan_fingerprint: wrong,
+            ..Default::default()
         };
         let status = client.stream_blocks(request).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition);
@@ -118,6 +119,7 @@ async fn hostile_requests_are_answered_with_their_reason() {
         let request = v1::StreamBlocksRequest {
             cursor: cursor.into(),
             plan_fingerprint: plan.to_hex(),
+            ..Default::default()
         };
         let status = client.stream_blocks(request).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");

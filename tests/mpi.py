@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ class Server:
         made = [teacher, "precompute", "--device", "cpu", "--model", ROOT / "assets/teacher", "--corpus", corpus, "--seq-len", 512, "--out", cache, "--batch-size", 4]
         finish(made)
         with open(folder / "teacher.log", "w") as log:
-            command = [teacher, "serve", "--device", "cpu", "--cache", cache, "--bind", "127.0.0.1:0", "--port-file", port]
+            command = [teacher, "serve", "--device", "cpu", "--cache", cache, "--bind", "127.0.0.1:0", "--port-file", port, "--metrics-addr", "127.0.0.1:0"]
             self.process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         deadline = time.monotonic() + SECONDS_MAX
         while not (port.exists() and port.read_text().strip()):
@@ -51,6 +52,14 @@ class Server:
                 fail((folder / "teacher.log").read_text()[-2000:])
             time.sleep(0.05)
         self.address = f"http://127.0.0.1:{port.read_text().strip()}"
+
+        self.metrics = re.search(r"http://\S+/metrics", (folder / "teacher.log").read_text())[0]
+
+    def frames_sent(self):
+        """Frames that went to trainers so far."""
+        with urllib.request.urlopen(self.metrics, timeout=SECONDS_MAX) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("ot_distill_teacher_frames_sent_total"))
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -190,11 +199,18 @@ def check_adapters(options, folder, server):
     flags = ["--steps", 60, "--grad-accumulation", 4, "--lr", "1e-3", "--lora-rank", 4, "--save-steps", 10, "--shuffle-buffer", 8]
     runs = Runs(options, folder, server.address, [*flags, "--eval-data", evals, "--eval-steps", 20])
     adapter = "adapter/adapter_model.safetensors"
+    before = server.frames_sent()
     runs.train("one", 1)
+    alone = server.frames_sent() - before
     sequences = json.loads((folder / "one/teacher.json").read_text())["sequences"]
     if sequences % 4 in (0, 3) or sequences > 120:
         fail(f"{sequences} sequences: the last step over them has to leave some of four ranks idle, and 60 steps have to see them twice")
     said = runs.train("two", 2)
+    together = server.frames_sent() - before - alone
+    print(f"frames sent: {alone:.0f} to one process, {together:.0f} to two ranks", flush=True)
+    # Each holds some ready when the run ends.
+    if together > 1.3 * alone:
+        fail("ranks were sent each other's frames")
     # One speaks for all.
     if said.count("done after 60 steps") != 1 or len(runs.lines("two")) != 60:
         fail(f"two ranks said: {said}")

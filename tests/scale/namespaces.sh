@@ -33,7 +33,7 @@ train() {
   ip netns exec "$trainer" "$bin/student-trainer" train --student assets/student --teacher https://10.77.0.1:50051 --ca-cert "$work/cert.pem" --out "$work/$1" --steps 2000 --prefetch-frames 4 --seed 7 \
     2> "$work/$1.log"
 }
-step() { wc -l < "$work/cut/metrics.jsonl" 2> /dev/null || echo 0; }
+step() { cat "$work/cut/metrics.jsonl" 2> /dev/null | wc -l; }
 train whole
 train cut &
 run=$!

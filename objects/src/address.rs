@@ -1,11 +1,14 @@
 //! Provides addresses of object storage, told from paths of this machine.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{env, io, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use distill_program::FileError;
 use object_store::{
-    ObjectStore, ObjectStoreScheme, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem,
+    ObjectStore, ObjectStoreScheme, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::MicrosoftAzureBuilder,
+    gcp::GoogleCloudStorageBuilder,
+    local::LocalFileSystem,
     path::Path as Key,
 };
 use url::Url;
@@ -15,12 +18,25 @@ use crate::Result;
 /// What stands between a scheme and the rest.
 const MARK: &str = "://";
 const SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
-/// How long a request is tried again while storage or the network to it is away.
+/// How long a request is tried again while storage or the network to it is away: that ends before the attempts do.
 const RETRY_TIME: Duration = Duration::from_secs(150);
+const ATTEMPTS_MAX: usize = 100;
+/// Where a server of S3's protocol is, if it is not Amazon's; the first that is set counts.
+const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
 
 /// Whether `path` is an address of object storage, or meant to be one.
 pub fn is_remote(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| text.contains(MARK))
+    path.to_str().is_some_and(|text| {
+        let scheme = text.split_once(":/").map_or("", |(scheme, _)| scheme);
+        text.contains(MARK) || SCHEMES.contains(&scheme)
+    })
+}
+
+/// The server that an address is of, where it is not the one that its scheme says.
+pub(crate) fn endpoint(path: &Path) -> Option<String> {
+    let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let is_s3 = path.to_str().is_some_and(|text| text.starts_with("s3:"));
+    ENDPOINTS.into_iter().find_map(set).filter(|_| is_s3)
 }
 
 /// The service behind an address, and the place in it.
@@ -53,6 +69,17 @@ pub(crate) fn reach(path: &Path) -> Result<(Arc<dyn ObjectStore>, Key)> {
             "a folder is named with three slashes, file:///FOLDER",
         ));
     }
+    if let Some(endpoint) = endpoint(path) {
+        let is_usable = Url::parse(&endpoint).is_ok_and(|url| {
+            let scheme = endpoint.split_once(MARK).map_or("", |(scheme, _)| scheme);
+            url.has_host() && ["http", "https"].contains(&scheme)
+        });
+        if !is_usable {
+            return Err(refuse(
+                "AWS_ENDPOINT_URL names no server; it has to be https://HOST, or http://HOST without TLS",
+            ));
+        }
+    }
     let (_, key) = ObjectStoreScheme::parse(&url).map_err(|error| refuse(&error.to_string()))?;
     let service = service(scheme, text).map_err(|error| refuse(&error.to_string()))?;
     Ok((service, key))
@@ -63,21 +90,28 @@ fn service(scheme: &str, address: &str) -> object_store::Result<Arc<dyn ObjectSt
     let _ = rustls::crypto::ring::default_provider().install_default();
     let retry = RetryConfig {
         retry_timeout: RETRY_TIME,
-        max_retries: usize::MAX,
+        max_retries: ATTEMPTS_MAX,
         ..RetryConfig::default()
     };
     Ok(match scheme {
         "s3" => {
-            let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-            let plain = |name| std::env::var(name).is_ok_and(|value| value.starts_with("http:"));
-            let builder = AmazonS3Builder::from_env()
-                .with_url(address)
-                .with_retry(retry);
-            // A server of one's own without TLS is named as such; nothing else is spoken to without.
-            let builder = match endpoint.into_iter().any(plain) {
-                true => builder.with_allow_http(true),
-                false => builder,
-            };
+            let mut builder = AmazonS3Builder::new();
+            for (name, value) in env::vars_os() {
+                let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
+                    continue;
+                };
+                // What is set to nothing is not set.
+                let key = AmazonS3ConfigKey::from_str(&name.to_ascii_lowercase());
+                if let (Ok(key), true, false) = (key, name.starts_with("AWS_"), value.is_empty()) {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            let mut builder = builder.with_url(address).with_retry(retry);
+            if let Some(endpoint) = endpoint(Path::new(address)) {
+                // A server of one's own without TLS is named as such; nothing else is spoken to without.
+                let is_plain = endpoint.starts_with("http:");
+                builder = builder.with_endpoint(endpoint).with_allow_http(is_plain);
+            }
             Arc::new(builder.build()?)
         }
         "gs" => {
@@ -92,20 +126,15 @@ fn service(scheme: &str, address: &str) -> object_store::Result<Arc<dyn ObjectSt
     })
 }
 
-/// The address without what stands before `@`.
+/// The address without what stands before `@` or behind `?`. A key of Amazon's may have slashes.
 fn without_secret(path: &Path) -> String {
     let text = path.to_string_lossy();
-    match text.split_once(MARK) {
-        Some((scheme, rest)) => {
-            let host = rest.split('/').next().unwrap_or_default();
-            let rest = match host.rsplit_once('@') {
-                Some((secret, _)) => rest.get(secret.len()..).unwrap_or_default(),
-                None => rest,
-            };
-            format!("{scheme}{MARK}{rest}")
-        }
-        None => text.into_owned(),
-    }
+    let Some((scheme, rest)) = text.split_once(MARK) else {
+        return text.into_owned();
+    };
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    format!("{scheme}{MARK}{rest}")
 }
 
 #[cfg(test)]
@@ -114,20 +143,23 @@ mod tests {
 
     #[test]
     fn addresses_are_told_from_paths_and_what_is_wrong_with_one_is_said() {
-        for path in ["cache", "/a/b", "org/name", "c:/d", "s3:/bucket"] {
+        for path in ["cache", "/a/b", "org/name", "c:/d", "a/s3:/bucket"] {
             assert!(!is_remote(Path::new(path)), "{path}");
         }
         for (address, reason) in [
             ("http://host/cache", "s3://BUCKET/PREFIX"),
             ("s3://key:secret@bucket/cache", "AWS_ACCESS_KEY_ID"),
-            ("s3://bucket/cache?versionId=1", "no `?`"),
+            ("s3://key:secret/secret@bucket/cache", "s3://bucket/cache"),
+            ("s3://bucket/cache?X-Amz-Signature=secret", "no `?`"),
+            ("s3:/bucket/cache", "s3://BUCKET/PREFIX"),
+            ("S3://bucket/cache", "s3://BUCKET/PREFIX"),
             ("file://folder/cache", "three slashes"),
             ("s3:///cache", "s3:///cache"),
         ] {
             assert!(is_remote(Path::new(address)), "{address}");
             let error = reach(Path::new(address)).unwrap_err().to_string();
             assert!(error.contains(reason), "{address}: {error}");
-            assert!(!error.contains("secret@"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
         let (_, key) = reach(Path::new("file:///tmp/a b/c")).unwrap();
         assert_eq!(key.as_ref(), "tmp/a b/c");

@@ -6,6 +6,7 @@ use std::{
 };
 
 use distill_program::{FileError, files};
+use object_store::path::Path as Key;
 
 use crate::{Result, Store, folder_of, store::Version};
 
@@ -45,7 +46,9 @@ pub fn fetched(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
         )?;
         files::create_directory(&folder)?;
         let link = folder.join(name);
-        if !link.exists() {
+        let is_whole = |about: fs::Metadata| about.len() == version.bytes;
+        if !link.metadata().is_ok_and(is_whole) {
+            files::if_there(files::remove(&link))?;
             fs::hard_link(&file, &link).map_err(FileError::at("write", &link))?;
         }
     }
@@ -53,12 +56,14 @@ pub fn fetched(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
 }
 
 fn fetched_one(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
+    // As an address has it, so `%20` is a space.
     let name = address.file_name().and_then(|name| name.to_str());
+    let name = name.and_then(|name| Key::from_url_path(name).ok());
     if let (Some(above), Some(name)) = (parent(address), name) {
         let store = Store::open(&above)?;
-        if let Some(version) = store.version(name)? {
+        if let Some(version) = store.version(name.as_ref())? {
             let folder = folder_of(&above).join("files");
-            return fetch(&store, name, &version, &folder, stopped);
+            return fetch(&store, name.as_ref(), &version, &folder, stopped);
         }
     }
     let missing = std::io::Error::new(
@@ -111,12 +116,23 @@ mod tests {
         let store = Store::open(&address("")).unwrap();
         store.put_if_absent("a.jsonl", b"first".to_vec()).unwrap();
         store.put_if_absent("b.jsonl", b"second".to_vec()).unwrap();
+        for name in ["\u{6570}\u{636e}.jsonl", "a~[b] #1.jsonl", "50%.jsonl"] {
+            let store = Store::open(&address("/odd")).unwrap();
+            store.put_if_absent(name, b"text".to_vec()).unwrap();
+            let all = fetched(&address("/odd"), &|| false).unwrap();
+            assert_eq!(fs::read(all.join(name)).unwrap(), b"text", "{name}");
+        }
+        let named = fetched(&address("/odd/a~[b]%20%231.jsonl"), &|| false).unwrap();
+        assert_eq!(fs::read(&named).unwrap(), b"text");
         let one = fetched(&address("/a.jsonl"), &|| false).unwrap();
         assert_eq!(fs::read(&one).unwrap(), b"first");
         assert_eq!(one.file_name().unwrap(), "a.jsonl");
         assert_eq!(fetched(&address("/a.jsonl"), &|| true).unwrap(), one);
         let all = fetched(&address(""), &|| false).unwrap();
         assert_eq!(files::list(&all).unwrap().len(), 2);
+        // A copy that was cut is mended, in both places.
+        fs::write(all.join("b.jsonl"), b"s").unwrap();
+        assert_eq!(fetched(&address(""), &|| false).unwrap(), all);
         assert_eq!(fs::read(all.join("b.jsonl")).unwrap(), b"second");
         store.replace("b.jsonl", b"changed".to_vec()).unwrap();
         let changed = fetched(&address(""), &|| false).unwrap();

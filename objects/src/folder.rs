@@ -5,14 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::address::endpoint;
+
 /// Names the folder above all of them.
 pub(crate) const PLACE: &str = "OT_DISTILL_OBJECTS";
 const FOLDER: &str = "ot-distill/objects";
 /// Digits of an address' digest in the folder's name.
 const DIGITS: usize = 16;
 
-/// The folder for the address `path`: below `OT_DISTILL_OBJECTS`, or below `XDG_CACHE_HOME` or `~/.cache`, or in the system's folder
-/// for temporary files.
+/// The folder for the address `path` at the server that the environment names: below `OT_DISTILL_OBJECTS`, or below `XDG_CACHE_HOME`
+/// or `~/.cache`, or in the system's folder for temporary files.
 pub fn folder_of(path: &Path) -> PathBuf {
     let set = |name: &str| {
         let path = PathBuf::from(env::var_os(name)?);
@@ -22,10 +24,15 @@ pub fn folder_of(path: &Path) -> PathBuf {
         let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
         Some(cache.join(FOLDER))
     };
-    let above = set(PLACE).or_else(cache);
+    let asked = env::var_os(PLACE).filter(|place| !place.is_empty());
+    let above = asked.map(PathBuf::from).or_else(cache);
     let above = above.unwrap_or_else(|| env::temp_dir().join(FOLDER));
     let address = path.to_string_lossy();
-    let digest = blake3::hash(address.trim_end_matches('/').as_bytes()).to_hex();
+    let mut address = address.trim_end_matches('/').to_owned();
+    if let Some(endpoint) = endpoint(path) {
+        address += &format!("\n{endpoint}");
+    }
+    let digest = blake3::hash(address.as_bytes()).to_hex();
     above.join(digest.get(..DIGITS).unwrap_or_default())
 }
 

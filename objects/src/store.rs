@@ -1,7 +1,7 @@
 //! Provides the store behind an address: its objects by name, each operation whole or not at all.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::Future,
     io,
     path::{Path, PathBuf},
@@ -81,20 +81,20 @@ impl Store {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Names of all objects, those of folders in folders too.
+    /// Names of all objects with their bytes, those of folders in folders too.
     ///
     /// # Errors
     /// The service refuses, or cannot be reached.
-    pub fn list_all(&self) -> Result<Vec<String>> {
+    pub fn list_all(&self) -> Result<BTreeMap<String, u64>> {
         let (service, above) = (self.service.clone(), self.above.clone());
         let listed = self.wait("list", "", async move {
             let mut found = service.list(Some(&above));
-            let mut names = Vec::new();
+            let mut names = BTreeMap::new();
             while let Some(object) = found.next().await {
-                let object = object?.location;
-                if let Some(parts) = object.prefix_match(&above) {
+                let object = object?;
+                if let Some(parts) = object.location.prefix_match(&above) {
                     let parts: Vec<_> = parts.map(|part| part.as_ref().to_owned()).collect();
-                    names.push(parts.join("/"));
+                    names.insert(parts.join("/"), object.size);
                 }
             }
             Ok(names)
@@ -257,7 +257,9 @@ impl Store {
     }
 
     pub(crate) fn key(&self, name: &str) -> Key {
-        self.above.parts().chain(Key::from(name).parts()).collect()
+        // A name that was listed is taken as it is; whatever cannot be one is made into one that is not there.
+        let name = Key::parse(name).unwrap_or_else(|_| Key::from(name));
+        self.above.parts().chain(name.parts()).collect()
     }
 
     fn versions(&self) -> MutexGuard<'_, HashMap<String, Version>> {
@@ -345,7 +347,8 @@ mod tests {
         assert_eq!(cut.reason.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(store.list("shards").unwrap(), ["1"]);
         assert_eq!(store.list("").unwrap(), Vec::<String>::new());
-        assert_eq!(store.list_all().unwrap(), ["shards/1"]);
+        let all = BTreeMap::from([("shards/1".to_owned(), 5)]);
+        assert_eq!(store.list_all().unwrap(), all);
         store.replace("shards/1", b"another".to_vec()).unwrap();
         assert_eq!(store.read("shards/1", 0, 7).unwrap(), b"another");
         store.remove("shards/1").unwrap();

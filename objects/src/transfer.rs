@@ -88,6 +88,7 @@ impl Store {
                 progress.reach(at, at == bytes);
             }
         }
+        file.as_file().sync_all().map_err(fail)?;
         file.persist(path).map_err(|error| fail(error.error))?;
         Ok(())
     }

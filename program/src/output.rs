@@ -135,12 +135,15 @@ fn write_through(descriptor: RawFd, bytes: &[u8]) -> io::Result<()> {
     File::from(borrowed.try_clone_to_owned()?).write_all(bytes)
 }
 
+/// How the name begins of a file that is not whole yet; one that stays was left by a crash.
+pub const UNFINISHED: &str = ".unfinished-";
+
 /// Writes a file through a temporary one beside it: write, sync, rename, sync of the directory.
 fn replace(path: &Path, bytes: &[u8], mode: Permissions) -> Result<(), FileError> {
     let refuse = |action| FileError::at(action, path);
     let directory = directory_of(path);
     let mut temporary = tempfile::Builder::new()
-        .prefix(".unfinished-")
+        .prefix(UNFINISHED)
         .tempfile_in(directory)
         .map_err(FileError::at("create a file in", directory))?;
     temporary.write_all(bytes).map_err(refuse("write"))?;

@@ -52,15 +52,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<O
     engine.production.close();
     let joined = tokio::task::spawn_blocking(move || {
         engine.production.join();
-        (
-            engine.production.totals(),
-            engine.production.complete(),
-            engine,
-        )
+        let flushed = engine.production.flush();
+        (engine, flushed)
     });
-    let (totals, complete, engine) = joined.await.map_err(|e| Error::Internal(e.to_string()))?;
-    reporter.totals(totals);
+    let (engine, flushed) = joined.await.map_err(|e| Error::Internal(e.to_string()))?;
+    reporter.totals(engine.production.totals());
+    let complete = engine.production.complete();
     let outcome = outcome?;
+    flushed?;
     match outcome {
         Outcome::Complete => reporter.captured(&cache, &engine.plan, complete),
         _ => reporter.interrupted(&cache),

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
 };
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ use s3s::{
         GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
         ListObjectsV2Output, PutObjectInput, PutObjectOutput,
     },
+    s3_error,
     service::S3ServiceBuilder,
 };
 use s3s_fs::FileSystem;
@@ -34,13 +36,18 @@ pub const BUCKET: &str = "bucket";
 pub struct Storage {
     address: SocketAddr,
     folder: PathBuf,
+    refused: Arc<Refused>,
     _runtime: Runtime,
 }
+
+/// A part of the names of objects that nobody may make.
+type Refused = std::sync::Mutex<Option<&'static str>>;
 
 /// `s3s-fs` looks whether a name is free and then writes: between the two another writer might.
 struct OneWriter {
     files: FileSystem,
     writing: Mutex<()>,
+    refused: Arc<Refused>,
 }
 
 impl Storage {
@@ -51,9 +58,11 @@ impl Storage {
     pub fn serve(folder: &Path, address: &str) -> Result<Self> {
         std::fs::create_dir_all(folder.join(BUCKET))?;
         let files = FileSystem::new(folder).map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let refused = Arc::new(Refused::default());
         let mut service = S3ServiceBuilder::new(OneWriter {
             files,
             writing: Mutex::new(()),
+            refused: refused.clone(),
         });
         service.set_auth(SimpleAuth::from_single(KEY, SECRET));
         let service = service.build();
@@ -73,6 +82,7 @@ impl Storage {
         Ok(Self {
             address,
             folder: folder.to_owned(),
+            refused,
             _runtime: runtime,
         })
     }
@@ -85,6 +95,11 @@ impl Storage {
             ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
         ]
+    }
+
+    /// From now on, objects with this in their names cannot be made; none is refused where it is `None`.
+    pub fn refuse(&self, part: Option<&'static str>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = part;
     }
 
     /// The file that holds what was put at `s3://bucket/NAME`.
@@ -120,6 +135,10 @@ impl S3 for OneWriter {
         &self,
         request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
+        let refused = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.is_some_and(|part| request.input.key.contains(part)) {
+            return Err(s3_error!(AccessDenied, "not allowed here"));
+        }
         let _alone = self.writing.lock().await;
         self.files.put_object(request).await
     }

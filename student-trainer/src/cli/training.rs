@@ -37,19 +37,21 @@ fn train_on(ranks: &dyn Ranks, matches: &ArgMatches, shutdown: &Shutdown) -> Res
     }
     let Some(run) = matches.get_one::<PathBuf>("resume") else {
         return with_config(matches, |config: &TrainConfig| {
+            let named = &config.out;
             kept_on(ranks, &config.out, shutdown, |out| {
                 let config = TrainConfig {
                     out: out.to_owned(),
                     ..config.clone()
                 };
                 let ending = train::run_on(ranks, &config, shutdown)?;
-                Ok(say(&ending, out, shutdown))
+                Ok(say(&ending, named, shutdown))
             })
         });
     };
     if let Some(turn) = Turn::of_this_process(shutdown)? {
         return Ok(say(&train::take_turn(run, &turn, shutdown)?, run, shutdown));
     }
+    let named = run;
     kept_on(ranks, run, shutdown, |run| {
         require_run(run)?;
         let file = run.join("config.toml");
@@ -58,7 +60,7 @@ fn train_on(ranks: &dyn Ranks, matches: &ArgMatches, shutdown: &Shutdown) -> Res
         resolved.config.out = run.to_owned();
         with_resolved(matches, resolved, |config| {
             let ending = train::resume_on(ranks, config, shutdown)?;
-            Ok(say(&ending, run, shutdown))
+            Ok(say(&ending, named, shutdown))
         })
     })
 }
@@ -81,6 +83,7 @@ fn kept_on<T>(
     kept(out, shutdown, work)
 }
 
+/// What is said of a run, by the name that it was given by.
 fn say(ending: &Ending, run: &Path, shutdown: &Shutdown) -> Outcome {
     let summary = match ending {
         Ending::Trained(summary) => summary,

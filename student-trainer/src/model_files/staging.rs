@@ -32,7 +32,7 @@ impl Staging {
         let parent = directory_of(&out);
         files::create_directory(parent)?;
         let directory = tempfile::Builder::new()
-            .prefix(".unfinished-")
+            .prefix(output::UNFINISHED)
             .tempdir_in(parent)
             .map_err(Error::io("create a directory in", parent))?;
         Ok(Self { directory, out })

@@ -369,6 +369,7 @@ mod tests {
             "checkpoints/.tmp-step-000001/state.toml",
             "model/config.json",
             ".tmpAbC",
+            ".unfinished-AbC",
             "failed-step-2/report.json",
             "train.log",
         ] {

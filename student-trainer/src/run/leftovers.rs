@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use distill_program::output::UNFINISHED;
+
 use super::{
     MEMORY_FILE, TEACHER_FILE,
     directory::{
@@ -34,8 +36,8 @@ const BESIDE: [&str; 12] = [
 const PRECIOUS: [&str; 3] = ["checkpoints", ADAPTER_DIRECTORY, "model"];
 /// Batches that failed runs left for people; they stay.
 const DUMP_PREFIX: &str = "failed-step-";
-/// Of files that were being written.
-const TEMPORARY_PREFIX: &str = ".tmp";
+/// Of files and checkpoints that were being written.
+const TEMPORARY_PREFIXES: [&str; 2] = [".tmp", UNFINISHED];
 /// What the root of a disk holds.
 const OF_A_DISK: &str = "lost+found";
 /// Of what a shell writes beside a run that it starts; they stay.
@@ -59,7 +61,7 @@ pub(super) fn leftovers(directory: &Path) -> Result<Vec<PathBuf>> {
         // Other programs write files of these names, too.
         let own = has_started && (BESIDE.contains(&&*name) || PRECIOUS.contains(&&*name));
         let stays = name == LOCK_FILE || name == OF_A_DISK || name.starts_with(DUMP_PREFIX);
-        if own || name.starts_with(TEMPORARY_PREFIX) {
+        if own || is_temporary(&path) {
             left.push(path.clone());
         } else if !stays && path.extension() != Some(OsStr::new(SHELL_LOG)) {
             strange.push(name.into_owned());
@@ -114,7 +116,7 @@ fn is_worth_something(path: &Path) -> Result<bool> {
         return Ok(true);
     }
     for path in files::list(path)? {
-        let is_checkpoint = path.is_dir() && !name_starts_with(&path, TEMPORARY_PREFIX);
+        let is_checkpoint = path.is_dir() && !is_temporary(&path);
         if is_checkpoint || path.extension() == Some(OsStr::new("safetensors")) {
             return Ok(true);
         }
@@ -122,9 +124,11 @@ fn is_worth_something(path: &Path) -> Result<bool> {
     Ok(false)
 }
 
-fn name_starts_with(path: &Path, prefix: &str) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().starts_with(prefix)
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    TEMPORARY_PREFIXES
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// Removes what [`leftovers`] found.

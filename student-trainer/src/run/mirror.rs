@@ -10,13 +10,16 @@ use std::{
 
 use distill_objects::{Store, folder_of, is_remote};
 
-use crate::{Result, files, shutdown::Shutdown};
+use super::directory::CONFIG_FILE;
+use crate::{Error, Result, files, shutdown::Shutdown};
 
 /// Between two looks for a new checkpoint.
 const INTERVAL: Duration = Duration::from_secs(2);
 const CHECKPOINTS: &str = "checkpoints/";
 /// Written last into a checkpoint: with it, the others are there.
 const LAST: &str = "/state.toml";
+/// Of the files that only grow, as long as a run goes on from where it was.
+const LOG_ENDING: &str = ".jsonl";
 
 /// A file as it was sent: its bytes and when it was written.
 type Sent = (u64, Option<SystemTime>);
@@ -44,24 +47,40 @@ pub fn kept<T>(
     }
     let mut mirror = Mirror::open(out)?;
     mirror.fetch(&|| shutdown.is_requested())?;
-    let local = mirror.local.clone();
+    let (local, before) = (mirror.local.clone(), mirror.found()?);
     tracing::info!("working in {}, kept at {}", local.display(), out.display());
     let (end, ended) = mpsc::channel::<()>();
-    thread::scope(|scope| {
+    let done = thread::scope(|scope| {
         let sending = scope.spawn(|| mirror.send_until(ended));
         let done = work(&local);
         drop(end);
-        let sent = sending.join().unwrap_or(Ok(()));
-        let done = done?;
-        if sent.is_err() {
-            tracing::warn!(
-                "the run is whole in {}; `--resume {}` on this machine sends it",
-                local.display(),
-                out.display()
-            );
-        }
-        sent.map(|()| done)
-    })
+        // Whatever was wrong there is found again by what is sent now.
+        let _ = sending.join();
+        done
+    });
+    if let Err(error) = &done
+        && !error.is_stop()
+    {
+        tracing::warn!(
+            "{} is this machine's copy of {}: where the one is named, name the other; what is to be removed, remove in both",
+            local.display(),
+            out.display()
+        );
+    }
+    // What refused to begin has changed nothing, and what was here need not be what is kept there.
+    let sent = match (&done, mirror.found()? == before) {
+        (Err(_), true) => Ok(()),
+        _ => mirror.send(true),
+    };
+    let done = done?;
+    if sent.is_err() {
+        tracing::warn!(
+            "the run is whole in {}; `--resume {}` on this machine sends it",
+            local.display(),
+            out.display()
+        );
+    }
+    sent.map(|()| done)
 }
 
 impl Mirror {
@@ -73,36 +92,51 @@ impl Mirror {
         })
     }
 
-    /// Fetches the checkpoints that are whole there and missing here, and with newer ones everything else.
+    /// Fetches the checkpoints that are whole there and missing or cut here, and with newer ones everything else. The last files of
+    /// checkpoints come last: without one, all is fetched again.
     fn fetch(&mut self, stopped: &dyn Fn() -> bool) -> Result<()> {
-        let there: Vec<String> = self.store.list_all()?;
-        let there: Vec<String> = there.into_iter().filter(|name| is_plain(name)).collect();
+        let mut there = self.store.list_all()?;
+        there.retain(|name, _| is_plain(name));
+        if let Some(other) = there.keys().next()
+            && !there.contains_key(CONFIG_FILE)
+        {
+            let reason = format!("there is no run, but {other}; name another address");
+            return Err(Error::file(&self.store.path(""), reason));
+        }
         let here = self.found()?;
         let newest = |names: &mut dyn Iterator<Item = &String>| {
             let whole = names.filter(|name| name.starts_with(CHECKPOINTS) && name.ends_with(LAST));
             whole.max().cloned()
         };
-        let is_newer = newest(&mut there.iter()) > newest(&mut here.keys());
+        let (newest_there, newest_here) = (newest(&mut there.keys()), newest(&mut here.keys()));
+        let is_newer = newest_there > newest_here;
         let is_whole = |name: &String| match checkpoint_of(name) {
-            Some(checkpoint) => there.contains(&format!("{checkpoint}{LAST}")),
+            Some(checkpoint) => there.contains_key(&format!("{checkpoint}{LAST}")),
             None => true,
         };
-        for name in there.iter().filter(|name| is_whole(name)) {
-            let is_needed = checkpoint_of(name).is_none() && is_newer;
-            if is_needed || !here.contains_key(name) {
+        let mut names: Vec<(&String, &u64)> = there.iter().collect();
+        names.sort_by_key(|(name, _)| (checkpoint_of(name).is_some(), name.ends_with(LAST)));
+        for (name, bytes) in names.into_iter().filter(|(name, _)| is_whole(name)) {
+            let is_longer = here.get(name).is_none_or(|(here, _)| bytes > here);
+            let is_needed = match checkpoint_of(name) {
+                Some(_) => is_longer,
+                None if newest_there == newest_here && name.ends_with(LOG_ENDING) => is_longer,
+                None => is_newer || !here.contains_key(name),
+            };
+            if is_needed {
                 self.store.download(name, &self.local.join(name), stopped)?;
             }
         }
-        let found = self.found()?;
-        let sent = found.into_iter().filter(|(name, _)| there.contains(name));
         // What was here before may be another's: it is sent again, unless it is a checkpoint's, which never change.
-        let sent = sent.filter(|(name, _)| is_newer || checkpoint_of(name).is_some());
+        let sent = self.found()?.into_iter().filter(|(name, (bytes, _))| {
+            there.get(name) == Some(bytes) && (is_newer || checkpoint_of(name).is_some())
+        });
         self.sent = sent.collect();
         Ok(())
     }
 
-    /// Sends what is new every few seconds, and all of it once nobody holds the other end.
-    fn send_until(&mut self, ended: mpsc::Receiver<()>) -> Result<()> {
+    /// Sends new checkpoints every few seconds until nobody holds the other end.
+    fn send_until(&mut self, ended: mpsc::Receiver<()>) {
         let mut is_told = false;
         while matches!(ended.recv_timeout(INTERVAL), Err(RecvTimeoutError::Timeout)) {
             match self.send(false) {
@@ -114,7 +148,6 @@ impl Mirror {
                 Ok(()) => is_told = false,
             }
         }
-        self.send(true)
     }
 
     /// Sends what is not there as it is here, where there is a new checkpoint or it is the end: of a checkpoint first what its last
@@ -224,9 +257,7 @@ mod tests {
     }
 
     fn kept(mirror: &Mirror) -> Vec<String> {
-        let mut names = mirror.store.list_all().unwrap();
-        names.sort();
-        names
+        mirror.store.list_all().unwrap().into_keys().collect()
     }
 
     #[test]
@@ -275,7 +306,7 @@ mod tests {
             &[(&two[0], "w2"), (&two[1], "s2"), ("metrics.jsonl", "1,2")],
         );
         second.send(false).unwrap();
-        expected.splice(0..2, two);
+        expected.splice(0..2, two.clone());
         assert_eq!(kept(&second), expected, "the old checkpoint is gone");
         // The first machine is back with what it had, and takes what is newer.
         let mut back = mirror(directory.path(), "first");
@@ -296,6 +327,45 @@ mod tests {
         );
         back.send(true).unwrap();
         assert!(kept(&back).contains(&step(3, "state.toml")));
+
+        // A fetch that was cut short has fetched the logs, and the next one goes on.
+        let mut third = mirror(directory.path(), "third");
+        write(
+            &third,
+            &[("metrics.jsonl", "1"), (&one[0], "w"), (&one[1], "s")],
+        );
+        let metrics = third.local.join("metrics.jsonl");
+        let config = third.local.join("config.toml");
+        third.fetch(&|| config.exists()).unwrap_err();
+        assert!(!third.local.join(step(3, "state.toml")).exists());
+        third.fetch(&|| false).unwrap();
+        assert_eq!(fs::read_to_string(&metrics).unwrap(), "1,2,3");
+        // What was cut here is fetched, and what was cut there is sent.
+        write(
+            &third,
+            &[("metrics.jsonl", "1"), (&step(3, "state.toml"), "")],
+        );
+        third.fetch(&|| false).unwrap();
+        assert_eq!(fs::read_to_string(&metrics).unwrap(), "1,2,3");
+        let last = third.local.join(step(3, "state.toml"));
+        assert_eq!(fs::read_to_string(last).unwrap(), "s3");
+        third.store.replace(&two[0], Vec::new()).unwrap();
+        third.fetch(&|| false).unwrap();
+        third.send(true).unwrap();
+        assert_eq!(third.store.length(&two[0]).unwrap(), Some(2));
+    }
+
+    #[test]
+    fn an_address_of_something_else_is_refused_before_anything_is_fetched() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mirror = mirror(directory.path(), "local");
+        mirror
+            .store
+            .replace("header", b"of a cache".to_vec())
+            .unwrap();
+        let refused = mirror.fetch(&|| false).unwrap_err().to_string();
+        assert!(refused.contains("no run, but header"), "{refused}");
+        assert!(!mirror.local.exists());
     }
 
     #[test]

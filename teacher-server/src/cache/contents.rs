@@ -52,6 +52,10 @@ impl Contents {
     /// # Errors
     /// `Damaged` naming the byte; `Io`.
     pub fn sealed_header(&self, shard: ShardPlan) -> Result<Option<ShardHeader>> {
+        self.read_anew(shard.number, || self.read_sealed_header(shard))
+    }
+
+    fn read_sealed_header(&self, shard: ShardPlan) -> Result<Option<ShardHeader>> {
         let name = sealed_name(shard.number);
         let Some(length) = self.storage.length(&name)? else {
             return Ok(None);
@@ -87,13 +91,13 @@ impl Contents {
     /// # Errors
     /// `Damaged` naming the byte; `Io`.
     pub fn sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {
-        match self.read_sealed_frame(header, position) {
-            // It may be a copy that is damaged.
-            Err(Error::Damaged { .. }) if self.storage.forget(&sealed_name(header.number)) => {
-                self.read_sealed_frame(header, position)
-            }
-            frame => frame,
-        }
+        self.read_anew(header.number, || self.read_sealed_frame(header, position))
+    }
+
+    fn read_anew<T>(&self, shard: u32, read: impl Fn() -> Result<T>) -> Result<T> {
+        let is_damaged = |error: &Error| matches!(error, Error::Damaged { .. });
+        self.storage
+            .read_anew(&sealed_name(shard), is_damaged, read)
     }
 
     fn read_sealed_frame(&self, header: &ShardHeader, position: usize) -> Result<Vec<u8>> {

@@ -21,11 +21,9 @@ pub type Elsewhere = Vec<(PathBuf, HashSet<String>)>;
 /// # Errors
 /// `Cache` where one is damaged; `Io`.
 pub fn read(files: &dyn Files, storage: &Storage) -> Result<Elsewhere> {
-    let mut names = files.list(MANIFESTS)?;
-    names.sort();
     let mut elsewhere = Elsewhere::new();
-    for name in names {
-        let name = format!("{MANIFESTS}/{name}");
+    for number in numbers(files)? {
+        let name = name(number);
         let manifest = sealed::get::<v1::CacheManifest>(storage, &name)?;
         for part in manifest.unwrap_or_default().parts {
             let shards = part.shards.into_iter().map(sealed_name).collect();
@@ -33,6 +31,19 @@ pub fn read(files: &dyn Files, storage: &Storage) -> Result<Elsewhere> {
         }
     }
     Ok(elsewhere)
+}
+
+fn name(number: u32) -> String {
+    format!("{MANIFESTS}/{number:05}")
+}
+
+/// The numbers of those that are there, in order.
+fn numbers(files: &dyn Files) -> Result<Vec<u32>> {
+    let listed = files.list(MANIFESTS)?.into_iter();
+    let numbers = listed.filter_map(|name| name.parse().ok());
+    let mut numbers: Vec<u32> = numbers.collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// Adds a manifest that says which shards lie in which cache; none where there are none.
@@ -54,6 +65,6 @@ pub fn put(
     let manifest = v1::CacheManifest {
         parts: parts.collect(),
     };
-    let number = files.list(MANIFESTS)?.len();
-    sealed::put(storage, &format!("{MANIFESTS}/{number:05}"), &manifest)
+    let number = numbers(files)?.last().map_or(0, |last| last + 1);
+    sealed::put(storage, &name(number), &manifest)
 }

@@ -135,8 +135,12 @@ fn copy_shards(
             };
             done.sealed += 1;
             if merged.is_shared() && input.is_shared() {
-                let shards = elsewhere.entry(input.path().to_owned()).or_default();
-                shards.push(shard.number);
+                // Which may be in a cache that the input lists.
+                let name = sealed_name(shard.number);
+                let place = source.storage.path(&name);
+                let above = place.ancestors().nth(Path::new(&name).components().count());
+                let cache = above.unwrap_or(input.path()).to_owned();
+                elsewhere.entry(cache).or_default().push(shard.number);
                 done.listed += 1;
                 break;
             }

@@ -1,7 +1,11 @@
 //! Provides the place of a cache: an address of object storage, or a directory: a new one, an empty one, or one that holds a
 //! cache or what a failed start left of it.
 
-use std::{ffi::OsStr, path::Path, sync::Arc};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use distill_objects::is_remote;
 use distill_program::{
@@ -35,23 +39,30 @@ const SHELL_LOG: &str = "log";
 /// # Errors
 /// `Cache` where it holds somebody's other files and no cache; `Io`.
 pub(super) fn check(path: &Path) -> Result<()> {
-    if is_remote(path) {
-        return RemoteFiles::reading(path).map(drop);
+    let found: Vec<PathBuf> = if is_remote(path) {
+        let objects = RemoteFiles::reading(path)?.list("")?;
+        objects.into_iter().map(PathBuf::from).collect()
+    } else if path.exists() {
+        files::list(path)?
+    } else {
+        Vec::new()
+    };
+    let name = |entry: &Path| entry.file_name().unwrap_or_default().to_owned();
+    if found.iter().any(|entry| name(entry) == HEADER) {
+        return Ok(());
     }
-    if path.exists() && !path.join(HEADER).exists() {
-        for entry in files::list(path)? {
-            let name = entry.file_name().unwrap_or_default();
-            let is_log = entry.extension() == Some(OsStr::new(SHELL_LOG));
-            let is_known = OWN.iter().any(|own| name == *own) || name == OF_A_DISK;
-            if !is_known && !is_log {
-                return Err(Error::cache(
-                    path,
-                    format!(
-                        "there is no cache here, but {}, which none wrote; name a new or an empty directory",
-                        name.display()
-                    ),
-                ));
-            }
+    for entry in found {
+        let name = name(&entry);
+        let is_log = entry.extension() == Some(OsStr::new(SHELL_LOG));
+        let is_known = OWN.iter().any(|own| name == *own) || name == OF_A_DISK;
+        if !is_known && !is_log {
+            return Err(Error::cache(
+                path,
+                format!(
+                    "there is no cache here, but {}, which none wrote; name a new or an empty place",
+                    name.display()
+                ),
+            ));
         }
     }
     Ok(())
@@ -113,7 +124,7 @@ mod tests {
         fs::write(path.join("thesis.tex"), "").unwrap();
         let message = make(&path).unwrap_err().to_string();
         assert!(
-            message.contains("thesis.tex") && message.contains("empty directory"),
+            message.contains("thesis.tex") && message.contains("an empty place"),
             "{message}"
         );
         // Beside a cache it is nobody's business.

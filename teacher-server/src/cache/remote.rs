@@ -22,6 +22,10 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// Objects that say of a shard which other cache it was damaged in, so that it is made anew here.
+const HIDDEN: &str = "hidden";
+/// Digits of an address' digest in their names.
+const DIGITS: usize = 16;
 /// Below an address' folder: what is copied of it.
 const COPIES: &str = "copies";
 /// The same: what a process has made of it that is not whole yet; one for each process at a time.
@@ -36,6 +40,8 @@ pub struct RemoteFiles {
     elsewhere: Vec<(HashSet<String>, Objects)>,
     /// Which of these a shard was found in.
     found: Mutex<HashMap<String, usize>>,
+    /// Names below [`HIDDEN`]: what is not looked for there any more.
+    hidden: Mutex<HashSet<String>>,
     /// None where nothing is written.
     own: Option<LocalFiles>,
 }
@@ -65,17 +71,22 @@ impl RemoteFiles {
     /// An address without meaning; the disk that copies lie on.
     pub fn reading(path: &Path) -> Result<Self> {
         let sealed = Objects::open(path)?;
-        let alone = |elsewhere| Self {
+        let alone = |elsewhere, hidden| Self {
             sealed: sealed.clone(),
             elsewhere,
             found: Mutex::default(),
+            hidden: Mutex::new(hidden),
             own: None,
         };
-        let files: Arc<dyn Files> = Arc::new(alone(Vec::new()));
+        let files: Arc<dyn Files> = Arc::new(alone(Vec::new(), HashSet::new()));
         let listed = manifest::read(files.as_ref(), &Storage::new(files.clone()))?;
+        if listed.is_empty() {
+            return Ok(alone(Vec::new(), HashSet::new()));
+        }
         let elsewhere = listed.into_iter();
         let elsewhere = elsewhere.map(|(path, shards)| Ok((shards, Objects::open(&path)?)));
-        Ok(alone(elsewhere.collect::<Result<_>>()?))
+        let hidden = files.list(HIDDEN)?.into_iter().collect();
+        Ok(alone(elsewhere.collect::<Result<_>>()?, hidden))
     }
 
     /// To write as well; what an earlier process of this machine began is gone on with. The lock keeps its folder.
@@ -128,6 +139,7 @@ impl RemoteFiles {
         }
         for (at, (shards, objects)) in self.elsewhere.iter().enumerate() {
             if shards.contains(name)
+                && !self.hidden().contains(&hidden_name(name, objects))
                 && let Some(bytes) = objects.store.length(name)?
             {
                 self.found().insert(name.to_owned(), at);
@@ -148,9 +160,21 @@ impl RemoteFiles {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn hidden(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn nothing(&self, name: &str) -> Error {
         FileError::at("read", &self.path(name))(io::ErrorKind::NotFound.into()).into()
     }
+}
+
+/// The name of what hides the shard `name` of another cache.
+fn hidden_name(name: &str, of: &Objects) -> String {
+    let shard = name.rsplit('/').next().unwrap_or_default();
+    let address = of.store.path("");
+    let digest = blake3::hash(address.as_os_str().as_encoded_bytes()).to_hex();
+    format!("{shard}-{}", digest.get(..DIGITS).unwrap_or_default())
 }
 
 /// Where a name is.
@@ -219,8 +243,17 @@ impl Files for RemoteFiles {
 
     fn remove(&self, name: &str) -> Result<()> {
         match self.own(name) {
-            // What lies elsewhere is another cache's.
-            Own::Sealed => Ok(self.sealed.store.remove(name)?),
+            Own::Sealed => {
+                let at = self.found().remove(name);
+                if let Some((_, objects)) = at.and_then(|at| self.elsewhere.get(at)) {
+                    // It is another cache's, and stays there.
+                    let hidden = hidden_name(name, objects);
+                    let store = &self.sealed.store;
+                    store.put_if_absent(&format!("{HIDDEN}/{hidden}"), Vec::new())?;
+                    self.hidden().insert(hidden);
+                }
+                Ok(self.sealed.store.remove(name)?)
+            }
             Own::Here(files) => files.remove(name),
             Own::Nothing => Ok(()),
         }
@@ -252,7 +285,11 @@ impl Files for RemoteFiles {
     }
 
     fn forget(&self, name: &str) {
-        self.objects(name).copies.forget(name);
-        self.found().remove(name);
+        self.sealed.copies.forget(name);
+        for (shards, objects) in &self.elsewhere {
+            if shards.contains(name) {
+                objects.copies.forget(name);
+            }
+        }
     }
 }

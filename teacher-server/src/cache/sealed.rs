@@ -57,6 +57,11 @@ pub fn get<M: Message + Default>(storage: &Storage, name: &str) -> Result<Option
 /// # Errors
 /// As `get`.
 pub fn get_bytes(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
+    let is_damaged = |error: &Error| matches!(error, Error::Cache { .. });
+    storage.read_anew(name, is_damaged, || read(storage, name))
+}
+
+fn read(storage: &Storage, name: &str) -> Result<Option<Vec<u8>>> {
     let Some(length) = storage.length(name)? else {
         return Ok(None);
     };

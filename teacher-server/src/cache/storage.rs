@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::files::Files;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Objects that are being written; whatever lies here at the start is left over from a crash.
 pub const TEMPORARY: &str = "tmp";
@@ -41,10 +41,25 @@ impl Storage {
         self.files.read(name, offset, bytes)
     }
 
-    /// Reads an object anew the next time, and no copy of it; whether there could be one.
-    pub fn forget(&self, name: &str) -> bool {
+    /// Reads an object anew the next time, and no copy of it.
+    pub fn forget(&self, name: &str) {
         self.files.forget(name);
-        self.files.is_shared()
+    }
+
+    /// What `read` gives of an object, which it reads once more where `is_damaged` says so: it may be a copy that is.
+    pub fn read_anew<T>(
+        &self,
+        name: &str,
+        is_damaged: impl FnOnce(&Error) -> bool,
+        read: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        match read() {
+            Err(error) if self.files.is_shared() && is_damaged(&error) => {
+                self.forget(name);
+                read()
+            }
+            done => done,
+        }
     }
 
     /// Where an object is, for messages.

@@ -441,6 +441,12 @@ impl BlockStore for CacheStore {
     }
 
     fn flush(&self) -> Result<()> {
-        self.sync(&mut self.writing())
+        let mut unsynced = self.writing();
+        self.sync(&mut unsynced)?;
+        // Of a shard that was whole the storage may have been away.
+        for &shard in self.contents.shards.iter() {
+            self.seal_if_complete(shard)?;
+        }
+        Ok(())
     }
 }

@@ -404,6 +404,14 @@ impl Production {
         self.shared.changed();
     }
 
+    /// Puts what is kept where it is to be, as far as that has failed so far.
+    ///
+    /// # Errors
+    /// `Io` naming the place.
+    pub fn flush(&self) -> Result<()> {
+        self.shared.store.flush()
+    }
+
     /// Waits until both threads have ended, after `close`.
     pub fn join(&self) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -62,6 +62,13 @@ impl Cloud {
         succeeds(&mut self.teacher(machine, args))
     }
 
+    fn repair(&self, machine: &str, cache: &str) -> Result<Output> {
+        let model = path_text(self.setup.teacher.path());
+        let corpus = "s3://bucket/corpus/documents.txt";
+        let flags = ["--repair", "--model", model, "--corpus", corpus];
+        self.runs(machine, &[&["verify", cache], flags.as_slice()].concat())
+    }
+
     /// A cache on this machine's disk, for comparison.
     fn local(&self, flags: &[&str]) -> PathBuf {
         let out = self.setup.work.path().join("local");
@@ -218,18 +225,7 @@ fn an_object_that_was_corrupted_is_found_and_repaired() -> Result<()> {
         !found.status.success() && said.contains("shard 1, byte"),
         "{said}"
     );
-    let model = path_text(cloud.setup.teacher.path());
-    let corpus = "s3://bucket/corpus/documents.txt";
-    let repair = [
-        "verify",
-        "s3://bucket/cache",
-        "--repair",
-        "--model",
-        model,
-        "--corpus",
-        corpus,
-    ];
-    cloud.runs("one", &repair)?;
+    cloud.repair("one", "s3://bucket/cache")?;
     assert!(objects(&cache)? == expected);
     assert_eq!(fs::read(cache.join("damaged/0000001.0"))?, bytes);
     cloud.runs("two", &["verify", "s3://bucket/cache"])?;
@@ -256,8 +252,69 @@ fn a_merge_of_caches_in_storage_copies_no_shard() -> Result<()> {
     );
     assert!(!cloud.storage.file("all/shards").exists());
     cloud.runs("two", &["verify", "s3://bucket/all"])?;
+    // What a cache lists it does not hold: another merge lists where it is.
+    let again = ["merge", "--out", "s3://bucket/again", "s3://bucket/all"];
+    cloud.runs("one", &again)?;
+    cloud.runs("two", &["verify", "s3://bucket/again"])?;
     let from_disk = cloud.trained(path_text(&local), "from-disk", &[])?;
     assert!(cloud.trained("s3://bucket/all", "from-storage", &[])? == from_disk);
+
+    // A shard that another cache holds is made anew in this one where it is damaged.
+    let odd = cloud.storage.file("odd");
+    let mut bytes = fs::read(odd.join("shards/0000001"))?;
+    let whole = bytes.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 16;
+    fs::write(odd.join("shards/0000001"), &bytes)?;
+    let verify = ["verify", "s3://bucket/all"];
+    let found = text(&cloud.teacher("two", &verify).output()?);
+    assert!(found.contains("shard 1, byte"), "{found}");
+    cloud.repair("two", "s3://bucket/all")?;
+    cloud.runs("two", &verify)?;
+    assert!(fs::read(cloud.storage.file("all/shards/0000001"))? == whole);
+    assert!(fs::read(odd.join("shards/0000001"))? == bytes);
+    Ok(())
+}
+
+#[test]
+fn a_shard_that_storage_refuses_ends_a_capture_and_is_put_by_the_next() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let local = cloud.local(&[]);
+    cloud.storage.refuse(Some("cache/shards/"));
+    let refused = cloud.precompute("one", "cache", &[]).output()?;
+    let said = text(&refused);
+    assert!(
+        !refused.status.success()
+            && said.contains("shards/0000000")
+            && !said.contains(": complete"),
+        "{said}"
+    );
+    cloud.storage.refuse(None);
+    succeeds(&mut cloud.precompute("one", "cache", &[]))?;
+    assert!(objects(&cloud.storage.file("cache"))? == objects(&local)?);
+    Ok(())
+}
+
+#[test]
+fn a_copy_that_was_damaged_is_read_anew() -> Result<()> {
+    let cloud = Cloud::new()?;
+    succeeds(&mut cloud.precompute("one", "cache", &[]))?;
+    let before = objects(&cloud.storage.file("cache"))?;
+    let machine = cloud.setup.work.path().join("one");
+    let mut damaged = 0;
+    for folder in names(&machine)? {
+        let copies = machine.join(folder).join("copies");
+        for copy in names(&copies).unwrap_or_default() {
+            let mut bytes = fs::read(copies.join(&copy))?;
+            bytes.iter_mut().for_each(|byte| *byte ^= 16);
+            fs::write(copies.join(&copy), bytes)?;
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 2, "{damaged} copies");
+    cloud.runs("one", &["inspect", "s3://bucket/cache"])?;
+    succeeds(&mut cloud.precompute("one", "cache", &[]))?;
+    assert!(objects(&cloud.storage.file("cache"))? == before);
     Ok(())
 }
 
@@ -288,6 +345,10 @@ fn what_storage_refuses_is_said_without_secrets() -> Result<()> {
     assert!(wrong.contains("s3://bucket/cache"), "{wrong}");
     let inside = refused("NOTHING", "", "s3://me:another-secret@bucket/cache")?;
     assert!(inside.contains("AWS_ACCESS_KEY_ID"), "{inside}");
+    for endpoint in ["127.0.0.1:39771", "HTTP://host"] {
+        let strange = refused("AWS_ENDPOINT_URL", endpoint, "s3://bucket/cache")?;
+        assert!(strange.contains("https://HOST"), "{strange}");
+    }
     let unknown = refused("NOTHING", "", "ftp://bucket/cache")?;
     assert!(unknown.contains("s3://BUCKET/PREFIX"), "{unknown}");
     Ok(())

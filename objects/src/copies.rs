@@ -24,8 +24,6 @@ const BLOCK_BYTES: u64 = 4 << 20;
 const LIMIT_BYTES: u64 = 16 << 30;
 /// Says how many bytes copies may take.
 const LIMIT: &str = "OT_DISTILL_OBJECTS_BYTES";
-/// Digits of what names an object in its state in a copy's name.
-const DIGITS: usize = 24;
 
 /// The objects of a store, read through copies. A copy is of an object in one state: what is replaced is read anew. Nothing is
 /// checked against its content here; who finds damage says [`Copies::forget`] and reads again.
@@ -225,14 +223,7 @@ impl Kept {
 
 /// Names an object in its state; `None` where the service does not tell states apart.
 fn copy_prefix(name: &str, version: &Version) -> Option<String> {
-    let tag = version.tag.as_deref()?;
-    let mut state = blake3::Hasher::new();
-    for part in [name, tag, &version.bytes.to_string()] {
-        state.update(&(part.len() as u64).to_le_bytes());
-        state.update(part.as_bytes());
-    }
-    let digest = state.finalize().to_hex();
-    digest.get(..DIGITS).map(str::to_owned)
+    version.tag.as_ref().map(|_| version.digest(name))
 }
 
 fn limit() -> Result<u64> {

@@ -8,10 +8,7 @@ use std::{
 use distill_program::{FileError, files};
 use object_store::path::Path as Key;
 
-use crate::{Result, Store, folder_of, store::Version};
-
-/// Digits of what names an object's state.
-const DIGITS: usize = 16;
+use crate::{Result, Store, folder::short_digest, folder_of, store::Version};
 
 /// The file of this machine that holds the object at `address`, or the folder that holds the objects right below it; what was
 /// fetched before and is as it was is not fetched again. Ends early with `Interrupted` once `stopped` says so.
@@ -29,13 +26,8 @@ pub fn fetched(address: &Path, stopped: &dyn Fn() -> bool) -> Result<PathBuf> {
         .map(|name| Ok((name.clone(), store.known_version(&name)?)))
         .collect::<Result<_>>()?;
     // One folder for one state of all of them: a reader of folders must find these and no others.
-    let mut state = blake3::Hasher::new();
-    for (name, version) in &versions {
-        state.update(format!("{name}\n{version:?}\n").as_bytes());
-    }
-    let digest = state.finalize().to_hex();
-    let folder = folder_of(address).join("folders");
-    let folder = folder.join(digest.get(..DIGITS).unwrap_or_default());
+    let state = short_digest(format!("{versions:?}").as_bytes());
+    let folder = folder_of(address).join("folders").join(state);
     for (name, version) in &versions {
         let file = fetch(
             &store,
@@ -81,8 +73,7 @@ fn fetch(
     folder: &Path,
     stopped: &dyn Fn() -> bool,
 ) -> Result<PathBuf> {
-    let state = blake3::hash(format!("{name}\n{version:?}").as_bytes()).to_hex();
-    let folder = folder.join(state.get(..DIGITS).unwrap_or_default());
+    let folder = folder.join(version.digest(name));
     let path = folder.join(name);
     if path
         .metadata()

@@ -10,8 +10,15 @@ use crate::address::endpoint;
 /// Names the folder above all of them.
 pub(crate) const PLACE: &str = "OT_DISTILL_OBJECTS";
 const FOLDER: &str = "ot-distill/objects";
-/// Digits of an address' digest in the folder's name.
+/// Digits of a digest where it is a part of a name.
 const DIGITS: usize = 16;
+
+/// What stands in a name for something longer: the first digits of its blake3.
+pub fn short_digest(of: &[u8]) -> String {
+    let mut digest = blake3::hash(of).to_hex().to_string();
+    digest.truncate(DIGITS);
+    digest
+}
 
 /// The folder for the address `path` at the server that the environment names: below `OT_DISTILL_OBJECTS`, or below `XDG_CACHE_HOME`
 /// or `~/.cache`, or in the system's folder for temporary files.
@@ -32,8 +39,7 @@ pub fn folder_of(path: &Path) -> PathBuf {
     if let Some(endpoint) = endpoint(path) {
         address += &format!("\n{endpoint}");
     }
-    let digest = blake3::hash(address.as_bytes()).to_hex();
-    above.join(digest.get(..DIGITS).unwrap_or_default())
+    above.join(short_digest(address.as_bytes()))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ mod transfer;
 pub use address::is_remote;
 pub use copies::Copies;
 pub use fetch::fetched;
-pub use folder::folder_of;
+pub use folder::{folder_of, short_digest};
 pub use store::Store;
 
 /// What the functions here give.

@@ -19,7 +19,7 @@ use object_store::{
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 
-use crate::{Result, address::reach};
+use crate::{Result, address::reach, folder::short_digest};
 
 /// Attempts at a put that is refused though nothing is there, with a longer pause after each.
 const ATTEMPTS_MAX: u32 = 8;
@@ -50,6 +50,13 @@ pub(crate) struct Version {
     pub bytes: u64,
     /// Changes with the content; `None` where the service has none.
     pub tag: Option<String>,
+}
+
+impl Version {
+    /// What stands for the object `name` in this state in the name of a copy.
+    pub fn digest(&self, name: &str) -> String {
+        short_digest(format!("{name}\n{self:?}").as_bytes())
+    }
 }
 
 impl Store {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use distill_objects::{Copies, Store, folder_of};
+use distill_objects::{Copies, Store, folder_of, short_digest};
 use distill_program::{
     FileError,
     lock::{Attempt, Lock},
@@ -24,8 +24,6 @@ use crate::{Error, Result};
 
 /// Objects that say of a shard which other cache it was damaged in, so that it is made anew here.
 const HIDDEN: &str = "hidden";
-/// Digits of an address' digest in their names.
-const DIGITS: usize = 16;
 /// Below an address' folder: what is copied of it.
 const COPIES: &str = "copies";
 /// The same: what a process has made of it that is not whole yet; one for each process at a time.
@@ -173,8 +171,10 @@ impl RemoteFiles {
 fn hidden_name(name: &str, of: &Objects) -> String {
     let shard = name.rsplit('/').next().unwrap_or_default();
     let address = of.store.path("");
-    let digest = blake3::hash(address.as_os_str().as_encoded_bytes()).to_hex();
-    format!("{shard}-{}", digest.get(..DIGITS).unwrap_or_default())
+    format!(
+        "{shard}-{}",
+        short_digest(address.as_os_str().as_encoded_bytes())
+    )
 }
 
 /// Where a name is.

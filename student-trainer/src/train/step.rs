@@ -12,6 +12,7 @@ use crate::{
         Convergence, HeadGeometry, HeadLoss, HiddenProjection, LayerStates, LossConfig, LossValues,
         SolverReport, StatesGradient, Student, head_loss, head_loss_with_head,
     },
+    run::{Memory, StepMetrics},
     student::padded_ids,
 };
 
@@ -369,6 +370,30 @@ impl StepLoss {
         let (worst, uninformative) = self.solver.get_or_insert_default();
         worst.add(report.convergence);
         *uninformative |= report.uninformative;
+    }
+
+    /// What a line of metrics says of it, after so many seconds.
+    pub(super) fn metrics(&self, seconds: f64) -> StepMetrics {
+        let memory = Memory::now();
+        let solver = self.solver.map(|(solver, _)| solver);
+        StepMetrics {
+            loss: self.total,
+            ce: self.ce,
+            kl: self.kl,
+            reverse_kl: self.reverse_kl,
+            jsd: self.jsd,
+            ot: self.ot,
+            tokens: self.tokens,
+            padding: self.padding,
+            targets: self.targets,
+            tokens_per_second: self.tokens as f64 / seconds.max(1e-9),
+            ot_iterations: solver.map(|solver| solver.iterations),
+            ot_marginal_error: solver.map(|solver| solver.marginal_error),
+            ot_converged: solver.map(|solver| solver.converged),
+            rss_bytes: memory.rss_bytes,
+            peak_rss_bytes: memory.peak_rss_bytes,
+            ..StepMetrics::default()
+        }
     }
 
     /// Names the first part that is not finite.

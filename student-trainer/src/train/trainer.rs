@@ -34,7 +34,7 @@ use crate::{
     files,
     loss::{HiddenProjection, LossConfig, LossError},
     ranks::Ranks,
-    run::{Memory, Progress, RunDirectory, StepMetrics, progress},
+    run::{Progress, RunDirectory, StepMetrics, progress},
     shutdown::Shutdown,
 };
 
@@ -115,10 +115,14 @@ impl<'a> Trainer<'a> {
             if self.has_all_steps() || self.stops(shutdown)? {
                 break;
             }
-            let batch = match self.frames.next(frames_a_step(self.config), self.turn)? {
-                Next::Frames(batch) => batch,
-                Next::Stopped => break,
-                Next::GiveBack => return Ok(Pause::GiveBack),
+            let batch = match self.frames.next(frames_a_step(self.config), self.turn) {
+                Ok(Next::Frames(batch)) => batch,
+                Ok(Next::Stopped) => break,
+                Ok(Next::GiveBack) => return Ok(Pause::GiveBack),
+                Err(error @ Error::Teacher { .. }) if self.ranks.is_alone() => {
+                    return Err(self.saved_before(error));
+                }
+                Err(error) => return Err(error),
             };
             let wait_seconds = waiting.elapsed().as_secs_f64();
             let line = self.step(&batch, wait_seconds)?;
@@ -191,8 +195,41 @@ impl<'a> Trainer<'a> {
     /// gradients overflowed by the loss's scale: such a step is done without an update.
     fn step(&mut self, batch: &[Received], wait_seconds: f64) -> Result<Option<StepMetrics>> {
         let start = Instant::now();
-        let (step, total) = (self.keeper.state.step, self.keeper.state.total_steps);
+        let step = self.keeper.state.step;
+        let gradients = match self.gradients(batch) {
+            Ok(gradients) => gradients,
+            Err(error) => return Err(self.saved_without(error)),
+        };
+        let Some((gradients, squares)) = gradients else {
+            self.keeper.state.step += 1;
+            return Ok(None);
+        };
+        let applied = self.updates.apply(step, &gradients, squares)?;
         self.keeper.state.step += 1;
+
+        let seconds = start.elapsed().as_secs_f64();
+        let handover = self.handover.take();
+        let line = StepMetrics {
+            release_seconds: handover.and_then(|handover| handover.release_seconds),
+            acquire_seconds: handover.map(|handover| handover.acquire_seconds),
+            load_seconds: handover.map(|handover| handover.load_seconds),
+            step: step + 1,
+            epoch: self.frames.epoch(),
+            lr: applied.learning_rate,
+            grad_norm: applied.grad_norm,
+            seconds,
+            wait_seconds,
+            ..self.loss.metrics(seconds)
+        };
+        self.keeper.step(&line)?;
+        self.warnings.look_at(&self.loss);
+        Ok(Some(line))
+    }
+
+    /// The gradients of a step over all ranks, with their sums of squares, checked: nothing that is trained has changed yet. `None` as
+    /// in [`step`](Self::step).
+    fn gradients(&mut self, batch: &[Received]) -> Result<Option<(Gradients, Squares)>> {
+        let (step, total) = (self.keeper.state.step, self.keeper.state.total_steps);
         let examples = self.examples(batch)?;
         let counts = Counts {
             frames: batch.len(),
@@ -224,25 +261,7 @@ impl<'a> Trainer<'a> {
         self.dump_first(&gradients)?;
         self.watch
             .check(step + 1, &self.tuned.parameters, &gradients, &squares)?;
-        let applied = self.updates.apply(step, &gradients, squares)?;
-
-        let seconds = start.elapsed().as_secs_f64();
-        let handover = self.handover.take();
-        let line = StepMetrics {
-            release_seconds: handover.and_then(|handover| handover.release_seconds),
-            acquire_seconds: handover.map(|handover| handover.acquire_seconds),
-            load_seconds: handover.map(|handover| handover.load_seconds),
-            step: step + 1,
-            epoch: self.frames.epoch(),
-            lr: applied.learning_rate,
-            grad_norm: applied.grad_norm,
-            seconds,
-            wait_seconds,
-            ..step_metrics(&self.loss, seconds)
-        };
-        self.keeper.step(&line)?;
-        self.warnings.look_at(&self.loss);
-        Ok(Some(line))
+        Ok(Some((gradients, squares)))
     }
 
     /// Evaluates where that is due; the first rank does, and tells the others. True where the student was never better.
@@ -269,12 +288,22 @@ impl<'a> Trainer<'a> {
         Ok(metrics.best)
     }
 
-    /// Writes a checkpoint before an evaluation's error ends the run: what was trained is not lost with it.
+    /// As [`saved_before`](Self::saved_before), of a step that came to no update. Of a control the sequence is gone by that the next
+    /// one is given something of; and of several ranks the others may be elsewhere.
+    fn saved_without(&mut self, error: Error) -> Error {
+        if !self.ranks.is_alone() || self.config.shuffle_teacher != ShuffleTeacher::None {
+            return error;
+        }
+        self.frames.step_back();
+        self.saved_before(error)
+    }
+
+    /// Writes a checkpoint before an error ends the run: what was trained is not lost with it.
     fn saved_before(&mut self, error: Error) -> Error {
         if self.keeper.is_unsaved() {
             match self.save() {
                 Ok(()) => tracing::info!(
-                    "the evaluation failed; step {} is in a checkpoint, and --resume goes on with it",
+                    "step {} is in a checkpoint, and --resume goes on with it",
                     self.keeper.state.step
                 ),
                 Err(lost) => tracing::error!("no checkpoint could be written either: {lost}"),
@@ -360,7 +389,7 @@ impl<'a> Trainer<'a> {
         if verdict == Verdict::Skip {
             tracing::info!(
                 "step {}: a gradient overflowed at a loss scale of {scale}; it is left out, and the scale is {} now",
-                self.keeper.state.step,
+                self.keeper.state.step + 1,
                 self.scaler.scale()
             );
         }
@@ -383,7 +412,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn refuse(&self, what: String, names: &[&str], batch: &[Received]) -> Result<Error> {
-        let step = self.keeper.state.step;
+        let step = self.keeper.state.step + 1;
         let rank = self.ranks.rank();
         let dump = self
             .run_directory
@@ -402,29 +431,6 @@ impl<'a> Trainer<'a> {
             }
             _ => Ok(()),
         }
-    }
-}
-
-fn step_metrics(loss: &StepLoss, seconds: f64) -> StepMetrics {
-    let memory = Memory::now();
-    let solver = loss.solver.map(|(solver, _)| solver);
-    StepMetrics {
-        loss: loss.total,
-        ce: loss.ce,
-        kl: loss.kl,
-        reverse_kl: loss.reverse_kl,
-        jsd: loss.jsd,
-        ot: loss.ot,
-        tokens: loss.tokens,
-        padding: loss.padding,
-        targets: loss.targets,
-        tokens_per_second: loss.tokens as f64 / seconds.max(1e-9),
-        ot_iterations: solver.map(|solver| solver.iterations),
-        ot_marginal_error: solver.map(|solver| solver.marginal_error),
-        ot_converged: solver.map(|solver| solver.converged),
-        rss_bytes: memory.rss_bytes,
-        peak_rss_bytes: memory.peak_rss_bytes,
-        ..StepMetrics::default()
     }
 }
 

@@ -65,3 +65,54 @@ fn a_config_json_changed_before_the_weights_are_opened_is_refused() {
     let message = files.weights().map(drop).unwrap_err().to_string();
     assert!(message.contains("config.json was changed"), "{message}");
 }
+
+#[test]
+fn a_run_that_loses_its_teacher_goes_on_from_its_last_step() {
+    let bench = Bench::new(5);
+    let whole = bench.config("whole");
+    train(&whole).unwrap();
+    bench.mock.drop_before_frames([3]);
+    let config = TrainConfig {
+        reconnect_attempts: 0,
+        ..bench.config("lost")
+    };
+    let message = train(&config).unwrap_err().to_string();
+    assert!(
+        message.contains("lost the stream before frame 3"),
+        "{message}"
+    );
+    assert_eq!(checkpoints(&config), ["step-000003"]);
+    let Ending::Trained(_) = resume(&config, &Shutdown::default()).unwrap() else {
+        panic!("nothing was left to do");
+    };
+    assert_eq!(metrics(&config).len(), 5);
+    let adapter = |config: &TrainConfig| {
+        fs::read(config.out.join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    assert!(adapter(&config) == adapter(&whole));
+}
+
+#[test]
+fn a_step_that_cannot_be_done_costs_none_of_those_before() {
+    let bench = Bench::new(5);
+    let config = TrainConfig {
+        lr: 1e30,
+        ..bench.config("overflow")
+    };
+    let first = train(&config).unwrap_err().to_string();
+    let done = metrics(&config).len();
+    assert!(first.contains(&format!("step {}", done + 1)), "{first}");
+    assert_eq!(checkpoints(&config), [format!("step-{done:06}")]);
+    // It goes on with the frame that was not used, and comes to the same.
+    let again = resume(&config, &Shutdown::default()).unwrap_err();
+    assert_eq!(again.to_string(), first);
+    assert_eq!(metrics(&config).len(), done);
+}
+
+fn checkpoints(config: &TrainConfig) -> Vec<String> {
+    let found = files::list(&config.out.join("checkpoints")).unwrap();
+    let names = found
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+    names.filter(|name| name.starts_with("step-")).collect()
+}

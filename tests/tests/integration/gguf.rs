@@ -125,6 +125,8 @@ fn a_tokenizer_of_its_own_takes_the_place_of_the_files() -> Result<()> {
     );
     let nowhere = [
         "serve",
+        "--bind",
+        "127.0.0.1:0",
         "--model",
         path_text(&file),
         "--tokenizer",

@@ -19,8 +19,8 @@ use crate::Result;
 const MARK: &str = "://";
 const SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
 /// How long a request is tried again while storage or the network to it is away: that ends before the attempts do.
-const RETRY_TIME: Duration = Duration::from_secs(150);
-const ATTEMPTS_MAX: usize = 100;
+pub(crate) const RETRY_TIME: Duration = Duration::from_secs(150);
+const ATTEMPTS_MAX: usize = 10_000;
 /// Where a server of S3's protocol is, if it is not Amazon's; the first that is set counts.
 const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
 

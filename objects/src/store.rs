@@ -5,13 +5,17 @@ use std::{
     future::Future,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use distill_program::FileError;
+use distill_program::{FileError, shutdown::has_signal_come};
 use metrics::counter;
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path as Key,
@@ -19,11 +23,24 @@ use object_store::{
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 
-use crate::{Result, address::reach, folder::short_digest};
+use crate::{
+    Result,
+    address::{RETRY_TIME, reach},
+    folder::short_digest,
+};
 
 /// Attempts at a put that is refused though nothing is there, with a longer pause after each.
 const ATTEMPTS_MAX: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two looks at what a request is waited for with: whether it takes long, and whether the process is to stop.
+const LOOK: Duration = Duration::from_millis(200);
+/// A request without an answer for so long is told.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For so long a request may still go on in a process that is to stop.
+const GRACE: Duration = Duration::from_secs(20);
+/// Whether it was told that storage does not answer; until it does again.
+static IS_AWAY: AtomicBool = AtomicBool::new(false);
 
 /// Whoever calls may be in a runtime of its own, which must not be blocked in.
 static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
@@ -285,12 +302,39 @@ impl Store {
             .as_ref()
             .map_err(|error| fail(io::Error::new(error.kind(), error.to_string())))?;
         let (sender, receiver) = mpsc::sync_channel(1);
-        runtime.spawn(async move {
+        let request = runtime.spawn(async move {
             // Nobody waits for a caller that is gone.
             let _ = sender.send(work.await);
         });
-        let gone = |_| fail(io::Error::other("the client of the storage has ended"));
-        let done = receiver.recv().map_err(gone)?;
+        let (begun, mut stopping) = (Instant::now(), None);
+        let done = loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(done) => break done,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(fail(io::Error::other(
+                        "the client of the storage has ended",
+                    )));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if begun.elapsed() > PATIENCE && !IS_AWAY.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "{}: storage has not answered for {} seconds; it is asked for {}",
+                    self.path(name).display(),
+                    PATIENCE.as_secs(),
+                    RETRY_TIME.as_secs()
+                );
+            }
+            let stopping = has_signal_come().then(|| *stopping.get_or_insert_with(Instant::now));
+            if stopping.is_some_and(|since| since.elapsed() > GRACE) {
+                request.abort();
+                let reason = "storage does not answer, and this process was asked to stop";
+                return Err(fail(io::Error::new(io::ErrorKind::Interrupted, reason)));
+            }
+        };
+        if done.is_ok() {
+            IS_AWAY.store(false, Ordering::Relaxed);
+        }
         counter!("ot_distill_storage_requests_total", "action" => action).increment(1);
         done.map_err(|error| {
             let error = fail(explained(error));
@@ -315,6 +359,9 @@ fn explained(error: object_store::Error) -> io::Error {
     let remedy = match () {
         () if text.contains("169.254.169.254") => {
             "no key is set and this machine has no role; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your service asks for"
+        }
+        () if text.contains("error sending request") => {
+            "no server answers there: see the network, and AWS_ENDPOINT_URL where it is set"
         }
         () if text.contains("scheme is not allowed") => {
             "an endpoint without TLS has to be named http:// in AWS_ENDPOINT_URL"

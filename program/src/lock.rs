@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use crate::{
@@ -23,6 +24,8 @@ const HOLDER_BYTES_MAX: u64 = 1024;
 pub struct Lock {
     file: File,
     path: PathBuf,
+    /// Whether other processes may hold it too.
+    is_shared: AtomicBool,
 }
 
 /// What an attempt at a lock came to.
@@ -59,7 +62,12 @@ impl Lock {
                 .and_then(|()| file.write_all(holder.as_bytes()))
                 .map_err(FileError::at("write", path))?;
             let path = path.to_owned();
-            return Ok(Attempt::Taken(Self { file, path }));
+            let is_shared = AtomicBool::new(false);
+            return Ok(Attempt::Taken(Self {
+                file,
+                path,
+                is_shared,
+            }));
         }
         let reason = "other processes take it and remove it all the time";
         Err(FileError::at("lock", path)(io::Error::other(reason)))
@@ -70,6 +78,7 @@ impl Lock {
     /// # Errors
     /// The system refuses.
     pub fn share(&self) -> io::Result<()> {
+        self.is_shared.store(true, Ordering::Relaxed);
         inherited::share(&self.file)
     }
 
@@ -77,6 +86,15 @@ impl Lock {
     pub fn remove(&self) {
         // It is in nobody's way where it stays.
         let _ = files::remove(&self.path);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A process that is just being started has the file open until it is what it will be.
+        if !self.is_shared.load(Ordering::Relaxed) {
+            let _ = self.file.unlock();
+        }
     }
 }
 

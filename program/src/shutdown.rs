@@ -1,6 +1,13 @@
 //! Provides the wish to stop: the first signal lets work end in order, an impatient one ends it at once.
 
-use std::{io, process::ExitCode, sync::Arc};
+use std::{
+    io,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::{
     signal::unix::{self, SignalKind},
@@ -9,6 +16,14 @@ use tokio::{
 
 /// A shell's exit status for a process that ended by signal N is this and N.
 const SIGNALLED: u8 = 128;
+
+/// Whether a signal has come; for those who wait deep below whoever has the [`Shutdown`].
+static CAME: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal has asked this process to stop.
+pub fn has_signal_come() -> bool {
+    CAME.load(Ordering::Relaxed)
+}
 
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +120,7 @@ impl Shutdown {
             let is_ours = state.signal == Some(Signal::Interrupt);
             if is_ours {
                 *state = State::default();
+                CAME.store(false, Ordering::Relaxed);
             }
             is_ours
         });
@@ -176,6 +192,7 @@ impl Shutdown {
                 if may_exit && is_impatient {
                     std::process::exit(signal.exit_status().into());
                 }
+                CAME.store(true, Ordering::Relaxed);
                 let is_first = !requested;
                 shutdown.0.send_modify(|state| {
                     *state = State {

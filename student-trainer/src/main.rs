@@ -6,6 +6,9 @@ use distill_model::threads;
 use distill_program::{Outcome, Shutdown, Signal, console, log};
 use student_trainer::{cli, config::with_our_name, ranks::Launch, train};
 
+/// Without what libraries say of attempts that they repeat.
+const LOG_FILTER: &str = "info,object_store=warn";
+
 fn main() -> ExitCode {
     let available = threads::available();
     // What cannot be understood of it is refused by the command.
@@ -18,7 +21,7 @@ fn main() -> ExitCode {
     };
     // The first of several processes that train together speaks for all.
     let follows = cli::trains(&matches) && launch.is_some_and(|launch| launch.rank > 0);
-    log::start(if follows { "error" } else { "info" });
+    log::start(if follows { "error" } else { LOG_FILTER });
     let stops_in_order = cli::stops_in_order(&matches);
     let survives = cli::survives_interrupts(&matches);
     let shutdown = Shutdown::default();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use distill_model::ModelConfig;
+use distill_objects::is_remote;
 use distill_program::{
     console,
     units::{Bytes, Digits, Time},
@@ -368,10 +369,10 @@ impl Reporter {
 
     /// The part of this process is in the cache.
     pub fn captured(&self, path: &Path, plan: &Plan, complete: bool) {
-        let rest = if complete {
-            "complete"
-        } else {
-            "this part is done; `teacher-server merge` puts the parts together"
+        let rest = match (complete, is_remote(path)) {
+            (true, _) => "complete",
+            (false, true) => "this part is done; the others go to the same address",
+            (false, false) => "this part is done; `teacher-server merge` puts the parts together",
         };
         self.say(
             "captured",

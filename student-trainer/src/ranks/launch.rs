@@ -45,6 +45,9 @@ const KNOWN: [Launcher; 3] = [
     },
 ];
 
+/// Started by these alone, several processes know nothing of each other: torchrun, and srun without an MPI.
+const APART: [[&str; 2]; 2] = [["RANK", "WORLD_SIZE"], ["SLURM_PROCID", "SLURM_NTASKS"]];
+
 /// Which of several ranks a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -130,6 +133,15 @@ impl Launch {
             }));
         }
         Ok(None)
+    }
+
+    /// Where something started several processes that know nothing of each other: its variable, and how many.
+    pub fn apart() -> Option<(&'static str, usize)> {
+        let of = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
+        APART.into_iter().find_map(|[rank, count]| {
+            of(rank)?;
+            Some((count, of(count).filter(|&count| count > 1)?))
+        })
     }
 }
 

@@ -183,7 +183,15 @@ pub fn end_all(ranks: &dyn Ranks, error: &Error, shutdown: &Shutdown) -> ! {
 pub fn join() -> Result<Box<dyn Ranks>> {
     match Launch::of_this_process()? {
         Some(launch) if launch.count > 1 => several(launch),
-        _ => Ok(Box::new(Alone)),
+        _ => {
+            if let Some((variable, count)) = Launch::apart() {
+                tracing::warn!(
+                    "{variable} is {count}, and nothing here is MPI's: if {count} of these were started, each trains alone; mpirun, or \
+                     srun --mpi=pmix, starts ranks that train together"
+                );
+            }
+            Ok(Box::new(Alone))
+        }
     }
 }
 

@@ -52,17 +52,18 @@ pub fn kept<T>(
     let (end, ended) = mpsc::channel::<()>();
     let done = thread::scope(|scope| {
         let sending = scope.spawn(|| mirror.send_until(ended));
-        let done = work(&local);
+        let done = work(&local).map_err(|error| renamed(error, &local, out));
         drop(end);
         // Whatever was wrong there is found again by what is sent now.
         let _ = sending.join();
         done
     });
-    if let Err(error) = &done
-        && !error.is_stop()
+    if done
+        .as_ref()
+        .is_err_and(|error| error.to_string().contains(local.to_string_lossy().as_ref()))
     {
         tracing::warn!(
-            "{} is this machine's copy of {}: where the one is named, name the other; what is to be removed, remove in both",
+            "{} is where this machine keeps {}: a file that has to be removed has to be removed here and at the address",
             local.display(),
             out.display()
         );
@@ -81,6 +82,17 @@ pub fn kept<T>(
         );
     }
     sent.map(|()| done)
+}
+
+/// What is wrong with the directory as a whole is wrong with the run at the address.
+fn renamed(error: Error, local: &Path, address: &Path) -> Error {
+    match error {
+        Error::File { path, reason } if path == local => {
+            let (here, there) = (local.display().to_string(), address.display().to_string());
+            Error::file(address, reason.replace(&here, &there))
+        }
+        other => other,
+    }
 }
 
 impl Mirror {

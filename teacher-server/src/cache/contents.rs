@@ -61,11 +61,11 @@ impl Contents {
             return Ok(None);
         };
         let damaged = |error: distill_proto::Error| {
-            let offset = match &error {
-                distill_proto::Error::Shard { offset, .. } => *offset,
-                _ => 0,
+            let (offset, reason) = match error {
+                distill_proto::Error::Shard { offset, reason, .. } => (offset, reason),
+                other => (0, other.to_string()),
             };
-            self.damaged(shard.number, offset, error.to_string())
+            self.damaged(shard.number, offset, reason)
         };
         let fixed = at_most(length, shard::FIXED_BYTES);
         let read = |bytes| {

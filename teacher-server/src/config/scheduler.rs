@@ -71,6 +71,12 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
         let [from, to, by] = from_to_by.unwrap_or_default().map(&optional);
         let (from, by) = (from?.unwrap_or(0), by?.unwrap_or(1).max(1));
         let outside = || format!("the environment's {name} is {text}, which is none of {of_count}");
+        // What is left of an array is no array: who does one task again would have it do everything.
+        if of_count == 1 && from > 1 {
+            return Err(format!(
+                "{name} is {text}, of an array of one: to do a task of another array again, write which, e.g. --shard {text}/16"
+            ));
+        }
         let rank = number(name, &text)?.checked_sub(from).ok_or_else(outside)?;
         let span = to?.map(|to| to.saturating_sub(from));
         if rank % by != 0 || span.is_some_and(|span| span / by != of_count.saturating_sub(1)) {
@@ -94,9 +100,9 @@ pub(super) fn rank(of: impl Fn(&str) -> Option<String>) -> Result<[u32; 2], Stri
         .find(|(_, other)| other[1] > 1 && *other != said)
     {
         None => Ok(said),
-        Some((other, _)) => Err(format!(
-            "the environment's {} and {} say different things; write I/N, e.g. 0/4",
-            first.rank, other.rank
+        Some((other, [rank, count])) => Err(format!(
+            "the environment's {} says {}/{} and {} says {rank}/{count}; write I/N, e.g. 0/4",
+            first.rank, said[0], said[1], other.rank
         )),
     }
 }
@@ -161,7 +167,15 @@ mod tests {
                 "is 2, which is none of 2",
             ),
             (&[("RANK", "0"), ("WORLD_SIZE", "0")], "which is none of 0"),
-            (&two, "RANK and SLURM_PROCID say different things"),
+            (&two, "RANK says 0/2 and SLURM_PROCID says 1/2"),
+            (
+                &[
+                    ("SLURM_ARRAY_TASK_ID", "5"),
+                    ("SLURM_ARRAY_TASK_COUNT", "1"),
+                    ("SLURM_ARRAY_TASK_MIN", "5"),
+                ],
+                "--shard 5/16",
+            ),
             (
                 &[
                     ("RANK", "1"),

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -351,6 +351,25 @@ fn what_storage_refuses_is_said_without_secrets() -> Result<()> {
     }
     let unknown = refused("NOTHING", "", "ftp://bucket/cache")?;
     assert!(unknown.contains("s3://BUCKET/PREFIX"), "{unknown}");
+    Ok(())
+}
+
+#[test]
+fn storage_that_does_not_answer_is_told_and_keeps_nobody_from_stopping() -> Result<()> {
+    let cloud = Cloud::new()?;
+    let log = cloud.setup.work.path().join("away.log");
+    let mut command = cloud.precompute("one", "cache", &[]);
+    command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
+    let mut child = command.stderr(fs::File::create(&log)?).spawn()?;
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until("a word about storage", || {
+        said().contains("storage has not answered for 5 seconds")
+    });
+    send_signal(&child, libc::SIGTERM);
+    let asked = Instant::now();
+    assert!(!child.wait()?.success());
+    assert!(asked.elapsed() < Duration::from_secs(60), "{}", said());
+    assert!(said().contains("asked to stop"), "{}", said());
     Ok(())
 }
 

@@ -159,8 +159,10 @@ impl Pump {
     async fn run(mut self, shutdown: Shutdown) {
         let sender = self.sender.clone();
         let result = tokio::select! {
-            result = self.pass(&shutdown) => result,
+            // A pass that waits for its teacher hears of it as well, and would call it an error.
+            biased;
             () = shutdown.requested() => Ok(()),
+            result = self.pass(&shutdown) => result,
         };
         if let Err(error) = result {
             // Nobody is left to tell when the receiver is gone.

@@ -207,9 +207,14 @@ fn train(
         .set_chat_template_kwargs(&config.chat_template_kwargs);
     drop(silent);
     let runtime = client::runtime()?;
-    let teacher = runtime.block_on(connect(config, shutdown))?;
+    let kept_before = |error| start.kept_before(error, config, &files, &checkpoints);
+    let teacher = runtime
+        .block_on(connect(config, shutdown))
+        .map_err(kept_before)?;
     let silent = silence();
-    let agreement = runtime.block_on(agree(config, &files, teacher))?;
+    let agreement = runtime
+        .block_on(agree(config, &files, teacher))
+        .map_err(kept_before)?;
     let (teacher, info) = (&agreement.teacher, &agreement.info);
     together::check_teacher(info, ranks)?;
     // Whoever leads is never on the device, and a turn not before it is granted.
@@ -225,7 +230,8 @@ fn train(
         &files,
         pair_tokens_max(config, info),
     );
-    let reader = runtime.block_on(reader)?.shuffled(config.shuffle_teacher);
+    let reader = runtime.block_on(reader).map_err(kept_before)?;
+    let reader = reader.shuffled(config.shuffle_teacher);
     let frames = (frames_a_step(config) as u64, info.sequence_count);
     let state = start.state(identity(info, &files)?, agreement.total_steps, frames)?;
     let lora = match config.tune {

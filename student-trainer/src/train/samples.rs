@@ -1,6 +1,6 @@
 //! Provides sample answers: what the student writes after a few prompts before it is trained, and what after.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use distill_model::{Decoder, Sampling};
 use distill_text::TokenizerFiles;
@@ -19,6 +19,8 @@ use crate::{
 pub(crate) const PROMPT_TOKENS_MAX: usize = 256;
 /// Tokens of an answer at most.
 pub(crate) const ANSWER_TOKENS_MAX: usize = 64;
+/// For how long one of several ranks waits for something to ask.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of the file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -88,8 +90,13 @@ pub(super) fn ask_before(
     let held_out = held_out.map(|one| Sample::of(&one.token_ids, &one.target_mask, tokenizer));
     let mut samples = first(wanted, held_out);
     if samples.is_empty() {
+        let count = frames_a_step(setting.config);
+        // Other ranks may be told to stop meanwhile.
+        if !setting.ranks.is_alone() && host.frames.wait_for(count, PATIENCE)? != Some(true) {
+            return Ok(());
+        }
         // No more than the first step waits for anyway.
-        let Some(found) = host.frames.look(frames_a_step(setting.config))? else {
+        let Some(found) = host.frames.look(count)? else {
             return Ok(());
         };
         let reader = &host.reader;

@@ -1,11 +1,11 @@
 //! Provides the frames of all epochs, a step's worth at a time.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use distill_proto::LeftOut;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::turn::Turn;
 use crate::{
@@ -197,6 +197,16 @@ impl FrameSource {
     pub fn wait(&mut self, count: usize) -> Result<bool> {
         let runtime = self.runtime.clone();
         runtime.block_on(self.fill(count))
+    }
+
+    /// As [`wait`](Self::wait), but for so long at most: `None` where they are not at hand by then.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_for(&mut self, count: usize, time: Duration) -> Result<Option<bool>> {
+        let runtime = self.runtime.clone();
+        let filled = runtime.block_on(async { timeout(time, self.fill(count)).await });
+        filled.ok().transpose()
     }
 
     /// Its own of the next frames, `count` at most and of one pass, which stay to be handed out. None after a shutdown.

@@ -1,11 +1,26 @@
 //! Provides what a process of a run begins with: nothing, the newest checkpoint, or what the process before has handed over.
 
-use super::{overrides, turn::Turn, warnings::Warnings};
+use candle_core::Var;
+
+use super::{lora, overrides, setup::adapter_config, tuned::Tuned, turn::Turn, warnings::Warnings};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoints, Identity, RunState, Saved},
-    config::TrainConfig,
+    checkpoint::{
+        BEFORE_FILE, Checkpoints, Content, Identity, OPTIMIZER_FILE, PROJECTION_OPTIMIZER_FILE,
+        RunState, SETTINGS_FILE, Saved,
+    },
+    config::{TrainConfig, Tune},
+    run::{PROJECTION_FILE, config_text},
+    student::StudentFiles,
 };
+
+/// What a checkpoint holds beside the weights, as far as a run has it.
+const BESIDE: [&str; 4] = [
+    OPTIMIZER_FILE,
+    PROJECTION_FILE,
+    PROJECTION_OPTIMIZER_FILE,
+    BEFORE_FILE,
+];
 
 /// Where a process begins.
 pub(super) struct Start {
@@ -48,6 +63,25 @@ impl Start {
         })
     }
 
+    /// Writes a checkpoint of what was handed over before this error ends the run; a checkpoint that it began with is there already.
+    pub fn kept_before(
+        &self,
+        error: Error,
+        config: &TrainConfig,
+        files: &StudentFiles,
+        checkpoints: &Checkpoints,
+    ) -> Error {
+        match &self.saved {
+            Some(handed) if self.is_handed => {
+                if let Err(lost) = keep(&**handed, config, files, checkpoints) {
+                    tracing::error!("no checkpoint could be written either: {lost}");
+                }
+            }
+            _ => {}
+        }
+        error
+    }
+
     /// The state to go on at.
     ///
     /// # Errors
@@ -68,4 +102,45 @@ impl Start {
         sizes.map_err(|reason| saved.refuse(reason))?;
         Ok(state.clone())
     }
+}
+
+/// Makes a checkpoint of what was handed over, unless there is one of that step.
+fn keep(
+    handed: &dyn Saved,
+    config: &TrainConfig,
+    files: &StudentFiles,
+    checkpoints: &Checkpoints,
+) -> Result<()> {
+    let state = handed.state();
+    if state.step <= checkpoints.newest()? {
+        return Ok(());
+    }
+    let is_adapter = config.tune == Tune::Lora;
+    let adapter = if is_adapter {
+        Some(adapter_config(&lora::choose(config)?, files))
+    } else {
+        None
+    };
+    let weights = handed.tensors(Tuned::weights_file(is_adapter))?.into_iter();
+    let parameters = weights.map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)));
+    let tuned = Tuned {
+        files,
+        adapter,
+        parameters: parameters.collect::<Result<_>>()?,
+        projections: &[],
+    };
+    let mut contents = tuned.checkpoint_files()?;
+    for name in BESIDE {
+        if let Ok(tensors) = handed.tensors(name) {
+            contents.push((name, Content::Tensors(tensors)));
+        }
+    }
+    let settings = config_text(config)?.into();
+    contents.push((SETTINGS_FILE, Content::Bytes(settings)));
+    checkpoints.save(state.clone(), contents)?;
+    tracing::info!(
+        "step {} is in a checkpoint, and --resume goes on with it",
+        state.step
+    );
+    Ok(())
 }

@@ -42,6 +42,9 @@ use crate::{
 /// load the student again.
 const LEAVING: Duration = Duration::from_secs(10);
 
+/// A rank whose frames do not come asks the others so often whether all stop.
+const BETWEEN_WORDS: Duration = Duration::from_secs(1);
+
 /// What a run trains, with what, and where it leaves its traces.
 pub(super) struct Trainer<'a> {
     pub config: &'a TrainConfig,
@@ -119,7 +122,8 @@ impl<'a> Trainer<'a> {
                 Ok(Next::Frames(batch)) => batch,
                 Ok(Next::Stopped) => break,
                 Ok(Next::GiveBack) => return Ok(Pause::GiveBack),
-                Err(error @ Error::Teacher { .. }) if self.ranks.is_alone() => {
+                // Frames that are not what the teacher said they were are no reason to go on from here.
+                Err(error) if self.ranks.is_alone() && !matches!(error, Error::Stream(_)) => {
                     return Err(self.saved_before(error));
                 }
                 Err(error) => return Err(error),
@@ -152,13 +156,22 @@ impl<'a> Trainer<'a> {
         if self.ranks.is_alone() {
             return Ok(shutdown.is_requested());
         }
-        let goes_on = self.frames.wait(frames_a_step(self.config))? && !shutdown.is_requested();
-        let stops = !self.ranks.all(goes_on);
-        if stops {
-            // Whoever was not asked ends as the others do.
-            shutdown.request();
+        loop {
+            let is_there = self
+                .frames
+                .wait_for(frames_a_step(self.config), BETWEEN_WORDS)?;
+            let has_frames = is_there == Some(true);
+            let is_asked = is_there == Some(false) || shutdown.is_requested();
+            let all = self.ranks.all_have(&[is_asked.into(), has_frames.into()]);
+            if all.iter().any(|of| of.first() == Some(&1)) {
+                // Whoever was not asked ends as the others do.
+                shutdown.request();
+                return Ok(true);
+            }
+            if all.iter().all(|of| of.get(1) == Some(&1)) {
+                return Ok(false);
+            }
         }
-        Ok(stops)
     }
 
     /// Refuses to go on, or to save, where the ranks have come to train different students.

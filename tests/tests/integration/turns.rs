@@ -205,3 +205,23 @@ fn a_teacher_that_stays_away_costs_a_run_that_waits_no_step() -> Result<()> {
     assert!(log.contains("HoldDevice failed"), "{log}");
     assert_saved(&waiting)
 }
+
+#[test]
+fn a_teacher_that_is_gone_before_the_next_turn_costs_no_step() -> Result<()> {
+    let setup = Setup::new()?;
+    let mut teacher = swapping(&setup, &Listen::Loopback, &[]);
+    let flags = [
+        "--save-steps",
+        "0",
+        "--reconnect-attempts",
+        "0",
+        "--connect-timeout-seconds",
+        "2",
+    ];
+    let mut run = Run::start(&setup, &teacher, "run", &flags)?;
+    wait_for_a_step(&mut run)?;
+    teacher.kill();
+    let ended = ending(&mut run.child)?;
+    assert_eq!(code(ended, &run), 1, "{}", run.log());
+    assert_saved(&run)
+}

@@ -116,3 +116,28 @@ fn checkpoints(config: &TrainConfig) -> Vec<String> {
         .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
     names.filter(|name| name.starts_with("step-")).collect()
 }
+
+#[test]
+fn a_request_while_the_teacher_is_away_saves_what_there_is() {
+    let bench = Bench::new(5);
+    // Whoever connects again is cut off again.
+    bench.mock.drop_before_frames([3; 50]);
+    let config = TrainConfig {
+        reconnect_attempts: 50,
+        ..bench.config("away")
+    };
+    let shutdown = Shutdown::default();
+    let later = shutdown.clone();
+    let metrics_file = config.out.join("metrics.jsonl");
+    let asking = std::thread::spawn(move || {
+        while fs::read_to_string(&metrics_file).map_or(0, |text| text.lines().count()) < 3 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        later.request();
+    });
+    let summary = run(&config, &shutdown).unwrap();
+    asking.join().unwrap();
+    assert_eq!((summary.steps, summary.interrupted), (3, true));
+    assert_eq!(checkpoints(&config), ["step-000003"]);
+}

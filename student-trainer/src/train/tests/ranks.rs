@@ -1,5 +1,7 @@
 //! Tests of runs by several ranks, which are threads here; `tests/mpi.sh` has processes.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::{
     ranks::{Ranks, threads},
@@ -130,4 +132,32 @@ fn a_request_to_one_rank_stops_all_after_the_same_step() {
         run_on(ranks, config, &shutdown)
     });
     assert!(summaries[0].interrupted && summaries[0] == summaries[1]);
+}
+
+#[test]
+fn a_request_stops_all_while_the_teacher_has_nothing() {
+    let bench = Bench::new(5);
+    bench.mock.send_heartbeats_for_ever();
+    let config = TrainConfig {
+        sample_answers: 0,
+        ..bench.in_passes("waiting")
+    };
+    let begun = Instant::now();
+    let summaries = together(2, &config, |ranks, config| {
+        let shutdown = Shutdown::default();
+        if !ranks.is_first() {
+            let later = shutdown.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(500));
+                later.request();
+            });
+        }
+        run_on(ranks, config, &shutdown)
+    });
+    assert!(
+        summaries
+            .iter()
+            .all(|one| one.interrupted && one.steps == 0)
+    );
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -440,14 +439,10 @@ impl<'a> Trainer<'a> {
     fn dump_first(&self, gradients: &Gradients) -> Result<()> {
         match &self.config.first_step_grad_out {
             Some(path) if self.updates.done() == 0 && self.ranks.is_first() => {
-                write_gradients(path, gradients)
+                let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
+                files::write_tensors(path, tensors)
             }
             _ => Ok(()),
         }
     }
-}
-
-fn write_gradients(path: &Path, gradients: &Gradients) -> Result<()> {
-    let tensors: BTreeMap<&str, &Tensor> = gradients.iter().collect();
-    files::write_tensors(path, tensors)
 }

@@ -38,13 +38,18 @@ started=$SECONDS
 run=$!
 # The last raylet that was started, and after it the one before: each with its worker and the program under it, in mid-shard.
 for killed in 1 2; do
-  for _ in $(seq 600); do
+  at_work=0
+  # Three seconds into a shard: a worker that has just ended is no loss.
+  until ((at_work >= 30)); do
     raylet=$(pgrep -f 'raylet/raylet ' | tail -n 1)
     worker=$(pgrep -P "$raylet" -f 'ray::compute' | head -n 1) || true
-    [[ -n $worker ]] && pgrep -P "$worker" -f 'precompute --shard' > /dev/null && break
+    if [[ -n $worker ]] && pgrep -P "$worker" -f 'precompute --shard' > /dev/null; then
+      at_work=$((at_work + 1))
+    else
+      at_work=0
+    fi
     sleep 0.1
   done
-  sleep 3
   echo "killing raylet $raylet with worker $worker, the ${killed}. time"
   kill -9 "$raylet" "$worker"
   sleep 2

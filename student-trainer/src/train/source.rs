@@ -121,34 +121,28 @@ impl FrameSource {
             reconnect_attempts: 1,
             ..self.options.clone()
         };
+        self.another(options, 1, DataCursor::default())
+    }
+
+    /// Another one that goes on as this one would, and hands out everything.
+    pub fn another_of_all(&self) -> Self {
+        self.another(self.options.clone(), self.order.buffer, self.cursor.clone())
+    }
+
+    /// Of the same teacher, for whoever needs every frame.
+    fn another(&self, options: StreamOptions, buffer: usize, cursor: DataCursor) -> Self {
         Self::new(
             self.runtime.clone(),
             self.teacher.clone(),
             self.info.clone(),
             options,
             Order {
-                buffer: 1,
+                buffer,
                 share: Share::ALL,
                 ..self.order
             },
             self.shutdown.clone(),
-            DataCursor::default(),
-        )
-    }
-
-    /// Another one that goes on as this one would, and hands out everything.
-    pub fn another_of_all(&self) -> Self {
-        Self::new(
-            self.runtime.clone(),
-            self.teacher.clone(),
-            self.info.clone(),
-            self.options.clone(),
-            Order {
-                share: Share::ALL,
-                ..self.order
-            },
-            self.shutdown.clone(),
-            self.cursor.clone(),
+            cursor,
         )
     }
 

@@ -161,13 +161,12 @@ impl<'a> Trainer<'a> {
                 .wait_for(frames_a_step(self.config), BETWEEN_WORDS)?;
             let has_frames = is_there == Some(true);
             let is_asked = is_there == Some(false) || shutdown.is_requested();
-            let all = self.ranks.all_have(&[is_asked.into(), has_frames.into()]);
-            if all.iter().any(|of| of.first() == Some(&1)) {
+            if !self.ranks.all(!is_asked) {
                 // Whoever was not asked ends as the others do.
                 shutdown.request();
                 return Ok(true);
             }
-            if all.iter().all(|of| of.get(1) == Some(&1)) {
+            if self.ranks.all(has_frames) {
                 return Ok(false);
             }
         }
